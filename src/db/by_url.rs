@@ -1,0 +1,226 @@
+//! The backend is chosen by the URL; the SQL stands once.
+//!
+//! Typed drivers behind an enum, and a macro that instantiates the same query for each: it costs a
+//! match, and every type that both drivers know works as in either.
+
+use std::sync::OnceLock;
+
+use rocket::figment::Figment;
+
+use super::{
+    Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience, Session,
+    TransactionPool,
+};
+#[cfg(feature = "postgres")]
+use super::PostgresPool;
+#[cfg(feature = "sqlite")]
+use super::{SqlitePool, SqliteSession};
+
+/// A database whose URL says what it is: `sqlite:…` or `postgres://…`.
+///
+/// ```
+/// use rocket_tx::db::UrlPool;
+/// use rocket_tx::rocket_db_pools::{self, Database};
+///
+/// #[derive(Database)]
+/// #[database("main")]
+/// struct Main(UrlPool);
+/// ```
+#[derive(Clone)]
+pub enum UrlPool {
+    /// A SQLite file.
+    #[cfg(feature = "sqlite")]
+    Sqlite(SqlitePool),
+    /// A Postgres database.
+    #[cfg(feature = "postgres")]
+    Postgres(PostgresPool),
+}
+
+/// A connection of a [`UrlPool`]. [`with_backend!`](crate::with_backend) runs a query on it.
+pub enum Connection {
+    /// A connection to a SQLite file.
+    #[cfg(feature = "sqlite")]
+    Sqlite(SqliteSession),
+    /// A connection to Postgres.
+    #[cfg(feature = "postgres")]
+    Postgres(sqlx::pool::PoolConnection<sqlx::Postgres>),
+}
+
+/// Runs the same expression on whichever backend a [`Connection`](crate::db::Connection) leads to.
+///
+/// The expression is instantiated once for each backend, with the name bound to `&mut
+/// SqliteConnection` or `&mut PgConnection`. `$1`, `RETURNING` and `ON CONFLICT` mean the same on
+/// both. It works on anything that derefs to a `Connection`: `Tx`, `Read`, a `&mut Connection`.
+///
+/// ```
+/// use rocket_tx::db::Connection;
+/// use rocket_tx::{sqlx, with_backend};
+///
+/// async fn rename(connection: &mut Connection, id: i64, title: &str) -> sqlx::Result<bool> {
+///     let done = with_backend!(connection, |db| {
+///         sqlx::query("UPDATE todos SET title = $1 WHERE id = $2")
+///             .bind(title)
+///             .bind(id)
+///             .execute(db)
+///             .await?
+///             .rows_affected()
+///     });
+///     Ok(done == 1)
+/// }
+/// ```
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
+#[macro_export]
+macro_rules! with_backend {
+    ($connection:expr, |$db:ident| $body:expr) => {
+        match &mut *$connection {
+            $crate::db::Connection::Sqlite(connection) => {
+                let $db: &mut $crate::sqlx::SqliteConnection = &mut *connection;
+                $body
+            }
+            $crate::db::Connection::Postgres(connection) => {
+                let $db: &mut $crate::sqlx::PgConnection = &mut *connection;
+                $body
+            }
+        }
+    };
+}
+
+/// Runs an expression on the SQLite connection that a [`Connection`](crate::db::Connection) is.
+#[cfg(all(feature = "sqlite", not(feature = "postgres")))]
+#[macro_export]
+macro_rules! with_backend {
+    ($connection:expr, |$db:ident| $body:expr) => {{
+        let $crate::db::Connection::Sqlite(connection) = &mut *$connection;
+        let $db: &mut $crate::sqlx::SqliteConnection = &mut *connection;
+        $body
+    }};
+}
+
+/// Runs an expression on the Postgres connection that a [`Connection`](crate::db::Connection) is.
+#[cfg(all(feature = "postgres", not(feature = "sqlite")))]
+#[macro_export]
+macro_rules! with_backend {
+    ($connection:expr, |$db:ident| $body:expr) => {{
+        let $crate::db::Connection::Postgres(connection) = &mut *$connection;
+        let $db: &mut $crate::sqlx::PgConnection = &mut *connection;
+        $body
+    }};
+}
+
+/// Matches on the backend and does the same to either.
+macro_rules! either {
+    ($kind:ident, $on:expr, |$inner:ident| $body:expr) => {
+        match $on {
+            #[cfg(feature = "sqlite")]
+            $kind::Sqlite($inner) => $body,
+            #[cfg(feature = "postgres")]
+            $kind::Postgres($inner) => $body,
+        }
+    };
+}
+
+impl Session for Connection {
+    type Connection = Self;
+
+    fn connection(&mut self) -> &mut Self {
+        self
+    }
+
+    fn connection_ref(&self) -> &Self {
+        self
+    }
+
+    async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
+        either!(Self, self, |session| Session::begin(session, options).await)
+    }
+
+    async fn prepare(&mut self) -> Result<(), CommitError> {
+        either!(Self, self, |session| session.prepare().await)
+    }
+
+    async fn commit(&mut self) -> Result<(), CommitError> {
+        either!(Self, self, |session| session.commit().await)
+    }
+
+    async fn rollback(&mut self) -> sqlx::Result<()> {
+        either!(Self, self, |session| session.rollback().await)
+    }
+
+    fn start_rollback(&mut self) {
+        either!(Self, self, |session| session.start_rollback())
+    }
+
+    fn close_on_drop(&mut self) {
+        either!(Self, self, |session| Session::close_on_drop(session))
+    }
+}
+
+impl UrlPool {
+    async fn connect(config: &Config) -> Result<Self, Error> {
+        let scheme = config.url.split(':').next().unwrap_or_default();
+        match scheme {
+            #[cfg(feature = "sqlite")]
+            "sqlite" => Ok(Self::Sqlite(SqlitePool::connect(config).await?)),
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => {
+                Ok(Self::Postgres(PostgresPool::connect(config).await?))
+            }
+            // The URL may hold a password: only its scheme is repeated.
+            _ => Err(Error::Url {
+                reason: format!("no backend for `{scheme}:`"),
+                advice: "write sqlite:path/to/file.db or postgres://user@host/database, and build \
+                         with the feature of that name",
+            }),
+        }
+    }
+}
+
+impl TransactionPool for UrlPool {
+    type Session = Connection;
+
+    async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<Connection> {
+        match self {
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(pool) => pool.session(access, patience).await.map(Connection::Sqlite),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(pool) => pool.session(access, patience).await.map(Connection::Postgres),
+        }
+    }
+
+    async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
+        either!(Self, self, |pool| pool.migrate(migrations).await)
+    }
+
+    fn identity(&self) -> &Identity {
+        either!(Self, self, |pool| pool.identity())
+    }
+
+    fn link(&self) -> &OnceLock<Link> {
+        either!(Self, self, |pool| pool.link())
+    }
+}
+
+#[rocket::async_trait]
+impl rocket_db_pools::Pool for UrlPool {
+    type Connection = Connection;
+    type Error = Error;
+
+    async fn init(figment: &Figment) -> Result<Self, Error> {
+        Self::connect(&figment.extract()?).await
+    }
+
+    async fn get(&self) -> Result<Connection, Error> {
+        match self {
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(pool) => rocket_db_pools::Pool::get(pool).await.map(Connection::Sqlite),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(pool) => {
+                rocket_db_pools::Pool::get(pool).await.map(Connection::Postgres)
+            }
+        }
+    }
+
+    async fn close(&self) {
+        either!(Self, self, |pool| rocket_db_pools::Pool::close(pool).await)
+    }
+}

@@ -1,0 +1,117 @@
+//! What `[default.databases.<name>]` in `Rocket.toml` may say.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+
+/// A duration as configuration writes it: `"10s"`, `"50ms"`, or a whole number of seconds.
+///
+/// ```
+/// use rocket_tx::db::Seconds;
+/// let parsed: Seconds = rocket::serde::json::from_str("\"50ms\"").unwrap();
+/// assert_eq!(parsed.0, std::time::Duration::from_millis(50));
+/// let parsed: Seconds = rocket::serde::json::from_str("5").unwrap();
+/// assert_eq!(parsed.0, std::time::Duration::from_secs(5));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seconds(
+    /// The duration.
+    pub Duration,
+);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl Visitor<'_> for Either {
+            type Value = Seconds;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration such as \"10s\" or \"50ms\", or a whole number of seconds")
+            }
+
+            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Seconds, E> {
+                Ok(Seconds(Duration::from_secs(seconds)))
+            }
+
+            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Seconds, E> {
+                u64::try_from(seconds)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(seconds), &self))
+                    .and_then(|seconds| self.visit_u64(seconds))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Seconds, E> {
+                humantime::parse_duration(text)
+                    .map(Seconds)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// The configuration of one database, as `Rocket.toml` and `ROCKET_DATABASES` give it.
+///
+/// An unknown key stops the launch: a misspelt `busy_timeout` would otherwise be a default that
+/// nobody chose.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `sqlite:data/main.db` or `postgres://user@host/database`.
+    pub url: String,
+    /// Connections at most. On SQLite it counts readers: there is one writer beside them.
+    pub max_connections: u32,
+    /// Connections kept open while idle. Default 0.
+    #[serde(default)]
+    pub min_connections: u32,
+    /// How long a request waits for a connection, the SQLite writer included. Default 5 s.
+    pub connect_timeout: Seconds,
+    /// How long SQLite waits for a lock that another process holds. Default 5 s.
+    #[serde(default = "five_seconds")]
+    pub busy_timeout: Seconds,
+    /// After how long an idle connection is closed. Default: never on SQLite, 10 min on Postgres.
+    #[serde(default)]
+    pub idle_timeout: Option<Seconds>,
+    /// SQLite's `PRAGMA synchronous`. Default `normal`.
+    #[serde(default)]
+    pub synchronous: Synchronous,
+    /// Postgres's `statement_timeout`. Default 30 s.
+    #[serde(default = "thirty_seconds")]
+    pub statement_timeout: Seconds,
+    /// Postgres's `idle_in_transaction_session_timeout`. Default 15 s.
+    #[serde(default = "fifteen_seconds")]
+    pub idle_in_transaction_timeout: Seconds,
+}
+
+fn five_seconds() -> Seconds {
+    Seconds(Duration::from_secs(5))
+}
+
+fn fifteen_seconds() -> Seconds {
+    Seconds(Duration::from_secs(15))
+}
+
+fn thirty_seconds() -> Seconds {
+    Seconds(Duration::from_secs(30))
+}
+
+/// SQLite's `PRAGMA synchronous`.
+///
+/// In WAL mode `normal` cannot corrupt the file, but a power loss may undo the last commits;
+/// `full` waits for the disk at every commit. See the
+/// [manual](https://www.sqlite.org/pragma.html#pragma_synchronous).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Synchronous {
+    /// No waiting for the disk at all.
+    Off,
+    /// Waits at checkpoints.
+    #[default]
+    Normal,
+    /// Waits at every commit.
+    Full,
+    /// As `full`, and syncs the directory too.
+    Extra,
+}

@@ -1,0 +1,180 @@
+//! The fairing that attaches a database.
+//!
+//! rocket_db_pools' own `D::init()` works too. It does not tell the pool its database's name, so an
+//! error that stops the launch cannot say which database it was; this one can.
+
+use std::any::TypeId;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rocket::fairing::{self, Fairing, Info, Kind};
+use rocket::figment::providers::Serialized;
+use rocket::{Build, Orbit, Phase, Rocket};
+use rocket_db_pools::{Database, Pool};
+use tokio_util::task::TaskTracker;
+
+use super::{Error, Identity, Link, Migrations, TransactionPool};
+
+/// Attaches the database `D`: opens it, migrates it, and closes it at shutdown after the requests
+/// in flight.
+///
+/// The order of attachment is the order in which requests that want several databases take them.
+///
+/// ```no_run
+/// use rocket_tx::db::{self, UrlPool};
+/// use rocket_tx::rocket_db_pools::{self, Database};
+/// use rocket_tx::Settlement;
+///
+/// #[derive(Database)]
+/// #[database("main")]
+/// struct Main(UrlPool);
+///
+/// let rocket = rocket::build()
+///     .attach(db::init::<Main>())
+///     .attach(Settlement::new());
+/// ```
+///
+/// The launch stops, naming the database, the setting and the cause, when it cannot be opened,
+/// cannot be migrated, or is a database that is already attached under another name.
+pub fn init<D>() -> Initializer<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    Initializer { migrations: Migrations::new(), database: PhantomData }
+}
+
+/// The fairing that [`init`] makes.
+pub struct Initializer<D> {
+    migrations: Migrations,
+    database: PhantomData<fn() -> D>,
+}
+
+impl<D> Initializer<D> {
+    /// Runs `migrations` at launch, those of the backend that the URL names.
+    pub fn migrations(mut self, migrations: Migrations) -> Self {
+        self.migrations = migrations;
+        self
+    }
+}
+
+#[rocket::async_trait]
+impl<D> Fairing for Initializer<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn info(&self) -> Info {
+        Info { name: D::NAME, kind: Kind::Ignite | Kind::Shutdown }
+    }
+
+    async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
+        let pool = match self.open(&rocket).await {
+            Ok(pool) => pool,
+            Err(error) => {
+                let name = D::NAME;
+                tracing::error!("cannot attach database `{name}`: `databases.{name}`: {error}");
+                return Err(rocket);
+            }
+        };
+        let (rocket, roster) = Roster::of(rocket);
+        if let Err(other) = roster.attach::<D, _>(&rocket, &pool) {
+            tracing::error!("{}", same_database::<D>(other));
+            return Err(rocket);
+        }
+        Ok(rocket.manage(D::from(pool)))
+    }
+
+    async fn on_shutdown(&self, rocket: &Rocket<Orbit>) {
+        if let Some(database) = rocket.state::<D>() {
+            database.close().await;
+        }
+    }
+}
+
+impl<D> Initializer<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    async fn open(&self, rocket: &Rocket<Build>) -> Result<D::Pool, Error> {
+        let workers = rocket.figment().extract_inner::<u32>(rocket::Config::WORKERS).unwrap_or(4);
+        // The defaults that rocket_db_pools gives.
+        let figment = rocket
+            .figment()
+            .focus(&format!("databases.{}", D::NAME))
+            .join(Serialized::default("max_connections", workers * 4))
+            .join(Serialized::default("connect_timeout", 5));
+        let pool = D::Pool::init(&figment).await?;
+        pool.migrate(&self.migrations).await?;
+        Ok(pool)
+    }
+}
+
+/// Why two databases may not be one.
+pub(crate) fn same_database<D: Database>(other: &'static str) -> String {
+    format!(
+        "`databases.{}.url` leads to the same database as `databases.{other}.url`, and a request \
+         that writes both would wait for itself; give each a database of its own",
+        D::NAME
+    )
+}
+
+/// The databases of a service, in order of attachment, and the work that shutdown waits for.
+#[derive(Clone, Default)]
+pub(crate) struct Roster {
+    databases: Arc<Mutex<Vec<(TypeId, &'static str, Identity)>>>,
+    pub(crate) in_flight: TaskTracker,
+}
+
+impl Roster {
+    /// The roster of a service, made by whoever comes first: a database or `Settlement`.
+    pub(crate) fn of(rocket: Rocket<Build>) -> (Rocket<Build>, Self) {
+        if let Some(roster) = rocket.state::<Self>() {
+            let roster = roster.clone();
+            return (rocket, roster);
+        }
+        let roster = Self::default();
+        (rocket.manage(roster.clone()), roster)
+    }
+
+    /// Gives `pool` its place. Does nothing for one that has it.
+    ///
+    /// # Errors
+    ///
+    /// The name of the database that is attached already and is the same one.
+    pub(crate) fn attach<D, P: Phase>(
+        &self,
+        rocket: &Rocket<P>,
+        pool: &D::Pool,
+    ) -> Result<(), &'static str>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        let mut databases = self.databases.lock();
+        let key = TypeId::of::<D>();
+        if databases.iter().any(|(known, ..)| *known == key) {
+            return Ok(());
+        }
+        if let Some((_, name, _)) = databases.iter().find(|(.., id)| id == pool.identity()) {
+            return Err(name);
+        }
+        pool.link().get_or_init(|| Link {
+            rank: databases.len(),
+            in_flight: self.in_flight.clone(),
+            close_timeout: close_timeout(rocket),
+        });
+        databases.push((key, D::NAME, pool.identity().clone()));
+        Ok(())
+    }
+}
+
+/// As long as Rocket itself waits for connections to end.
+fn close_timeout<P: Phase>(rocket: &Rocket<P>) -> Duration {
+    let shutdown: rocket::config::Shutdown =
+        rocket.figment().extract_inner(rocket::Config::SHUTDOWN).unwrap_or_default();
+    Duration::from_secs(u64::from(shutdown.grace) + u64::from(shutdown.mercy))
+}

@@ -1,0 +1,41 @@
+//! How a database is opened, lent and closed.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `pool` | [`TransactionPool`]: what a pool must offer so that `tx` can lend from it |
+//! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
+//! | `sqlite` | one writer and N readers per file; the commit hook |
+//! | `sqlite_file` | the one helper that every SQLite file is opened by |
+//! | `postgres` | the pool for requests and the read-only pool beside it |
+//! | `by_url` | [`UrlPool`]: the backend is chosen by the URL, the SQL stands once |
+//! | `initializer` | [`init`]: the fairing that attaches a database, in order, with good errors |
+//! | `config`, `error` | what `Rocket.toml` may say, and what can go wrong at launch |
+//!
+//! The room knows nothing of requests: what a transaction means for a response is decided in
+//! [`tx`](crate::tx).
+
+mod by_url;
+mod config;
+mod error;
+mod initializer;
+mod pool;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+#[cfg(feature = "sqlite")]
+mod sqlite_file;
+mod transaction;
+
+pub use by_url::{Connection, UrlPool};
+pub use config::{Config, Seconds, Synchronous};
+pub use error::{Error, OpenError};
+pub use initializer::{Initializer, init};
+pub use pool::{Identity, Link, Migrations, TransactionPool};
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresPool;
+#[cfg(feature = "sqlite")]
+pub use sqlite::{SqlitePool, SqliteSession};
+pub use transaction::{Access, BeginOptions, CommitError, Isolation, Patience, Session, Transaction};
+
+pub(crate) use initializer::{Roster, same_database};

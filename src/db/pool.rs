@@ -1,0 +1,187 @@
+//! What a pool must offer so that requests can borrow from it.
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use super::{Access, BeginOptions, Error, Patience, Session, Transaction};
+
+/// A pool that request-scoped transactions and reads are lent from.
+///
+/// Implemented by [`UrlPool`](super::UrlPool), [`SqlitePool`](super::SqlitePool) and
+/// [`PostgresPool`](super::PostgresPool). A clone is another handle on the same pool.
+pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
+    /// A borrowed connection.
+    type Session: Session;
+
+    /// Borrows a connection. One that is [`Access::ReadOnly`] is kept from writing by the database
+    /// itself.
+    ///
+    /// # Errors
+    ///
+    /// [`sqlx::Error::PoolTimedOut`] when none was free within `connect_timeout`, or at once with
+    /// [`Patience::Never`].
+    fn session(
+        &self,
+        access: Access,
+        patience: Patience,
+    ) -> impl Future<Output = sqlx::Result<Self::Session>> + Send;
+
+    /// Borrows a connection and begins a transaction on it. The way to write outside a request.
+    ///
+    /// A pooled session that has died meanwhile is noticed by BEGIN, and the next one is taken.
+    ///
+    /// # Errors
+    ///
+    /// As [`session`](Self::session), and whatever BEGIN meets: BUSY when another process keeps a
+    /// SQLite file locked for longer than `busy_timeout`.
+    fn open(
+        &self,
+        options: BeginOptions,
+    ) -> impl Future<Output = sqlx::Result<Transaction<Self::Session>>> + Send {
+        /// Each failure takes one dead session out of the pool; no pool is larger.
+        const MOST_DEAD: usize = 1_000;
+
+        async move {
+            for _ in 0..MOST_DEAD {
+                let session = self.session(options.access, options.patience).await?;
+                match Transaction::begin(session, options).await {
+                    Err(error) if is_lost(&error) => {
+                        tracing::debug!(%error, "a pooled session had died; taking another");
+                    }
+                    result => return result,
+                }
+            }
+            Err(sqlx::Error::PoolTimedOut)
+        }
+    }
+
+    /// Brings the schema up to date. Safe to run from many processes at once.
+    fn migrate(&self, migrations: &Migrations) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Which database this is, so that two pools of the same one are noticed.
+    fn identity(&self) -> &Identity;
+
+    /// What ties the pool to the service that uses it; set once, at launch.
+    fn link(&self) -> &OnceLock<Link>;
+}
+
+/// Tells two databases apart, however their URLs are spelt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity(pub(crate) String);
+
+/// A pool's place in its service.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The order of attachment: requests that want two databases take the lower one first.
+    pub(crate) rank: usize,
+    /// Requests and hooks that are still under way.
+    pub(crate) in_flight: TaskTracker,
+    /// How long closing waits for them.
+    pub(crate) close_timeout: Duration,
+}
+
+impl Link {
+    /// Waits, bounded, until no request is in flight and the hooks are drained.
+    ///
+    /// Rocket runs all shutdown fairings at once, and rocket_db_pools closes in one: without this,
+    /// requests in flight would lose their database in the middle.
+    async fn drained(&self) {
+        self.in_flight.close();
+        if tokio::time::timeout(self.close_timeout, self.in_flight.wait()).await.is_err() {
+            tracing::warn!(
+                waited = ?self.close_timeout,
+                "requests are still in flight at shutdown; closing the database all the same"
+            );
+        }
+    }
+}
+
+/// Waits for requests in flight, then closes, bounded: a leaked connection must not block the exit.
+pub(super) async fn close(link: &OnceLock<Link>, closing: impl Future<Output = ()>) {
+    const LEAKED: Duration = Duration::from_secs(2);
+
+    if let Some(link) = link.get() {
+        link.drained().await;
+    }
+    if tokio::time::timeout(LEAKED, closing).await.is_err() {
+        tracing::warn!("a connection is still lent at shutdown; leaving it to the database to roll back");
+    }
+}
+
+/// The migrations of one database, for each backend that it may live on.
+///
+/// ```
+/// # #[cfg(all(feature = "sqlite", feature = "postgres"))] {
+/// use rocket_tx::db::Migrations;
+/// use rocket_tx::sqlx::migrate;
+///
+/// let migrations = Migrations::new()
+///     .sqlite(migrate!("migrations/main/sqlite"))
+///     .postgres(migrate!("migrations/main/postgres"));
+/// # let _ = migrations;
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Migrations {
+    #[cfg(feature = "sqlite")]
+    pub(super) sqlite: Option<Arc<sqlx::migrate::Migrator>>,
+    #[cfg(feature = "postgres")]
+    pub(super) postgres: Option<Arc<sqlx::migrate::Migrator>>,
+}
+
+impl Migrations {
+    /// No migrations for either backend.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Migrations to run when the database is SQLite.
+    #[cfg(feature = "sqlite")]
+    pub fn sqlite(mut self, migrator: sqlx::migrate::Migrator) -> Self {
+        self.sqlite = Some(Arc::new(migrator));
+        self
+    }
+
+    /// Migrations to run when the database is Postgres.
+    #[cfg(feature = "postgres")]
+    pub fn postgres(mut self, migrator: sqlx::migrate::Migrator) -> Self {
+        self.postgres = Some(Arc::new(migrator));
+        self
+    }
+}
+
+/// Takes a connection from `pool`; with [`Patience::Never`] one that is
+/// idle, or a new one if the pool may still grow.
+pub(super) async fn acquire<DB: sqlx::Database>(
+    pool: &sqlx::Pool<DB>,
+    patience: Patience,
+) -> sqlx::Result<sqlx::pool::PoolConnection<DB>> {
+    /// A new connection takes a moment, but nobody whom we might wait for is involved in it.
+    const CONNECTING: Duration = Duration::from_secs(1);
+
+    if patience == Patience::Wait {
+        return pool.acquire().await;
+    }
+    if let Some(connection) = pool.try_acquire() {
+        return Ok(connection);
+    }
+    if pool.size() < pool.options().get_max_connections() {
+        if let Ok(connection) = tokio::time::timeout(CONNECTING, pool.acquire()).await {
+            return connection;
+        }
+    }
+    Err(sqlx::Error::PoolTimedOut)
+}
+
+/// The session is gone: the socket failed, or the server said that it is ending it (class 57P,
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+fn is_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
+    }
+}

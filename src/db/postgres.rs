@@ -1,0 +1,277 @@
+//! Postgres: a pool for requests, and a read-only one beside it.
+
+use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rocket::figment::Figment;
+use rocket::futures::StreamExt;
+use sqlx::pool::{PoolConnection, PoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection as _, SqlSafeStr, Postgres};
+use sqlx_core::transaction::TransactionManager;
+
+use super::{
+    Access, BeginOptions, CommitError, Config, Error, Identity, Isolation, Link, Migrations,
+    OpenError, Patience, Session, TransactionPool, pool,
+};
+
+type Manager = <Postgres as sqlx::Database>::TransactionManager;
+
+/// Proves that COMMIT will mean COMMIT, statement by statement:
+///
+/// - a savepoint cannot be made in an aborted transaction (25P02), nor outside one (25P01);
+/// - the setting was made by our BEGIN and lives exactly as long as that transaction, so a handler
+///   that sent `COMMIT; BEGIN` or `COMMIT AND CHAIN` is found out (22P02, or 42704);
+/// - deferred constraints are checked now, and every later statement at once.
+const PREPARE: &str = "SAVEPOINT rocket_tx; \
+                       SELECT current_setting('rocket_tx.open')::boolean; \
+                       SET CONSTRAINTS ALL IMMEDIATE";
+
+/// The same proof and COMMIT in one simple query: the server stops at the first statement that
+/// fails, so COMMIT is reached only if the proof holds. `AND CHAIN` leaves an empty transaction
+/// open, which is what sqlx believes too; its rollback travels with the pool's check after release
+/// and costs no round trip.
+const COMMIT: &str = "SAVEPOINT rocket_tx; \
+                      SELECT current_setting('rocket_tx.open')::boolean; \
+                      SET CONSTRAINTS ALL IMMEDIATE; \
+                      COMMIT AND CHAIN";
+
+/// Statements in [`COMMIT`]: when all of them were answered, it is committed.
+const COMMIT_STATEMENTS: usize = 4;
+
+/// A Postgres database: `max_connections` for requests, and as many read-only sessions.
+#[derive(Clone)]
+pub struct PostgresPool(Arc<Inner>);
+
+struct Inner {
+    sessions: sqlx::PgPool,
+    /// Sessions with `default_transaction_read_only`. A pool of its own: a session that was made
+    /// read-only must never come back as one that writes.
+    readers: sqlx::PgPool,
+    identity: Identity,
+    link: OnceLock<Link>,
+}
+
+impl Session for PoolConnection<Postgres> {
+    type Connection = PgConnection;
+
+    fn connection(&mut self) -> &mut PgConnection {
+        self
+    }
+
+    fn connection_ref(&self) -> &PgConnection {
+        self
+    }
+
+    async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
+        let begin = match (options.isolation, options.access) {
+            (Isolation::Default, Access::ReadWrite) => {
+                "BEGIN; SET LOCAL rocket_tx.open = on"
+            }
+            (Isolation::RepeatableRead, Access::ReadWrite) => {
+                "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL rocket_tx.open = on"
+            }
+            (Isolation::Serializable, Access::ReadWrite) => {
+                "BEGIN ISOLATION LEVEL SERIALIZABLE; SET LOCAL rocket_tx.open = on"
+            }
+            (Isolation::Default, Access::ReadOnly) => {
+                "BEGIN READ ONLY; SET LOCAL rocket_tx.open = on"
+            }
+            (Isolation::RepeatableRead, Access::ReadOnly) => {
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL rocket_tx.open = on"
+            }
+            (Isolation::Serializable, Access::ReadOnly) => {
+                "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; SET LOCAL rocket_tx.open = on"
+            }
+        };
+        Manager::begin(self, Some(begin.into_sql_str())).await
+    }
+
+    async fn prepare(&mut self) -> Result<(), CommitError> {
+        match run(self, PREPARE).await {
+            (_, Ok(())) => Ok(()),
+            // Nothing was committed, whatever became of the connection.
+            (_, Err(error)) => Err(refusal(error)),
+        }
+    }
+
+    async fn commit(&mut self) -> Result<(), CommitError> {
+        match run(self, COMMIT).await {
+            (_, Ok(())) => {
+                Manager::start_rollback(self);
+                Ok(())
+            }
+            // The server answered COMMIT, and the session ended only then.
+            (COMMIT_STATEMENTS, Err(_)) => {
+                self.close_on_drop();
+                Ok(())
+            }
+            (_, Err(error @ sqlx::Error::Database(_))) => Err(refusal(error)),
+            (_, Err(error)) => Err(CommitError::Unknown(error)),
+        }
+    }
+
+    async fn rollback(&mut self) -> sqlx::Result<()> {
+        Manager::rollback(self).await
+    }
+
+    fn start_rollback(&mut self) {
+        Manager::start_rollback(self);
+    }
+
+    fn close_on_drop(&mut self) {
+        PoolConnection::close_on_drop(self);
+    }
+}
+
+/// Runs a simple query; says how many of its statements were answered.
+async fn run(connection: &mut PgConnection, sql: &'static str) -> (usize, sqlx::Result<()>) {
+    let mut answers = sqlx::raw_sql(sql).fetch_many(connection);
+    let mut done = 0;
+    while let Some(answer) = answers.next().await {
+        match answer {
+            Ok(sqlx::Either::Left(_)) => done += 1,
+            Ok(sqlx::Either::Right(_row)) => {}
+            Err(error) => return (done, Err(error)),
+        }
+    }
+    (done, Ok(()))
+}
+
+fn refusal(error: sqlx::Error) -> CommitError {
+    let code = error.as_database_error().and_then(|error| error.code());
+    match code.as_deref() {
+        Some("25P02") => CommitError::Aborted,
+        Some("25P01" | "22P02" | "42704") => CommitError::Ended,
+        _ => CommitError::Refused(error),
+    }
+}
+
+impl PostgresPool {
+    pub(super) async fn connect(config: &Config) -> Result<Self, Error> {
+        let options = PgConnectOptions::from_str(&config.url).map_err(|error| Error::Url {
+            reason: error.to_string(),
+            advice: "write it as postgres://user:password@host:port/database",
+        })?;
+        let options = options
+            .application_name("rocket_tx")
+            .options([
+                ("statement_timeout", millis(config.statement_timeout.0)),
+                (
+                    "idle_in_transaction_session_timeout",
+                    millis(config.idle_in_transaction_timeout.0),
+                ),
+            ]);
+        let sessions = pool_options(config)
+            .connect_with(options.clone())
+            .await
+            .map_err(OpenError::Database)?;
+        let identity = identity(&sessions).await.map_err(OpenError::Database)?;
+        let readers = pool_options(config)
+            .min_connections(0)
+            .connect_lazy_with(options.options([("default_transaction_read_only", "on")]));
+        Ok(Self(Arc::new(Inner { sessions, readers, identity, link: OnceLock::new() })))
+    }
+}
+
+fn millis(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
+}
+
+fn pool_options(config: &Config) -> PoolOptions<Postgres> {
+    /// A session that was used this recently is taken as alive; an older one is asked first.
+    const FRESH: Duration = Duration::from_secs(1);
+    /// How long a returned connection may take to answer before it is closed.
+    const ANSWER: Duration = Duration::from_secs(5);
+
+    PoolOptions::new()
+        .max_connections(config.max_connections.max(1))
+        .min_connections(config.min_connections)
+        .acquire_timeout(config.connect_timeout.0)
+        .idle_timeout(config.idle_timeout.map_or(Duration::from_secs(600), |timeout| timeout.0))
+        .test_before_acquire(false)
+        .before_acquire(|connection: &mut PgConnection, metadata| {
+            Box::pin(async move {
+                if metadata.idle_for > FRESH {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .after_release(|connection: &mut PgConnection, _| {
+            Box::pin(async move {
+                if connection.is_in_transaction() {
+                    return Ok(false);
+                }
+                match tokio::time::timeout(ANSWER, connection.ping()).await {
+                    Ok(answer) => answer.map(|()| true),
+                    Err(_) => Err(sqlx::Error::PoolTimedOut),
+                }
+            })
+        })
+}
+
+/// The cluster by its start and the database by its oid: `localhost` and `127.0.0.1`, a socket and
+/// a connection pooler all lead to the same.
+async fn identity(pool: &sqlx::PgPool) -> sqlx::Result<Identity> {
+    let name: String = sqlx::query_scalar(
+        "SELECT format('postgres:%s:%s', extract(epoch FROM pg_postmaster_start_time()), oid) \
+         FROM pg_database WHERE datname = current_database()",
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(Identity(name))
+}
+
+impl TransactionPool for PostgresPool {
+    type Session = PoolConnection<Postgres>;
+
+    async fn session(
+        &self,
+        access: Access,
+        patience: Patience,
+    ) -> sqlx::Result<PoolConnection<Postgres>> {
+        match access {
+            Access::ReadOnly => pool::acquire(&self.0.readers, patience).await,
+            Access::ReadWrite => pool::acquire(&self.0.sessions, patience).await,
+        }
+    }
+
+    async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
+        match &migrations.postgres {
+            Some(migrator) => migrator.run(&self.0.sessions).await.map_err(Error::Migrate),
+            None => Ok(()),
+        }
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    fn link(&self) -> &OnceLock<Link> {
+        &self.0.link
+    }
+}
+
+#[rocket::async_trait]
+impl rocket_db_pools::Pool for PostgresPool {
+    type Connection = PoolConnection<Postgres>;
+    type Error = Error;
+
+    async fn init(figment: &Figment) -> Result<Self, Error> {
+        Self::connect(&figment.extract()?).await
+    }
+
+    async fn get(&self) -> Result<PoolConnection<Postgres>, Error> {
+        Ok(self.session(Access::ReadWrite, Patience::Wait).await?)
+    }
+
+    async fn close(&self) {
+        pool::close(&self.0.link, async {
+            self.0.readers.close().await;
+            self.0.sessions.close().await;
+        })
+        .await;
+    }
+}

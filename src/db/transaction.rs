@@ -1,0 +1,225 @@
+//! An open transaction that owns its connection.
+//!
+//! sqlx's own `Transaction` can commit and roll back, but it cannot tell whether a COMMIT would be
+//! obeyed, nor close a connection that cannot be rolled back. Both are what settlement is made of.
+
+use std::future::Future;
+
+/// How strictly a transaction is isolated from others.
+///
+/// Ordered: a later variant promises all that an earlier one does. SQLite has only the last: its
+/// transactions are serializable, whatever is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isolation {
+    /// What the server is set to: READ COMMITTED, unless somebody changed it.
+    Default,
+    /// Postgres's REPEATABLE READ: one snapshot for the whole transaction.
+    RepeatableRead,
+    /// SERIALIZABLE: as if transactions ran one after the other.
+    Serializable,
+}
+
+/// Whether a transaction may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Reads only; a write fails at the database.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// What to do when no connection is free at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Queue for one, `connect_timeout` at most.
+    Wait,
+    /// Do not wait: the caller holds something that others may be waiting for.
+    Never,
+}
+
+/// How a transaction is to begin.
+#[derive(Debug, Clone, Copy)]
+pub struct BeginOptions {
+    /// Isolation from other transactions.
+    pub isolation: Isolation,
+    /// Whether it may write.
+    pub access: Access,
+    /// What to do when no connection is free.
+    pub patience: Patience,
+}
+
+/// Why a transaction cannot be committed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// An earlier statement failed, its error was swallowed, and the database has given the
+    /// transaction up: Postgres would answer COMMIT with ROLLBACK.
+    #[error("the transaction was already aborted by a failed statement")]
+    Aborted,
+
+    /// The transaction that was begun is over: the handler sent COMMIT or ROLLBACK itself, or
+    /// SQLite rolled back by itself.
+    #[error("the transaction had already ended before it was settled")]
+    Ended,
+
+    /// The database refused: nothing was committed.
+    #[error("the database refused: {0}")]
+    Refused(#[source] sqlx::Error),
+
+    /// COMMIT was sent, and what became of it cannot be known.
+    #[error("the connection failed while COMMIT was under way: {0}")]
+    Unknown(#[source] sqlx::Error),
+}
+
+/// A connection borrowed from a pool, and how transactions are done on it.
+///
+/// Implemented for each backend; users meet it only in type signatures. Futures that are dropped
+/// half way leave the connection in a state that [`Transaction`] takes care of.
+pub trait Session: Send + Sync + 'static {
+    /// What guards dereference to: sqlx's own connection type, or the [by-URL
+    /// enum](super::Connection).
+    type Connection: Send + Sync + 'static;
+
+    /// The connection itself.
+    fn connection(&mut self) -> &mut Self::Connection;
+
+    /// The connection itself, to look at.
+    fn connection_ref(&self) -> &Self::Connection;
+
+    /// Sends BEGIN. One round trip.
+    fn begin(&mut self, options: BeginOptions) -> impl Future<Output = sqlx::Result<()>> + Send;
+
+    /// Proves that COMMIT would mean COMMIT. One round trip on Postgres, none on SQLite.
+    fn prepare(&mut self) -> impl Future<Output = Result<(), CommitError>> + Send;
+
+    /// Commits, or says why not. It repeats the proof of [`prepare`](Self::prepare) in the same
+    /// round trip, so that it is safe without.
+    fn commit(&mut self) -> impl Future<Output = Result<(), CommitError>> + Send;
+
+    /// Rolls back. One round trip.
+    fn rollback(&mut self) -> impl Future<Output = sqlx::Result<()>> + Send;
+
+    /// Queues a rollback that the connection does before anything else; for `Drop`.
+    fn start_rollback(&mut self);
+
+    /// Has the connection closed, instead of returned to its pool, when it is dropped.
+    fn close_on_drop(&mut self);
+}
+
+/// An open transaction together with the connection that it owns.
+///
+/// Dropping it rolls back: the rollback is queued on the connection, which then goes back to its
+/// pool; a connection that was abandoned in the middle of a statement of ours is closed instead.
+pub struct Transaction<S: Session> {
+    session: S,
+    state: State,
+}
+
+#[derive(PartialEq, Eq)]
+enum State {
+    Open,
+    /// One of our own statements is under way. Found by `Drop`, it was abandoned there.
+    Busy,
+    Over,
+}
+
+impl<S: Session> Transaction<S> {
+    /// Begins a transaction on `session`.
+    pub async fn begin(session: S, options: BeginOptions) -> sqlx::Result<Self> {
+        let mut transaction = Self { session, state: State::Over };
+        transaction.begin_again(options).await?;
+        Ok(transaction)
+    }
+
+    /// Begins anew on the same connection, after the transaction has ended.
+    ///
+    /// # Errors
+    ///
+    /// What BEGIN met; [`sqlx::Error::InvalidSavePointStatement`] if it has not ended.
+    pub async fn begin_again(&mut self, options: BeginOptions) -> sqlx::Result<()> {
+        if self.state != State::Over {
+            return Err(sqlx::Error::InvalidSavePointStatement);
+        }
+        self.state = State::Busy;
+        let result = self.session.begin(options).await;
+        self.state = match result {
+            Ok(()) => State::Open,
+            Err(_) => State::Over,
+        };
+        if result.as_ref().is_err_and(|error| !matches!(error, sqlx::Error::Database(_))) {
+            self.session.close_on_drop();
+        }
+        result
+    }
+
+    /// The connection, to run statements on.
+    pub fn connection(&mut self) -> &mut S::Connection {
+        self.session.connection()
+    }
+
+    /// Proves that [`commit`](Self::commit) would commit.
+    ///
+    /// # Errors
+    ///
+    /// Any [`CommitError`] but `Unknown`: nothing has been committed then.
+    pub async fn prepare(&mut self) -> Result<(), CommitError> {
+        self.state = State::Busy;
+        let result = self.session.prepare().await;
+        // Reaching this line means that the statement was answered, or that the connection is
+        // broken in a way that rollback and the pool's own check find out.
+        self.state = State::Open;
+        result
+    }
+
+    /// Commits.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError`]; after anything but `Unknown` the transaction can still be rolled back.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future does not stop a COMMIT that was sent: what became of it is unknown.
+    pub async fn commit(&mut self) -> Result<(), CommitError> {
+        self.state = State::Busy;
+        let result = self.session.commit().await;
+        self.state = match &result {
+            Ok(()) => State::Over,
+            Err(CommitError::Unknown(_)) => State::Busy,
+            Err(_) => State::Open,
+        };
+        result
+    }
+
+    /// Rolls back. If it fails, the connection will be closed, which rolls back too.
+    ///
+    /// # Errors
+    ///
+    /// What the connection said; to be logged, there is nothing else to do.
+    pub async fn rollback(&mut self) -> sqlx::Result<()> {
+        if self.state == State::Over {
+            return Ok(());
+        }
+        if self.state == State::Busy {
+            // Abandoned in the middle: only closing is certain, and `Drop` does it.
+            return Ok(());
+        }
+        self.state = State::Busy;
+        self.session.rollback().await?;
+        self.state = State::Over;
+        Ok(())
+    }
+}
+
+impl<S: Session> Drop for Transaction<S> {
+    fn drop(&mut self) {
+        match self.state {
+            State::Over => {}
+            State::Open => self.session.start_rollback(),
+            State::Busy => {
+                self.session.start_rollback();
+                self.session.close_on_drop();
+            }
+        }
+    }
+}

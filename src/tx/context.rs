@@ -1,0 +1,95 @@
+//! What every request carries: its id, its method, its place among those in flight.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use rocket::http::Method;
+use rocket::request::{FromRequest, Outcome, Request};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use uuid::Uuid;
+
+use super::outstanding::Outstanding;
+use super::problem::Problem;
+
+/// The id of a request: a UUID version 7, minted here and never taken from the client, so that
+/// what the audit trail says cannot be forged.
+///
+/// As a request guard it is the id that the response bears as `X-Request-Id`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestId(Uuid);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for RequestId {
+    type Error = Infallible;
+
+    /// Without `Settlement` every guard gets another id.
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Infallible> {
+        Outcome::Success(match RequestContext::of(request) {
+            Some(context) => context.id,
+            None => RequestId(Uuid::now_v7()),
+        })
+    }
+}
+
+/// Kept in Rocket's request-local cache, so that it survives a forwarding route and a catcher.
+pub(super) struct RequestContext {
+    pub(super) id: RequestId,
+    /// Rocket turns a HEAD without a route of its own into a GET; this is what was asked.
+    pub(super) method: Method,
+    /// The registry, made on first use.
+    outstanding: OnceLock<Arc<Outstanding>>,
+    /// The problem document that the response carries, to be completed with the outcome.
+    problem: Mutex<Option<Problem>>,
+    /// Holds up the closing of the pools until the request is dropped, its body included.
+    _in_flight: TaskTrackerToken,
+}
+
+/// `None` in a service without `Settlement`.
+struct Slot(Option<RequestContext>);
+
+impl RequestContext {
+    /// Called once, before routing.
+    pub(super) fn enter(request: &Request<'_>, in_flight: TaskTrackerToken) {
+        request.local_cache(|| {
+            Slot(Some(Self {
+                id: RequestId(Uuid::now_v7()),
+                method: request.method(),
+                outstanding: OnceLock::new(),
+                problem: Mutex::new(None),
+                _in_flight: in_flight,
+            }))
+        });
+    }
+
+    pub(super) fn of<'r>(request: &'r Request<'_>) -> Option<&'r Self> {
+        request.local_cache(|| Slot(None)).0.as_ref()
+    }
+
+    /// The request's registry, if anything has used it.
+    pub(super) fn outstanding(&self) -> Option<&Arc<Outstanding>> {
+        self.outstanding.get()
+    }
+
+    pub(super) fn outstanding_or(
+        &self,
+        make: impl FnOnce() -> Arc<Outstanding>,
+    ) -> &Arc<Outstanding> {
+        self.outstanding.get_or_init(make)
+    }
+
+    pub(super) fn set_problem(&self, problem: Problem) {
+        *self.problem.lock() = Some(problem);
+    }
+
+    pub(super) fn take_problem(&self) -> Option<Problem> {
+        self.problem.lock().take()
+    }
+}

@@ -1,0 +1,316 @@
+//! The failure table: what can go wrong with a request's transactions, and what the client is told.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use rocket::http::Status;
+use rocket::request::Request;
+use rocket::response::{self, Responder};
+
+use super::context::RequestContext;
+use super::problem::Problem;
+use super::verdict::Outcome;
+use crate::db::CommitError;
+
+/// Why a request's transactions could not do what was asked of them.
+///
+/// It is what guards fail with, what settlement answers with, and what `?` makes of a
+/// [`sqlx::Error`] in a handler: classified by SQLSTATE and SQLite result code, never by the text
+/// of a message. As a responder it answers [`Problem`] with the status of this table; 503 comes
+/// with `Retry-After`.
+///
+/// ```
+/// use rocket::http::Status;
+/// use rocket_tx::{sqlx, Error};
+///
+/// assert_eq!(Error::from(sqlx::Error::PoolTimedOut).status(), Status::ServiceUnavailable);
+/// assert_eq!(Error::from(sqlx::Error::RowNotFound).status(), Status::NotFound);
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A guard was used in a service without `Settlement`. 500.
+    #[error("`Settlement` is not attached; add `.attach(rocket_tx::Settlement::new())` to the launch code")]
+    NoSettlement,
+
+    /// A guard names a database that is not attached. 500.
+    #[error("the database `{0}` is not attached; add `.attach(rocket_tx::db::init::<{0}>())` to the launch code")]
+    NotAttached(&'static str),
+
+    /// The request's transaction is held by another guard. Drop that one first. 500.
+    #[error("the transaction of `{0}` is checked out by another guard of this request; drop that guard before asking again")]
+    CheckedOut(&'static str),
+
+    /// A guard asks for more isolation, or more access, than the open transaction has. 500.
+    #[error("the open transaction of `{0}` is weaker than the guard asks for; let the stricter guard begin it")]
+    Weaker(&'static str),
+
+    /// `Read` beside an open `Tx` of the same database, or the other way round, or two `Read`s at
+    /// once: a request holds one connection of a pool at most. 500.
+    #[error("this request already holds a connection of `{0}`; read through the open guard, or drop it first")]
+    SecondConnection(&'static str),
+
+    /// A database was asked for out of the order of attachment and was not free at once; waiting
+    /// could be a deadlock. 503.
+    #[error("`{0}` was asked for after a database that is attached behind it, and was not free; ask for databases in the order of attachment, or retry")]
+    OutOfOrder(&'static str),
+
+    /// The answer has been decided: a guard, a resource or a hook came too late. 500.
+    #[error("this request has been settled; what comes after it needs a transaction of its own")]
+    Settled,
+
+    /// Contention: BUSY, a deadlock, a serialization failure, a wait over its limit. 503.
+    #[error("the database is busy: {0}; retry")]
+    Busy(#[source] sqlx::Error),
+
+    /// The connection was lost before any COMMIT was sent. 503.
+    #[error("the connection to the database was lost: {0}; nothing was committed, retry")]
+    ConnectionLost(#[source] sqlx::Error),
+
+    /// Settling took longer than `settle_timeout`, and no COMMIT had been sent. 503.
+    #[error("settling took longer than {0:?} and nothing was committed; retry, or raise `settle_timeout`")]
+    SettleTimeout(Duration),
+
+    /// A statement failed, the handler swallowed the error, and Postgres had given the transaction
+    /// up. 500.
+    #[error("an earlier statement had failed and the database had aborted the transaction; let the handler return the error")]
+    Aborted,
+
+    /// The transaction was over before it was settled: a raw COMMIT or ROLLBACK, or SQLite's own
+    /// rollback. 500.
+    #[error("the transaction had already ended; a handler must not send COMMIT or ROLLBACK")]
+    Ended,
+
+    /// A constraint refused, at the statement or, deferred, at COMMIT. 409.
+    #[error("a constraint refused the change: {source}")]
+    Constraint {
+        /// The constraint, where the backend names it.
+        name: Option<String>,
+        /// What the database said.
+        source: sqlx::Error,
+    },
+
+    /// `fetch_one` found nothing. 404.
+    #[error("no such row")]
+    NotFound,
+
+    /// Somebody else was first: a sequence, a version or a lease is taken. 409.
+    #[error("{0}")]
+    Conflict(Cow<'static, str>),
+
+    /// A resource refused, for a reason of its own.
+    #[error("{reason}")]
+    Refused {
+        /// The status to answer with.
+        status: Status,
+        /// Shown to the client.
+        reason: Cow<'static, str>,
+    },
+
+    /// `outstanding.doom(status, reason)` was called.
+    #[error("{reason}")]
+    Doomed {
+        /// The status to answer with.
+        status: Status,
+        /// Shown to the client.
+        reason: Cow<'static, str>,
+    },
+
+    /// A guard was still held when the response was ready. 500.
+    #[error("the transaction of {} was still in use when the response was ready; guards must not outlive their handler", .0.join(", "))]
+    Leaked(Vec<String>),
+
+    /// Something panicked in this request. 500.
+    #[error("something panicked; see the log")]
+    Panicked,
+
+    /// COMMIT was sent and what became of it is not known. 500.
+    #[error("it is not known whether {} was committed; check before you retry", .0.join(", "))]
+    Unknown(Vec<String>),
+
+    /// One database committed, a later one refused. 500.
+    #[error("committed in {}, but not in {}; the two must be reconciled by hand", committed.join(", "), refused.join(", "))]
+    Partial {
+        /// What was committed.
+        committed: Vec<String>,
+        /// What was not.
+        refused: Vec<String>,
+    },
+
+    /// Any other error of the database. 500.
+    #[error("the database failed: {0}")]
+    Database(#[source] sqlx::Error),
+}
+
+impl Error {
+    /// The status that a client is answered with.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::OutOfOrder(_)
+            | Self::Busy(_)
+            | Self::ConnectionLost(_)
+            | Self::SettleTimeout(_) => Status::ServiceUnavailable,
+            Self::Constraint { .. } | Self::Conflict(_) => Status::Conflict,
+            Self::NotFound => Status::NotFound,
+            Self::Refused { status, .. } | Self::Doomed { status, .. } => *status,
+            _ => Status::InternalServerError,
+        }
+    }
+
+    /// What clients are told: never SQL, a path, or a row's values.
+    pub fn problem(&self) -> Problem {
+        let (kind, detail): (_, Cow<'static, str>) = match self {
+            Self::Busy(_) => {
+                ("busy", "The database is busy with other requests. Nothing was changed; retry.".into())
+            }
+            Self::ConnectionLost(_) => (
+                "connection-lost",
+                "The connection to the database was lost. Nothing was changed; retry.".into(),
+            ),
+            Self::Constraint { name: Some(name), .. } => {
+                ("constraint", format!("The constraint `{name}` refuses this change.").into())
+            }
+            Self::Constraint { name: None, .. } => {
+                ("constraint", "A constraint of the database refuses this change.".into())
+            }
+            Self::Database(_) => ("database", "The database failed. Nothing was changed.".into()),
+            Self::NoSettlement => ("no-settlement", self.to_string().into()),
+            Self::NotAttached(_) => ("not-attached", self.to_string().into()),
+            Self::CheckedOut(_) => ("checked-out", self.to_string().into()),
+            Self::Weaker(_) => ("weaker", self.to_string().into()),
+            Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
+            Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
+            Self::Settled => ("settled", self.to_string().into()),
+            Self::SettleTimeout(_) => ("settle-timeout", self.to_string().into()),
+            Self::Aborted => ("aborted", self.to_string().into()),
+            Self::Ended => ("ended", self.to_string().into()),
+            Self::NotFound => ("not-found", self.to_string().into()),
+            Self::Conflict(_) => ("conflict", self.to_string().into()),
+            Self::Refused { .. } => ("refused", self.to_string().into()),
+            Self::Doomed { .. } => ("doomed", self.to_string().into()),
+            Self::Leaked(_) => ("leaked", self.to_string().into()),
+            Self::Panicked => ("panicked", "Something panicked. Nothing was changed.".into()),
+            Self::Unknown(_) => ("unknown", self.to_string().into()),
+            Self::Partial { .. } => ("partial", self.to_string().into()),
+        };
+        Problem::new(self.status(), kind, detail)
+    }
+
+    /// What really happened, when a request ended in this error.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Unknown(_) => Outcome::Unknown,
+            Self::Partial { .. } => Outcome::Partial,
+            _ => Outcome::RolledBack,
+        }
+    }
+
+    /// What a transaction's refusal means for the request.
+    pub(super) fn of_commit(error: CommitError, database: &str) -> Self {
+        match error {
+            CommitError::Aborted => Self::Aborted,
+            CommitError::Ended => Self::Ended,
+            CommitError::Refused(error) => Self::from(error),
+            CommitError::Unknown(_) => Self::Unknown(vec![database.to_owned()]),
+        }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::RowNotFound => Self::NotFound,
+            sqlx::Error::PoolTimedOut => Self::Busy(error),
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Self::ConnectionLost(error),
+            sqlx::Error::Database(database) => match classify(&**database) {
+                Class::Busy => Self::Busy(error),
+                Class::Lost => Self::ConnectionLost(error),
+                Class::Aborted => Self::Aborted,
+                Class::Ended => Self::Ended,
+                Class::Constraint => Self::Constraint {
+                    name: database.constraint().map(str::to_owned),
+                    source: error,
+                },
+                Class::Other => Self::Database(error),
+            },
+            _ => Self::Database(error),
+        }
+    }
+}
+
+enum Class {
+    Busy,
+    Lost,
+    Aborted,
+    Ended,
+    Constraint,
+    Other,
+}
+
+fn classify(error: &dyn sqlx::error::DatabaseError) -> Class {
+    let Some(code) = error.code() else {
+        return Class::Other;
+    };
+    #[cfg(feature = "postgres")]
+    if error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some() {
+        return classify_sqlstate(&code);
+    }
+    code.parse().map_or(Class::Other, classify_sqlite)
+}
+
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+#[cfg(feature = "postgres")]
+fn classify_sqlstate(code: &str) -> Class {
+    match code {
+        // serialization_failure, deadlock_detected, lock_not_available, query_canceled (a
+        // statement timeout), too_many_connections
+        "40001" | "40P01" | "55P03" | "57014" | "53300" => Class::Busy,
+        // in_failed_sql_transaction
+        "25P02" => Class::Aborted,
+        // no_active_sql_transaction
+        "25P01" => Class::Ended,
+        // idle_in_transaction_session_timeout: the server ended the session
+        "25P03" => Class::Lost,
+        _ if code.starts_with("57P") || code.starts_with("08") => Class::Lost,
+        _ if code.starts_with("23") => Class::Constraint,
+        _ => Class::Other,
+    }
+}
+
+/// <https://www.sqlite.org/rescode.html>
+fn classify_sqlite(extended: i32) -> Class {
+    /// A commit hook refused: a COMMIT that settlement did not send.
+    const CONSTRAINT_COMMITHOOK: i32 = 531;
+
+    match (extended, extended & 0xff) {
+        (CONSTRAINT_COMMITHOOK, _) => Class::Ended,
+        // BUSY, LOCKED
+        (_, 5 | 6) => Class::Busy,
+        // CONSTRAINT
+        (_, 19) => Class::Constraint,
+        _ => Class::Other,
+    }
+}
+
+impl<'r> Responder<'r, 'static> for Error {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
+        let problem = self.problem();
+        if self.status().class().is_server_error() {
+            let id = RequestContext::of(request).map(|context| context.id);
+            tracing::warn!(request = ?id, error = %Chain(&self), "a request failed");
+        }
+        problem.respond_to(request)
+    }
+}
+
+/// An error with its causes, for the log.
+pub(super) struct Chain<'a>(pub(super) &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}

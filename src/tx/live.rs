@@ -1,0 +1,179 @@
+//! What is outstanding or condemned in the whole service, now.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rocket::http::Status;
+use serde::Serialize;
+
+use super::context::RequestId;
+use super::verdict::{Outcome, Verdict};
+
+/// What is outstanding or condemned in the whole service. Managed by `Settlement`: ask for it as
+/// `&State<Live>`.
+#[derive(Clone, Default)]
+pub struct Live(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    entries: Mutex<BTreeMap<u64, Entry>>,
+    next: AtomicU64,
+    settled: [AtomicU64; 4],
+}
+
+struct Entry {
+    request: RequestId,
+    route: Option<Cow<'static, str>>,
+    resource: Cow<'static, str>,
+    guard: &'static str,
+    since: Instant,
+    flags: Arc<Flags>,
+}
+
+/// What guards say of themselves while they live.
+#[derive(Default)]
+struct Flags {
+    checked_out: AtomicBool,
+    condemned: AtomicBool,
+}
+
+/// One line of [`Live::transactions`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LiveTransaction {
+    /// The request that it belongs to.
+    pub request: String,
+    /// The name of the route, where it has one.
+    pub route: Option<String>,
+    /// The database, or the name that the resource gives itself.
+    pub resource: String,
+    /// The type of the guard that began it.
+    pub guard: String,
+    /// Milliseconds since it was begun.
+    pub age_ms: u64,
+    /// A guard holds it at this moment.
+    pub checked_out: bool,
+    /// Its request was answered while a guard held it. It can never commit, and rolls back when
+    /// its holder drops it.
+    pub condemned: bool,
+}
+
+/// What a request's settlement came to.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// The request.
+    pub request: RequestId,
+    /// What was to be done, and why.
+    pub verdict: Verdict,
+    /// What really happened.
+    pub outcome: Outcome,
+    /// The status that the client is told.
+    pub status: Status,
+    /// How long settling took.
+    pub took: Duration,
+}
+
+impl Live {
+    /// Everything that is outstanding or condemned, oldest first.
+    pub fn transactions(&self) -> Vec<LiveTransaction> {
+        let entries = self.0.entries.lock();
+        entries
+            .values()
+            .map(|entry| LiveTransaction {
+                request: entry.request.to_string(),
+                route: entry.route.as_deref().map(str::to_owned),
+                resource: entry.resource.clone().into_owned(),
+                guard: short_type(entry.guard),
+                age_ms: u64::try_from(entry.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+                checked_out: entry.flags.checked_out.load(Ordering::Relaxed),
+                condemned: entry.flags.condemned.load(Ordering::Relaxed),
+            })
+            .collect()
+    }
+
+    /// How many requests have ended in `outcome` since the launch.
+    pub fn settled(&self, outcome: Outcome) -> u64 {
+        self.0.settled[outcome as usize].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count(&self, outcome: Outcome) {
+        self.0.settled[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn enter(
+        &self,
+        request: RequestId,
+        route: Option<Cow<'static, str>>,
+        resource: Cow<'static, str>,
+        guard: &'static str,
+    ) -> LiveEntry {
+        let key = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let flags = Arc::new(Flags::default());
+        let entry = Entry {
+            request,
+            route,
+            resource,
+            guard,
+            since: Instant::now(),
+            flags: Arc::clone(&flags),
+        };
+        self.0.entries.lock().insert(key, entry);
+        LiveEntry { live: self.clone(), key, flags: LiveFlags(flags) }
+    }
+}
+
+/// A line in the list; dropping it takes the line away.
+pub(super) struct LiveEntry {
+    live: Live,
+    key: u64,
+    flags: LiveFlags,
+}
+
+impl LiveEntry {
+    pub(super) fn flags(&self) -> LiveFlags {
+        self.flags.clone()
+    }
+}
+
+impl Drop for LiveEntry {
+    fn drop(&mut self) {
+        self.live.0.entries.lock().remove(&self.key);
+    }
+}
+
+/// The part of a line that changes.
+#[derive(Clone)]
+pub(super) struct LiveFlags(Arc<Flags>);
+
+impl LiveFlags {
+    pub(super) fn checked_out(&self, checked_out: bool) {
+        self.0.checked_out.store(checked_out, Ordering::Relaxed);
+    }
+
+    pub(super) fn condemn(&self) {
+        self.0.condemned.store(true, Ordering::Relaxed);
+    }
+}
+
+/// `Tx<Main>` for `rocket_tx::tx::guard::Tx<service::Main>`.
+pub(super) fn short_type(name: &str) -> String {
+    let mut short = String::new();
+    for part in name.split_inclusive(['<', '>', ',', ' ']) {
+        short.push_str(part.rsplit("::").next().unwrap_or(part));
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short_type;
+
+    #[test]
+    fn a_type_is_named_without_its_modules() {
+        assert_eq!(short_type("rocket_tx::tx::guard::Tx<app::Main, a::b::C>"), "Tx<Main, C>");
+        assert_eq!(short_type("Tx<Main>"), "Tx<Main>");
+    }
+}

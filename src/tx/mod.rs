@@ -1,0 +1,49 @@
+//! Request-scoped transactions: begun by a guard, settled by the response.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `guard` | [`Tx`] and [`Begin`], the guards that handlers write through |
+//! | `read` | [`Read`], the guard for handlers that only read |
+//! | `mode` | isolation and access, as part of a guard's type |
+//! | `outstanding` | [`Outstanding`]: everything begun in this request and not yet settled |
+//! | `resource` | [`Resource`] and [`Settling`]: the door by which anything else joins |
+//! | `lent` | an open transaction, as the resource that it is |
+//! | `verdict` | [`Verdict`], [`Commit`], [`Rollback`]: what is to be done, and why |
+//! | `settlement` | [`Settlement`]: the fairing that reads the verdict off the response |
+//! | `settle` | carrying the verdict out on every resource |
+//! | `observe` | [`Observer`]: told before and after each step |
+//! | `error`, `problem` | the failure table, and how it is told to clients |
+//! | `context` | what every request carries: its id, its method, its place among those in flight |
+//! | `live` | [`Live`]: what is outstanding or condemned in the whole service |
+//! | `panics` | noticing a panic that a catcher would paper over |
+//!
+//! The room knows nothing of locks, aggregates or the reference service.
+
+mod context;
+mod error;
+mod guard;
+mod lent;
+mod live;
+mod mode;
+mod observe;
+mod outstanding;
+mod panics;
+mod problem;
+mod read;
+mod resource;
+mod settle;
+mod settlement;
+mod verdict;
+
+pub use context::RequestId;
+pub use error::Error;
+pub use guard::{Begin, Tx};
+pub use live::{Live, LiveTransaction, Settled};
+pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
+pub use observe::{Action, Observer, Step};
+pub use outstanding::{HookOutput, Outstanding};
+pub use problem::{Problem, problem_catchers};
+pub use read::Read;
+pub use resource::{Phase, Resource, Settling};
+pub use settlement::{Settlement, Vetoed};
+pub use verdict::{Commit, Outcome, Reason, Rollback, Verdict};

@@ -1,0 +1,59 @@
+//! Being told of every step of a settlement.
+
+use std::time::Duration;
+
+use rocket::Request;
+
+use super::error::Error;
+use super::live::Settled;
+
+/// What is done to a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The last chance to refuse.
+    Prepare,
+    /// COMMIT, or a release's counterpart of it.
+    Commit,
+    /// ROLLBACK.
+    Rollback,
+}
+
+/// One step of a settlement.
+pub struct Step<'a, 'r> {
+    /// The request that is being settled.
+    pub request: &'a Request<'r>,
+    /// The name of the resource: for a transaction, its database.
+    pub resource: &'a str,
+    /// What is done to it.
+    pub action: Action,
+    /// How many databases of this request have been committed so far.
+    pub committed: usize,
+}
+
+/// Told before and after each step of each settlement, in the request's own task: what takes long
+/// here is waited for, with the transaction open. A panic is logged and changes nothing.
+///
+/// ```
+/// use rocket_tx::{Observer, Settlement};
+/// use rocket_tx::tx::Step;
+///
+/// struct Narrator;
+///
+/// impl Observer for Narrator {
+///     fn before(&self, step: &Step<'_, '_>) {
+///         println!("{:?} {}", step.action, step.resource);
+///     }
+/// }
+///
+/// let settlement = Settlement::new().observer(Narrator);
+/// ```
+pub trait Observer: Send + Sync + 'static {
+    /// A step is about to be taken.
+    fn before(&self, _step: &Step<'_, '_>) {}
+
+    /// A step was taken.
+    fn after(&self, _step: &Step<'_, '_>, _result: Result<(), &Error>, _took: Duration) {}
+
+    /// Everything is done; the response is about to leave.
+    fn settled(&self, _request: &Request<'_>, _settled: &Settled) {}
+}

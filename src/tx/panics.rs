@@ -1,0 +1,85 @@
+//! Noticing a panic that a catcher would paper over.
+//!
+//! Rocket catches a handler's panic and asks the catcher for 500, which may answer with a redirect.
+//! Nothing in the response tells that from a success. A guard that is dropped by the panic knows,
+//! but a panic in a responder, or after the last guard was dropped, passes none. So a panic hook,
+//! chained before whatever hook the process has, marks the request whose task it is in.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Once};
+use std::thread::ThreadId;
+
+use parking_lot::Mutex;
+
+/// Where a request runs: its task, or for Rocket's local client the thread that blocks on it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Place {
+    Task(tokio::task::Id),
+    Thread(ThreadId),
+}
+
+impl Place {
+    fn here() -> Self {
+        match tokio::task::try_id() {
+            Some(id) => Self::Task(id),
+            None => Self::Thread(std::thread::current().id()),
+        }
+    }
+}
+
+static WATCHED: LazyLock<Mutex<HashMap<Place, Vec<Arc<AtomicBool>>>>> =
+    LazyLock::new(Mutex::default);
+
+/// Installs the hook, once in a process. A hook that is set later and does not call the one that
+/// it replaces turns the watch off; guards then still notice panics that they are dropped by.
+pub(super) fn install() {
+    static INSTALL: Once = Once::new();
+
+    INSTALL.call_once(|| {
+        let next = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if let Some(requests) = WATCHED.lock().get(&Place::here()) {
+                for panicked in requests {
+                    panicked.store(true, Ordering::SeqCst);
+                }
+            }
+            next(panic);
+        }));
+    });
+}
+
+/// Whether anything has panicked in the task of one request since it was made.
+pub(super) struct PanicWatch {
+    place: Place,
+    panicked: Arc<AtomicBool>,
+}
+
+impl PanicWatch {
+    pub(super) fn here() -> Self {
+        let watch = Self { place: Place::here(), panicked: Arc::default() };
+        WATCHED.lock().entry(watch.place).or_default().push(Arc::clone(&watch.panicked));
+        watch
+    }
+
+    /// For a guard that finds itself dropped by a panic, wherever it was moved to.
+    pub(super) fn mark(&self) {
+        self.panicked.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn has_panicked(&self) -> bool {
+        self.panicked.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for PanicWatch {
+    fn drop(&mut self) {
+        let mut watched = WATCHED.lock();
+        if let Some(requests) = watched.get_mut(&self.place) {
+            requests.retain(|panicked| !Arc::ptr_eq(panicked, &self.panicked));
+            if requests.is_empty() {
+                watched.remove(&self.place);
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Errors as clients see them: `application/problem+json`, RFC 9457.
+
+use std::borrow::Cow;
+use std::io::Cursor;
+
+use rocket::http::{ContentType, Header, Status};
+use rocket::request::Request;
+use rocket::response::{self, Responder, Response};
+use rocket::{Catcher, catch};
+use serde::Serialize;
+
+use super::context::RequestContext;
+use super::verdict::Outcome;
+
+/// A problem document ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)).
+///
+/// `instance` is the request's id. `outcome` is what became of the request's transactions;
+/// settlement writes it in when it is known, whoever made the document.
+///
+/// ```
+/// use rocket::http::Status;
+/// use rocket_tx::Problem;
+///
+/// let problem = Problem::new(Status::UnprocessableEntity, "validation", "`title` is empty");
+/// assert_eq!(problem.status(), Status::UnprocessableEntity);
+/// ```
+#[derive(Debug, Clone, Serialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    title: Cow<'static, str>,
+    status: u16,
+    detail: Cow<'static, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<Outcome>,
+}
+
+impl Problem {
+    /// A problem of the given kind (one word or several with hyphens), which becomes its `type`:
+    /// `urn:rocket_tx:problem:<kind>`. `detail` is shown to clients.
+    pub fn new(status: Status, kind: &str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            kind: format!("urn:rocket_tx:problem:{kind}"),
+            title: status.reason_lossy().into(),
+            status: status.code,
+            detail: detail.into(),
+            instance: None,
+            outcome: None,
+        }
+    }
+
+    /// The status that it is answered with.
+    pub fn status(&self) -> Status {
+        Status::new(self.status)
+    }
+
+    pub(super) fn with_outcome(mut self, outcome: Outcome) -> Self {
+        self.outcome = Some(outcome);
+        self
+    }
+
+    fn of(mut self, request: &Request<'_>) -> Self {
+        self.instance = RequestContext::of(request).map(|context| context.id.to_string());
+        self
+    }
+
+    /// Makes `response` this problem, and keeps its headers.
+    pub(super) fn write(self, request: &Request<'_>, response: &mut Response<'_>) {
+        let problem = self.of(request);
+        response.set_status(problem.status());
+        response.set_header(content_type());
+        if problem.status == Status::ServiceUnavailable.code {
+            response.set_header(retry_after());
+        }
+        // A struct of strings and a number: nothing in it can fail to become JSON.
+        let body = rocket::serde::json::to_string(&problem).unwrap_or_default();
+        response.set_sized_body(body.len(), Cursor::new(body));
+    }
+}
+
+fn content_type() -> ContentType {
+    ContentType::new("application", "problem+json")
+}
+
+/// Contention passes quickly: clients may retry after a second.
+fn retry_after() -> Header<'static> {
+    Header::new("Retry-After", "1")
+}
+
+impl<'r> Responder<'r, 'static> for Problem {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
+        let mut response = Response::new();
+        self.clone().write(request, &mut response);
+        if let Some(context) = RequestContext::of(request) {
+            context.set_problem(self);
+        }
+        Ok(response)
+    }
+}
+
+/// Catchers that answer every error of Rocket's with problem+json; a guard that failed tells its
+/// own reason.
+///
+/// ```no_run
+/// let rocket = rocket::build().register("/", rocket_tx::problem_catchers());
+/// ```
+pub fn problem_catchers() -> Vec<Catcher> {
+    rocket::catchers![default_problem]
+}
+
+#[catch(default)]
+fn default_problem(status: Status, request: &Request<'_>) -> Problem {
+    let failure = RequestContext::of(request)
+        .and_then(RequestContext::outstanding)
+        .and_then(|outstanding| outstanding.failure())
+        .filter(|problem| problem.status == status.code);
+    failure.unwrap_or_else(|| Problem::new(status, kind(status), explain(status)))
+}
+
+fn kind(status: Status) -> &'static str {
+    match status.code {
+        400 => "bad-request",
+        403 => "forbidden",
+        404 => "not-found",
+        405 => "method-not-allowed",
+        406 => "not-acceptable",
+        413 => "too-large",
+        415 => "unsupported-media-type",
+        422 => "validation",
+        400..=499 => "client-error",
+        503 => "unavailable",
+        _ => "internal",
+    }
+}
+
+fn explain(status: Status) -> &'static str {
+    match status.code {
+        400 => "The request could not be understood; check its syntax.",
+        404 => "There is nothing at this address.",
+        413 => "The body is over the size limit.",
+        415 => "Send the body as `Content-Type: application/json`.",
+        422 => "The request was understood, but its content breaks a rule.",
+        400..=499 => "The request cannot be answered as it stands.",
+        503 => "The service cannot answer now; retry.",
+        _ => "The service failed; its log names this request's id.",
+    }
+}

@@ -1,0 +1,129 @@
+//! The guard for handlers that only read.
+
+use std::any::type_name;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use rocket::request::{FromRequest, Outcome, Request};
+use rocket::{Ignite, Rocket, Sentinel};
+use rocket_db_pools::Database;
+
+use super::error::Error;
+use super::guard::failed;
+use super::lent::ConnectionOf;
+use super::outstanding::Outstanding;
+use super::settlement;
+use crate::db::{Access, Patience, Session, TransactionPool};
+
+/// A connection of `D` that only reads: no transaction, one round trip a query.
+///
+/// A write through it fails at the database: on SQLite the connection is `query_only`, on Postgres
+/// the session is read-only. Each query sees the latest commits; for one view across several take
+/// [`Tx<D, ReadOnly>`](super::ReadOnly).
+///
+/// A `Read` is not outstanding: it may be moved into the response, and a body may stream from it.
+/// A request has one connection of a database at most, so `Read<D>` beside an open `Tx<D>`, or
+/// another `Read<D>`, is [`Error::SecondConnection`].
+///
+/// ```
+/// use rocket_tx::db::SqlitePool;
+/// use rocket_tx::rocket_db_pools::{self, Database};
+/// use rocket_tx::{sqlx, Error, Read};
+///
+/// #[derive(Database)]
+/// #[database("main")]
+/// struct Main(SqlitePool);
+///
+/// #[rocket::get("/todos/count")]
+/// async fn count(mut read: Read<Main>) -> Result<String, Error> {
+///     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM todos").fetch_one(&mut *read).await?;
+///     Ok(count.to_string())
+/// }
+/// ```
+pub struct Read<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    session: <D::Pool as TransactionPool>::Session,
+    _reading: Reading<D>,
+}
+
+/// Holds the place of a `Read` in its request.
+struct Reading<D: Database> {
+    outstanding: Arc<Outstanding>,
+    database: PhantomData<fn() -> D>,
+}
+
+impl<D: Database> Drop for Reading<D> {
+    fn drop(&mut self) {
+        self.outstanding.reading_ends::<D>();
+    }
+}
+
+impl<D> Read<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    async fn of(request: &Request<'_>) -> Result<Self, Error> {
+        let outstanding = Outstanding::of(request)?;
+        let database =
+            request.rocket().state::<D>().ok_or(Error::NotAttached(type_name::<D>()))?;
+        outstanding.reading_begins::<D>()?;
+        // Made before the wait: dropped in it, the place is given back.
+        let reading =
+            Reading { outstanding: Arc::clone(outstanding), database: PhantomData };
+        let session = database.session(Access::ReadOnly, Patience::Wait).await?;
+        Ok(Self { session, _reading: reading })
+    }
+}
+
+impl<D> Deref for Read<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    type Target = ConnectionOf<D>;
+
+    fn deref(&self) -> &Self::Target {
+        self.session.connection_ref()
+    }
+}
+
+impl<D> DerefMut for Read<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.session.connection()
+    }
+}
+
+#[rocket::async_trait]
+impl<'r, D> FromRequest<'r> for Read<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    type Error = Error;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
+        match Self::of(request).await {
+            Ok(read) => Outcome::Success(read),
+            Err(error) => failed(request, error),
+        }
+    }
+}
+
+impl<D> Sentinel for Read<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn abort(rocket: &Rocket<Ignite>) -> bool {
+        settlement::is_unfit::<D>(rocket)
+    }
+}

@@ -1,0 +1,152 @@
+//! The door by which anything can join a request's settlement.
+
+use std::any::Any;
+use std::borrow::Cow;
+
+use rocket_db_pools::Database;
+use tokio::time::Instant;
+
+use super::context::RequestId;
+use super::error::Error;
+use super::lent::Lent;
+use crate::db::{Transaction, TransactionPool};
+
+/// When a resource is committed. Prepare goes through all resources in this order too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Commits may fail: databases.
+    Database,
+    /// Commits come after all databases and cannot undo them: leases, files, mails.
+    Release,
+}
+
+/// Anything that is settled together with a request's transactions.
+///
+/// The order of a settlement: `prepare` of all, databases first and each phase in joining order;
+/// then `commit` of the databases, then of the releases. If any prepare fails, or the verdict is
+/// rollback, `rollback` of all, databases first: each is tried, whatever the others did.
+///
+/// All of it runs in the request's task, within `settle_timeout`, under `catch_unwind`. A future
+/// that takes longer is dropped, and the resource after it. A resource that is dropped unsettled
+/// (the process ends) gets no call: keep what must survive that in a database.
+///
+/// ```
+/// use std::borrow::Cow;
+/// use rocket_tx::{Error, Resource};
+///
+/// struct Mail { to: String, text: String }
+///
+/// #[rocket::async_trait]
+/// impl Resource for Mail {
+///     fn name(&self) -> Cow<'_, str> { "mail".into() }
+///
+///     async fn commit(&mut self) -> Result<(), Error> {
+///         println!("to {}: {}", self.to, self.text);
+///         Ok(())
+///     }
+/// }
+///
+/// #[rocket::post("/welcome")]
+/// fn welcome(outstanding: &rocket_tx::Outstanding) -> Result<(), Error> {
+///     outstanding.join(Mail { to: "you".into(), text: "hello".into() })
+/// }
+/// ```
+#[rocket::async_trait]
+pub trait Resource: Any + Send {
+    /// What logs, `/registry` and observers call it.
+    fn name(&self) -> Cow<'_, str>;
+
+    /// When it is committed.
+    fn phase(&self) -> Phase {
+        Phase::Release
+    }
+
+    /// The last chance to refuse. Work that must be in the request's transaction, an outbox row or
+    /// the release of a lease, is done here, on what [`Settling`] lends.
+    ///
+    /// # Errors
+    ///
+    /// Everything is rolled back, and the client is answered with the error.
+    async fn prepare(&mut self, _settling: &mut Settling<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Makes it so.
+    ///
+    /// # Errors
+    ///
+    /// In the database phase: [`Error::Unknown`] if it may have been committed all the same, any
+    /// other if it was not. In the release phase errors are logged and change nothing.
+    async fn commit(&mut self) -> Result<(), Error>;
+
+    /// Undoes what was done before, as far as it was done.
+    ///
+    /// # Errors
+    ///
+    /// They are logged; the other resources are rolled back all the same.
+    async fn rollback(&mut self, _settling: &mut Settling<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// What a resource is lent while the request is settled.
+pub struct Settling<'a> {
+    pub(super) request: RequestId,
+    pub(super) deadline: Instant,
+    /// All resources but the one that is being called.
+    pub(super) others: &'a mut [Option<Box<dyn Resource>>],
+    /// The index of the database that is to be committed last.
+    pub(super) last: &'a mut Option<usize>,
+}
+
+impl Settling<'_> {
+    /// The request that is being settled.
+    pub fn request_id(&self) -> RequestId {
+        self.request
+    }
+
+    /// When settling must be over.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The request's transaction of `D`, if it has one.
+    ///
+    /// In `prepare` it is open: what is written on its
+    /// [`connection`](Transaction::connection) is committed or rolled back with the rest. In
+    /// `rollback` it is over, and [`begin_again`](Transaction::begin_again) starts a new one on the
+    /// same connection, to be committed by the caller. Ending it in `prepare` makes the request
+    /// fail.
+    pub fn transaction<D>(
+        &mut self,
+    ) -> Option<&mut Transaction<<D::Pool as TransactionPool>::Session>>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        self.find::<D>().map(|(_, lent)| lent.transaction())
+    }
+
+    /// Has the transaction of `D` committed after those of all other databases, because it carries
+    /// rows that must not be gone before the rest is certain. The last call counts.
+    pub fn commit_last<D>(&mut self)
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        if let Some(index) = self.find::<D>().map(|(index, _)| index) {
+            *self.last = Some(index);
+        }
+    }
+
+    fn find<D>(&mut self) -> Option<(usize, &mut Lent<D>)>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        self.others.iter_mut().enumerate().find_map(|(index, resource)| {
+            let resource: &mut dyn Any = &mut **resource.as_mut()?;
+            Some((index, resource.downcast_mut()?))
+        })
+    }
+}

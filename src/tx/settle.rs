@@ -1,0 +1,237 @@
+//! Carrying a verdict out on every resource.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use rocket::Request;
+use rocket::futures::FutureExt;
+use tokio::time::{Instant, timeout_at};
+
+use super::context::RequestId;
+use super::error::{Chain, Error};
+use super::live::LiveEntry;
+use super::observe::{Action, Step};
+use super::resource::{Phase, Resource, Settling};
+use super::settlement::Settings;
+
+/// The settlement of one request: its resources, and how far it has come.
+pub(super) struct Run<'a, 'r> {
+    settings: &'a Settings,
+    request: &'a Request<'r>,
+    id: RequestId,
+    /// Databases first, each phase in joining order. Empty where a resource is being called, and
+    /// where it has been committed: a transaction's connection goes back to its pool at once.
+    resources: Vec<Option<Box<dyn Resource>>>,
+    names: Vec<String>,
+    databases: usize,
+    /// The database that asked to be committed last.
+    last: Option<usize>,
+    committed: Vec<String>,
+    deadline: Instant,
+    /// Their lines in the list of what is live, until the settlement is over.
+    _lines: Vec<LiveEntry>,
+}
+
+impl<'a, 'r> Run<'a, 'r> {
+    pub(super) fn new(
+        settings: &'a Settings,
+        request: &'a Request<'r>,
+        id: RequestId,
+        mut resources: Vec<Box<dyn Resource>>,
+        lines: Vec<LiveEntry>,
+    ) -> Self {
+        resources.sort_by_key(|resource| resource.phase());
+        let databases =
+            resources.iter().filter(|resource| resource.phase() == Phase::Database).count();
+        Self {
+            settings,
+            request,
+            id,
+            names: resources.iter().map(|resource| resource.name().into_owned()).collect(),
+            resources: resources.into_iter().map(Some).collect(),
+            databases,
+            last: None,
+            committed: Vec::new(),
+            deadline: Instant::now() + settings.settle_timeout,
+            _lines: lines,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.resources.is_empty()
+    }
+
+    /// Commits everything, or rolls everything back and says why.
+    pub(super) async fn commit(&mut self) -> Result<(), Error> {
+        if let Err(error) = self.prepare().await {
+            self.rollback().await;
+            return Err(error);
+        }
+        if let Err(error) = self.commit_databases().await {
+            self.rollback().await;
+            return Err(error);
+        }
+        // What is committed stays committed: a release can only be reported.
+        self.deadline = Instant::now() + self.settings.settle_timeout;
+        for index in self.databases..self.resources.len() {
+            if let Err(error) = self.call(index, Action::Commit).await {
+                let resource = &self.names[index];
+                tracing::error!(request = %self.id, %resource, error = %error.text(), "committed, but not released");
+            }
+        }
+        Ok(())
+    }
+
+    /// Rolls everything back that is not committed. Each resource is tried, whatever the others
+    /// did; a connection that cannot be rolled back is closed when it is dropped.
+    pub(super) async fn rollback(&mut self) {
+        self.deadline = Instant::now() + self.settings.settle_timeout;
+        for index in 0..self.resources.len() {
+            if let Err(error) = self.call(index, Action::Rollback).await {
+                let resource = &self.names[index];
+                tracing::error!(request = %self.id, %resource, error = %error.text(), "cannot be rolled back; it will be closed instead");
+            }
+        }
+    }
+
+    async fn prepare(&mut self) -> Result<(), Error> {
+        // A transaction's COMMIT carries its own proof: alone, it needs no round trip for it.
+        if self.resources.len() == 1 && self.databases == 1 {
+            return Ok(());
+        }
+        for index in 0..self.resources.len() {
+            self.call(index, Action::Prepare).await.map_err(|failure| match failure {
+                Failure::Error(error) => error,
+                Failure::Panicked => Error::Panicked,
+                Failure::TimedOut => Error::SettleTimeout(self.settings.settle_timeout),
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn commit_databases(&mut self) -> Result<(), Error> {
+        let mut order: Vec<usize> = (0..self.databases).collect();
+        if let Some(last) = self.last.filter(|last| *last < self.databases) {
+            order.retain(|index| *index != last);
+            order.push(last);
+        }
+        for (done, &index) in order.iter().enumerate() {
+            if done == 0 && Instant::now() >= self.deadline {
+                return Err(Error::SettleTimeout(self.settings.settle_timeout));
+            }
+            match self.call(index, Action::Commit).await {
+                Ok(()) => self.committed.push(self.names[index].clone()),
+                Err(Failure::Error(error)) if !matches!(error, Error::Unknown(_)) => {
+                    return Err(self.refused(error, &order[done..]));
+                }
+                // It was sent, and nobody can say what became of it.
+                Err(_) => return Err(Error::Unknown(vec![self.names[index].clone()])),
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(&self, error: Error, rest: &[usize]) -> Error {
+        if self.committed.is_empty() {
+            return error;
+        }
+        tracing::error!(
+            request = %self.id, committed = ?self.committed, error = %Chain(&error),
+            "one database was committed and a later one refused"
+        );
+        Error::Partial {
+            committed: self.committed.clone(),
+            refused: rest.iter().map(|&index| self.names[index].clone()).collect(),
+        }
+    }
+
+    /// One step on one resource, bounded, under `catch_unwind`, with the observers around it.
+    async fn call(&mut self, index: usize, action: Action) -> Result<(), Failure> {
+        let Some(mut resource) = self.resources[index].take() else {
+            return Ok(());
+        };
+        let step = Step {
+            request: self.request,
+            resource: &self.names[index],
+            action,
+            committed: self.committed.len(),
+        };
+        self.settings.observe(|observer| observer.before(&step));
+        let started = Instant::now();
+        let mut settling = Settling {
+            request: self.id,
+            deadline: self.deadline,
+            others: &mut self.resources,
+            last: &mut self.last,
+        };
+        let work = async {
+            match action {
+                Action::Prepare => resource.prepare(&mut settling).await,
+                Action::Commit => resource.commit().await,
+                Action::Rollback => resource.rollback(&mut settling).await,
+            }
+        };
+        let result = match timeout_at(self.deadline, AssertUnwindSafe(work).catch_unwind()).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(Failure::Error(error)),
+            Ok(Err(_panic)) => Err(Failure::Panicked),
+            Err(_elapsed) => Err(Failure::TimedOut),
+        };
+        self.report(&step, &result, started.elapsed());
+        let over = matches!((&result, action), (Ok(()), Action::Commit));
+        if !over {
+            self.resources[index] = Some(resource);
+        }
+        result
+    }
+
+    fn report(&self, step: &Step<'_, '_>, result: &Result<(), Failure>, took: Duration) {
+        let timed_out = Error::SettleTimeout(self.settings.settle_timeout);
+        let outcome = match result {
+            Ok(()) => Ok(()),
+            Err(Failure::Error(error)) => Err(error),
+            Err(Failure::Panicked) => Err(&Error::Panicked),
+            Err(Failure::TimedOut) => Err(&timed_out),
+        };
+        self.settings.observe(|observer| observer.after(step, outcome, took));
+    }
+}
+
+/// How a step can fail.
+enum Failure {
+    Error(Error),
+    Panicked,
+    /// Its future was dropped in the middle.
+    TimedOut,
+}
+
+impl Failure {
+    fn text(&self) -> String {
+        match self {
+            Self::Error(error) => error.to_string(),
+            Self::Panicked => "it panicked".into(),
+            Self::TimedOut => "it took longer than `settle_timeout`".into(),
+        }
+    }
+}
+
+/// Runs code of the service's own; a panic in it harms nobody.
+pub(super) fn shielded<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
+    match std::panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(value) => Some(value),
+        Err(panic) => {
+            tracing::error!(panic = message(&*panic), "{what} panicked");
+            None
+        }
+    }
+}
+
+/// What a panic said.
+pub(super) fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)")
+}

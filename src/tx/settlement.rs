@@ -1,0 +1,502 @@
+//! The fairing that reads the verdict off the response, and settles before the answer leaves.
+
+use std::any::type_name;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rocket::fairing::{self, Fairing, Info, Kind};
+use rocket::figment::Figment;
+use rocket::futures::FutureExt;
+use rocket::http::{Header, Method};
+use rocket::{Build, Data, Ignite, Phase, Request, Response, Rocket};
+use rocket_db_pools::Database;
+use tokio_util::task::TaskTracker;
+
+use super::context::RequestContext;
+use super::error::Error;
+use super::live::{Live, LiveEntry, Settled};
+use super::observe::Observer;
+use super::outstanding::{Entry, Hooks, Lending, Outstanding, State};
+use super::panics;
+use super::problem::Problem;
+use super::resource::Resource;
+use super::settle::{Run, message, shielded};
+use super::lent::Taken;
+use super::verdict::{Choice, Outcome, Reason, Verdict};
+use crate::db::{Roster, Seconds, TransactionPool, same_database};
+
+/// What a veto looks at.
+pub struct Vetoed<'a, 'r> {
+    /// The request.
+    pub request: &'a Request<'r>,
+    /// Its method as it was sent: Rocket answers a HEAD by routing a GET.
+    pub method: Method,
+    /// The response, as handler or catcher and the other fairings made it.
+    pub response: &'a Response<'r>,
+}
+
+type Veto = Arc<dyn Fn(&Vetoed<'_, '_>) -> bool + Send + Sync>;
+
+/// The fairing that settles every request: below 400 commits, 400 and above rolls back, and what
+/// [`Reason`] lists comes first.
+///
+/// It runs after the response fairings that are attached at build time, wherever in the launch
+/// code it stands. Attach it once.
+///
+/// ```
+/// use rocket::http::Method;
+/// use rocket_tx::Settlement;
+///
+/// // A GET never commits, whatever it answers.
+/// let settlement = Settlement::new().veto(|vetoed| vetoed.method == Method::Get);
+/// ```
+///
+/// It reads from `Rocket.toml`: `settle_timeout` (default `"10s"`), the bound on settling one
+/// request, and `slow_transaction` (default `"1s"`), past which a transaction is warned about.
+///
+/// It installs a panic hook, before the one that the process has, so that a panic rolls back even
+/// where a catcher answers it with a success.
+#[derive(Default)]
+pub struct Settlement {
+    veto: Option<Veto>,
+    observers: Vec<Arc<dyn Observer>>,
+}
+
+impl Settlement {
+    /// Settles by the rules alone.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Rolls back, and leaves the response as it is, where `veto` says true. A veto that panics
+    /// counts as true.
+    pub fn veto<F>(mut self, veto: F) -> Self
+    where
+        F: Fn(&Vetoed<'_, '_>) -> bool + Send + Sync + 'static,
+    {
+        self.veto = Some(Arc::new(veto));
+        self
+    }
+
+    /// Tells `observer` of every step. May be called more than once.
+    pub fn observer<O: Observer>(mut self, observer: O) -> Self {
+        self.observers.push(Arc::new(observer));
+        self
+    }
+}
+
+/// What every settlement needs; Rocket's managed state.
+pub(super) struct Settings {
+    pub(super) live: Live,
+    pub(super) settle_timeout: Duration,
+    slow_transaction: Duration,
+    veto: Option<Veto>,
+    observers: Vec<Arc<dyn Observer>>,
+    in_flight: TaskTracker,
+}
+
+impl Settings {
+    pub(super) fn observe(&self, tell: impl Fn(&dyn Observer)) {
+        for observer in &self.observers {
+            shielded("an observer", || tell(&**observer));
+        }
+    }
+}
+
+#[rocket::async_trait]
+impl Fairing for Settlement {
+    fn info(&self) -> Info {
+        Info { name: "Settlement", kind: Kind::Ignite | Kind::Request | Kind::Singleton }
+    }
+
+    async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
+        let durations = (
+            duration(rocket.figment(), "settle_timeout", Duration::from_secs(10)),
+            duration(rocket.figment(), "slow_transaction", Duration::from_secs(1)),
+        );
+        let (settle_timeout, slow_transaction) = match durations {
+            (Ok(settle), Ok(slow)) => (settle, slow),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!("Settlement cannot start: {error}; correct it in Rocket.toml");
+                return Err(rocket);
+            }
+        };
+        panics::install();
+        let (rocket, roster) = Roster::of(rocket);
+        let live = Live::default();
+        let settings = Settings {
+            live: live.clone(),
+            settle_timeout,
+            slow_transaction,
+            veto: self.veto.clone(),
+            observers: self.observers.clone(),
+            in_flight: roster.in_flight,
+        };
+        // Attached from here it runs after all that were attached at build time.
+        Ok(rocket.manage(settings).manage(live).attach(Answer))
+    }
+
+    async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
+        if let Some(settings) = request.rocket().state::<Settings>() {
+            RequestContext::enter(request, settings.in_flight.token());
+        }
+    }
+}
+
+fn duration(
+    figment: &Figment,
+    key: &str,
+    default: Duration,
+) -> Result<Duration, Box<rocket::figment::Error>> {
+    match figment.extract_inner::<Seconds>(key) {
+        Ok(Seconds(duration)) => Ok(duration),
+        Err(error) if error.missing() => Ok(default),
+        Err(error) => Err(Box::new(error)),
+    }
+}
+
+/// The half that sees the response.
+struct Answer;
+
+#[rocket::async_trait]
+impl Fairing for Answer {
+    fn info(&self) -> Info {
+        Info { name: "Settlement", kind: Kind::Response }
+    }
+
+    async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
+        let context = RequestContext::of(request);
+        let settings = request.rocket().state::<Settings>();
+        let (Some(context), Some(settings)) = (context, settings) else {
+            return;
+        };
+        if let Some(outstanding) = context.outstanding() {
+            let settling = Settle { settings, context, request, outstanding };
+            // Resources, vetoes and hooks are shielded one by one; this is for what they leave
+            // behind when they are dropped.
+            if AssertUnwindSafe(settling.run(response)).catch_unwind().await.is_err() {
+                tracing::error!(request = %context.id, "settling panicked");
+                replace(request, response, Error::Panicked.problem(), Outcome::Unknown);
+            }
+        }
+        response.set_header(Header::new("X-Request-Id", context.id.to_string()));
+    }
+}
+
+/// One request, its response ready, about to be settled.
+struct Settle<'a, 'r, 's> {
+    settings: &'a Settings,
+    context: &'a RequestContext,
+    request: &'r Request<'s>,
+    outstanding: &'a Arc<Outstanding>,
+}
+
+impl<'r> Settle<'_, 'r, '_> {
+    async fn run(&self, response: &mut Response<'r>) {
+        let started = Instant::now();
+        let mut state = self.outstanding.close();
+        let hooks = std::mem::take(&mut state.hooks);
+        if !state.used && hooks.is_empty() {
+            return;
+        }
+        self.warn_of_slow(&state);
+        let mut collected = Collected::default();
+        let mut held = collected.take(std::mem::take(&mut state.entries));
+        let leaked: Vec<String> = held.iter().map(|lending| lending.name.to_owned()).collect();
+        if !held.is_empty() {
+            // What holds it may be the response itself: its body, its upgrade handler.
+            strip(response);
+            held = collected.take(held.into_iter().map(Entry::Database).collect());
+            held.iter().for_each(|lending| self.condemn(lending));
+        }
+        let verdict = self.verdict(leaked, &state, response);
+        let Collected { resources, lines } = collected;
+        let mut run =
+            Run::new(self.settings, self.request, self.context.id, resources, lines);
+        let result = match &verdict {
+            Verdict::Commit(_) => run.commit().await,
+            Verdict::Rollback(reason) => {
+                let anything = !run.is_empty();
+                run.rollback().await;
+                drop(run);
+                return self.rolled_back(reason, anything, state, hooks, started, response);
+            }
+        };
+        drop(run);
+        let outcome = match &result {
+            Ok(()) => Outcome::Committed,
+            Err(error) => error.outcome(),
+        };
+        if let Err(error) = &result {
+            replace(self.request, response, error.problem(), outcome);
+        }
+        self.done(verdict, outcome, hooks, started, response);
+    }
+
+    /// First match wins.
+    fn verdict(&self, leaked: Vec<String>, state: &State, response: &Response<'r>) -> Verdict {
+        let status = response.status();
+        if !leaked.is_empty() {
+            Verdict::Rollback(Reason::Leaked(leaked))
+        } else if self.outstanding.has_panicked() {
+            Verdict::Rollback(Reason::Panicked)
+        } else if state.failure.is_some() {
+            Verdict::Rollback(Reason::GuardFailed)
+        } else if let Some((_, reason)) = &state.doom {
+            Verdict::Rollback(Reason::Doomed(reason.clone()))
+        } else if let Some(choice) = state.choice {
+            match choice {
+                Choice::Commit => Verdict::Commit(Reason::Handler),
+                Choice::Rollback => Verdict::Rollback(Reason::Handler),
+            }
+        } else if self.vetoed(response) {
+            Verdict::Rollback(Reason::Vetoed)
+        } else if status.code < 400 {
+            Verdict::Commit(Reason::Status(status))
+        } else {
+            Verdict::Rollback(Reason::Status(status))
+        }
+    }
+
+    fn vetoed(&self, response: &Response<'r>) -> bool {
+        let Some(veto) = &self.settings.veto else {
+            return false;
+        };
+        let vetoed =
+            Vetoed { request: self.request, method: self.context.method, response };
+        shielded("a veto", || veto(&vetoed)).unwrap_or(true)
+    }
+
+    /// Everything was rolled back. A success that nobody chose does not stand.
+    fn rolled_back(
+        &self,
+        reason: &Reason,
+        anything: bool,
+        state: State,
+        hooks: Hooks,
+        started: Instant,
+        response: &mut Response<'r>,
+    ) {
+        let status = response.status();
+        let claims_success = status.code < 300 && anything;
+        let problem = match reason {
+            Reason::Leaked(names) => Some(Error::Leaked(names.clone()).problem()),
+            Reason::Panicked if claims_success => Some(Error::Panicked.problem()),
+            Reason::GuardFailed if claims_success => state.failure,
+            Reason::Doomed(_) if status.code < 400 => state
+                .doom
+                .map(|(status, reason)| Error::Doomed { status, reason }.problem()),
+            _ => None,
+        };
+        if let Some(problem) = problem {
+            replace(self.request, response, problem, Outcome::RolledBack);
+        }
+        self.done(
+            Verdict::Rollback(reason.clone()),
+            Outcome::RolledBack,
+            hooks,
+            started,
+            response,
+        );
+    }
+
+    fn done(
+        &self,
+        verdict: Verdict,
+        outcome: Outcome,
+        hooks: Hooks,
+        started: Instant,
+        response: &mut Response<'r>,
+    ) {
+        // A problem that the handler answered with could not know the outcome yet.
+        if let Some(problem) = self.context.take_problem() {
+            let is_problem = response
+                .content_type()
+                .is_some_and(|kind| kind.top() == "application" && kind.sub() == "problem+json");
+            if is_problem && problem.status() == response.status() {
+                problem.with_outcome(outcome).write(self.request, response);
+            }
+        }
+        response.set_header(Header::new("Transaction-Outcome", outcome.as_str()));
+        self.settings.live.count(outcome);
+        let settled = Settled {
+            request: self.context.id,
+            verdict,
+            outcome,
+            status: response.status(),
+            took: started.elapsed(),
+        };
+        tracing::debug!(
+            request = %settled.request, route = self.route(), verdict = %settled.verdict.reason(),
+            %outcome, status = settled.status.code, took = ?settled.took, "settled"
+        );
+        self.settings.observe(|observer| observer.settled(self.request, &settled));
+        hooks.run(outcome, &self.settings.in_flight);
+    }
+
+    fn warn_of_slow(&self, state: &State) {
+        for entry in &state.entries {
+            if let Entry::Database(lending) = entry {
+                let age = lending.since.elapsed();
+                if age > self.settings.slow_transaction {
+                    tracing::warn!(
+                        request = %self.context.id, route = self.route(), guard = lending.guard,
+                        database = lending.name, ?age, "a transaction was open for long"
+                    );
+                }
+            }
+        }
+    }
+
+    fn condemn(&self, lending: &Lending) {
+        if let Some(flags) = &lending.flags {
+            flags.condemn();
+        }
+        tracing::error!(
+            request = %self.context.id, route = self.route(), guard = lending.guard,
+            database = lending.name,
+            "a guard outlives its request; its transaction can never commit, and rolls back when \
+             the guard is dropped"
+        );
+    }
+
+    fn route(&self) -> &str {
+        self.request.route().and_then(|route| route.name.as_deref()).unwrap_or("-")
+    }
+}
+
+/// Everything that a request had joined and that nobody holds.
+#[derive(Default)]
+struct Collected {
+    resources: Vec<Box<dyn Resource>>,
+    lines: Vec<LiveEntry>,
+}
+
+impl Collected {
+    /// Takes what can be taken; returns what is still checked out.
+    fn take(&mut self, entries: Vec<Entry>) -> Vec<Lending> {
+        let mut held = Vec::new();
+        for entry in entries {
+            match entry {
+                Entry::Resource(resource, line) => {
+                    self.resources.push(resource);
+                    self.lines.push(line);
+                }
+                Entry::Database(lending) => match lending.loan.take() {
+                    Taken::Resource(resource) => self.resources.push(resource),
+                    Taken::Nothing => {}
+                    Taken::CheckedOut => held.push(lending),
+                },
+            }
+        }
+        held
+    }
+}
+
+impl Hooks {
+    fn is_empty(&self) -> bool {
+        self.after_commit.is_empty() && self.after_rollback.is_empty()
+    }
+
+    /// Runs what is due in a task of its own, one after the other.
+    fn run(self, outcome: Outcome, in_flight: &TaskTracker) {
+        let due = match outcome {
+            Outcome::Committed => self.after_commit,
+            Outcome::RolledBack => self.after_rollback,
+            Outcome::Partial | Outcome::Unknown if self.is_empty() => return,
+            Outcome::Partial | Outcome::Unknown => {
+                tracing::error!(%outcome, "no hook runs: neither commit nor rollback is certain");
+                return;
+            }
+        };
+        if due.is_empty() {
+            return;
+        }
+        in_flight.spawn(async move {
+            for hook in due {
+                if let Err(panic) = AssertUnwindSafe(hook).catch_unwind().await {
+                    tracing::error!(panic = message(&*panic), "a hook panicked");
+                }
+            }
+        });
+    }
+}
+
+/// Makes the response a problem. Keeps the headers that fairings set.
+fn replace<'r>(
+    request: &'r Request<'_>,
+    response: &mut Response<'r>,
+    problem: Problem,
+    outcome: Outcome,
+) {
+    strip(response);
+    problem.with_outcome(outcome).write(request, response);
+    response.set_header(Header::new("Transaction-Outcome", outcome.as_str()));
+}
+
+/// Drops body, upgrade handlers, and the headers that speak of them or of a success.
+fn strip(response: &mut Response<'_>) {
+    let mut bare = Response::build().status(response.status()).finalize();
+    for header in response.headers().iter() {
+        if survives(header.name().as_str()) {
+            let (name, value) = (header.name().to_string(), header.value().to_owned());
+            bare.adjoin_header(Header::new(name, value));
+        }
+    }
+    let old = std::mem::replace(response, bare);
+    shielded("the body of a response", || drop(old));
+}
+
+fn survives(name: &str) -> bool {
+    const DROPPED: [&str; 11] = [
+        "set-cookie",
+        "location",
+        "etag",
+        "last-modified",
+        "cache-control",
+        "expires",
+        "accept-ranges",
+        "transfer-encoding",
+        "retry-after",
+        "refresh",
+        "link",
+    ];
+
+    let name = name.to_ascii_lowercase();
+    let of_content = name.starts_with("content-") && !name.starts_with("content-security-policy");
+    !of_content && !DROPPED.contains(&name.as_str())
+}
+
+/// The service has no `Settlement`: says so, with the line that is missing.
+pub(super) fn is_missing<P: Phase>(rocket: &Rocket<P>) -> bool {
+    let missing = rocket.state::<Settings>().is_none();
+    if missing {
+        tracing::error!("{}", Error::NoSettlement);
+    }
+    missing
+}
+
+/// The service cannot serve guards of `D`: says what is missing, or what is wrong.
+pub(super) fn is_unfit<D>(rocket: &Rocket<Ignite>) -> bool
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    let mut unfit = is_missing(rocket);
+    match (rocket.state::<D>(), rocket.state::<Roster>()) {
+        (None, _) => {
+            tracing::error!("{}", Error::NotAttached(type_name::<D>()));
+            unfit = true;
+        }
+        // A database that was attached by rocket_db_pools' own initializer gets its place here.
+        (Some(database), Some(roster)) => {
+            if let Err(other) = roster.attach::<D, _>(rocket, database) {
+                tracing::error!("{}", same_database::<D>(other));
+                unfit = true;
+            }
+        }
+        (Some(_), None) => {}
+    }
+    unfit
+}
