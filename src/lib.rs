@@ -1,5 +1,8 @@
 //! x
 #![forbid(unsafe_code)]
+#[cfg(feature = "app")]
+#[doc(hidden)]
+pub mod app;
 pub mod db;
 pub mod tx;
 pub use {rocket_db_pools, sqlx};

@@ -56,6 +56,11 @@ impl Problem {
         Status::new(self.status)
     }
 
+    /// What clients are told in words.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     pub(super) fn with_outcome(mut self, outcome: Outcome) -> Self {
         self.outcome = Some(outcome);
         self

@@ -1,0 +1,72 @@
+//! JSON bodies, and exact words about what is wrong with one.
+
+use rocket::Request;
+use rocket::data::{Data, FromData, Outcome, ToByteUnit};
+use rocket::http::Status;
+use rocket::serde::json::serde_json::{self, error::Category};
+use serde::de::DeserializeOwned;
+
+use crate::Problem;
+
+/// A rule that a body can break, beyond its shape.
+pub(super) trait Rules {
+    /// # Errors
+    ///
+    /// One sentence that names the field and the rule.
+    fn check(&self) -> Result<(), String>;
+}
+
+/// A JSON body that keeps its rules, or the problem that the client is told: 415 for another
+/// content type, 413 over the limit, 400 for what is not JSON, 422 for JSON that breaks a rule.
+pub(super) type Body<T> = Result<Valid<T>, Problem>;
+
+/// The content of a [`Body`].
+pub(super) struct Valid<T>(pub(super) T);
+
+#[rocket::async_trait]
+impl<'r, T: DeserializeOwned + Rules> FromData<'r> for Valid<T> {
+    type Error = Problem;
+
+    async fn from_data(request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r, Self> {
+        match read(request, data).await {
+            Ok(value) => Outcome::Success(Self(value)),
+            Err(problem) => Outcome::Error((problem.status(), problem)),
+        }
+    }
+}
+
+async fn read<T: DeserializeOwned + Rules>(
+    request: &Request<'_>,
+    data: Data<'_>,
+) -> Result<T, Problem> {
+    if !request.content_type().is_some_and(|kind| kind.is_json()) {
+        return Err(Problem::new(
+            Status::UnsupportedMediaType,
+            "unsupported-media-type",
+            "Send the body as `Content-Type: application/json`.",
+        ));
+    }
+    let limit = request.limits().get("json").unwrap_or(64.kibibytes());
+    let bytes = data.open(limit).into_bytes().await.map_err(|_| {
+        Problem::new(Status::BadRequest, "bad-request", "The body ended before it was complete.")
+    })?;
+    if !bytes.is_complete() {
+        return Err(Problem::new(
+            Status::PayloadTooLarge,
+            "too-large",
+            format!("The body is over the limit of {limit}."),
+        ));
+    }
+    let value: T = serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
+        Category::Data => broken_rule(error.to_string()),
+        Category::Syntax | Category::Eof | Category::Io => {
+            Problem::new(Status::BadRequest, "bad-request", format!("The body is not JSON: {error}"))
+        }
+    })?;
+    value.check().map_err(broken_rule)?;
+    Ok(value)
+}
+
+pub(super) fn broken_rule(rule: String) -> Problem {
+    Problem::new(Status::UnprocessableEntity, "validation", rule)
+}

@@ -1,0 +1,64 @@
+//! The service's own keys in `Rocket.toml`.
+
+use std::time::Duration;
+
+use rocket::figment::Figment;
+use rocket::{Build, Phase, Rocket, fairing};
+use serde::de::DeserializeOwned;
+
+use crate::db::Seconds;
+
+use super::downstream::Client;
+
+/// What `Rocket.toml` says about the service itself.
+pub(super) struct Config {
+    /// Whether failure injection is on.
+    pub(super) faults: bool,
+    /// What `/todos/<id>/share` calls; `None` is the service's own stand-in.
+    pub(super) downstream_url: Option<reqwest::Url>,
+    /// How long it may take to answer. The SQLite writer is held meanwhile.
+    pub(super) downstream_timeout: Duration,
+}
+
+impl Config {
+    /// Reads the configuration and has Rocket manage it. A value that cannot be understood stops
+    /// the launch.
+    pub(super) async fn manage(rocket: Rocket<Build>) -> fairing::Result {
+        match Self::read(rocket.figment()) {
+            Ok(config) => {
+                let client = Client::new(config.downstream_timeout);
+                Ok(rocket.manage(config).manage(client))
+            }
+            Err(error) => {
+                tracing::error!("cannot launch: {error}; correct it in Rocket.toml or the environment");
+                Err(rocket)
+            }
+        }
+    }
+
+    /// As the running service has it.
+    pub(super) fn of<P: Phase>(rocket: &Rocket<P>) -> Option<&Self> {
+        rocket.state()
+    }
+
+    fn read(figment: &Figment) -> Result<Self, String> {
+        let debug = figment.profile() == rocket::Config::DEBUG_PROFILE;
+        let url: Option<String> = read(figment, "downstream_url")?;
+        let timeout: Option<Seconds> = read(figment, "downstream_timeout")?;
+        Ok(Self {
+            faults: read(figment, "faults")?.unwrap_or(debug),
+            downstream_url: url
+                .map(|url| url.parse().map_err(|error| format!("`downstream_url`: {error}")))
+                .transpose()?,
+            downstream_timeout: timeout.map_or(Duration::from_secs(1), |timeout| timeout.0),
+        })
+    }
+}
+
+fn read<T: DeserializeOwned>(figment: &Figment, key: &str) -> Result<Option<T>, String> {
+    match figment.extract_inner(key) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.missing() => Ok(None),
+        Err(error) => Err(format!("`{key}`: {error}")),
+    }
+}

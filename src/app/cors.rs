@@ -1,0 +1,27 @@
+//! Cross-origin access: any page may use the todos, as the Todo-Backend contract wants it.
+
+use rocket::fairing::{Fairing, Info, Kind};
+use rocket::http::Header;
+use rocket::{Request, Response};
+
+pub(super) struct Cors;
+
+#[rocket::async_trait]
+impl Fairing for Cors {
+    fn info(&self) -> Info {
+        Info { name: "CORS", kind: Kind::Response }
+    }
+
+    async fn on_response<'r>(&self, _: &'r Request<'_>, response: &mut Response<'r>) {
+        response.set_header(Header::new("Access-Control-Allow-Origin", "*"));
+        response.set_header(Header::new(
+            "Access-Control-Allow-Methods",
+            "GET, HEAD, POST, PATCH, DELETE, OPTIONS",
+        ));
+        response.set_header(Header::new("Access-Control-Allow-Headers", "Content-Type, X-Fault"));
+        response.set_header(Header::new(
+            "Access-Control-Expose-Headers",
+            "Location, X-Request-Id, Transaction-Outcome, Retry-After",
+        ));
+    }
+}

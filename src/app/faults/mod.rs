@@ -1,0 +1,162 @@
+//! Failure injection: by header `X-Fault` or query `fault=`, around any endpoint.
+//!
+//! The handlers know nothing of it. A fault is a decorator around the route ([`around`]), an
+//! observer of the settlement ([`Crash`]), or another address for the downstream call.
+//!
+//! With faults off (`faults = false`, the default in release) a request that carries one is
+//! refused with 403 and not executed.
+
+mod parse;
+mod sql;
+
+use std::time::Duration;
+
+use rocket::http::Status;
+use rocket::response::Responder;
+use rocket::route::{Handler, Outcome};
+use rocket::tokio::time::sleep;
+use rocket::{Data, Request, Response, Route};
+
+use crate::tx::{Action, Observer, Settled, Step};
+use crate::{Outstanding, Problem, Tx};
+
+use super::Main;
+use super::config::Config;
+
+pub(super) use self::parse::Downstream;
+use self::parse::{CrashPoint, Fault, requested};
+
+/// The same routes, each with failure injection around it.
+pub(super) fn around(routes: Vec<Route>) -> Vec<Route> {
+    routes
+        .into_iter()
+        .map(|mut route| {
+            route.handler = Box::new(Around(route.handler));
+            route
+        })
+        .collect()
+}
+
+/// The failure of the downstream service that this request asks for.
+pub(super) fn downstream(request: &Request<'_>) -> Option<Downstream> {
+    requested(request).as_ref().ok()?.iter().find_map(|fault| match fault {
+        Fault::Downstream(downstream) => Some(*downstream),
+        _ => None,
+    })
+}
+
+/// A handler with failure injection around it.
+#[derive(Clone)]
+struct Around(Box<dyn Handler>);
+
+#[rocket::async_trait]
+impl Handler for Around {
+    async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
+        let faults = match admitted(request) {
+            Ok(faults) => faults,
+            Err(problem) => return answer(request, problem),
+        };
+        let mut outcome = self.0.handle(request, data).await;
+        for fault in faults {
+            if let Some(instead) = inject(request, fault).await {
+                outcome = instead;
+            }
+        }
+        outcome
+    }
+}
+
+/// The faults of this request, if it may have any.
+fn admitted<'r>(request: &'r Request<'_>) -> Result<&'r [Fault], Problem> {
+    let faults = requested(request).as_ref().map_err(Clone::clone)?;
+    let on = Config::of(request.rocket()).is_some_and(|config| config.faults);
+    if on || faults.is_empty() {
+        return Ok(faults);
+    }
+    Err(Problem::new(
+        Status::Forbidden,
+        "faults-off",
+        "Failure injection is off; the request was not executed. Launch with ROCKET_FAULTS=true.",
+    ))
+}
+
+fn answer<'r>(request: &'r Request<'_>, problem: Problem) -> Outcome<'r> {
+    match problem.respond_to(request) {
+        Ok(response) => Outcome::Success(response),
+        Err(status) => Outcome::Error(status),
+    }
+}
+
+/// Does what the fault says, after the handler and before settlement. Returns the answer that the
+/// client is to have instead, if the fault is one.
+async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'r>> {
+    match fault {
+        Fault::Respond(status) if status.code >= 400 => return Some(Outcome::Error(*status)),
+        Fault::Respond(status) => {
+            return Some(Outcome::Success(Response::build().status(*status).finalize()));
+        }
+        Fault::Panic => panic!("the fault `panic`"),
+        Fault::Delay(time) => sleep(*time).await,
+        Fault::Doom => {
+            if let Ok(outstanding) = Outstanding::of(request) {
+                outstanding.doom(Status::Conflict, "The fault `doom` was asked for.");
+            }
+        }
+        Fault::Commit => with_transaction(request, sql::break_a_deferred_constraint).await,
+        Fault::Swallow => with_transaction(request, sql::swallow_an_error).await,
+        Fault::Disconnect => with_transaction(request, sql::end_the_session).await,
+        Fault::Leak(time) => leak(request, *time),
+        // These work elsewhere: at the downstream call, and while the request is settled.
+        Fault::Downstream(_) | Fault::Crash(_) => {}
+    }
+    None
+}
+
+/// Runs `work` in the request's transaction of `main`, if it has one.
+async fn with_transaction(
+    request: &Request<'_>,
+    work: impl AsyncFnOnce(&mut crate::db::Connection),
+) {
+    if let Ok(Some(mut tx)) = Tx::<Main>::current(request) {
+        work(&mut tx).await;
+    }
+}
+
+/// Has a task hold the guard for longer than the request lives.
+fn leak(request: &Request<'_>, time: Duration) {
+    if let Ok(Some(tx)) = Tx::<Main>::current(request) {
+        rocket::tokio::spawn(async move {
+            sleep(time).await;
+            drop(tx);
+        });
+    }
+}
+
+/// Ends the process in the middle of a settlement, as a power failure would.
+pub(super) struct Crash;
+
+impl Crash {
+    fn at(request: &Request<'_>, point: CrashPoint) {
+        let on = Config::of(request.rocket()).is_some_and(|config| config.faults);
+        let faults = requested(request).as_ref().map_or(&[][..], Vec::as_slice);
+        if on && faults.iter().any(|fault| matches!(fault, Fault::Crash(p) if *p == point)) {
+            std::process::abort();
+        }
+    }
+}
+
+impl Observer for Crash {
+    fn before(&self, step: &Step<'_, '_>) {
+        match (step.action, step.committed) {
+            (Action::Commit, 0) => Self::at(step.request, CrashPoint::BeforeCommit),
+            (Action::Commit, 1) => Self::at(step.request, CrashPoint::BetweenCommits),
+            _ => {}
+        }
+    }
+
+    fn settled(&self, request: &Request<'_>, settled: &Settled) {
+        if settled.outcome == crate::tx::Outcome::Committed {
+            Self::at(request, CrashPoint::AfterCommit);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The language of faults.
+
+use std::time::Duration;
+
+use rocket::Request;
+use rocket::http::Status;
+
+use crate::Problem;
+
+/// One thing that is to go wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Answer with this status, after the handler has done its work.
+    Respond(Status),
+    /// Panic after the handler has done its work.
+    Panic,
+    /// Keep everything outstanding for this long.
+    Delay(Duration),
+    /// Doom the request.
+    Doom,
+    /// Have a deferred constraint of `main` refuse the commit.
+    Commit,
+    /// Have a statement on `main` fail, and swallow the error.
+    Swallow,
+    /// Have a spawned task keep the guard of `main` for this long.
+    Leak(Duration),
+    /// Have the downstream service fail.
+    Downstream(Downstream),
+    /// End the Postgres session of `main` before it is settled.
+    Disconnect,
+    /// Abort the process.
+    Crash(CrashPoint),
+}
+
+/// How the downstream service is to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::app) enum Downstream {
+    /// It answers with this status.
+    Status(u16),
+    /// It does not answer in time.
+    Timeout,
+}
+
+/// Where in a settlement the process is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CrashPoint {
+    BeforeCommit,
+    BetweenCommits,
+    AfterCommit,
+}
+
+/// What this request asks for, parsed once a request.
+pub(super) fn requested<'r>(request: &'r Request<'_>) -> &'r Result<Vec<Fault>, Problem> {
+    request.local_cache(|| {
+        let header = request.headers().get("X-Fault");
+        let query = request.uri().query().into_iter().flat_map(|query| {
+            query.segments().filter(|(key, _)| *key == "fault").map(|(_, value)| value)
+        });
+        header
+            .chain(query)
+            .flat_map(|list| list.split(','))
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+            .map(parse)
+            .collect()
+    })
+}
+
+fn parse(word: &str) -> Result<Fault, Problem> {
+    let (name, value) = match word.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (word, None),
+    };
+    let fault = match (name, value) {
+        ("respond", Some(value)) => status(value).map(Fault::Respond),
+        ("panic", None) => Some(Fault::Panic),
+        ("delay", Some(value)) => millis(value).map(Fault::Delay),
+        ("doom", None) => Some(Fault::Doom),
+        ("commit", None) => Some(Fault::Commit),
+        ("swallow", None) => Some(Fault::Swallow),
+        ("leak", None) => Some(Fault::Leak(Duration::from_secs(1))),
+        ("leak", Some(value)) => millis(value).map(Fault::Leak),
+        ("downstream", Some("timeout")) => Some(Fault::Downstream(Downstream::Timeout)),
+        ("downstream", Some(value)) => {
+            status(value).map(|status| Fault::Downstream(Downstream::Status(status.code)))
+        }
+        ("disconnect", None) => Some(Fault::Disconnect),
+        ("crash", Some("before-commit")) => Some(Fault::Crash(CrashPoint::BeforeCommit)),
+        ("crash", Some("between-commits")) => Some(Fault::Crash(CrashPoint::BetweenCommits)),
+        ("crash", Some("after-commit")) => Some(Fault::Crash(CrashPoint::AfterCommit)),
+        _ => None,
+    };
+    fault.ok_or_else(|| {
+        Problem::new(
+            Status::UnprocessableEntity,
+            "validation",
+            "`X-Fault` or `fault` must be a list of: respond=STATUS, panic, delay=MS, doom, commit, \
+             swallow, leak[=MS], downstream=STATUS|timeout, disconnect, \
+             crash=before-commit|between-commits|after-commit",
+        )
+    })
+}
+
+fn status(text: &str) -> Option<Status> {
+    text.parse().ok().filter(|code| (200..600).contains(code)).map(Status::new)
+}
+
+/// A minute at most: a fault is to be seen, not to block the service.
+fn millis(text: &str) -> Option<Duration> {
+    text.parse().ok().filter(|millis| *millis <= 60_000).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_what_they_say() {
+        assert_eq!(parse("respond=502").unwrap(), Fault::Respond(Status::BadGateway));
+        assert_eq!(parse("leak").unwrap(), Fault::Leak(Duration::from_secs(1)));
+        assert_eq!(parse("leak=5").unwrap(), Fault::Leak(Duration::from_millis(5)));
+        assert_eq!(
+            parse("downstream=timeout").unwrap(),
+            Fault::Downstream(Downstream::Timeout)
+        );
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for word in ["", "respond", "respond=99", "respond=x", "delay=-1", "delay=60001", "crash", "boom"]
+        {
+            assert!(parse(word).is_err(), "{word}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The reference service: what the library looks like in use, for copying.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `todos` | `/todos`, by the Todo-Backend contract, and `POST /todos/<id>/share` |
+//! | `audit` | `/audit`, and the guard that writes a line for every change |
+//! | `downstream` | the service that `share` calls, and its stand-in |
+//! | `status` | `/registry`, `/healthz`, `/readyz` |
+//! | `faults` | failure injection, around the handlers |
+//! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
+//! | `cors`, `methods` | headers and answers that every address has |
+//! | `config` | the service's own keys in `Rocket.toml` |
+//!
+//! Everything here uses the library through its public door; no library room imports it.
+
+mod audit;
+mod body;
+mod config;
+mod cors;
+mod downstream;
+mod error;
+mod faults;
+mod methods;
+mod page;
+mod status;
+mod todos;
+
+use rocket::figment::Figment;
+use rocket::fairing::AdHoc;
+use rocket::{Build, Rocket};
+use rocket_db_pools::Database;
+use sqlx::migrate;
+
+use crate::db::{self, Migrations, UrlPool};
+use crate::{Settlement, problem_catchers};
+
+use self::config::Config;
+use self::error::Error;
+
+/// Todos. SQLite or Postgres, as `databases.main.url` says.
+#[derive(Database)]
+#[database("main")]
+pub struct Main(UrlPool);
+
+/// One line for every change. SQLite or Postgres, as `databases.audit.url` says.
+#[derive(Database)]
+#[database("audit")]
+pub struct Audit(UrlPool);
+
+/// The service, configured by `Rocket.toml` and `ROCKET_*`, ready to launch.
+pub fn rocket() -> Rocket<Build> {
+    service(rocket::Config::figment())
+}
+
+/// The service, configured by `figment`.
+pub fn service(figment: Figment) -> Rocket<Build> {
+    let routes = [todos::routes(), audit::routes(), status::routes(), downstream::routes()];
+    let routes = methods::complete(routes.into_iter().flatten().collect());
+
+    rocket::custom(figment)
+        .attach(db::init::<Main>().migrations(main_migrations()))
+        .attach(db::init::<Audit>().migrations(audit_migrations()))
+        .attach(Settlement::new().observer(faults::Crash))
+        .attach(AdHoc::try_on_ignite("Configuration", Config::manage))
+        .attach(cors::Cors)
+        .mount("/", faults::around(routes))
+        .register("/", problem_catchers())
+}
+
+fn main_migrations() -> Migrations {
+    Migrations::new()
+        .sqlite(migrate!("migrations/main/sqlite"))
+        .postgres(migrate!("migrations/main/postgres"))
+}
+
+fn audit_migrations() -> Migrations {
+    Migrations::new()
+        .sqlite(migrate!("migrations/audit/sqlite"))
+        .postgres(migrate!("migrations/audit/postgres"))
+}

@@ -1,0 +1,99 @@
+//! The table `todos`: all of its SQL, the same text for both backends.
+
+use sqlx::FromRow;
+
+use crate::db::Connection;
+use crate::with_backend;
+
+use super::{Change, NewTodo};
+
+/// A row of the table.
+#[derive(Debug, FromRow)]
+pub(super) struct Row {
+    pub(super) id: i64,
+    pub(super) title: String,
+    pub(super) completed: bool,
+    pub(super) order: Option<i64>,
+    pub(super) shared: bool,
+}
+
+pub(super) async fn list(connection: &mut Connection) -> sqlx::Result<Vec<Row>> {
+    with_backend!(connection, |db| {
+        sqlx::query_as(r#"SELECT id, title, completed, "order", shared FROM todos ORDER BY id"#)
+            .fetch_all(db)
+            .await
+    })
+}
+
+pub(super) async fn find(connection: &mut Connection, id: i64) -> sqlx::Result<Option<Row>> {
+    with_backend!(connection, |db| {
+        sqlx::query_as(
+            r#"SELECT id, title, completed, "order", shared FROM todos WHERE id = $1"#,
+        )
+        .bind(id)
+        .fetch_optional(db)
+        .await
+    })
+}
+
+pub(super) async fn insert(connection: &mut Connection, new: &NewTodo) -> sqlx::Result<Row> {
+    with_backend!(connection, |db| {
+        sqlx::query_as(
+            r#"INSERT INTO todos (title, completed, "order") VALUES ($1, $2, $3)
+               RETURNING id, title, completed, "order", shared"#,
+        )
+        .bind(&new.title)
+        .bind(new.completed)
+        .bind(new.order)
+        .fetch_one(db)
+        .await
+    })
+}
+
+pub(super) async fn update(
+    connection: &mut Connection,
+    id: i64,
+    change: &Change,
+) -> sqlx::Result<Option<Row>> {
+    with_backend!(connection, |db| {
+        sqlx::query_as(
+            r#"UPDATE todos
+               SET title = COALESCE($2, title),
+                   completed = COALESCE($3, completed),
+                   "order" = COALESCE($4, "order")
+               WHERE id = $1
+               RETURNING id, title, completed, "order", shared"#,
+        )
+        .bind(id)
+        .bind(&change.title)
+        .bind(change.completed)
+        .bind(change.order)
+        .fetch_optional(db)
+        .await
+    })
+}
+
+pub(super) async fn share(connection: &mut Connection, id: i64) -> sqlx::Result<Option<Row>> {
+    with_backend!(connection, |db| {
+        sqlx::query_as(
+            r#"UPDATE todos SET shared = TRUE WHERE id = $1
+               RETURNING id, title, completed, "order", shared"#,
+        )
+        .bind(id)
+        .fetch_optional(db)
+        .await
+    })
+}
+
+pub(super) async fn remove(connection: &mut Connection, id: i64) -> sqlx::Result<bool> {
+    let gone = with_backend!(connection, |db| {
+        sqlx::query("DELETE FROM todos WHERE id = $1").bind(id).execute(db).await?.rows_affected()
+    });
+    Ok(gone == 1)
+}
+
+pub(super) async fn clear(connection: &mut Connection) -> sqlx::Result<u64> {
+    with_backend!(connection, |db| {
+        Ok(sqlx::query("DELETE FROM todos").execute(db).await?.rows_affected())
+    })
+}
