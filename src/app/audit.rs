@@ -52,7 +52,10 @@ impl<'r> FromRequest<'r> for Trail {
         match request.guard::<RequestId>().await {
             Outcome::Success(id) => begin.map(|begin| Self { begin, request: id }),
             // Infallible.
-            _ => Outcome::Error((crate::Error::NoSettlement.status(), crate::Error::NoSettlement)),
+            _ => Outcome::Error((
+                crate::Error::NoSettlement.status(),
+                crate::Error::NoSettlement,
+            )),
         }
     }
 }
@@ -87,7 +90,9 @@ async fn insert(
     action: &str,
     subject: &str,
 ) -> sqlx::Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let at = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
     with_backend!(connection, |db| {
         sqlx::query("INSERT INTO audit (request_id, action, subject, at) VALUES ($1, $2, $3, $4)")

@@ -48,7 +48,11 @@ async fn read<T: DeserializeOwned + Rules>(
     }
     let limit = request.limits().get("json").unwrap_or(64.kibibytes());
     let bytes = data.open(limit).into_bytes().await.map_err(|_| {
-        Problem::new(Status::BadRequest, "bad-request", "The body ended before it was complete.")
+        Problem::new(
+            Status::BadRequest,
+            "bad-request",
+            "The body ended before it was complete.",
+        )
     })?;
     if !bytes.is_complete() {
         return Err(Problem::new(
@@ -59,9 +63,11 @@ async fn read<T: DeserializeOwned + Rules>(
     }
     let value: T = serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
         Category::Data => broken_rule(error.to_string()),
-        Category::Syntax | Category::Eof | Category::Io => {
-            Problem::new(Status::BadRequest, "bad-request", format!("The body is not JSON: {error}"))
-        }
+        Category::Syntax | Category::Eof | Category::Io => Problem::new(
+            Status::BadRequest,
+            "bad-request",
+            format!("The body is not JSON: {error}"),
+        ),
     })?;
     value.check().map_err(broken_rule)?;
     Ok(value)

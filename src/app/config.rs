@@ -30,7 +30,9 @@ impl Config {
                 Ok(rocket.manage(config).manage(client))
             }
             Err(error) => {
-                tracing::error!("cannot launch: {error}; correct it in Rocket.toml or the environment");
+                tracing::error!(
+                    "cannot launch: {error}; correct it in Rocket.toml or the environment"
+                );
                 Err(rocket)
             }
         }
@@ -48,7 +50,10 @@ impl Config {
         Ok(Self {
             faults: read(figment, "faults")?.unwrap_or(debug),
             downstream_url: url
-                .map(|url| url.parse().map_err(|error| format!("`downstream_url`: {error}")))
+                .map(|url| {
+                    url.parse()
+                        .map_err(|error| format!("`downstream_url`: {error}"))
+                })
                 .transpose()?,
             downstream_timeout: timeout.map_or(Duration::from_secs(1), |timeout| timeout.0),
         })

@@ -9,7 +9,10 @@ pub(super) struct Cors;
 #[rocket::async_trait]
 impl Fairing for Cors {
     fn info(&self) -> Info {
-        Info { name: "CORS", kind: Kind::Response }
+        Info {
+            name: "CORS",
+            kind: Kind::Response,
+        }
     }
 
     async fn on_response<'r>(&self, _: &'r Request<'_>, response: &mut Response<'r>) {
@@ -18,7 +21,10 @@ impl Fairing for Cors {
             "Access-Control-Allow-Methods",
             "GET, HEAD, POST, PATCH, DELETE, OPTIONS",
         ));
-        response.set_header(Header::new("Access-Control-Allow-Headers", "Content-Type, X-Fault"));
+        response.set_header(Header::new(
+            "Access-Control-Allow-Headers",
+            "Content-Type, X-Fault",
+        ));
         response.set_header(Header::new(
             "Access-Control-Expose-Headers",
             "Location, X-Request-Id, Transaction-Outcome, Retry-After",

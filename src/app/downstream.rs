@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use reqwest::Url;
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome};
 use rocket::serde::json::serde_json;
 use rocket::tokio::time::sleep;
 use rocket::{Request, Route, State, post, routes};
-use reqwest::Url;
 use serde::Serialize;
 
 use crate::Problem;
@@ -36,7 +36,11 @@ impl Error {
             Self::TimedOut(_) => Status::GatewayTimeout,
             Self::Refused(_) | Self::Unreachable(_) => Status::BadGateway,
         };
-        Problem::new(status, "downstream", format!("{self}; nothing was changed."))
+        Problem::new(
+            status,
+            "downstream",
+            format!("{self}; nothing was changed."),
+        )
     }
 }
 
@@ -50,7 +54,10 @@ impl Client {
     pub(super) fn new(timeout: Duration) -> Self {
         // reqwest takes the process's provider; a second launch in one process finds it there.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { http: reqwest::Client::new(), timeout }
+        Self {
+            http: reqwest::Client::new(),
+            timeout,
+        }
     }
 }
 
@@ -91,9 +98,10 @@ impl<'r> FromRequest<'r> for Downstream<'r> {
             let status = Status::InternalServerError;
             Outcome::Error((status, Problem::new(status, "downstream", why)))
         };
-        let (Some(client), Some(config)) =
-            (request.rocket().state::<Client>(), Config::of(request.rocket()))
-        else {
+        let (Some(client), Some(config)) = (
+            request.rocket().state::<Client>(),
+            Config::of(request.rocket()),
+        ) else {
             return unavailable("The downstream service is not configured.");
         };
         let url = match (faults::downstream(request), &config.downstream_url) {

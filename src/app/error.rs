@@ -45,9 +45,7 @@ impl<'r> Responder<'r, 'static> for Error {
         let problem = match self {
             Self::Transaction(error) => return error.respond_to(request),
             Self::Input(problem) => problem,
-            Self::NoSuchTodo(_) => {
-                Problem::new(Status::NotFound, "no-such-todo", self.to_string())
-            }
+            Self::NoSuchTodo(_) => Problem::new(Status::NotFound, "no-such-todo", self.to_string()),
             Self::Downstream(error) => error.problem(),
         };
         problem.respond_to(request)

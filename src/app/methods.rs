@@ -34,7 +34,10 @@ pub(super) fn complete(mut routes: Vec<Route>) -> Vec<Route> {
         }
     }
     for (path, mut methods) in known {
-        let missing: Vec<_> = METHODS.into_iter().filter(|m| !methods.contains(m)).collect();
+        let missing: Vec<_> = METHODS
+            .into_iter()
+            .filter(|m| !methods.contains(m))
+            .collect();
         methods.push(Method::Options);
         let names: Vec<_> = methods.iter().map(|method| method.as_str()).collect();
         let allow = names.join(", ");

@@ -25,8 +25,8 @@ mod page;
 mod status;
 mod todos;
 
-use rocket::figment::Figment;
 use rocket::fairing::AdHoc;
+use rocket::figment::Figment;
 use rocket::{Build, Rocket};
 use rocket_db_pools::Database;
 use sqlx::migrate;
@@ -54,7 +54,12 @@ pub fn rocket() -> Rocket<Build> {
 
 /// The service, configured by `figment`.
 pub fn service(figment: Figment) -> Rocket<Build> {
-    let routes = [todos::routes(), audit::routes(), status::routes(), downstream::routes()];
+    let routes = [
+        todos::routes(),
+        audit::routes(),
+        status::routes(),
+        downstream::routes(),
+    ];
     let routes = methods::complete(routes.into_iter().flatten().collect());
 
     rocket::custom(figment)

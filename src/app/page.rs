@@ -35,7 +35,10 @@ impl Page {
         if !(1..=200).contains(&limit) {
             return Err(broken_rule("`limit` must be from 1 to 200".into()));
         }
-        Ok(Self { limit, after: number(request, "after")? })
+        Ok(Self {
+            limit,
+            after: number(request, "after")?,
+        })
     }
 }
 

@@ -52,7 +52,13 @@ fn healthz() -> Status {
 /// Both databases answer.
 #[get("/readyz")]
 async fn readyz(mut main: Read<Main>, mut audit: Read<Audit>) -> Result<Status, Error> {
-    with_backend!(main, |db| sqlx::query("SELECT 1").execute(db).await.map(drop))?;
-    with_backend!(audit, |db| sqlx::query("SELECT 1").execute(db).await.map(drop))?;
+    with_backend!(main, |db| sqlx::query("SELECT 1")
+        .execute(db)
+        .await
+        .map(drop))?;
+    with_backend!(audit, |db| sqlx::query("SELECT 1")
+        .execute(db)
+        .await
+        .map(drop))?;
     Ok(Status::NoContent)
 }

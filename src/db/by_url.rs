@@ -7,12 +7,12 @@ use std::sync::OnceLock;
 
 use rocket::figment::Figment;
 
-use super::{
-    Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience, Session,
-    TransactionPool,
-};
 #[cfg(feature = "postgres")]
 use super::PostgresPool;
+use super::{
+    Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience,
+    Session, TransactionPool,
+};
 #[cfg(feature = "sqlite")]
 use super::{SqlitePool, SqliteSession};
 
@@ -162,9 +162,7 @@ impl UrlPool {
             #[cfg(feature = "sqlite")]
             "sqlite" => Ok(Self::Sqlite(SqlitePool::connect(config).await?)),
             #[cfg(feature = "postgres")]
-            "postgres" | "postgresql" => {
-                Ok(Self::Postgres(PostgresPool::connect(config).await?))
-            }
+            "postgres" | "postgresql" => Ok(Self::Postgres(PostgresPool::connect(config).await?)),
             // The URL may hold a password: only its scheme is repeated.
             _ => Err(Error::Url {
                 reason: format!("no backend for `{scheme}:`"),
@@ -183,7 +181,10 @@ impl TransactionPool for UrlPool {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(pool) => pool.session(access, patience).await.map(Connection::Sqlite),
             #[cfg(feature = "postgres")]
-            Self::Postgres(pool) => pool.session(access, patience).await.map(Connection::Postgres),
+            Self::Postgres(pool) => pool
+                .session(access, patience)
+                .await
+                .map(Connection::Postgres),
         }
     }
 
@@ -212,11 +213,13 @@ impl rocket_db_pools::Pool for UrlPool {
     async fn get(&self) -> Result<Connection, Error> {
         match self {
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(pool) => rocket_db_pools::Pool::get(pool).await.map(Connection::Sqlite),
+            Self::Sqlite(pool) => rocket_db_pools::Pool::get(pool)
+                .await
+                .map(Connection::Sqlite),
             #[cfg(feature = "postgres")]
-            Self::Postgres(pool) => {
-                rocket_db_pools::Pool::get(pool).await.map(Connection::Postgres)
-            }
+            Self::Postgres(pool) => rocket_db_pools::Pool::get(pool)
+                .await
+                .map(Connection::Postgres),
         }
     }
 

@@ -27,11 +27,15 @@ pub enum Error {
     Open(#[from] OpenError),
 
     /// The database opened, but its schema could not be brought up to date.
-    #[error("migrations: {0}; nothing was changed, correct the migration or the database and start again")]
+    #[error(
+        "migrations: {0}; nothing was changed, correct the migration or the database and start again"
+    )]
     Migrate(#[source] sqlx::migrate::MigrateError),
 
     /// No connection was to be had in time, or the pool is closed.
-    #[error("no connection: {0}; raise `max_connections` or `connect_timeout`, or look for requests that hold one for long")]
+    #[error(
+        "no connection: {0}; raise `max_connections` or `connect_timeout`, or look for requests that hold one for long"
+    )]
     Acquire(#[from] sqlx::Error),
 }
 
@@ -85,6 +89,8 @@ pub enum OpenError {
     },
 
     /// Everything else, in the database's own words.
-    #[error("cannot open it: {0}; check that the address is right and that the database is running")]
+    #[error(
+        "cannot open it: {0}; check that the address is right and that the database is running"
+    )]
     Database(#[source] sqlx::Error),
 }

@@ -43,7 +43,10 @@ where
     D: Database,
     D::Pool: TransactionPool,
 {
-    Initializer { migrations: Migrations::new(), database: PhantomData }
+    Initializer {
+        migrations: Migrations::new(),
+        database: PhantomData,
+    }
 }
 
 /// The fairing that [`init`] makes.
@@ -67,7 +70,10 @@ where
     D::Pool: TransactionPool,
 {
     fn info(&self) -> Info {
-        Info { name: D::NAME, kind: Kind::Ignite | Kind::Shutdown }
+        Info {
+            name: D::NAME,
+            kind: Kind::Ignite | Kind::Shutdown,
+        }
     }
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
@@ -100,7 +106,10 @@ where
     D::Pool: TransactionPool,
 {
     async fn open(&self, rocket: &Rocket<Build>) -> Result<D::Pool, Error> {
-        let workers = rocket.figment().extract_inner::<u32>(rocket::Config::WORKERS).unwrap_or(4);
+        let workers = rocket
+            .figment()
+            .extract_inner::<u32>(rocket::Config::WORKERS)
+            .unwrap_or(4);
         // The defaults that rocket_db_pools gives.
         let figment = rocket
             .figment()
@@ -122,10 +131,13 @@ pub(crate) fn same_database<D: Database>(other: &'static str) -> String {
     )
 }
 
+/// A database by its type, its name, and what it is.
+type Attached = (TypeId, &'static str, Identity);
+
 /// The databases of a service, in order of attachment, and the work that shutdown waits for.
 #[derive(Clone, Default)]
 pub(crate) struct Roster {
-    databases: Arc<Mutex<Vec<(TypeId, &'static str, Identity)>>>,
+    databases: Arc<Mutex<Vec<Attached>>>,
     pub(crate) in_flight: TaskTracker,
 }
 
@@ -174,7 +186,9 @@ impl Roster {
 
 /// As long as Rocket itself waits for connections to end.
 fn close_timeout<P: Phase>(rocket: &Rocket<P>) -> Duration {
-    let shutdown: rocket::config::Shutdown =
-        rocket.figment().extract_inner(rocket::Config::SHUTDOWN).unwrap_or_default();
+    let shutdown: rocket::config::Shutdown = rocket
+        .figment()
+        .extract_inner(rocket::Config::SHUTDOWN)
+        .unwrap_or_default();
     Duration::from_secs(u64::from(shutdown.grace) + u64::from(shutdown.mercy))
 }

@@ -36,6 +36,8 @@ pub use pool::{Identity, Link, Migrations, TransactionPool};
 pub use postgres::PostgresPool;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqlitePool, SqliteSession};
-pub use transaction::{Access, BeginOptions, CommitError, Isolation, Patience, Session, Transaction};
+pub use transaction::{
+    Access, BeginOptions, CommitError, Isolation, Patience, Session, Transaction,
+};
 
 pub(crate) use initializer::{Roster, same_database};

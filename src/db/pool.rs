@@ -90,7 +90,10 @@ impl Link {
     /// requests in flight would lose their database in the middle.
     async fn drained(&self) {
         self.in_flight.close();
-        if tokio::time::timeout(self.close_timeout, self.in_flight.wait()).await.is_err() {
+        if tokio::time::timeout(self.close_timeout, self.in_flight.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!(
                 waited = ?self.close_timeout,
                 "requests are still in flight at shutdown; closing the database all the same"
@@ -107,7 +110,9 @@ pub(super) async fn close(link: &OnceLock<Link>, closing: impl Future<Output = (
         link.drained().await;
     }
     if tokio::time::timeout(LEAKED, closing).await.is_err() {
-        tracing::warn!("a connection is still lent at shutdown; leaving it to the database to roll back");
+        tracing::warn!(
+            "a connection is still lent at shutdown; leaving it to the database to roll back"
+        );
     }
 }
 
@@ -168,10 +173,10 @@ pub(super) async fn acquire<DB: sqlx::Database>(
     if let Some(connection) = pool.try_acquire() {
         return Ok(connection);
     }
-    if pool.size() < pool.options().get_max_connections() {
-        if let Ok(connection) = tokio::time::timeout(CONNECTING, pool.acquire()).await {
-            return connection;
-        }
+    if pool.size() < pool.options().get_max_connections()
+        && let Ok(connection) = tokio::time::timeout(CONNECTING, pool.acquire()).await
+    {
+        return connection;
     }
     Err(sqlx::Error::PoolTimedOut)
 }

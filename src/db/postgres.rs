@@ -8,7 +8,7 @@ use rocket::figment::Figment;
 use rocket::futures::StreamExt;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{Connection as _, SqlSafeStr, Postgres};
+use sqlx::{Connection as _, Postgres, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
 use super::{
@@ -66,9 +66,7 @@ impl Session for PoolConnection<Postgres> {
 
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         let begin = match (options.isolation, options.access) {
-            (Isolation::Default, Access::ReadWrite) => {
-                "BEGIN; SET LOCAL rocket_tx.open = on"
-            }
+            (Isolation::Default, Access::ReadWrite) => "BEGIN; SET LOCAL rocket_tx.open = on",
             (Isolation::RepeatableRead, Access::ReadWrite) => {
                 "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL rocket_tx.open = on"
             }
@@ -154,15 +152,13 @@ impl PostgresPool {
             reason: error.to_string(),
             advice: "write it as postgres://user:password@host:port/database",
         })?;
-        let options = options
-            .application_name("rocket_tx")
-            .options([
-                ("statement_timeout", millis(config.statement_timeout.0)),
-                (
-                    "idle_in_transaction_session_timeout",
-                    millis(config.idle_in_transaction_timeout.0),
-                ),
-            ]);
+        let options = options.application_name("rocket_tx").options([
+            ("statement_timeout", millis(config.statement_timeout.0)),
+            (
+                "idle_in_transaction_session_timeout",
+                millis(config.idle_in_transaction_timeout.0),
+            ),
+        ]);
         let sessions = pool_options(config)
             .connect_with(options.clone())
             .await
@@ -171,7 +167,12 @@ impl PostgresPool {
         let readers = pool_options(config)
             .min_connections(0)
             .connect_lazy_with(options.options([("default_transaction_read_only", "on")]));
-        Ok(Self(Arc::new(Inner { sessions, readers, identity, link: OnceLock::new() })))
+        Ok(Self(Arc::new(Inner {
+            sessions,
+            readers,
+            identity,
+            link: OnceLock::new(),
+        })))
     }
 }
 
@@ -189,7 +190,11 @@ fn pool_options(config: &Config) -> PoolOptions<Postgres> {
         .max_connections(config.max_connections.max(1))
         .min_connections(config.min_connections)
         .acquire_timeout(config.connect_timeout.0)
-        .idle_timeout(config.idle_timeout.map_or(Duration::from_secs(600), |timeout| timeout.0))
+        .idle_timeout(
+            config
+                .idle_timeout
+                .map_or(Duration::from_secs(600), |timeout| timeout.0),
+        )
         .test_before_acquire(false)
         .before_acquire(|connection: &mut PgConnection, metadata| {
             Box::pin(async move {

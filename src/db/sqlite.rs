@@ -159,7 +159,10 @@ impl Session for SqliteSession {
     }
 
     async fn rollback(&mut self) -> sqlx::Result<()> {
-        let ended = self.commit_hook.as_ref().is_some_and(|hook| hook.has_ended());
+        let ended = self
+            .commit_hook
+            .as_ref()
+            .is_some_and(|hook| hook.has_ended());
         match Manager::rollback(&mut self.connection).await {
             // SQLite has nothing left to roll back. sqlx still counts the transaction, so the
             // pool's check after release closes the connection.
@@ -282,7 +285,7 @@ fn identity(file: &Path) -> Identity {
 impl TransactionPool for SqlitePool {
     type Session = SqliteSession;
 
-async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<SqliteSession> {
+    async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<SqliteSession> {
         let pool = match access {
             Access::ReadOnly => &self.0.readers,
             Access::ReadWrite => &self.0.writer,
@@ -292,7 +295,11 @@ async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<Sqli
             Access::ReadOnly => None,
             Access::ReadWrite => Some(Arc::clone(&self.0.commit_hook.lock())),
         };
-        Ok(SqliteSession { connection, commit_hook, busy_timeout: self.0.busy_timeout })
+        Ok(SqliteSession {
+            connection,
+            commit_hook,
+            busy_timeout: self.0.busy_timeout,
+        })
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {

@@ -27,14 +27,24 @@ pub(super) struct SqliteFile {
 impl SqliteFile {
     pub(super) fn new(options: SqliteConnectOptions, patience: Duration) -> Self {
         let path = options.get_filename().to_owned();
-        Self { path, options, patience }
+        Self {
+            path,
+            options,
+            patience,
+        }
     }
 
     /// Makes the file (and its folder) if it is missing, and sees to it that it is in WAL mode.
     pub(super) async fn prepare(&self) -> Result<(), OpenError> {
-        if let Some(folder) = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder)
-                .map_err(|source| OpenError::Folder { folder: folder.to_owned(), source })?;
+        if let Some(folder) = self
+            .path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder {
+                folder: folder.to_owned(),
+                source,
+            })?;
         }
         if self.path.is_dir() {
             return Err(OpenError::IsDirectory(self.path.clone()));
@@ -50,7 +60,10 @@ impl SqliteFile {
             .map_err(|error| self.explain(error))?;
         match mode.as_str() {
             "wal" => Ok(()),
-            _ => Err(OpenError::NoWal { path: self.path.clone(), mode }),
+            _ => Err(OpenError::NoWal {
+                path: self.path.clone(),
+                mode,
+            }),
         }
     }
 
@@ -96,7 +109,10 @@ impl SqliteFile {
     fn explain(&self, error: sqlx::Error) -> OpenError {
         let path = self.path.clone();
         match result_code(&error) {
-            Some(BUSY | LOCKED) => OpenError::Locked { path, waited: self.patience },
+            Some(BUSY | LOCKED) => OpenError::Locked {
+                path,
+                waited: self.patience,
+            },
             Some(NOTADB) => OpenError::NotADatabase(path),
             Some(READONLY | PERM) => OpenError::ReadOnly(path),
             Some(CANTOPEN) if is_read_only(&self.path) => OpenError::ReadOnly(path),
@@ -109,10 +125,13 @@ impl SqliteFile {
 /// file for itself. The answer is what the file is in now; a refused switch answers with the old
 /// mode. A file in WAL mode that cannot be written is found out here too, not by the first request.
 async fn ensure_wal(connection: &mut SqliteConnection) -> sqlx::Result<String> {
-    let mut mode: String =
-        sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *connection).await?;
+    let mut mode: String = sqlx::query_scalar("PRAGMA journal_mode")
+        .fetch_one(&mut *connection)
+        .await?;
     if mode != "wal" {
-        mode = sqlx::query_scalar("PRAGMA journal_mode = wal").fetch_one(&mut *connection).await?;
+        mode = sqlx::query_scalar("PRAGMA journal_mode = wal")
+            .fetch_one(&mut *connection)
+            .await?;
     }
     connection.execute("BEGIN IMMEDIATE; ROLLBACK").await?;
     Ok(mode)

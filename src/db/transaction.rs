@@ -126,7 +126,10 @@ enum State {
 impl<S: Session> Transaction<S> {
     /// Begins a transaction on `session`.
     pub async fn begin(session: S, options: BeginOptions) -> sqlx::Result<Self> {
-        let mut transaction = Self { session, state: State::Over };
+        let mut transaction = Self {
+            session,
+            state: State::Over,
+        };
         transaction.begin_again(options).await?;
         Ok(transaction)
     }
@@ -146,7 +149,10 @@ impl<S: Session> Transaction<S> {
             Ok(()) => State::Open,
             Err(_) => State::Over,
         };
-        if result.as_ref().is_err_and(|error| !matches!(error, sqlx::Error::Database(_))) {
+        if result
+            .as_ref()
+            .is_err_and(|error| !matches!(error, sqlx::Error::Database(_)))
+        {
             self.session.close_on_drop();
         }
         result

@@ -30,29 +30,41 @@ use crate::db::CommitError;
 #[non_exhaustive]
 pub enum Error {
     /// A guard was used in a service without `Settlement`. 500.
-    #[error("`Settlement` is not attached; add `.attach(rocket_tx::Settlement::new())` to the launch code")]
+    #[error(
+        "`Settlement` is not attached; add `.attach(rocket_tx::Settlement::new())` to the launch code"
+    )]
     NoSettlement,
 
     /// A guard names a database that is not attached. 500.
-    #[error("the database `{0}` is not attached; add `.attach(rocket_tx::db::init::<{0}>())` to the launch code")]
+    #[error(
+        "the database `{0}` is not attached; add `.attach(rocket_tx::db::init::<{0}>())` to the launch code"
+    )]
     NotAttached(&'static str),
 
     /// The request's transaction is held by another guard. Drop that one first. 500.
-    #[error("the transaction of `{0}` is checked out by another guard of this request; drop that guard before asking again")]
+    #[error(
+        "the transaction of `{0}` is checked out by another guard of this request; drop that guard before asking again"
+    )]
     CheckedOut(&'static str),
 
     /// A guard asks for more isolation, or more access, than the open transaction has. 500.
-    #[error("the open transaction of `{0}` is weaker than the guard asks for; let the stricter guard begin it")]
+    #[error(
+        "the open transaction of `{0}` is weaker than the guard asks for; let the stricter guard begin it"
+    )]
     Weaker(&'static str),
 
     /// `Read` beside an open `Tx` of the same database, or the other way round, or two `Read`s at
     /// once: a request holds one connection of a pool at most. 500.
-    #[error("this request already holds a connection of `{0}`; read through the open guard, or drop it first")]
+    #[error(
+        "this request already holds a connection of `{0}`; read through the open guard, or drop it first"
+    )]
     SecondConnection(&'static str),
 
     /// A database was asked for out of the order of attachment and was not free at once; waiting
     /// could be a deadlock. 503.
-    #[error("`{0}` was asked for after a database that is attached behind it, and was not free; ask for databases in the order of attachment, or retry")]
+    #[error(
+        "`{0}` was asked for after a database that is attached behind it, and was not free; ask for databases in the order of attachment, or retry"
+    )]
     OutOfOrder(&'static str),
 
     /// The answer has been decided: a guard, a resource or a hook came too late. 500.
@@ -68,12 +80,16 @@ pub enum Error {
     ConnectionLost(#[source] sqlx::Error),
 
     /// Settling took longer than `settle_timeout`, and no COMMIT had been sent. 503.
-    #[error("settling took longer than {0:?} and nothing was committed; retry, or raise `settle_timeout`")]
+    #[error(
+        "settling took longer than {0:?} and nothing was committed; retry, or raise `settle_timeout`"
+    )]
     SettleTimeout(Duration),
 
     /// A statement failed, the handler swallowed the error, and Postgres had given the transaction
     /// up. 500.
-    #[error("an earlier statement had failed and the database had aborted the transaction; let the handler return the error")]
+    #[error(
+        "an earlier statement had failed and the database had aborted the transaction; let the handler return the error"
+    )]
     Aborted,
 
     /// The transaction was over before it was settled: a raw COMMIT or ROLLBACK, or SQLite's own
@@ -160,20 +176,28 @@ impl Error {
     /// What clients are told: never SQL, a path, or a row's values.
     pub fn problem(&self) -> Problem {
         let (kind, detail): (_, Cow<'static, str>) = match self {
-            Self::Busy(_) => {
-                ("busy", "The database is busy with other requests. Nothing was changed; retry.".into())
-            }
+            Self::Busy(_) => (
+                "busy",
+                "The database is busy with other requests. Nothing was changed; retry.".into(),
+            ),
             Self::ConnectionLost(_) => (
                 "connection-lost",
                 "The connection to the database was lost. Nothing was changed; retry.".into(),
             ),
-            Self::Constraint { name: Some(name), .. } => {
-                ("constraint", format!("The constraint `{name}` refuses this change.").into())
-            }
-            Self::Constraint { name: None, .. } => {
-                ("constraint", "A constraint of the database refuses this change.".into())
-            }
-            Self::Database(_) => ("database", "The database failed. Nothing was changed.".into()),
+            Self::Constraint {
+                name: Some(name), ..
+            } => (
+                "constraint",
+                format!("The constraint `{name}` refuses this change.").into(),
+            ),
+            Self::Constraint { name: None, .. } => (
+                "constraint",
+                "A constraint of the database refuses this change.".into(),
+            ),
+            Self::Database(_) => (
+                "database",
+                "The database failed. Nothing was changed.".into(),
+            ),
             Self::NoSettlement => ("no-settlement", self.to_string().into()),
             Self::NotAttached(_) => ("not-attached", self.to_string().into()),
             Self::CheckedOut(_) => ("checked-out", self.to_string().into()),
@@ -189,7 +213,10 @@ impl Error {
             Self::Refused { .. } => ("refused", self.to_string().into()),
             Self::Doomed { .. } => ("doomed", self.to_string().into()),
             Self::Leaked(_) => ("leaked", self.to_string().into()),
-            Self::Panicked => ("panicked", "Something panicked. Nothing was changed.".into()),
+            Self::Panicked => (
+                "panicked",
+                "Something panicked. Nothing was changed.".into(),
+            ),
             Self::Unknown(_) => ("unknown", self.to_string().into()),
             Self::Partial { .. } => ("partial", self.to_string().into()),
         };
@@ -255,7 +282,10 @@ fn classify(error: &dyn sqlx::error::DatabaseError) -> Class {
         return Class::Other;
     };
     #[cfg(feature = "postgres")]
-    if error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some() {
+    if error
+        .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
+        .is_some()
+    {
         return classify_sqlstate(&code);
     }
     code.parse().map_or(Class::Other, classify_sqlite)

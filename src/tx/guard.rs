@@ -83,7 +83,9 @@ where
     pub fn current(request: &Request<'_>) -> Result<Option<Self>, Error> {
         let outstanding = Outstanding::of(request)?;
         let loaned = outstanding.current::<D, M>().transpose()?;
-        loaned.map(|loaned| Self::new(loaned, outstanding)).transpose()
+        loaned
+            .map(|loaned| Self::new(loaned, outstanding))
+            .transpose()
     }
 
     fn new(loaned: Loaned<D>, outstanding: &Arc<Outstanding>) -> Result<Self, Error> {
@@ -94,7 +96,12 @@ where
         // Empty once it was settled.
         .map_err(|_| Error::Settled)?;
         flags.checked_out(true);
-        Ok(Self { connection, flags, outstanding: Arc::clone(outstanding), mode: PhantomData })
+        Ok(Self {
+            connection,
+            flags,
+            outstanding: Arc::clone(outstanding),
+            mode: PhantomData,
+        })
     }
 }
 
@@ -205,8 +212,10 @@ where
 
     fn of(request: &Request<'_>) -> Result<Self, Error> {
         let outstanding = Outstanding::of(request)?;
-        let database =
-            request.rocket().state::<D>().ok_or(Error::NotAttached(type_name::<D>()))?;
+        let database = request
+            .rocket()
+            .state::<D>()
+            .ok_or(Error::NotAttached(type_name::<D>()))?;
         Ok(Self {
             outstanding: Arc::clone(outstanding),
             pool: (**database).clone(),

@@ -38,7 +38,10 @@ where
         transaction: Transaction<<D::Pool as TransactionPool>::Session>,
         live: LiveEntry,
     ) -> Self {
-        Self { transaction, _live: live }
+        Self {
+            transaction,
+            _live: live,
+        }
     }
 
     pub(super) fn transaction(
@@ -63,11 +66,17 @@ where
     }
 
     async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
-        self.transaction.prepare().await.map_err(|error| Error::of_commit(error, D::NAME))
+        self.transaction
+            .prepare()
+            .await
+            .map_err(|error| Error::of_commit(error, D::NAME))
     }
 
     async fn commit(&mut self) -> Result<(), Error> {
-        self.transaction.commit().await.map_err(|error| Error::of_commit(error, D::NAME))
+        self.transaction
+            .commit()
+            .await
+            .map_err(|error| Error::of_commit(error, D::NAME))
     }
 
     async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
@@ -111,5 +120,7 @@ where
     D: Database,
     D::Pool: TransactionPool,
 {
-    Arc::clone(cell).try_lock_owned().map_err(|_| Error::CheckedOut(D::NAME))
+    Arc::clone(cell)
+        .try_lock_owned()
+        .map_err(|_| Error::CheckedOut(D::NAME))
 }

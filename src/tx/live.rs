@@ -121,7 +121,11 @@ impl Live {
             flags: Arc::clone(&flags),
         };
         self.0.entries.lock().insert(key, entry);
-        LiveEntry { live: self.clone(), key, flags: LiveFlags(flags) }
+        LiveEntry {
+            live: self.clone(),
+            key,
+            flags: LiveFlags(flags),
+        }
     }
 }
 
@@ -173,7 +177,10 @@ mod tests {
 
     #[test]
     fn a_type_is_named_without_its_modules() {
-        assert_eq!(short_type("rocket_tx::tx::guard::Tx<app::Main, a::b::C>"), "Tx<Main, C>");
+        assert_eq!(
+            short_type("rocket_tx::tx::guard::Tx<app::Main, a::b::C>"),
+            "Tx<Main, C>"
+        );
         assert_eq!(short_type("Tx<Main>"), "Tx<Main>");
     }
 }

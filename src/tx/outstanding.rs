@@ -135,7 +135,10 @@ impl Outstanding {
     /// [`Error::NoSettlement`] in a service without `Settlement`.
     pub fn of<'r>(request: &'r Request<'_>) -> Result<&'r Arc<Self>, Error> {
         let context = RequestContext::of(request).ok_or(Error::NoSettlement)?;
-        let settings = request.rocket().state::<Settings>().ok_or(Error::NoSettlement)?;
+        let settings = request
+            .rocket()
+            .state::<Settings>()
+            .ok_or(Error::NoSettlement)?;
         let outstanding = context.outstanding_or(|| {
             Arc::new(Self {
                 request: context.id,
@@ -160,10 +163,16 @@ impl Outstanding {
             return Err(Error::Settled);
         }
         let name = resource.name().into_owned().into();
-        let live =
-            self.live.enter(self.request, state.route.clone(), name, std::any::type_name::<R>());
+        let live = self.live.enter(
+            self.request,
+            state.route.clone(),
+            name,
+            std::any::type_name::<R>(),
+        );
         state.used = true;
-        state.entries.push(Entry::Resource(Box::new(resource), live));
+        state
+            .entries
+            .push(Entry::Resource(Box::new(resource), live));
         Ok(())
     }
 
@@ -267,9 +276,17 @@ impl Outstanding {
         let options = BeginOptions {
             isolation: M::ISOLATION,
             access: M::ACCESS,
-            patience: if out_of_order { Patience::Never } else { Patience::Wait },
+            patience: if out_of_order {
+                Patience::Never
+            } else {
+                Patience::Wait
+            },
         };
-        let beginning = Beginning { outstanding: Arc::clone(self), guard, lent: Some(lent) };
+        let beginning = Beginning {
+            outstanding: Arc::clone(self),
+            guard,
+            lent: Some(lent),
+        };
         Ok(Reserved::New(beginning, options))
     }
 
@@ -277,7 +294,9 @@ impl Outstanding {
     pub(super) fn reading_begins<D: Database>(&self) -> Result<(), Error> {
         let mut state = self.state.lock();
         let database = TypeId::of::<D>();
-        let open = state.databases().any(|lending| lending.database == database);
+        let open = state
+            .databases()
+            .any(|lending| lending.database == database);
         if open || state.reading.contains(&database) {
             return Err(Error::SecondConnection(D::NAME));
         }
@@ -286,7 +305,10 @@ impl Outstanding {
     }
 
     pub(super) fn reading_ends<D: Database>(&self) {
-        self.state.lock().reading.retain(|database| *database != TypeId::of::<D>());
+        self.state
+            .lock()
+            .reading
+            .retain(|database| *database != TypeId::of::<D>());
     }
 
     /// A guard failed before its handler ran.
@@ -313,7 +335,13 @@ impl Outstanding {
     /// Lets nothing join any more, and hands everything over.
     pub(super) fn close(&self) -> State {
         let mut state = self.state.lock();
-        std::mem::replace(&mut *state, State { closed: true, ..State::default() })
+        std::mem::replace(
+            &mut *state,
+            State {
+                closed: true,
+                ..State::default()
+            },
+        )
     }
 }
 
@@ -331,14 +359,21 @@ impl State {
         D: Database,
         D::Pool: TransactionPool,
     {
-        let lending = self.databases().find(|lending| lending.database == TypeId::of::<D>())?;
+        let lending = self
+            .databases()
+            .find(|lending| lending.database == TypeId::of::<D>())?;
         let cell = lending.cell.downcast_ref::<Cell<D>>()?;
         if M::ISOLATION > lending.isolation || M::ACCESS > lending.access {
             return Some(Err(Error::Weaker(D::NAME)));
         }
         // While it is being begun the cell is locked, and there are no flags yet.
         let flags = lending.flags.clone().ok_or(Error::CheckedOut(D::NAME));
-        Some(flags.and_then(|flags| Ok(Loaned { lent: checkout(cell)?, flags })))
+        Some(flags.and_then(|flags| {
+            Ok(Loaned {
+                lent: checkout(cell)?,
+                flags,
+            })
+        }))
     }
 }
 
@@ -384,8 +419,10 @@ where
             return Err(Error::Settled);
         };
         let name = D::NAME.into();
-        let live =
-            self.outstanding.live.enter(self.outstanding.request, route, name, self.guard);
+        let live = self
+            .outstanding
+            .live
+            .enter(self.outstanding.request, route, name, self.guard);
         let flags = live.flags();
         lending.flags = Some(flags.clone());
         *lent = Some(Lent::new(transaction, live));

@@ -57,8 +57,15 @@ pub(super) struct PanicWatch {
 
 impl PanicWatch {
     pub(super) fn here() -> Self {
-        let watch = Self { place: Place::here(), panicked: Arc::default() };
-        WATCHED.lock().entry(watch.place).or_default().push(Arc::clone(&watch.panicked));
+        let watch = Self {
+            place: Place::here(),
+            panicked: Arc::default(),
+        };
+        WATCHED
+            .lock()
+            .entry(watch.place)
+            .or_default()
+            .push(Arc::clone(&watch.panicked));
         watch
     }
 

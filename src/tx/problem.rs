@@ -134,7 +134,7 @@ fn kind(status: Status) -> &'static str {
         413 => "too-large",
         415 => "unsupported-media-type",
         422 => "validation",
-        400..=499 => "client-error",
+        code if (400..500).contains(&code) => "client-error",
         503 => "unavailable",
         _ => "internal",
     }
@@ -147,7 +147,7 @@ fn explain(status: Status) -> &'static str {
         413 => "The body is over the size limit.",
         415 => "Send the body as `Content-Type: application/json`.",
         422 => "The request was understood, but its content breaks a rule.",
-        400..=499 => "The request cannot be answered as it stands.",
+        code if (400..500).contains(&code) => "The request cannot be answered as it stands.",
         503 => "The service cannot answer now; retry.",
         _ => "The service failed; its log names this request's id.",
     }

@@ -69,14 +69,21 @@ where
 {
     async fn of(request: &Request<'_>) -> Result<Self, Error> {
         let outstanding = Outstanding::of(request)?;
-        let database =
-            request.rocket().state::<D>().ok_or(Error::NotAttached(type_name::<D>()))?;
+        let database = request
+            .rocket()
+            .state::<D>()
+            .ok_or(Error::NotAttached(type_name::<D>()))?;
         outstanding.reading_begins::<D>()?;
         // Made before the wait: dropped in it, the place is given back.
-        let reading =
-            Reading { outstanding: Arc::clone(outstanding), database: PhantomData };
+        let reading = Reading {
+            outstanding: Arc::clone(outstanding),
+            database: PhantomData,
+        };
         let session = database.session(Access::ReadOnly, Patience::Wait).await?;
-        Ok(Self { session, _reading: reading })
+        Ok(Self {
+            session,
+            _reading: reading,
+        })
     }
 }
 

@@ -144,9 +144,12 @@ impl Settling<'_> {
         D: Database,
         D::Pool: TransactionPool,
     {
-        self.others.iter_mut().enumerate().find_map(|(index, resource)| {
-            let resource: &mut dyn Any = &mut **resource.as_mut()?;
-            Some((index, resource.downcast_mut()?))
-        })
+        self.others
+            .iter_mut()
+            .enumerate()
+            .find_map(|(index, resource)| {
+                let resource: &mut dyn Any = &mut **resource.as_mut()?;
+                Some((index, resource.downcast_mut()?))
+            })
     }
 }

@@ -42,13 +42,18 @@ impl<'a, 'r> Run<'a, 'r> {
         lines: Vec<LiveEntry>,
     ) -> Self {
         resources.sort_by_key(|resource| resource.phase());
-        let databases =
-            resources.iter().filter(|resource| resource.phase() == Phase::Database).count();
+        let databases = resources
+            .iter()
+            .filter(|resource| resource.phase() == Phase::Database)
+            .count();
         Self {
             settings,
             request,
             id,
-            names: resources.iter().map(|resource| resource.name().into_owned()).collect(),
+            names: resources
+                .iter()
+                .map(|resource| resource.name().into_owned())
+                .collect(),
             resources: resources.into_iter().map(Some).collect(),
             databases,
             last: None,
@@ -101,11 +106,13 @@ impl<'a, 'r> Run<'a, 'r> {
             return Ok(());
         }
         for index in 0..self.resources.len() {
-            self.call(index, Action::Prepare).await.map_err(|failure| match failure {
-                Failure::Error(error) => error,
-                Failure::Panicked => Error::Panicked,
-                Failure::TimedOut => Error::SettleTimeout(self.settings.settle_timeout),
-            })?;
+            self.call(index, Action::Prepare)
+                .await
+                .map_err(|failure| match failure {
+                    Failure::Error(error) => error,
+                    Failure::Panicked => Error::Panicked,
+                    Failure::TimedOut => Error::SettleTimeout(self.settings.settle_timeout),
+                })?;
         }
         Ok(())
     }
@@ -142,7 +149,10 @@ impl<'a, 'r> Run<'a, 'r> {
         );
         Error::Partial {
             committed: self.committed.clone(),
-            refused: rest.iter().map(|&index| self.names[index].clone()).collect(),
+            refused: rest
+                .iter()
+                .map(|&index| self.names[index].clone())
+                .collect(),
         }
     }
 
@@ -194,7 +204,8 @@ impl<'a, 'r> Run<'a, 'r> {
             Err(Failure::Panicked) => Err(&Error::Panicked),
             Err(Failure::TimedOut) => Err(&timed_out),
         };
-        self.settings.observe(|observer| observer.after(step, outcome, took));
+        self.settings
+            .observe(|observer| observer.after(step, outcome, took));
     }
 }
 

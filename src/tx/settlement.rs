@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::context::RequestContext;
 use super::error::Error;
+use super::lent::Taken;
 use super::live::{Live, LiveEntry, Settled};
 use super::observe::Observer;
 use super::outstanding::{Entry, Hooks, Lending, Outstanding, State};
@@ -22,7 +23,6 @@ use super::panics;
 use super::problem::Problem;
 use super::resource::Resource;
 use super::settle::{Run, message, shielded};
-use super::lent::Taken;
 use super::verdict::{Choice, Outcome, Reason, Verdict};
 use crate::db::{Roster, Seconds, TransactionPool, same_database};
 
@@ -107,7 +107,10 @@ impl Settings {
 #[rocket::async_trait]
 impl Fairing for Settlement {
     fn info(&self) -> Info {
-        Info { name: "Settlement", kind: Kind::Ignite | Kind::Request | Kind::Singleton }
+        Info {
+            name: "Settlement",
+            kind: Kind::Ignite | Kind::Request | Kind::Singleton,
+        }
     }
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
@@ -162,7 +165,10 @@ struct Answer;
 #[rocket::async_trait]
 impl Fairing for Answer {
     fn info(&self) -> Info {
-        Info { name: "Settlement", kind: Kind::Response }
+        Info {
+            name: "Settlement",
+            kind: Kind::Response,
+        }
     }
 
     async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
@@ -172,12 +178,26 @@ impl Fairing for Answer {
             return;
         };
         if let Some(outstanding) = context.outstanding() {
-            let settling = Settle { settings, context, request, outstanding };
+            let settling = Settle {
+                settings,
+                context,
+                request,
+                outstanding,
+            };
             // Resources, vetoes and hooks are shielded one by one; this is for what they leave
             // behind when they are dropped.
-            if AssertUnwindSafe(settling.run(response)).catch_unwind().await.is_err() {
+            if AssertUnwindSafe(settling.run(response))
+                .catch_unwind()
+                .await
+                .is_err()
+            {
                 tracing::error!(request = %context.id, "settling panicked");
-                replace(request, response, Error::Panicked.problem(), Outcome::Unknown);
+                replace(
+                    request,
+                    response,
+                    Error::Panicked.problem(),
+                    Outcome::Unknown,
+                );
             }
         }
         response.set_header(Header::new("X-Request-Id", context.id.to_string()));
@@ -212,8 +232,13 @@ impl<'r> Settle<'_, 'r, '_> {
         }
         let verdict = self.verdict(leaked, &state, response);
         let Collected { resources, lines } = collected;
-        let mut run =
-            Run::new(self.settings, self.request, self.context.id, resources, lines);
+        let mut run = Run::new(
+            self.settings,
+            self.request,
+            self.context.id,
+            resources,
+            lines,
+        );
         let result = match &verdict {
             Verdict::Commit(_) => run.commit().await,
             Verdict::Rollback(reason) => {
@@ -263,8 +288,11 @@ impl<'r> Settle<'_, 'r, '_> {
         let Some(veto) = &self.settings.veto else {
             return false;
         };
-        let vetoed =
-            Vetoed { request: self.request, method: self.context.method, response };
+        let vetoed = Vetoed {
+            request: self.request,
+            method: self.context.method,
+            response,
+        };
         shielded("a veto", || veto(&vetoed)).unwrap_or(true)
     }
 
@@ -331,7 +359,8 @@ impl<'r> Settle<'_, 'r, '_> {
             request = %settled.request, route = self.route(), verdict = %settled.verdict.reason(),
             %outcome, status = settled.status.code, took = ?settled.took, "settled"
         );
-        self.settings.observe(|observer| observer.settled(self.request, &settled));
+        self.settings
+            .observe(|observer| observer.settled(self.request, &settled));
         hooks.run(outcome, &self.settings.in_flight);
     }
 
@@ -362,7 +391,10 @@ impl<'r> Settle<'_, 'r, '_> {
     }
 
     fn route(&self) -> &str {
-        self.request.route().and_then(|route| route.name.as_deref()).unwrap_or("-")
+        self.request
+            .route()
+            .and_then(|route| route.name.as_deref())
+            .unwrap_or("-")
     }
 }
 

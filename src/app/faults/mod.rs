@@ -39,10 +39,14 @@ pub(super) fn around(routes: Vec<Route>) -> Vec<Route> {
 
 /// The failure of the downstream service that this request asks for.
 pub(super) fn downstream(request: &Request<'_>) -> Option<Downstream> {
-    requested(request).as_ref().ok()?.iter().find_map(|fault| match fault {
-        Fault::Downstream(downstream) => Some(*downstream),
-        _ => None,
-    })
+    requested(request)
+        .as_ref()
+        .ok()?
+        .iter()
+        .find_map(|fault| match fault {
+            Fault::Downstream(downstream) => Some(*downstream),
+            _ => None,
+        })
 }
 
 /// A handler with failure injection around it.
@@ -93,7 +97,9 @@ async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'
     match fault {
         Fault::Respond(status) if status.code >= 400 => return Some(Outcome::Error(*status)),
         Fault::Respond(status) => {
-            return Some(Outcome::Success(Response::build().status(*status).finalize()));
+            return Some(Outcome::Success(
+                Response::build().status(*status).finalize(),
+            ));
         }
         Fault::Panic => panic!("the fault `panic`"),
         Fault::Delay(time) => sleep(*time).await,
@@ -139,7 +145,11 @@ impl Crash {
     fn at(request: &Request<'_>, point: CrashPoint) {
         let on = Config::of(request.rocket()).is_some_and(|config| config.faults);
         let faults = requested(request).as_ref().map_or(&[][..], Vec::as_slice);
-        if on && faults.iter().any(|fault| matches!(fault, Fault::Crash(p) if *p == point)) {
+        if on
+            && faults
+                .iter()
+                .any(|fault| matches!(fault, Fault::Crash(p) if *p == point))
+        {
             std::process::abort();
         }
     }

@@ -54,7 +54,10 @@ pub(super) fn requested<'r>(request: &'r Request<'_>) -> &'r Result<Vec<Fault>, 
     request.local_cache(|| {
         let header = request.headers().get("X-Fault");
         let query = request.uri().query().into_iter().flat_map(|query| {
-            query.segments().filter(|(key, _)| *key == "fault").map(|(_, value)| value)
+            query
+                .segments()
+                .filter(|(key, _)| *key == "fault")
+                .map(|(_, value)| value)
         });
         header
             .chain(query)
@@ -102,12 +105,18 @@ fn parse(word: &str) -> Result<Fault, Problem> {
 }
 
 fn status(text: &str) -> Option<Status> {
-    text.parse().ok().filter(|code| (200..600).contains(code)).map(Status::new)
+    text.parse()
+        .ok()
+        .filter(|code| (200..600).contains(code))
+        .map(Status::new)
 }
 
 /// A minute at most: a fault is to be seen, not to block the service.
 fn millis(text: &str) -> Option<Duration> {
-    text.parse().ok().filter(|millis| *millis <= 60_000).map(Duration::from_millis)
+    text.parse()
+        .ok()
+        .filter(|millis| *millis <= 60_000)
+        .map(Duration::from_millis)
 }
 
 #[cfg(test)]
@@ -116,9 +125,15 @@ mod tests {
 
     #[test]
     fn faults_are_what_they_say() {
-        assert_eq!(parse("respond=502").unwrap(), Fault::Respond(Status::BadGateway));
+        assert_eq!(
+            parse("respond=502").unwrap(),
+            Fault::Respond(Status::BadGateway)
+        );
         assert_eq!(parse("leak").unwrap(), Fault::Leak(Duration::from_secs(1)));
-        assert_eq!(parse("leak=5").unwrap(), Fault::Leak(Duration::from_millis(5)));
+        assert_eq!(
+            parse("leak=5").unwrap(),
+            Fault::Leak(Duration::from_millis(5))
+        );
         assert_eq!(
             parse("downstream=timeout").unwrap(),
             Fault::Downstream(Downstream::Timeout)
@@ -127,8 +142,16 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for word in ["", "respond", "respond=99", "respond=x", "delay=-1", "delay=60001", "crash", "boom"]
-        {
+        for word in [
+            "",
+            "respond",
+            "respond=99",
+            "respond=x",
+            "delay=-1",
+            "delay=60001",
+            "crash",
+            "boom",
+        ] {
             assert!(parse(word).is_err(), "{word}");
         }
     }

@@ -24,7 +24,10 @@ pub(super) async fn swallow_an_error(connection: &mut Connection) {
         }
         Connection::Postgres(_) => "INSERT INTO deferred_probe (id, todo_id) VALUES (1, NULL)",
     };
-    let _swallowed = crate::with_backend!(connection, |db| sqlx::query(sql).execute(db).await.map(drop));
+    let _swallowed = crate::with_backend!(connection, |db| sqlx::query(sql)
+        .execute(db)
+        .await
+        .map(drop));
 }
 
 /// The session ends itself, as an administrator would end it. SQLite has no sessions.

@@ -53,7 +53,9 @@ async fn clear(mut tx: Tx<Main>, trail: Trail) -> Result<Status, Error> {
 
 #[get("/todos/<id>")]
 async fn find(id: i64, mut read: Read<Main>, at: At<'_>) -> Result<Json<Todo>, Error> {
-    let row = store::find(&mut read, id).await?.ok_or(Error::NoSuchTodo(id))?;
+    let row = store::find(&mut read, id)
+        .await?
+        .ok_or(Error::NoSuchTodo(id))?;
     Ok(Json(at.todo(row)))
 }
 
@@ -67,7 +69,9 @@ async fn change(
 ) -> Result<Json<Todo>, Error> {
     let change = change?.0;
     let mut tx = main.begin().await?;
-    let row = store::update(&mut tx, id, &change).await?.ok_or(Error::NoSuchTodo(id))?;
+    let row = store::update(&mut tx, id, &change)
+        .await?
+        .ok_or(Error::NoSuchTodo(id))?;
     let todo = at.todo(row);
     trail.note("todo changed", &todo.url).await?;
     Ok(Json(todo))
@@ -94,7 +98,9 @@ async fn share(
     downstream: Downstream<'_>,
     at: At<'_>,
 ) -> Result<Json<Todo>, Error> {
-    let row = store::share(&mut tx, id).await?.ok_or(Error::NoSuchTodo(id))?;
+    let row = store::share(&mut tx, id)
+        .await?
+        .ok_or(Error::NoSuchTodo(id))?;
     let todo = at.todo(row);
     trail.note("todo shared", &todo.url).await?;
     downstream.tell(&todo).await?;
@@ -163,8 +169,21 @@ impl At<'_> {
             Some(host) => format!("http://{host}{path}"),
             None => path,
         };
-        let Row { id, title, completed, order, shared } = row;
-        Todo { id, title, completed, order, shared, url }
+        let Row {
+            id,
+            title,
+            completed,
+            order,
+            shared,
+        } = row;
+        Todo {
+            id,
+            title,
+            completed,
+            order,
+            shared,
+            url,
+        }
     }
 }
 

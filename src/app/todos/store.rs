@@ -27,12 +27,10 @@ pub(super) async fn list(connection: &mut Connection) -> sqlx::Result<Vec<Row>> 
 
 pub(super) async fn find(connection: &mut Connection, id: i64) -> sqlx::Result<Option<Row>> {
     with_backend!(connection, |db| {
-        sqlx::query_as(
-            r#"SELECT id, title, completed, "order", shared FROM todos WHERE id = $1"#,
-        )
-        .bind(id)
-        .fetch_optional(db)
-        .await
+        sqlx::query_as(r#"SELECT id, title, completed, "order", shared FROM todos WHERE id = $1"#)
+            .bind(id)
+            .fetch_optional(db)
+            .await
     })
 }
 
@@ -87,13 +85,20 @@ pub(super) async fn share(connection: &mut Connection, id: i64) -> sqlx::Result<
 
 pub(super) async fn remove(connection: &mut Connection, id: i64) -> sqlx::Result<bool> {
     let gone = with_backend!(connection, |db| {
-        sqlx::query("DELETE FROM todos WHERE id = $1").bind(id).execute(db).await?.rows_affected()
+        sqlx::query("DELETE FROM todos WHERE id = $1")
+            .bind(id)
+            .execute(db)
+            .await?
+            .rows_affected()
     });
     Ok(gone == 1)
 }
 
 pub(super) async fn clear(connection: &mut Connection) -> sqlx::Result<u64> {
     with_backend!(connection, |db| {
-        Ok(sqlx::query("DELETE FROM todos").execute(db).await?.rows_affected())
+        Ok(sqlx::query("DELETE FROM todos")
+            .execute(db)
+            .await?
+            .rows_affected())
     })
 }
