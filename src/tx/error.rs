@@ -254,7 +254,9 @@ impl From<sqlx::Error> for Error {
             | sqlx::Error::WorkerCrashed => Self::ConnectionLost(error),
             sqlx::Error::Database(database) => match classify(&**database) {
                 Class::Busy => Self::Busy(error),
+                #[cfg(feature = "postgres")]
                 Class::Lost => Self::ConnectionLost(error),
+                #[cfg(feature = "postgres")]
                 Class::Aborted => Self::Aborted,
                 Class::Ended => Self::Ended,
                 Class::Constraint => Self::Constraint {
@@ -270,7 +272,9 @@ impl From<sqlx::Error> for Error {
 
 enum Class {
     Busy,
+    #[cfg(feature = "postgres")]
     Lost,
+    #[cfg(feature = "postgres")]
     Aborted,
     Ended,
     Constraint,
