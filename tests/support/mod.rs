@@ -95,6 +95,8 @@ impl Service {
             .stderr(log)
             .spawn()
             .unwrap();
+        // reqwest brings no TLS provider here; loopback needs none, but its builder does.
+        let _installed_before = rustls::crypto::ring::default_provider().install_default();
         let service = Self {
             process,
             base: format!("http://127.0.0.1:{port}"),
