@@ -30,7 +30,7 @@ type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 ///
 /// [`get`](rocket_db_pools::Pool::get), and with it `Connection<D>`, lends a reader. To write
 /// outside a request, [`open`](TransactionPool::open) a transaction: the writer refuses every
-/// commit that did not come through [`Transaction::commit`].
+/// commit that did not come through [`Transaction::commit`](super::Transaction::commit).
 #[derive(Clone)]
 pub struct SqlitePool(Arc<Inner>);
 
