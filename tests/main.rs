@@ -1,0 +1,12 @@
+//! Every behaviour, on every backend that it is promised for.
+//!
+//! One file a capability; each behaviour is one function that is given a [`support::Backend`], and
+//! `on_each_backend!` makes a test of it on both. All of them are one binary: it is linked once.
+
+#![allow(clippy::unwrap_used)]
+
+#[macro_use]
+mod support;
+
+mod service;
+mod verdict;

@@ -1,0 +1,164 @@
+//! Databases of one test's own, and a look at what is really stored in them.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rocket::figment::Figment;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqliteConnection};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    Sqlite,
+    Postgres,
+}
+
+/// One of the two databases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum In {
+    Main,
+    Audit,
+}
+
+/// `notes` is what tests write to; `pairs` holds rows whose partner is looked for by COMMIT.
+const TABLES: &str = "\
+    CREATE TABLE notes (text TEXT NOT NULL UNIQUE);
+    CREATE TABLE pairs (
+        id BIGINT PRIMARY KEY,
+        partner BIGINT NOT NULL,
+        CONSTRAINT pairs_have_a_partner
+            FOREIGN KEY (partner) REFERENCES pairs (id) DEFERRABLE INITIALLY DEFERRED
+    );";
+
+/// Two empty databases. On SQLite they are two files of a folder that goes with them.
+pub struct Databases {
+    folder: tempfile::TempDir,
+    pub backend: Backend,
+    pub main: String,
+    pub audit: String,
+}
+
+impl Databases {
+    pub async fn new(backend: Backend) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (main, audit) = match backend {
+            Backend::Sqlite => {
+                let url = |name| format!("sqlite:{}", folder.path().join(name).display());
+                (url("main.db"), url("audit.db"))
+            }
+            Backend::Postgres => (postgres_database().await, postgres_database().await),
+        };
+        Self {
+            folder,
+            backend,
+            main,
+            audit,
+        }
+    }
+
+    /// With the tables `notes` and `pairs` in both.
+    pub async fn with_tables(backend: Backend) -> Self {
+        let databases = Self::new(backend).await;
+        databases.execute(In::Main, TABLES).await;
+        databases.execute(In::Audit, TABLES).await;
+        databases
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn url(&self, database: In) -> &str {
+        match database {
+            In::Main => &self.main,
+            In::Audit => &self.audit,
+        }
+    }
+
+    /// Through a connection of its own, so that only what is committed is seen.
+    pub async fn notes(&self, database: In) -> Vec<String> {
+        self.texts(database, "SELECT text FROM notes ORDER BY text")
+            .await
+    }
+
+    /// The first column of what `sql` finds.
+    pub async fn texts(&self, database: In, sql: &'static str) -> Vec<String> {
+        match self.backend {
+            Backend::Sqlite => {
+                let mut connection = self.sqlite(database).await;
+                sqlx::query_scalar(sql)
+                    .fetch_all(&mut connection)
+                    .await
+                    .unwrap()
+            }
+            Backend::Postgres => {
+                let mut connection = self.postgres(database).await;
+                sqlx::query_scalar(sql)
+                    .fetch_all(&mut connection)
+                    .await
+                    .unwrap()
+            }
+        }
+    }
+
+    pub async fn execute(&self, database: In, sql: &'static str) {
+        match self.backend {
+            Backend::Sqlite => self
+                .sqlite(database)
+                .await
+                .execute(sqlx::raw_sql(sql))
+                .await
+                .map(drop),
+            Backend::Postgres => self
+                .postgres(database)
+                .await
+                .execute(sqlx::raw_sql(sql))
+                .await
+                .map(drop),
+        }
+        .unwrap();
+    }
+
+    pub async fn sqlite(&self, database: In) -> SqliteConnection {
+        let options: SqliteConnectOptions = self.url(database).parse().unwrap();
+        options.create_if_missing(true).connect().await.unwrap()
+    }
+
+    pub async fn postgres(&self, database: In) -> PgConnection {
+        PgConnection::connect(self.url(database)).await.unwrap()
+    }
+
+    /// As `Rocket.toml` says it.
+    pub fn figment(&self) -> Figment {
+        Figment::from(rocket::Config::debug_default())
+            .merge(("databases.main.url", &self.main))
+            .merge(("databases.audit.url", &self.audit))
+            .merge(("databases.main.max_connections", 4))
+            .merge(("databases.audit.max_connections", 4))
+    }
+
+    /// As `ROCKET_DATABASES` says it.
+    pub fn variable(&self) -> String {
+        format!(
+            r#"{{main={{url="{}"}},audit={{url="{}"}}}}"#,
+            self.main, self.audit
+        )
+    }
+}
+
+/// Makes an empty database in the cluster that `tests/run` starts.
+async fn postgres_database() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+
+    let cluster = std::env::var("TEST_POSTGRES_URL")
+        .expect("TEST_POSTGRES_URL is not set; run tests/run, which starts a cluster");
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("test_{}_{number}", std::process::id());
+    let mut admin = PgConnection::connect(&cluster).await.unwrap();
+    admin
+        .execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
+        .await
+        .unwrap();
+    let (server, _) = cluster.rsplit_once('/').unwrap();
+    format!("{server}/{name}")
+}

@@ -1,0 +1,85 @@
+//! Requests over a real socket.
+
+use rocket::serde::json::serde_json;
+use serde::de::DeserializeOwned;
+
+/// A client of one service. Follows no redirects.
+#[derive(Clone)]
+pub struct Http {
+    client: reqwest::Client,
+    pub base: String,
+}
+
+impl Http {
+    pub fn new(port: u16) -> Self {
+        // reqwest brings no TLS provider here; loopback needs none, but its builder does.
+        let _installed_before = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .unwrap();
+        Self {
+            client,
+            base: format!("http://127.0.0.1:{port}"),
+        }
+    }
+
+    /// `METHOD /path`, to be completed and sent.
+    pub fn request(&self, what: &str) -> reqwest::RequestBuilder {
+        let (method, path) = what.split_once(' ').unwrap();
+        let url = format!("{}{path}", self.base);
+        self.client.request(method.parse().unwrap(), url)
+    }
+
+    /// `METHOD /path`, without a body.
+    pub async fn send(&self, what: &str) -> Answer {
+        Answer::of(self.request(what)).await
+    }
+
+    /// `METHOD /path` with a JSON body.
+    pub async fn json(&self, what: &str, body: &str) -> Answer {
+        let request = self
+            .request(what)
+            .header("Content-Type", "application/json")
+            .body(body.to_owned());
+        Answer::of(request).await
+    }
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: String,
+}
+
+impl Answer {
+    pub async fn of(request: reqwest::RequestBuilder) -> Self {
+        let answer = request.send().await.unwrap();
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        Self {
+            status,
+            headers,
+            body: answer.text().await.unwrap(),
+        }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// `Transaction-Outcome`.
+    pub fn outcome(&self) -> Option<&str> {
+        self.header("transaction-outcome")
+    }
+
+    pub fn json<T: DeserializeOwned>(&self) -> T {
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|error| panic!("{error} in {:?}", self.body))
+    }
+
+    /// Status and outcome, for one assertion on both.
+    pub fn told(&self) -> (u16, Option<&str>) {
+        (self.status, self.outcome())
+    }
+}

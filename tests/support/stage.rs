@@ -1,0 +1,157 @@
+//! A small service inside the test's process, on a real socket.
+
+use rocket::fairing::AdHoc;
+use rocket::figment::Figment;
+use rocket::figment::providers::Serialized;
+use rocket::tokio::sync::oneshot;
+use rocket::tokio::task::JoinHandle;
+use rocket::{Build, Ignite, Rocket, Shutdown, delete, routes};
+use rocket_db_pools::Database;
+use rocket_tx::db::{self, Connection, UrlPool};
+use rocket_tx::tx::{Live, LiveTransaction};
+use rocket_tx::{Error, Tx, problem_catchers, with_backend};
+
+use super::{Answer, Backend, Databases, Http, In, eventually};
+
+#[derive(Database)]
+#[database("main")]
+pub struct Main(UrlPool);
+
+#[derive(Database)]
+#[database("audit")]
+pub struct Audit(UrlPool);
+
+/// Writes a line, as a handler would.
+pub async fn note(connection: &mut Connection, text: &str) -> sqlx::Result<()> {
+    with_backend!(connection, |db| sqlx::query(
+        "INSERT INTO notes (text) VALUES ($1)"
+    )
+    .bind(text)
+    .execute(db)
+    .await
+    .map(drop))
+}
+
+/// Runs a statement, or several.
+pub async fn run(connection: &mut Connection, sql: &'static str) -> sqlx::Result<()> {
+    with_backend!(connection, |db| sqlx::raw_sql(sql)
+        .execute(db)
+        .await
+        .map(drop))
+}
+
+#[delete("/pairs")]
+async fn part(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<(), Error> {
+    run(&mut main, "DELETE FROM pairs").await?;
+    run(&mut audit, "DELETE FROM pairs").await?;
+    Ok(())
+}
+
+/// A service with the databases `main` and `audit`, their tables `notes` and `pairs`, and whatever
+/// a test adds; `Settlement` is for the test to attach.
+pub struct Stage {
+    pub databases: Databases,
+    pub http: Http,
+    pub live: Live,
+    pub shutdown: Shutdown,
+    running: JoinHandle<Result<Rocket<Ignite>, rocket::Error>>,
+}
+
+impl Stage {
+    pub async fn new(backend: Backend, add: impl FnOnce(Rocket<Build>) -> Rocket<Build>) -> Self {
+        Self::with(backend, &[], add).await
+    }
+
+    /// With settings, as `Rocket.toml` would have them.
+    pub async fn with(
+        backend: Backend,
+        settings: &[(&str, &str)],
+        add: impl FnOnce(Rocket<Build>) -> Rocket<Build>,
+    ) -> Self {
+        let databases = Databases::with_tables(backend).await;
+        Self::on(databases, settings, add).await
+    }
+
+    pub async fn on(
+        databases: Databases,
+        settings: &[(&str, &str)],
+        add: impl FnOnce(Rocket<Build>) -> Rocket<Build>,
+    ) -> Self {
+        let (ready, launched) = oneshot::channel();
+        let rocket = rocket::custom(figment(&databases, settings))
+            .attach(db::init::<Main>())
+            .attach(db::init::<Audit>())
+            .mount("/", routes![part])
+            .register("/", problem_catchers());
+        let rocket = add(rocket).attach(AdHoc::on_liftoff("Ready", |rocket| {
+            Box::pin(async move {
+                let live = rocket.state::<Live>().unwrap().clone();
+                let ready = ready.send((rocket.config().port, live, rocket.shutdown()));
+                assert!(ready.is_ok());
+            })
+        }));
+        let running = rocket::tokio::spawn(rocket.launch());
+        let Ok((port, live, shutdown)) = launched.await else {
+            panic!("the launch failed: {:?}", running.await);
+        };
+        Self {
+            databases,
+            http: Http::new(port),
+            live,
+            shutdown,
+            running,
+        }
+    }
+
+    pub async fn send(&self, what: &str) -> Answer {
+        self.http.send(what).await
+    }
+
+    /// What is committed in both databases.
+    pub async fn notes(&self) -> Vec<String> {
+        let mut notes = self.databases.notes(In::Main).await;
+        notes.extend(self.databases.notes(In::Audit).await);
+        notes
+    }
+
+    pub fn outstanding(&self) -> Vec<LiveTransaction> {
+        self.live.transactions()
+    }
+
+    /// Nothing is outstanding, and every connection is back in its pool and works.
+    pub async fn nothing_is_stuck(&self) {
+        eventually("nothing is outstanding", async || {
+            self.outstanding().is_empty()
+        })
+        .await;
+        // More often than any pool here has connections.
+        for _ in 0..6 {
+            let answer = self.send("DELETE /pairs").await;
+            assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+        }
+    }
+
+    /// Shuts down in order; the launch must end well.
+    pub async fn close(self) {
+        self.shutdown.notify();
+        self.running.await.unwrap().unwrap();
+    }
+}
+
+/// As `Rocket.toml` would say it; signals are left to the test's own process.
+pub fn figment(databases: &Databases, settings: &[(&str, &str)]) -> Figment {
+    let mut figment = databases
+        .figment()
+        .merge(("port", 0))
+        .merge(("log_level", "off"))
+        .merge(("shutdown.ctrlc", false))
+        .merge(Serialized::default(
+            "shutdown.signals",
+            Vec::<String>::new(),
+        ));
+    for (key, value) in settings {
+        let value: rocket::figment::value::Value = value.parse().unwrap();
+        figment = figment.merge((*key, value));
+    }
+    figment
+}
