@@ -9,4 +9,5 @@
 mod support;
 
 mod service;
+mod truth;
 mod verdict;

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `pool` | [`TransactionPool`]: what a pool must offer so that `tx` can lend from it |
 //! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
-//! | `sqlite` | one writer and N readers per file; the commit hook |
+//! | `sqlite` | one writer and N readers per file |
+//! | `sqlite_watch` | what only SQLite can say about the writer's transaction |
 //! | `sqlite_file` | the one helper that every SQLite file is opened by |
 //! | `postgres` | the pool for requests and the read-only pool beside it |
 //! | `by_url` | [`UrlPool`]: the backend is chosen by the URL, the SQL stands once |
@@ -25,6 +26,8 @@ mod postgres;
 mod sqlite;
 #[cfg(feature = "sqlite")]
 mod sqlite_file;
+#[cfg(feature = "sqlite")]
+mod sqlite_watch;
 mod transaction;
 
 pub use by_url::{Connection, UrlPool};

@@ -141,7 +141,7 @@ fn refusal(error: sqlx::Error) -> CommitError {
     let code = error.as_database_error().and_then(|error| error.code());
     match code.as_deref() {
         Some("25P02") => CommitError::Aborted,
-        Some("25P01" | "22P02" | "42704") => CommitError::Ended,
+        Some("25P01" | "22P02" | "42704") => CommitError::Ended { undone: false },
         _ => CommitError::Refused(error),
     }
 }

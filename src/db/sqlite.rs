@@ -6,7 +6,6 @@
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use sqlx_core::transaction::TransactionManager;
 
 use super::config::Synchronous;
 use super::sqlite_file::SqliteFile;
+use super::sqlite_watch::Watch;
 use super::{
     Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, OpenError,
     Patience, Session, TransactionPool, pool,
@@ -38,50 +38,18 @@ struct Inner {
     file: SqliteFile,
     writer: sqlx::SqlitePool,
     readers: sqlx::SqlitePool,
-    /// The hook of the writer connection that is open now; a new connection brings a new one.
-    commit_hook: Arc<Mutex<Arc<CommitHook>>>,
+    /// That of the writer connection that is open now; a new connection brings a new one.
+    watch: Arc<Mutex<Arc<Watch>>>,
     busy_timeout: Duration,
     identity: Identity,
     link: OnceLock<Link>,
-}
-
-/// What the writer's hooks and our transactions tell each other.
-///
-/// SQLite can end a transaction by itself (`OR ROLLBACK`, `RAISE(ROLLBACK)`, a full disk), and a
-/// handler can by sending COMMIT or ROLLBACK. Later statements would then commit one by one.
-/// <https://www.sqlite.org/lang_transaction.html>
-#[derive(Default)]
-struct CommitHook {
-    /// Set only around a COMMIT of ours; any other commit becomes a rollback.
-    may_commit: AtomicBool,
-    /// The transaction that we began is over.
-    ended: AtomicBool,
-}
-
-impl CommitHook {
-    async fn install(self: Arc<Self>, connection: &mut SqliteConnection) -> sqlx::Result<()> {
-        let mut handle = connection.lock_handle().await?;
-        let hook = Arc::clone(&self);
-        handle.set_commit_hook(move || hook.may_commit.load(Ordering::SeqCst));
-        handle.set_rollback_hook(move || self.ended.store(true, Ordering::SeqCst));
-        Ok(())
-    }
-
-    fn begun(&self) {
-        self.may_commit.store(false, Ordering::SeqCst);
-        self.ended.store(false, Ordering::SeqCst);
-    }
-
-    fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::SeqCst)
-    }
 }
 
 /// A borrowed SQLite connection: the writer, or a reader.
 pub struct SqliteSession {
     connection: PoolConnection<Sqlite>,
     /// Present on the writer.
-    commit_hook: Option<Arc<CommitHook>>,
+    watch: Option<Arc<Watch>>,
     busy_timeout: Duration,
 }
 
@@ -113,7 +81,7 @@ impl Session for SqliteSession {
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         // IMMEDIATE takes the write lock now: a deferred transaction that reads first and writes
         // later fails with BUSY_SNAPSHOT, and no waiting helps.
-        let statement = match self.commit_hook {
+        let statement = match self.watch {
             Some(_) => "BEGIN IMMEDIATE",
             None => "BEGIN",
         };
@@ -128,29 +96,42 @@ impl Session for SqliteSession {
                 begun?;
             }
         }
-        if let Some(hook) = &self.commit_hook {
-            hook.begun();
+        if let Some(watch) = &self.watch {
+            watch.begun();
         }
         Ok(())
     }
 
-    /// Nothing to ask: SQLite has no aborted transactions, and an ended one is known by the hook.
-    /// Deferred foreign keys are checked by COMMIT alone; SQLite offers no earlier look.
+    /// SQLite has no aborted transactions. It is asked only whether the transaction still stands,
+    /// and whether its deferred foreign keys hold.
     async fn prepare(&mut self) -> Result<(), CommitError> {
-        match &self.commit_hook {
-            Some(hook) if hook.has_ended() => Err(CommitError::Ended),
-            _ => Ok(()),
+        let Some(watch) = &self.watch else {
+            return Ok(());
+        };
+        if watch.has_ended() {
+            return Err(CommitError::Ended { undone: true });
+        }
+        match watch.is_constraint_broken(&mut self.connection).await {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(CommitError::ConstraintBroken),
+            Err(error) => Err(CommitError::Refused(error)),
         }
     }
 
     async fn commit(&mut self) -> Result<(), CommitError> {
-        self.prepare().await?;
-        if let Some(hook) = &self.commit_hook {
-            hook.may_commit.store(true, Ordering::SeqCst);
+        if let Some(watch) = &self.watch {
+            if watch.has_ended() {
+                return Err(CommitError::Ended { undone: true });
+            }
+            watch.allow_commit(true);
         }
-        let result = Manager::commit(&mut self.connection).await;
-        if let (Err(sqlx::Error::Database(_)), Some(hook)) = (&result, &self.commit_hook) {
-            hook.may_commit.store(false, Ordering::SeqCst);
+        // More than once if a handler forgot a savepoint: sqlx releases one at a time.
+        let mut result = Ok(());
+        while result.is_ok() && self.connection.is_in_transaction() {
+            result = Manager::commit(&mut self.connection).await;
+        }
+        if let (Err(sqlx::Error::Database(_)), Some(watch)) = (&result, &self.watch) {
+            watch.allow_commit(false);
         }
         result.map_err(|error| match error {
             sqlx::Error::Database(_) => CommitError::Refused(error),
@@ -159,10 +140,7 @@ impl Session for SqliteSession {
     }
 
     async fn rollback(&mut self) -> sqlx::Result<()> {
-        let ended = self
-            .commit_hook
-            .as_ref()
-            .is_some_and(|hook| hook.has_ended());
+        let ended = self.watch.as_ref().is_some_and(|watch| watch.has_ended());
         match Manager::rollback(&mut self.connection).await {
             // SQLite has nothing left to roll back. sqlx still counts the transaction, so the
             // pool's check after release closes the connection.
@@ -196,15 +174,15 @@ impl SqlitePool {
         let file = SqliteFile::new(options.clone(), busy_timeout);
         file.prepare().await?;
 
-        let commit_hook = Arc::new(Mutex::new(Arc::new(CommitHook::default())));
-        let current_hook = Arc::clone(&commit_hook);
+        let watch = Arc::new(Mutex::new(Arc::new(Watch::default())));
+        let current = Arc::clone(&watch);
         let writer = pool_options(config)
             .max_connections(1)
             .min_connections(1)
             .after_connect(move |connection, _| {
-                let hook = Arc::new(CommitHook::default());
-                *current_hook.lock() = Arc::clone(&hook);
-                Box::pin(hook.install(connection))
+                let watch = Arc::new(Watch::default());
+                *current.lock() = Arc::clone(&watch);
+                Box::pin(watch.install(connection))
             })
             .connect_with(options.clone())
             .await
@@ -223,7 +201,7 @@ impl SqlitePool {
             file,
             writer,
             readers,
-            commit_hook,
+            watch,
             busy_timeout,
             identity,
             link,
@@ -291,13 +269,13 @@ impl TransactionPool for SqlitePool {
             Access::ReadWrite => &self.0.writer,
         };
         let connection = pool::acquire(pool, patience).await?;
-        let commit_hook = match access {
+        let watch = match access {
             Access::ReadOnly => None,
-            Access::ReadWrite => Some(Arc::clone(&self.0.commit_hook.lock())),
+            Access::ReadWrite => Some(Arc::clone(&self.0.watch.lock())),
         };
         Ok(SqliteSession {
             connection,
-            commit_hook,
+            watch,
             busy_timeout: self.0.busy_timeout,
         })
     }

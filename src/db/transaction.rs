@@ -60,7 +60,16 @@ pub enum CommitError {
     /// The transaction that was begun is over: the handler sent COMMIT or ROLLBACK itself, or
     /// SQLite rolled back by itself.
     #[error("the transaction had already ended before it was settled")]
-    Ended,
+    Ended {
+        /// The backend made sure that nothing of it stays. SQLite's commit hook does; Postgres
+        /// obeys a COMMIT, whoever sends it.
+        undone: bool,
+    },
+
+    /// A deferred constraint does not hold, and COMMIT would be refused. SQLite does not say which;
+    /// Postgres names it in [`Refused`](Self::Refused).
+    #[error("a deferred foreign key is broken")]
+    ConstraintBroken,
 
     /// The database refused: nothing was committed.
     #[error("the database refused: {0}")]
@@ -89,11 +98,11 @@ pub trait Session: Send + Sync + 'static {
     /// Sends BEGIN. One round trip.
     fn begin(&mut self, options: BeginOptions) -> impl Future<Output = sqlx::Result<()>> + Send;
 
-    /// Proves that COMMIT would mean COMMIT. One round trip on Postgres, none on SQLite.
+    /// Proves that COMMIT would mean COMMIT. One round trip, or hop.
     fn prepare(&mut self) -> impl Future<Output = Result<(), CommitError>> + Send;
 
-    /// Commits, or says why not. It repeats the proof of [`prepare`](Self::prepare) in the same
-    /// round trip, so that it is safe without.
+    /// Commits, or says why not. In one round trip it also proves what
+    /// [`prepare`](Self::prepare) does, so that it is safe without.
     fn commit(&mut self) -> impl Future<Output = Result<(), CommitError>> + Send;
 
     /// Rolls back. One round trip.

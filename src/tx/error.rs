@@ -94,16 +94,20 @@ pub enum Error {
 
     /// The transaction was over before it was settled: a raw COMMIT or ROLLBACK, or SQLite's own
     /// rollback. 500.
-    #[error("the transaction had already ended; a handler must not send COMMIT or ROLLBACK")]
-    Ended,
+    #[error("the transaction had already ended; a handler must not send COMMIT or ROLLBACK{}", if *undone { "" } else { ", and what it committed stays" })]
+    Ended {
+        /// Nothing of it stays: SQLite, where a commit that is not ours is refused. On Postgres
+        /// nobody can say, and the outcome is `unknown`.
+        undone: bool,
+    },
 
     /// A constraint refused, at the statement or, deferred, at COMMIT. 409.
-    #[error("a constraint refused the change: {source}")]
+    #[error("a constraint refused the change{}", .source.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
     Constraint {
         /// The constraint, where the backend names it.
         name: Option<String>,
-        /// What the database said.
-        source: sqlx::Error,
+        /// What the database said, where it was asked.
+        source: Option<sqlx::Error>,
     },
 
     /// `fetch_one` found nothing. 404.
@@ -207,7 +211,7 @@ impl Error {
             Self::Settled => ("settled", self.to_string().into()),
             Self::SettleTimeout(_) => ("settle-timeout", self.to_string().into()),
             Self::Aborted => ("aborted", self.to_string().into()),
-            Self::Ended => ("ended", self.to_string().into()),
+            Self::Ended { .. } => ("ended", self.to_string().into()),
             Self::NotFound => ("not-found", self.to_string().into()),
             Self::Conflict(_) => ("conflict", self.to_string().into()),
             Self::Refused { .. } => ("refused", self.to_string().into()),
@@ -226,7 +230,7 @@ impl Error {
     /// What really happened, when a request ended in this error.
     pub(super) fn outcome(&self) -> Outcome {
         match self {
-            Self::Unknown(_) => Outcome::Unknown,
+            Self::Unknown(_) | Self::Ended { undone: false } => Outcome::Unknown,
             Self::Partial { .. } => Outcome::Partial,
             _ => Outcome::RolledBack,
         }
@@ -236,7 +240,11 @@ impl Error {
     pub(super) fn of_commit(error: CommitError, database: &str) -> Self {
         match error {
             CommitError::Aborted => Self::Aborted,
-            CommitError::Ended => Self::Ended,
+            CommitError::Ended { undone } => Self::Ended { undone },
+            CommitError::ConstraintBroken => Self::Constraint {
+                name: None,
+                source: None,
+            },
             CommitError::Refused(error) => Self::from(error),
             CommitError::Unknown(_) => Self::Unknown(vec![database.to_owned()]),
         }
@@ -258,10 +266,10 @@ impl From<sqlx::Error> for Error {
                 Class::Lost => Self::ConnectionLost(error),
                 #[cfg(feature = "postgres")]
                 Class::Aborted => Self::Aborted,
-                Class::Ended => Self::Ended,
+                Class::Ended { undone } => Self::Ended { undone },
                 Class::Constraint => Self::Constraint {
                     name: database.constraint().map(str::to_owned),
-                    source: error,
+                    source: Some(error),
                 },
                 Class::Other => Self::Database(error),
             },
@@ -276,7 +284,9 @@ enum Class {
     Lost,
     #[cfg(feature = "postgres")]
     Aborted,
-    Ended,
+    Ended {
+        undone: bool,
+    },
     Constraint,
     Other,
 }
@@ -305,7 +315,7 @@ fn classify_sqlstate(code: &str) -> Class {
         // in_failed_sql_transaction
         "25P02" => Class::Aborted,
         // no_active_sql_transaction
-        "25P01" => Class::Ended,
+        "25P01" => Class::Ended { undone: false },
         // idle_in_transaction_session_timeout: the server ended the session
         "25P03" => Class::Lost,
         _ if code.starts_with("57P") || code.starts_with("08") => Class::Lost,
@@ -320,7 +330,7 @@ fn classify_sqlite(extended: i32) -> Class {
     const CONSTRAINT_COMMITHOOK: i32 = 531;
 
     match (extended, extended & 0xff) {
-        (CONSTRAINT_COMMITHOOK, _) => Class::Ended,
+        (CONSTRAINT_COMMITHOOK, _) => Class::Ended { undone: true },
         // BUSY, LOCKED
         (_, 5 | 6) => Class::Busy,
         // CONSTRAINT

@@ -119,6 +119,14 @@ impl Databases {
         .unwrap();
     }
 
+    /// Empties the tables of both.
+    pub async fn empty(&self) {
+        for database in [In::Main, In::Audit] {
+            self.execute(database, "DELETE FROM notes; DELETE FROM pairs")
+                .await;
+        }
+    }
+
     pub async fn sqlite(&self, database: In) -> SqliteConnection {
         let options: SqliteConnectOptions = self.url(database).parse().unwrap();
         options.create_if_missing(true).connect().await.unwrap()
