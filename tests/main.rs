@@ -8,6 +8,7 @@
 #[macro_use]
 mod support;
 
+mod leaks;
 mod service;
 mod truth;
 mod verdict;

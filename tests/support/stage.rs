@@ -132,9 +132,10 @@ impl Stage {
     }
 
     /// Shuts down in order; the launch must end well.
-    pub async fn close(self) {
+    pub async fn close(self) -> Databases {
         self.shutdown.notify();
-        self.running.await.unwrap().unwrap();
+        drop(self.running.await.unwrap().unwrap());
+        self.databases
     }
 }
 
