@@ -9,6 +9,8 @@
 mod support;
 
 mod leaks;
+mod lost;
+mod refusals;
 mod service;
 mod truth;
 mod verdict;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::Proxy;
 use rocket::figment::Figment;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqliteConnection};
@@ -34,8 +35,11 @@ const TABLES: &str = "\
 pub struct Databases {
     folder: tempfile::TempDir,
     pub backend: Backend,
-    pub main: String,
-    pub audit: String,
+    main: String,
+    audit: String,
+    /// The same, as the service is told to reach them.
+    service_main: String,
+    service_audit: String,
 }
 
 impl Databases {
@@ -51,6 +55,8 @@ impl Databases {
         Self {
             folder,
             backend,
+            service_main: main.clone(),
+            service_audit: audit.clone(),
             main,
             audit,
         }
@@ -136,11 +142,22 @@ impl Databases {
         PgConnection::connect(self.url(database)).await.unwrap()
     }
 
+    /// Has the service reach `database` by way of a proxy; the test itself does not.
+    pub async fn by_proxy(&mut self, database: In) -> Proxy {
+        let proxy = Proxy::to(self.url(database)).await;
+        let url = proxy.url(self.url(database));
+        match database {
+            In::Main => self.service_main = url,
+            In::Audit => self.service_audit = url,
+        }
+        proxy
+    }
+
     /// As `Rocket.toml` says it.
     pub fn figment(&self) -> Figment {
         Figment::from(rocket::Config::debug_default())
-            .merge(("databases.main.url", &self.main))
-            .merge(("databases.audit.url", &self.audit))
+            .merge(("databases.main.url", &self.service_main))
+            .merge(("databases.audit.url", &self.service_audit))
             .merge(("databases.main.max_connections", 4))
             .merge(("databases.audit.max_connections", 4))
     }
@@ -149,7 +166,7 @@ impl Databases {
     pub fn variable(&self) -> String {
         format!(
             r#"{{main={{url="{}"}},audit={{url="{}"}}}}"#,
-            self.main, self.audit
+            self.service_main, self.service_audit
         )
     }
 }

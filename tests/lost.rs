@@ -1,0 +1,203 @@
+//! Postgres sessions that die, and COMMITs that nobody answers.
+
+use std::sync::Arc;
+
+use rocket::http::Status;
+use rocket::serde::json::Value;
+use rocket::{State, post, routes};
+use rocket_tx::db::Connection;
+use rocket_tx::tx::Serializable;
+use rocket_tx::{Error, Settlement, Tx};
+use sqlx::{Connection as _, Executor, PgConnection};
+
+use crate::support::stage::note;
+use crate::support::{Answer, Audit, Backend, Break, Databases, In, Main, Proxy, Stage};
+
+#[post("/main")]
+async fn main(mut main: Tx<Main>) -> Result<Status, Error> {
+    note(&mut main, "written").await?;
+    Ok(Status::Created)
+}
+
+#[post("/both")]
+async fn both(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
+    note(&mut main, "written").await?;
+    note(&mut audit, "written").await?;
+    Ok(Status::Created)
+}
+
+/// A write that another transaction makes impossible, which is noticed by COMMIT alone.
+#[post("/skewed")]
+async fn skewed(
+    mut main: Tx<Main>,
+    mut audit: Tx<Audit, Serializable>,
+    databases: &State<String>,
+) -> Result<Status, Error> {
+    const SKEW: &str =
+        "INSERT INTO notes SELECT 'skew ' || count(*) || pg_backend_pid() FROM notes";
+
+    note(&mut main, "written").await?;
+    let Connection::Postgres(ours) = &mut *audit else {
+        return Ok(Status::NotImplemented);
+    };
+    ours.execute("SELECT count(*) FROM notes").await?;
+    let mut theirs = <sqlx::PgConnection as sqlx::Connection>::connect(databases).await?;
+    theirs.execute("BEGIN ISOLATION LEVEL SERIALIZABLE").await?;
+    theirs.execute(SKEW).await?;
+    ours.execute(SKEW).await?;
+    theirs.execute("COMMIT").await?;
+    Ok(Status::Created)
+}
+
+/// Has an administrator end the session of `database` before the answer.
+#[post("/killed/<database>")]
+async fn killed(
+    database: &str,
+    mut main: Tx<Main>,
+    mut audit: Tx<Audit>,
+    admin: &State<String>,
+) -> Result<Status, Error> {
+    note(&mut main, "written").await?;
+    note(&mut audit, "written").await?;
+    kill(
+        if database == "main" {
+            &mut main
+        } else {
+            &mut audit
+        },
+        admin,
+    )
+    .await?;
+    Ok(Status::Created)
+}
+
+#[post("/killed-alone")]
+async fn killed_alone(mut main: Tx<Main>, admin: &State<String>) -> Result<Status, Error> {
+    note(&mut main, "written").await?;
+    kill(&mut main, admin).await?;
+    Ok(Status::Created)
+}
+
+async fn kill(connection: &mut Connection, admin: &str) -> Result<(), Error> {
+    let Connection::Postgres(connection) = connection else {
+        return Ok(());
+    };
+    let id: i32 = sqlx::query_scalar("SELECT pg_backend_pid()")
+        .fetch_one(&mut **connection)
+        .await?;
+    let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(admin).await?;
+    let ended: bool = sqlx::query_scalar("SELECT pg_terminate_backend($1, 10000)")
+        .bind(id)
+        .fetch_one(&mut admin)
+        .await?;
+    assert!(ended);
+    Ok(())
+}
+
+fn kind(answer: &Answer) -> String {
+    let problem: Value = answer.json();
+    assert_eq!(problem["outcome"].as_str(), answer.outcome(), "{problem}");
+    problem["type"]
+        .as_str()
+        .unwrap()
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .to_owned()
+}
+
+/// A service whose `through` database is reached by way of a proxy.
+async fn stage(through: In) -> (Stage, Proxy) {
+    let mut databases = Databases::with_tables(Backend::Postgres).await;
+    let proxy = databases.by_proxy(through).await;
+    let admin = databases.url(In::Audit).to_owned();
+    let stage = Stage::on(databases, &[("settle_timeout", "\"1s\"")], |rocket| {
+        rocket
+            .manage(admin)
+            .mount("/", routes![main, both, skewed, killed, killed_alone])
+            .attach(Settlement::new())
+    })
+    .await;
+    (stage, proxy)
+}
+
+mod postgres {
+    use super::*;
+
+    #[rocket::async_test]
+    async fn a_session_that_is_killed_before_prepare_is_a_503() {
+        let (stage, _proxy) = stage(In::Main).await;
+        for path in ["killed/main", "killed/audit", "killed-alone"] {
+            for _ in 0..5 {
+                let answer = stage.send(&format!("POST /{path}")).await;
+                assert_eq!(
+                    answer.told(),
+                    (503, Some("rolled-back")),
+                    "{path}: {}",
+                    answer.body
+                );
+                assert_eq!(kind(&answer), "connection-lost");
+                assert!(answer.header("retry-after").is_some());
+                assert_eq!(stage.notes().await, [""; 0], "{path}");
+                stage.nothing_is_stuck().await;
+            }
+        }
+    }
+
+    /// Whether the server saw the COMMIT or not, the client cannot be told what became of it.
+    #[rocket::async_test]
+    async fn a_connection_that_is_cut_at_commit_is_unknown() {
+        for (through, path) in [(In::Main, "main"), (In::Main, "both"), (In::Audit, "both")] {
+            let (stage, proxy) = stage(through).await;
+            for (kind_of_break, stored) in [(Break::Before, false), (Break::After, true)] {
+                proxy.set("COMMIT", kind_of_break);
+                let answer = stage.send(&format!("POST /{path}")).await;
+                let what = format!("{kind_of_break:?} through {through:?}: {}", answer.body);
+                assert_eq!(answer.told(), (500, Some("unknown")), "{what}");
+                assert_eq!(kind(&answer), "unknown", "{what}");
+                assert!(proxy.has_sprung(), "{what}");
+                let notes = stage.databases.notes(through).await;
+                assert_eq!(!notes.is_empty(), stored, "{what}");
+                // The pool recovers by itself.
+                stage.nothing_is_stuck().await;
+                stage.databases.empty().await;
+            }
+        }
+    }
+
+    #[rocket::async_test]
+    async fn a_commit_that_is_not_answered_in_time_is_unknown() {
+        let (stage, proxy) = stage(In::Audit).await;
+        proxy.set("COMMIT", Break::Stall);
+        let answer = stage.send("POST /both").await;
+        assert_eq!(answer.told(), (500, Some("unknown")), "{}", answer.body);
+        assert!(proxy.has_sprung());
+        stage.nothing_is_stuck().await;
+    }
+
+    #[rocket::async_test]
+    async fn a_prepare_that_is_not_answered_in_time_is_a_503() {
+        let (stage, proxy) = stage(In::Audit).await;
+        // Alone in its message only while it is prepared: a COMMIT travels with it.
+        proxy.set("SET CONSTRAINTS ALL IMMEDIATE\0", Break::Stall);
+        let answer = stage.send("POST /both").await;
+        assert_eq!(answer.told(), (503, Some("rolled-back")), "{}", answer.body);
+        assert_eq!(kind(&answer), "settle-timeout");
+        assert!(proxy.has_sprung());
+        assert_eq!(stage.notes().await, [""; 0]);
+        stage.nothing_is_stuck().await;
+    }
+
+    /// Prepared, and refused all the same: a serialization failure may wait until COMMIT.
+    #[rocket::async_test]
+    async fn a_second_commit_that_the_server_refuses_is_partial() {
+        let (stage, _proxy) = stage(In::Main).await;
+        let answer = stage.send("POST /skewed").await;
+        assert_eq!(answer.told(), (500, Some("partial")), "{}", answer.body);
+        assert_eq!(kind(&answer), "partial");
+        assert_eq!(stage.databases.notes(In::Main).await, ["written"]);
+        let audit = stage.databases.notes(In::Audit).await;
+        assert_eq!(audit.len(), 1, "only the other transaction's: {audit:?}");
+        stage.nothing_is_stuck().await;
+    }
+}

@@ -1,0 +1,248 @@
+//! Resources that refuse, hang or panic in the middle of a settlement.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rocket::http::Status;
+use rocket::serde::json::Value;
+use rocket::{State, post, routes};
+use rocket_tx::tx::{Phase, Resource, Settling};
+use rocket_tx::{Begin, Error, Outstanding, Settlement};
+
+use crate::support::stage::note;
+use crate::support::{Answer, Audit, Backend, Main, Stage, eventually};
+
+/// A database of the user's own kind, which behaves badly at one step.
+struct Awkward {
+    at: &'static str,
+    then: &'static str,
+}
+
+#[rocket::async_trait]
+impl Resource for Awkward {
+    fn name(&self) -> Cow<'_, str> {
+        "awkward".into()
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Database
+    }
+
+    async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+        self.step("prepare").await
+    }
+
+    async fn commit(&mut self) -> Result<(), Error> {
+        self.step("commit").await
+    }
+
+    async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+        self.step("rollback").await
+    }
+}
+
+impl Awkward {
+    async fn step(&self, step: &str) -> Result<(), Error> {
+        if self.at != step {
+            return Ok(());
+        }
+        match self.then {
+            "hang" => std::future::pending().await,
+            "panic" => panic!("as told"),
+            _ => Err(Error::Conflict("as told".into())),
+        }
+    }
+}
+
+/// Which hooks have run.
+#[derive(Default)]
+struct Ran {
+    after_commit: AtomicUsize,
+    after_rollback: AtomicUsize,
+}
+
+impl Ran {
+    fn counts(&self) -> (usize, usize) {
+        (
+            self.after_commit.load(Ordering::SeqCst),
+            self.after_rollback.load(Ordering::SeqCst),
+        )
+    }
+}
+
+const STEPS: [&str; 3] = ["prepare", "commit", "rollback"];
+const WAYS: [&str; 3] = ["hang", "panic", "refuse"];
+
+fn known(list: [&'static str; 3], word: &str) -> &'static str {
+    list.into_iter().find(|known| *known == word).unwrap()
+}
+
+/// Writes to both databases, with the awkward one joined first or last.
+#[post("/awkward/<at>/<then>/<place>?<fail>")]
+async fn awkward(
+    at: &str,
+    then: &str,
+    place: &str,
+    fail: bool,
+    outstanding: &Outstanding,
+    ran: &State<Arc<Ran>>,
+    main: Begin<Main>,
+    audit: Begin<Audit>,
+) -> Result<(Status, ()), Error> {
+    let awkward = Awkward {
+        at: known(STEPS, at),
+        then: known(WAYS, then),
+    };
+    let (committed, rolled_back) = (Arc::clone(ran), Arc::clone(ran));
+    outstanding.after_commit(async move {
+        committed.after_commit.fetch_add(1, Ordering::SeqCst);
+    });
+    outstanding.after_rollback(async move {
+        rolled_back.after_rollback.fetch_add(1, Ordering::SeqCst);
+    });
+    let (first, last) = match place {
+        "first" => (Some(awkward), None),
+        _ => (None, Some(awkward)),
+    };
+    if let Some(awkward) = first {
+        outstanding.join(awkward)?;
+    }
+    note(&mut *main.begin().await?, "written").await?;
+    note(&mut *audit.begin().await?, "written").await?;
+    if let Some(awkward) = last {
+        outstanding.join(awkward)?;
+    }
+    Ok((
+        if fail {
+            Status::Conflict
+        } else {
+            Status::Created
+        },
+        (),
+    ))
+}
+
+fn kind(answer: &Answer) -> String {
+    let problem: Value = answer.json();
+    assert_eq!(problem["outcome"].as_str(), answer.outcome(), "{problem}");
+    problem["type"]
+        .as_str()
+        .unwrap()
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .to_owned()
+}
+
+async fn stage(backend: Backend) -> (Stage, Arc<Ran>) {
+    let ran = Arc::new(Ran::default());
+    let managed = Arc::clone(&ran);
+    let stage = Stage::with(backend, &[("settle_timeout", "\"400ms\"")], |rocket| {
+        rocket
+            .manage(managed)
+            .mount("/", routes![awkward])
+            .attach(Settlement::new())
+    })
+    .await;
+    (stage, ran)
+}
+
+async fn before_any_commit_everything_rolls_back(backend: Backend) {
+    let (stage, ran) = stage(backend).await;
+    for place in ["first", "last"] {
+        for (then, told, problem) in [
+            ("hang", 503, "settle-timeout"),
+            ("panic", 500, "panicked"),
+            ("refuse", 409, "conflict"),
+        ] {
+            let answer = stage
+                .send(&format!("POST /awkward/prepare/{then}/{place}"))
+                .await;
+            assert_eq!(answer.told(), (told, Some("rolled-back")), "{then} {place}");
+            assert_eq!(kind(&answer), problem);
+            assert_eq!(answer.header("retry-after").is_some(), told == 503);
+            assert_eq!(stage.notes().await, [""; 0], "{then} {place}");
+            stage.nothing_is_stuck().await;
+        }
+    }
+    eventually("the hooks have run", async || ran.counts() == (0, 6)).await;
+}
+
+async fn a_first_commit_that_is_refused_rolls_everything_back(backend: Backend) {
+    let (stage, ran) = stage(backend).await;
+    let answer = stage.send("POST /awkward/commit/refuse/first").await;
+    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    assert_eq!(stage.notes().await, [""; 0]);
+    stage.nothing_is_stuck().await;
+    eventually("the hook has run", async || ran.counts() == (0, 1)).await;
+}
+
+async fn a_later_commit_that_is_refused_is_partial_and_says_so(backend: Backend) {
+    let (stage, ran) = stage(backend).await;
+    let answer = stage.send("POST /awkward/commit/refuse/last").await;
+    assert_eq!(answer.told(), (500, Some("partial")));
+    assert_eq!(kind(&answer), "partial");
+    let detail = answer.json::<Value>()["detail"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        detail.contains("committed in main, audit, but not in awkward"),
+        "{detail}"
+    );
+    assert_eq!(stage.notes().await, ["written", "written"]);
+    stage.nothing_is_stuck().await;
+    stage.databases.empty().await;
+
+    // A request that is certain comes after it; the hooks of the one in doubt have not run.
+    let answer = stage
+        .send("POST /awkward/rollback/refuse/last?fail=true")
+        .await;
+    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    eventually("the later hook has run", async || ran.counts() == (0, 1)).await;
+}
+
+async fn a_commit_without_an_answer_is_unknown(backend: Backend) {
+    let (stage, ran) = stage(backend).await;
+    for (then, place, rest) in [
+        ("hang", "first", &[][..]),
+        ("hang", "last", &["written", "written"]),
+        ("panic", "first", &[]),
+    ] {
+        let answer = stage
+            .send(&format!("POST /awkward/commit/{then}/{place}"))
+            .await;
+        assert_eq!(answer.told(), (500, Some("unknown")), "{then} {place}");
+        assert_eq!(kind(&answer), "unknown");
+        assert!(
+            answer.body.contains("check before you retry"),
+            "{}",
+            answer.body
+        );
+        assert_eq!(stage.notes().await, rest, "{then} {place}");
+        stage.nothing_is_stuck().await;
+        stage.databases.empty().await;
+    }
+    assert_eq!(ran.counts(), (0, 0), "neither hook runs in doubt");
+}
+
+async fn a_rollback_is_tried_everywhere_whatever_fails(backend: Backend) {
+    let (stage, _) = stage(backend).await;
+    for then in WAYS {
+        let answer = stage
+            .send(&format!("POST /awkward/rollback/{then}/first?fail=true"))
+            .await;
+        assert_eq!(answer.told(), (409, Some("rolled-back")), "{then}");
+        assert_eq!(stage.notes().await, [""; 0], "{then}");
+        stage.nothing_is_stuck().await;
+    }
+}
+
+on_each_backend!(
+    before_any_commit_everything_rolls_back,
+    a_first_commit_that_is_refused_rolls_everything_back,
+    a_later_commit_that_is_refused_is_partial_and_says_so,
+    a_commit_without_an_answer_is_unknown,
+    a_rollback_is_tried_everywhere_whatever_fails,
+);
