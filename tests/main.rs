@@ -8,6 +8,9 @@
 #[macro_use]
 mod support;
 
+mod door;
+mod guards;
+mod hooks;
 mod leaks;
 mod lost;
 mod refusals;

@@ -133,7 +133,14 @@ impl<'a, 'r> Run<'a, 'r> {
                     return Err(self.refused(error, &order[done..]));
                 }
                 // It was sent, and nobody can say what became of it.
-                Err(_) => return Err(Error::Unknown(vec![self.names[index].clone()])),
+                Err(failure) => {
+                    tracing::error!(
+                        request = %self.id, committed = ?self.committed,
+                        unknown = self.names[index], error = failure.text(),
+                        "a COMMIT was not answered; it may have been obeyed"
+                    );
+                    return Err(Error::Unknown(vec![self.names[index].clone()]));
+                }
             }
         }
         Ok(())

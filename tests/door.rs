@@ -1,0 +1,272 @@
+//! The door by which a user's own resource joins: phases, the request's own transaction,
+//! observers.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rocket::http::Status;
+use rocket::{Request, State, post, routes};
+use rocket_tx::db::{Access, BeginOptions, Isolation, Patience};
+use rocket_tx::tx::{Action, Phase, Resource, Settled, Settling, Step};
+use rocket_tx::{Begin, Error, Observer, Outstanding, Settlement};
+
+use crate::support::stage::note;
+use crate::support::{Audit, Backend, In, Main, Stage, eventually};
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+/// As a lease does: released inside the transaction if it commits, after it if not.
+struct Lease {
+    log: Log,
+}
+
+#[rocket::async_trait]
+impl Resource for Lease {
+    fn name(&self) -> Cow<'_, str> {
+        "lease".into()
+    }
+
+    async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
+        settling.commit_last::<Main>();
+        let Some(transaction) = settling.transaction::<Main>() else {
+            return Err(Error::Conflict("the lease needs a transaction".into()));
+        };
+        note(transaction.connection(), "released inside").await?;
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<(), Error> {
+        self.log.lock().push("gate opened".into());
+        Ok(())
+    }
+
+    async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
+        if let Some(transaction) = settling.transaction::<Main>() {
+            transaction
+                .begin_again(BeginOptions {
+                    isolation: Isolation::Default,
+                    access: Access::ReadWrite,
+                    patience: Patience::Never,
+                })
+                .await?;
+            note(transaction.connection(), "released after").await?;
+            transaction
+                .commit()
+                .await
+                .map_err(|error| Error::Conflict(error.to_string().into()))?;
+        }
+        self.log.lock().push("gate opened".into());
+        Ok(())
+    }
+}
+
+/// Joined before any database, and settled after them all the same.
+struct Early;
+
+#[rocket::async_trait]
+impl Resource for Early {
+    fn name(&self) -> Cow<'_, str> {
+        "early".into()
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Release
+    }
+
+    /// What cannot be released is reported, and harms nobody.
+    async fn commit(&mut self) -> Result<(), Error> {
+        Err(Error::Conflict("as told".into()))
+    }
+}
+
+#[post("/lease/<code>")]
+async fn lease(
+    code: u16,
+    outstanding: &Outstanding,
+    log: &State<Log>,
+    main: Begin<Main>,
+    audit: Begin<Audit>,
+) -> Result<(Status, String), Error> {
+    outstanding.join(Early)?;
+    note(&mut *main.begin().await?, "event").await?;
+    outstanding.join(Lease {
+        log: Arc::clone(log),
+    })?;
+    note(&mut *audit.begin().await?, "line").await?;
+    Ok((Status::new(code), String::new()))
+}
+
+/// A lease without a transaction refuses in prepare.
+#[post("/lease-alone")]
+fn lease_alone(outstanding: &Outstanding, log: &State<Log>) -> Result<Status, Error> {
+    outstanding.join(Lease {
+        log: Arc::clone(log),
+    })?;
+    Ok(Status::Created)
+}
+
+/// Writes every step down; its panic changes nothing.
+struct Scribe(Log);
+
+impl Observer for Scribe {
+    fn before(&self, step: &Step<'_, '_>) {
+        self.0
+            .lock()
+            .push(format!("{:?} {}", step.action, step.resource));
+        assert!(step.action != Action::Prepare, "observers may panic");
+    }
+
+    fn after(&self, step: &Step<'_, '_>, result: Result<(), &Error>, _: Duration) {
+        if let Err(error) = result {
+            self.0
+                .lock()
+                .push(format!("{} failed: {error}", step.resource));
+        }
+    }
+
+    fn settled(&self, _: &Request<'_>, settled: &Settled) {
+        let what = format!("{} by {}", settled.outcome, settled.verdict.reason());
+        self.0.lock().push(what);
+    }
+}
+
+async fn stage(backend: Backend) -> (Stage, Log) {
+    let log = Log::default();
+    let managed = Arc::clone(&log);
+    let stage = Stage::new(backend, |rocket| {
+        rocket
+            .manage(Arc::clone(&managed))
+            .mount("/", routes![lease, lease_alone])
+            .attach(Settlement::new().observer(Scribe(managed)))
+    })
+    .await;
+    (stage, log)
+}
+
+async fn a_lease_is_released_inside_the_commit(backend: Backend) {
+    let (stage, log) = stage(backend).await;
+    let answer = stage.send("POST /lease/201").await;
+    assert_eq!(answer.told(), (201, Some("committed")));
+    assert_eq!(
+        std::mem::take(&mut *log.lock()),
+        [
+            "Prepare main",
+            "Prepare audit",
+            "Prepare early",
+            "Prepare lease",
+            "Commit audit",
+            "Commit main",
+            "Commit early",
+            "early failed: as told",
+            "Commit lease",
+            "gate opened",
+            "committed by status 201",
+        ]
+    );
+    assert_eq!(
+        stage.databases.notes(In::Main).await,
+        ["event", "released inside"]
+    );
+    assert_eq!(stage.databases.notes(In::Audit).await, ["line"]);
+    stage.nothing_is_stuck().await;
+}
+
+async fn a_lease_is_released_after_the_rollback(backend: Backend) {
+    let (stage, log) = stage(backend).await;
+    let answer = stage.send("POST /lease/409").await;
+    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    assert_eq!(
+        std::mem::take(&mut *log.lock()),
+        [
+            "Rollback main",
+            "Rollback audit",
+            "Rollback early",
+            "Rollback lease",
+            "gate opened",
+            "rolled-back by status 409",
+        ]
+    );
+    assert_eq!(stage.databases.notes(In::Main).await, ["released after"]);
+    assert_eq!(stage.databases.notes(In::Audit).await, [""; 0]);
+    stage.nothing_is_stuck().await;
+}
+
+async fn a_resource_alone_can_refuse(backend: Backend) {
+    let (stage, log) = stage(backend).await;
+    let answer = stage.send("POST /lease-alone").await;
+    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    assert!(
+        answer.body.contains("the lease needs a transaction"),
+        "{}",
+        answer.body
+    );
+    assert!(log.lock().contains(&"gate opened".to_owned()));
+}
+
+/// A resource that never ends being prepared is seen by whoever looks.
+struct Slow(Arc<rocket::tokio::sync::Notify>);
+
+#[rocket::async_trait]
+impl Resource for Slow {
+    fn name(&self) -> Cow<'_, str> {
+        "slow".into()
+    }
+
+    async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+        self.0.notified().await;
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[post("/slow")]
+async fn slow(
+    outstanding: &Outstanding,
+    notify: &State<Arc<rocket::tokio::sync::Notify>>,
+    main: Begin<Main>,
+) -> Result<Status, Error> {
+    note(&mut *main.begin().await?, "written").await?;
+    outstanding.join(Slow(Arc::clone(notify)))?;
+    Ok(Status::Created)
+}
+
+async fn what_is_outstanding_can_be_seen(backend: Backend) {
+    let notify = Arc::new(rocket::tokio::sync::Notify::new());
+    let managed = Arc::clone(&notify);
+    let stage = Stage::new(backend, |rocket| {
+        rocket
+            .manage(managed)
+            .mount("/", routes![slow])
+            .attach(Settlement::new())
+    })
+    .await;
+    let http = stage.http.clone();
+    let answer = rocket::tokio::spawn(async move { http.send("POST /slow").await });
+    eventually("both are outstanding", async || {
+        stage.outstanding().len() == 2
+    })
+    .await;
+    for line in stage.outstanding() {
+        assert!(
+            ["main", "slow"].contains(&line.resource.as_str()),
+            "{line:?}"
+        );
+        assert_eq!(line.route.as_deref(), Some("slow"));
+        assert!(!line.condemned);
+    }
+    notify.notify_one();
+    assert_eq!(answer.await.unwrap().told(), (201, Some("committed")));
+    stage.nothing_is_stuck().await;
+}
+
+on_each_backend!(
+    a_lease_is_released_inside_the_commit,
+    a_lease_is_released_after_the_rollback,
+    a_resource_alone_can_refuse,
+    what_is_outstanding_can_be_seen,
+);

@@ -1,0 +1,201 @@
+//! What guards lend: isolation and access by their type, reads that cannot write.
+
+use rocket::http::Status;
+use rocket::http::uri::Host;
+use rocket::response::stream::TextStream;
+use rocket::serde::json::Value;
+use rocket::{get, post, routes};
+use rocket_db_pools::Connection as PooledConnection;
+use rocket_tx::tx::{ReadOnly, RepeatableRead, Serializable};
+use rocket_tx::{Begin, Error, Read, Settlement, Tx, with_backend};
+
+use crate::support::stage::note;
+use crate::support::{Backend, Http, In, Main, Stage};
+
+async fn count(connection: &mut rocket_tx::db::Connection) -> Result<i64, Error> {
+    let count: i64 = with_backend!(connection, |db| {
+        sqlx::query_scalar("SELECT count(*) FROM notes")
+            .fetch_one(db)
+            .await?
+    });
+    Ok(count)
+}
+
+#[post("/read")]
+async fn write_through_read(mut read: Read<Main>) -> Result<Status, Error> {
+    note(&mut read, "through a Read").await?;
+    Ok(Status::Created)
+}
+
+#[post("/read-only")]
+async fn write_through_read_only(mut tx: Tx<Main, ReadOnly>) -> Result<Status, Error> {
+    note(&mut tx, "through a ReadOnly").await?;
+    Ok(Status::Created)
+}
+
+#[get("/count")]
+async fn counted(mut read: Read<Main>) -> Result<String, Error> {
+    Ok(count(&mut read).await?.to_string())
+}
+
+/// A body that reads while it is sent.
+#[get("/stream")]
+fn stream(mut read: Read<Main>) -> TextStream![String] {
+    TextStream! {
+        for _ in 0..3 {
+            let count = count(&mut read).await.map_or("failed".into(), |count| count.to_string());
+            yield format!("{count} ");
+        }
+    }
+}
+
+#[get("/pooled")]
+async fn pooled(mut connection: PooledConnection<Main>) -> Result<String, Error> {
+    Ok(count(&mut connection).await?.to_string())
+}
+
+/// One view across several queries, whatever others commit in between.
+#[get("/view")]
+async fn view(
+    mut tx: Tx<Main, ReadOnly<RepeatableRead>>,
+    host: &Host<'_>,
+) -> Result<String, Error> {
+    let before = count(&mut tx).await?;
+    let meanwhile = Http::new(host.port().unwrap()).send("POST /note").await;
+    assert_eq!(meanwhile.told(), (201, Some("committed")));
+    let after = count(&mut tx).await?;
+    Ok(format!("{before} {after}"))
+}
+
+/// Asks for the weaker one first, or for the stricter one.
+#[post("/isolation/<first>")]
+async fn isolation(
+    first: &str,
+    plain: Begin<Main>,
+    serializable: Begin<Main, Serializable>,
+) -> Result<Status, Error> {
+    if first == "plain" {
+        note(&mut *plain.begin().await?, "plain").await?;
+        note(&mut *serializable.begin().await?, "serializable").await?;
+    } else {
+        note(&mut *serializable.begin().await?, "serializable").await?;
+        note(&mut *plain.begin().await?, "plain").await?;
+    }
+    Ok(Status::Created)
+}
+
+#[get("/level")]
+async fn level(mut tx: Tx<Main, Serializable>) -> Result<String, Error> {
+    match &mut *tx {
+        rocket_tx::db::Connection::Sqlite(_) => Ok("serializable".into()),
+        rocket_tx::db::Connection::Postgres(db) => {
+            Ok(sqlx::query_scalar("SHOW transaction_isolation")
+                .fetch_one(&mut **db)
+                .await?)
+        }
+    }
+}
+
+#[post("/note")]
+async fn plain(mut tx: Tx<Main>) -> Result<Status, Error> {
+    let next = count(&mut tx).await?;
+    note(&mut tx, &next.to_string()).await?;
+    Ok(Status::Created)
+}
+
+/// The `Begin` is never used.
+#[post("/idle")]
+async fn idle(_main: Begin<Main>) -> Status {
+    Status::Created
+}
+
+async fn stage(backend: Backend) -> Stage {
+    Stage::new(backend, |rocket| {
+        rocket
+            .mount(
+                "/",
+                routes![
+                    write_through_read,
+                    write_through_read_only,
+                    counted,
+                    view,
+                    stream,
+                    pooled,
+                    isolation,
+                    level,
+                    plain,
+                    idle
+                ],
+            )
+            .attach(Settlement::new())
+    })
+    .await
+}
+
+async fn a_write_through_a_read_fails_at_the_database(backend: Backend) {
+    let stage = stage(backend).await;
+    for path in ["read", "read-only"] {
+        let answer = stage.send(&format!("POST /{path}")).await;
+        assert_eq!(answer.status, 500, "{path}: {}", answer.body);
+        assert_eq!(stage.notes().await, [""; 0], "{path}");
+    }
+    // The connections are still good.
+    assert_eq!(stage.send("GET /count").await.body, "0");
+    stage.nothing_is_stuck().await;
+}
+
+async fn a_read_is_not_outstanding_and_a_body_may_stream_from_it(backend: Backend) {
+    let stage = stage(backend).await;
+    stage
+        .databases
+        .execute(In::Main, "INSERT INTO notes (text) VALUES ('one')")
+        .await;
+    let answer = stage.send("GET /stream").await;
+    assert_eq!(answer.told(), (200, None));
+    assert_eq!(answer.body, "1 1 1 ");
+    for _ in 0..10 {
+        assert_eq!(stage.send("GET /count").await.told(), (200, None));
+    }
+    assert_eq!(
+        stage.send("GET /pooled").await.body,
+        "1",
+        "rocket_db_pools' own guard works too"
+    );
+}
+
+async fn a_begin_that_is_not_used_costs_nothing(backend: Backend) {
+    let stage = stage(backend).await;
+    assert_eq!(stage.send("POST /idle").await.told(), (201, None));
+    assert_eq!(stage.outstanding(), []);
+}
+
+async fn isolation_is_part_of_the_type(backend: Backend) {
+    let stage = stage(backend).await;
+    assert_eq!(stage.send("GET /level").await.body, "serializable");
+
+    let answer = stage.send("POST /isolation/plain").await;
+    assert_eq!(answer.told(), (500, Some("rolled-back")));
+    let problem: Value = answer.json();
+    assert_eq!(problem["type"], "urn:rocket_tx:problem:weaker");
+    assert_eq!(stage.notes().await, [""; 0]);
+
+    let answer = stage.send("POST /isolation/serializable").await;
+    assert_eq!(answer.told(), (201, Some("committed")));
+    assert_eq!(stage.notes().await, ["plain", "serializable"]);
+}
+
+async fn a_read_only_transaction_has_one_view(backend: Backend) {
+    let stage = stage(backend).await;
+    let answer = stage.send("GET /view").await;
+    assert_eq!(answer.told(), (200, Some("committed")), "{}", answer.body);
+    assert_eq!(answer.body, "0 0");
+    assert_eq!(stage.send("GET /count").await.body, "1");
+}
+
+on_each_backend!(
+    a_write_through_a_read_fails_at_the_database,
+    a_read_is_not_outstanding_and_a_body_may_stream_from_it,
+    a_begin_that_is_not_used_costs_nothing,
+    isolation_is_part_of_the_type,
+    a_read_only_transaction_has_one_view,
+);
