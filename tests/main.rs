@@ -8,12 +8,12 @@
 #[macro_use]
 mod support;
 
+mod crash;
 mod door;
 mod guards;
 mod hooks;
 mod leaks;
 mod lost;
 mod refusals;
-mod service;
 mod truth;
 mod verdict;
