@@ -10,12 +10,13 @@ use rocket::{Ignite, Rocket, Sentinel};
 use rocket_db_pools::Database;
 use tokio::sync::{OwnedMappedMutexGuard, OwnedMutexGuard};
 
+use super::checkout::Loaned;
 use super::error::Error;
 use super::lent::{ConnectionOf, Lent};
 use super::live::LiveFlags;
 use super::mode::{Mode, ReadWrite};
-use super::outstanding::{Loaned, Outstanding};
-use super::settlement;
+use super::outstanding::Outstanding;
+use super::sentinel;
 use crate::db::TransactionPool;
 
 /// A connection inside the request's transaction of `D`.
@@ -274,7 +275,7 @@ where
     D::Pool: TransactionPool,
 {
     fn abort(rocket: &Rocket<Ignite>) -> bool {
-        settlement::is_unfit::<D>(rocket)
+        sentinel::is_unfit::<D>(rocket)
     }
 }
 
@@ -284,6 +285,6 @@ where
     D::Pool: TransactionPool,
 {
     fn abort(rocket: &Rocket<Ignite>) -> bool {
-        settlement::is_unfit::<D>(rocket)
+        sentinel::is_unfit::<D>(rocket)
     }
 }

@@ -6,11 +6,15 @@
 //! | `read` | [`Read`], the guard for handlers that only read |
 //! | `mode` | isolation and access, as part of a guard's type |
 //! | `outstanding` | [`Outstanding`]: everything begun in this request and not yet settled |
+//! | `checkout` | checking a transaction out of it, begun on first use |
 //! | `resource` | [`Resource`] and [`Settling`]: the door by which anything else joins |
 //! | `lent` | an open transaction, as the resource that it is |
 //! | `verdict` | [`Verdict`], [`Commit`], [`Rollback`]: what is to be done, and why |
 //! | `settlement` | [`Settlement`]: the fairing that reads the verdict off the response |
 //! | `settle` | carrying the verdict out on every resource |
+//! | `replace` | making a response another one: what of it stays |
+//! | `hooks` | work for after the commit, and for after the rollback |
+//! | `sentinel` | what a service must have so that guards work, checked at launch |
 //! | `observe` | [`Observer`]: told before and after each step |
 //! | `error`, `problem` | the failure table, and how it is told to clients |
 //! | `context` | what every request carries: its id, its method, its place among those in flight |
@@ -19,9 +23,11 @@
 //!
 //! The room knows nothing of locks, aggregates or the reference service.
 
+mod checkout;
 mod context;
 mod error;
 mod guard;
+mod hooks;
 mod lent;
 mod live;
 mod mode;
@@ -30,7 +36,9 @@ mod outstanding;
 mod panics;
 mod problem;
 mod read;
+mod replace;
 mod resource;
+mod sentinel;
 mod settle;
 mod settlement;
 mod verdict;
@@ -38,10 +46,11 @@ mod verdict;
 pub use context::RequestId;
 pub use error::Error;
 pub use guard::{Begin, Tx};
+pub use hooks::HookOutput;
 pub use live::{Live, LiveTransaction, Settled};
 pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
 pub use observe::{Action, Observer, Step};
-pub use outstanding::{HookOutput, Outstanding};
+pub use outstanding::Outstanding;
 pub use problem::{Problem, problem_catchers};
 pub use read::Read;
 pub use resource::{Phase, Resource, Settling};

@@ -2,8 +2,6 @@
 
 use std::any::TypeId;
 use std::borrow::Cow;
-use std::fmt::Display;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,19 +10,19 @@ use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome as Guard, Request};
 use rocket::{Ignite, Rocket, Sentinel};
 use rocket_db_pools::Database;
-use tokio::sync::OwnedMutexGuard;
 
 use super::context::{RequestContext, RequestId};
 use super::error::Error;
-use super::lent::{Cell, Lent, Loan, checkout};
+use super::hooks::{HookOutput, Hooks};
+use super::lent::Loan;
 use super::live::{Live, LiveEntry, LiveFlags};
-use super::mode::Mode;
 use super::panics::PanicWatch;
 use super::problem::Problem;
 use super::resource::Resource;
+use super::sentinel;
 use super::settlement::Settings;
 use super::verdict::Choice;
-use crate::db::{Access, BeginOptions, Isolation, Patience, TransactionPool};
+use crate::db::{Access, Isolation, Patience};
 
 /// Everything that a request has begun and not yet committed or rolled back.
 ///
@@ -46,26 +44,32 @@ pub struct Outstanding {
     pub(super) request: RequestId,
     pub(super) live: Live,
     panics: PanicWatch,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
 }
 
 #[derive(Default)]
 pub(super) struct State {
     /// In joining order.
     pub(super) entries: Vec<Entry>,
-    /// Databases that a `Read` holds a connection of.
-    reading: Vec<TypeId>,
+    /// What the request's `Read`s hold.
+    reading: Vec<Reading>,
     pub(super) doom: Option<(Status, Cow<'static, str>)>,
     pub(super) choice: Option<Choice>,
     /// What the first guard of this library that failed had to say.
     pub(super) failure: Option<Problem>,
     pub(super) hooks: Hooks,
     /// The route that is running, for the list of what is live.
-    route: Option<Cow<'static, str>>,
+    pub(super) route: Option<Cow<'static, str>>,
     /// Something was outstanding, or tried to be.
     pub(super) used: bool,
     /// The verdict has fallen; nothing joins any more.
-    closed: bool,
+    pub(super) closed: bool,
+}
+
+/// A database that a `Read` holds a connection of.
+struct Reading {
+    database: TypeId,
+    rank: usize,
 }
 
 /// One line of the registry.
@@ -79,52 +83,15 @@ pub(super) struct Lending {
     pub(super) database: TypeId,
     pub(super) name: &'static str,
     pub(super) guard: &'static str,
-    rank: usize,
-    isolation: Isolation,
-    access: Access,
+    pub(super) rank: usize,
+    pub(super) isolation: Isolation,
+    pub(super) access: Access,
     pub(super) since: Instant,
     pub(super) loan: Arc<dyn Loan>,
     /// The same as `loan`, as the typed cell that guards lock.
-    cell: Box<dyn std::any::Any + Send + Sync>,
+    pub(super) cell: Box<dyn std::any::Any + Send + Sync>,
     /// Present once it is begun.
     pub(super) flags: Option<LiveFlags>,
-}
-
-type Hook = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Work for afterwards, in the order in which it was left.
-#[derive(Default)]
-pub(super) struct Hooks {
-    pub(super) after_commit: Vec<Hook>,
-    pub(super) after_rollback: Vec<Hook>,
-}
-
-/// What a hook may return: nothing, or a result whose error is logged.
-pub trait HookOutput {
-    /// Logs the error, if there is one.
-    fn log_error(self);
-}
-
-impl HookOutput for () {
-    fn log_error(self) {}
-}
-
-impl<E: Display> HookOutput for Result<(), E> {
-    fn log_error(self) {
-        if let Err(error) = self {
-            tracing::error!(%error, "a hook failed; the request it belongs to is settled all the same");
-        }
-    }
-}
-
-/// A transaction that is locked for one guard.
-pub(super) struct Loaned<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
-    pub(super) lent: OwnedMutexGuard<Option<Lent<D>>>,
-    pub(super) flags: LiveFlags,
 }
 
 impl Outstanding {
@@ -192,8 +159,7 @@ impl Outstanding {
     where
         F: Future<Output: HookOutput> + Send + 'static,
     {
-        let hook = async move { hook.await.log_error() };
-        self.state.lock().hooks.after_commit.push(Box::pin(hook));
+        self.state.lock().hooks.after_commit(hook);
     }
 
     /// The twin of [`after_commit`](Self::after_commit) for when everything was rolled back.
@@ -201,114 +167,30 @@ impl Outstanding {
     where
         F: Future<Output: HookOutput> + Send + 'static,
     {
-        let hook = async move { hook.await.log_error() };
-        self.state.lock().hooks.after_rollback.push(Box::pin(hook));
+        self.state.lock().hooks.after_rollback(hook);
     }
 
-    /// Hands out the transaction of `D`, and begins it if there is none.
-    pub(super) async fn begin<D, M: Mode>(
-        self: &Arc<Self>,
-        pool: &D::Pool,
-        guard: &'static str,
-    ) -> Result<Loaned<D>, Error>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
-        let (beginning, options) = match self.checkout_or_reserve::<D, M>(pool, guard)? {
-            Reserved::Open(loaned) => return Ok(loaned),
-            Reserved::New(beginning, options) => (beginning, options),
-        };
-        match pool.open(options).await {
-            Ok(transaction) => beginning.finish(transaction),
-            Err(sqlx::Error::PoolTimedOut) if options.patience == Patience::Never => {
-                Err(Error::OutOfOrder(D::NAME))
-            }
-            Err(error) => Err(Error::from(error)),
-        }
-    }
-
-    /// Hands out the transaction of `D`, if there is one.
-    pub(super) fn current<D, M: Mode>(&self) -> Option<Result<Loaned<D>, Error>>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
-        self.state.lock().open::<D, M>()
-    }
-
-    fn checkout_or_reserve<D, M: Mode>(
-        self: &Arc<Self>,
-        pool: &D::Pool,
-        guard: &'static str,
-    ) -> Result<Reserved<D>, Error>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
-        let mut state = self.state.lock();
-        state.used = true;
-        if state.closed {
-            return Err(Error::Settled);
-        }
-        if let Some(open) = state.open::<D, M>() {
-            return open.map(Reserved::Open);
-        }
-        if state.reading.contains(&TypeId::of::<D>()) {
-            return Err(Error::SecondConnection(D::NAME));
-        }
-        let rank = pool.link().get().ok_or(Error::NotAttached(D::NAME))?.rank;
-        let out_of_order = state.databases().any(|other| other.rank > rank);
-        let cell: Cell<D> = Arc::default();
-        let lent = checkout(&cell)?;
-        state.entries.push(Entry::Database(Lending {
-            database: TypeId::of::<D>(),
-            name: D::NAME,
-            guard,
-            rank,
-            isolation: M::ISOLATION,
-            access: M::ACCESS,
-            since: Instant::now(),
-            loan: Arc::clone(&cell) as Arc<dyn Loan>,
-            cell: Box::new(cell),
-            flags: None,
-        }));
-        let options = BeginOptions {
-            isolation: M::ISOLATION,
-            access: M::ACCESS,
-            patience: if out_of_order {
-                Patience::Never
-            } else {
-                Patience::Wait
-            },
-        };
-        let beginning = Beginning {
-            outstanding: Arc::clone(self),
-            guard,
-            lent: Some(lent),
-        };
-        Ok(Reserved::New(beginning, options))
-    }
-
-    /// A `Read` of `D` begins. Ends with [`reading_ends`](Self::reading_ends).
-    pub(super) fn reading_begins<D: Database>(&self) -> Result<(), Error> {
+    /// A `Read` of `D` begins. Ends with [`reading_ends`](Self::reading_ends). Says how long it
+    /// may wait for a connection.
+    pub(super) fn reading_begins<D: Database>(&self, rank: usize) -> Result<Patience, Error> {
         let mut state = self.state.lock();
         let database = TypeId::of::<D>();
         let open = state
             .databases()
             .any(|lending| lending.database == database);
-        if open || state.reading.contains(&database) {
+        if open || state.is_reading::<D>() {
             return Err(Error::SecondConnection(D::NAME));
         }
-        state.reading.push(database);
-        Ok(())
+        let patience = state.patience(rank);
+        state.reading.push(Reading { database, rank });
+        Ok(patience)
     }
 
     pub(super) fn reading_ends<D: Database>(&self) {
         self.state
             .lock()
             .reading
-            .retain(|database| *database != TypeId::of::<D>());
+            .retain(|reading| reading.database != TypeId::of::<D>());
     }
 
     /// A guard failed before its handler ran.
@@ -346,102 +228,31 @@ impl Outstanding {
 }
 
 impl State {
-    fn databases(&self) -> impl Iterator<Item = &Lending> {
+    pub(super) fn is_reading<D: Database>(&self) -> bool {
+        let database = TypeId::of::<D>();
+        self.reading
+            .iter()
+            .any(|reading| reading.database == database)
+    }
+
+    /// Who holds a connection waits only for databases that are attached behind it: waits that all
+    /// go one way never meet in a circle.
+    pub(super) fn patience(&self, rank: usize) -> Patience {
+        let mut held = self
+            .databases()
+            .map(|lending| lending.rank)
+            .chain(self.reading.iter().map(|reading| reading.rank));
+        match held.any(|held| held > rank) {
+            true => Patience::Never,
+            false => Patience::Wait,
+        }
+    }
+
+    pub(super) fn databases(&self) -> impl Iterator<Item = &Lending> {
         self.entries.iter().filter_map(|entry| match entry {
             Entry::Database(lending) => Some(lending),
             Entry::Resource(..) => None,
         })
-    }
-
-    /// The open transaction of `D`, locked for one guard, if it is as strict as `M` asks.
-    fn open<D, M: Mode>(&self) -> Option<Result<Loaned<D>, Error>>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
-        let lending = self
-            .databases()
-            .find(|lending| lending.database == TypeId::of::<D>())?;
-        let cell = lending.cell.downcast_ref::<Cell<D>>()?;
-        if M::ISOLATION > lending.isolation || M::ACCESS > lending.access {
-            return Some(Err(Error::Weaker(D::NAME)));
-        }
-        // While it is being begun the cell is locked, and there are no flags yet.
-        let flags = lending.flags.clone().ok_or(Error::CheckedOut(D::NAME));
-        Some(flags.and_then(|flags| {
-            Ok(Loaned {
-                lent: checkout(cell)?,
-                flags,
-            })
-        }))
-    }
-}
-
-enum Reserved<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
-    Open(Loaned<D>),
-    New(Beginning<D>, BeginOptions),
-}
-
-/// A line of the registry whose transaction is being begun. Dropping it, because BEGIN failed or
-/// was abandoned, takes the line back.
-struct Beginning<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
-    outstanding: Arc<Outstanding>,
-    guard: &'static str,
-    lent: Option<OwnedMutexGuard<Option<Lent<D>>>>,
-}
-
-impl<D> Beginning<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
-    fn finish(
-        mut self,
-        transaction: crate::db::Transaction<<D::Pool as TransactionPool>::Session>,
-    ) -> Result<Loaned<D>, Error> {
-        let mut state = self.outstanding.state.lock();
-        let database = TypeId::of::<D>();
-        let route = state.route.clone();
-        let lending = state.entries.iter_mut().find_map(|entry| match entry {
-            Entry::Database(lending) if lending.database == database => Some(lending),
-            _ => None,
-        });
-        // Without its line the request was settled meanwhile: the transaction rolls back here.
-        let (Some(lending), Some(mut lent)) = (lending, self.lent.take()) else {
-            return Err(Error::Settled);
-        };
-        let name = D::NAME.into();
-        let live = self
-            .outstanding
-            .live
-            .enter(self.outstanding.request, route, name, self.guard);
-        let flags = live.flags();
-        lending.flags = Some(flags.clone());
-        *lent = Some(Lent::new(transaction, live));
-        Ok(Loaned { lent, flags })
-    }
-}
-
-impl<D> Drop for Beginning<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
-    fn drop(&mut self) {
-        if self.lent.is_some() {
-            let database = TypeId::of::<D>();
-            self.outstanding.state.lock().entries.retain(
-                |entry| !matches!(entry, Entry::Database(lending) if lending.database == database),
-            );
-        }
     }
 }
 
@@ -459,6 +270,6 @@ impl<'r> FromRequest<'r> for &'r Outstanding {
 
 impl Sentinel for &Outstanding {
     fn abort(rocket: &Rocket<Ignite>) -> bool {
-        super::settlement::is_missing(rocket)
+        sentinel::is_missing(rocket)
     }
 }

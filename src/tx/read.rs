@@ -13,7 +13,7 @@ use super::error::Error;
 use super::guard::failed;
 use super::lent::ConnectionOf;
 use super::outstanding::Outstanding;
-use super::settlement;
+use super::sentinel;
 use crate::db::{Access, Patience, Session, TransactionPool};
 
 /// A connection of `D` that only reads: no transaction, one round trip a query.
@@ -24,7 +24,8 @@ use crate::db::{Access, Patience, Session, TransactionPool};
 ///
 /// A `Read` is not outstanding: it may be moved into the response, and a body may stream from it.
 /// A request has one connection of a database at most, so `Read<D>` beside an open `Tx<D>`, or
-/// another `Read<D>`, is [`Error::SecondConnection`].
+/// another `Read<D>`, is [`Error::SecondConnection`]. Reads of several databases are taken in the
+/// order of attachment, as transactions are.
 ///
 /// ```
 /// use rocket_tx::db::SqlitePool;
@@ -73,13 +74,20 @@ where
             .rocket()
             .state::<D>()
             .ok_or(Error::NotAttached(type_name::<D>()))?;
-        outstanding.reading_begins::<D>()?;
+        let link = database.link().get();
+        let rank = link.ok_or(Error::NotAttached(D::NAME))?.rank;
+        let patience = outstanding.reading_begins::<D>(rank)?;
         // Made before the wait: dropped in it, the place is given back.
         let reading = Reading {
             outstanding: Arc::clone(outstanding),
             database: PhantomData,
         };
-        let session = database.session(Access::ReadOnly, Patience::Wait).await?;
+        let session = match database.session(Access::ReadOnly, patience).await {
+            Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
+                return Err(Error::OutOfOrder(D::NAME));
+            }
+            session => session?,
+        };
         Ok(Self {
             session,
             _reading: reading,
@@ -131,6 +139,6 @@ where
     D::Pool: TransactionPool,
 {
     fn abort(rocket: &Rocket<Ignite>) -> bool {
-        settlement::is_unfit::<D>(rocket)
+        sentinel::is_unfit::<D>(rocket)
     }
 }

@@ -1,6 +1,5 @@
 //! The fairing that reads the verdict off the response, and settles before the answer leaves.
 
-use std::any::type_name;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,22 +8,22 @@ use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::figment::Figment;
 use rocket::futures::FutureExt;
 use rocket::http::{Header, Method};
-use rocket::{Build, Data, Ignite, Phase, Request, Response, Rocket};
-use rocket_db_pools::Database;
+use rocket::{Build, Data, Request, Response, Rocket};
 use tokio_util::task::TaskTracker;
 
 use super::context::RequestContext;
 use super::error::Error;
+use super::hooks::Hooks;
 use super::lent::Taken;
 use super::live::{Live, LiveEntry, Settled};
 use super::observe::Observer;
-use super::outstanding::{Entry, Hooks, Lending, Outstanding, State};
+use super::outstanding::{Entry, Lending, Outstanding, State};
 use super::panics;
-use super::problem::Problem;
+use super::replace::{replace, strip};
 use super::resource::Resource;
-use super::settle::{Run, message, shielded};
+use super::settle::{Run, shielded};
 use super::verdict::{Choice, Outcome, Reason, Verdict};
-use crate::db::{Roster, Seconds, TransactionPool, same_database};
+use crate::db::{Roster, Seconds};
 
 /// What a veto looks at.
 pub struct Vetoed<'a, 'r> {
@@ -424,111 +423,4 @@ impl Collected {
         }
         held
     }
-}
-
-impl Hooks {
-    fn is_empty(&self) -> bool {
-        self.after_commit.is_empty() && self.after_rollback.is_empty()
-    }
-
-    /// Runs what is due in a task of its own, one after the other.
-    fn run(self, outcome: Outcome, in_flight: &TaskTracker) {
-        let due = match outcome {
-            Outcome::Committed => self.after_commit,
-            Outcome::RolledBack => self.after_rollback,
-            Outcome::Partial | Outcome::Unknown if self.is_empty() => return,
-            Outcome::Partial | Outcome::Unknown => {
-                tracing::error!(%outcome, "no hook runs: neither commit nor rollback is certain");
-                return;
-            }
-        };
-        if due.is_empty() {
-            return;
-        }
-        in_flight.spawn(async move {
-            for hook in due {
-                if let Err(panic) = AssertUnwindSafe(hook).catch_unwind().await {
-                    tracing::error!(panic = message(&*panic), "a hook panicked");
-                }
-            }
-        });
-    }
-}
-
-/// Makes the response a problem. Keeps the headers that fairings set.
-fn replace<'r>(
-    request: &'r Request<'_>,
-    response: &mut Response<'r>,
-    problem: Problem,
-    outcome: Outcome,
-) {
-    strip(response);
-    problem.with_outcome(outcome).write(request, response);
-    response.set_header(Header::new("Transaction-Outcome", outcome.as_str()));
-}
-
-/// Drops body, upgrade handlers, and the headers that speak of them or of a success.
-fn strip(response: &mut Response<'_>) {
-    let mut bare = Response::build().status(response.status()).finalize();
-    for header in response.headers().iter() {
-        if survives(header.name().as_str()) {
-            let (name, value) = (header.name().to_string(), header.value().to_owned());
-            bare.adjoin_header(Header::new(name, value));
-        }
-    }
-    let old = std::mem::replace(response, bare);
-    shielded("the body of a response", || drop(old));
-}
-
-fn survives(name: &str) -> bool {
-    const DROPPED: [&str; 11] = [
-        "set-cookie",
-        "location",
-        "etag",
-        "last-modified",
-        "cache-control",
-        "expires",
-        "accept-ranges",
-        "transfer-encoding",
-        "retry-after",
-        "refresh",
-        "link",
-    ];
-
-    let name = name.to_ascii_lowercase();
-    let of_content = name.starts_with("content-") && !name.starts_with("content-security-policy");
-    !of_content && !DROPPED.contains(&name.as_str())
-}
-
-/// The service has no `Settlement`: says so, with the line that is missing.
-pub(super) fn is_missing<P: Phase>(rocket: &Rocket<P>) -> bool {
-    let missing = rocket.state::<Settings>().is_none();
-    if missing {
-        tracing::error!("{}", Error::NoSettlement);
-    }
-    missing
-}
-
-/// The service cannot serve guards of `D`: says what is missing, or what is wrong.
-pub(super) fn is_unfit<D>(rocket: &Rocket<Ignite>) -> bool
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
-    let mut unfit = is_missing(rocket);
-    match (rocket.state::<D>(), rocket.state::<Roster>()) {
-        (None, _) => {
-            tracing::error!("{}", Error::NotAttached(type_name::<D>()));
-            unfit = true;
-        }
-        // A database that was attached by rocket_db_pools' own initializer gets its place here.
-        (Some(database), Some(roster)) => {
-            if let Err(other) = roster.attach::<D, _>(rocket, database) {
-                tracing::error!("{}", same_database::<D>(other));
-                unfit = true;
-            }
-        }
-        (Some(_), None) => {}
-    }
-    unfit
 }

@@ -1,0 +1,201 @@
+//! Checking a request's transaction out of its registry; it is begun when it is first asked for.
+
+use std::any::TypeId;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rocket_db_pools::Database;
+use tokio::sync::OwnedMutexGuard;
+
+use super::error::Error;
+use super::lent::{Cell, Lent, Loan, checkout};
+use super::live::LiveFlags;
+use super::mode::Mode;
+use super::outstanding::{Entry, Lending, Outstanding, State};
+use crate::db::{BeginOptions, Patience, Transaction, TransactionPool};
+
+/// A transaction that is locked for one guard.
+pub(super) struct Loaned<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    pub(super) lent: OwnedMutexGuard<Option<Lent<D>>>,
+    pub(super) flags: LiveFlags,
+}
+
+impl Outstanding {
+    /// Hands out the transaction of `D`, and begins it if there is none.
+    pub(super) async fn begin<D, M: Mode>(
+        self: &Arc<Self>,
+        pool: &D::Pool,
+        guard: &'static str,
+    ) -> Result<Loaned<D>, Error>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        let (beginning, options) = match self.checkout_or_reserve::<D, M>(pool, guard)? {
+            Reserved::Open(loaned) => return Ok(loaned),
+            Reserved::New(beginning, options) => (beginning, options),
+        };
+        match pool.open(options).await {
+            Ok(transaction) => beginning.finish(transaction),
+            Err(sqlx::Error::PoolTimedOut) if options.patience == Patience::Never => {
+                Err(Error::OutOfOrder(D::NAME))
+            }
+            Err(error) => Err(Error::from(error)),
+        }
+    }
+
+    /// Hands out the transaction of `D`, if there is one.
+    pub(super) fn current<D, M: Mode>(&self) -> Option<Result<Loaned<D>, Error>>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        self.state.lock().open::<D, M>()
+    }
+
+    fn checkout_or_reserve<D, M: Mode>(
+        self: &Arc<Self>,
+        pool: &D::Pool,
+        guard: &'static str,
+    ) -> Result<Reserved<D>, Error>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        let mut state = self.state.lock();
+        state.used = true;
+        if state.closed {
+            return Err(Error::Settled);
+        }
+        if let Some(open) = state.open::<D, M>() {
+            return open.map(Reserved::Open);
+        }
+        if state.is_reading::<D>() {
+            return Err(Error::SecondConnection(D::NAME));
+        }
+        let rank = pool.link().get().ok_or(Error::NotAttached(D::NAME))?.rank;
+        let patience = state.patience(rank);
+        let cell: Cell<D> = Arc::default();
+        let lent = checkout(&cell)?;
+        state.entries.push(Entry::Database(Lending {
+            database: TypeId::of::<D>(),
+            name: D::NAME,
+            guard,
+            rank,
+            isolation: M::ISOLATION,
+            access: M::ACCESS,
+            since: Instant::now(),
+            loan: Arc::clone(&cell) as Arc<dyn Loan>,
+            cell: Box::new(cell),
+            flags: None,
+        }));
+        let options = BeginOptions {
+            isolation: M::ISOLATION,
+            access: M::ACCESS,
+            patience,
+        };
+        let beginning = Beginning {
+            outstanding: Arc::clone(self),
+            guard,
+            lent: Some(lent),
+        };
+        Ok(Reserved::New(beginning, options))
+    }
+}
+
+impl State {
+    /// The open transaction of `D`, locked for one guard, if it is as strict as `M` asks.
+    fn open<D, M: Mode>(&self) -> Option<Result<Loaned<D>, Error>>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        let lending = self
+            .databases()
+            .find(|lending| lending.database == TypeId::of::<D>())?;
+        let cell = lending.cell.downcast_ref::<Cell<D>>()?;
+        if M::ISOLATION > lending.isolation || M::ACCESS > lending.access {
+            return Some(Err(Error::Weaker(D::NAME)));
+        }
+        // While it is being begun the cell is locked, and there are no flags yet.
+        let flags = lending.flags.clone().ok_or(Error::CheckedOut(D::NAME));
+        Some(flags.and_then(|flags| {
+            Ok(Loaned {
+                lent: checkout(cell)?,
+                flags,
+            })
+        }))
+    }
+}
+
+enum Reserved<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    Open(Loaned<D>),
+    New(Beginning<D>, BeginOptions),
+}
+
+/// A line of the registry whose transaction is being begun. Dropping it, because BEGIN failed or
+/// was abandoned, takes the line back.
+struct Beginning<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    outstanding: Arc<Outstanding>,
+    guard: &'static str,
+    lent: Option<OwnedMutexGuard<Option<Lent<D>>>>,
+}
+
+impl<D> Beginning<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn finish(
+        mut self,
+        transaction: Transaction<<D::Pool as TransactionPool>::Session>,
+    ) -> Result<Loaned<D>, Error> {
+        let mut state = self.outstanding.state.lock();
+        let database = TypeId::of::<D>();
+        let route = state.route.clone();
+        let lending = state.entries.iter_mut().find_map(|entry| match entry {
+            Entry::Database(lending) if lending.database == database => Some(lending),
+            _ => None,
+        });
+        // Without its line the request was settled meanwhile: the transaction rolls back here.
+        let (Some(lending), Some(mut lent)) = (lending, self.lent.take()) else {
+            return Err(Error::Settled);
+        };
+        let name = D::NAME.into();
+        let live = self
+            .outstanding
+            .live
+            .enter(self.outstanding.request, route, name, self.guard);
+        let flags = live.flags();
+        lending.flags = Some(flags.clone());
+        *lent = Some(Lent::new(transaction, live));
+        Ok(Loaned { lent, flags })
+    }
+}
+
+impl<D> Drop for Beginning<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn drop(&mut self) {
+        if self.lent.is_some() {
+            let database = TypeId::of::<D>();
+            self.outstanding.state.lock().entries.retain(
+                |entry| !matches!(entry, Entry::Database(lending) if lending.database == database),
+            );
+        }
+    }
+}

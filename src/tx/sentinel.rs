@@ -1,0 +1,43 @@
+//! What a service must have so that guards work; checked at launch, with the line that is missing.
+
+use std::any::type_name;
+
+use rocket::{Ignite, Phase, Rocket};
+use rocket_db_pools::Database;
+
+use super::error::Error;
+use super::settlement::Settings;
+use crate::db::{Roster, TransactionPool, same_database};
+
+/// The service has no `Settlement`: says so, with the line that is missing.
+pub(super) fn is_missing<P: Phase>(rocket: &Rocket<P>) -> bool {
+    let missing = rocket.state::<Settings>().is_none();
+    if missing {
+        tracing::error!("{}", Error::NoSettlement);
+    }
+    missing
+}
+
+/// The service cannot serve guards of `D`: says what is missing, or what is wrong.
+pub(super) fn is_unfit<D>(rocket: &Rocket<Ignite>) -> bool
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    let mut unfit = is_missing(rocket);
+    match (rocket.state::<D>(), rocket.state::<Roster>()) {
+        (None, _) => {
+            tracing::error!("{}", Error::NotAttached(type_name::<D>()));
+            unfit = true;
+        }
+        // A database that was attached by rocket_db_pools' own initializer gets its place here.
+        (Some(database), Some(roster)) => {
+            if let Err(other) = roster.attach::<D, _>(rocket, database) {
+                tracing::error!("{}", same_database::<D>(other));
+                unfit = true;
+            }
+        }
+        (Some(_), None) => {}
+    }
+    unfit
+}
