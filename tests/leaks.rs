@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rocket::http::Status;
 use rocket::response::stream::TextStream;
 use rocket::response::{self, Responder};
 use rocket::tokio::sync::Notify;
 use rocket::{Request, Response, State, get, post, routes};
 use rocket_tx::db::Connection;
-use rocket_tx::{Begin, Error, Settlement, Tx};
+use rocket_tx::tx::{Action, Step};
+use rocket_tx::{Begin, Error, Observer, Settlement, Tx};
 
 use crate::support::stage::{note, run};
 use crate::support::{Audit, Backend, In, Main, Stage, eventually};
@@ -112,6 +114,17 @@ async fn both(
     })
 }
 
+/// What was rolled back before the answer left.
+#[derive(Default)]
+struct RolledBack(Arc<Mutex<Vec<String>>>);
+
+impl Observer for RolledBack {
+    fn before(&self, step: &Step<'_, '_>) {
+        assert_eq!(step.action, Action::Rollback);
+        self.0.lock().push(step.resource.to_owned());
+    }
+}
+
 async fn stage(backend: Backend) -> (Stage, Arc<Latch>) {
     let latch = Arc::new(Latch::default());
     let managed = Arc::clone(&latch);
@@ -152,7 +165,14 @@ async fn a_guard_leaked_into_a_task_is_condemned_until_it_ends(backend: Backend)
 }
 
 async fn a_guard_that_the_body_holds_is_taken_back(backend: Backend) {
-    let (stage, _) = stage(backend).await;
+    let rolled_back = RolledBack::default();
+    let steps = Arc::clone(&rolled_back.0);
+    let stage = Stage::new(backend, |rocket| {
+        rocket
+            .mount("/", routes![body, upgrade])
+            .attach(Settlement::new().observer(rolled_back))
+    })
+    .await;
     for path in ["body", "upgrade"] {
         let answer = stage.send(&format!("GET /{path}")).await;
         assert_eq!(answer.told(), LEAKED, "{path}");
@@ -161,7 +181,11 @@ async fn a_guard_that_the_body_holds_is_taken_back(backend: Backend) {
             stage.outstanding().is_empty(),
             "{path}: it was freed with the response"
         );
-        stage.nothing_is_stuck().await;
+        assert_eq!(
+            std::mem::take(&mut *steps.lock()),
+            ["main"],
+            "{path}: and rolled back"
+        );
         assert_eq!(stage.notes().await, [""; 0], "{path}");
     }
 }

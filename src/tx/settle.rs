@@ -95,7 +95,7 @@ impl<'a, 'r> Run<'a, 'r> {
         for index in 0..self.resources.len() {
             if let Err(error) = self.call(index, Action::Rollback).await {
                 let resource = &self.names[index];
-                tracing::error!(request = %self.id, %resource, error = %error.text(), "cannot be rolled back; it will be closed instead");
+                tracing::warn!(request = %self.id, %resource, error = %error.text(), "cannot be rolled back; it will be closed instead");
             }
         }
     }
