@@ -214,8 +214,13 @@ fn to_login() -> Redirect {
     Redirect::to("/login")
 }
 
-/// All routes twice: below `/`, and below `/redirected`, where a catcher answers every failure
-/// with a redirect.
+#[catch(default)]
+fn all_is_well() -> (Status, &'static str) {
+    (Status::Ok, "all is well")
+}
+
+/// All routes three times: below `/`; below `/redirected`, where a catcher answers every failure
+/// with a redirect; below `/soothed`, where one answers with a 200.
 fn build(rocket: Rocket<Build>) -> Rocket<Build> {
     let routes = routes![
         status,
@@ -236,8 +241,10 @@ fn build(rocket: Rocket<Build>) -> Rocket<Build> {
     ];
     rocket
         .mount("/", routes.clone())
-        .mount("/redirected", routes)
+        .mount("/redirected", routes.clone())
+        .mount("/soothed", routes)
         .register("/redirected", catchers![to_login])
+        .register("/soothed", catchers![all_is_well])
 }
 
 async fn stage(backend: Backend) -> Stage {
@@ -313,6 +320,24 @@ async fn a_panic_rolls_back_though_a_catcher_redirects(backend: Backend) {
     stage.nothing_is_stuck().await;
 }
 
+/// A catcher may lead elsewhere after a panic; it may not call it a success.
+async fn a_panic_is_never_a_success(backend: Backend) {
+    let stage = stage(backend).await;
+    for place in [
+        "panic/handler",
+        "panic/late",
+        "panic/guard",
+        "panic/responder",
+        "overlapping",
+    ] {
+        let answer = stage.send(&format!("POST /soothed/{place}")).await;
+        assert_eq!(answer.told(), (500, ROLLED_BACK), "{place}");
+        assert!(!answer.body.contains("all is well"), "{place}: {answer:?}");
+        assert_stored(&stage, false, place).await;
+    }
+    stage.nothing_is_stuck().await;
+}
+
 async fn a_guard_that_fails_after_another_wrote_rolls_back(backend: Backend) {
     let stage = stage(backend).await;
     let answer = stage.send("POST /bouncer").await;
@@ -383,7 +408,7 @@ async fn doom_never_leaves_a_success_standing(backend: Backend) {
 async fn a_veto_rolls_back_and_leaves_the_response(backend: Backend) {
     let stage = Stage::new(backend, |rocket| {
         let settlement = Settlement::new().veto(|vetoed| {
-            assert!(vetoed.response.status().code != 418, "vetoes may panic");
+            assert!(vetoed.response.status().code != 202, "vetoes may panic");
             vetoed.request.uri().path().ends_with("/201")
         });
         build(rocket).attach(settlement)
@@ -399,10 +424,10 @@ async fn a_veto_rolls_back_and_leaves_the_response(backend: Backend) {
         assert_eq!(answer.told(), told, "{path}");
         assert_stored(&stage, told.1 == COMMITTED, path).await;
     }
-    let answer = stage.send("POST /status/418").await;
+    let answer = stage.send("POST /status/202").await;
     assert_eq!(
         answer.told(),
-        (418, ROLLED_BACK),
+        (202, ROLLED_BACK),
         "a veto that panics is a veto"
     );
     assert_stored(&stage, false, "a panicking veto").await;
@@ -472,6 +497,7 @@ on_each_backend!(
     a_catcher_is_judged_by_its_status,
     a_panic_rolls_back_wherever_it_happens,
     a_panic_rolls_back_though_a_catcher_redirects,
+    a_panic_is_never_a_success,
     a_guard_that_fails_after_another_wrote_rolls_back,
     overlapping_guards_get_a_clear_error,
     the_type_commit_commits_below_500,
