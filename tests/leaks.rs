@@ -8,6 +8,7 @@ use rocket::http::Status;
 use rocket::response::stream::TextStream;
 use rocket::response::{self, Responder};
 use rocket::tokio::sync::Notify;
+use rocket::tokio::time::timeout;
 use rocket::{Request, Response, State, get, post, routes};
 use rocket_tx::db::Connection;
 use rocket_tx::tx::{Action, Step};
@@ -23,6 +24,16 @@ const LEAKED: (u16, Option<&str>) = (500, Some("rolled-back"));
 struct Latch {
     go_on: Notify,
     done: Notify,
+}
+
+impl Latch {
+    /// Lets the task go on, and waits for its end.
+    async fn open(&self) {
+        self.go_on.notify_one();
+        timeout(Duration::from_secs(20), self.done.notified())
+            .await
+            .expect("the task has ended well");
+    }
 }
 
 /// A task keeps the guard, and writes through it when the answer has long left.
@@ -158,8 +169,7 @@ async fn a_guard_leaked_into_a_task_is_condemned_until_it_ends(backend: Backend)
     assert_eq!(line.route.as_deref(), Some("task"));
     assert_eq!(Some(line.request.as_str()), answer.header("x-request-id"));
 
-    latch.go_on.notify_one();
-    latch.done.notified().await;
+    latch.open().await;
     stage.nothing_is_stuck().await;
     assert_eq!(stage.notes().await, [""; 0]);
 }
@@ -200,8 +210,7 @@ async fn a_body_and_a_task_at_once(backend: Backend) {
         .map(|line| line.resource)
         .collect();
     assert_eq!(held, ["audit"]);
-    latch.go_on.notify_one();
-    latch.done.notified().await;
+    latch.open().await;
     stage.nothing_is_stuck().await;
     assert_eq!(stage.notes().await, [""; 0]);
 }
@@ -214,8 +223,7 @@ async fn what_comes_after_the_verdict_is_refused(backend: Backend) {
         (201, Some("committed")),
         "a guard that holds nothing leaks nothing"
     );
-    latch.go_on.notify_one();
-    latch.done.notified().await;
+    latch.open().await;
     stage.nothing_is_stuck().await;
     assert_eq!(stage.notes().await, ["in time"]);
 }
@@ -238,7 +246,7 @@ async fn a_leak_that_never_ends_does_not_block_shutdown(backend: Backend) {
         stage.outstanding().len() == 1
     })
     .await;
-    let databases = rocket::tokio::time::timeout(Duration::from_secs(15), stage.close())
+    let databases = timeout(Duration::from_secs(15), stage.close())
         .await
         .expect("shutdown is not blocked");
     assert_eq!(databases.notes(In::Main).await, [""; 0]);
