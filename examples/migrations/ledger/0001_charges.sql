@@ -1,0 +1,1 @@
+CREATE TABLE charges (order_id BIGINT NOT NULL, cents BIGINT NOT NULL);
