@@ -15,5 +15,6 @@ mod hooks;
 mod leaks;
 mod lost;
 mod refusals;
+mod tour;
 mod truth;
 mod verdict;
