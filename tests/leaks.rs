@@ -83,7 +83,10 @@ async fn body(mut main: Tx<Main>) -> Result<TextStream![&'static str], Error> {
     })
 }
 
-struct Upgrade(Tx<Main>);
+/// Holds the guard for as long as the response lives.
+struct Upgrade {
+    _held: Tx<Main>,
+}
 
 #[rocket::async_trait]
 impl rocket::data::IoHandler for Upgrade {
@@ -101,7 +104,7 @@ impl<'r> Responder<'r, 'r> for Upgrade {
 #[get("/upgrade")]
 async fn upgrade(mut main: Tx<Main>) -> Result<Upgrade, Error> {
     note(&mut main, "before the upgrade").await?;
-    Ok(Upgrade(main))
+    Ok(Upgrade { _held: main })
 }
 
 /// Both: the body frees one database, a task keeps the other.

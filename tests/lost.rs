@@ -1,14 +1,12 @@
 //! Postgres sessions that die, and COMMITs that nobody answers.
 
-use std::sync::Arc;
-
 use rocket::http::Status;
 use rocket::serde::json::Value;
 use rocket::{State, post, routes};
 use rocket_tx::db::Connection;
 use rocket_tx::tx::Serializable;
 use rocket_tx::{Error, Settlement, Tx};
-use sqlx::{Connection as _, Executor, PgConnection};
+use sqlx::Executor;
 
 use crate::support::stage::note;
 use crate::support::{Answer, Audit, Backend, Break, Databases, In, Main, Proxy, Stage};

@@ -127,6 +127,18 @@ async fn panic_without_a_guard(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Resu
     panic!("after the last guard was dropped")
 }
 
+/// The handler looks away.
+#[post("/panic/task")]
+async fn panic_in_a_task(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
+    write(&mut main, &mut audit).await?;
+    let task = rocket::tokio::spawn(async move {
+        let _held = &main;
+        panic!("in a task that holds a guard");
+    });
+    assert!(task.await.is_err());
+    Ok(Status::Created)
+}
+
 #[post("/panic/guard")]
 fn panic_in_guard(_wrote: Wrote, _panics: PanickingGuard) {}
 
@@ -227,6 +239,7 @@ fn build(rocket: Rocket<Build>) -> Rocket<Build> {
         catcher,
         panic_in_handler,
         panic_without_a_guard,
+        panic_in_a_task,
         panic_in_guard,
         panic_in_responder,
         bouncer,
@@ -302,7 +315,7 @@ async fn a_catcher_is_judged_by_its_status(backend: Backend) {
 
 async fn a_panic_rolls_back_wherever_it_happens(backend: Backend) {
     let stage = stage(backend).await;
-    for place in ["handler", "late", "guard", "responder"] {
+    for place in ["handler", "late", "task", "guard", "responder"] {
         let answer = stage.send(&format!("POST /panic/{place}")).await;
         assert_eq!(answer.told(), (500, ROLLED_BACK), "{place}");
         assert_stored(&stage, false, place).await;

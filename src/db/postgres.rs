@@ -18,27 +18,25 @@ use super::{
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
 
-/// Proves that COMMIT will mean COMMIT, statement by statement:
+/// Proves that COMMIT will mean COMMIT:
 ///
-/// - a savepoint cannot be made in an aborted transaction (25P02), nor outside one (25P01);
-/// - the setting was made by our BEGIN and lives exactly as long as that transaction, so a handler
-///   that sent `COMMIT; BEGIN` or `COMMIT AND CHAIN` is found out (22P02, or 42704);
+/// - an aborted transaction refuses any statement (25P02);
+/// - the setting was made by our BEGIN and lives exactly as long as that transaction, so one that
+///   the handler ended is found out (22P02, or 42704), also if it began another, or chained one;
 /// - deferred constraints are checked now, and every later statement at once.
-const PREPARE: &str = "SAVEPOINT rocket_tx; \
-                       SELECT current_setting('rocket_tx.open')::boolean; \
+const PREPARE: &str = "SELECT current_setting('rocket_tx.open')::boolean; \
                        SET CONSTRAINTS ALL IMMEDIATE";
 
 /// The same proof and COMMIT in one simple query: the server stops at the first statement that
 /// fails, so COMMIT is reached only if the proof holds. `AND CHAIN` leaves an empty transaction
 /// open, which is what sqlx believes too; its rollback travels with the pool's check after release
 /// and costs no round trip.
-const COMMIT: &str = "SAVEPOINT rocket_tx; \
-                      SELECT current_setting('rocket_tx.open')::boolean; \
+const COMMIT: &str = "SELECT current_setting('rocket_tx.open')::boolean; \
                       SET CONSTRAINTS ALL IMMEDIATE; \
                       COMMIT AND CHAIN";
 
 /// Statements in [`COMMIT`]: when all of them were answered, it is committed.
-const COMMIT_STATEMENTS: usize = 4;
+const COMMIT_STATEMENTS: usize = 3;
 
 /// A Postgres database: `max_connections` for requests, and as many read-only sessions.
 #[derive(Clone)]
@@ -141,7 +139,7 @@ fn refusal(error: sqlx::Error) -> CommitError {
     let code = error.as_database_error().and_then(|error| error.code());
     match code.as_deref() {
         Some("25P02") => CommitError::Aborted,
-        Some("25P01" | "22P02" | "42704") => CommitError::Ended { undone: false },
+        Some("22P02" | "42704") => CommitError::Ended { undone: false },
         _ => CommitError::Refused(error),
     }
 }

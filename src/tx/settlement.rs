@@ -15,7 +15,7 @@ use super::context::RequestContext;
 use super::error::Error;
 use super::hooks::Hooks;
 use super::lent::Taken;
-use super::live::{Live, LiveEntry, Settled};
+use super::live::{Live, LiveEntry, Settled, short_type};
 use super::observe::Observer;
 use super::outstanding::{Entry, Lending, Outstanding, State};
 use super::panics;
@@ -369,7 +369,7 @@ impl<'r> Settle<'_, 'r, '_> {
                 let age = lending.since.elapsed();
                 if age > self.settings.slow_transaction {
                     tracing::warn!(
-                        request = %self.context.id, route = self.route(), guard = lending.guard,
+                        request = %self.context.id, route = self.route(), guard = short_type(lending.guard),
                         database = lending.name, ?age, "a transaction was open for long"
                     );
                 }
@@ -382,7 +382,7 @@ impl<'r> Settle<'_, 'r, '_> {
             flags.condemn();
         }
         tracing::error!(
-            request = %self.context.id, route = self.route(), guard = lending.guard,
+            request = %self.context.id, route = self.route(), guard = short_type(lending.guard),
             database = lending.name,
             "a guard outlives its request; its transaction can never commit, and rolls back when \
              the guard is dropped"
