@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rocket::http::Status;
+use rocket::request::FromParam;
 use rocket::serde::json::Value;
 use rocket::{State, post, routes};
 use rocket_tx::tx::{Phase, Resource, Settling};
@@ -15,8 +16,21 @@ use crate::support::{Answer, Audit, Backend, Main, Stage, eventually};
 
 /// A database of the user's own kind, which behaves badly at one step.
 struct Awkward {
-    at: &'static str,
-    then: &'static str,
+    at: String,
+    then: String,
+}
+
+/// `commit-hang`: at which step, and what it does.
+impl<'a> FromParam<'a> for Awkward {
+    type Error = &'a str;
+
+    fn from_param(param: &'a str) -> Result<Self, &'a str> {
+        let (at, then) = param.split_once('-').ok_or(param)?;
+        Ok(Self {
+            at: at.to_owned(),
+            then: then.to_owned(),
+        })
+    }
 }
 
 #[rocket::async_trait]
@@ -47,7 +61,7 @@ impl Awkward {
         if self.at != step {
             return Ok(());
         }
-        match self.then {
+        match self.then.as_str() {
             "hang" => std::future::pending().await,
             "panic" => panic!("as told"),
             _ => Err(Error::Conflict("as told".into())),
@@ -71,18 +85,10 @@ impl Ran {
     }
 }
 
-const STEPS: [&str; 3] = ["prepare", "commit", "rollback"];
-const WAYS: [&str; 3] = ["hang", "panic", "refuse"];
-
-fn known(list: [&'static str; 3], word: &str) -> &'static str {
-    list.into_iter().find(|known| *known == word).unwrap()
-}
-
 /// Writes to both databases, with the awkward one joined first or last.
-#[post("/awkward/<at>/<then>/<place>?<fail>")]
+#[post("/<awkward>/<place>?<fail>")]
 async fn awkward(
-    at: &str,
-    then: &str,
+    awkward: Awkward,
     place: &str,
     fail: bool,
     outstanding: &Outstanding,
@@ -90,10 +96,6 @@ async fn awkward(
     main: Begin<Main>,
     audit: Begin<Audit>,
 ) -> Result<(Status, ()), Error> {
-    let awkward = Awkward {
-        at: known(STEPS, at),
-        then: known(WAYS, then),
-    };
     let (committed, rolled_back) = (Arc::clone(ran), Arc::clone(ran));
     outstanding.after_commit(async move {
         committed.after_commit.fetch_add(1, Ordering::SeqCst);
@@ -113,14 +115,11 @@ async fn awkward(
     if let Some(awkward) = last {
         outstanding.join(awkward)?;
     }
-    Ok((
-        if fail {
-            Status::Conflict
-        } else {
-            Status::Created
-        },
-        (),
-    ))
+    let status = match fail {
+        true => Status::Conflict,
+        false => Status::Created,
+    };
+    Ok((status, ()))
 }
 
 fn kind(answer: &Answer) -> String {
@@ -156,9 +155,7 @@ async fn before_any_commit_everything_rolls_back(backend: Backend) {
             ("panic", 500, "panicked"),
             ("refuse", 409, "conflict"),
         ] {
-            let answer = stage
-                .send(&format!("POST /awkward/prepare/{then}/{place}"))
-                .await;
+            let answer = stage.send(&format!("POST /prepare-{then}/{place}")).await;
             assert_eq!(answer.told(), (told, Some("rolled-back")), "{then} {place}");
             assert_eq!(kind(&answer), problem);
             assert_eq!(answer.header("retry-after").is_some(), told == 503);
@@ -171,7 +168,7 @@ async fn before_any_commit_everything_rolls_back(backend: Backend) {
 
 async fn a_first_commit_that_is_refused_rolls_everything_back(backend: Backend) {
     let (stage, ran) = stage(backend).await;
-    let answer = stage.send("POST /awkward/commit/refuse/first").await;
+    let answer = stage.send("POST /commit-refuse/first").await;
     assert_eq!(answer.told(), (409, Some("rolled-back")));
     assert_eq!(stage.notes().await, [""; 0]);
     stage.nothing_is_stuck().await;
@@ -180,7 +177,7 @@ async fn a_first_commit_that_is_refused_rolls_everything_back(backend: Backend) 
 
 async fn a_later_commit_that_is_refused_is_partial_and_says_so(backend: Backend) {
     let (stage, ran) = stage(backend).await;
-    let answer = stage.send("POST /awkward/commit/refuse/last").await;
+    let answer = stage.send("POST /commit-refuse/last").await;
     assert_eq!(answer.told(), (500, Some("partial")));
     assert_eq!(kind(&answer), "partial");
     let detail = answer.json::<Value>()["detail"]
@@ -196,9 +193,7 @@ async fn a_later_commit_that_is_refused_is_partial_and_says_so(backend: Backend)
     stage.databases.empty().await;
 
     // A request that is certain comes after it; the hooks of the one in doubt have not run.
-    let answer = stage
-        .send("POST /awkward/rollback/refuse/last?fail=true")
-        .await;
+    let answer = stage.send("POST /rollback-refuse/last?fail=true").await;
     assert_eq!(answer.told(), (409, Some("rolled-back")));
     eventually("the later hook has run", async || ran.counts() == (0, 1)).await;
 }
@@ -210,9 +205,7 @@ async fn a_commit_without_an_answer_is_unknown(backend: Backend) {
         ("hang", "last", &["written", "written"]),
         ("panic", "first", &[]),
     ] {
-        let answer = stage
-            .send(&format!("POST /awkward/commit/{then}/{place}"))
-            .await;
+        let answer = stage.send(&format!("POST /commit-{then}/{place}")).await;
         assert_eq!(answer.told(), (500, Some("unknown")), "{then} {place}");
         assert_eq!(kind(&answer), "unknown");
         assert!(
@@ -229,9 +222,9 @@ async fn a_commit_without_an_answer_is_unknown(backend: Backend) {
 
 async fn a_rollback_is_tried_everywhere_whatever_fails(backend: Backend) {
     let (stage, _) = stage(backend).await;
-    for then in WAYS {
+    for then in ["hang", "panic", "refuse"] {
         let answer = stage
-            .send(&format!("POST /awkward/rollback/{then}/first?fail=true"))
+            .send(&format!("POST /rollback-{then}/first?fail=true"))
             .await;
         assert_eq!(answer.told(), (409, Some("rolled-back")), "{then}");
         assert_eq!(stage.notes().await, [""; 0], "{then}");

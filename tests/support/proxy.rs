@@ -94,8 +94,7 @@ async fn relay(mut client: TcpStream, mut server: TcpStream, trap: Trap) -> io::
                     Some(Break::After) => {
                         server.write_all(message).await?;
                         // Postgres answers a simple query when all of it is done.
-                        server.read(&mut answered).await?;
-                        return Ok(());
+                        return server.read(&mut answered).await.map(drop);
                     }
                     Some(Break::Stall) => pending().await,
                 }
