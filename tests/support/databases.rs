@@ -162,10 +162,10 @@ impl Databases {
             .merge(("databases.audit.max_connections", 4))
     }
 
-    /// As `ROCKET_DATABASES` says it.
-    pub fn variable(&self) -> String {
+    /// As `ROCKET_DATABASES` says it, with the same settings for both.
+    pub fn variable_with(&self, settings: &str) -> String {
         format!(
-            r#"{{main={{url="{}"}},audit={{url="{}"}}}}"#,
+            r#"{{main={{url="{}",{settings}}},audit={{url="{}",{settings}}}}}"#,
             self.service_main, self.service_audit
         )
     }

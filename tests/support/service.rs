@@ -118,7 +118,10 @@ fn spawn(databases: &Databases, variables: &[(&str, &str)]) -> (Child, PathBuf) 
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let log = databases.folder().join(format!("{number}.log"));
     let process = Command::new(env!("CARGO_BIN_EXE_rocket_tx"))
-        .env("ROCKET_DATABASES", databases.variable())
+        .env(
+            "ROCKET_DATABASES",
+            databases.variable_with("max_connections=8"),
+        )
         .env("ROCKET_PORT", "0")
         .env("ROCKET_FAULTS", "true")
         .env("RUST_BACKTRACE", "0")
