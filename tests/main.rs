@@ -16,6 +16,7 @@ mod leaks;
 mod load;
 mod lost;
 mod refusals;
+mod shutdown;
 mod together;
 mod tour;
 mod truth;
