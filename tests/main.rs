@@ -12,6 +12,7 @@ mod crash;
 mod door;
 mod guards;
 mod hooks;
+mod input;
 mod leaks;
 mod load;
 mod lost;

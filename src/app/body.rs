@@ -61,15 +61,30 @@ async fn read<T: DeserializeOwned + Rules>(
             format!("The body is over the limit of {limit}."),
         ));
     }
-    let value: T = serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
-        Category::Data => broken_rule(error.to_string()),
-        Category::Syntax | Category::Eof | Category::Io => Problem::new(
+    let value: T = parse(&bytes)?;
+    value.check().map_err(broken_rule)?;
+    Ok(value)
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let not_json = |error: serde_json::Error| {
+        Problem::new(
             Status::BadRequest,
             "bad-request",
             format!("The body is not JSON: {error}"),
-        ),
+        )
+    };
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let field = error.path().to_string();
+        let error = error.into_inner();
+        match (error.classify(), field.as_str()) {
+            (Category::Data, ".") => broken_rule(error.to_string()),
+            (Category::Data, field) => broken_rule(format!("`{field}`: {error}")),
+            (Category::Syntax | Category::Eof | Category::Io, _) => not_json(error),
+        }
     })?;
-    value.check().map_err(broken_rule)?;
+    json.end().map_err(not_json)?;
     Ok(value)
 }
 

@@ -27,12 +27,13 @@ mod todos;
 
 use rocket::fairing::AdHoc;
 use rocket::figment::Figment;
-use rocket::{Build, Rocket};
+use rocket::http::Status;
+use rocket::{Build, Rocket, catch, catchers};
 use rocket_db_pools::Database;
 use sqlx::migrate;
 
 use crate::db::{self, Migrations, UrlPool};
-use crate::{Settlement, problem_catchers};
+use crate::{Problem, Settlement, problem_catchers};
 
 use self::config::Config;
 use self::error::Error;
@@ -70,6 +71,15 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         .attach(cors::Cors)
         .mount("/", faults::around(routes))
         .register("/", problem_catchers())
+        .register("/", catchers![no_such_address])
+}
+
+/// What Rocket says where a part of the path is not of its type: `/todos/x`. Bodies that break a
+/// rule are answered by their handlers.
+#[catch(422)]
+fn no_such_address() -> Problem {
+    let detail = "There is nothing at this address.";
+    Problem::new(Status::NotFound, "not-found", detail)
 }
 
 fn main_migrations() -> Migrations {

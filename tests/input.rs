@@ -1,0 +1,416 @@
+//! Whatever a client sends: a clear error, never a 500, and nothing stored.
+
+use rocket::serde::json::Value;
+use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rocket::tokio::net::TcpStream;
+use rocket::tokio::time::{Duration, timeout};
+
+use crate::support::{Answer, Backend, In, Service};
+
+const JSON: &str = "application/json";
+
+/// An error as every client may rely on: RFC 9457, and the id of the request in it. Returns its
+/// detail.
+fn problem(answer: &Answer, what: &str) -> String {
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/problem+json"),
+        "{what}: {answer:?}"
+    );
+    let problem: Value = answer.json();
+    assert_eq!(problem["status"], answer.status, "{what}");
+    assert!(
+        problem["type"]
+            .as_str()
+            .unwrap()
+            .starts_with("urn:rocket_tx:problem:"),
+        "{what}"
+    );
+    assert!(!problem["title"].as_str().unwrap().is_empty(), "{what}");
+    assert_eq!(
+        problem["instance"].as_str(),
+        answer.header("x-request-id"),
+        "{what}"
+    );
+    assert_eq!(problem["outcome"].as_str(), answer.outcome(), "{what}");
+    assert_ne!(answer.outcome(), Some("committed"), "{what}");
+    for secret in ["SELECT", "INSERT", "sqlite", "postgres", "/tmp", ".db"] {
+        assert!(
+            !answer.body.contains(secret),
+            "{what} tells {secret}: {}",
+            answer.body
+        );
+    }
+    problem["detail"].as_str().unwrap().to_owned()
+}
+
+/// One todo with the id 1, and its line in the audit, are all that is stored.
+async fn start(backend: Backend) -> Service {
+    let service = Service::start(backend).await;
+    assert_eq!(service.new_todo("the only one", "").await.status, 201);
+    service
+}
+
+async fn assert_unchanged(service: Service) {
+    let todos = service
+        .databases
+        .texts(In::Main, "SELECT title FROM todos")
+        .await;
+    assert_eq!(todos, ["the only one"]);
+    let lines = service
+        .databases
+        .texts(In::Audit, "SELECT action FROM audit")
+        .await;
+    assert_eq!(lines, ["todo created"]);
+    service.stop().await;
+}
+
+async fn send(service: &Service, what: &str, kind: Option<&str>, body: Vec<u8>) -> Answer {
+    let mut request = service.http.request(what).body(body);
+    if let Some(kind) = kind {
+        request = request.header("Content-Type", kind);
+    }
+    Answer::of(request).await
+}
+
+async fn a_body_that_is_not_understood(backend: Backend) {
+    let service = start(backend).await;
+    let large = format!(r#"{{"title": "{}"}}"#, "x".repeat(70_000));
+    for what in ["POST /todos", "PATCH /todos/1"] {
+        for (body, kind, status) in [
+            (&b""[..], Some(JSON), 400),
+            (b"milk", Some(JSON), 400),
+            (b"{\"title\": \"milk\"", Some(JSON), 400),
+            (b"{\"title\": \"milk\"} and more", Some(JSON), 400),
+            (b"{\"title\": \"\xff\xfe\"}", Some(JSON), 400),
+            (b"{\"title\": \"\\ud800\"}", Some(JSON), 400),
+            (b"{'title': 'milk'}", Some(JSON), 400),
+            (large.as_bytes(), Some(JSON), 413),
+            (b"{\"title\": \"milk\"}", Some("text/plain"), 415),
+            (
+                b"{\"title\": \"milk\"}",
+                Some("application/x-www-form-urlencoded"),
+                415,
+            ),
+            (b"{\"title\": \"milk\"}", Some("nonsense"), 415),
+            (b"{\"title\": \"milk\"}", None, 415),
+        ] {
+            let answer = send(&service, what, kind, body.to_vec()).await;
+            let shown = String::from_utf8_lossy(&body[..body.len().min(40)]);
+            assert_eq!(
+                answer.status, status,
+                "{what} {shown} as {kind:?}: {}",
+                answer.body
+            );
+            problem(&answer, &shown);
+        }
+        let json = send(
+            &service,
+            what,
+            Some("application/json; charset=utf-8"),
+            b"[]".to_vec(),
+        )
+        .await;
+        assert_eq!(
+            json.status, 422,
+            "a charset is no reason to refuse the type"
+        );
+    }
+    assert_unchanged(service).await;
+}
+
+async fn a_body_that_breaks_a_rule(backend: Backend) {
+    let service = start(backend).await;
+    let long = format!(r#"{{"title": "{}"}}"#, "x".repeat(501));
+    for (body, names) in [
+        (r#"{"title": ""}"#, "`title` must not be empty"),
+        (r#"{"title": " \t "}"#, "`title` must not be empty"),
+        (long.as_str(), "`title` must be 500 characters at most"),
+        (
+            r#"{"title": "a\u0000b"}"#,
+            "`title` must not contain control characters",
+        ),
+        (
+            r#"{"title": "a\nb"}"#,
+            "`title` must not contain control characters",
+        ),
+        (r#"{"title": 7}"#, "title"),
+        (r#"{"title": ["milk"]}"#, "title"),
+        (r#"{"title": "milk", "completed": "yes"}"#, "completed"),
+        (r#"{"title": "milk", "completed": 1}"#, "completed"),
+        (r#"{"title": "milk", "order": "first"}"#, "order"),
+        (r#"{"title": "milk", "order": 1.5}"#, "order"),
+        (
+            r#"{"title": "milk", "order": 9223372036854775808}"#,
+            "order",
+        ),
+        (r#"{"title": "milk", "title": "tea"}"#, "title"),
+        ("[1]", "invalid"),
+        ("\"milk\"", "invalid"),
+        ("7", "invalid"),
+    ] {
+        for what in ["POST /todos", "PATCH /todos/1"] {
+            let answer = service.http.json(what, body).await;
+            assert_eq!(answer.status, 422, "{what} {body}: {}", answer.body);
+            let detail = problem(&answer, body);
+            assert!(detail.contains(names), "{what} {body} is told {detail}");
+        }
+    }
+    for (body, names) in [
+        ("{}", "title"),
+        (r#"{"title": null}"#, "title"),
+        ("null", "invalid"),
+    ] {
+        let answer = service.http.json("POST /todos", body).await;
+        assert_eq!(answer.status, 422, "{body}: {}", answer.body);
+        assert!(
+            problem(&answer, body).contains(names),
+            "{body}: {}",
+            answer.body
+        );
+    }
+    assert_unchanged(service).await;
+}
+
+async fn an_address_that_leads_nowhere(backend: Backend) {
+    let service = start(backend).await;
+    let methods = ["GET", "PATCH", "DELETE"];
+    for id in [
+        "2",
+        "0",
+        "-1",
+        "007x",
+        "1.0",
+        "x",
+        "9223372036854775807",
+        "9223372036854775808",
+        "99999999999999999999999",
+        "%31%00",
+        "%FF",
+        "1%2Fshare",
+        "%E2%98%83",
+        "1;",
+        "1'--",
+    ] {
+        for method in methods {
+            let what = format!("{method} /todos/{id}");
+            let answer = send(
+                &service,
+                &what,
+                Some(JSON),
+                b"{\"completed\": true}".to_vec(),
+            )
+            .await;
+            assert_eq!(answer.status, 404, "{what}: {}", answer.body);
+            problem(&answer, &what);
+        }
+        let what = format!("POST /todos/{id}/share");
+        let answer = service.http.send(&what).await;
+        assert_eq!(answer.status, 404, "{what}: {}", answer.body);
+        problem(&answer, &what);
+    }
+    for path in [
+        "/",
+        "/todo",
+        "/todos/1/2",
+        "/todos/1/share/2",
+        "/registry/1",
+        "/%00",
+        "/%FF",
+        "/audit/1",
+    ] {
+        for method in ["GET", "POST", "PUT", "DELETE"] {
+            let what = format!("{method} {path}");
+            let answer = service.http.send(&what).await;
+            assert_eq!(answer.status, 404, "{what}: {}", answer.body);
+            problem(&answer, &what);
+        }
+    }
+    assert_unchanged(service).await;
+}
+
+async fn a_method_that_an_address_does_not_have(backend: Backend) {
+    let service = start(backend).await;
+    for (path, has) in [
+        ("/todos", "GET, HEAD, POST, DELETE, OPTIONS"),
+        ("/todos/1", "GET, HEAD, PATCH, DELETE, OPTIONS"),
+        ("/todos/1/share", "POST, OPTIONS"),
+        ("/audit", "GET, HEAD, OPTIONS"),
+        ("/registry", "GET, HEAD, OPTIONS"),
+        ("/healthz", "GET, HEAD, OPTIONS"),
+        ("/readyz", "GET, HEAD, OPTIONS"),
+        ("/downstream", "POST, OPTIONS"),
+    ] {
+        let allowed = |answer: &Answer| {
+            let allow = answer.header("allow").unwrap_or_default().to_owned();
+            let mut sorted: Vec<String> = allow.split(", ").map(str::to_owned).collect();
+            sorted.sort();
+            sorted
+        };
+        let mut expected: Vec<String> = has.split(", ").map(str::to_owned).collect();
+        expected.sort();
+        for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"] {
+            if has.contains(method) {
+                continue;
+            }
+            let what = format!("{method} {path}");
+            let answer = service.http.send(&what).await;
+            assert_eq!(answer.status, 405, "{what}: {}", answer.body);
+            assert_eq!(allowed(&answer), expected, "{what}");
+            problem(&answer, &what);
+        }
+        let answer = service.http.send(&format!("OPTIONS {path}")).await;
+        assert_eq!(answer.status, 204, "OPTIONS {path}");
+        assert_eq!(allowed(&answer), expected, "OPTIONS {path}");
+        if has.contains("GET") {
+            let head = service.http.send(&format!("HEAD {path}")).await;
+            let get = service.http.send(&format!("GET {path}")).await;
+            assert_eq!(head.status, get.status, "{path}");
+            assert_eq!(
+                head.header("content-type"),
+                get.header("content-type"),
+                "{path}"
+            );
+            assert_eq!(head.body, "", "{path}");
+        }
+    }
+    assert_unchanged(service).await;
+}
+
+async fn a_query_that_breaks_a_rule(backend: Backend) {
+    let service = start(backend).await;
+    for (query, names) in [
+        ("limit=0", "`limit` must be from 1 to 200"),
+        ("limit=201", "`limit` must be from 1 to 200"),
+        ("limit=-1", "`limit` must be from 1 to 200"),
+        ("limit=x", "`limit` must be a whole number"),
+        ("limit=", "`limit` must be a whole number"),
+        ("limit=1.5", "`limit` must be a whole number"),
+        (
+            "limit=9223372036854775808",
+            "`limit` must be a whole number",
+        ),
+        ("limit=%FF", "`limit` must be a whole number"),
+        ("after=x", "`after` must be a whole number"),
+        ("after=%00", "`after` must be a whole number"),
+        (
+            "after=99999999999999999999",
+            "`after` must be a whole number",
+        ),
+    ] {
+        let what = format!("GET /audit?{query}");
+        let answer = service.http.send(&what).await;
+        assert_eq!(answer.status, 422, "{what}: {}", answer.body);
+        assert_eq!(problem(&answer, &what), names, "{what}");
+    }
+    for query in [
+        "",
+        "limit=200",
+        "limit=1&limit=2",
+        "after=-5",
+        "unknown=1",
+        "&&=&",
+    ] {
+        let what = format!("GET /audit?{query}");
+        assert_eq!(service.http.send(&what).await.status, 200, "{what}");
+    }
+    assert_unchanged(service).await;
+}
+
+async fn a_fault_that_is_none(backend: Backend) {
+    let service = start(backend).await;
+    for fault in [
+        "boom",
+        "respond",
+        "respond=42",
+        "respond=600",
+        "delay=-1",
+        "leak=x",
+        "crash",
+        "panic=1",
+        "delay=5,boom",
+    ] {
+        for what in [
+            "POST /todos",
+            "GET /todos",
+            "GET /audit",
+            "POST /todos/1/share",
+            "PUT /todos",
+        ] {
+            let request = service
+                .http
+                .request(what)
+                .header("X-Fault", fault)
+                .body(r#"{"title": "x"}"#);
+            let answer = Answer::of(request.header("Content-Type", JSON)).await;
+            assert_eq!(answer.status, 422, "{what} with {fault}: {}", answer.body);
+            assert!(
+                problem(&answer, what).contains("X-Fault"),
+                "{}",
+                answer.body
+            );
+        }
+        let answer = service
+            .http
+            .send(&format!("DELETE /todos?fault={fault}"))
+            .await;
+        assert_eq!(answer.status, 422, "fault={fault}: {}", answer.body);
+    }
+    // Several headers are one list.
+    let request = service
+        .http
+        .request("DELETE /todos")
+        .header("X-Fault", "delay=1")
+        .header("X-Fault", "respond=418");
+    assert_eq!(Answer::of(request).await.told(), (418, Some("rolled-back")));
+    assert_unchanged(service).await;
+}
+
+/// What is not even HTTP ends that connection, and nothing else.
+async fn a_connection_that_does_not_speak_http(backend: Backend) {
+    let service = start(backend).await;
+    let address = service.http.base.trim_start_matches("http://").to_owned();
+    let long = format!(
+        "GET /todos?{} HTTP/1.1\r\nHost: x\r\n\r\n",
+        "x".repeat(600_000)
+    );
+    let many: String = (0..300).map(|n| format!("X-{n}: x\r\n")).collect();
+    let many = format!("GET /todos HTTP/1.1\r\nHost: x\r\n{many}\r\n");
+    for sent in [
+        "\r\n\r\n\r\n",
+        "nonsense\r\n\r\n",
+        "GET /todos HTTP/9.9\r\n\r\n",
+        "GET todos HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
+        "POST /todos HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        "POST /todos HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
+        "POST /todos HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        "\u{0}\u{1}\u{2}",
+        &long,
+        &many,
+    ] {
+        let mut client = TcpStream::connect(&address).await.unwrap();
+        // The service may have hung up before it has read all of it.
+        let _ = client.write_all(sent.as_bytes()).await;
+        let _ = client.shutdown().await;
+        let mut answer = Vec::new();
+        let read = timeout(Duration::from_secs(10), client.read_to_end(&mut answer)).await;
+        let shown = &sent[..sent.len().min(60)];
+        assert!(read.is_ok(), "{shown:?} is neither answered nor cut");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(!answer.starts_with("HTTP/1.1 5"), "{shown:?}: {answer}");
+        assert!(!answer.starts_with("HTTP/1.1 2"), "{shown:?}: {answer}");
+    }
+    assert_eq!(service.get("/todos").await.status, 200);
+    assert_unchanged(service).await;
+}
+
+on_each_backend!(
+    a_body_that_is_not_understood,
+    a_body_that_breaks_a_rule,
+    an_address_that_leads_nowhere,
+    a_method_that_an_address_does_not_have,
+    a_query_that_breaks_a_rule,
+    a_fault_that_is_none,
+    a_connection_that_does_not_speak_http,
+);
