@@ -8,6 +8,7 @@
 #[macro_use]
 mod support;
 
+mod contract;
 mod crash;
 mod door;
 mod guards;

@@ -1,0 +1,186 @@
+//! The service does what it says: the Todo-Backend contract, the audit trail, the health checks.
+
+use std::sync::Arc;
+
+use rocket::serde::json::Value;
+
+use crate::support::{Answer, Backend, Break, Databases, In, Service};
+
+async fn created(service: &Service, body: &str) -> Value {
+    let answer = service.http.json("POST /todos", body).await;
+    assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+    let todo: Value = answer.json();
+    assert_eq!(answer.header("location"), todo["url"].as_str());
+    todo
+}
+
+/// What is at the address that a todo gives as its own.
+async fn at(service: &Service, todo: &Value) -> Answer {
+    let path = todo["url"]
+        .as_str()
+        .unwrap()
+        .strip_prefix(&service.http.base)
+        .unwrap();
+    service.get(path).await
+}
+
+async fn todos_keep_the_todo_backend_contract(backend: Backend) {
+    let service = Service::start(backend).await;
+    assert_eq!(service.get("/todos").await.body, "[]");
+
+    let todo = created(
+        &service,
+        r#"{"title": "walk the dog", "order": 523, "extra": true}"#,
+    )
+    .await;
+    assert_eq!(todo["title"], "walk the dog");
+    assert_eq!(todo["completed"], false);
+    assert_eq!(todo["order"], 523);
+    assert_eq!(at(&service, &todo).await.json::<Value>(), todo);
+    let other = created(&service, r#"{"title": "wash the dog", "completed": true}"#).await;
+    assert_eq!(other["completed"], true);
+    let list: Vec<Value> = service.get("/todos").await.json();
+    assert_eq!(list, [todo.clone(), other.clone()]);
+
+    let path = format!("PATCH /todos/{}", todo["id"]);
+    for (change, field, value) in [
+        (
+            r#"{"title": "bathe the cat"}"#,
+            "title",
+            Value::from("bathe the cat"),
+        ),
+        (r#"{"completed": true}"#, "completed", Value::from(true)),
+        (r#"{"order": 95}"#, "order", Value::from(95)),
+        (r#"{"completed": false}"#, "completed", Value::from(false)),
+        ("{}", "order", Value::from(95)),
+    ] {
+        let answer = service.http.json(&path, change).await;
+        assert_eq!(answer.told(), (200, Some("committed")), "{change}");
+        let changed: Value = answer.json();
+        assert_eq!(changed[field], value, "{change}");
+        assert_eq!(
+            at(&service, &todo).await.json::<Value>(),
+            changed,
+            "{change}"
+        );
+    }
+    let changed: Value = at(&service, &todo).await.json();
+    assert_eq!(changed["title"], "bathe the cat", "what is left out stays");
+
+    let gone = service
+        .http
+        .send(&format!("DELETE /todos/{}", todo["id"]))
+        .await;
+    assert_eq!(gone.told(), (204, Some("committed")));
+    assert_eq!(at(&service, &todo).await.status, 404);
+    assert_eq!(
+        service.http.send("DELETE /todos").await.told(),
+        (204, Some("committed"))
+    );
+    assert_eq!(service.get("/todos").await.body, "[]");
+    service.stop().await;
+}
+
+async fn any_page_may_use_it(backend: Backend) {
+    let service = Service::start(backend).await;
+    for what in [
+        "GET /todos",
+        "OPTIONS /todos",
+        "OPTIONS /todos/1",
+        "GET /todos/7",
+        "GET /nowhere",
+        "PUT /todos",
+    ] {
+        let request = service
+            .http
+            .request(what)
+            .header("Origin", "http://elsewhere.test")
+            .header("Access-Control-Request-Method", "PATCH");
+        let answer = Answer::of(request).await;
+        assert_eq!(
+            answer.header("access-control-allow-origin"),
+            Some("*"),
+            "{what}"
+        );
+        let methods = answer.header("access-control-allow-methods").unwrap();
+        for method in ["GET", "POST", "PATCH", "DELETE"] {
+            assert!(methods.contains(method), "{what} allows {methods}");
+        }
+    }
+    service.stop().await;
+}
+
+async fn the_audit_is_paged_newest_first(backend: Backend) {
+    let service = Service::start(backend).await;
+    let mut ids = Vec::new();
+    for number in 0..25 {
+        let answer = service.new_todo(&number.to_string(), "").await;
+        ids.push(answer.header("x-request-id").unwrap().to_owned());
+        // What was rolled back leaves a gap in the numbers, and none in the pages.
+        assert_eq!(service.new_todo("lost", "respond=500").await.status, 500);
+    }
+    ids.reverse();
+    let mut seen = Vec::new();
+    let mut after = String::new();
+    loop {
+        let page: Vec<Value> = service.get(&format!("/audit?limit=10{after}")).await.json();
+        let Some(last) = page.last() else {
+            break;
+        };
+        assert!(page.len() <= 10);
+        after = format!("&after={}", last["id"]);
+        seen.extend(
+            page.iter()
+                .map(|line| line["request_id"].as_str().unwrap().to_owned()),
+        );
+    }
+    assert_eq!(seen, ids);
+    let all: Vec<Value> = service.get("/audit").await.json();
+    assert_eq!(all.len(), 25);
+    assert_eq!(all[0]["action"], "todo created");
+    assert!(all[0]["at"].as_i64().unwrap() > 1_600_000_000_000);
+    service.stop().await;
+}
+
+async fn health_and_readiness(backend: Backend) {
+    let service = Service::start(backend).await;
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(service.get(path).await.status, 204, "{path}");
+    }
+    service.stop().await;
+}
+
+mod away {
+    pub mod postgres {
+        use super::super::*;
+
+        #[rocket::async_test]
+        async fn it_is_not_ready_while_a_database_does_not_answer() {
+            let mut databases = Databases::new(Backend::Postgres).await;
+            let proxy = databases.by_proxy(In::Audit).await;
+            let service = Service::on(Arc::new(databases), &[]).await;
+            assert_eq!(service.get("/readyz").await.status, 204);
+            proxy.set("SELECT 1", Break::Before);
+            let answer = service.get("/readyz").await;
+            assert_eq!(answer.status, 503, "{}", answer.body);
+            assert_eq!(
+                answer.header("content-type"),
+                Some("application/problem+json")
+            );
+            assert_eq!(service.get("/healthz").await.status, 204);
+            assert_eq!(
+                service.get("/readyz").await.status,
+                204,
+                "it is back by itself"
+            );
+            service.stop().await;
+        }
+    }
+}
+
+on_each_backend!(
+    todos_keep_the_todo_backend_contract,
+    any_page_may_use_it,
+    the_audit_is_paged_newest_first,
+    health_and_readiness,
+);
