@@ -1,0 +1,136 @@
+//! What a request-scoped transaction costs: the real server, loaded over loopback.
+//!
+//!     tests/run --postgres cargo bench                   # both backends
+//!     cargo bench -- sqlite                              # one
+//!     tests/run --postgres cargo bench -- rounds=20
+//!
+//! Each round loads four routes for two seconds each, in another order than the round before, so
+//! that whatever else the machine does meets all of them alike. What counts is the ratio of two
+//! routes within a round; the median of the rounds is printed, with the least and the greatest.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+mod load;
+mod server;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use load::Slice;
+use server::{Backend, Server};
+
+const SLICE: Duration = Duration::from_secs(2);
+
+/// The routes, and the server that has each: one with the library, one without.
+const ROUTES: [(&str, &str, bool); 4] = [
+    ("write, Tx", "POST /tx", true),
+    ("write, by hand", "POST /hand", false),
+    ("read, Read", "GET /read", true),
+    ("read, Tx", "GET /tx", true),
+];
+
+#[rocket::main]
+async fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
+    if let [serve, role, backend, url] = &arguments[..]
+        && serve == "serve"
+    {
+        server::serve(role, backend.parse().unwrap(), url).await;
+        return ExitCode::SUCCESS;
+    }
+    let mut rounds = 7;
+    let mut backends = Vec::new();
+    for argument in &arguments {
+        match (argument.strip_prefix("rounds="), argument.parse()) {
+            (Some(number), _) => rounds = number.parse().expect("rounds= takes a number"),
+            (None, Ok(backend)) => backends.push(backend),
+            (None, Err(_)) => {
+                eprintln!("unknown: {argument}; say sqlite, postgres, rounds=NUMBER");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    if backends.is_empty() {
+        backends = vec![Backend::Sqlite, Backend::Postgres];
+    }
+    for backend in backends {
+        if backend == Backend::Postgres && std::env::var_os("TEST_POSTGRES_URL").is_none() {
+            eprintln!("TEST_POSTGRES_URL is not set; run: tests/run --postgres cargo bench");
+            return ExitCode::FAILURE;
+        }
+        measure(backend, rounds).await;
+    }
+    ExitCode::SUCCESS
+}
+
+async fn measure(backend: Backend, rounds: usize) {
+    let with = Server::start(backend, "with").await;
+    let without = Server::start(backend, "without").await;
+    let mut slices: [Vec<Slice>; 4] = Default::default();
+    // The first round only warms up.
+    for round in 0..=rounds {
+        for turn in 0..ROUTES.len() {
+            let route = (turn + round) % ROUTES.len();
+            let (_, what, has_library) = ROUTES[route];
+            let server = if has_library { &with } else { &without };
+            let slice = load::run(server.port, what, SLICE).await;
+            if round > 0 {
+                slices[route].push(slice);
+            }
+            server
+                .written
+                .set(server.written.get() + load::written(what, slice.answers));
+        }
+    }
+
+    println!(
+        "\n{backend:?}, {} clients, {rounds} rounds of {SLICE:?}",
+        load::CLIENTS
+    );
+    println!(
+        "{:<16}{:>12}{:>10}{:>10}",
+        "route", "requests/s", "p50", "p99"
+    );
+    for ((name, ..), slices) in ROUTES.iter().zip(&slices) {
+        let rate = median(slices.iter().map(|slice| slice.per_second));
+        let p50 = median(slices.iter().map(|slice| slice.p50));
+        let p99 = median(slices.iter().map(|slice| slice.p99));
+        println!("{name:<16}{rate:>12.0}{p50:>7.2} ms{p99:>7.2} ms");
+    }
+    ratio("write: Tx / by hand", &slices[0], &slices[1], 0.97);
+    ratio("read: Read / Tx", &slices[2], &slices[3], 1.5);
+
+    // A benchmark of failures would be worth nothing.
+    for server in [with, without] {
+        assert_eq!(
+            server.stop().await,
+            server.written.get(),
+            "each 201 is a row"
+        );
+    }
+}
+
+fn ratio(name: &str, one: &[Slice], other: &[Slice], target: f64) {
+    let ratios = one
+        .iter()
+        .zip(other)
+        .map(|(one, other)| one.per_second / other.per_second);
+    let (mut least, mut greatest) = (f64::MAX, f64::MIN);
+    for ratio in ratios.clone() {
+        least = least.min(ratio);
+        greatest = greatest.max(ratio);
+    }
+    let middle = median(ratios);
+    let verdict = if middle >= target { "meets" } else { "MISSES" };
+    println!("{name:<22} {middle:.3} ({least:.3} to {greatest:.3}), {verdict} {target}");
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

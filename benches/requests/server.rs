@@ -1,0 +1,253 @@
+//! The server, in a process of its own: with the library, or as one would write it without.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::time::Duration;
+
+use rocket::fairing::AdHoc;
+use rocket::figment::Figment;
+use rocket::http::Status;
+use rocket::{Build, Rocket, State, get, post, routes};
+use rocket_db_pools::Database;
+use rocket_tx::db::{self, Connection, UrlPool};
+use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection as _, Executor, PgConnection, PgPool, SqlitePool};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    Sqlite,
+    Postgres,
+}
+
+impl FromStr for Backend {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        match name {
+            "sqlite" => Ok(Self::Sqlite),
+            "postgres" => Ok(Self::Postgres),
+            _ => Err(()),
+        }
+    }
+}
+
+const CONNECTIONS: u32 = 8;
+
+const TABLES: &str = "\
+    CREATE TABLE written (text TEXT NOT NULL);
+    CREATE TABLE kept (id BIGINT PRIMARY KEY, text TEXT NOT NULL);
+    INSERT INTO kept
+    WITH RECURSIVE n (id) AS (SELECT 0 UNION ALL SELECT id + 1 FROM n WHERE id < 999)
+    SELECT id, 'the text of a row' FROM n;";
+
+const INSERT: &str = "INSERT INTO written (text) VALUES ($1)";
+const SELECT: &str = "SELECT text FROM kept WHERE id = $1";
+
+/// A server and its database. Dropping it ends both.
+pub struct Server {
+    process: Child,
+    backend: Backend,
+    url: String,
+    pub port: u16,
+    /// How many rows it has said it wrote.
+    written: u64,
+    _folder: tempfile::TempDir,
+}
+
+impl Server {
+    pub async fn start(backend: Backend, role: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = match backend {
+            Backend::Sqlite => format!("sqlite:{}", folder.path().join("bench.db").display()),
+            Backend::Postgres => postgres_database(role).await,
+        };
+        match backend {
+            Backend::Sqlite => sqlite(&url)
+                .connect()
+                .await
+                .unwrap()
+                .execute(TABLES)
+                .await
+                .map(drop),
+            Backend::Postgres => PgConnection::connect(&url)
+                .await
+                .unwrap()
+                .execute(sqlx::raw_sql(TABLES))
+                .await
+                .map(drop),
+        }
+        .unwrap();
+        let name = format!("{backend:?}").to_lowercase();
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["serve", role, &name, &url])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(process.stdout.take().unwrap())
+            .lines()
+            .next();
+        let port = said.unwrap().unwrap().parse().unwrap();
+        Self {
+            process,
+            backend,
+            url,
+            port,
+            written: 0,
+            _folder: folder,
+        }
+    }
+
+    pub fn has_written(&mut self, rows: u64) {
+        self.written += rows;
+    }
+
+    /// Ends the process. Each 201 must be a row: a benchmark of failures would be worth nothing.
+    pub async fn stop(mut self) {
+        const COUNT: &str = "SELECT count(*) FROM written";
+
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        let count: i64 = match self.backend {
+            Backend::Sqlite => {
+                let mut db = sqlite(&self.url).connect().await.unwrap();
+                sqlx::query_scalar(COUNT).fetch_one(&mut db).await.unwrap()
+            }
+            Backend::Postgres => {
+                let mut db = PgConnection::connect(&self.url).await.unwrap();
+                sqlx::query_scalar(COUNT).fetch_one(&mut db).await.unwrap()
+            }
+        };
+        assert_eq!(u64::try_from(count), Ok(self.written));
+        if self.backend == Backend::Postgres {
+            let (cluster, name) = self.url.rsplit_once('/').unwrap();
+            let mut admin = PgConnection::connect(&format!("{cluster}/postgres"))
+                .await
+                .unwrap();
+            let drop = sqlx::AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"));
+            admin.execute(drop).await.unwrap();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _already_gone = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn postgres_database(role: &str) -> String {
+    let cluster = std::env::var("TEST_POSTGRES_URL").unwrap();
+    let name = format!("bench_{role}_{}", std::process::id());
+    let mut admin = PgConnection::connect(&cluster).await.unwrap();
+    let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
+    admin.execute(create).await.unwrap();
+    let (server, _) = cluster.rsplit_once('/').unwrap();
+    format!("{server}/{name}")
+}
+
+/// The settings that the library gives its writer.
+fn sqlite(url: &str) -> SqliteConnectOptions {
+    SqliteConnectOptions::from_str(url)
+        .unwrap()
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Normal)
+        .foreign_keys(true)
+        .busy_timeout(Duration::from_secs(5))
+}
+
+pub async fn serve(role: &str, backend: Backend, url: &str) {
+    let figment = Figment::from(rocket::Config::release_default())
+        .merge(("port", 0))
+        .merge(("log_level", "off"))
+        .merge(("databases.main.url", url))
+        .merge(("databases.main.max_connections", CONNECTIONS));
+    let rocket = rocket::custom(figment);
+    let rocket = match role {
+        "with" => with_library(rocket),
+        _ => by_hand(rocket, backend, url).await,
+    };
+    let ready = AdHoc::on_liftoff("Ready", |rocket| {
+        Box::pin(async move { println!("{}", rocket.config().port) })
+    });
+    rocket.attach(ready).launch().await.unwrap();
+}
+
+#[derive(Database)]
+#[database("main")]
+struct Main(UrlPool);
+
+fn with_library(rocket: Rocket<Build>) -> Rocket<Build> {
+    rocket
+        .attach(db::init::<Main>())
+        .attach(Settlement::new())
+        .mount("/", routes![tx_write, tx_read, read])
+}
+
+#[post("/tx/<text>")]
+async fn tx_write(text: &str, mut tx: Tx<Main>) -> Result<Status, Error> {
+    with_backend!(tx, |db| {
+        sqlx::query(INSERT).bind(text).execute(db).await?;
+    });
+    Ok(Status::Created)
+}
+
+#[get("/tx/<id>")]
+async fn tx_read(id: i64, mut tx: Tx<Main>) -> Result<String, Error> {
+    find(&mut tx, id).await
+}
+
+#[get("/read/<id>")]
+async fn read(id: i64, mut read: Read<Main>) -> Result<String, Error> {
+    find(&mut read, id).await
+}
+
+async fn find(connection: &mut Connection, id: i64) -> Result<String, Error> {
+    let text = with_backend!(connection, |db| {
+        sqlx::query_scalar(SELECT).bind(id).fetch_one(db).await?
+    });
+    Ok(text)
+}
+
+async fn by_hand(rocket: Rocket<Build>, backend: Backend, url: &str) -> Rocket<Build> {
+    match backend {
+        Backend::Sqlite => {
+            // One writer, as the library has it: several only spin on each other's locks.
+            let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1);
+            let pool = pool.connect_with(sqlite(url)).await.unwrap();
+            rocket.manage(pool).mount("/", routes![sqlite_by_hand])
+        }
+        Backend::Postgres => {
+            let pool = sqlx::postgres::PgPoolOptions::new().max_connections(CONNECTIONS);
+            let pool = pool.connect(url).await.unwrap();
+            rocket.manage(pool).mount("/", routes![postgres_by_hand])
+        }
+    }
+}
+
+#[post("/hand/<text>")]
+async fn sqlite_by_hand(text: &str, pool: &State<SqlitePool>) -> Result<Status, Status> {
+    let work = async {
+        let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query(INSERT).bind(text).execute(&mut *tx).await?;
+        tx.commit().await
+    };
+    work.await
+        .map_err(|_: sqlx::Error| Status::InternalServerError)?;
+    Ok(Status::Created)
+}
+
+#[post("/hand/<text>")]
+async fn postgres_by_hand(text: &str, pool: &State<PgPool>) -> Result<Status, Status> {
+    let work = async {
+        let mut tx = pool.begin().await?;
+        sqlx::query(INSERT).bind(text).execute(&mut *tx).await?;
+        tx.commit().await
+    };
+    work.await
+        .map_err(|_: sqlx::Error| Status::InternalServerError)?;
+    Ok(Status::Created)
+}
