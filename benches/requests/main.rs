@@ -68,22 +68,20 @@ async fn main() -> ExitCode {
 }
 
 async fn measure(backend: Backend, rounds: usize) {
-    let with = Server::start(backend, "with").await;
-    let without = Server::start(backend, "without").await;
+    let mut with = Server::start(backend, "with").await;
+    let mut without = Server::start(backend, "without").await;
     let mut slices: [Vec<Slice>; 4] = Default::default();
     // The first round only warms up.
     for round in 0..=rounds {
         for turn in 0..ROUTES.len() {
             let route = (turn + round) % ROUTES.len();
             let (_, what, has_library) = ROUTES[route];
-            let server = if has_library { &with } else { &without };
+            let server = if has_library { &mut with } else { &mut without };
             let slice = load::run(server.port, what, SLICE).await;
             if round > 0 {
                 slices[route].push(slice);
             }
-            server
-                .written
-                .set(server.written.get() + load::written(what, slice.answers));
+            server.has_written(load::written(what, slice.answers));
         }
     }
 
@@ -104,14 +102,8 @@ async fn measure(backend: Backend, rounds: usize) {
     ratio("write: Tx / by hand", &slices[0], &slices[1], 0.97);
     ratio("read: Read / Tx", &slices[2], &slices[3], 1.5);
 
-    // A benchmark of failures would be worth nothing.
-    for server in [with, without] {
-        assert_eq!(
-            server.stop().await,
-            server.written.get(),
-            "each 201 is a row"
-        );
-    }
+    with.stop().await;
+    without.stop().await;
 }
 
 fn ratio(name: &str, one: &[Slice], other: &[Slice], target: f64) {
