@@ -157,15 +157,20 @@ impl Session for Connection {
 
 impl UrlPool {
     async fn connect(config: &Config) -> Result<Self, Error> {
-        let scheme = config.url.split(':').next().unwrap_or_default();
+        let scheme = config.url.split_once(':').map(|(scheme, _)| scheme);
         match scheme {
             #[cfg(feature = "sqlite")]
-            "sqlite" => Ok(Self::Sqlite(SqlitePool::connect(config).await?)),
+            Some("sqlite") => Ok(Self::Sqlite(SqlitePool::connect(config).await?)),
             #[cfg(feature = "postgres")]
-            "postgres" | "postgresql" => Ok(Self::Postgres(PostgresPool::connect(config).await?)),
+            Some("postgres" | "postgresql") => {
+                Ok(Self::Postgres(PostgresPool::connect(config).await?))
+            }
             // The URL may hold a password: only its scheme is repeated.
             _ => Err(Error::Url {
-                reason: format!("no backend for `{scheme}:`"),
+                reason: match scheme {
+                    Some(scheme) => format!("no backend for `{scheme}:`"),
+                    None => "no backend is named".into(),
+                },
                 advice: "write sqlite:path/to/file.db or postgres://user@host/database, and build \
                          with the feature of that name",
             }),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rocket::fairing::{self, Fairing, Info, Kind};
-use rocket::figment::providers::Serialized;
+use rocket::figment::{self, providers::Serialized};
 use rocket::{Build, Orbit, Phase, Rocket};
 use rocket_db_pools::{Database, Pool};
 use tokio_util::task::TaskTracker;
@@ -77,17 +77,25 @@ where
     }
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
+        let refused = |error: Error| {
+            let name = D::NAME;
+            tracing::error!("cannot attach database `{name}`: `databases.{name}`: {error}");
+        };
         let pool = match self.open(&rocket).await {
             Ok(pool) => pool,
             Err(error) => {
-                let name = D::NAME;
-                tracing::error!("cannot attach database `{name}`: `databases.{name}`: {error}");
+                refused(error);
                 return Err(rocket);
             }
         };
         let (rocket, roster) = Roster::of(rocket);
+        // Before the migrations: those of one database must never run in another.
         if let Err(other) = roster.attach::<D, _>(&rocket, &pool) {
             tracing::error!("{}", same_database::<D>(other));
+            return Err(rocket);
+        }
+        if let Err(error) = pool.migrate(&self.migrations).await {
+            refused(error);
             return Err(rocket);
         }
         Ok(rocket.manage(D::from(pool)))
@@ -106,19 +114,26 @@ where
     D::Pool: TransactionPool,
 {
     async fn open(&self, rocket: &Rocket<Build>) -> Result<D::Pool, Error> {
-        let workers = rocket
-            .figment()
+        let key = format!("databases.{}", D::NAME);
+        let figment = rocket.figment();
+        // A value in the place of the table would be passed over, and whatever a weaker source
+        // says would be opened instead. It may be a URL with a password: it is not repeated.
+        if figment.find_value(&key)?.into_dict().is_none() {
+            return Err(figment::Error::from(figment::error::Kind::InvalidType(
+                figment::error::Actual::Other("a single value".into()),
+                "a table with the key `url`".into(),
+            ))
+            .into());
+        }
+        let workers = figment
             .extract_inner::<u32>(rocket::Config::WORKERS)
             .unwrap_or(4);
         // The defaults that rocket_db_pools gives.
-        let figment = rocket
-            .figment()
-            .focus(&format!("databases.{}", D::NAME))
+        let figment = figment
+            .focus(&key)
             .join(Serialized::default("max_connections", workers * 4))
             .join(Serialized::default("connect_timeout", 5));
-        let pool = D::Pool::init(&figment).await?;
-        pool.migrate(&self.migrations).await?;
-        Ok(pool)
+        D::Pool::init(&figment).await
     }
 }
 
