@@ -8,5 +8,7 @@
 #[macro_use]
 mod support;
 
+mod launch;
+mod opening;
 mod service;
 mod verdict;
