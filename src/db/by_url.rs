@@ -157,8 +157,7 @@ impl Session for Connection {
 
 impl UrlPool {
     async fn connect(config: &Config) -> Result<Self, Error> {
-        let scheme = config.url.split_once(':').map(|(scheme, _)| scheme);
-        match scheme {
+        match scheme(&config.url) {
             #[cfg(feature = "sqlite")]
             Some("sqlite") => Ok(Self::Sqlite(SqlitePool::connect(config).await?)),
             #[cfg(feature = "postgres")]
@@ -167,7 +166,7 @@ impl UrlPool {
             }
             // The URL may hold a password: only its scheme is repeated.
             _ => Err(Error::Url {
-                reason: match scheme {
+                reason: match scheme(&config.url) {
                     Some(scheme) => format!("no backend for `{scheme}:`"),
                     None => "no backend is named".into(),
                 },
@@ -176,6 +175,10 @@ impl UrlPool {
             }),
         }
     }
+}
+
+fn scheme(url: &str) -> Option<&str> {
+    url.split_once(':').map(|(scheme, _)| scheme)
 }
 
 impl TransactionPool for UrlPool {
@@ -199,6 +202,14 @@ impl TransactionPool for UrlPool {
 
     fn identity(&self) -> &Identity {
         either!(Self, self, |pool| pool.identity())
+    }
+
+    fn identity_before_opening(configuration: &Figment) -> Option<Identity> {
+        match scheme(&configuration.extract_inner::<String>("url").ok()?)? {
+            #[cfg(feature = "sqlite")]
+            "sqlite" => SqlitePool::identity_before_opening(configuration),
+            _ => None,
+        }
     }
 
     fn link(&self) -> &OnceLock<Link> {

@@ -329,6 +329,13 @@ impl TransactionPool for SqlitePool {
         &self.0.identity
     }
 
+    fn identity_before_opening(configuration: &Figment) -> Option<Identity> {
+        let url: String = configuration.extract_inner("url").ok()?;
+        let options = SqliteConnectOptions::from_str(&url).ok()?;
+        let file = options.get_filename();
+        file.exists().then(|| identity(file))
+    }
+
     fn link(&self) -> &OnceLock<Link> {
         &self.0.link
     }

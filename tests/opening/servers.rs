@@ -142,11 +142,7 @@ async fn a_scheme_without_a_backend_is_refused() {
         ],
     )
     .await;
-    main_at(
-        &format!("{PASSWORD}"),
-        &["no backend", "sqlite:path/to/file.db"],
-    )
-    .await;
+    main_at(PASSWORD, &["no backend", "sqlite:path/to/file.db"]).await;
 }
 
 /// A value in the place of the table would let a weaker source, such as the default in
