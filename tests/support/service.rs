@@ -114,6 +114,10 @@ impl Starting {
         }
     }
 
+    pub fn id(&self) -> u32 {
+        self.process.child.id()
+    }
+
     /// What it has written to its log so far.
     pub fn log(&self) -> String {
         self.process.log()
