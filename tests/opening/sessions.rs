@@ -89,7 +89,8 @@ async fn idle(mut tx: Tx<Main>, mut audit: Tx<Audit>, url: &State<Url>) -> Resul
         }
         rocket::tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    Err(Error::from(sqlx::Error::PoolTimedOut))
+    // Not what the end of a session is answered with.
+    Err(Error::NotFound)
 }
 
 async fn stage(backend: Backend, settings: &[(&str, &str)]) -> Stage {
