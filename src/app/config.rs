@@ -50,13 +50,19 @@ impl Config {
         Ok(Self {
             faults: read(figment, "faults")?.unwrap_or(debug),
             downstream_url: url
-                .map(|url| {
-                    url.parse()
-                        .map_err(|error| format!("`downstream_url`: {error}"))
-                })
+                .map(|url| web_address(&url).map_err(|error| format!("`downstream_url`: {error}")))
                 .transpose()?,
             downstream_timeout: timeout.map_or(Duration::from_secs(1), |timeout| timeout.0),
         })
+    }
+}
+
+/// `host:port` without a scheme is a URL too, whose scheme is the host's name.
+fn web_address(url: &str) -> Result<reqwest::Url, String> {
+    let url: reqwest::Url = url.parse().map_err(|error| format!("{error}"))?;
+    match url.scheme() {
+        "http" | "https" => Ok(url),
+        _ => Err("it is no address to call; write it as http://host:port/path".into()),
     }
 }
 

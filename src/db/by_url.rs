@@ -157,20 +157,28 @@ impl Session for Connection {
 
 impl UrlPool {
     async fn connect(config: &Config) -> Result<Self, Error> {
-        let scheme = config.url.split(':').next().unwrap_or_default();
-        match scheme {
+        match scheme(&config.url) {
             #[cfg(feature = "sqlite")]
-            "sqlite" => Ok(Self::Sqlite(SqlitePool::connect(config).await?)),
+            Some("sqlite") => Ok(Self::Sqlite(SqlitePool::connect(config).await?)),
             #[cfg(feature = "postgres")]
-            "postgres" | "postgresql" => Ok(Self::Postgres(PostgresPool::connect(config).await?)),
+            Some("postgres" | "postgresql") => {
+                Ok(Self::Postgres(PostgresPool::connect(config).await?))
+            }
             // The URL may hold a password: only its scheme is repeated.
             _ => Err(Error::Url {
-                reason: format!("no backend for `{scheme}:`"),
+                reason: match scheme(&config.url) {
+                    Some(scheme) => format!("no backend for `{scheme}:`"),
+                    None => "no backend is named".into(),
+                },
                 advice: "write sqlite:path/to/file.db or postgres://user@host/database, and build \
                          with the feature of that name",
             }),
         }
     }
+}
+
+fn scheme(url: &str) -> Option<&str> {
+    url.split_once(':').map(|(scheme, _)| scheme)
 }
 
 impl TransactionPool for UrlPool {
@@ -194,6 +202,14 @@ impl TransactionPool for UrlPool {
 
     fn identity(&self) -> &Identity {
         either!(Self, self, |pool| pool.identity())
+    }
+
+    fn identity_before_opening(configuration: &Figment) -> Option<Identity> {
+        match scheme(&configuration.extract_inner::<String>("url").ok()?)? {
+            #[cfg(feature = "sqlite")]
+            "sqlite" => SqlitePool::identity_before_opening(configuration),
+            _ => None,
+        }
     }
 
     fn link(&self) -> &OnceLock<Link> {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-/// A duration as configuration writes it: `"10s"`, `"50ms"`, or a whole number of seconds.
+/// A duration as configuration writes it: `"10s"`, `"50ms"`, or a whole number of seconds; 24 days
+/// at most.
 ///
 /// ```
 /// use rocket_tx::db::Seconds;
@@ -24,6 +25,16 @@ impl<'de> Deserialize<'de> for Seconds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
 
+        /// What SQLite and Postgres can count in milliseconds. Past it, sqlx panics.
+        const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
+
+        fn bounded<E: de::Error>(duration: Duration) -> Result<Seconds, E> {
+            if duration > LONGEST {
+                return Err(E::custom("a duration of more than 24 days"));
+            }
+            Ok(Seconds(duration))
+        }
+
         impl Visitor<'_> for Either {
             type Value = Seconds;
 
@@ -32,7 +43,7 @@ impl<'de> Deserialize<'de> for Seconds {
             }
 
             fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Seconds, E> {
-                Ok(Seconds(Duration::from_secs(seconds)))
+                bounded(Duration::from_secs(seconds))
             }
 
             fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Seconds, E> {
@@ -43,8 +54,8 @@ impl<'de> Deserialize<'de> for Seconds {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Seconds, E> {
                 humantime::parse_duration(text)
-                    .map(Seconds)
                     .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+                    .and_then(bounded)
             }
         }
 

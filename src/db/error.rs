@@ -28,9 +28,14 @@ pub enum Error {
 
     /// The database opened, but its schema could not be brought up to date.
     #[error(
-        "migrations: {0}; nothing was changed, correct the migration or the database and start again"
+        "migrations: {source}; {remains}; correct the migration or the database and start again"
     )]
-    Migrate(#[source] sqlx::migrate::MigrateError),
+    Migrate {
+        /// What went wrong, with the migration's number.
+        source: sqlx::migrate::MigrateError,
+        /// What is left of this launch's migrations.
+        remains: &'static str,
+    },
 
     /// No connection was to be had in time, or the pool is closed.
     #[error(

@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::figment::providers::Serialized;
+use rocket::figment::{self, Figment};
 use rocket::{Build, Orbit, Phase, Rocket};
 use rocket_db_pools::{Database, Pool};
 use tokio_util::task::TaskTracker;
@@ -77,19 +78,14 @@ where
     }
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
-        let pool = match self.open(&rocket).await {
+        let (rocket, roster) = Roster::of(rocket);
+        let pool = match self.open(&rocket, &roster).await {
             Ok(pool) => pool,
-            Err(error) => {
-                let name = D::NAME;
-                tracing::error!("cannot attach database `{name}`: `databases.{name}`: {error}");
+            Err(refused) => {
+                tracing::error!("{refused}");
                 return Err(rocket);
             }
         };
-        let (rocket, roster) = Roster::of(rocket);
-        if let Err(other) = roster.attach::<D, _>(&rocket, &pool) {
-            tracing::error!("{}", same_database::<D>(other));
-            return Err(rocket);
-        }
         Ok(rocket.manage(D::from(pool)))
     }
 
@@ -105,21 +101,47 @@ where
     D: Database,
     D::Pool: TransactionPool,
 {
-    async fn open(&self, rocket: &Rocket<Build>) -> Result<D::Pool, Error> {
-        let workers = rocket
-            .figment()
-            .extract_inner::<u32>(rocket::Config::WORKERS)
-            .unwrap_or(4);
-        // The defaults that rocket_db_pools gives.
-        let figment = rocket
-            .figment()
-            .focus(&format!("databases.{}", D::NAME))
-            .join(Serialized::default("max_connections", workers * 4))
-            .join(Serialized::default("connect_timeout", 5));
-        let pool = D::Pool::init(&figment).await?;
-        pool.migrate(&self.migrations).await?;
+    /// Opened, in its place, and migrated; or what the operator is to be told.
+    async fn open(&self, rocket: &Rocket<Build>, roster: &Roster) -> Result<D::Pool, String> {
+        let refused = |error: Error| {
+            let name = D::NAME;
+            format!("cannot attach database `{name}`: `databases.{name}`: {error}")
+        };
+        let configuration = configuration::<D>(rocket).map_err(refused)?;
+        let identity = D::Pool::identity_before_opening(&configuration);
+        if let Some(other) = identity.and_then(|identity| roster.name_of(&identity)) {
+            return Err(same_database::<D>(other));
+        }
+        let pool = D::Pool::init(&configuration).await.map_err(refused)?;
+        // Before the migrations: those of one database must never run in another.
+        roster
+            .attach::<D, _>(rocket, &pool)
+            .map_err(same_database::<D>)?;
+        pool.migrate(&self.migrations).await.map_err(refused)?;
         Ok(pool)
     }
+}
+
+/// What the configuration says about `D`, with the defaults that rocket_db_pools gives.
+fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, Error> {
+    let key = format!("databases.{}", D::NAME);
+    let figment = rocket.figment();
+    // A value in the place of the table would be passed over, and whatever a weaker source says
+    // would be opened instead. It may be a URL with a password: it is not repeated.
+    if figment.find_value(&key)?.into_dict().is_none() {
+        return Err(figment::Error::from(figment::error::Kind::InvalidType(
+            figment::error::Actual::Other("a single value".into()),
+            "a table with the key `url`".into(),
+        ))
+        .into());
+    }
+    let workers = figment
+        .extract_inner::<u32>(rocket::Config::WORKERS)
+        .unwrap_or(4);
+    Ok(figment
+        .focus(&key)
+        .join(Serialized::default("max_connections", workers * 4))
+        .join(Serialized::default("connect_timeout", 5)))
 }
 
 /// Why two databases may not be one.
@@ -152,6 +174,11 @@ impl Roster {
         (rocket.manage(roster.clone()), roster)
     }
 
+    /// Under which name a database is attached already.
+    fn name_of(&self, identity: &Identity) -> Option<&'static str> {
+        name_of(&self.databases.lock(), identity)
+    }
+
     /// Gives `pool` its place. Does nothing for one that has it.
     ///
     /// # Errors
@@ -171,7 +198,7 @@ impl Roster {
         if databases.iter().any(|(known, ..)| *known == key) {
             return Ok(());
         }
-        if let Some((_, name, _)) = databases.iter().find(|(.., id)| id == pool.identity()) {
+        if let Some(name) = name_of(&databases, pool.identity()) {
             return Err(name);
         }
         pool.link().get_or_init(|| Link {
@@ -182,6 +209,11 @@ impl Roster {
         databases.push((key, D::NAME, pool.identity().clone()));
         Ok(())
     }
+}
+
+fn name_of(databases: &[Attached], identity: &Identity) -> Option<&'static str> {
+    let attached = databases.iter().find(|(.., known)| known == identity);
+    attached.map(|(_, name, _)| *name)
 }
 
 /// As long as Rocket itself waits for connections to end.

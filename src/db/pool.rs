@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rocket::figment::Figment;
 use tokio_util::task::TaskTracker;
 
 use super::{Access, BeginOptions, Error, Patience, Session, Transaction};
@@ -63,6 +64,14 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
 
     /// Which database this is, so that two pools of the same one are noticed.
     fn identity(&self) -> &Identity;
+
+    /// Which database this configuration leads to, where that can be told without opening it: a
+    /// SQLite file that is open under two names, each with a journal of its own, gets corrupted.
+    /// <https://www.sqlite.org/howtocorrupt.html#_multiple_links_to_the_same_file>
+    fn identity_before_opening(configuration: &Figment) -> Option<Identity> {
+        let _ = configuration;
+        None
+    }
 
     /// What ties the pool to the service that uses it; set once, at launch.
     fn link(&self) -> &OnceLock<Link>;

@@ -8,7 +8,7 @@ use rocket::figment::Figment;
 use rocket::futures::StreamExt;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{Connection as _, Postgres, SqlSafeStr};
+use sqlx::{ConnectOptions, Connection as _, Postgres, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
 use super::{
@@ -150,17 +150,24 @@ impl PostgresPool {
             reason: error.to_string(),
             advice: "write it as postgres://user:password@host:port/database",
         })?;
-        let options = options.application_name("rocket_tx").options([
+        let options = match options.get_application_name() {
+            None => options.application_name("rocket_tx"),
+            Some(_) => options,
+        };
+        let options = options.options([
             ("statement_timeout", millis(config.statement_timeout.0)),
             (
                 "idle_in_transaction_session_timeout",
                 millis(config.idle_in_transaction_timeout.0),
             ),
         ]);
-        let sessions = pool_options(config)
-            .connect_with(options.clone())
-            .await
-            .map_err(OpenError::Database)?;
+        let sessions = pool_options(config).connect_with(options.clone()).await;
+        let sessions = match sessions {
+            // The pool tries until it is out of time, and then says only that.
+            Err(sqlx::Error::PoolTimedOut) => Err(unreachable(&options, config).await),
+            result => result,
+        }
+        .map_err(OpenError::Database)?;
         let identity = identity(&sessions).await.map_err(OpenError::Database)?;
         let readers = pool_options(config)
             .min_connections(0)
@@ -174,13 +181,29 @@ impl PostgresPool {
     }
 }
 
+/// Why there is no connection to be had, asked of the server itself.
+async fn unreachable(options: &PgConnectOptions, config: &Config) -> sqlx::Error {
+    const ANSWER: Duration = Duration::from_secs(1);
+
+    match tokio::time::timeout(ANSWER, options.connect()).await {
+        Ok(Ok(_)) => sqlx::Error::PoolTimedOut,
+        Ok(Err(error)) => error,
+        Err(_) => sqlx::Error::Io(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            format!("no answer within {:?}", config.connect_timeout.0),
+        )),
+    }
+}
+
 fn millis(duration: Duration) -> String {
     format!("{}ms", duration.as_millis())
 }
 
 fn pool_options(config: &Config) -> PoolOptions<Postgres> {
-    /// A session that was used this recently is taken as alive; an older one is asked first.
-    const FRESH: Duration = Duration::from_secs(1);
+    /// A session that was used this recently is taken as alive; an older one is asked first. Under
+    /// load that saves every read a round trip, and without load a read is not failed by a session
+    /// that died while nobody used it.
+    const FRESH: Duration = Duration::from_millis(50);
     /// How long a returned connection may take to answer before it is closed.
     const ANSWER: Duration = Duration::from_secs(5);
 
@@ -242,10 +265,23 @@ impl TransactionPool for PostgresPool {
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
-        match &migrations.postgres {
-            Some(migrator) => migrator.run(&self.0.sessions).await.map_err(Error::Migrate),
-            None => Ok(()),
+        let Some(migrator) = &migrations.postgres else {
+            return Ok(());
+        };
+        // A session of its own: what bounds the statements of requests is no bound for a migration,
+        // nor for waiting until another process has done it; and the advisory lock of a migration
+        // that failed ends with its session.
+        let options = self.0.sessions.connect_options();
+        let options = (*options).clone().options([("statement_timeout", "0")]);
+        let mut session = options.connect().await.map_err(OpenError::Database)?;
+        let result = migrator.run_direct(None, &mut session, false).await;
+        if let Err(error) = session.close().await {
+            tracing::debug!(%error, "the session of the migrations did not end well");
         }
+        result.map_err(|source| Error::Migrate {
+            source,
+            remains: "it left nothing behind, those before it stay",
+        })
     }
 
     fn identity(&self) -> &Identity {

@@ -20,8 +20,8 @@ use super::config::Synchronous;
 use super::sqlite_file::SqliteFile;
 use super::sqlite_watch::Watch;
 use super::{
-    Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, OpenError,
-    Patience, Session, TransactionPool, pool,
+    Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience,
+    Session, TransactionPool, pool,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -186,7 +186,7 @@ impl SqlitePool {
             })
             .connect_with(options.clone())
             .await
-            .map_err(OpenError::Database)?;
+            .map_err(|error| file.explain(error))?;
         let readers = pool_options(config)
             .max_connections(config.max_connections.max(1))
             .min_connections(config.min_connections)
@@ -194,7 +194,7 @@ impl SqlitePool {
             // keep a reader from making the shared-memory file after the last writer left.
             .connect_with(options.pragma("query_only", "ON"))
             .await
-            .map_err(OpenError::Database)?;
+            .map_err(|error| file.explain(error))?;
         let identity = identity(writer.connect_options().get_filename());
         let link = OnceLock::new();
         Ok(Self(Arc::new(Inner {
@@ -213,10 +213,26 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
     let url = |reason: String, advice| Error::Url { reason, advice };
     let options = SqliteConnectOptions::from_str(&config.url)
         .map_err(|error| url(error.to_string(), "write it as sqlite:path/to/file.db"))?;
-    if config.url.contains(":memory:") || config.url.contains("mode=memory") {
+    let parameters = config.url.split_once('?').map_or("", |(_, after)| after);
+    let has = |wanted: &[&str]| parameters.split('&').any(|one| wanted.contains(&one));
+    if config.url.contains(":memory:") || has(&["mode=memory"]) {
         return Err(url(
             "an in-memory database is private to one connection, and there are a writer and readers here".into(),
             "use a file; in tests, one in a temporary folder",
+        ));
+    }
+    // SQLite takes it for a temporary database, of each connection's own.
+    if options.get_filename().as_os_str().is_empty() {
+        return Err(url(
+            "it names no file".into(),
+            "write it as sqlite:path/to/file.db",
+        ));
+    }
+    if has(&["mode=ro", "immutable=1", "immutable=true"]) {
+        return Err(url(
+            "`mode=ro` and `immutable` open the file for reading only, and there is a writer here"
+                .into(),
+            "leave them out",
         ));
     }
     Ok(options
@@ -289,6 +305,13 @@ impl TransactionPool for SqlitePool {
 
     fn identity(&self) -> &Identity {
         &self.0.identity
+    }
+
+    fn identity_before_opening(configuration: &Figment) -> Option<Identity> {
+        let url: String = configuration.extract_inner("url").ok()?;
+        let options = SqliteConnectOptions::from_str(&url).ok()?;
+        let file = options.get_filename();
+        file.exists().then(|| identity(file))
     }
 
     fn link(&self) -> &OnceLock<Link> {

@@ -4,7 +4,7 @@
 //! places that its own busy handler does not cover (the switch to WAL above all), so the opening as
 //! a whole is retried, on BUSY and LOCKED only, bounded in attempts and in time.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder, Retryable};
@@ -81,7 +81,10 @@ impl SqliteFile {
         .await
         .map_err(|error| match error {
             MigrateError::Execute(error) if is_busy(&error) => Error::Open(self.explain(error)),
-            error => Error::Migrate(error),
+            source => Error::Migrate {
+                source,
+                remains: "nothing was changed",
+            },
         })
     }
 
@@ -106,7 +109,8 @@ impl SqliteFile {
             .await
     }
 
-    fn explain(&self, error: sqlx::Error) -> OpenError {
+    /// What an error of SQLite means for whoever has to open the file.
+    pub(super) fn explain(&self, error: sqlx::Error) -> OpenError {
         let path = self.path.clone();
         match result_code(&error) {
             Some(BUSY | LOCKED) => OpenError::Locked {
@@ -114,8 +118,8 @@ impl SqliteFile {
                 waited: self.patience,
             },
             Some(NOTADB) => OpenError::NotADatabase(path),
-            Some(READONLY | PERM) => OpenError::ReadOnly(path),
-            Some(CANTOPEN) if is_read_only(&self.path) => OpenError::ReadOnly(path),
+            // CANTOPEN: the file, or the journal beside it, cannot even be made.
+            Some(READONLY | PERM | CANTOPEN) => OpenError::ReadOnly(path),
             _ => OpenError::Database(error),
         }
     }
@@ -123,7 +127,10 @@ impl SqliteFile {
 
 /// Reads the mode first: only a file that is not in WAL mode needs the switch, which wants the
 /// file for itself. The answer is what the file is in now; a refused switch answers with the old
-/// mode. A file in WAL mode that cannot be written is found out here too, not by the first request.
+/// mode.
+///
+/// A file in WAL mode that cannot be written is found out here too, not by the first request. That
+/// takes a write, which is rolled back: BEGIN IMMEDIATE on such a file begins to read.
 async fn ensure_wal(connection: &mut SqliteConnection) -> sqlx::Result<String> {
     let mut mode: String = sqlx::query_scalar("PRAGMA journal_mode")
         .fetch_one(&mut *connection)
@@ -133,7 +140,9 @@ async fn ensure_wal(connection: &mut SqliteConnection) -> sqlx::Result<String> {
             .fetch_one(&mut *connection)
             .await?;
     }
-    connection.execute("BEGIN IMMEDIATE; ROLLBACK").await?;
+    connection
+        .execute("BEGIN IMMEDIATE; PRAGMA user_version = 1; ROLLBACK")
+        .await?;
     Ok(mode)
 }
 
@@ -170,10 +179,6 @@ fn result_code(error: &sqlx::Error) -> Option<i32> {
 
 fn is_busy(error: &sqlx::Error) -> bool {
     matches!(result_code(error), Some(BUSY | LOCKED))
-}
-
-fn is_read_only(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|file| file.permissions().readonly())
 }
 
 /// Errors that an opening can end in, and whether waiting may help.

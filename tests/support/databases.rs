@@ -35,11 +35,10 @@ const TABLES: &str = "\
 pub struct Databases {
     folder: tempfile::TempDir,
     pub backend: Backend,
-    main: String,
-    audit: String,
-    /// The same, as the service is told to reach them.
-    service_main: String,
-    service_audit: String,
+    pub main: String,
+    pub audit: String,
+    /// What the service is told instead, if it is to go by way of a proxy.
+    proxied: [Option<String>; 2],
 }
 
 impl Databases {
@@ -55,10 +54,9 @@ impl Databases {
         Self {
             folder,
             backend,
-            service_main: main.clone(),
-            service_audit: audit.clone(),
             main,
             audit,
+            proxied: [None, None],
         }
     }
 
@@ -85,6 +83,11 @@ impl Databases {
     pub async fn notes(&self, database: In) -> Vec<String> {
         self.texts(database, "SELECT text FROM notes ORDER BY text")
             .await
+    }
+
+    fn told(&self, database: In) -> &str {
+        let proxied = self.proxied[database as usize].as_deref();
+        proxied.unwrap_or(self.url(database))
     }
 
     /// The first column of what `sql` finds.
@@ -146,18 +149,15 @@ impl Databases {
     pub async fn by_proxy(&mut self, database: In) -> Proxy {
         let proxy = Proxy::to(self.url(database)).await;
         let url = proxy.url(self.url(database));
-        match database {
-            In::Main => self.service_main = url,
-            In::Audit => self.service_audit = url,
-        }
+        self.proxied[database as usize] = Some(url);
         proxy
     }
 
     /// As `Rocket.toml` says it.
     pub fn figment(&self) -> Figment {
         Figment::from(rocket::Config::debug_default())
-            .merge(("databases.main.url", &self.service_main))
-            .merge(("databases.audit.url", &self.service_audit))
+            .merge(("databases.main.url", self.told(In::Main)))
+            .merge(("databases.audit.url", self.told(In::Audit)))
             .merge(("databases.main.max_connections", 4))
             .merge(("databases.audit.max_connections", 4))
     }
@@ -166,7 +166,8 @@ impl Databases {
     pub fn variable_with(&self, settings: &str) -> String {
         format!(
             r#"{{main={{url="{}",{settings}}},audit={{url="{}",{settings}}}}}"#,
-            self.service_main, self.service_audit
+            self.told(In::Main),
+            self.told(In::Audit)
         )
     }
 }

@@ -5,11 +5,13 @@
 //! | `databases` | databases of one test's own, and a look at what is really stored |
 //! | `http` | requests over a socket, and their answers |
 //! | `stage` | a small service inside the test's process, for what the library promises |
+//! | `launch` | launches of a test's own making, above all those that are refused |
 //! | `proxy` | breaks the connection to Postgres at a chosen statement |
 //! | `service` | the reference service as a process, for what only a process can show |
 
 pub mod databases;
 pub mod http;
+pub mod launch;
 pub mod proxy;
 pub mod service;
 pub mod stage;
@@ -19,7 +21,7 @@ use std::time::Duration;
 pub use databases::{Backend, Databases, In};
 pub use http::{Answer, Http};
 pub use proxy::{Break, Proxy};
-pub use service::Service;
+pub use service::{Service, Starting};
 pub use stage::{Audit, Main, Stage};
 
 /// Makes a test of each behaviour on each backend, in modules that are named after them.

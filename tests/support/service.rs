@@ -10,9 +10,20 @@ use super::{Answer, Backend, Databases, Http};
 
 /// The real binary on a free port, with faults on. Dropping it kills it.
 pub struct Service {
-    process: Child,
+    process: Process,
     pub http: Http,
     pub databases: Arc<Databases>,
+}
+
+/// The real binary while it has neither launched nor refused to. Dropping it kills it.
+pub struct Starting {
+    process: Process,
+    databases: Arc<Databases>,
+}
+
+/// A process and the file that it logs to.
+struct Process {
+    child: Child,
     log: PathBuf,
 }
 
@@ -24,16 +35,9 @@ impl Service {
 
     /// On databases that may be shared with other processes, with variables of its environment.
     pub async fn on(databases: Arc<Databases>, variables: &[(&str, &str)]) -> Self {
-        let (mut process, log) = spawn(&databases, variables);
-        let port = match launched(&mut process, &log).await {
-            Ok(port) => port,
-            Err(status) => panic!("the service ended with {status}:\n{}", read(&log)),
-        };
-        Self {
-            process,
-            http: Http::new(port),
-            databases,
-            log,
+        match Starting::new(databases, &[], variables).launched().await {
+            Ok(service) => service,
+            Err((status, log)) => panic!("the service ended with {status}:\n{log}"),
         }
     }
 
@@ -42,12 +46,10 @@ impl Service {
         databases: &Databases,
         variables: &[(&str, &str)],
     ) -> (ExitStatus, String) {
-        let (mut process, log) = spawn(databases, variables);
-        let ended = launched(&mut process, &log).await;
-        let _already_gone = process.kill();
-        match ended {
-            Ok(_) => panic!("the service launched:\n{}", read(&log)),
-            Err(status) => (status, read(&log)),
+        let mut process = Process::spawn(databases, &[], variables);
+        match process.launched().await {
+            Ok(_) => panic!("the service launched:\n{}", process.log()),
+            Err(status) => (status, process.log()),
         }
     }
 
@@ -67,7 +69,7 @@ impl Service {
     }
 
     pub fn id(&self) -> u32 {
-        self.process.id()
+        self.process.child.id()
     }
 
     /// Sends a signal by its name: `TERM`, `STOP`, `CONT`, `KILL`.
@@ -82,7 +84,7 @@ impl Service {
     /// Waits for the process to end, 40 s at most.
     pub async fn ended(&mut self) -> ExitStatus {
         for _ in 0..4_000 {
-            if let Some(status) = self.process.try_wait().unwrap() {
+            if let Some(status) = self.process.child.try_wait().unwrap() {
                 return status;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -98,62 +100,102 @@ impl Service {
 
     /// What it has written to its log.
     pub fn log(&self) -> String {
-        read(&self.log)
+        self.process.log()
     }
 }
 
-impl Drop for Service {
+impl Starting {
+    /// Behind another program, if `behind` names one with its arguments; it must become the service
+    /// in the end. A variable that is empty is taken away.
+    pub fn new(databases: Arc<Databases>, behind: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self {
+            process: Process::spawn(&databases, behind, variables),
+            databases,
+        }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    /// What it has written to its log so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Waits for the launch; or returns the exit status, and what it said.
+    pub async fn launched(mut self) -> Result<Service, (ExitStatus, String)> {
+        match self.process.launched().await {
+            Ok(port) => Ok(Service {
+                process: self.process,
+                http: Http::new(port),
+                databases: self.databases,
+            }),
+            Err(status) => Err((status, self.process.log())),
+        }
+    }
+}
+
+impl Drop for Process {
     fn drop(&mut self) {
-        let _already_gone = self.process.kill();
-        let _ = self.process.wait();
+        let _already_gone = self.child.kill();
+        let _ = self.child.wait();
         if std::thread::panicking() || std::env::var_os("TEST_LOG").is_some() {
-            println!("--- log of process {}\n{}", self.id(), self.log());
+            println!("--- log of process {}\n{}", self.child.id(), self.log());
         }
     }
 }
 
-fn spawn(databases: &Databases, variables: &[(&str, &str)]) -> (Child, PathBuf) {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
+impl Process {
+    fn spawn(databases: &Databases, behind: &[&str], variables: &[(&str, &str)]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
 
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let log = databases.folder().join(format!("{number}.log"));
-    let process = Command::new(env!("CARGO_BIN_EXE_rocket_tx"))
-        .env(
-            "ROCKET_DATABASES",
-            databases.variable_with("max_connections=8"),
-        )
-        .env("ROCKET_PORT", "0")
-        .env("ROCKET_FAULTS", "true")
-        .env("RUST_BACKTRACE", "0")
-        .env("NO_COLOR", "1")
-        .envs(variables.iter().copied())
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(&log).unwrap())
-        .spawn()
-        .unwrap();
-    (process, log)
-}
-
-fn read(log: &PathBuf) -> String {
-    String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
-}
-
-/// The port that the service says it has launched on, or the status that it ended with.
-async fn launched(process: &mut Child, log: &PathBuf) -> Result<u16, ExitStatus> {
-    for _ in 0..6_000 {
-        let said = read(log);
-        let address = said.split("launched from http://127.0.0.1:").nth(1);
-        if let Some((port, _)) = address.and_then(|rest| rest.split_once('\n')) {
-            return Ok(port.trim().parse().unwrap());
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let log = databases.folder().join(format!("{number}.log"));
+        let line = [behind, &[env!("CARGO_BIN_EXE_rocket_tx")]].concat();
+        let mut command = Command::new(line[0]);
+        command
+            .args(&line[1..])
+            .env(
+                "ROCKET_DATABASES",
+                databases.variable_with("max_connections=8"),
+            )
+            .env("ROCKET_PORT", "0")
+            .env("ROCKET_FAULTS", "true")
+            .env("RUST_BACKTRACE", "0")
+            .env("NO_COLOR", "1")
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap());
+        for (name, value) in variables {
+            match *value {
+                "" => command.env_remove(name),
+                value => command.env(name, value),
+            };
         }
-        if let Some(status) = process.try_wait().unwrap() {
-            return Err(status);
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        let child = command.spawn().unwrap();
+        Self { child, log }
     }
-    let _already_gone = process.kill();
-    panic!(
-        "the service neither launched nor ended in 60 s:\n{}",
-        read(log)
-    );
+
+    fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The port that the service says it has launched on, or the status that it ended with.
+    async fn launched(&mut self) -> Result<u16, ExitStatus> {
+        for _ in 0..6_000 {
+            let said = self.log();
+            let address = said.split("launched from http://127.0.0.1:").nth(1);
+            if let Some((port, _)) = address.and_then(|rest| rest.split_once('\n')) {
+                return Ok(port.trim().parse().unwrap());
+            }
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Err(status);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!(
+            "the service neither launched nor ended in 60 s:\n{}",
+            self.log()
+        );
+    }
 }

@@ -1,0 +1,130 @@
+//! Many processes open the same new databases at the same moment.
+
+use std::fs::{File, OpenOptions};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use rocket::futures::future::join_all;
+
+use crate::support::{Backend, Databases, In, Service, Starting, eventually};
+
+const PROCESSES: usize = 16;
+
+/// Holds processes back in the middle of opening, and lets all go at once.
+///
+/// The log of each is a pipe that is full and that nobody reads yet, so that a process stops at the
+/// first line it has to say. That is sqlx's: the connection is open, and was given its settings.
+struct Gate {
+    path: PathBuf,
+    open: Option<File>,
+}
+
+impl Gate {
+    fn new(databases: &Databases) -> Self {
+        let path = databases.folder().join("gate");
+        make_pipe(&path);
+        Self { path, open: None }
+    }
+
+    fn start(&self, databases: &Arc<Databases>, number: usize) -> Starting {
+        /// The shell becomes the service. What reads its log begins when the gate has a writer.
+        const FILL: &str = r#"
+            { : < "$0"; head -c 65536 > /dev/null; exec cat >&2; } < "$1" &
+            exec 2<> "$1"
+            head -c 65536 /dev/zero >&2
+            shift
+            exec "$@""#;
+
+        let log = databases.folder().join(format!("{number}.pipe"));
+        make_pipe(&log);
+        let (gate, log) = (self.path.to_str().unwrap(), log.to_str().unwrap());
+        let behind = ["sh", "-c", FILL, gate, log];
+        let speaking = [("RUST_LOG", "rocket=warn,sqlx::query=debug,warn")];
+        Starting::new(Arc::clone(databases), &behind, &speaking)
+    }
+
+    fn open(&mut self) {
+        // With both, it does not wait for a reader.
+        let both = OpenOptions::new().read(true).write(true).open(&self.path);
+        self.open.get_or_insert(both.unwrap());
+    }
+}
+
+/// Those who still wait must not do so for ever.
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.open();
+    }
+}
+
+fn make_pipe(path: &PathBuf) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+/// How many processes have opened `main` and stopped there.
+async fn at_the_gate(databases: &Databases, starting: &[Starting]) -> usize {
+    match databases.backend {
+        Backend::Sqlite => {
+            let main = databases.folder().join("main.db");
+            let has_it_open = |one: &&Starting| {
+                let files = std::fs::read_dir(format!("/proc/{}/fd", one.id())).unwrap();
+                files
+                    .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+                    .any(|file| file == main)
+            };
+            starting.iter().filter(has_it_open).count()
+        }
+        Backend::Postgres => {
+            let sessions = "SELECT pid::text FROM pg_stat_activity \
+                            WHERE datname = current_database() AND pid <> pg_backend_pid()";
+            databases.texts(In::Main, sessions).await.len()
+        }
+    }
+}
+
+async fn sixteen_processes_open_the_same_new_databases_and_each_can_write(backend: Backend) {
+    // SQLite has no server that would put them in a row.
+    let rounds = match backend {
+        Backend::Sqlite => 20,
+        Backend::Postgres => 2,
+    };
+    for round in 0..rounds {
+        let databases = Arc::new(Databases::new(backend).await);
+        let mut gate = Gate::new(&databases);
+        let starting: Vec<Starting> = (0..PROCESSES)
+            .map(|number| gate.start(&databases, number))
+            .collect();
+        eventually("all wait at the gate", async || {
+            at_the_gate(&databases, &starting).await == PROCESSES
+        })
+        .await;
+        if backend == Backend::Sqlite {
+            let written = std::fs::metadata(databases.folder().join("main.db")).unwrap();
+            assert_eq!(written.len(), 0, "somebody went past the gate");
+        }
+
+        gate.open();
+        let results = join_all(starting.into_iter().map(Starting::launched)).await;
+        let (launched, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+        let failed: Vec<String> = failed
+            .into_iter()
+            .filter_map(|result| result.err().map(|(_, log)| log))
+            .collect();
+        assert!(failed.is_empty(), "round {round}: {}", failed.join("\n"));
+
+        let services: Vec<Service> = launched.into_iter().flatten().collect();
+        let written = join_all(services.iter().map(|service| service.new_todo("a", ""))).await;
+        for answer in written {
+            assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+        }
+        let migrated = "SELECT CAST(count(*) AS TEXT) FROM _sqlx_migrations";
+        let todos = "SELECT title FROM todos";
+        let audit = "SELECT request_id FROM audit";
+        assert_eq!(databases.texts(In::Main, migrated).await, ["1"]);
+        assert_eq!(databases.texts(In::Main, todos).await.len(), PROCESSES);
+        assert_eq!(databases.texts(In::Audit, audit).await.len(), PROCESSES);
+    }
+}
+
+on_each_backend!(sixteen_processes_open_the_same_new_databases_and_each_can_write);

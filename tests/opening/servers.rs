@@ -1,0 +1,161 @@
+//! Addresses that lead nowhere, and servers that do not let us in.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Url;
+use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rocket::tokio::net::{TcpListener, TcpStream};
+
+use super::refused;
+use crate::support::{Backend, Databases};
+
+const PASSWORD: &str = "hunter2-of-the-test";
+
+/// The service must refuse `url` for `reasons`, and never say the password, whatever is logged.
+async fn main_at(url: &str, reasons: &[&str]) {
+    let databases = Databases::new(Backend::Sqlite).await;
+    let variables = [
+        (
+            "ROCKET_DATABASES",
+            &*format!(
+                r#"{{main={{url="{url}",connect_timeout="1s"}},audit={{url="{}"}}}}"#,
+                databases.audit
+            ),
+        ),
+        ("RUST_LOG", "debug"),
+    ];
+    let log = refused(&databases, &variables, &[&["`url`"], reasons].concat()).await;
+    assert!(!log.contains(PASSWORD), "{log}");
+}
+
+/// The test's Postgres, with a password that it was not asked for, and another part changed.
+async fn real(change: impl FnOnce(&mut Url)) -> String {
+    let databases = Databases::new(Backend::Postgres).await;
+    let mut url: Url = databases.main.parse().unwrap();
+    url.set_password(Some(PASSWORD)).unwrap();
+    change(&mut url);
+    url.into()
+}
+
+/// A server of nothing but passwords that are wrong: the tests' Postgres may trust everybody.
+/// <https://www.postgresql.org/docs/current/protocol-flow.html>
+async fn turn_away(mut client: TcpStream) -> std::io::Result<()> {
+    const SSL_REQUEST: u32 = 80_877_103;
+    const ASK_FOR_PASSWORD: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
+    const FIELDS: &[u8] =
+        b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user \"app\"\0\0";
+
+    loop {
+        let length = client.read_u32().await?;
+        let mut startup = vec![0; usize::try_from(length).unwrap() - 4];
+        client.read_exact(&mut startup).await?;
+        if !startup.starts_with(&SSL_REQUEST.to_be_bytes()) {
+            break;
+        }
+        client.write_all(b"N").await?;
+    }
+    client.write_all(ASK_FOR_PASSWORD).await?;
+    assert_eq!(client.read_u8().await?, b'p');
+    let length = client.read_u32().await?;
+    let mut password = vec![0; usize::try_from(length).unwrap() - 4];
+    client.read_exact(&mut password).await?;
+    assert!(password.starts_with(PASSWORD.as_bytes()));
+    client.write_all(b"E").await?;
+    let length = u32::try_from(FIELDS.len()).unwrap() + 4;
+    client.write_u32(length).await?;
+    client.write_all(FIELDS).await
+}
+
+async fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let url = format!("postgres://app:{PASSWORD}@{address}/todos");
+    (listener, url)
+}
+
+mod postgres {
+    use super::*;
+
+    #[rocket::async_test]
+    async fn a_server_that_is_not_there_is_named_as_the_cause() {
+        let (listener, url) = listen().await;
+        drop(listener);
+        main_at(&url, &["onnection refused", "that the database is running"]).await;
+    }
+
+    #[rocket::async_test]
+    async fn a_server_that_never_answers_is_given_up() {
+        let (_listener, url) = listen().await;
+        let started = Instant::now();
+        main_at(&url, &["no answer within 1s"]).await;
+        assert!(started.elapsed() < Duration::from_secs(15));
+    }
+
+    #[rocket::async_test]
+    async fn a_database_that_does_not_exist_is_named_as_the_cause() {
+        let url = real(|url| url.set_path("/no_such_database")).await;
+        main_at(&url, &[r#"database "no_such_database" does not exist"#]).await;
+    }
+
+    #[rocket::async_test]
+    async fn a_role_that_does_not_exist_is_named_as_the_cause() {
+        let url = real(|url| url.set_username("no_such_role").unwrap()).await;
+        main_at(&url, &["no_such_role"]).await;
+    }
+
+    #[rocket::async_test]
+    async fn a_wrong_password_is_named_as_the_cause_and_not_repeated() {
+        let (listener, url) = listen().await;
+        let server = rocket::tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                turn_away(client).await.unwrap();
+            }
+        });
+        main_at(&url, &["password authentication failed"]).await;
+        assert!(!server.is_finished(), "{:?}", server.await);
+    }
+
+    #[rocket::async_test]
+    async fn a_url_that_is_none_is_refused_without_repeating_it() {
+        main_at(
+            &format!("postgres://app:{PASSWORD}@host:port/todos"),
+            &["postgres://user:password@host:port/database"],
+        )
+        .await;
+        main_at(
+            &format!("postgres://app:{PASSWORD}@127.0.0.1/todos?sslmode=perhaps"),
+            &["postgres://user:password@host:port/database"],
+        )
+        .await;
+    }
+}
+
+#[rocket::async_test]
+async fn a_scheme_without_a_backend_is_refused() {
+    main_at(
+        &format!("mysql://app:{PASSWORD}@host/todos"),
+        &[
+            "no backend for `mysql:`",
+            "sqlite:path/to/file.db",
+            "postgres://",
+        ],
+    )
+    .await;
+    main_at(PASSWORD, &["no backend", "sqlite:path/to/file.db"]).await;
+}
+
+/// A value in the place of the table would let a weaker source, such as the default in
+/// `Rocket.toml`, say what is opened instead.
+#[rocket::async_test]
+async fn a_url_in_the_place_of_its_table_is_refused_without_repeating_it() {
+    let databases = Databases::new(Backend::Sqlite).await;
+    let url = format!("postgres://app:{PASSWORD}@host/todos");
+    for value in [
+        format!(r#"{{main="{url}",audit={{url="{}"}}}}"#, databases.audit),
+        url,
+    ] {
+        let log = refused(&databases, &[("ROCKET_DATABASES", &value)], &[]).await;
+        assert!(!log.contains(PASSWORD), "{log}");
+    }
+}
