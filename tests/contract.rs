@@ -159,7 +159,7 @@ mod away {
             let mut databases = Databases::new(Backend::Postgres).await;
             let proxy = databases.by_proxy(In::Audit).await;
             let service = Service::on(Arc::new(databases), &[]).await;
-            assert_eq!(service.get("/readyz").await.status, 204);
+            // Sent as text once in a session: later it is known by a number.
             proxy.set("SELECT 1", Break::Before);
             let answer = service.get("/readyz").await;
             assert_eq!(answer.status, 503, "{}", answer.body);
