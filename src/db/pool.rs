@@ -98,6 +98,10 @@ impl Link {
     /// Rocket runs all shutdown fairings at once, and rocket_db_pools closes in one: without this,
     /// requests in flight would lose their database in the middle.
     async fn drained(&self) {
+        /// Rocket counts connections right after the shutdown fairings, and sleeps through all of
+        /// its grace if one is left. Idle ones take a moment to close.
+        const CLOSING: Duration = Duration::from_millis(50);
+
         self.in_flight.close();
         if tokio::time::timeout(self.close_timeout, self.in_flight.wait())
             .await
@@ -108,6 +112,7 @@ impl Link {
                 "requests are still in flight at shutdown; closing the database all the same"
             );
         }
+        tokio::time::sleep(CLOSING).await;
     }
 }
 
