@@ -40,7 +40,7 @@ impl Gate {
         make_pipe(&log);
         let (gate, log) = (self.path.to_str().unwrap(), log.to_str().unwrap());
         let behind = ["sh", "-c", FILL, gate, log];
-        let speaking = [("RUST_LOG", "rocket=warn,sqlx::query=debug,warn")];
+        let speaking = [("RUST_LOG", "rocket=warn,rocket_tx=warn,sqlx::query=debug")];
         Starting::new(Arc::clone(databases), &behind, &speaking)
     }
 

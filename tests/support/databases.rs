@@ -110,22 +110,21 @@ impl Databases {
         }
     }
 
+    /// The connection is closed when it returns: SQLite leaves no journal behind then.
     pub async fn execute(&self, database: In, sql: &'static str) {
+        let sql = sqlx::raw_sql(sql);
         match self.backend {
-            Backend::Sqlite => self
-                .sqlite(database)
-                .await
-                .execute(sqlx::raw_sql(sql))
-                .await
-                .map(drop),
-            Backend::Postgres => self
-                .postgres(database)
-                .await
-                .execute(sqlx::raw_sql(sql))
-                .await
-                .map(drop),
+            Backend::Sqlite => {
+                let mut connection = self.sqlite(database).await;
+                connection.execute(sql).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Backend::Postgres => {
+                let mut connection = self.postgres(database).await;
+                connection.execute(sql).await.unwrap();
+                connection.close().await.unwrap();
+            }
         }
-        .unwrap();
     }
 
     /// Empties the tables of both.
