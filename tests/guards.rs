@@ -8,6 +8,7 @@ use rocket::{get, post, routes};
 use rocket_db_pools::Connection as PooledConnection;
 use rocket_tx::tx::{ReadOnly, RepeatableRead, Serializable};
 use rocket_tx::{Begin, Error, Read, Settlement, Tx, with_backend};
+use sqlx::Connection as _;
 
 use crate::support::stage::note;
 use crate::support::{Backend, Http, In, Main, Stage};
@@ -103,6 +104,25 @@ async fn plain(mut tx: Tx<Main>) -> Result<Status, Error> {
     Ok(Status::Created)
 }
 
+/// A transaction of sqlx's own, on a connection that is in none of ours.
+#[get("/own")]
+async fn own_transaction(mut read: Read<Main>) -> Result<String, Error> {
+    let count: i64 = with_backend!(read, |db| {
+        let mut own = db.begin().await?;
+        let count = sqlx::query_scalar("SELECT count(*) FROM notes")
+            .fetch_one(&mut *own)
+            .await?;
+        own.commit().await?;
+        count
+    });
+    Ok(count.to_string())
+}
+
+#[get("/read-only")]
+async fn read_only(mut tx: Tx<Main, ReadOnly>) -> Result<String, Error> {
+    Ok(count(&mut tx).await?.to_string())
+}
+
 /// The `Begin` is never used.
 #[post("/idle")]
 async fn idle(_main: Begin<Main>) -> Status {
@@ -124,7 +144,9 @@ async fn stage(backend: Backend) -> Stage {
                     isolation,
                     level,
                     plain,
-                    idle
+                    idle,
+                    own_transaction,
+                    read_only
                 ],
             )
             .attach(Settlement::new())
@@ -163,6 +185,18 @@ async fn a_read_is_not_outstanding_and_a_body_may_stream_from_it(backend: Backen
     );
 }
 
+async fn sqlx_transactions_work_on_a_read(backend: Backend) {
+    let stage = stage(backend).await;
+    // In turn, and more often than there are connections: each has been used for both.
+    for _ in 0..10 {
+        assert_eq!(stage.send("GET /own").await.told(), (200, None));
+        assert_eq!(
+            stage.send("GET /read-only").await.told(),
+            (200, Some("committed"))
+        );
+    }
+}
+
 async fn a_begin_that_is_not_used_costs_nothing(backend: Backend) {
     let stage = stage(backend).await;
     assert_eq!(stage.send("POST /idle").await.told(), (201, None));
@@ -195,6 +229,7 @@ async fn a_read_only_transaction_has_one_view(backend: Backend) {
 on_each_backend!(
     a_write_through_a_read_fails_at_the_database,
     a_read_is_not_outstanding_and_a_body_may_stream_from_it,
+    sqlx_transactions_work_on_a_read,
     a_begin_that_is_not_used_costs_nothing,
     isolation_is_part_of_the_type,
     a_read_only_transaction_has_one_view,

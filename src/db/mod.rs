@@ -5,6 +5,7 @@
 //! | `pool` | [`TransactionPool`]: what a pool must offer so that `tx` can lend from it |
 //! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
 //! | `sqlite` | one writer and N readers per file |
+//! | `sqlite_writer` | the connection that writes, and the queue in front of it |
 //! | `sqlite_watch` | what only SQLite can say about the writer's transaction |
 //! | `sqlite_file` | the one helper that every SQLite file is opened by |
 //! | `postgres` | the pool for requests and the read-only pool beside it |
@@ -28,6 +29,8 @@ mod sqlite;
 mod sqlite_file;
 #[cfg(feature = "sqlite")]
 mod sqlite_watch;
+#[cfg(feature = "sqlite")]
+mod sqlite_writer;
 mod transaction;
 
 pub use by_url::{Connection, UrlPool};

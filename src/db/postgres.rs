@@ -24,19 +24,15 @@ type Manager = <Postgres as sqlx::Database>::TransactionManager;
 /// - the setting was made by our BEGIN and lives exactly as long as that transaction, so one that
 ///   the handler ended is found out (22P02, or 42704), also if it began another, or chained one;
 /// - deferred constraints are checked now, and every later statement at once.
-const PREPARE: &str = "SELECT current_setting('rocket_tx.open')::boolean; \
+const PREPARE: &str = "SELECT WHERE NOT current_setting('rocket_tx.open')::boolean; \
                        SET CONSTRAINTS ALL IMMEDIATE";
 
 /// The same proof and COMMIT in one simple query: the server stops at the first statement that
-/// fails, so COMMIT is reached only if the proof holds. `AND CHAIN` leaves an empty transaction
-/// open, which is what sqlx believes too; its rollback travels with the pool's check after release
-/// and costs no round trip.
-const COMMIT: &str = "SELECT current_setting('rocket_tx.open')::boolean; \
-                      SET CONSTRAINTS ALL IMMEDIATE; \
-                      COMMIT AND CHAIN";
+/// fails, so COMMIT, which checks deferred constraints by itself, is reached only if it holds.
+const COMMIT: &str = "SELECT WHERE NOT current_setting('rocket_tx.open')::boolean; COMMIT";
 
 /// Statements in [`COMMIT`]: when all of them were answered, it is committed.
-const COMMIT_STATEMENTS: usize = 3;
+const COMMIT_STATEMENTS: usize = 2;
 
 /// A Postgres database: `max_connections` for requests, and as many read-only sessions.
 #[derive(Clone)]
@@ -81,7 +77,13 @@ impl Session for PoolConnection<Postgres> {
                 "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY; SET LOCAL rocket_tx.open = on"
             }
         };
-        Manager::begin(self, Some(begin.into_sql_str())).await
+        // sqlx counts how deep in transactions a session is, so that `begin` on it makes a savepoint
+        // within ours. Only its own COMMIT would count back, and that one cannot carry the proof;
+        // so a session of ours stays counted as one deep, in a transaction or not.
+        match Manager::get_transaction_depth(self) {
+            0 => Manager::begin(self, Some(begin.into_sql_str())).await,
+            _ => run(self, begin).await.1,
+        }
     }
 
     async fn prepare(&mut self) -> Result<(), CommitError> {
@@ -94,10 +96,7 @@ impl Session for PoolConnection<Postgres> {
 
     async fn commit(&mut self) -> Result<(), CommitError> {
         match run(self, COMMIT).await {
-            (_, Ok(())) => {
-                Manager::start_rollback(self);
-                Ok(())
-            }
+            (_, Ok(())) => Ok(()),
             // The server answered COMMIT, and the session ended only then.
             (COMMIT_STATEMENTS, Err(_)) => {
                 self.close_on_drop();
@@ -109,16 +108,30 @@ impl Session for PoolConnection<Postgres> {
     }
 
     async fn rollback(&mut self) -> sqlx::Result<()> {
-        Manager::rollback(self).await
+        run(self, "ROLLBACK").await.1
     }
 
     fn start_rollback(&mut self) {
-        Manager::start_rollback(self);
+        // Deeper, a handler has forgotten a savepoint, and sqlx would roll back to it alone.
+        match Manager::get_transaction_depth(self) {
+            1 => Manager::start_rollback(self),
+            _ => PoolConnection::close_on_drop(self),
+        }
     }
 
     fn close_on_drop(&mut self) {
         PoolConnection::close_on_drop(self);
     }
+}
+
+/// Has sqlx count no transaction on a session that is in none, for whoever begins one on it by sqlx
+/// alone: a `Read`, or rocket_db_pools' own guard.
+async fn count_from_zero(session: &mut PgConnection) -> sqlx::Result<()> {
+    if session.is_in_transaction() {
+        run(session, "BEGIN").await.1?;
+        Manager::rollback(session).await?;
+    }
+    Ok(())
 }
 
 /// Runs a simple query; says how many of its statements were answered.
@@ -204,8 +217,6 @@ fn pool_options(config: &Config) -> PoolOptions<Postgres> {
     /// load that saves every read a round trip, and without load a read is not failed by a session
     /// that died while nobody used it.
     const FRESH: Duration = Duration::from_millis(50);
-    /// How long a returned connection may take to answer before it is closed.
-    const ANSWER: Duration = Duration::from_secs(5);
 
     PoolOptions::new()
         .max_connections(config.max_connections.max(1))
@@ -225,16 +236,9 @@ fn pool_options(config: &Config) -> PoolOptions<Postgres> {
                 Ok(true)
             })
         })
+        // The pool asks by itself whether a connection still answers, and sends what is queued.
         .after_release(|connection: &mut PgConnection, _| {
-            Box::pin(async move {
-                if connection.is_in_transaction() {
-                    return Ok(false);
-                }
-                match tokio::time::timeout(ANSWER, connection.ping()).await {
-                    Ok(answer) => answer.map(|()| true),
-                    Err(_) => Err(sqlx::Error::PoolTimedOut),
-                }
-            })
+            Box::pin(async move { Ok(Manager::get_transaction_depth(connection) <= 1) })
         })
 }
 
@@ -259,7 +263,11 @@ impl TransactionPool for PostgresPool {
         patience: Patience,
     ) -> sqlx::Result<PoolConnection<Postgres>> {
         match access {
-            Access::ReadOnly => pool::acquire(&self.0.readers, patience).await,
+            Access::ReadOnly => {
+                let mut session = pool::acquire(&self.0.readers, patience).await?;
+                count_from_zero(&mut session).await?;
+                Ok(session)
+            }
             Access::ReadWrite => pool::acquire(&self.0.sessions, patience).await,
         }
     }
@@ -303,7 +311,9 @@ impl rocket_db_pools::Pool for PostgresPool {
     }
 
     async fn get(&self) -> Result<PoolConnection<Postgres>, Error> {
-        Ok(self.session(Access::ReadWrite, Patience::Wait).await?)
+        let mut session = self.session(Access::ReadWrite, Patience::Wait).await?;
+        count_from_zero(&mut session).await?;
+        Ok(session)
     }
 
     async fn close(&self) {

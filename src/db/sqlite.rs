@@ -9,7 +9,6 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rocket::figment::Figment;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
@@ -19,6 +18,7 @@ use sqlx_core::transaction::TransactionManager;
 use super::config::Synchronous;
 use super::sqlite_file::SqliteFile;
 use super::sqlite_watch::Watch;
+use super::sqlite_writer::{LentWriter, Writer};
 use super::{
     Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience,
     Session, TransactionPool, pool,
@@ -36,10 +36,8 @@ pub struct SqlitePool(Arc<Inner>);
 
 struct Inner {
     file: SqliteFile,
-    writer: sqlx::SqlitePool,
+    writer: Writer,
     readers: sqlx::SqlitePool,
-    /// That of the writer connection that is open now; a new connection brings a new one.
-    watch: Arc<Mutex<Arc<Watch>>>,
     busy_timeout: Duration,
     identity: Identity,
     link: OnceLock<Link>,
@@ -47,23 +45,46 @@ struct Inner {
 
 /// A borrowed SQLite connection: the writer, or a reader.
 pub struct SqliteSession {
-    connection: PoolConnection<Sqlite>,
-    /// Present on the writer.
-    watch: Option<Arc<Watch>>,
+    lent: Lent,
     busy_timeout: Duration,
+}
+
+enum Lent {
+    Writer(LentWriter),
+    Reader(PoolConnection<Sqlite>),
 }
 
 impl Deref for SqliteSession {
     type Target = SqliteConnection;
 
     fn deref(&self) -> &SqliteConnection {
-        &self.connection
+        match &self.lent {
+            Lent::Writer(writer) => writer,
+            Lent::Reader(reader) => reader,
+        }
     }
 }
 
 impl DerefMut for SqliteSession {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
-        &mut self.connection
+        match &mut self.lent {
+            Lent::Writer(writer) => writer,
+            Lent::Reader(reader) => reader,
+        }
+    }
+}
+
+impl SqliteSession {
+    /// Present on the writer.
+    fn watch(&self) -> Option<&Watch> {
+        match &self.lent {
+            Lent::Writer(writer) => Some(writer.watch()),
+            Lent::Reader(_) => None,
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.watch().is_some_and(Watch::has_ended)
     }
 }
 
@@ -71,32 +92,33 @@ impl Session for SqliteSession {
     type Connection = SqliteConnection;
 
     fn connection(&mut self) -> &mut SqliteConnection {
-        &mut self.connection
+        self
     }
 
     fn connection_ref(&self) -> &SqliteConnection {
-        &self.connection
+        self
     }
 
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         // IMMEDIATE takes the write lock now: a deferred transaction that reads first and writes
         // later fails with BUSY_SNAPSHOT, and no waiting helps.
-        let statement = match self.watch {
-            Some(_) => "BEGIN IMMEDIATE",
-            None => "BEGIN",
+        let statement = match self.lent {
+            Lent::Writer(_) => "BEGIN IMMEDIATE",
+            Lent::Reader(_) => "BEGIN",
         };
         let begin = statement.into_sql_str();
         match options.patience {
-            Patience::Wait => Manager::begin(&mut self.connection, Some(begin)).await?,
+            Patience::Wait => Manager::begin(self, Some(begin)).await?,
             // Another process may hold the file's write lock and wait for what we hold.
             Patience::Never => {
-                set_busy_timeout(&mut self.connection, Duration::ZERO).await?;
-                let begun = Manager::begin(&mut self.connection, Some(begin)).await;
-                set_busy_timeout(&mut self.connection, self.busy_timeout).await?;
+                let busy_timeout = self.busy_timeout;
+                set_busy_timeout(self, Duration::ZERO).await?;
+                let begun = Manager::begin(self, Some(begin)).await;
+                set_busy_timeout(self, busy_timeout).await?;
                 begun?;
             }
         }
-        if let Some(watch) = &self.watch {
+        if let Some(watch) = self.watch() {
             watch.begun();
         }
         Ok(())
@@ -105,13 +127,14 @@ impl Session for SqliteSession {
     /// SQLite has no aborted transactions. It is asked only whether the transaction still stands,
     /// and whether its deferred foreign keys hold.
     async fn prepare(&mut self) -> Result<(), CommitError> {
-        let Some(watch) = &self.watch else {
+        let Lent::Writer(writer) = &mut self.lent else {
             return Ok(());
         };
+        let (connection, watch) = writer.parts();
         if watch.has_ended() {
             return Err(CommitError::Ended { undone: true });
         }
-        match watch.is_constraint_broken(&mut self.connection).await {
+        match watch.is_constraint_broken(connection).await {
             Ok(false) => Ok(()),
             Ok(true) => Err(CommitError::ConstraintBroken),
             Err(error) => Err(CommitError::Refused(error)),
@@ -119,18 +142,18 @@ impl Session for SqliteSession {
     }
 
     async fn commit(&mut self) -> Result<(), CommitError> {
-        if let Some(watch) = &self.watch {
-            if watch.has_ended() {
-                return Err(CommitError::Ended { undone: true });
-            }
+        if self.has_ended() {
+            return Err(CommitError::Ended { undone: true });
+        }
+        if let Some(watch) = self.watch() {
             watch.allow_commit(true);
         }
         // More than once if a handler forgot a savepoint: sqlx releases one at a time.
         let mut result = Ok(());
-        while result.is_ok() && self.connection.is_in_transaction() {
-            result = Manager::commit(&mut self.connection).await;
+        while result.is_ok() && self.is_in_transaction() {
+            result = Manager::commit(self).await;
         }
-        if let (Err(sqlx::Error::Database(_)), Some(watch)) = (&result, &self.watch) {
+        if let (Err(sqlx::Error::Database(_)), Some(watch)) = (&result, self.watch()) {
             watch.allow_commit(false);
         }
         result.map_err(|error| match error {
@@ -140,21 +163,30 @@ impl Session for SqliteSession {
     }
 
     async fn rollback(&mut self) -> sqlx::Result<()> {
-        let ended = self.watch.as_ref().is_some_and(|watch| watch.has_ended());
-        match Manager::rollback(&mut self.connection).await {
-            // SQLite has nothing left to roll back. sqlx still counts the transaction, so the
-            // pool's check after release closes the connection.
-            Err(sqlx::Error::Database(_)) if ended => Ok(()),
-            result => result,
+        while self.is_in_transaction() {
+            match Manager::rollback(self).await {
+                // SQLite has nothing left to roll back, and sqlx counts a transaction that is none.
+                Err(sqlx::Error::Database(_)) if self.has_ended() => {
+                    self.close_on_drop();
+                    return Ok(());
+                }
+                result => result?,
+            }
         }
+        Ok(())
     }
 
     fn start_rollback(&mut self) {
-        Manager::start_rollback(&mut self.connection);
+        for _ in 0..Manager::get_transaction_depth(self) {
+            Manager::start_rollback(self);
+        }
     }
 
     fn close_on_drop(&mut self) {
-        self.connection.close_on_drop();
+        match &mut self.lent {
+            Lent::Writer(writer) => writer.give_up(),
+            Lent::Reader(reader) => reader.close_on_drop(),
+        }
     }
 }
 
@@ -171,22 +203,14 @@ impl SqlitePool {
     pub(super) async fn connect(config: &Config) -> Result<Self, Error> {
         let busy_timeout = config.busy_timeout.0;
         let options = connect_options(config)?;
+        let filename = options.get_filename().to_owned();
         let file = SqliteFile::new(options.clone(), busy_timeout);
         file.prepare().await?;
 
-        let watch = Arc::new(Mutex::new(Arc::new(Watch::default())));
-        let current = Arc::clone(&watch);
-        let writer = pool_options(config)
-            .max_connections(1)
-            .min_connections(1)
-            .after_connect(move |connection, _| {
-                let watch = Arc::new(Watch::default());
-                *current.lock() = Arc::clone(&watch);
-                Box::pin(watch.install(connection))
-            })
-            .connect_with(options.clone())
-            .await
-            .map_err(|error| file.explain(error))?;
+        let writer = Writer::new(options.clone(), config.connect_timeout.0);
+        // Opened now: what is wrong with it is found out by the launch.
+        let opened = writer.acquire(Patience::Wait).await;
+        drop(opened.map_err(|error| file.explain(error))?);
         let readers = pool_options(config)
             .max_connections(config.max_connections.max(1))
             .min_connections(config.min_connections)
@@ -195,13 +219,12 @@ impl SqlitePool {
             .connect_with(options.pragma("query_only", "ON"))
             .await
             .map_err(|error| file.explain(error))?;
-        let identity = identity(writer.connect_options().get_filename());
+        let identity = identity(&filename);
         let link = OnceLock::new();
         Ok(Self(Arc::new(Inner {
             file,
             writer,
             readers,
-            watch,
             busy_timeout,
             identity,
             link,
@@ -280,18 +303,12 @@ impl TransactionPool for SqlitePool {
     type Session = SqliteSession;
 
     async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<SqliteSession> {
-        let pool = match access {
-            Access::ReadOnly => &self.0.readers,
-            Access::ReadWrite => &self.0.writer,
-        };
-        let connection = pool::acquire(pool, patience).await?;
-        let watch = match access {
-            Access::ReadOnly => None,
-            Access::ReadWrite => Some(Arc::clone(&self.0.watch.lock())),
+        let lent = match access {
+            Access::ReadOnly => Lent::Reader(pool::acquire(&self.0.readers, patience).await?),
+            Access::ReadWrite => Lent::Writer(self.0.writer.acquire(patience).await?),
         };
         Ok(SqliteSession {
-            connection,
-            watch,
+            lent,
             busy_timeout: self.0.busy_timeout,
         })
     }

@@ -1,0 +1,139 @@
+//! The one connection of a SQLite file that writes, and the queue in front of it.
+//!
+//! Not a pool: a pool asks a connection whether it still answers whenever it comes back, in a task
+//! of its own, and the next request waits for that. Here the next one in the queue is woken at
+//! once.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Connection};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::timeout;
+
+use super::Patience;
+use super::sqlite_watch::Watch;
+
+/// The writer of a file. First come, first served.
+pub(super) struct Writer {
+    options: SqliteConnectOptions,
+    /// How long a request waits for its turn.
+    patience: Duration,
+    /// Empty before first use, and after a connection was given up.
+    open: Arc<Mutex<Option<Open>>>,
+    closed: AtomicBool,
+}
+
+struct Open {
+    connection: SqliteConnection,
+    watch: Arc<Watch>,
+}
+
+/// The writer, borrowed. Dropping it lets the next request have it.
+pub(super) struct LentWriter {
+    /// Never empty but in `Drop`.
+    open: OwnedMutexGuard<Option<Open>>,
+    give_up: bool,
+}
+
+const OPEN: &str = "the writer is open for as long as it is lent";
+
+impl Writer {
+    pub(super) fn new(options: SqliteConnectOptions, patience: Duration) -> Self {
+        Self {
+            options,
+            patience,
+            open: Arc::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Dropping the future gives up the place in the queue.
+    pub(super) async fn acquire(&self, patience: Patience) -> sqlx::Result<LentWriter> {
+        let open = Arc::clone(&self.open);
+        let turn = match patience {
+            Patience::Never => open.try_lock_owned().ok(),
+            Patience::Wait => timeout(self.patience, open.lock_owned()).await.ok(),
+        };
+        let mut open = turn.ok_or(sqlx::Error::PoolTimedOut)?;
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(sqlx::Error::PoolClosed);
+        }
+        if let Some(Open { connection, .. }) = &mut *open
+            && connection.is_in_transaction()
+        {
+            // A rollback may be queued; it is done when the ping is answered. If it was not, the
+            // connection believes in a transaction that SQLite has ended by itself.
+            let answered = connection.ping().await.is_ok();
+            if !answered || connection.is_in_transaction() {
+                *open = None;
+            }
+        }
+        if open.is_none() {
+            *open = Some(self.connect().await?);
+        }
+        Ok(LentWriter {
+            open,
+            give_up: false,
+        })
+    }
+
+    async fn connect(&self) -> sqlx::Result<Open> {
+        let mut connection = self.options.connect().await?;
+        let watch = Arc::new(Watch::default());
+        Arc::clone(&watch).install(&mut connection).await?;
+        Ok(Open { connection, watch })
+    }
+
+    /// Waits for whoever has it. Nobody gets it afterwards.
+    pub(super) async fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        if let Some(Open { connection, .. }) = self.open.lock().await.take()
+            && let Err(error) = connection.close().await
+        {
+            tracing::debug!(%error, "the writer did not end well");
+        }
+    }
+}
+
+impl LentWriter {
+    pub(super) fn watch(&self) -> &Watch {
+        &self.open.as_ref().expect(OPEN).watch
+    }
+
+    /// The connection and its watch, to be used together.
+    pub(super) fn parts(&mut self) -> (&mut SqliteConnection, &Watch) {
+        let Open { connection, watch } = self.open.as_mut().expect(OPEN);
+        (connection, watch)
+    }
+
+    /// Has the connection closed when it comes back; the next request gets a new one.
+    pub(super) fn give_up(&mut self) {
+        self.give_up = true;
+    }
+}
+
+impl Deref for LentWriter {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        &self.open.as_ref().expect(OPEN).connection
+    }
+}
+
+impl DerefMut for LentWriter {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        self.parts().0
+    }
+}
+
+impl Drop for LentWriter {
+    fn drop(&mut self) {
+        if self.give_up {
+            *self.open = None;
+        }
+    }
+}
