@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rocket::figment::Figment;
+use sqlx::pool::PoolConnection;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::{Access, BeginOptions, Error, Patience, Session, Transaction};
@@ -103,7 +105,7 @@ impl Link {
         const CLOSING: Duration = Duration::from_millis(50);
 
         self.in_flight.close();
-        if tokio::time::timeout(self.close_timeout, self.in_flight.wait())
+        if timeout(self.close_timeout, self.in_flight.wait())
             .await
             .is_err()
         {
@@ -123,7 +125,7 @@ pub(super) async fn close(link: &OnceLock<Link>, closing: impl Future<Output = (
     if let Some(link) = link.get() {
         link.drained().await;
     }
-    if tokio::time::timeout(LEAKED, closing).await.is_err() {
+    if timeout(LEAKED, closing).await.is_err() {
         tracing::warn!(
             "a connection is still lent at shutdown; leaving it to the database to roll back"
         );
@@ -172,27 +174,42 @@ impl Migrations {
     }
 }
 
-/// Takes a connection from `pool`; with [`Patience::Never`] one that is
-/// idle, or a new one if the pool may still grow.
+/// Takes a connection from `pool`, without asking whether it still answers if it is idle. With
+/// [`Patience::Never`] one that is idle, or a new one if the pool may still grow.
+///
+/// What waits is boxed: the future of a handler that need not wait stays small.
 pub(super) async fn acquire<DB: sqlx::Database>(
     pool: &sqlx::Pool<DB>,
     patience: Patience,
-) -> sqlx::Result<sqlx::pool::PoolConnection<DB>> {
+) -> sqlx::Result<PoolConnection<DB>> {
     /// A new connection takes a moment, but nobody whom we might wait for is involved in it.
     const CONNECTING: Duration = Duration::from_secs(1);
 
-    if patience == Patience::Wait {
-        return pool.acquire().await;
-    }
+    // Never past those who wait: the pool is fair.
     if let Some(connection) = pool.try_acquire() {
         return Ok(connection);
     }
-    if pool.size() < pool.options().get_max_connections()
-        && let Ok(connection) = tokio::time::timeout(CONNECTING, pool.acquire()).await
-    {
-        return connection;
+    match patience {
+        Patience::Wait => Box::pin(pool.acquire()).await,
+        Patience::Never if pool.size() < pool.options().get_max_connections() => {
+            let connected = Box::pin(timeout(CONNECTING, pool.acquire())).await;
+            connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        }
+        Patience::Never => Err(sqlx::Error::PoolTimedOut),
     }
-    Err(sqlx::Error::PoolTimedOut)
+}
+
+/// As [`acquire`], but one that was idle for a while is asked first: for statements that are not
+/// preceded by a BEGIN, which would find out.
+#[cfg(feature = "postgres")]
+pub(super) async fn acquire_alive<DB: sqlx::Database>(
+    pool: &sqlx::Pool<DB>,
+    patience: Patience,
+) -> sqlx::Result<PoolConnection<DB>> {
+    match patience {
+        Patience::Wait => Box::pin(pool.acquire()).await,
+        Patience::Never => acquire(pool, patience).await,
+    }
 }
 
 /// The session is gone: the socket failed, or the server said that it is ending it (class 57P,

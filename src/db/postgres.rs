@@ -264,7 +264,7 @@ impl TransactionPool for PostgresPool {
     ) -> sqlx::Result<PoolConnection<Postgres>> {
         match access {
             Access::ReadOnly => {
-                let mut session = pool::acquire(&self.0.readers, patience).await?;
+                let mut session = pool::acquire_alive(&self.0.readers, patience).await?;
                 count_from_zero(&mut session).await?;
                 Ok(session)
             }
@@ -311,7 +311,7 @@ impl rocket_db_pools::Pool for PostgresPool {
     }
 
     async fn get(&self) -> Result<PoolConnection<Postgres>, Error> {
-        let mut session = self.session(Access::ReadWrite, Patience::Wait).await?;
+        let mut session = pool::acquire_alive(&self.0.sessions, Patience::Wait).await?;
         count_from_zero(&mut session).await?;
         Ok(session)
     }

@@ -73,7 +73,7 @@ impl Writer {
             }
         }
         if open.is_none() {
-            *open = Some(self.connect().await?);
+            *open = Some(Box::pin(self.connect()).await?);
         }
         Ok(LentWriter {
             open,

@@ -69,11 +69,7 @@ impl<'a, 'r> Run<'a, 'r> {
 
     /// Commits everything, or rolls everything back and says why.
     pub(super) async fn commit(&mut self) -> Result<(), Error> {
-        if let Err(error) = self.prepare().await {
-            self.rollback().await;
-            return Err(error);
-        }
-        if let Err(error) = self.commit_databases().await {
+        if let Err(error) = self.commit_or_refuse().await {
             self.rollback().await;
             return Err(error);
         }
@@ -86,6 +82,11 @@ impl<'a, 'r> Run<'a, 'r> {
             }
         }
         Ok(())
+    }
+
+    async fn commit_or_refuse(&mut self) -> Result<(), Error> {
+        self.prepare().await?;
+        self.commit_databases().await
     }
 
     /// Rolls everything back that is not committed. Each resource is tried, whatever the others
