@@ -198,7 +198,11 @@ impl<'a, 'r> Run<'a, 'r> {
         };
         self.report(&step, &result, started.elapsed());
         let over = matches!((&result, action), (Ok(()), Action::Commit));
-        if !over {
+        if over {
+            drop(resource);
+            // Who waits for the connection goes on now, and not when this request has ended.
+            tokio::task::yield_now().await;
+        } else {
             self.resources[index] = Some(resource);
         }
         result
