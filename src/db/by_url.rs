@@ -7,12 +7,12 @@ use std::sync::OnceLock;
 
 use rocket::figment::Figment;
 
-#[cfg(feature = "postgres")]
-use super::PostgresPool;
 use super::{
     Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience,
     Session, TransactionPool,
 };
+#[cfg(feature = "postgres")]
+use super::{PostgresPool, PostgresSession};
 #[cfg(feature = "sqlite")]
 use super::{SqlitePool, SqliteSession};
 
@@ -43,7 +43,7 @@ pub enum Connection {
     Sqlite(SqliteSession),
     /// A connection to Postgres.
     #[cfg(feature = "postgres")]
-    Postgres(sqlx::pool::PoolConnection<sqlx::Postgres>),
+    Postgres(PostgresSession),
 }
 
 /// Runs the same expression on whichever backend a [`Connection`](crate::db::Connection) leads to.

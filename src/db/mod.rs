@@ -9,6 +9,7 @@
 //! | `sqlite_watch` | what only SQLite can say about the writer's transaction |
 //! | `sqlite_file` | the one helper that every SQLite file is opened by |
 //! | `postgres` | the pool for requests and the read-only pool beside it |
+//! | `postgres_sessions` | sessions that were used a moment ago, in front of a pool |
 //! | `by_url` | [`UrlPool`]: the backend is chosen by the URL, the SQL stands once |
 //! | `initializer` | [`init`]: the fairing that attaches a database, in order, with good errors |
 //! | `config`, `error` | what `Rocket.toml` may say, and what can go wrong at launch |
@@ -23,6 +24,8 @@ mod initializer;
 mod pool;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+mod postgres_sessions;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 #[cfg(feature = "sqlite")]
@@ -40,6 +43,8 @@ pub use initializer::{Initializer, init};
 pub use pool::{Identity, Link, Migrations, TransactionPool};
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresPool;
+#[cfg(feature = "postgres")]
+pub use postgres_sessions::PostgresSession;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqlitePool, SqliteSession};
 pub use transaction::{

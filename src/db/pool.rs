@@ -199,19 +199,6 @@ pub(super) async fn acquire<DB: sqlx::Database>(
     }
 }
 
-/// As [`acquire`], but one that was idle for a while is asked first: for statements that are not
-/// preceded by a BEGIN, which would find out.
-#[cfg(feature = "postgres")]
-pub(super) async fn acquire_alive<DB: sqlx::Database>(
-    pool: &sqlx::Pool<DB>,
-    patience: Patience,
-) -> sqlx::Result<PoolConnection<DB>> {
-    match patience {
-        Patience::Wait => Box::pin(pool.acquire()).await,
-        Patience::Never => acquire(pool, patience).await,
-    }
-}
-
 /// The session is gone: the socket failed, or the server said that it is ending it (class 57P,
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 fn is_lost(error: &sqlx::Error) -> bool {

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use rocket::figment::Figment;
 use rocket::futures::StreamExt;
-use sqlx::pool::{PoolConnection, PoolOptions};
+use sqlx::pool::PoolOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection as _, Postgres, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
+use super::postgres_sessions::{Fate, Need, PostgresSession, Sessions};
 use super::{
     Access, BeginOptions, CommitError, Config, Error, Identity, Isolation, Link, Migrations,
     OpenError, Patience, Session, TransactionPool, pool,
@@ -42,15 +43,15 @@ const COMMIT_STATEMENTS: usize = 2;
 pub struct PostgresPool(Arc<Inner>);
 
 struct Inner {
-    sessions: sqlx::PgPool,
-    /// Sessions with `default_transaction_read_only`. A pool of its own: a session that was made
-    /// read-only must never come back as one that writes.
-    readers: sqlx::PgPool,
+    sessions: Sessions,
+    /// With `default_transaction_read_only`. A pool of its own: a session that was made read-only
+    /// must never come back as one that writes.
+    readers: Sessions,
     identity: Identity,
     link: OnceLock<Link>,
 }
 
-impl Session for PoolConnection<Postgres> {
+impl Session for PostgresSession {
     type Connection = PgConnection;
 
     fn connection(&mut self) -> &mut PgConnection {
@@ -100,7 +101,7 @@ impl Session for PoolConnection<Postgres> {
             (_, Ok(())) => Ok(()),
             // The server answered COMMIT, and the session ended only then.
             (COMMIT_STATEMENTS, Err(_)) => {
-                self.close_on_drop();
+                self.come_back(Fate::Closed);
                 Ok(())
             }
             (_, Err(error @ sqlx::Error::Database(_))) => Err(refusal(error)),
@@ -109,30 +110,26 @@ impl Session for PoolConnection<Postgres> {
     }
 
     async fn rollback(&mut self) -> sqlx::Result<()> {
-        run(self, "ROLLBACK").await.1
+        let result = run(self, "ROLLBACK").await.1;
+        // Something went wrong in this request, perhaps with the session.
+        self.come_back(Fate::Checked);
+        result
     }
 
     fn start_rollback(&mut self) {
         // Deeper, a handler has forgotten a savepoint, and sqlx would roll back to it alone.
         match Manager::get_transaction_depth(self) {
-            1 => Manager::start_rollback(self),
-            _ => PoolConnection::close_on_drop(self),
+            1 => {
+                Manager::start_rollback(self);
+                self.come_back(Fate::Checked);
+            }
+            _ => self.come_back(Fate::Closed),
         }
     }
 
     fn close_on_drop(&mut self) {
-        PoolConnection::close_on_drop(self);
+        self.come_back(Fate::Closed);
     }
-}
-
-/// Has sqlx count no transaction on a session that is in none, for whoever begins one on it by sqlx
-/// alone: a `Read`, or rocket_db_pools' own guard.
-async fn count_from_zero(session: &mut PgConnection) -> sqlx::Result<()> {
-    if session.is_in_transaction() {
-        run(session, "BEGIN").await.1?;
-        Manager::rollback(session).await?;
-    }
-    Ok(())
 }
 
 /// Runs a simple query; says how many of its statements were answered.
@@ -187,11 +184,26 @@ impl PostgresPool {
             .min_connections(0)
             .connect_lazy_with(options.options([("default_transaction_read_only", "on")]));
         Ok(Self(Arc::new(Inner {
-            sessions,
-            readers,
+            sessions: Sessions::new(sessions),
+            readers: Sessions::new(readers),
             identity,
             link: OnceLock::new(),
         })))
+    }
+}
+
+impl PostgresPool {
+    /// A session for statements that no BEGIN of ours precedes: a `Read`'s, or those of
+    /// rocket_db_pools' own guard. sqlx counts no transaction on it.
+    async fn plain(&self, from: &Sessions, patience: Patience) -> sqlx::Result<PostgresSession> {
+        let mut session = from.acquire(patience, Need::Alive).await?;
+        // Whether its statements met an error that tells of a broken session is not known here.
+        session.come_back(Fate::Checked);
+        if session.is_in_transaction() {
+            run(&mut session, "BEGIN").await.1?;
+            Manager::rollback(&mut *session).await?;
+        }
+        Ok(session)
     }
 }
 
@@ -214,11 +226,6 @@ fn millis(duration: Duration) -> String {
 }
 
 fn pool_options(config: &Config) -> PoolOptions<Postgres> {
-    /// A session that was used this recently is taken as alive; an older one is asked first. Under
-    /// load that saves every read a round trip, and without load a read is not failed by a session
-    /// that died while nobody used it.
-    const FRESH: Duration = Duration::from_millis(50);
-
     PoolOptions::new()
         .max_connections(config.max_connections.max(1))
         .min_connections(config.min_connections)
@@ -228,16 +235,8 @@ fn pool_options(config: &Config) -> PoolOptions<Postgres> {
                 .idle_timeout
                 .map_or(Duration::from_secs(600), |timeout| timeout.0),
         )
-        .test_before_acquire(false)
-        .before_acquire(|connection: &mut PgConnection, metadata| {
-            Box::pin(async move {
-                if metadata.idle_for > FRESH {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
-        // The pool asks by itself whether a connection still answers, and sends what is queued.
+        // The pool asks a session that comes back whether it still answers, and sends what is
+        // queued on it. Deeper in transactions than ours, a handler has forgotten a savepoint.
         .after_release(|connection: &mut PgConnection, _| {
             Box::pin(async move { Ok(Manager::get_transaction_depth(connection) <= 1) })
         })
@@ -256,20 +255,12 @@ async fn identity(pool: &sqlx::PgPool) -> sqlx::Result<Identity> {
 }
 
 impl TransactionPool for PostgresPool {
-    type Session = PoolConnection<Postgres>;
+    type Session = PostgresSession;
 
-    async fn session(
-        &self,
-        access: Access,
-        patience: Patience,
-    ) -> sqlx::Result<PoolConnection<Postgres>> {
+    async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<PostgresSession> {
         match access {
-            Access::ReadOnly => {
-                let mut session = pool::acquire_alive(&self.0.readers, patience).await?;
-                count_from_zero(&mut session).await?;
-                Ok(session)
-            }
-            Access::ReadWrite => pool::acquire(&self.0.sessions, patience).await,
+            Access::ReadOnly => self.plain(&self.0.readers, patience).await,
+            Access::ReadWrite => self.0.sessions.acquire(patience, Need::Any).await,
         }
     }
 
@@ -280,7 +271,7 @@ impl TransactionPool for PostgresPool {
         // A session of its own: what bounds the statements of requests is no bound for a migration,
         // nor for waiting until another process has done it; and the advisory lock of a migration
         // that failed ends with its session.
-        let options = self.0.sessions.connect_options();
+        let options = self.0.sessions.pool().connect_options();
         let options = (*options).clone().options([("statement_timeout", "0")]);
         let mut session = options.connect().await.map_err(OpenError::Database)?;
         let result = migrator.run_direct(None, &mut session, false).await;
@@ -304,17 +295,15 @@ impl TransactionPool for PostgresPool {
 
 #[rocket::async_trait]
 impl rocket_db_pools::Pool for PostgresPool {
-    type Connection = PoolConnection<Postgres>;
+    type Connection = PostgresSession;
     type Error = Error;
 
     async fn init(figment: &Figment) -> Result<Self, Error> {
         Self::connect(&figment.extract()?).await
     }
 
-    async fn get(&self) -> Result<PoolConnection<Postgres>, Error> {
-        let mut session = pool::acquire_alive(&self.0.sessions, Patience::Wait).await?;
-        count_from_zero(&mut session).await?;
-        Ok(session)
+    async fn get(&self) -> Result<PostgresSession, Error> {
+        Ok(self.plain(&self.0.sessions, Patience::Wait).await?)
     }
 
     async fn close(&self) {
