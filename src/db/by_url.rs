@@ -3,7 +3,8 @@
 //! Typed drivers behind an enum, and a macro that instantiates the same query for each: it costs a
 //! match, and every type that both drivers know works as in either.
 
-use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use rocket::figment::Figment;
 
@@ -148,6 +149,10 @@ impl Session for Connection {
 
     fn start_rollback(&mut self) {
         either!(Self, self, |session| session.start_rollback())
+    }
+
+    fn vouched_for(&mut self, well: &Arc<AtomicBool>) {
+        either!(Self, self, |session| session.vouched_for(well));
     }
 
     fn close_on_drop(&mut self) {

@@ -1,6 +1,7 @@
 //! Postgres: a pool for requests, and a read-only one beside it.
 
 use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -125,6 +126,10 @@ impl Session for PostgresSession {
             }
             _ => self.come_back(Fate::Closed),
         }
+    }
+
+    fn vouched_for(&mut self, well: &Arc<AtomicBool>) {
+        PostgresSession::vouched_for(self, well);
     }
 
     fn close_on_drop(&mut self) {

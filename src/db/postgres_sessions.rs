@@ -5,6 +5,7 @@
 //! it has lain here for a while.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,18 @@ pub(super) struct Sessions {
 struct Idle {
     session: PoolConnection<Postgres>,
     since: Instant,
+    /// Says that its last statements met no error, if that is not known anyway.
+    well: Option<Arc<AtomicBool>>,
+}
+
+impl Idle {
+    fn is_surely_alive(&self) -> bool {
+        let well = self
+            .well
+            .as_ref()
+            .is_none_or(|well| well.load(Ordering::Relaxed));
+        well && self.since.elapsed() < FRESH
+    }
 }
 
 /// Whether a session that may have died while it was idle is good enough.
@@ -54,6 +67,7 @@ pub struct PostgresSession {
     /// Empty only in `Drop`.
     session: Option<PoolConnection<Postgres>>,
     fate: Fate,
+    well: Option<Arc<AtomicBool>>,
     hot: Arc<Mutex<Vec<Idle>>>,
     _permit: OwnedSemaphorePermit,
 }
@@ -109,18 +123,20 @@ impl Sessions {
         let lend = |session| PostgresSession {
             session: Some(session),
             fate: Fate::Hot,
+            well: None,
             hot: Arc::clone(&self.hot),
             _permit: permit,
         };
         loop {
             let idle = self.hot.lock().pop();
-            let Some(Idle { mut session, since }) = idle else {
+            let Some(mut idle) = idle else {
                 break;
             };
-            if need == Need::Any || since.elapsed() < FRESH || session.ping().await.is_ok() {
-                return Ok(lend(session));
+            let good = need == Need::Any || idle.is_surely_alive();
+            if good || idle.session.ping().await.is_ok() {
+                return Ok(lend(idle.session));
             }
-            session.close_on_drop();
+            idle.session.close_on_drop();
         }
         // Boxed: the future of a handler that finds a session here stays small.
         let opened = match need {
@@ -172,6 +188,14 @@ impl PostgresSession {
     pub(super) fn come_back(&mut self, fate: Fate) {
         self.fate = self.fate.max(fate);
     }
+
+    /// It is lent on after all; `well` says whether it must be asked first.
+    pub(super) fn vouched_for(&mut self, well: &Arc<AtomicBool>) {
+        if self.fate == Fate::Checked {
+            self.fate = Fate::Hot;
+            self.well = Some(Arc::clone(well));
+        }
+    }
 }
 
 impl Deref for PostgresSession {
@@ -197,6 +221,7 @@ impl Drop for PostgresSession {
             Fate::Hot => self.hot.lock().push(Idle {
                 session,
                 since: Instant::now(),
+                well: self.well.take(),
             }),
             Fate::Checked => drop(session),
             Fate::Closed => session.close_on_drop(),

@@ -4,6 +4,8 @@
 //! obeyed, nor close a connection that cannot be rolled back. Both are what settlement is made of.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// How strictly a transaction is isolated from others.
 ///
@@ -110,6 +112,12 @@ pub trait Session: Send + Sync + 'static {
 
     /// Queues a rollback that the connection does before anything else; for `Drop`.
     fn start_rollback(&mut self);
+
+    /// Whoever borrows it will say, in `well`, that its statements met no error. Until then, and if
+    /// that is never said, it is asked whether it still answers before it is lent on.
+    fn vouched_for(&mut self, well: &Arc<AtomicBool>) {
+        let _ = well;
+    }
 
     /// Has the connection closed, instead of returned to its pool, when it is dropped.
     fn close_on_drop(&mut self);

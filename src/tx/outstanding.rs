@@ -3,6 +3,7 @@
 use std::any::TypeId;
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -43,6 +44,8 @@ use crate::db::{Access, Isolation, Patience};
 pub struct Outstanding {
     pub(super) request: RequestId,
     pub(super) live: Live,
+    /// The answer tells of no failure of the service: what was read through is sound.
+    well: Arc<AtomicBool>,
     panics: PanicWatch,
     pub(super) state: Mutex<State>,
 }
@@ -110,6 +113,7 @@ impl Outstanding {
             Arc::new(Self {
                 request: context.id,
                 live: settings.live.clone(),
+                well: Arc::default(),
                 panics: PanicWatch::here(),
                 state: Mutex::default(),
             })
@@ -191,6 +195,10 @@ impl Outstanding {
             .lock()
             .reading
             .retain(|reading| reading.database != TypeId::of::<D>());
+    }
+
+    pub(super) fn well(&self) -> &Arc<AtomicBool> {
+        &self.well
     }
 
     /// A guard failed before its handler ran.

@@ -82,12 +82,13 @@ where
             outstanding: Arc::clone(outstanding),
             database: PhantomData,
         };
-        let session = match database.session(Access::ReadOnly, patience).await {
+        let mut session = match database.session(Access::ReadOnly, patience).await {
             Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
                 return Err(Error::OutOfOrder(D::NAME));
             }
             session => session?,
         };
+        session.vouched_for(outstanding.well());
         Ok(Self {
             session,
             _reading: reading,

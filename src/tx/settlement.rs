@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rocket::fairing::{self, Fairing, Info, Kind};
@@ -198,6 +199,10 @@ impl Fairing for Answer {
                     Outcome::Unknown,
                 );
             }
+        }
+        if let Some(outstanding) = context.outstanding() {
+            let well = response.status().code < 500;
+            outstanding.well().store(well, Ordering::Relaxed);
         }
         response.set_header(Header::new("X-Request-Id", context.id.to_string()));
     }
