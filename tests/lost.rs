@@ -1,7 +1,6 @@
 //! Postgres sessions that die, and COMMITs that nobody answers.
 
 use rocket::http::Status;
-use rocket::serde::json::Value;
 use rocket::{State, post, routes};
 use rocket_tx::db::Connection;
 use rocket_tx::tx::Serializable;
@@ -9,7 +8,7 @@ use rocket_tx::{Error, Settlement, Tx};
 use sqlx::Executor;
 
 use crate::support::stage::note;
-use crate::support::{Answer, Audit, Backend, Break, Databases, In, Main, Proxy, Stage};
+use crate::support::{Audit, Backend, Break, Databases, In, Main, Proxy, Stage};
 
 #[post("/main")]
 async fn main(mut main: Tx<Main>) -> Result<Status, Error> {
@@ -92,18 +91,6 @@ async fn kill(connection: &mut Connection, admin: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn kind(answer: &Answer) -> String {
-    let problem: Value = answer.json();
-    assert_eq!(problem["outcome"].as_str(), answer.outcome(), "{problem}");
-    problem["type"]
-        .as_str()
-        .unwrap()
-        .rsplit(':')
-        .next()
-        .unwrap()
-        .to_owned()
-}
-
 /// A service whose `through` database is reached by way of a proxy.
 async fn stage(through: In) -> (Stage, Proxy) {
     let mut databases = Databases::with_tables(Backend::Postgres).await;
@@ -134,7 +121,7 @@ mod postgres {
                     "{path}: {}",
                     answer.body
                 );
-                assert_eq!(kind(&answer), "connection-lost");
+                assert_eq!(answer.kind(), "connection-lost");
                 assert!(answer.header("retry-after").is_some());
                 assert_eq!(stage.notes().await, [""; 0], "{path}");
                 stage.nothing_is_stuck().await;
@@ -152,7 +139,7 @@ mod postgres {
                 let answer = stage.send(&format!("POST /{path}")).await;
                 let what = format!("{kind_of_break:?} through {through:?}: {}", answer.body);
                 assert_eq!(answer.told(), (500, Some("unknown")), "{what}");
-                assert_eq!(kind(&answer), "unknown", "{what}");
+                assert_eq!(answer.kind(), "unknown", "{what}");
                 assert!(proxy.has_sprung(), "{what}");
                 let notes = stage.databases.notes(through).await;
                 assert_eq!(!notes.is_empty(), stored, "{what}");
@@ -180,7 +167,7 @@ mod postgres {
         proxy.set("SET CONSTRAINTS ALL IMMEDIATE\0", Break::Stall);
         let answer = stage.send("POST /both").await;
         assert_eq!(answer.told(), (503, Some("rolled-back")), "{}", answer.body);
-        assert_eq!(kind(&answer), "settle-timeout");
+        assert_eq!(answer.kind(), "settle-timeout");
         assert!(proxy.has_sprung());
         assert_eq!(stage.notes().await, [""; 0]);
         stage.nothing_is_stuck().await;
@@ -192,7 +179,7 @@ mod postgres {
         let (stage, _proxy) = stage(In::Main).await;
         let answer = stage.send("POST /skewed").await;
         assert_eq!(answer.told(), (500, Some("partial")), "{}", answer.body);
-        assert_eq!(kind(&answer), "partial");
+        assert_eq!(answer.kind(), "partial");
         assert_eq!(stage.databases.notes(In::Main).await, ["written"]);
         let audit = stage.databases.notes(In::Audit).await;
         assert_eq!(audit.len(), 1, "only the other transaction's: {audit:?}");

@@ -12,7 +12,7 @@ use rocket_tx::tx::{Phase, Resource, Settling};
 use rocket_tx::{Begin, Error, Outstanding, Settlement};
 
 use crate::support::stage::note;
-use crate::support::{Answer, Audit, Backend, Main, Stage, eventually};
+use crate::support::{Audit, Backend, Main, Stage, eventually};
 
 /// A database of the user's own kind, which behaves badly at one step.
 struct Awkward {
@@ -122,18 +122,6 @@ async fn awkward(
     Ok((status, ()))
 }
 
-fn kind(answer: &Answer) -> String {
-    let problem: Value = answer.json();
-    assert_eq!(problem["outcome"].as_str(), answer.outcome(), "{problem}");
-    problem["type"]
-        .as_str()
-        .unwrap()
-        .rsplit(':')
-        .next()
-        .unwrap()
-        .to_owned()
-}
-
 async fn stage(backend: Backend) -> (Stage, Arc<Ran>) {
     let ran = Arc::new(Ran::default());
     let managed = Arc::clone(&ran);
@@ -157,7 +145,7 @@ async fn before_any_commit_everything_rolls_back(backend: Backend) {
         ] {
             let answer = stage.send(&format!("POST /prepare-{then}/{place}")).await;
             assert_eq!(answer.told(), (told, Some("rolled-back")), "{then} {place}");
-            assert_eq!(kind(&answer), problem);
+            assert_eq!(answer.kind(), problem);
             assert_eq!(answer.header("retry-after").is_some(), told == 503);
             assert_eq!(stage.notes().await, [""; 0], "{then} {place}");
             stage.nothing_is_stuck().await;
@@ -179,7 +167,7 @@ async fn a_later_commit_that_is_refused_is_partial_and_says_so(backend: Backend)
     let (stage, ran) = stage(backend).await;
     let answer = stage.send("POST /commit-refuse/last").await;
     assert_eq!(answer.told(), (500, Some("partial")));
-    assert_eq!(kind(&answer), "partial");
+    assert_eq!(answer.kind(), "partial");
     let detail = answer.json::<Value>()["detail"]
         .as_str()
         .unwrap()
@@ -207,7 +195,7 @@ async fn a_commit_without_an_answer_is_unknown(backend: Backend) {
     ] {
         let answer = stage.send(&format!("POST /commit-{then}/{place}")).await;
         assert_eq!(answer.told(), (500, Some("unknown")), "{then} {place}");
-        assert_eq!(kind(&answer), "unknown");
+        assert_eq!(answer.kind(), "unknown");
         assert!(
             answer.body.contains("check before you retry"),
             "{}",

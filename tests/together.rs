@@ -13,7 +13,7 @@ use rocket::{State, get, post, routes};
 use rocket_tx::{Begin, Error, Read, Settlement, Tx};
 
 use crate::support::stage::{note, run};
-use crate::support::{Answer, Audit, Backend, In, Main, Service, Stage, eventually};
+use crate::support::{Audit, Backend, In, Main, Service, Stage, eventually};
 
 #[post("/main-audit/<text>")]
 async fn main_audit(text: &str, mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<(), Error> {
@@ -149,12 +149,6 @@ async fn stage(backend: Backend, connect_timeout: &str) -> (Stage, Arc<Notify>) 
     (stage, go_on)
 }
 
-fn kind(answer: &Answer) -> String {
-    let problem: Value = answer.json();
-    let kind = problem["type"].as_str().unwrap();
-    kind.trim_start_matches("urn:rocket_tx:problem:").to_owned()
-}
-
 /// Sends both kinds of request from many clients. Who asks in order always succeeds; who does not
 /// may be told to retry. Returns the texts that were told a success.
 async fn cross(stage: &Stage, in_order: &'static str, reversed: &'static str) -> Vec<String> {
@@ -181,7 +175,7 @@ async fn cross(stage: &Stage, in_order: &'static str, reversed: &'static str) ->
                     _ => {
                         assert_eq!(path, reversed, "{}", answer.body);
                         assert_eq!(answer.status, 503, "{path}: {}", answer.body);
-                        assert_eq!(kind(&answer), "out-of-order", "{}", answer.body);
+                        assert_eq!(answer.kind(), "out-of-order", "{}", answer.body);
                         assert!(answer.header("retry-after").is_some());
                     }
                 }
@@ -226,7 +220,7 @@ async fn a_second_connection_of_one_database_is_a_clear_error(backend: Backend) 
         let started = Instant::now();
         let answer = stage.send(&format!("POST /both/{path}")).await;
         assert_eq!(answer.status, 500, "{path}: {}", answer.body);
-        assert_eq!(kind(&answer), "second-connection", "{path}");
+        assert_eq!(answer.kind(), "second-connection", "{path}");
         assert!(
             started.elapsed() < Duration::from_secs(2),
             "{path} has waited"
@@ -258,7 +252,7 @@ async fn who_waits_for_a_connection_gets_it_or_a_503(backend: Backend) {
 
     let answer = stage.send("POST /write").await;
     assert_eq!(answer.told(), (503, Some("rolled-back")));
-    assert_eq!(kind(&answer), "busy");
+    assert_eq!(answer.kind(), "busy");
     assert!(answer.header("retry-after").is_some());
 
     let http = stage.http.clone();

@@ -150,14 +150,6 @@ async fn send_sql(stage: &Stage, path: &str, sql: &str) -> Answer {
     Answer::of(stage.http.request(path).body(sql.to_owned())).await
 }
 
-/// What kind of problem it is. Body and header must tell the same outcome.
-fn problem(answer: &Answer) -> String {
-    let problem: rocket::serde::json::Value = answer.json();
-    assert_eq!(problem["outcome"].as_str(), answer.outcome(), "{problem}");
-    let kind = problem["type"].as_str().unwrap();
-    kind.trim_start_matches("urn:rocket_tx:problem:").to_owned()
-}
-
 /// Each has the database give the transaction up.
 fn given_up(backend: Backend) -> Vec<(&'static str, &'static str)> {
     match backend {
@@ -187,7 +179,7 @@ async fn what_the_database_gave_up_is_never_a_success(backend: Backend) {
         for path in ROUTES {
             let answer = send_sql(&stage, &format!("POST /{path}"), sql).await;
             assert_eq!(answer.told(), (500, Some("rolled-back")), "{path}: {sql}");
-            assert_eq!(problem(&answer), kind, "{path}: {sql}");
+            assert_eq!(answer.kind(), kind, "{path}: {sql}");
             assert_eq!(stage.notes().await, [""; 0], "{path}: {sql}");
             // The very next writer finds a connection that works.
             stage.nothing_is_stuck().await;
@@ -218,7 +210,7 @@ async fn a_transaction_that_the_handler_ended_is_never_a_success(backend: Backen
         for path in ROUTES {
             let answer = send_sql(&stage, &format!("POST /{path}"), sql).await;
             assert_eq!(answer.told(), (500, Some(outcome)), "{path}: {sql}");
-            assert_eq!(problem(&answer), "ended", "{path}: {sql}");
+            assert_eq!(answer.kind(), "ended", "{path}: {sql}");
             if backend == Backend::Sqlite {
                 assert_eq!(stage.notes().await, [""; 0], "{path}: {sql}");
             }
@@ -250,7 +242,7 @@ async fn a_constraint_by_question_mark_is_a_409(backend: Backend) {
     let stage = stage(backend).await;
     let answer = stage.send("POST /twice").await;
     assert_eq!(answer.told(), (409, Some("rolled-back")));
-    assert_eq!(problem(&answer), "constraint");
+    assert_eq!(answer.kind(), "constraint");
     assert!(!answer.body.contains("INSERT"), "{}", answer.body);
     assert_eq!(stage.notes().await, [""; 0]);
 }
@@ -285,7 +277,7 @@ async fn a_deferred_constraint_is_a_409_in_either_database(backend: Backend) {
     for path in ["pairs/main", "pairs/audit", "pair-alone"] {
         let answer = stage.send(&format!("POST /{path}")).await;
         assert_eq!(answer.told(), (409, Some("rolled-back")), "{path}");
-        assert_eq!(problem(&answer), "constraint", "{path}");
+        assert_eq!(answer.kind(), "constraint", "{path}");
         if backend == Backend::Postgres {
             assert!(
                 answer.body.contains("pairs_have_a_partner"),

@@ -1,6 +1,6 @@
 //! Checking a request's transaction out of its registry; it is begun when it is first asked for.
 
-use std::any::TypeId;
+use std::any::{TypeId, type_name};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -77,7 +77,11 @@ impl Outstanding {
         if state.is_reading::<D>() {
             return Err(Error::SecondConnection(D::NAME));
         }
-        let rank = pool.link().get().ok_or(Error::NotAttached(D::NAME))?.rank;
+        let rank = pool
+            .link()
+            .get()
+            .ok_or(Error::NotAttached(type_name::<D>()))?
+            .rank;
         let patience = state.patience(rank);
         let cell: Cell<D> = Arc::default();
         let lent = checkout(&cell)?;

@@ -213,10 +213,7 @@ where
 
     fn of(request: &Request<'_>) -> Result<Self, Error> {
         let outstanding = Outstanding::of(request)?;
-        let database = request
-            .rocket()
-            .state::<D>()
-            .ok_or(Error::NotAttached(type_name::<D>()))?;
+        let database = sentinel::attached::<D>(request)?;
         Ok(Self {
             outstanding: Arc::clone(outstanding),
             pool: (**database).clone(),

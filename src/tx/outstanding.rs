@@ -14,6 +14,7 @@ use rocket_db_pools::Database;
 
 use super::context::{RequestContext, RequestId};
 use super::error::Error;
+use super::guard::failed;
 use super::hooks::{HookOutput, Hooks};
 use super::lent::Loan;
 use super::live::{Live, LiveEntry, LiveFlags};
@@ -271,7 +272,7 @@ impl<'r> FromRequest<'r> for &'r Outstanding {
     async fn from_request(request: &'r Request<'_>) -> Guard<Self, Error> {
         match Outstanding::of(request) {
             Ok(outstanding) => Guard::Success(outstanding),
-            Err(error) => Guard::Error((error.status(), error)),
+            Err(error) => failed(request, error),
         }
     }
 }

@@ -70,12 +70,9 @@ where
 {
     async fn of(request: &Request<'_>) -> Result<Self, Error> {
         let outstanding = Outstanding::of(request)?;
-        let database = request
-            .rocket()
-            .state::<D>()
-            .ok_or(Error::NotAttached(type_name::<D>()))?;
+        let database = sentinel::attached::<D>(request)?;
         let link = database.link().get();
-        let rank = link.ok_or(Error::NotAttached(D::NAME))?.rank;
+        let rank = link.ok_or(Error::NotAttached(type_name::<D>()))?.rank;
         let patience = outstanding.reading_begins::<D>(rank)?;
         // Made before the wait: dropped in it, the place is given back.
         let reading = Reading {

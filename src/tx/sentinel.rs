@@ -2,7 +2,7 @@
 
 use std::any::type_name;
 
-use rocket::{Ignite, Phase, Rocket};
+use rocket::{Ignite, Phase, Request, Rocket};
 use rocket_db_pools::Database;
 
 use super::error::Error;
@@ -16,6 +16,24 @@ pub(super) fn is_missing<P: Phase>(rocket: &Rocket<P>) -> bool {
         tracing::error!("{}", Error::NoSettlement);
     }
     missing
+}
+
+/// The database of a guard, for guards that no sentinel has seen too.
+pub(super) fn attached<'r, D>(request: &'r Request<'_>) -> Result<&'r D, Error>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    let rocket = request.rocket();
+    let database = rocket.state::<D>();
+    let database = database.ok_or(Error::NotAttached(type_name::<D>()))?;
+    if database.link().get().is_none()
+        && let Some(roster) = rocket.state::<Roster>()
+        && let Err(other) = roster.attach::<D, _>(rocket, database)
+    {
+        tracing::error!("{}", same_database::<D>(other));
+    }
+    Ok(database)
 }
 
 /// The service cannot serve guards of `D`: says what is missing, or what is wrong.

@@ -205,6 +205,20 @@ async fn databases_of_rocket_db_pools_initializer_serve_guards(backend: Backend)
     guards_work(databases, rocket).await;
 }
 
+/// No sentinel has seen these guards, so nobody has given the database its place before.
+async fn hidden_guards_work_with_rocket_db_pools_initializer(backend: Backend) {
+    let databases = Databases::with_tables(backend).await;
+    let rocket = rocket::custom(figment(&databases, &[]))
+        .attach(Main::init())
+        .attach(Settlement::new())
+        .mount("/", routes![hidden_tx, hidden_begin, hidden_read]);
+    let client = Client::untracked(rocket).await.unwrap();
+    for path in ["/tx", "/begin", "/read"] {
+        let answer = client.get(path).dispatch().await;
+        assert_eq!(answer.status(), Status::Ok, "{path}");
+    }
+}
+
 on_each_backend!(
     without_settlement_no_guard_launches,
     without_its_database_no_guard_launches,
@@ -212,4 +226,5 @@ on_each_backend!(
     a_hidden_guard_refuses_without_its_database,
     databases_of_our_initializer_serve_guards,
     databases_of_rocket_db_pools_initializer_serve_guards,
+    hidden_guards_work_with_rocket_db_pools_initializer,
 );

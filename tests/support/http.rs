@@ -1,6 +1,6 @@
 //! Requests over a real socket.
 
-use rocket::serde::json::serde_json;
+use rocket::serde::json::{Value, serde_json};
 use serde::de::DeserializeOwned;
 
 /// A client of one service. Follows no redirects.
@@ -76,6 +76,14 @@ impl Answer {
     pub fn json<T: DeserializeOwned>(&self) -> T {
         serde_json::from_str(&self.body)
             .unwrap_or_else(|error| panic!("{error} in {:?}", self.body))
+    }
+
+    /// What kind of problem it tells. Body and header must tell the same outcome.
+    pub fn kind(&self) -> String {
+        let problem: Value = self.json();
+        assert_eq!(problem["outcome"].as_str(), self.outcome(), "{problem}");
+        let kind = problem["type"].as_str().unwrap();
+        kind.trim_start_matches("urn:rocket_tx:problem:").to_owned()
     }
 
     /// Status and outcome, for one assertion on both.
