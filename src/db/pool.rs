@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rocket::figment::Figment;
-use sqlx::pool::PoolConnection;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
@@ -171,31 +170,6 @@ impl Migrations {
     pub fn postgres(mut self, migrator: sqlx::migrate::Migrator) -> Self {
         self.postgres = Some(Arc::new(migrator));
         self
-    }
-}
-
-/// Takes a connection from `pool`, without asking whether it still answers if it is idle. With
-/// [`Patience::Never`] one that is idle, or a new one if the pool may still grow.
-///
-/// What waits is boxed: the future of a handler that need not wait stays small.
-pub(super) async fn acquire<DB: sqlx::Database>(
-    pool: &sqlx::Pool<DB>,
-    patience: Patience,
-) -> sqlx::Result<PoolConnection<DB>> {
-    /// A new connection takes a moment, but nobody whom we might wait for is involved in it.
-    const CONNECTING: Duration = Duration::from_secs(1);
-
-    // Never past those who wait: the pool is fair.
-    if let Some(connection) = pool.try_acquire() {
-        return Ok(connection);
-    }
-    match patience {
-        Patience::Wait => Box::pin(pool.acquire()).await,
-        Patience::Never if pool.size() < pool.options().get_max_connections() => {
-            let connected = Box::pin(timeout(CONNECTING, pool.acquire())).await;
-            connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-        }
-        Patience::Never => Err(sqlx::Error::PoolTimedOut),
     }
 }
 

@@ -14,6 +14,7 @@ use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{Connection as _, Executor, SqlSafeStr, Sqlite};
 use sqlx_core::transaction::TransactionManager;
+use tokio::time::timeout;
 
 use super::config::Synchronous;
 use super::sqlite_file::SqliteFile;
@@ -288,6 +289,30 @@ fn pool_options(config: &Config) -> PoolOptions<Sqlite> {
         })
 }
 
+/// Takes a reader; with [`Patience::Never`] one that is idle, or a new one if there may be more.
+///
+/// What waits is boxed: the future of a handler that need not wait stays small.
+async fn reader(
+    readers: &sqlx::SqlitePool,
+    patience: Patience,
+) -> sqlx::Result<PoolConnection<Sqlite>> {
+    /// A new connection takes a moment, but nobody whom we might wait for is involved in it.
+    const CONNECTING: Duration = Duration::from_secs(1);
+
+    // Never past those who wait: the pool is fair.
+    if let Some(connection) = readers.try_acquire() {
+        return Ok(connection);
+    }
+    match patience {
+        Patience::Wait => Box::pin(readers.acquire()).await,
+        Patience::Never if readers.size() < readers.options().get_max_connections() => {
+            let connected = Box::pin(timeout(CONNECTING, readers.acquire())).await;
+            connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        }
+        Patience::Never => Err(sqlx::Error::PoolTimedOut),
+    }
+}
+
 /// By device and inode where there are such, so that links are seen through.
 fn identity(file: &Path) -> Identity {
     #[cfg(unix)]
@@ -304,7 +329,7 @@ impl TransactionPool for SqlitePool {
 
     async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<SqliteSession> {
         let lent = match access {
-            Access::ReadOnly => Lent::Reader(pool::acquire(&self.0.readers, patience).await?),
+            Access::ReadOnly => Lent::Reader(reader(&self.0.readers, patience).await?),
             Access::ReadWrite => Lent::Writer(self.0.writer.acquire(patience).await?),
         };
         Ok(SqliteSession {
