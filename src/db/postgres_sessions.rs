@@ -24,6 +24,9 @@ const FRESH: Duration = Duration::from_millis(50);
 /// How long a session lies here before it goes back to the pool, which has a rule for idle ones.
 const HOT: Duration = Duration::from_secs(5);
 
+/// How long it is lent on before it goes back all the same: the pool has a rule for old ones too.
+const RECALLED: Duration = Duration::from_secs(60);
+
 /// A new session takes a moment, but nobody whom we might wait for is involved in it.
 const CONNECTING: Duration = Duration::from_secs(1);
 
@@ -38,6 +41,8 @@ pub(super) struct Sessions {
 
 struct Idle {
     session: PoolConnection<Postgres>,
+    /// When the pool gave it.
+    given: Instant,
     since: Instant,
     /// Says that its last statements met no error, if that is not known anyway.
     well: Option<Arc<AtomicBool>>,
@@ -66,6 +71,7 @@ pub(super) enum Need {
 pub struct PostgresSession {
     /// Empty only in `Drop`.
     session: Option<PoolConnection<Postgres>>,
+    given: Instant,
     fate: Fate,
     well: Option<Arc<AtomicBool>>,
     hot: Arc<Mutex<Vec<Idle>>>,
@@ -120,8 +126,9 @@ impl Sessions {
             true => sqlx::Error::PoolClosed,
             false => sqlx::Error::PoolTimedOut,
         })?;
-        let lend = |session| PostgresSession {
+        let lend = |session, given| PostgresSession {
             session: Some(session),
+            given,
             fate: Fate::Hot,
             well: None,
             hot: Arc::clone(&self.hot),
@@ -134,7 +141,7 @@ impl Sessions {
             };
             let good = need == Need::Any || idle.is_surely_alive();
             if good || idle.session.ping().await.is_ok() {
-                return Ok(lend(idle.session));
+                return Ok(lend(idle.session, idle.given));
             }
             idle.session.close_on_drop();
         }
@@ -144,13 +151,13 @@ impl Sessions {
             Need::Alive => None,
         };
         if let Some(session) = opened {
-            return Ok(lend(session));
+            return Ok(lend(session, Instant::now()));
         }
         let opening = self.pool.acquire();
         match patience {
-            Patience::Wait => Ok(lend(Box::pin(opening).await?)),
+            Patience::Wait => Ok(lend(Box::pin(opening).await?, Instant::now())),
             Patience::Never => match Box::pin(timeout(CONNECTING, opening)).await {
-                Ok(session) => Ok(lend(session?)),
+                Ok(session) => Ok(lend(session?, Instant::now())),
                 Err(_) => Err(sqlx::Error::PoolTimedOut),
             },
         }
@@ -171,13 +178,14 @@ async fn cool_down(hot: Weak<Mutex<Vec<Idle>>>) {
         let Some(hot) = hot.upgrade() else {
             return;
         };
-        let mut cold = Vec::new();
-        {
+        let cold: Vec<Idle> = {
             let mut hot = hot.lock();
-            let (kept, idle) = hot.drain(..).partition(|idle| idle.since.elapsed() < HOT);
+            let all = hot.drain(..);
+            let (kept, cold) = all.partition(|idle| idle.since.elapsed() < HOT);
             *hot = kept;
-            cold.extend::<Vec<Idle>>(idle);
-        }
+            cold
+        };
+        drop(cold);
     }
 }
 
@@ -218,12 +226,13 @@ impl Drop for PostgresSession {
             return;
         };
         match self.fate {
-            Fate::Hot => self.hot.lock().push(Idle {
+            Fate::Hot if self.given.elapsed() < RECALLED => self.hot.lock().push(Idle {
                 session,
+                given: self.given,
                 since: Instant::now(),
                 well: self.well.take(),
             }),
-            Fate::Checked => drop(session),
+            Fate::Hot | Fate::Checked => drop(session),
             Fate::Closed => session.close_on_drop(),
         }
     }
