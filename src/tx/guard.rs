@@ -24,7 +24,8 @@ use crate::db::TransactionPool;
 /// It dereferences to sqlx's connection, so that `.execute(&mut *tx)` works; for a
 /// [`UrlPool`](crate::db::UrlPool) to the enum that [`with_backend!`](crate::with_backend) matches
 /// on. The transaction is committed or rolled back by what the client is told, before the first
-/// byte of the answer leaves. sqlx's own `begin` on it makes a savepoint.
+/// byte of the answer leaves. sqlx's own `begin` on it makes a savepoint. The isolation is part of
+/// the type: `SET TRANSACTION` comes too late, after a savepoint of ours.
 ///
 /// As a guard, `Tx<D>` begins before the body is read: a client that sends its body slowly would
 /// keep the connection from everybody. Handlers with a body take [`Begin<D>`] instead.
