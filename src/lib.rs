@@ -145,6 +145,7 @@
 //! | --- | --- |
 //! | [`tx`] | registry, guards, verdict, settlement, hooks |
 //! | [`db`] | how a database is opened, lent and closed |
+//! | [`lock`] | locks: in memory, and durable leases in a database |
 
 #![forbid(unsafe_code)]
 
@@ -152,6 +153,7 @@
 #[doc(hidden)]
 pub mod app;
 pub mod db;
+pub mod lock;
 pub mod tx;
 
 pub use tx::{

@@ -119,6 +119,7 @@ macro_rules! either {
         }
     };
 }
+pub(crate) use either;
 
 impl Session for Connection {
     type Connection = Self;

@@ -51,4 +51,7 @@ pub use transaction::{
     Access, BeginOptions, CommitError, Isolation, Patience, Session, Transaction,
 };
 
+pub(crate) use by_url::either;
 pub(crate) use initializer::{Roster, same_database};
+#[cfg(feature = "postgres")]
+pub(crate) use postgres_sessions::{Fate, Need, Sessions};

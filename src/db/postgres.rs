@@ -198,6 +198,11 @@ impl PostgresPool {
 }
 
 impl PostgresPool {
+    /// How its sessions for requests are opened.
+    pub(crate) fn connect_options(&self) -> PgConnectOptions {
+        (*self.0.sessions.pool().connect_options()).clone()
+    }
+
     /// A session for statements that no BEGIN of ours precedes: a `Read`'s, or those of
     /// rocket_db_pools' own guard. sqlx counts no transaction on it.
     async fn plain(&self, from: &Sessions, patience: Patience) -> sqlx::Result<PostgresSession> {

@@ -32,7 +32,7 @@ const CONNECTING: Duration = Duration::from_secs(1);
 
 /// The sessions of a database, as many as the pool may have.
 #[derive(Clone)]
-pub(super) struct Sessions {
+pub(crate) struct Sessions {
     pool: PgPool,
     /// One permit a session: the pool itself is never waited for. First come, first served.
     permits: Arc<Semaphore>,
@@ -60,7 +60,7 @@ impl Idle {
 
 /// Whether a session that may have died while it was idle is good enough.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Need {
+pub(crate) enum Need {
     /// Yes: BEGIN comes first, and finds out.
     Any,
     /// No: it is asked, and another one taken if it does not answer.
@@ -80,7 +80,7 @@ pub struct PostgresSession {
 
 /// What becomes of a session that comes back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     /// It is lent on.
     Hot,
     /// The pool sends what is queued on it, and sees whether it is well.
@@ -90,7 +90,7 @@ pub(super) enum Fate {
 }
 
 impl Sessions {
-    pub(super) fn new(pool: PgPool) -> Self {
+    pub(crate) fn new(pool: PgPool) -> Self {
         let permits = usize::try_from(pool.options().get_max_connections()).unwrap_or(usize::MAX);
         let hot = Arc::default();
         tokio::spawn(cool_down(Arc::downgrade(&hot)));
@@ -106,7 +106,7 @@ impl Sessions {
     }
 
     /// Dropping the future gives up the place in the queue.
-    pub(super) async fn acquire(
+    pub(crate) async fn acquire(
         &self,
         patience: Patience,
         need: Need,
@@ -114,7 +114,7 @@ impl Sessions {
         let permits = Arc::clone(&self.permits);
         let permit = match patience {
             Patience::Never => permits.try_acquire_owned().ok(),
-            Patience::Wait => {
+            Patience::Wait | Patience::AtMost(_) => {
                 let limit = self.pool.options().get_acquire_timeout();
                 let turn = timeout(limit, permits.acquire_owned()).await;
                 turn.ok()
@@ -155,7 +155,9 @@ impl Sessions {
         }
         let opening = self.pool.acquire();
         match patience {
-            Patience::Wait => Ok(lend(Box::pin(opening).await?, Instant::now())),
+            Patience::Wait | Patience::AtMost(_) => {
+                Ok(lend(Box::pin(opening).await?, Instant::now()))
+            }
             Patience::Never => match Box::pin(timeout(CONNECTING, opening)).await {
                 Ok(session) => Ok(lend(session?, Instant::now())),
                 Err(_) => Err(sqlx::Error::PoolTimedOut),
@@ -164,7 +166,7 @@ impl Sessions {
     }
 
     /// Waits for those that are lent.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.permits.close();
         self.hot.lock().clear();
         self.pool.close().await;
@@ -193,7 +195,7 @@ const LENT: &str = "a session is there for as long as it is lent";
 
 impl PostgresSession {
     /// How it is to come back. The worst that was said counts.
-    pub(super) fn come_back(&mut self, fate: Fate) {
+    pub(crate) fn come_back(&mut self, fate: Fate) {
         self.fate = self.fate.max(fate);
     }
 

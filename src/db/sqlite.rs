@@ -12,7 +12,7 @@ use std::time::Duration;
 use rocket::figment::Figment;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
-use sqlx::{Connection as _, Executor, SqlSafeStr, Sqlite};
+use sqlx::{Connection as _, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
@@ -101,23 +101,17 @@ impl Session for SqliteSession {
     }
 
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
-        // IMMEDIATE takes the write lock now: a deferred transaction that reads first and writes
-        // later fails with BUSY_SNAPSHOT, and no waiting helps.
-        let statement = match self.lent {
-            Lent::Writer(_) => "BEGIN IMMEDIATE",
-            Lent::Reader(_) => "BEGIN",
-        };
-        let begin = statement.into_sql_str();
-        match options.patience {
-            Patience::Wait => Manager::begin(self, Some(begin)).await?,
+        let busy_timeout = match options.patience {
+            Patience::Wait => self.busy_timeout,
+            Patience::AtMost(limit) => limit,
             // Another process may hold the file's write lock and wait for what we hold.
-            Patience::Never => {
-                let busy_timeout = self.busy_timeout;
-                set_busy_timeout(self, Duration::ZERO).await?;
-                let begun = Manager::begin(self, Some(begin)).await;
-                set_busy_timeout(self, busy_timeout).await?;
-                begun?;
-            }
+            Patience::Never => Duration::ZERO,
+        };
+        match &mut self.lent {
+            // IMMEDIATE takes the write lock now: a deferred transaction that reads first and
+            // writes later fails with BUSY_SNAPSHOT, and no waiting helps.
+            Lent::Writer(writer) => writer.begin(busy_timeout).await?,
+            Lent::Reader(reader) => Manager::begin(reader, None).await?,
         }
         if let Some(watch) = self.watch() {
             watch.begun();
@@ -189,15 +183,6 @@ impl Session for SqliteSession {
             Lent::Reader(reader) => reader.close_on_drop(),
         }
     }
-}
-
-async fn set_busy_timeout(
-    connection: &mut SqliteConnection,
-    timeout: Duration,
-) -> sqlx::Result<()> {
-    let pragma = format!("PRAGMA busy_timeout = {}", timeout.as_millis());
-    connection.execute(sqlx::AssertSqlSafe(pragma)).await?;
-    Ok(())
 }
 
 impl SqlitePool {
@@ -304,7 +289,7 @@ async fn reader(
         return Ok(connection);
     }
     match patience {
-        Patience::Wait => Box::pin(readers.acquire()).await,
+        Patience::Wait | Patience::AtMost(_) => Box::pin(readers.acquire()).await,
         Patience::Never if readers.size() < readers.options().get_max_connections() => {
             let connected = Box::pin(timeout(CONNECTING, readers.acquire())).await;
             connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))

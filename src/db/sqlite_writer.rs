@@ -10,12 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, SqlSafeStr, Sqlite};
+use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::timeout;
 
 use super::Patience;
 use super::sqlite_watch::Watch;
+
+type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
 /// The writer of a file. First come, first served.
 pub(super) struct Writer {
@@ -30,6 +33,8 @@ pub(super) struct Writer {
 struct Open {
     connection: SqliteConnection,
     watch: Arc<Watch>,
+    /// What SQLite was last told, if that is certain.
+    busy_timeout: Option<Duration>,
 }
 
 /// The writer, borrowed. Dropping it lets the next request have it.
@@ -56,7 +61,9 @@ impl Writer {
         let open = Arc::clone(&self.open);
         let turn = match patience {
             Patience::Never => open.try_lock_owned().ok(),
-            Patience::Wait => timeout(self.patience, open.lock_owned()).await.ok(),
+            Patience::Wait | Patience::AtMost(_) => {
+                timeout(self.patience, open.lock_owned()).await.ok()
+            }
         };
         let mut open = turn.ok_or(sqlx::Error::PoolTimedOut)?;
         if self.closed.load(Ordering::SeqCst) {
@@ -85,7 +92,11 @@ impl Writer {
         let mut connection = self.options.connect().await?;
         let watch = Arc::new(Watch::default());
         Arc::clone(&watch).install(&mut connection).await?;
-        Ok(Open { connection, watch })
+        Ok(Open {
+            connection,
+            watch,
+            busy_timeout: None,
+        })
     }
 
     /// Waits for whoever has it. Nobody gets it afterwards.
@@ -106,8 +117,28 @@ impl LentWriter {
 
     /// The connection and its watch, to be used together.
     pub(super) fn parts(&mut self) -> (&mut SqliteConnection, &Watch) {
-        let Open { connection, watch } = self.open.as_mut().expect(OPEN);
+        let Open {
+            connection, watch, ..
+        } = self.open.as_mut().expect(OPEN);
         (connection, watch)
+    }
+
+    /// Sends BEGIN IMMEDIATE, which waits `busy_timeout` at most for another process. One hop.
+    pub(super) async fn begin(&mut self, busy_timeout: Duration) -> sqlx::Result<()> {
+        let open = self.open.as_mut().expect(OPEN);
+        let begin = match open.busy_timeout == Some(busy_timeout) {
+            true => "BEGIN IMMEDIATE".into_sql_str(),
+            false => {
+                let millis = busy_timeout.as_millis();
+                let begin = format!("PRAGMA busy_timeout = {millis}; BEGIN IMMEDIATE");
+                sqlx::AssertSqlSafe(begin).into_sql_str()
+            }
+        };
+        // Dropped half-way, nobody knows which it is.
+        open.busy_timeout = None;
+        Manager::begin(&mut open.connection, Some(begin)).await?;
+        open.busy_timeout = Some(busy_timeout);
+        Ok(())
     }
 
     /// Has the connection closed when it comes back; the next request gets a new one.

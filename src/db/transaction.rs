@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// How strictly a transaction is isolated from others.
 ///
@@ -35,6 +36,9 @@ pub enum Access {
 pub enum Patience {
     /// Queue for one, `connect_timeout` at most.
     Wait,
+    /// Queue for one as with `Wait`; but on SQLite, wait this long at most for a lock of another
+    /// process: nobody of this one can write meanwhile.
+    AtMost(Duration),
     /// Do not wait: the caller holds something that others may be waiting for.
     Never,
 }

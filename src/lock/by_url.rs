@@ -1,0 +1,127 @@
+//! The rows of `aggregate_locks` in whichever database a URL names.
+
+use std::time::Duration;
+
+use rocket::futures::future::{BoxFuture, FutureExt};
+use tokio_util::sync::CancellationToken;
+
+use super::LeaseLockManager;
+#[cfg(feature = "postgres")]
+use super::PostgresLeases;
+#[cfg(feature = "sqlite")]
+use super::SqliteLeases;
+use super::store::{Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token};
+use crate::db::{self, Connection, Identity, Patience, UrlPool, either};
+
+/// Leases in a SQLite file or in Postgres, as the URL says.
+pub type UrlLockManager = LeaseLockManager<UrlLeases>;
+
+impl UrlLockManager {
+    /// Leases in the database of `pool`.
+    pub fn new(pool: &UrlPool) -> Self {
+        Self::over(pool.leases())
+    }
+}
+
+impl LeasePool for UrlPool {
+    type Leases = UrlLeases;
+
+    fn leases(&self) -> UrlLeases {
+        match self {
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(pool) => UrlLeases::Sqlite(pool.leases()),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(pool) => UrlLeases::Postgres(pool.leases()),
+        }
+    }
+}
+
+/// The rows of `aggregate_locks` in the database of a [`UrlPool`].
+#[derive(Clone)]
+pub enum UrlLeases {
+    /// In a SQLite file.
+    #[cfg(feature = "sqlite")]
+    Sqlite(SqliteLeases),
+    /// In Postgres.
+    #[cfg(feature = "postgres")]
+    Postgres(PostgresLeases),
+}
+
+impl LeaseStore for UrlLeases {
+    type Session = Connection;
+
+    fn database(&self) -> &Identity {
+        either!(Self, self, |leases| leases.database())
+    }
+
+    async fn take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
+        either!(Self, self, |leases| leases.take(claim, patience).await)
+    }
+
+    async fn exclusion(connection: &mut Connection, key: &str) -> sqlx::Result<Exclusion> {
+        match connection {
+            #[cfg(feature = "sqlite")]
+            Connection::Sqlite(db) => SqliteLeases::exclusion(db, key).await,
+            #[cfg(feature = "postgres")]
+            Connection::Postgres(db) => PostgresLeases::exclusion(db, key).await,
+        }
+    }
+
+    async fn renew(&self, claim: &Claim, stopped: &CancellationToken) -> sqlx::Result<bool> {
+        either!(Self, self, |leases| leases.renew(claim, stopped).await)
+    }
+
+    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
+        either!(Self, self, |leases| leases.release(key, token).await)
+    }
+
+    async fn release_within(
+        connection: &mut Connection,
+        key: &str,
+        token: &Token,
+    ) -> sqlx::Result<Released> {
+        match connection {
+            #[cfg(feature = "sqlite")]
+            Connection::Sqlite(db) => SqliteLeases::release_within(db, key, token).await,
+            #[cfg(feature = "postgres")]
+            Connection::Postgres(db) => PostgresLeases::release_within(db, key, token).await,
+        }
+    }
+
+    async fn announce(&self, key: &str) -> sqlx::Result<()> {
+        either!(Self, self, |leases| leases.announce(key).await)
+    }
+
+    async fn want(&self, key: &str) -> sqlx::Result<bool> {
+        either!(Self, self, |leases| leases.want(key).await)
+    }
+
+    fn freed(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
+        let freed: BoxFuture<'static, ()> = either!(Self, self, |leases| leases.freed(key).boxed());
+        freed
+    }
+
+    async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
+        either!(Self, self, |leases| leases.sweep(grace).await)
+    }
+
+    async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
+        either!(Self, self, |leases| leases.list().await)
+    }
+
+    async fn free(&self, token: &Token) -> sqlx::Result<bool> {
+        either!(Self, self, |leases| leases.free(token).await)
+    }
+
+    async fn migrate(&self) -> Result<(), db::Error> {
+        either!(Self, self, |leases| leases.migrate().await)
+    }
+
+    fn set_retry_interval(&mut self, interval: Duration) {
+        either!(Self, self, |leases| leases.set_retry_interval(interval));
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        either!(Self, self, |leases| leases.spawn(work));
+    }
+}

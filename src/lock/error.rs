@@ -1,0 +1,52 @@
+//! What can go wrong with a lock.
+
+use std::time::Duration;
+
+use rocket::http::Status;
+
+/// Why a key was not locked, or not freed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// The key breaks the rule.
+    #[error("a key has 1 to 300 bytes and no control characters")]
+    Key,
+
+    /// Somebody else held it for longer than we were told to wait.
+    #[error("`{key}` was held by somebody else for {waited:?}; retry")]
+    TimedOut {
+        /// The key.
+        key: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+
+    /// Somebody else holds it, and the request has something already that others may be waiting
+    /// for: a transaction, a connection, or the lease of a key that sorts behind this one.
+    #[error(
+        "`{0}` is held by somebody else, and this request must not wait for it: it has a transaction, a connection or a lease that comes after; retry, or load aggregates first and in order"
+    )]
+    Held(String),
+
+    /// The lease was taken over, because it had expired, or an operator freed it.
+    #[error("the lease of `{0}` was lost to somebody else; load again and retry")]
+    Lost(String),
+
+    /// The database that holds the leases failed.
+    #[error("the leases cannot be reached: {0}; retry")]
+    Database(#[from] sqlx::Error),
+}
+
+impl From<LockError> for crate::Error {
+    /// By the failure table: 503 for what passes, 409 for a lease that was lost.
+    fn from(error: LockError) -> Self {
+        let status = match error {
+            LockError::Key => Status::UnprocessableEntity,
+            LockError::TimedOut { .. } | LockError::Held(_) => Status::ServiceUnavailable,
+            LockError::Lost(_) => return Self::Conflict(error.to_string().into()),
+            LockError::Database(error) => return Self::from(error),
+        };
+        let reason = error.to_string().into();
+        Self::Refused { status, reason }
+    }
+}

@@ -1,0 +1,80 @@
+//! The process-local lock in front of a lease: tasks of one process queue here, in order, with
+//! real wake-ups, and only the first of them asks the database.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How often a key goes from task to task of one process while another process waits for it.
+const HAND_OVERS: u32 = 4;
+
+/// One key's gate.
+pub(super) struct Gate {
+    /// One permit. tokio's semaphore is fair, a waiter that is dropped gives up its place, and a
+    /// panic gives the permit back.
+    open: Arc<Semaphore>,
+    /// How often it was handed over although another process waits.
+    hand_overs: Mutex<u32>,
+}
+
+/// The right to ask the database. Dropping it lets the next task in.
+pub(super) struct Pass {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            open: Arc::new(Semaphore::new(1)),
+            hand_overs: Mutex::default(),
+        }
+    }
+}
+
+impl Gate {
+    /// Waits for its turn. Dropping the future gives the turn up.
+    pub(super) async fn enter(&self) -> Pass {
+        loop {
+            // Never closed, so this is never an error.
+            if let Ok(permit) = Arc::clone(&self.open).acquire_owned().await {
+                return Pass { _permit: permit };
+            }
+        }
+    }
+
+    pub(super) fn try_enter(&self) -> Option<Pass> {
+        let permit = Arc::clone(&self.open).try_acquire_owned().ok()?;
+        Some(Pass { _permit: permit })
+    }
+
+    /// The lease was released, and another process had said that it wants it, or not.
+    pub(super) fn released(&self, wanted: bool) {
+        let mut hand_overs = self.hand_overs.lock();
+        *hand_overs = if wanted { *hand_overs + 1 } else { 0 };
+    }
+
+    /// Whether whoever is next here should let another process go first. Asked once a turn.
+    pub(super) fn should_yield(&self) -> bool {
+        let mut hand_overs = self.hand_overs.lock();
+        let due = *hand_overs >= HAND_OVERS;
+        if due {
+            *hand_overs = 0;
+        }
+        due
+    }
+}
+
+/// Keeps a key, and what its gate knows of hand-overs, for as long as another process needs to
+/// come by; a client that asks again and again would otherwise never give way.
+pub(super) fn linger<T: Send + Sync + 'static>(
+    key: Arc<T>,
+    retry_interval: impl Fn(&T) -> Duration,
+) {
+    let time = retry_interval(&key) * 2;
+    tokio::spawn(async move {
+        tokio::time::sleep(time).await;
+        drop(key);
+    });
+}

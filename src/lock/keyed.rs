@@ -1,0 +1,73 @@
+//! One object for each key, for as long as anybody keeps it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::LockError;
+
+/// Objects by key. It keeps none of them alive: what nobody holds or waits for leaves no memory
+/// behind, provided that the object calls [`forget`](Self::forget) when it is dropped.
+pub(super) struct Keyed<T>(Arc<Mutex<HashMap<Arc<str>, Weak<T>>>>);
+
+impl<T> Clone for Keyed<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Keyed<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> Keyed<T> {
+    /// The object of `key`, made now if there is none.
+    pub(super) fn get(
+        &self,
+        key: &str,
+        make: impl FnOnce(Arc<str>) -> T,
+    ) -> Result<Arc<T>, LockError> {
+        if key.is_empty() || key.len() > 300 || key.chars().any(char::is_control) {
+            return Err(LockError::Key);
+        }
+        let mut objects = self.0.lock();
+        if let Some(object) = objects.get(key).and_then(Weak::upgrade) {
+            return Ok(object);
+        }
+        let key: Arc<str> = key.into();
+        let object = Arc::new(make(Arc::clone(&key)));
+        objects.insert(key, Arc::downgrade(&object));
+        Ok(object)
+    }
+
+    /// To be called by the object that is being dropped.
+    pub(super) fn forget(&self, key: &str) {
+        let mut objects = self.0.lock();
+        // Somebody may have come for the key meanwhile, and made another.
+        if objects
+            .get(key)
+            .is_some_and(|object| object.strong_count() == 0)
+        {
+            objects.remove(key);
+        }
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(super) fn find(&self, key: &str) -> Option<Arc<T>> {
+        self.0.lock().get(key).and_then(Weak::upgrade)
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(super) fn for_each(&self, act: impl FnMut(Arc<T>)) {
+        // Dropped outside the mutex: the last one to let go of an object has it forgotten here.
+        let objects: Vec<_> = self.0.lock().values().filter_map(Weak::upgrade).collect();
+        objects.into_iter().for_each(act);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+}

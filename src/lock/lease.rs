@@ -1,0 +1,237 @@
+//! A lease that is ours: kept alive while it is held, released when it is dropped.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::async_lock::Hold;
+use super::gate::Pass;
+use super::manager::Key;
+use super::store::{Claim, Fence, LeaseStore, Released, Token};
+use super::{LockError, gate};
+
+/// The right to write one aggregate, until it is dropped or expires.
+///
+/// # Drop
+///
+/// Releases the row, then lets the next task of this process in, in a task of its own. A process
+/// that is killed leaves the row to its expiry.
+pub struct Lease<S: LeaseStore>(Option<Held<S>>);
+
+struct Held<S: LeaseStore> {
+    key: Arc<Key<S>>,
+    claim: Claim,
+    fencing_token: i64,
+    renewal: Renewal,
+    /// Given back last: the gate opens when the row is free.
+    _pass: Pass,
+}
+
+const HELD: &str = "a lease is emptied only when it is consumed";
+
+impl<S: LeaseStore> Lease<S> {
+    pub(super) fn new(key: Arc<Key<S>>, claim: Claim, fencing_token: i64, pass: Pass) -> Self {
+        let renewal = Renewal::start(key.store.clone(), claim.clone(), key.settings.renewal_cap);
+        Self(Some(Held {
+            key,
+            claim,
+            fencing_token,
+            renewal,
+            _pass: pass,
+        }))
+    }
+
+    fn held(&self) -> &Held<S> {
+        self.0.as_ref().expect(HELD)
+    }
+
+    /// The fencing token: greater than that of any lease of this key before. Whoever is given it
+    /// can refuse what comes with a smaller one.
+    pub fn fencing_token(&self) -> i64 {
+        self.held().fencing_token
+    }
+
+    /// Whether the lease is known to be somebody else's by now. What decides is the release.
+    pub fn is_lost(&self) -> bool {
+        self.held().renewal.lost.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn token(&self) -> &Token {
+        &self.held().claim.token
+    }
+}
+
+impl<S: LeaseStore> Hold for Lease<S> {
+    fn key(&self) -> &str {
+        &self.held().claim.key
+    }
+
+    async fn fence(&mut self) -> Option<Fence> {
+        let held = self.0.as_mut().expect(HELD);
+        held.renewal.stop().await;
+        Some(Fence {
+            database: held.key.store.database().clone(),
+            key: Arc::clone(&held.claim.key),
+            token: held.claim.token.clone(),
+        })
+    }
+
+    async fn release(mut self) -> Result<(), LockError> {
+        let held = self.0.take().expect(HELD);
+        let key = held.claim.key.to_string();
+        let (done, released) = tokio::sync::oneshot::channel();
+        let store = held.key.store.clone();
+        store.spawn(async move {
+            // Nobody may be waiting for the answer.
+            let _ = done.send(held.release().await);
+        });
+        match released.await {
+            Ok(Some(Released { ours: false, .. })) => Err(LockError::Lost(key)),
+            _ => Ok(()),
+        }
+    }
+
+    fn released(mut self, wanted: bool) {
+        let held = self.0.take().expect(HELD);
+        held.key.gate.released(wanted);
+        if wanted {
+            let store = held.key.store.clone();
+            let key = Arc::clone(&held.claim.key);
+            store.clone().spawn(async move {
+                if let Err(error) = store.announce(&key).await {
+                    tracing::debug!(%key, %error, "those who wait were not woken; they poll");
+                }
+            });
+            gate::linger(held.key, |key| key.settings.retry_interval);
+        }
+    }
+}
+
+impl<S: LeaseStore> Drop for Lease<S> {
+    fn drop(&mut self) {
+        // Without a runtime there is nobody to tell; the row expires.
+        if let Some(held) = self.0.take()
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            let store = held.key.store.clone();
+            store.spawn(async move {
+                held.release().await;
+            });
+        }
+    }
+}
+
+impl<S: LeaseStore> fmt::Debug for Lease<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let claim = self.0.as_ref().map(|held| &held.claim);
+        f.debug_tuple("Lease").field(&claim).finish()
+    }
+}
+
+impl<S: LeaseStore> Held<S> {
+    /// Tries until the row would have expired anyway.
+    async fn release(self) -> Option<Released> {
+        self.renewal.stop().await;
+        let until = Instant::now() + self.claim.ttl;
+        let mut pause = self.key.settings.retry_interval;
+        let (store, claim) = (&self.key.store, &self.claim);
+        loop {
+            match store.release(&claim.key, &claim.token).await {
+                Ok(released) => {
+                    self.key.gate.released(released.wanted);
+                    if released.wanted {
+                        gate::linger(self.key, |key| key.settings.retry_interval);
+                    }
+                    return Some(released);
+                }
+                Err(error) if Instant::now() + pause < until => {
+                    tracing::debug!(key = %claim.key, %error, "a lease is not released yet");
+                }
+                Err(error) => {
+                    tracing::warn!(key = %claim.key, %error, "a lease was left to expire");
+                    return None;
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+}
+
+/// Puts off the expiry of a lease past each third of its time. Dropping it ends that.
+struct Renewal {
+    stopped: CancellationToken,
+    /// Held while a statement is under way.
+    under_way: Arc<Mutex<()>>,
+    /// The row was somebody else's.
+    lost: Arc<AtomicBool>,
+}
+
+impl Renewal {
+    fn start<S: LeaseStore>(store: S, claim: Claim, cap: Duration) -> Self {
+        let renewal = Self {
+            stopped: CancellationToken::new(),
+            under_way: Arc::default(),
+            lost: Arc::default(),
+        };
+        let under_way = Arc::clone(&renewal.under_way);
+        let lost = Arc::clone(&renewal.lost);
+        let stopped = renewal.stopped.clone();
+        tokio::spawn(renew(store, claim, cap, stopped, under_way, lost));
+        renewal
+    }
+
+    /// When it returns, no renewal is under way, and none will be.
+    async fn stop(&self) {
+        self.stopped.cancel();
+        drop(self.under_way.lock().await);
+    }
+}
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        self.stopped.cancel();
+    }
+}
+
+/// Only "this row is not ours" is a loss; whatever else goes wrong is tried again.
+async fn renew<S: LeaseStore>(
+    store: S,
+    claim: Claim,
+    cap: Duration,
+    stopped: CancellationToken,
+    under_way: Arc<Mutex<()>>,
+    lost: Arc<AtomicBool>,
+) {
+    let taken = Instant::now();
+    let interval = claim.ttl / 3;
+    let mut pause = interval;
+    while taken.elapsed() < cap {
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            () = sleep(pause) => {}
+        }
+        let _under_way = under_way.lock().await;
+        if stopped.is_cancelled() {
+            return;
+        }
+        pause = match store.renew(&claim, &stopped).await {
+            Ok(true) => interval,
+            Ok(false) => {
+                tracing::warn!(key = %claim.key, owner = %claim.owner, "a lease was lost");
+                lost.store(true, Ordering::SeqCst);
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(key = %claim.key, %error, "a lease is not renewed yet");
+                interval / 8
+            }
+        };
+    }
+    tracing::warn!(key = %claim.key, held = ?taken.elapsed(), "a lease is not renewed any more");
+}

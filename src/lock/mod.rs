@@ -1,0 +1,51 @@
+//! Locks: who may write an aggregate now.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `async_lock` | [`AsyncLock`], [`AsyncLockManager`], [`Hold`]: what every lock can do |
+//! | `memory` | locks that live in this process alone |
+//! | `gate` | the process-local queue in front of a lease |
+//! | `manager` | [`LeaseLockManager`]: the gate first, then the row |
+//! | `lease` | [`Lease`]: one that is ours; renewal and release |
+//! | `store` | [`LeaseStore`]: what a backend does to the rows of `aggregate_locks` |
+//! | `statements` | all SQL of that table |
+//! | `sqlite`, `postgres` | the rows in a SQLite file, and in Postgres |
+//! | `by_url` | the rows in whichever of them a URL names |
+//! | `listener` | waking who waits, by LISTEN and NOTIFY |
+//! | `keyed` | one object for each key, for as long as anybody keeps it |
+//!
+//! A lease is a promise with an end: a holder that is stopped for longer than its time to live
+//! finds, when it goes on, that somebody else has taken over. What makes that harmless is the
+//! fence: whoever commits deletes their lease row in the same transaction, and rolls back if it is
+//! not there.
+
+mod async_lock;
+mod by_url;
+mod error;
+mod gate;
+mod keyed;
+mod lease;
+#[cfg(feature = "postgres")]
+mod listener;
+mod manager;
+mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod statements;
+mod store;
+
+pub use async_lock::{AsyncLock, AsyncLockManager, Hold};
+pub use by_url::{UrlLeases, UrlLockManager};
+pub use error::LockError;
+pub use lease::Lease;
+pub use manager::{LeaseLock, LeaseLockManager};
+pub use memory::{InMemoryAsyncLock, InMemoryAsyncLockManager, InMemoryHold};
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresLeases, PostgresLockManager};
+#[cfg(feature = "sqlite")]
+pub use sqlite::{SqliteLeases, SqliteLockManager};
+pub use store::{
+    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Released, Token,
+};

@@ -1,0 +1,212 @@
+//! Leases in Postgres.
+
+use std::time::Duration;
+
+use sqlx::migrate;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use tokio_util::sync::CancellationToken;
+
+use super::LeaseLockManager;
+use super::listener::Listener;
+use super::statements::postgres as statements;
+use super::store::{
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token,
+    spawn_before_closing,
+};
+use crate::db::{
+    self, Fate, Identity, Migrations, Need, Patience, PostgresPool, PostgresSession, Sessions,
+    TransactionPool,
+};
+
+/// Leases in a Postgres database, for services on more than one machine. All times are the
+/// server's.
+pub type PostgresLockManager = LeaseLockManager<PostgresLeases>;
+
+impl PostgresLockManager {
+    /// Leases in the database of `pool`, on connections of their own: two for statements, and one
+    /// that listens as soon as somebody waits.
+    pub fn new(pool: &PostgresPool) -> Self {
+        Self::over(pool.leases())
+    }
+}
+
+impl LeasePool for PostgresPool {
+    type Leases = PostgresLeases;
+
+    fn leases(&self) -> PostgresLeases {
+        // A lease that is lost in a crash of the server is caught by the fence.
+        let options = self
+            .connect_options()
+            .application_name("rocket_tx leases")
+            .options([("synchronous_commit", "off")]);
+        PostgresLeases {
+            requests: self.clone(),
+            sessions: sessions(&options, Duration::from_secs(1)),
+            listener: Listener::new(options.clone()),
+            options,
+        }
+    }
+}
+
+/// The rows of `aggregate_locks` in a Postgres database.
+#[derive(Clone)]
+pub struct PostgresLeases {
+    requests: PostgresPool,
+    options: PgConnectOptions,
+    /// Of their own, so that renewals and releases do not starve behind the traffic that they
+    /// protect.
+    sessions: Sessions,
+    listener: Listener,
+}
+
+/// Sessions for lease statements; each takes one round trip.
+const SESSIONS: u32 = 2;
+
+/// `lock_timeout` bounds how long a statement waits for a row that somebody is at.
+fn sessions(options: &PgConnectOptions, lock_timeout: Duration) -> Sessions {
+    let lock_timeout = lock_timeout.as_millis().max(1);
+    let options = options
+        .clone()
+        .options([("lock_timeout", format!("{lock_timeout}ms"))]);
+    Sessions::new(
+        sqlx::pool::PoolOptions::new()
+            .max_connections(SESSIONS)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(options),
+    )
+}
+
+/// lock_not_available, query_canceled, deadlock_detected, serialization_failure: somebody is at
+/// the row. <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+fn is_contention(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("55P03" | "57014" | "40P01" | "40001"))
+}
+
+impl PostgresLeases {
+    /// Runs statements on a session, which is looked at before it is lent on if one failed.
+    async fn on_session<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PostgresSession) -> sqlx::Result<T>,
+    ) -> sqlx::Result<T> {
+        let mut session = self.sessions.acquire(Patience::Wait, Need::Alive).await?;
+        let result = work(&mut session).await;
+        if result.is_err() {
+            session.come_back(Fate::Checked);
+        }
+        result
+    }
+}
+
+impl LeaseStore for PostgresLeases {
+    type Session = PostgresSession;
+
+    fn database(&self) -> &Identity {
+        self.requests.identity()
+    }
+
+    /// No request ever holds one of the sessions that it needs, so it need not be impatient.
+    async fn take(&self, claim: &Claim, _patience: Patience) -> sqlx::Result<Attempt> {
+        let taken = self
+            .on_session(async |db| {
+                if let Some(wanted) = statements::held(db, &claim.key).await? {
+                    return Ok(Attempt::Held { wanted });
+                }
+                Ok(match statements::take(db, claim).await? {
+                    Some(fencing_token) => Attempt::Taken { fencing_token },
+                    // Somebody came between.
+                    None => Attempt::Held { wanted: false },
+                })
+            })
+            .await;
+        match taken {
+            Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: false }),
+            result => result,
+        }
+    }
+
+    async fn exclusion(_: &mut PgConnection, _key: &str) -> sqlx::Result<Exclusion> {
+        Ok(Exclusion::None)
+    }
+
+    async fn renew(&self, claim: &Claim, _stopped: &CancellationToken) -> sqlx::Result<bool> {
+        self.on_session(async |db| statements::renew(db, claim).await)
+            .await
+    }
+
+    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
+        self.on_session(async |db| {
+            let released = statements::release(db, key, token).await?;
+            // Only if wanted: NOTIFY takes a lock of the whole cluster at commit.
+            if released.wanted {
+                statements::notify(db, key).await?;
+            }
+            Ok(released)
+        })
+        .await
+    }
+
+    async fn release_within(
+        db: &mut PgConnection,
+        key: &str,
+        token: &Token,
+    ) -> sqlx::Result<Released> {
+        statements::release(db, key, token).await
+    }
+
+    async fn announce(&self, key: &str) -> sqlx::Result<()> {
+        self.on_session(async |db| statements::notify(db, key).await)
+            .await
+    }
+
+    async fn want(&self, key: &str) -> sqlx::Result<bool> {
+        self.on_session(async |db| statements::want(db, key).await)
+            .await
+    }
+
+    fn freed(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
+        self.listener.freed(key)
+    }
+
+    async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
+        self.on_session(async |db| {
+            let swept = statements::sweep(db, grace).await?;
+            for key in &swept {
+                statements::notify(db, key).await?;
+            }
+            Ok(swept.len() as u64)
+        })
+        .await
+    }
+
+    async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
+        self.on_session(async |db| statements::list(db).await).await
+    }
+
+    async fn free(&self, token: &Token) -> sqlx::Result<bool> {
+        self.on_session(async |db| {
+            let freed = statements::free(db, token).await?;
+            if let Some(key) = &freed {
+                statements::notify(db, key).await?;
+            }
+            Ok(freed.is_some())
+        })
+        .await
+    }
+
+    async fn migrate(&self) -> Result<(), db::Error> {
+        let mut migrator = migrate!("migrations/leases/postgres");
+        migrator.dangerous_set_table_name("_aggregate_locks_migrations");
+        self.requests
+            .migrate(&Migrations::new().postgres(migrator))
+            .await
+    }
+
+    fn set_retry_interval(&mut self, interval: Duration) {
+        self.sessions = sessions(&self.options, interval);
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        spawn_before_closing(&self.requests, work);
+    }
+}

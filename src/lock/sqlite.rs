@@ -1,0 +1,207 @@
+//! Leases in SQLite.
+
+use std::future::pending;
+use std::time::Duration;
+
+use sqlx::migrate;
+use sqlx::sqlite::SqliteConnection;
+use tokio_util::sync::CancellationToken;
+
+use super::LeaseLockManager;
+use super::statements::sqlite as statements;
+use super::store::{
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token,
+    spawn_before_closing,
+};
+use crate::db::{
+    self, Access, BeginOptions, CommitError, Identity, Isolation, Migrations, Patience, Session,
+    SqlitePool, SqliteSession, Transaction, TransactionPool,
+};
+
+/// Leases in a SQLite file, for processes of one machine. All times are the host's.
+pub type SqliteLockManager = LeaseLockManager<SqliteLeases>;
+
+impl SqliteLockManager {
+    /// Leases in the file of `pool`. They are taken through its one writer, in the same queue as
+    /// requests: several connections of one process would only spin on each other's locks.
+    pub fn new(pool: &SqlitePool) -> Self {
+        Self::over(pool.leases())
+    }
+}
+
+impl LeasePool for SqlitePool {
+    type Leases = SqliteLeases;
+
+    fn leases(&self) -> SqliteLeases {
+        SqliteLeases {
+            pool: self.clone(),
+            retry_interval: Duration::ZERO,
+        }
+    }
+}
+
+/// The rows of `aggregate_locks` in a SQLite file.
+#[derive(Clone)]
+pub struct SqliteLeases {
+    pool: SqlitePool,
+    retry_interval: Duration,
+}
+
+impl SqliteLeases {
+    /// The writer, in a transaction. Waits no longer than one retry interval for another process:
+    /// the writer is not free for anybody else meanwhile.
+    async fn begin(&self) -> sqlx::Result<Transaction<SqliteSession>> {
+        self.begin_with(Patience::AtMost(self.retry_interval)).await
+    }
+
+    async fn begin_with(&self, patience: Patience) -> sqlx::Result<Transaction<SqliteSession>> {
+        self.pool
+            .open(BeginOptions {
+                isolation: Isolation::Default,
+                access: Access::ReadWrite,
+                patience,
+            })
+            .await
+    }
+
+    /// A reader, which never waits for a writer.
+    async fn read(&self, patience: Patience) -> sqlx::Result<SqliteSession> {
+        self.pool.session(Access::ReadOnly, patience).await
+    }
+
+    async fn try_take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
+        // By a reader first: who waits must not keep others from writing.
+        let mut reader = self.read(patience).await?;
+        if let Some(wanted) = statements::held(reader.connection(), &claim.key).await? {
+            return Ok(Attempt::Held { wanted });
+        }
+        drop(reader);
+        let mut transaction = self.begin_with(patience).await?;
+        match statements::take(transaction.connection(), claim).await? {
+            Some(fencing_token) => {
+                commit(transaction).await?;
+                Ok(Attempt::Taken { fencing_token })
+            }
+            // Somebody came between.
+            None => Ok(Attempt::Held { wanted: false }),
+        }
+    }
+}
+
+async fn commit(mut transaction: Transaction<SqliteSession>) -> sqlx::Result<()> {
+    match transaction.commit().await {
+        Ok(()) => Ok(()),
+        Err(CommitError::Refused(error) | CommitError::Unknown(error)) => Err(error),
+        // Nothing here ends it, and nothing here has foreign keys.
+        Err(error) => Err(sqlx::Error::Protocol(error.to_string())),
+    }
+}
+
+/// BUSY, LOCKED, or a connection of our own was not free in time.
+fn is_contention(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Database(error) => {
+            let code = error.code().and_then(|code| code.parse::<i32>().ok());
+            code.is_some_and(|code| matches!(code & 0xff, 5 | 6))
+        }
+        _ => false,
+    }
+}
+
+impl LeaseStore for SqliteLeases {
+    type Session = SqliteSession;
+
+    fn database(&self) -> &Identity {
+        self.pool.identity()
+    }
+
+    async fn take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
+        match self.try_take(claim, patience).await {
+            // Nobody can mark a row while the file is busy.
+            Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: true }),
+            result => result,
+        }
+    }
+
+    async fn exclusion(db: &mut SqliteConnection, key: &str) -> sqlx::Result<Exclusion> {
+        Ok(match statements::held(db, key).await? {
+            None => Exclusion::Complete,
+            Some(_wanted) => Exclusion::Held,
+        })
+    }
+
+    async fn renew(&self, claim: &Claim, stopped: &CancellationToken) -> sqlx::Result<bool> {
+        let mut transaction = tokio::select! {
+            transaction = self.begin() => transaction?,
+            // The request may have the writer, and be waiting for us to stop.
+            () = stopped.cancelled() => return Err(sqlx::Error::PoolTimedOut),
+        };
+        let ours = statements::renew(transaction.connection(), claim).await?;
+        commit(transaction).await?;
+        Ok(ours)
+    }
+
+    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
+        let mut transaction = self.begin().await?;
+        let released = statements::release(transaction.connection(), key, token).await?;
+        commit(transaction).await?;
+        Ok(released)
+    }
+
+    async fn release_within(
+        db: &mut SqliteConnection,
+        key: &str,
+        token: &Token,
+    ) -> sqlx::Result<Released> {
+        statements::release(db, key, token).await
+    }
+
+    /// Nobody can be told across processes: who waits polls.
+    async fn announce(&self, _key: &str) -> sqlx::Result<()> {
+        Ok(())
+    }
+
+    async fn want(&self, key: &str) -> sqlx::Result<bool> {
+        let mut transaction = self.begin().await?;
+        let marked = statements::want(transaction.connection(), key).await?;
+        commit(transaction).await?;
+        Ok(marked)
+    }
+
+    fn freed(&self, _key: &str) -> impl Future<Output = ()> + Send + 'static {
+        pending()
+    }
+
+    async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
+        let mut transaction = self.begin().await?;
+        let swept = statements::sweep(transaction.connection(), grace).await?;
+        commit(transaction).await?;
+        Ok(swept)
+    }
+
+    async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
+        statements::list(self.read(Patience::Wait).await?.connection()).await
+    }
+
+    async fn free(&self, token: &Token) -> sqlx::Result<bool> {
+        let mut transaction = self.begin().await?;
+        let freed = statements::free(transaction.connection(), token).await?;
+        commit(transaction).await?;
+        Ok(freed.is_some())
+    }
+
+    async fn migrate(&self) -> Result<(), db::Error> {
+        let mut migrator = migrate!("migrations/leases/sqlite");
+        migrator.dangerous_set_table_name("_aggregate_locks_migrations");
+        self.pool.migrate(&Migrations::new().sqlite(migrator)).await
+    }
+
+    fn set_retry_interval(&mut self, interval: Duration) {
+        self.retry_interval = interval;
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        spawn_before_closing(&self.pool, work);
+    }
+}

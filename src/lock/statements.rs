@@ -1,0 +1,229 @@
+//! The table `aggregate_locks`: all of its SQL. Both backends take the same text but for the
+//! clock, and for where the fencing token comes from.
+
+/// Instantiates the statements for one backend.
+///
+/// `now` is the database's clock in milliseconds, read anew wherever it stands: a statement that
+/// waited for a row must not go by the time at which it came.
+macro_rules! statements {
+    ($database:ty, $connection:ty, now = $now:literal) => {
+        use crate::lock::store::{Claim, LeaseRow, Released, Token};
+
+        fn millis(duration: std::time::Duration) -> i64 {
+            i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+        }
+
+        /// Whether somebody holds the key now; if so, whether it is marked as wanted.
+        pub(in crate::lock) async fn held(
+            db: &mut $connection,
+            key: &str,
+        ) -> sqlx::Result<Option<bool>> {
+            sqlx::query_scalar::<$database, _>(concat!(
+                "SELECT wanted FROM aggregate_locks WHERE lock_key = $1 AND expires_at > ",
+                $now,
+            ))
+            .bind(key)
+            .fetch_optional(db)
+            .await
+        }
+
+        pub(in crate::lock) async fn renew(
+            db: &mut $connection,
+            claim: &Claim,
+        ) -> sqlx::Result<bool> {
+            let done = sqlx::query::<$database>(concat!(
+                "UPDATE aggregate_locks SET expires_at = ",
+                $now,
+                " + $3 \
+                 WHERE lock_key = $1 AND token = $2"
+            ))
+            .bind(&*claim.key)
+            .bind(claim.token.as_str())
+            .bind(millis(claim.ttl))
+            .execute(db)
+            .await?;
+            Ok(done.rows_affected() == 1)
+        }
+
+        /// By token, not by expiry: an expired lease that nobody has taken over is still ours.
+        pub(in crate::lock) async fn release(
+            db: &mut $connection,
+            key: &str,
+            token: &Token,
+        ) -> sqlx::Result<Released> {
+            let wanted: Option<bool> = sqlx::query_scalar::<$database, _>(
+                "DELETE FROM aggregate_locks WHERE lock_key = $1 AND token = $2 RETURNING wanted",
+            )
+            .bind(key)
+            .bind(token.as_str())
+            .fetch_optional(db)
+            .await?;
+            Ok(Released {
+                ours: wanted.is_some(),
+                wanted: wanted.unwrap_or(false),
+            })
+        }
+
+        pub(in crate::lock) async fn want(db: &mut $connection, key: &str) -> sqlx::Result<bool> {
+            let done = sqlx::query::<$database>(
+                "UPDATE aggregate_locks SET wanted = TRUE WHERE lock_key = $1 AND NOT wanted",
+            )
+            .bind(key)
+            .execute(db)
+            .await?;
+            Ok(done.rows_affected() == 1)
+        }
+
+        pub(in crate::lock) async fn list(db: &mut $connection) -> sqlx::Result<Vec<LeaseRow>> {
+            sqlx::query_as::<$database, LeaseRow>(concat!(
+                "SELECT lock_key AS key, owner_id AS owner, token, fencing_token, \
+                        ",
+                $now,
+                " - acquired_at AS age_ms, \
+                        expires_at - ",
+                $now,
+                " AS expires_in_ms, \
+                        wanted \
+                 FROM aggregate_locks ORDER BY lock_key"
+            ))
+            .fetch_all(db)
+            .await
+        }
+
+        /// The key that was freed, if there was such a lease.
+        pub(in crate::lock) async fn free(
+            db: &mut $connection,
+            token: &Token,
+        ) -> sqlx::Result<Option<String>> {
+            sqlx::query_scalar::<$database, _>(
+                "DELETE FROM aggregate_locks WHERE token = $1 RETURNING lock_key",
+            )
+            .bind(token.as_str())
+            .fetch_optional(db)
+            .await
+        }
+    };
+}
+
+#[cfg(feature = "sqlite")]
+pub(super) mod sqlite {
+    statements!(
+        sqlx::Sqlite,
+        sqlx::SqliteConnection,
+        now = "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)"
+    );
+
+    /// To be run in a transaction that has SQLite's one write lock: nobody comes between. Two
+    /// statements, one hop.
+    ///
+    /// The counter outlives rows, so that fencing tokens grow across release and sweep. It follows
+    /// the clock, so that they grow across a restored backup too.
+    pub(in crate::lock) async fn take(
+        db: &mut sqlx::SqliteConnection,
+        claim: &Claim,
+    ) -> sqlx::Result<Option<i64>> {
+        sqlx::query_scalar(
+            "UPDATE aggregate_locks_fence \
+             SET value = max(value + 1, CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)); \
+             INSERT INTO aggregate_locks AS held \
+                 (lock_key, owner_id, token, fencing_token, acquired_at, expires_at, wanted) \
+             SELECT $1, $2, $3, value, \
+                    CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER), \
+                    CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) + $4, FALSE \
+             FROM aggregate_locks_fence WHERE TRUE \
+             ON CONFLICT (lock_key) DO UPDATE \
+             SET owner_id = excluded.owner_id, token = excluded.token, \
+                 fencing_token = excluded.fencing_token, \
+                 acquired_at = excluded.acquired_at, expires_at = excluded.expires_at \
+             WHERE held.expires_at <= CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) \
+             RETURNING fencing_token",
+        )
+        .bind(&*claim.key)
+        .bind(&*claim.owner)
+        .bind(claim.token.as_str())
+        .bind(millis(claim.ttl))
+        .fetch_optional(db)
+        .await
+    }
+
+    pub(in crate::lock) async fn sweep(
+        db: &mut sqlx::SqliteConnection,
+        grace: std::time::Duration,
+    ) -> sqlx::Result<u64> {
+        let swept = sqlx::query(
+            "DELETE FROM aggregate_locks \
+             WHERE expires_at < CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) - $1",
+        )
+        .bind(millis(grace))
+        .execute(db)
+        .await?;
+        Ok(swept.rows_affected())
+    }
+}
+
+#[cfg(feature = "postgres")]
+pub(super) mod postgres {
+    statements!(
+        sqlx::Postgres,
+        sqlx::PgConnection,
+        now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    );
+
+    /// One atomic statement: insert, or take over what has expired. The sequence outlives rows and
+    /// is never rolled back, so fencing tokens only grow.
+    pub(in crate::lock) async fn take(
+        db: &mut sqlx::PgConnection,
+        claim: &Claim,
+    ) -> sqlx::Result<Option<i64>> {
+        sqlx::query_scalar(
+            "INSERT INTO aggregate_locks AS held \
+                 (lock_key, owner_id, token, fencing_token, acquired_at, expires_at, wanted) \
+             VALUES ($1, $2, $3, nextval('aggregate_locks_fence'), \
+                     (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
+                     (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $4, FALSE) \
+             ON CONFLICT (lock_key) DO UPDATE \
+             SET owner_id = excluded.owner_id, token = excluded.token, \
+                 fencing_token = nextval('aggregate_locks_fence'), \
+                 acquired_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
+                 expires_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $4 \
+             WHERE held.expires_at <= (extract(epoch FROM clock_timestamp()) * 1000)::bigint \
+             RETURNING fencing_token",
+        )
+        .bind(&*claim.key)
+        .bind(&*claim.owner)
+        .bind(claim.token.as_str())
+        .bind(millis(claim.ttl))
+        .fetch_optional(db)
+        .await
+    }
+
+    /// Rows that somebody is at are left to the next sweep.
+    pub(in crate::lock) async fn sweep(
+        db: &mut sqlx::PgConnection,
+        grace: std::time::Duration,
+    ) -> sqlx::Result<Vec<String>> {
+        sqlx::query_scalar(
+            "DELETE FROM aggregate_locks WHERE lock_key IN ( \
+                 SELECT lock_key FROM aggregate_locks \
+                 WHERE expires_at < (extract(epoch FROM clock_timestamp()) * 1000)::bigint - $1 \
+                 FOR UPDATE SKIP LOCKED) \
+             RETURNING lock_key",
+        )
+        .bind(millis(grace))
+        .fetch_all(db)
+        .await
+    }
+
+    /// A hash of fixed size on one channel: a payload of more than 8,000 bytes would fail the
+    /// commit that it rides on.
+    pub(in crate::lock) async fn notify(
+        db: &mut sqlx::PgConnection,
+        key: &str,
+    ) -> sqlx::Result<()> {
+        sqlx::query("SELECT pg_notify('aggregate_locks', $1)")
+            .bind(crate::lock::listener::bell(key))
+            .execute(db)
+            .await?;
+        Ok(())
+    }
+}
