@@ -17,6 +17,7 @@ mod input;
 mod launch;
 mod leaks;
 mod load;
+mod locks;
 mod lost;
 mod opening;
 mod refusals;

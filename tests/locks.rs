@@ -1,0 +1,56 @@
+//! Locks by key: in memory, and leases in a database that several processes share.
+//!
+//! A manager has gates of its own, so two managers on pools of their own are to each other what two
+//! processes are.
+
+mod cancelled;
+mod leases;
+mod memory;
+
+use std::time::Duration;
+
+use rocket_db_pools::Pool;
+use rocket_tx::db::UrlPool;
+use rocket_tx::lock::{LeaseRow, UrlLockManager};
+
+use crate::support::{Backend, Databases, eventually};
+
+/// A database with the table of leases, and managers on it.
+pub struct Leases {
+    databases: Databases,
+    pub manager: UrlLockManager,
+}
+
+impl Leases {
+    pub async fn new(backend: Backend) -> Self {
+        let databases = Databases::new(backend).await;
+        let manager = manager(&databases).await;
+        manager.migrate().await.unwrap();
+        Self { databases, manager }
+    }
+
+    /// What another process would have.
+    pub async fn another(&self) -> UrlLockManager {
+        manager(&self.databases).await
+    }
+
+    pub async fn rows(&self) -> Vec<LeaseRow> {
+        self.manager.leases().await.unwrap()
+    }
+
+    /// No row and no gate is left.
+    pub async fn everything_is_free(&self) {
+        eventually("every lease is released", async || {
+            self.rows().await.is_empty()
+        })
+        .await;
+        eventually("no gate is left", async || self.manager.keys() == 0).await;
+    }
+}
+
+async fn manager(databases: &Databases) -> UrlLockManager {
+    let figment = databases.figment().focus("databases.main");
+    let figment = figment.merge(("connect_timeout", 5));
+    let pool = UrlPool::init(&figment).await.unwrap();
+    UrlLockManager::new(&pool).with_retry_interval(Duration::from_millis(20))
+}

@@ -1,0 +1,107 @@
+//! Futures that are dropped half-way leave the key free.
+
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use rocket_tx::lock::{AsyncLock, AsyncLockManager};
+
+use super::Leases;
+use crate::support::Backend;
+
+/// Polls `future` until it is ready, or has been pending `polls` times; then drops it. Says whether
+/// it was ready.
+async fn dropped_after(polls: usize, future: impl Future) -> bool {
+    let mut future = Box::pin(future);
+    for _ in 0..polls {
+        let polled = future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+        if polled.is_ready() {
+            return true;
+        }
+        // For what it has begun to go on a little.
+        rocket::tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+    false
+}
+
+/// The lease lives for 30 s: what is free sooner was released.
+async fn at_every_await_point(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let other = leases.another().await;
+    let lock = leases.manager.get_lock("a").unwrap();
+    let mut completed = [0; 3];
+    for polls in 0..60 {
+        completed[0] += u32::from(dropped_after(polls, leases.manager.acquire("a")).await);
+        other.acquire("a").await.unwrap().release_now().await;
+
+        if dropped_after(polls, lock.lock()).await {
+            completed[1] += 1;
+            lock.unlock().await.unwrap();
+        }
+        other.acquire("a").await.unwrap().release_now().await;
+
+        if dropped_after(polls, lock.try_lock()).await {
+            completed[1] += 1;
+            lock.unlock().await.unwrap();
+        }
+        other.acquire("a").await.unwrap().release_now().await;
+
+        lock.lock().await.unwrap();
+        completed[2] += u32::from(dropped_after(polls, lock.unlock()).await);
+        // Never polled, it does nothing.
+        match polls {
+            0 => lock.unlock().await.unwrap(),
+            _ => other.acquire("a").await.unwrap().release_now().await,
+        }
+    }
+    // Some were dropped half-way, and some were not.
+    for completed in completed {
+        assert!((1..120).contains(&completed), "{completed}");
+    }
+    drop(lock);
+    leases.everything_is_free().await;
+}
+
+async fn waiters_that_give_up_are_forgotten(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let other = leases.another().await;
+    let held = other.acquire("a").await.unwrap();
+    for polls in 1..20 {
+        assert!(!dropped_after(polls, leases.manager.acquire("a")).await);
+    }
+    drop(held);
+    leases.everything_is_free().await;
+}
+
+async fn never_polled_they_do_nothing(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let lock = leases.manager.get_lock("a").unwrap();
+    drop(leases.manager.acquire("a"));
+    drop(lock.lock());
+    drop(lock.try_lock());
+    rocket::tokio::task::yield_now().await;
+    assert!(leases.rows().await.is_empty());
+    lock.lock().await.unwrap();
+    drop(lock.unlock());
+    rocket::tokio::task::yield_now().await;
+    assert_eq!(leases.rows().await.len(), 1);
+    lock.unlock().await.unwrap();
+    assert!(leases.rows().await.is_empty());
+}
+
+on_each_backend!(
+    at_every_await_point,
+    waiters_that_give_up_are_forgotten,
+    never_polled_they_do_nothing,
+);
+
+trait ReleaseNow {
+    async fn release_now(self);
+}
+
+impl<H: rocket_tx::lock::Hold> ReleaseNow for H {
+    async fn release_now(self) {
+        self.release().await.unwrap();
+    }
+}

@@ -1,0 +1,304 @@
+//! Rows that say who may write, until when.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rocket::futures::future::{join, join_all};
+use rocket_tx::lock::{AsyncLock, AsyncLockManager, Hold, LockError};
+
+use super::Leases;
+use crate::support::{Backend, eventually};
+
+const MS: Duration = Duration::from_millis(1);
+
+async fn taken_contended_released(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let other = leases.another().await;
+    let lease = leases.manager.acquire("a").await.unwrap();
+    assert!(leases.manager.try_acquire("a").await.unwrap().is_none());
+    assert!(other.try_acquire("a").await.unwrap().is_none());
+    assert!(!other.get_lock("a").unwrap().try_lock().await.unwrap());
+    assert!(other.try_acquire("b").await.unwrap().is_some());
+
+    let row = &leases.rows().await[0];
+    assert_eq!((row.key.as_str(), row.wanted), ("a", false));
+    assert!((29_000..=30_000).contains(&row.expires_in_ms), "{row:?}");
+    assert!((0..1_000).contains(&row.age_ms), "{row:?}");
+
+    lease.release().await.unwrap();
+    let lease = other.acquire("a").await.unwrap();
+    drop(lease);
+    leases.everything_is_free().await;
+}
+
+/// Also with the same owner id: it is only a label.
+async fn two_processes_are_two_holders(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let one = leases.manager.clone().with_owner_id("same");
+    let other = leases.another().await.with_owner_id("same");
+    let (inside, turns) = (AtomicU32::new(0), AtomicU32::new(0));
+    let work = |number: u32| {
+        let manager = if number % 2 == 0 { &one } else { &other };
+        let (inside, turns) = (&inside, &turns);
+        async move {
+            let lease = manager.acquire("a").await.unwrap();
+            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+            rocket::tokio::time::sleep(MS).await;
+            inside.fetch_sub(1, Ordering::SeqCst);
+            turns.fetch_add(1, Ordering::SeqCst);
+            lease.release().await.unwrap();
+        }
+    };
+    join_all((0..30).map(work)).await;
+    assert_eq!(turns.into_inner(), 30);
+}
+
+async fn an_absent_row_is_inserted_by_one(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let other = leases.another().await;
+    for number in 0..30 {
+        let key = format!("new {number}");
+        let (one, two) = join(leases.manager.try_acquire(&key), other.try_acquire(&key)).await;
+        let (one, two) = (one.unwrap(), two.unwrap());
+        // On SQLite a try may also find the file busy.
+        assert!(one.is_none() || two.is_none(), "{key}: two holders");
+        if backend == Backend::Postgres {
+            assert!(one.is_some() || two.is_some(), "{key}: no holder");
+        }
+    }
+}
+
+async fn an_expired_lease_is_taken_over(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    // Without renewal, as in a process that is stopped.
+    let stopped = leases.manager.clone().with_lease_ttl(300 * MS);
+    let stopped = stopped.with_renewal_cap(Duration::ZERO);
+    let other = leases.another().await;
+    let lost = stopped.acquire("a").await.unwrap();
+    let started = Instant::now();
+    let taken = other.acquire("a").await.unwrap();
+    let took = started.elapsed();
+    assert!((250 * MS..2_000 * MS).contains(&took), "{took:?}");
+    assert!(taken.fencing_token() > lost.fencing_token());
+
+    // Its release frees nobody else's lease.
+    assert!(matches!(lost.release().await, Err(LockError::Lost(_))));
+    let rows = leases.rows().await;
+    assert_eq!(rows[0].fencing_token, taken.fencing_token());
+    taken.release().await.unwrap();
+    leases.everything_is_free().await;
+}
+
+async fn the_longest_wait_covers_gate_and_row(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let other = leases.another().await;
+    let held = other.acquire("a").await.unwrap();
+    let manager = leases.another().await.with_max_wait(Some(300 * MS));
+    // The second waits at the gate of the first.
+    let measure = async || {
+        let started = Instant::now();
+        let refused = manager.acquire("a").await.map(drop);
+        assert!(matches!(refused, Err(LockError::TimedOut { .. })));
+        started.elapsed()
+    };
+    let all = async {
+        let started = Instant::now();
+        assert!(manager.hold_all(&["c", "a", "b"]).await.is_err());
+        started.elapsed()
+    };
+    let ((one, two), three) = join(join(measure(), measure()), all).await;
+    for took in [one, two, three] {
+        assert!((290 * MS..600 * MS).contains(&took), "{took:?}");
+    }
+    held.release().await.unwrap();
+    leases.everything_is_free().await;
+}
+
+async fn fencing_tokens_only_grow(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let short = leases.another().await.with_lease_ttl(30 * MS);
+    let short = short.with_renewal_cap(Duration::ZERO);
+    let mut last = i64::MIN;
+    let mut grown = |token: i64| {
+        assert!(token > last, "{token} after {last}");
+        last = token;
+    };
+    for _ in 0..5 {
+        let lease = leases.manager.acquire("a").await.unwrap();
+        grown(lease.fencing_token());
+        lease.release().await.unwrap();
+
+        let lease = short.acquire("a").await.unwrap();
+        grown(lease.fencing_token());
+        let taken_over = leases.manager.acquire("a").await.unwrap();
+        grown(taken_over.fencing_token());
+        taken_over.release().await.unwrap();
+        drop(lease);
+
+        // Left behind, and swept.
+        let left = short.acquire("b").await.unwrap();
+        grown(left.fencing_token());
+        eventually("it is swept", async || {
+            short.sweep_expired().await.unwrap() > 0
+        })
+        .await;
+        assert!(matches!(left.release().await, Err(LockError::Lost(_))));
+        let lease = leases.manager.acquire("b").await.unwrap();
+        grown(lease.fencing_token());
+        lease.release().await.unwrap();
+    }
+}
+
+async fn sweeping_spares_what_lives(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let sweeper = leases.another().await.with_lease_ttl(100 * MS);
+    let living = leases.manager.acquire("living").await.unwrap();
+    // Expired, but not for longer than a time to live.
+    let graced = leases.another().await.with_lease_ttl(50 * MS);
+    let graced = graced.with_renewal_cap(Duration::ZERO);
+    let expired = graced.acquire("expired").await.unwrap();
+    rocket::tokio::time::sleep(70 * MS).await;
+    assert_eq!(sweeper.sweep_expired().await.unwrap(), 0);
+    rocket::tokio::time::sleep(120 * MS).await;
+    assert_eq!(sweeper.sweep_expired().await.unwrap(), 1);
+    let rows = leases.rows().await;
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].key, "living");
+    drop((living, expired));
+    leases.everything_is_free().await;
+}
+
+async fn a_lease_is_renewed_while_it_is_held(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let holder = leases.another().await.with_lease_ttl(300 * MS);
+    let other = leases.another().await.with_max_wait(Some(1_500 * MS));
+    let lease = holder.acquire("a").await.unwrap();
+    let refused = other.acquire("a").await.map(drop);
+    assert!(matches!(refused, Err(LockError::TimedOut { .. })));
+    assert!(!lease.is_lost());
+    lease.release().await.unwrap();
+}
+
+async fn renewal_ends_at_its_cap(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let holder = leases.another().await.with_lease_ttl(200 * MS);
+    let holder = holder.with_renewal_cap(300 * MS);
+    let lease = holder.acquire("a").await.unwrap();
+    let started = Instant::now();
+    let taken = leases.manager.acquire("a").await.unwrap();
+    let took = started.elapsed();
+    assert!(took > 300 * MS, "{took:?}");
+    drop((lease, taken));
+    leases.everything_is_free().await;
+}
+
+async fn a_lease_that_was_freed_by_an_operator_is_lost(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let holder = leases.another().await.with_lease_ttl(300 * MS);
+    let lease = holder.acquire("a").await.unwrap();
+    assert!(!leases.manager.free("no such token").await.unwrap());
+    let token = leases.rows().await[0].token.clone();
+    assert!(leases.manager.free(&token).await.unwrap());
+    assert!(!leases.manager.free(&token).await.unwrap());
+    eventually("the holder notices", async || lease.is_lost()).await;
+    let next = leases.manager.acquire("a").await.unwrap();
+    assert!(matches!(lease.release().await, Err(LockError::Lost(_))));
+    assert_eq!(leases.rows().await.len(), 1);
+    next.release().await.unwrap();
+}
+
+async fn it_is_seen_whether_a_lease_is_wanted(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let other = leases.another().await;
+    let lease = leases.manager.acquire("a").await.unwrap();
+    let waiting = rocket::tokio::spawn(async move { other.acquire("a").await.map(drop) });
+    eventually("it is wanted", async || leases.rows().await[0].wanted).await;
+    drop(lease);
+    waiting.await.unwrap().unwrap();
+    leases.everything_is_free().await;
+}
+
+async fn no_gate_is_left_behind(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    for chunk in 0..100 {
+        let work = |number| {
+            let manager = &leases.manager;
+            async move {
+                let lock = manager.get_lock(&format!("{chunk}/{number}")).unwrap();
+                lock.lock().await.unwrap();
+                lock.unlock().await.unwrap();
+            }
+        };
+        join_all((0..100).map(work)).await;
+    }
+    assert_eq!(leases.manager.keys(), 0);
+    assert!(leases.rows().await.is_empty());
+}
+
+/// As if another process had them, each for itself.
+async fn opposite_orders_never_meet_in_a_circle(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let other = leases.another().await;
+    let work = |number: u32| {
+        let manager = if number % 2 == 0 {
+            &leases.manager
+        } else {
+            &other
+        };
+        async move {
+            let mut keys = ["a", "b", "c", "b"];
+            if number % 3 == 0 {
+                keys.reverse();
+            }
+            let holds = manager.hold_all(&keys).await.unwrap();
+            assert_eq!(holds.len(), 3);
+        }
+    };
+    join_all((0..24).map(work)).await;
+    leases.everything_is_free().await;
+}
+
+on_each_backend!(
+    taken_contended_released,
+    two_processes_are_two_holders,
+    an_absent_row_is_inserted_by_one,
+    an_expired_lease_is_taken_over,
+    the_longest_wait_covers_gate_and_row,
+    fencing_tokens_only_grow,
+    sweeping_spares_what_lives,
+    a_lease_is_renewed_while_it_is_held,
+    renewal_ends_at_its_cap,
+    a_lease_that_was_freed_by_an_operator_is_lost,
+    it_is_seen_whether_a_lease_is_wanted,
+    no_gate_is_left_behind,
+    opposite_orders_never_meet_in_a_circle,
+);
+
+mod postgres_only {
+    use super::*;
+
+    /// The retry interval is long: only a notification wakes it in time.
+    #[rocket::async_test]
+    async fn postgres_wakes_who_waits() {
+        let leases = Leases::new(Backend::Postgres).await;
+        let slow = |manager: rocket_tx::lock::UrlLockManager| {
+            manager
+                .with_retry_interval(Duration::from_secs(20))
+                .with_max_wait(Some(Duration::from_secs(30)))
+        };
+        let (one, other) = (slow(leases.another().await), slow(leases.another().await));
+        for _ in 0..3 {
+            let lease = one.acquire("a").await.unwrap();
+            let other = other.clone();
+            let waiting = rocket::tokio::spawn(async move {
+                other.acquire("a").await.unwrap().release().await.unwrap();
+            });
+            eventually("it is wanted", async || leases.rows().await[0].wanted).await;
+            let started = Instant::now();
+            drop(lease);
+            waiting.await.unwrap();
+            let took = started.elapsed();
+            assert!(took < Duration::from_secs(3), "{took:?}");
+        }
+    }
+}
