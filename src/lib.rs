@@ -145,10 +145,12 @@
 //! | --- | --- |
 //! | [`tx`] | registry, guards, verdict, settlement, hooks |
 //! | [`db`] | how a database is opened, lent and closed |
+//! | [`aggregate`] | event-sourced aggregates: events, repositories, and the guard with leases |
 //! | [`lock`] | locks: in memory, and durable leases in a database |
 
 #![forbid(unsafe_code)]
 
+pub mod aggregate;
 #[cfg(feature = "app")]
 #[doc(hidden)]
 pub mod app;

@@ -9,7 +9,7 @@ use super::LockError;
 
 /// Objects by key. It keeps none of them alive: what nobody holds or waits for leaves no memory
 /// behind, provided that the object calls [`forget`](Self::forget) when it is dropped.
-pub(super) struct Keyed<T>(Arc<Mutex<HashMap<Arc<str>, Weak<T>>>>);
+pub(crate) struct Keyed<T>(Arc<Mutex<HashMap<Arc<str>, Weak<T>>>>);
 
 impl<T> Clone for Keyed<T> {
     fn clone(&self) -> Self {
@@ -25,7 +25,7 @@ impl<T> Default for Keyed<T> {
 
 impl<T> Keyed<T> {
     /// The object of `key`, made now if there is none.
-    pub(super) fn get(
+    pub(crate) fn get(
         &self,
         key: &str,
         make: impl FnOnce(Arc<str>) -> T,
@@ -44,7 +44,7 @@ impl<T> Keyed<T> {
     }
 
     /// To be called by the object that is being dropped.
-    pub(super) fn forget(&self, key: &str) {
+    pub(crate) fn forget(&self, key: &str) {
         let mut objects = self.0.lock();
         // Somebody may have come for the key meanwhile, and made another.
         if objects
@@ -55,19 +55,26 @@ impl<T> Keyed<T> {
         }
     }
 
-    #[cfg(feature = "postgres")]
-    pub(super) fn find(&self, key: &str) -> Option<Arc<T>> {
+    /// Makes the object of `key` anew, in the place of any that others still keep.
+    pub(crate) fn put(&self, key: &str, make: impl FnOnce(Arc<str>) -> T) -> Arc<T> {
+        let key: Arc<str> = key.into();
+        let object = Arc::new(make(Arc::clone(&key)));
+        self.0.lock().insert(key, Arc::downgrade(&object));
+        object
+    }
+
+    pub(crate) fn find(&self, key: &str) -> Option<Arc<T>> {
         self.0.lock().get(key).and_then(Weak::upgrade)
     }
 
     #[cfg(feature = "postgres")]
-    pub(super) fn for_each(&self, act: impl FnMut(Arc<T>)) {
+    pub(crate) fn for_each(&self, act: impl FnMut(Arc<T>)) {
         // Dropped outside the mutex: the last one to let go of an object has it forgotten here.
         let objects: Vec<_> = self.0.lock().values().filter_map(Weak::upgrade).collect();
         objects.into_iter().for_each(act);
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.lock().len()
     }
 }

@@ -49,3 +49,6 @@ pub use sqlite::{SqliteLeases, SqliteLockManager};
 pub use store::{
     Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Released, Token,
 };
+
+pub(crate) use keyed::Keyed;
+pub(crate) use manager::Deadline;

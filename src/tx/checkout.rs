@@ -35,6 +35,10 @@ impl Outstanding {
         D: Database,
         D::Pool: TransactionPool,
     {
+        // Resources will need transactions of databases that come before this one.
+        if let Some(link) = pool.link().get() {
+            self.begin_required(link.rank).await?;
+        }
         let (beginning, options) = match self.checkout_or_reserve::<D, M>(pool, guard)? {
             Reserved::Open(loaned) => return Ok(loaned),
             Reserved::New(beginning, options) => (beginning, options),

@@ -41,6 +41,12 @@ pub enum Error {
     )]
     NotAttached(&'static str),
 
+    /// A guard names a database that keeps no aggregates. 500.
+    #[error(
+        "the database `{0}` keeps no aggregates; add `.attach(rocket_tx::aggregate::init::<{0}>())` to the launch code"
+    )]
+    NoAggregates(&'static str),
+
     /// The request's transaction is held by another guard. Drop that one first. 500.
     #[error(
         "the transaction of `{0}` is checked out by another guard of this request; drop that guard before asking again"
@@ -204,6 +210,7 @@ impl Error {
             ),
             Self::NoSettlement => ("no-settlement", self.to_string().into()),
             Self::NotAttached(_) => ("not-attached", self.to_string().into()),
+            Self::NoAggregates(_) => ("no-aggregates", self.to_string().into()),
             Self::CheckedOut(_) => ("checked-out", self.to_string().into()),
             Self::Weaker(_) => ("weaker", self.to_string().into()),
             Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
@@ -237,7 +244,7 @@ impl Error {
     }
 
     /// What a transaction's refusal means for the request.
-    pub(super) fn of_commit(error: CommitError, database: &str) -> Self {
+    pub(crate) fn of_commit(error: CommitError, database: &str) -> Self {
         match error {
             CommitError::Aborted => Self::Aborted,
             CommitError::Ended { undone } => Self::Ended { undone },

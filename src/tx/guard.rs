@@ -83,7 +83,11 @@ where
     /// [`Error::CheckedOut`] while a guard holds it, [`Error::Weaker`] if it was begun with less
     /// than `M` asks for.
     pub fn current(request: &Request<'_>) -> Result<Option<Self>, Error> {
-        let outstanding = Outstanding::of(request)?;
+        Self::current_in(Outstanding::of(request)?)
+    }
+
+    /// For what outlives the borrow of the request.
+    pub(crate) fn current_in(outstanding: &Arc<Outstanding>) -> Result<Option<Self>, Error> {
         let loaned = outstanding.current::<D, M>().transpose()?;
         loaned
             .map(|loaned| Self::new(loaned, outstanding))
@@ -215,11 +219,16 @@ where
     fn of(request: &Request<'_>) -> Result<Self, Error> {
         let outstanding = Outstanding::of(request)?;
         let database = sentinel::attached::<D>(request)?;
-        Ok(Self {
+        Ok(Self::new(outstanding, database))
+    }
+
+    /// For what begins in a request's name without being a guard.
+    pub(crate) fn new(outstanding: &Arc<Outstanding>, pool: &D::Pool) -> Self {
+        Self {
             outstanding: Arc::clone(outstanding),
-            pool: (**database).clone(),
+            pool: pool.clone(),
             mode: PhantomData,
-        })
+        }
     }
 }
 
@@ -259,7 +268,7 @@ where
 }
 
 /// A guard of ours has failed: whatever a catcher answers, the request is rolled back.
-pub(super) fn failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
+pub(crate) fn failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
     tracing::warn!(%error, uri = %request.uri(), "a request guard failed");
     if let Ok(outstanding) = Outstanding::of(request) {
         outstanding.fail(error.problem());

@@ -8,6 +8,7 @@
 //! | `outstanding` | [`Outstanding`]: everything begun in this request and not yet settled |
 //! | `checkout` | checking a transaction out of it, begun on first use |
 //! | `resource` | [`Resource`] and [`Settling`]: the door by which anything else joins |
+//! | `require` | transactions that a resource will need, begun as late as may be |
 //! | `lent` | an open transaction, as the resource that it is |
 //! | `verdict` | [`Verdict`], [`Commit`], [`Rollback`]: what is to be done, and why |
 //! | `settlement` | [`Settlement`]: the fairing that reads the verdict off the response |
@@ -37,6 +38,7 @@ mod panics;
 mod problem;
 mod read;
 mod replace;
+mod require;
 mod resource;
 mod sentinel;
 mod settle;
@@ -56,3 +58,5 @@ pub use read::Read;
 pub use resource::{Phase, Resource, Settling};
 pub use settlement::{Settlement, Vetoed};
 pub use verdict::{Commit, Outcome, Reason, Rollback, Verdict};
+
+pub(crate) use guard::failed;

@@ -20,6 +20,7 @@ use super::lent::Loan;
 use super::live::{Live, LiveEntry, LiveFlags};
 use super::panics::PanicWatch;
 use super::problem::Problem;
+use super::require::Required;
 use super::resource::Resource;
 use super::sentinel;
 use super::settlement::Settings;
@@ -55,6 +56,8 @@ pub struct Outstanding {
 pub(super) struct State {
     /// In joining order.
     pub(super) entries: Vec<Entry>,
+    /// What resources will need when they are settled.
+    pub(super) required: Vec<Required>,
     /// What the request's `Read`s hold.
     reading: Vec<Reading>,
     pub(super) doom: Option<(Status, Cow<'static, str>)>,
@@ -173,6 +176,31 @@ impl Outstanding {
         F: Future<Output: HookOutput> + Send + 'static,
     {
         self.state.lock().hooks.after_rollback(hook);
+    }
+
+    /// The request that it is the registry of.
+    pub fn request_id(&self) -> RequestId {
+        self.request
+    }
+
+    /// Whether the request has a connection now, in a transaction or for a `Read`. Who has one must
+    /// not wait for anything that another request may have, which may be waiting for a connection.
+    pub fn holds_a_connection(&self) -> bool {
+        let state = self.state.lock();
+        state.databases().next().is_some() || !state.reading.is_empty()
+    }
+
+    /// How strict the open transaction of `D` is, if the request has one.
+    pub(crate) fn strength_of<D: Database>(&self) -> Option<(Isolation, Access)> {
+        let state = self.state.lock();
+        let mut databases = state.databases();
+        let lending = databases.find(|lending| lending.database == TypeId::of::<D>())?;
+        Some((lending.isolation, lending.access))
+    }
+
+    /// Whether the verdict has fallen: nothing joins any more.
+    pub fn is_settled(&self) -> bool {
+        self.state.lock().closed
     }
 
     /// A `Read` of `D` begins. Ends with [`reading_ends`](Self::reading_ends). Says how long it

@@ -71,7 +71,15 @@ where
     async fn of(request: &Request<'_>) -> Result<Self, Error> {
         let outstanding = Outstanding::of(request)?;
         let database = sentinel::attached::<D>(request)?;
-        let link = database.link().get();
+        Self::lend(outstanding, database).await
+    }
+
+    /// For what reads in a request's name without being a guard.
+    pub(crate) async fn lend(
+        outstanding: &Arc<Outstanding>,
+        pool: &D::Pool,
+    ) -> Result<Self, Error> {
+        let link = pool.link().get();
         let rank = link.ok_or(Error::NotAttached(type_name::<D>()))?.rank;
         let patience = outstanding.reading_begins::<D>(rank)?;
         // Made before the wait: dropped in it, the place is given back.
@@ -79,7 +87,7 @@ where
             outstanding: Arc::clone(outstanding),
             database: PhantomData,
         };
-        let mut session = match database.session(Access::ReadOnly, patience).await {
+        let mut session = match pool.session(Access::ReadOnly, patience).await {
             Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
                 return Err(Error::OutOfOrder(D::NAME));
             }

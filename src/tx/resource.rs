@@ -110,7 +110,8 @@ impl Settling<'_> {
         self.deadline
     }
 
-    /// The request's transaction of `D`, if it has one.
+    /// The request's transaction of `D`, if it has one; a resource that needs one says so with
+    /// [`Outstanding::require`](super::Outstanding::require).
     ///
     /// In `prepare` it is open: what is written on its
     /// [`connection`](Transaction::connection) is committed or rolled back with the rest. In

@@ -21,6 +21,7 @@ use super::observe::Observer;
 use super::outstanding::{Entry, Lending, Outstanding, State};
 use super::panics;
 use super::replace::{replace, strip};
+use super::require::Missing;
 use super::resource::Resource;
 use super::settle::{Run, shielded};
 use super::verdict::{Choice, Outcome, Reason, Verdict};
@@ -225,6 +226,7 @@ impl<'r> Settle<'_, 'r, '_> {
             return;
         }
         self.warn_of_slow(&state);
+        let missing = state.missing();
         let mut collected = Collected::default();
         let mut held = collected.take(std::mem::take(&mut state.entries));
         let leaked: Vec<String> = held.iter().map(|lending| lending.name.to_owned()).collect();
@@ -235,6 +237,12 @@ impl<'r> Settle<'_, 'r, '_> {
             held.iter().for_each(|lending| self.condemn(lending));
         }
         let verdict = self.verdict(leaked, &state, response);
+        let mut complete = Ok(());
+        if let Verdict::Commit(_) = verdict
+            && !missing.is_empty()
+        {
+            complete = self.open_missing(missing, &mut collected).await;
+        }
         let Collected { resources, lines } = collected;
         let mut run = Run::new(
             self.settings,
@@ -244,7 +252,13 @@ impl<'r> Settle<'_, 'r, '_> {
             lines,
         );
         let result = match &verdict {
-            Verdict::Commit(_) => run.commit().await,
+            Verdict::Commit(_) => match complete {
+                Ok(()) => run.commit().await,
+                Err(error) => {
+                    run.rollback().await;
+                    Err(error)
+                }
+            },
             Verdict::Rollback(reason) => {
                 let anything = !run.is_empty();
                 run.rollback().await;
@@ -261,6 +275,21 @@ impl<'r> Settle<'_, 'r, '_> {
             replace(self.request, response, error.problem(), outcome);
         }
         self.done(verdict, outcome, hooks, started, response);
+    }
+
+    /// Begins the transactions that resources need and that nobody has begun, bounded.
+    async fn open_missing(
+        &self,
+        missing: Vec<Missing>,
+        collected: &mut Collected,
+    ) -> Result<(), Error> {
+        let limit = self.settings.settle_timeout;
+        // Boxed: the future of a request without any stays small.
+        let opening = Box::pin(self.outstanding.open_missing(missing));
+        let opened = tokio::time::timeout(limit, opening).await;
+        let opened = opened.unwrap_or(Err(Error::SettleTimeout(limit)))?;
+        collected.resources.extend(opened);
+        Ok(())
     }
 
     /// First match wins.

@@ -86,9 +86,7 @@ struct Reentrant {
 impl Wake for Reentrant {
     fn wake(self: Arc<Self>) {
         let mut other = Box::pin(self.lock.try_lock());
-        let polled = other
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()));
+        let polled = other.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(polled.is_ready());
         self.woken.store(true, Ordering::SeqCst);
     }

@@ -1,0 +1,28 @@
+//! Events in whichever database a URL names.
+
+use super::repository::{Append, Snapshot};
+use super::rows::{EventRows, Row};
+use crate::db::Connection;
+use crate::with_backend;
+
+impl EventRows for Connection {
+    async fn history(
+        &mut self,
+        stream: &str,
+        snapshot_version: Option<u32>,
+    ) -> sqlx::Result<Vec<Row>> {
+        with_backend!(self, |db| db.history(stream, snapshot_version).await)
+    }
+
+    async fn page(&mut self, stream: &str, after: u64, limit: u32) -> sqlx::Result<Vec<Row>> {
+        with_backend!(self, |db| db.page(stream, after, limit).await)
+    }
+
+    async fn insert_events(&mut self, append: &Append) -> sqlx::Result<()> {
+        with_backend!(self, |db| db.insert_events(append).await)
+    }
+
+    async fn put_snapshot(&mut self, stream: &str, snapshot: &Snapshot) -> sqlx::Result<()> {
+        with_backend!(self, |db| db.put_snapshot(stream, snapshot).await)
+    }
+}

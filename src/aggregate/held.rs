@@ -1,0 +1,355 @@
+//! The leases of a request, and what it has staged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use rocket_db_pools::Database;
+use tokio::sync::Mutex as Turn;
+
+use super::Error;
+use super::initializer::Shared;
+use super::repository::{Append, HeldLease};
+use super::rows::AggregatePool;
+use super::settled::Settled;
+use crate::Tx;
+use crate::db::{Access, Isolation, Patience};
+use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError};
+use crate::tx::{Outstanding, ReadOnly};
+
+pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>;
+
+/// The keys that a request holds, in all databases; kept in Rocket's request-local cache.
+///
+/// Waits that all go one way never meet in a circle: a request waits only for keys that come after
+/// all that it holds, and takes one at a time.
+#[derive(Default)]
+pub(super) struct Order {
+    /// Held across a wait on purpose: what two tasks of one request ask for, they get in turn.
+    turn: Turn<()>,
+    /// With the rank of their database.
+    keys: Mutex<BTreeSet<(usize, String)>>,
+}
+
+/// What a request holds and has staged in the database `D`.
+pub(super) struct Held<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    pub(super) outstanding: Arc<Outstanding>,
+    pub(super) shared: Arc<Shared<D>>,
+    rank: usize,
+    order: Arc<Order>,
+    state: Mutex<State<D>>,
+}
+
+struct State<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    entries: BTreeMap<String, Entry<D>>,
+    staged: BTreeMap<String, Append>,
+    /// Streams whose events are in the transaction already.
+    flushed: BTreeSet<String>,
+    /// It is one of the request's resources.
+    joined: bool,
+    closed: bool,
+}
+
+struct Entry<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    /// `None`: the open transaction keeps others from the key by itself.
+    lease: Option<LeaseOf<D>>,
+    handle: Weak<Handle<D>>,
+}
+
+/// What an aggregate owns. Dropping it gives the lease back, unless the request still needs it.
+pub(super) struct Handle<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    stream: String,
+    held: Arc<Held<D>>,
+}
+
+impl<D> Drop for Handle<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    fn drop(&mut self) {
+        self.held.handle_dropped(&self.stream);
+    }
+}
+
+/// All that a settlement needs.
+pub(super) struct Taken<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    /// In key order.
+    pub(super) leases: Vec<LeaseOf<D>>,
+    /// In stream order.
+    pub(super) staged: Vec<Append>,
+}
+
+impl<D> Held<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    pub(super) fn new(
+        outstanding: &Arc<Outstanding>,
+        shared: &Arc<Shared<D>>,
+        rank: usize,
+        order: &Arc<Order>,
+    ) -> Self {
+        Self {
+            outstanding: Arc::clone(outstanding),
+            shared: Arc::clone(shared),
+            rank,
+            order: Arc::clone(order),
+            state: Mutex::new(State {
+                entries: BTreeMap::new(),
+                staged: BTreeMap::new(),
+                flushed: BTreeSet::new(),
+                joined: false,
+                closed: false,
+            }),
+        }
+    }
+
+    /// Takes the leases of `streams`, in order, each once; what the request holds it holds.
+    ///
+    /// Dropping the future gives back what it has taken.
+    pub(super) async fn lease(
+        self: &Arc<Self>,
+        streams: &[&str],
+    ) -> Result<Vec<Option<HeldLease>>, Error> {
+        let mut sorted = streams.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let deadline = self.shared.locks.deadline();
+        let first = sorted.first().copied().unwrap_or_default();
+        let _turn = deadline.bound(first, self.order.turn.lock()).await?;
+        let mut handles = BTreeMap::new();
+        for stream in sorted {
+            let handle = match self.owned(stream) {
+                Some(handle) => handle,
+                None => self.take(stream, deadline).await?,
+            };
+            handles.insert(stream, HeldLease::new(handle));
+        }
+        let of = |stream: &&str| handles.get(*stream).cloned();
+        Ok(streams.iter().map(of).collect())
+    }
+
+    /// A key that the request holds already.
+    fn owned(self: &Arc<Self>, stream: &str) -> Option<Arc<Handle<D>>> {
+        let mut state = self.state.lock();
+        let entry = state.entries.get_mut(stream)?;
+        if let Some(handle) = entry.handle.upgrade() {
+            return Some(handle);
+        }
+        let handle = self.handle(stream);
+        entry.handle = Arc::downgrade(&handle);
+        Some(handle)
+    }
+
+    fn handle(self: &Arc<Self>, stream: &str) -> Arc<Handle<D>> {
+        Arc::new(Handle {
+            stream: stream.to_owned(),
+            held: Arc::clone(self),
+        })
+    }
+
+    async fn take(
+        self: &Arc<Self>,
+        stream: &str,
+        deadline: Deadline,
+    ) -> Result<Arc<Handle<D>>, Error> {
+        if self.outstanding.is_settled() {
+            return Err(crate::Error::Settled.into());
+        }
+        let locks = &self.shared.locks;
+        let lease = match self.excluded_by_transaction(stream).await? {
+            true => None,
+            false if self.may_wait_for(stream) => Some(locks.acquire_by(stream, deadline).await?),
+            false => {
+                let lease = locks.try_acquire_with(stream, Patience::Never).await?;
+                Some(lease.ok_or_else(|| LockError::Held(stream.to_owned()))?)
+            }
+        };
+        let handle = self.handle(stream);
+        let entry = Entry {
+            lease,
+            handle: Arc::downgrade(&handle),
+        };
+        {
+            let mut state = self.state.lock();
+            if state.closed {
+                return Err(crate::Error::Settled.into());
+            }
+            state.entries.insert(stream.to_owned(), entry);
+        }
+        let key = (self.rank, stream.to_owned());
+        self.order.keys.lock().insert(key);
+        self.join()?;
+        Ok(handle)
+    }
+
+    /// Who holds what others may be waiting for does not wait.
+    fn may_wait_for(&self, stream: &str) -> bool {
+        let key = (self.rank, stream.to_owned());
+        let keys = self.order.keys.lock();
+        let last = keys.last().is_none_or(|last| *last < key);
+        last && !self.outstanding.holds_a_connection()
+    }
+
+    /// Whether the request's open transaction of `D`, if it has one, keeps others from writing.
+    async fn excluded_by_transaction(&self, stream: &str) -> Result<bool, Error> {
+        let Some((isolation, access)) = self.outstanding.strength_of::<D>() else {
+            return Ok(false);
+        };
+        if access == Access::ReadOnly {
+            return Err(crate::Error::Weaker(D::NAME).into());
+        }
+        let Some(mut tx) = Tx::<D, ReadOnly>::current_in(&self.outstanding)? else {
+            return Ok(false);
+        };
+        let exclusion =
+            <<D::Pool as LeasePool>::Leases as LeaseStore>::exclusion(&mut tx, stream).await?;
+        match exclusion {
+            Exclusion::Complete => Ok(true),
+            Exclusion::Held => Err(LockError::Held(stream.to_owned()).into()),
+            Exclusion::None if isolation > Isolation::Default => Err(Error::Isolation(D::NAME)),
+            Exclusion::None => Ok(false),
+        }
+    }
+
+    /// Among the request's resources, so that it is settled with them.
+    fn join(self: &Arc<Self>) -> Result<(), Error> {
+        {
+            let mut state = self.state.lock();
+            if std::mem::replace(&mut state.joined, true) {
+                return Ok(());
+            }
+        }
+        let joined = self.outstanding.join(Settled::new(Arc::clone(self)));
+        if joined.is_err() {
+            drop(self.close());
+        }
+        Ok(joined?)
+    }
+
+    /// Keeps what is to be appended until the request is settled; all or nothing.
+    pub(super) fn stage(self: &Arc<Self>, batch: Vec<Append>, pool: &D::Pool) -> Result<(), Error> {
+        let batch = batch.into_iter().filter(|it| !it.events.is_empty());
+        let batch: Vec<Append> = batch.collect();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.outstanding.require::<D>(pool)?;
+        self.join()?;
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(crate::Error::Settled.into());
+        }
+        let mut staged = state.staged.clone();
+        for append in batch {
+            match staged.get_mut(&append.stream) {
+                None => {
+                    staged.insert(append.stream.clone(), append);
+                }
+                Some(before) if before.last() == append.after => before.extend(append),
+                Some(_) => return Err(Error::Conflict(append.stream)),
+            }
+        }
+        state.staged = staged;
+        Ok(())
+    }
+
+    /// What is staged of a stream.
+    pub(super) fn staged(&self, stream: &str) -> Option<Append> {
+        self.state.lock().staged.get(stream).cloned()
+    }
+
+    /// Takes out what is staged, to be written to the open transaction at once.
+    pub(super) fn flush(&self) -> Vec<Append> {
+        let mut state = self.state.lock();
+        let staged = std::mem::take(&mut state.staged);
+        state.flushed.extend(staged.keys().cloned());
+        staged.into_values().collect()
+    }
+
+    /// Gives up one lease, without waiting for the settlement. What is staged under it stays, and
+    /// so does the lease then.
+    pub(super) fn give_up(&self, stream: &str) -> Option<LeaseOf<D>> {
+        let mut state = self.state.lock();
+        if state.staged.contains_key(stream)
+            || state.flushed.contains(stream)
+            // Its release would wait for a connection that this request has.
+            || self.outstanding.holds_a_connection()
+        {
+            return None;
+        }
+        let entry = state.entries.remove(stream)?;
+        let key = (self.rank, stream.to_owned());
+        self.order.keys.lock().remove(&key);
+        entry.lease
+    }
+
+    fn handle_dropped(&self, stream: &str) {
+        let is_owned = {
+            let state = self.state.lock();
+            let entry = state.entries.get(stream);
+            entry.is_none_or(|entry| entry.handle.strong_count() > 0)
+        };
+        if !is_owned {
+            // Released in a task of its own.
+            drop(self.give_up(stream));
+        }
+    }
+
+    /// Lets nothing be added any more, and hands everything over.
+    pub(super) fn close(&self) -> Taken<D> {
+        let mut state = self.state.lock();
+        state.closed = true;
+        let entries = std::mem::take(&mut state.entries);
+        let staged = std::mem::take(&mut state.staged);
+        Taken {
+            leases: entries
+                .into_values()
+                .filter_map(|entry| entry.lease)
+                .collect(),
+            staged: staged.into_values().collect(),
+        }
+    }
+
+    pub(super) fn pool(&self) -> &D::Pool {
+        self.shared.store.pool()
+    }
+}
+
+impl Append {
+    /// The sequence of its last event.
+    fn last(&self) -> u64 {
+        self.after + self.events.len() as u64
+    }
+
+    /// Takes in what comes right after it.
+    fn extend(&mut self, next: Self) {
+        self.events.extend(next.events);
+        self.aggregate = next.aggregate;
+        if next.snapshot.is_some() {
+            self.snapshot = next.snapshot;
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Event-sourced aggregates: what happened is stored, and the state is what follows from it.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `entity` | [`Entity`]: id, version and new events, the part that every aggregate has |
+//! | `event` | [`Event`], [`EventRecord`]: one thing that happened, and its older versions |
+//! | `definition` | [`Aggregate`] and the macro [`aggregate!`](crate::aggregate!) that implements it |
+//! | `repository` | [`AsyncRepository`], [`AsyncAggregateRepository`]: load, change, commit |
+//! | `queued` | [`QueuedRepository`]: with a lock on what is loaded |
+//! | `store` | [`SqlEventStore`]: events, snapshots and read models in one transaction |
+//! | `rows`, `by_url` | all SQL of the tables |
+//! | `memory` | [`InMemoryEventStore`]: the same, for unit tests |
+//! | `projection` | [`Projection`]: a read model that is written with the events |
+//! | `request` | [`Aggregates`]: the guard, a repository that belongs to a request |
+//! | `held` | the leases of a request, and what it has staged |
+//! | `settled` | both of them, as the resource that they are when the request is settled |
+//! | `initializer` | [`init`]: the fairing that makes the tables and sweeps the leases |
+//!
+//! # In a handler
+//!
+//! ```
+//! use rocket_tx::aggregate::{Aggregate, Aggregates, Entity, Event};
+//! use rocket_tx::db::SqlitePool;
+//! use rocket_tx::rocket_db_pools::{self, Database};
+//! use rocket_tx::{Error, aggregate};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Database)]
+//! #[database("main")]
+//! struct Main(SqlitePool);
+//!
+//! #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+//! struct Account {
+//!     #[serde(skip)]
+//!     entity: Entity,
+//!     balance: i64,
+//! }
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Deposited { amount: i64 }
+//!
+//! impl Event<Account> for Deposited {
+//!     const NAME: &'static str = "deposited";
+//!     fn apply(self, account: &mut Account) { account.balance += self.amount }
+//! }
+//!
+//! aggregate!(Account as "account", entity, [Deposited]);
+//!
+//! #[rocket::post("/accounts/<id>/deposit/<amount>")]
+//! async fn deposit(id: &str, amount: i64, accounts: Aggregates<Main, Account>) -> Result<(), Error> {
+//!     let mut account = accounts.get(id).await?.ok_or(Error::NotFound)?;
+//!     account.record(Deposited { amount })?;
+//!     accounts.commit(&mut account).await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! The event is stored if the client is told of success, in the request's own transaction. Until
+//! then nobody else writes this account, in whatever process: `get` has its lease.
+
+mod by_url;
+mod definition;
+mod entity;
+mod error;
+mod event;
+mod held;
+mod initializer;
+mod memory;
+mod projection;
+mod queued;
+mod repository;
+mod request;
+mod rows;
+mod settled;
+mod store;
+
+pub use definition::Aggregate;
+pub use entity::Entity;
+pub use error::Error;
+pub use event::{Event, EventRecord, Metadata, ReplayError};
+pub use initializer::{Initializer, Leases, LoadObserver, init};
+pub use memory::InMemoryEventStore;
+pub use projection::Projection;
+pub use queued::{Queueable, QueuedRepository};
+pub use repository::{
+    Append, AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository, HeldLease,
+    History, Snapshot,
+};
+pub use request::{Aggregates, RequestRepository};
+pub use rows::{AggregatePool, EventRows};
+pub use store::{EventStore, SqlEventStore};
+
+#[doc(hidden)]
+pub use event::replay_as;

@@ -1,0 +1,86 @@
+//! Read models that are written with the events.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::Aggregate;
+use super::event::EventRecord;
+use super::repository::Append;
+
+/// Writes a read model of the aggregates of type `A`, on connections of type `C`, in the
+/// transaction that stores their events. An error rolls all of it back.
+pub trait Projection<A, C>: Send + Sync + 'static {
+    /// Writes what follows from `events`, after which `aggregate` is what it is.
+    fn project(
+        &self,
+        connection: &mut C,
+        aggregate: &A,
+        events: &[EventRecord],
+    ) -> impl Future<Output = sqlx::Result<()>> + Send;
+}
+
+/// The projections of a store, by type of aggregate.
+pub(super) struct Projections<C>(Arc<HashMap<TypeId, Vec<Arc<dyn Erased<C>>>>>);
+
+impl<C> Clone for Projections<C> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<C> Default for Projections<C> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<C: Send + 'static> Projections<C> {
+    pub(super) fn with<A: Aggregate, P: Projection<A, C>>(&self, projection: P) -> Self {
+        let mut all = (*self.0).clone();
+        all.entry(TypeId::of::<A>())
+            .or_default()
+            .push(Arc::new(Of::<A, P>(projection, PhantomData)));
+        Self(Arc::new(all))
+    }
+
+    pub(super) async fn project(&self, connection: &mut C, append: &Append) -> sqlx::Result<()> {
+        let aggregate = &*append.aggregate;
+        for projection in self.0.get(&aggregate.type_id()).into_iter().flatten() {
+            projection
+                .project(connection, aggregate, &append.events)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+#[rocket::async_trait]
+trait Erased<C>: Send + Sync {
+    async fn project(
+        &self,
+        connection: &mut C,
+        aggregate: &(dyn Any + Send + Sync),
+        events: &[EventRecord],
+    ) -> sqlx::Result<()>;
+}
+
+struct Of<A, P>(P, PhantomData<fn() -> A>);
+
+#[rocket::async_trait]
+impl<A: Aggregate, C: Send + 'static, P: Projection<A, C>> Erased<C> for Of<A, P> {
+    async fn project(
+        &self,
+        connection: &mut C,
+        aggregate: &(dyn Any + Send + Sync),
+        events: &[EventRecord],
+    ) -> sqlx::Result<()> {
+        match aggregate.downcast_ref::<A>() {
+            Some(aggregate) => self.0.project(connection, aggregate, events).await,
+            // It is looked up by this very type.
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Writers of one aggregate queue, instead of losing to each other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Error;
+use super::event::EventRecord;
+use super::repository::{Append, AsyncRepository, AsyncUnlockableRepository, HeldLease, History};
+use super::store::EventStore;
+use crate::lock::{AsyncLockManager, Hold, Keyed};
+
+/// Makes a [`QueuedRepository`] of an event store.
+pub trait Queueable: EventStore + Sized {
+    /// Has whoever loads an aggregate to change it wait for a lock of `locks`.
+    ///
+    /// If the locks are leases in the store's own database, a commit deletes them in its own
+    /// transaction, and is refused if one of them was lost. Leases elsewhere, and locks in memory,
+    /// are given back after the commit, as well as may be: what is committed stays a success.
+    fn queued_async_with<M: AsyncLockManager>(self, locks: M) -> QueuedRepository<Self, M> {
+        QueuedRepository {
+            store: self,
+            locks,
+            held: Keyed::default(),
+        }
+    }
+}
+
+impl<R: EventStore> Queueable for R {}
+
+/// An event store with a lock on what is loaded to be changed. For work outside of requests; in a
+/// handler take the guard [`Aggregates`](super::Aggregates).
+pub struct QueuedRepository<R, M: AsyncLockManager> {
+    store: R,
+    locks: M,
+    held: Keyed<Holding<M::Hold>>,
+}
+
+/// What a loaded aggregate owns. Dropping it gives the lock back.
+struct Holding<H: Hold> {
+    stream: Arc<str>,
+    /// Empty once it was given back.
+    hold: Mutex<Option<H>>,
+    held: Keyed<Self>,
+}
+
+impl<H: Hold> Drop for Holding<H> {
+    fn drop(&mut self) {
+        self.held.forget(&self.stream);
+    }
+}
+
+impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R, M> {
+    async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, Error> {
+        let holds = self.locks.hold_all(streams).await?;
+        let mut leases = HashMap::new();
+        for hold in holds {
+            let key = hold.key().to_owned();
+            let holding = self.held.put(&key, |stream| Holding {
+                stream,
+                hold: Mutex::new(Some(hold)),
+                held: self.held.clone(),
+            });
+            leases.insert(key, HeldLease::new(holding));
+        }
+        let of = |stream: &&str| leases.get(*stream).cloned();
+        Ok(streams.iter().map(of).collect())
+    }
+
+    async fn load(&self, stream: &str, snapshot_version: Option<u32>) -> Result<History, Error> {
+        self.store.load(stream, snapshot_version).await
+    }
+
+    /// Dropping the future once the transaction was begun leaves it to the database whether it is
+    /// committed; the locks are given back either way.
+    async fn append(&self, batch: Vec<Append>) -> Result<(), Error> {
+        let holdings: Vec<Arc<Holding<M::Hold>>> = batch
+            .iter()
+            .filter_map(|append| append.lease.as_ref()?.downcast())
+            .collect();
+        let mut taken = Vec::new();
+        for holding in &holdings {
+            let hold = holding.hold.lock().take();
+            taken.extend(hold.map(|hold| (holding, hold)));
+        }
+        let mut fences = Vec::new();
+        let mut fenced = Vec::new();
+        for (index, (_, hold)) in taken.iter_mut().enumerate() {
+            if let Some(fence) = hold.fence().await {
+                fences.push(fence);
+                fenced.push(index);
+            }
+        }
+        match self.store.append_fenced(&batch, &fences).await {
+            Ok(released) => {
+                let mut gone: HashMap<usize, bool> = HashMap::new();
+                for (index, released) in fenced.into_iter().zip(released) {
+                    gone.extend(released.map(|released| (index, released.wanted)));
+                }
+                for (index, (_, hold)) in taken.into_iter().enumerate() {
+                    match gone.get(&index) {
+                        Some(&wanted) => hold.released(wanted),
+                        // In a task of its own, if it takes a statement: the commit is a success.
+                        None => drop(hold),
+                    }
+                }
+                Ok(())
+            }
+            Err(error) => {
+                // The aggregates go on owning them.
+                for (holding, hold) in taken {
+                    *holding.hold.lock() = Some(hold);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
+        self.store.page(stream, after, limit).await
+    }
+
+    fn snapshot_every(&self) -> u64 {
+        self.store.snapshot_every()
+    }
+}
+
+impl<R: EventStore, M: AsyncLockManager> AsyncUnlockableRepository for QueuedRepository<R, M> {
+    async fn unlock(&self, stream: &str) -> Result<(), Error> {
+        let holding = self.held.find(stream);
+        let hold = holding.and_then(|holding| holding.hold.lock().take());
+        match hold {
+            Some(hold) => Ok(hold.release().await?),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The guard: a repository that belongs to a request.
+
+use std::any::type_name;
+use std::sync::Arc;
+
+use rocket::request::{FromRequest, Outcome, Request};
+use rocket::{Ignite, Rocket, Sentinel};
+use rocket_db_pools::Database;
+
+use super::definition::Aggregate;
+use super::error::Error;
+use super::event::EventRecord;
+use super::held::{Held, Order};
+use super::initializer::{LoadObserver, Shared};
+use super::repository::{
+    Append, AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository, HeldLease,
+    History,
+};
+use super::rows::AggregatePool;
+use super::store::{load_from, page_from};
+use crate::db::TransactionPool;
+use crate::lock::Hold;
+use crate::tx::{Outstanding, ReadOnly};
+use crate::{Begin, Read, RequestId, Tx};
+
+/// The aggregates of type `A` in the database `D`, for one request.
+///
+/// What is committed is *staged*: it is stored in the request's own transaction of `D`, together
+/// with snapshots and read models, when the client is told of success, and forgotten otherwise. The
+/// leases of what was loaded with `get` are released by that same transaction; after a rollback
+/// they are released at once. A lease that was lost meanwhile makes the answer a 409.
+///
+/// # Leases before transactions
+///
+/// Load what you change before you begin transactions: who waits for a lease should hold nothing
+/// that others wait for. A request that has a transaction or a `Read`, of whatever database, or the
+/// lease of a key that sorts behind, gets a lease that is free and otherwise a 503 at once. Nothing
+/// is begun by committing: the transaction begins before that of the next database that is attached
+/// behind `D`, or when the request is settled.
+///
+/// # Drop
+///
+/// An aggregate that is dropped uncommitted gives its lease back, at once if the request has no
+/// connection, else when it is settled.
+pub type Aggregates<D, A> = AsyncAggregateRepository<RequestRepository<D>, A>;
+
+/// Streams of the database `D`, for one request. Meant to be used through [`Aggregates`].
+pub struct RequestRepository<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    held: Arc<Held<D>>,
+    observer: Option<Box<dyn LoadObserver>>,
+}
+
+impl<D> RequestRepository<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    fn of(request: &Request<'_>) -> Result<Self, crate::Error> {
+        let outstanding = Outstanding::of(request)?;
+        let shared = request.rocket().state::<Arc<Shared<D>>>();
+        let shared = shared.ok_or(crate::Error::NoAggregates(type_name::<D>()))?;
+        let link = shared.store.pool().link().get();
+        let rank = link
+            .ok_or(crate::Error::NotAttached(type_name::<D>()))?
+            .rank;
+        let order = request.local_cache(Arc::<Order>::default);
+        let held = request.local_cache(|| Arc::new(Held::new(outstanding, shared, rank, order)));
+        Ok(Self {
+            held: Arc::clone(held),
+            observer: shared.observer_of(request),
+        })
+    }
+}
+
+/// Reads through the request's open transaction, if it has one, else through a connection that only
+/// reads and is given back at once.
+macro_rules! reading {
+    ($held:expr, |$db:ident| $work:expr) => {{
+        let outstanding = &$held.outstanding;
+        match Tx::<D, ReadOnly>::current_in(outstanding)? {
+            Some(mut tx) => {
+                let $db = &mut *tx;
+                $work
+            }
+            None => {
+                let mut read = Read::<D>::lend(outstanding, $held.pool()).await?;
+                let $db = &mut *read;
+                $work
+            }
+        }
+    }};
+}
+
+impl<D> AsyncRepository for RequestRepository<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, Error> {
+        self.held.lease(streams).await
+    }
+
+    async fn load(&self, stream: &str, snapshot_version: Option<u32>) -> Result<History, Error> {
+        let mut history = reading!(self.held, |db| {
+            load_from(db, stream, snapshot_version).await
+        })?;
+        if let Some(staged) = self.held.staged(stream) {
+            history.events.extend(staged.events);
+        }
+        Ok(history)
+    }
+
+    async fn loaded(&self, streams: &[&str]) {
+        if let Some(observer) = &self.observer {
+            for stream in streams {
+                observer.loaded(stream).await;
+            }
+        }
+    }
+
+    async fn append(&self, mut batch: Vec<Append>) -> Result<(), Error> {
+        let request: RequestId = self.held.outstanding.request_id();
+        for event in batch.iter_mut().flat_map(|append| &mut append.events) {
+            let id = request.to_string();
+            event.metadata.insert("request_id".to_owned(), id);
+        }
+        self.held.stage(batch, self.held.pool())
+    }
+
+    async fn flush(&self) -> Result<(), Error> {
+        let begin = Begin::<D>::new(&self.held.outstanding, self.held.pool());
+        let mut tx = begin.begin().await?;
+        let staged = self.held.flush();
+        self.held.shared.store.write(&mut tx, &staged).await
+    }
+
+    async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
+        reading!(self.held, |db| page_from(db, stream, after, limit).await)
+    }
+
+    fn snapshot_every(&self) -> u64 {
+        self.held.shared.store.snapshot_every()
+    }
+}
+
+impl<D> AsyncUnlockableRepository for RequestRepository<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    /// What is staged keeps its lease until the request is settled; so does every lease of a
+    /// request that has a connection.
+    async fn unlock(&self, stream: &str) -> Result<(), Error> {
+        match self.held.give_up(stream) {
+            Some(lease) => Ok(lease.release().await?),
+            None => Ok(()),
+        }
+    }
+}
+
+#[rocket::async_trait]
+impl<'r, D, A: Aggregate> FromRequest<'r> for Aggregates<D, A>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    type Error = crate::Error;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, crate::Error> {
+        match RequestRepository::of(request) {
+            Ok(repository) => Outcome::Success(Self::new(repository)),
+            Err(error) => crate::tx::failed(request, error),
+        }
+    }
+}
+
+impl<D, A> Sentinel for Aggregates<D, A>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    fn abort(rocket: &Rocket<Ignite>) -> bool {
+        let unfit = <Begin<D> as Sentinel>::abort(rocket);
+        let missing = rocket.state::<Arc<Shared<D>>>().is_none();
+        if missing {
+            tracing::error!("{}", crate::Error::NoAggregates(type_name::<D>()));
+        }
+        unfit || missing
+    }
+}

@@ -1,0 +1,222 @@
+//! The tables `aggregate_events` and `aggregate_snapshots`: all of their SQL. Both backends take
+//! the same text but for the clock.
+
+use std::future::Future;
+
+use rocket::serde::json::serde_json;
+use sqlx::FromRow;
+
+use super::Error;
+use super::event::EventRecord;
+use super::repository::{Append, History, Snapshot};
+use crate::db::Session;
+use crate::lock::LeasePool;
+
+/// A pool whose database can hold aggregates: any of [`SqlitePool`](crate::db::SqlitePool),
+/// [`PostgresPool`](crate::db::PostgresPool) and [`UrlPool`](crate::db::UrlPool).
+pub trait AggregatePool:
+    LeasePool<Session: Session<Connection: EventRows>, Leases: Send + Sync>
+{
+}
+
+impl<P> AggregatePool for P where
+    P: LeasePool<Session: Session<Connection: EventRows>, Leases: Send + Sync>
+{
+}
+
+/// An event, or a snapshot, as a row. A snapshot has no name.
+#[doc(hidden)]
+#[derive(Debug, FromRow)]
+pub struct Row {
+    sequence: i64,
+    name: String,
+    version: i32,
+    payload: String,
+    metadata: String,
+    recorded_at: i64,
+}
+
+/// A connection to the tables of events and snapshots.
+pub trait EventRows: Send {
+    /// The snapshot of the given version, if there is one, and the events after it. One statement,
+    /// so that they belong together.
+    #[doc(hidden)]
+    fn history(
+        &mut self,
+        stream: &str,
+        snapshot_version: Option<u32>,
+    ) -> impl Future<Output = sqlx::Result<Vec<Row>>> + Send;
+
+    #[doc(hidden)]
+    fn page(
+        &mut self,
+        stream: &str,
+        after: u64,
+        limit: u32,
+    ) -> impl Future<Output = sqlx::Result<Vec<Row>>> + Send;
+
+    /// One statement, whatever their number.
+    #[doc(hidden)]
+    fn insert_events(&mut self, append: &Append) -> impl Future<Output = sqlx::Result<()>> + Send;
+
+    #[doc(hidden)]
+    fn put_snapshot(
+        &mut self,
+        stream: &str,
+        snapshot: &Snapshot,
+    ) -> impl Future<Output = sqlx::Result<()>> + Send;
+}
+
+fn signed(sequence: u64) -> i64 {
+    i64::try_from(sequence).unwrap_or(i64::MAX)
+}
+
+/// Sequences are counted from 1.
+fn unsigned(sequence: i64) -> u64 {
+    u64::try_from(sequence).unwrap_or(0)
+}
+
+impl Row {
+    pub(super) fn event(self, stream: &str) -> Result<EventRecord, Error> {
+        let sequence = unsigned(self.sequence);
+        // serde's words may repeat a part of the payload.
+        let corrupt = |what: &str| Error::Corrupt {
+            stream: stream.to_owned(),
+            sequence,
+            reason: format!("its {what} is not the JSON that was stored"),
+        };
+        Ok(EventRecord {
+            sequence,
+            name: self.name,
+            version: u32::try_from(self.version).map_err(|_| corrupt("version"))?,
+            payload: serde_json::from_str(&self.payload).map_err(|_| corrupt("payload"))?,
+            recorded_at: Some(self.recorded_at),
+            metadata: serde_json::from_str(&self.metadata).map_err(|_| corrupt("metadata"))?,
+        })
+    }
+}
+
+/// What [`EventRows::history`] found.
+pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Error> {
+    let mut history = History::default();
+    for row in rows {
+        if row.name.is_empty() {
+            history.snapshot = Some(Snapshot {
+                sequence: unsigned(row.sequence),
+                version: u32::try_from(row.version).unwrap_or_default(),
+                state: row.payload,
+            });
+        } else {
+            history.events.push(row.event(stream)?);
+        }
+    }
+    Ok(history)
+}
+
+macro_rules! rows {
+    ($database:ty, $connection:ty, now = $now:literal) => {
+        impl EventRows for $connection {
+            async fn history(
+                &mut self,
+                stream: &str,
+                snapshot_version: Option<u32>,
+            ) -> sqlx::Result<Vec<Row>> {
+                sqlx::query_as::<$database, Row>(
+                    "SELECT sequence, '' AS name, version, state AS payload, \
+                            '' AS metadata, recorded_at \
+                     FROM aggregate_snapshots WHERE stream = $1 AND version = $2 \
+                     UNION ALL \
+                     SELECT sequence, name, version, payload, metadata, recorded_at \
+                     FROM aggregate_events \
+                     WHERE stream = $1 AND sequence > coalesce( \
+                         (SELECT sequence FROM aggregate_snapshots \
+                          WHERE stream = $1 AND version = $2), 0) \
+                     ORDER BY sequence",
+                )
+                .bind(stream)
+                .bind(snapshot_version.and_then(|version| i32::try_from(version).ok()))
+                .fetch_all(self)
+                .await
+            }
+
+            async fn page(
+                &mut self,
+                stream: &str,
+                after: u64,
+                limit: u32,
+            ) -> sqlx::Result<Vec<Row>> {
+                sqlx::query_as::<$database, Row>(
+                    "SELECT sequence, name, version, payload, metadata, recorded_at \
+                     FROM aggregate_events WHERE stream = $1 AND sequence > $2 \
+                     ORDER BY sequence LIMIT $3",
+                )
+                .bind(stream)
+                .bind(signed(after))
+                .bind(i64::from(limit))
+                .fetch_all(self)
+                .await
+            }
+
+            async fn insert_events(&mut self, append: &Append) -> sqlx::Result<()> {
+                /// Both backends bound the number of parameters of a statement.
+                const AT_ONCE: usize = 1_000;
+
+                for events in append.events.chunks(AT_ONCE) {
+                    let mut insert = sqlx::QueryBuilder::<$database>::new(
+                        "INSERT INTO aggregate_events \
+                         (stream, sequence, name, version, payload, metadata, recorded_at) ",
+                    );
+                    insert.push_values(events, |mut row, event| {
+                        row.push_bind(append.stream.clone())
+                            .push_bind(signed(event.sequence))
+                            .push_bind(event.name.clone())
+                            .push_bind(i32::try_from(event.version).unwrap_or(i32::MAX))
+                            .push_bind(event.payload.to_string())
+                            .push_bind(serde_json::json!(event.metadata).to_string())
+                            .push($now);
+                    });
+                    insert.build().execute(&mut *self).await?;
+                }
+                Ok(())
+            }
+
+            async fn put_snapshot(
+                &mut self,
+                stream: &str,
+                snapshot: &Snapshot,
+            ) -> sqlx::Result<()> {
+                sqlx::query::<$database>(concat!(
+                    "INSERT INTO aggregate_snapshots \
+                         (stream, sequence, version, state, recorded_at) \
+                     VALUES ($1, $2, $3, $4, ",
+                    $now,
+                    ") \
+                     ON CONFLICT (stream) DO UPDATE \
+                     SET sequence = excluded.sequence, version = excluded.version, \
+                         state = excluded.state, recorded_at = excluded.recorded_at"
+                ))
+                .bind(stream)
+                .bind(signed(snapshot.sequence))
+                .bind(i32::try_from(snapshot.version).unwrap_or(i32::MAX))
+                .bind(&snapshot.state)
+                .execute(self)
+                .await?;
+                Ok(())
+            }
+        }
+    };
+}
+
+#[cfg(feature = "sqlite")]
+rows!(
+    sqlx::Sqlite,
+    sqlx::SqliteConnection,
+    now = "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)"
+);
+
+#[cfg(feature = "postgres")]
+rows!(
+    sqlx::Postgres,
+    sqlx::PgConnection,
+    now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+);

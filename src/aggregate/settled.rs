@@ -1,0 +1,164 @@
+//! Leases and staged events, as the resource that they are when the request is settled.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use rocket_db_pools::Database;
+
+use super::Error;
+use super::held::{Held, LeaseOf};
+use super::repository::Append;
+use super::rows::AggregatePool;
+use super::store::release_within;
+use crate::db::{Access, BeginOptions, Isolation, Patience, TransactionPool};
+use crate::lock::{Fence, Hold, LeasePool, LeaseStore, LockError};
+use crate::tx::{Phase, Resource, Settling};
+
+/// What a request has done to aggregates in `D`.
+///
+/// The lease rows are deleted in the transaction that stores the events, as its last statements: a
+/// waiter whose statement meets one of them is kept for one round trip. If a row is not there, all
+/// is rolled back. After a rollback they are deleted on the same connection, which on SQLite is the
+/// one that writes.
+///
+/// Dropped unsettled, it leaves the leases to tasks that release them.
+pub(super) struct Settled<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    held: Arc<Held<D>>,
+    leases: Vec<(LeaseOf<D>, Fence)>,
+    /// For each lease, whether its row went with the transaction, and was wanted.
+    gone: Vec<bool>,
+}
+
+impl<D> Settled<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    pub(super) fn new(held: Arc<Held<D>>) -> Self {
+        Self {
+            held,
+            leases: Vec::new(),
+            gone: Vec::new(),
+        }
+    }
+
+    /// What is staged. From now on no lease is renewed.
+    async fn take(&mut self) -> Vec<Append> {
+        let taken = self.held.close();
+        for mut lease in taken.leases {
+            if let Some(fence) = lease.fence().await {
+                self.leases.push((lease, fence));
+            }
+        }
+        taken.staged
+    }
+
+    /// The rows are gone: who waits may go on.
+    fn open_gates(&mut self) {
+        for ((lease, _), wanted) in self.leases.drain(..).zip(self.gone.drain(..)) {
+            lease.released(wanted);
+        }
+    }
+
+    /// By statements of their own.
+    async fn release(&mut self) {
+        for (lease, fence) in self.leases.drain(..) {
+            if let Err(error) = lease.release().await {
+                tracing::debug!(key = %fence.key, %error, "nothing was written under this lease");
+            }
+        }
+    }
+
+    async fn release_on_the_same_connection(
+        &mut self,
+        transaction: &mut crate::db::Transaction<<D::Pool as TransactionPool>::Session>,
+    ) -> Result<(), crate::Error> {
+        // Nobody else can write meanwhile, so nobody of another process is waited for.
+        let patience = Patience::AtMost(self.held.shared.retry_interval);
+        transaction
+            .begin_again(BeginOptions {
+                isolation: Isolation::Default,
+                access: Access::ReadWrite,
+                patience,
+            })
+            .await?;
+        for (_, Fence { key, token, .. }) in &self.leases {
+            let db = transaction.connection();
+            let released =
+                <<D::Pool as LeasePool>::Leases as LeaseStore>::release_within(db, key, token)
+                    .await?;
+            self.gone.push(released.wanted);
+        }
+        let committed = transaction.commit().await;
+        committed.map_err(|error| crate::Error::of_commit(error, D::NAME))
+    }
+}
+
+#[rocket::async_trait]
+impl<D> Resource for Settled<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    fn name(&self) -> Cow<'_, str> {
+        format!("aggregates in {}", D::NAME).into()
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Release
+    }
+
+    async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), crate::Error> {
+        let staged = self.take().await;
+        if let Some((lease, _)) = self.leases.iter().find(|(lease, _)| lease.is_lost()) {
+            return Err(LockError::Lost(lease.key().to_owned()).into());
+        }
+        let Some(transaction) = settling.transaction::<D>() else {
+            return match staged.first() {
+                None => Ok(()),
+                Some(append) => Err(Error::Conflict(append.stream.clone()).into()),
+            };
+        };
+        let db = transaction.connection();
+        self.held.shared.store.write(db, &staged).await?;
+        for (_, fence) in &self.leases {
+            let released = release_within::<D::Pool>(db, fence).await?;
+            self.gone.push(released.wanted);
+        }
+        // Others may take the leases once they are gone: then everything else is certain.
+        settling.commit_last::<D>();
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<(), crate::Error> {
+        match self.gone.len() == self.leases.len() {
+            true => self.open_gates(),
+            false => self.release().await,
+        }
+        Ok(())
+    }
+
+    async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), crate::Error> {
+        drop(self.take().await);
+        self.gone.clear();
+        if self.leases.is_empty() {
+            return Ok(());
+        }
+        let Some(transaction) = settling.transaction::<D>() else {
+            self.release().await;
+            return Ok(());
+        };
+        match self.release_on_the_same_connection(transaction).await {
+            Ok(()) => self.open_gates(),
+            Err(error) => {
+                tracing::debug!(%error, "leases are released on another connection");
+                self.leases.clear();
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! Events, snapshots and read models in one transaction.
+
+use std::future::Future;
+
+use sqlx::migrate;
+
+use super::Error;
+use super::definition::Aggregate;
+use super::event::EventRecord;
+use super::projection::{Projection, Projections};
+use super::repository::{Append, AsyncRepository, History};
+use super::rows::{AggregatePool, EventRows, Row, history_of};
+use crate::db::{
+    self, Access, BeginOptions, Isolation, Migrations, Patience, Session, TransactionPool,
+};
+use crate::lock::{Fence, LeaseStore, LockError, Released};
+
+/// Streams of events, with what a lock in the same database needs.
+pub trait EventStore: AsyncRepository {
+    /// Adds to streams, to all or to none, and in the same transaction deletes the lease rows of
+    /// those `fences` that are in this store's database: for each of them, what became of it. `None`
+    /// is for the others.
+    ///
+    /// # Errors
+    ///
+    /// As [`append`](AsyncRepository::append); [`LockError::Lost`] if a row is not there.
+    fn append_fenced(
+        &self,
+        batch: &[Append],
+        fences: &[Fence],
+    ) -> impl Future<Output = Result<Vec<Option<Released>>, Error>> + Send;
+}
+
+/// What guards of a pool dereference to.
+pub(super) type ConnectionOf<P> = <<P as TransactionPool>::Session as Session>::Connection;
+
+/// Streams in a SQLite file or in Postgres. A clone is another handle on the same.
+///
+/// On its own it is for work outside of requests; in a handler take the guard
+/// [`Aggregates`](super::Aggregates).
+#[derive(Clone)]
+pub struct SqlEventStore<P: AggregatePool> {
+    pool: P,
+    snapshot_every: u64,
+    projections: Projections<ConnectionOf<P>>,
+}
+
+impl<P: AggregatePool> SqlEventStore<P> {
+    /// Streams in the database of `pool`, with a snapshot every 100 events.
+    pub fn new(pool: &P) -> Self {
+        Self {
+            pool: pool.clone(),
+            snapshot_every: 100,
+            projections: Projections::default(),
+        }
+    }
+
+    /// Takes a snapshot whenever this many events have happened. 0: never.
+    pub fn with_snapshot_every(mut self, events: u64) -> Self {
+        self.snapshot_every = events;
+        self
+    }
+
+    /// Writes a read model in the transactions that store events of `A`.
+    pub fn with_projection<A: Aggregate>(
+        mut self,
+        projection: impl Projection<A, ConnectionOf<P>>,
+    ) -> Self {
+        self.projections = self.projections.with::<A, _>(projection);
+        self
+    }
+
+    pub(super) fn with_projections(mut self, projections: Projections<ConnectionOf<P>>) -> Self {
+        self.projections = projections;
+        self
+    }
+
+    /// Makes the tables, or brings them up to date.
+    ///
+    /// # Errors
+    ///
+    /// What the database said.
+    pub async fn migrate(&self) -> Result<(), db::Error> {
+        const TABLE: &str = "_aggregate_events_migrations";
+
+        let migrations = Migrations::new();
+        #[cfg(feature = "sqlite")]
+        let migrations = {
+            let mut migrator = migrate!("migrations/aggregates/sqlite");
+            migrator.dangerous_set_table_name(TABLE);
+            migrations.sqlite(migrator)
+        };
+        #[cfg(feature = "postgres")]
+        let migrations = {
+            let mut migrator = migrate!("migrations/aggregates/postgres");
+            migrator.dangerous_set_table_name(TABLE);
+            migrations.postgres(migrator)
+        };
+        self.pool.migrate(&migrations).await
+    }
+
+    pub(super) fn pool(&self) -> &P {
+        &self.pool
+    }
+
+    /// Appends in stream order, then snapshots, then read models, in a transaction of the caller's.
+    pub(super) async fn write(
+        &self,
+        db: &mut ConnectionOf<P>,
+        batch: &[Append],
+    ) -> Result<(), Error> {
+        let mut batch: Vec<&Append> = batch.iter().collect();
+        batch.sort_by(|one, other| (&one.stream, one.after).cmp(&(&other.stream, other.after)));
+        for append in &batch {
+            db.insert_events(append).await.map_err(|error| {
+                let database = error.as_database_error();
+                match database.is_some_and(|error| error.is_unique_violation()) {
+                    true => Error::Conflict(append.stream.clone()),
+                    false => Error::Database(error),
+                }
+            })?;
+        }
+        for append in &batch {
+            if let Some(snapshot) = &append.snapshot {
+                db.put_snapshot(&append.stream, snapshot).await?;
+            }
+        }
+        for append in &batch {
+            self.projections.project(db, append).await?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn load_from<C: EventRows>(
+    db: &mut C,
+    stream: &str,
+    snapshot_version: Option<u32>,
+) -> Result<History, Error> {
+    history_of(stream, db.history(stream, snapshot_version).await?)
+}
+
+pub(super) async fn page_from<C: EventRows>(
+    db: &mut C,
+    stream: &str,
+    after: u64,
+    limit: u32,
+) -> Result<Vec<EventRecord>, Error> {
+    let rows: Vec<Row> = db.page(stream, after, limit).await?;
+    rows.into_iter().map(|row| row.event(stream)).collect()
+}
+
+/// Deletes the row of a lease in the caller's transaction.
+pub(super) async fn release_within<P: AggregatePool>(
+    db: &mut ConnectionOf<P>,
+    fence: &Fence,
+) -> Result<Released, Error> {
+    let released = <P::Leases as LeaseStore>::release_within(db, &fence.key, &fence.token).await?;
+    match released.ours {
+        true => Ok(released),
+        false => Err(LockError::Lost(fence.key.to_string()).into()),
+    }
+}
+
+impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
+    async fn load(&self, stream: &str, snapshot_version: Option<u32>) -> Result<History, Error> {
+        let mut session = self.pool.session(Access::ReadOnly, Patience::Wait).await?;
+        load_from(session.connection(), stream, snapshot_version).await
+    }
+
+    async fn append(&self, batch: Vec<Append>) -> Result<(), Error> {
+        self.append_fenced(&batch, &[]).await.map(drop)
+    }
+
+    async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
+        let mut session = self.pool.session(Access::ReadOnly, Patience::Wait).await?;
+        page_from(session.connection(), stream, after, limit).await
+    }
+
+    fn snapshot_every(&self) -> u64 {
+        self.snapshot_every
+    }
+}
+
+impl<P: AggregatePool> EventStore for SqlEventStore<P> {
+    async fn append_fenced(
+        &self,
+        batch: &[Append],
+        fences: &[Fence],
+    ) -> Result<Vec<Option<Released>>, Error> {
+        let ours = |fence: &Fence| fence.database == *self.pool.identity();
+        if batch.iter().all(|append| append.events.is_empty()) {
+            return Ok(fences.iter().map(|_| None).collect());
+        }
+        let options = BeginOptions {
+            isolation: Isolation::Default,
+            access: Access::ReadWrite,
+            patience: Patience::Wait,
+        };
+        let mut transaction = self.pool.open(options).await?;
+        self.write(transaction.connection(), batch).await?;
+        let mut order: Vec<usize> = (0..fences.len()).collect();
+        order.sort_by(|one, other| fences[*one].key.cmp(&fences[*other].key));
+        let mut released = vec![None; fences.len()];
+        for index in order {
+            if ours(&fences[index]) {
+                let connection = transaction.connection();
+                released[index] = Some(release_within::<P>(connection, &fences[index]).await?);
+            }
+        }
+        let name = "the event store";
+        let committed = transaction.commit().await;
+        committed.map_err(|error| crate::Error::of_commit(error, name))?;
+        Ok(released)
+    }
+}

@@ -1,0 +1,178 @@
+//! Transactions that a resource will need, and that are begun as late as may be.
+
+use std::any::{TypeId, type_name};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use rocket::futures::future::BoxFuture;
+use rocket_db_pools::Database;
+
+use super::error::Error;
+use super::lent::Lent;
+use super::mode::{Mode, ReadWrite};
+use super::outstanding::{Outstanding, State};
+use super::resource::Resource;
+use crate::db::{Access, BeginOptions, Patience, TransactionPool};
+
+/// A database whose transaction is needed when the request is settled.
+pub(super) struct Required {
+    database: TypeId,
+    rank: usize,
+    how: Arc<dyn How>,
+}
+
+trait How: Send + Sync {
+    /// Into the registry, as a guard would.
+    fn begin<'a>(&'a self, outstanding: &'a Arc<Outstanding>) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// For a settlement, whose registry is closed.
+    fn open<'a>(
+        &'a self,
+        outstanding: &'a Outstanding,
+        patience: Patience,
+    ) -> BoxFuture<'a, Result<Box<dyn Resource>, Error>>;
+}
+
+struct Of<D: Database> {
+    pool: D::Pool,
+    database: PhantomData<fn() -> D>,
+}
+
+impl<D> How for Of<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn begin<'a>(&'a self, outstanding: &'a Arc<Outstanding>) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async {
+            let guard = type_name::<super::Begin<D>>();
+            let begun = outstanding.begin::<D, ReadWrite>(&self.pool, guard).await;
+            begun.map(drop)
+        })
+    }
+
+    fn open<'a>(
+        &'a self,
+        outstanding: &'a Outstanding,
+        patience: Patience,
+    ) -> BoxFuture<'a, Result<Box<dyn Resource>, Error>> {
+        Box::pin(async move {
+            let options = BeginOptions {
+                isolation: ReadWrite::ISOLATION,
+                access: ReadWrite::ACCESS,
+                patience,
+            };
+            let transaction = match self.pool.open(options).await {
+                Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
+                    return Err(Error::OutOfOrder(D::NAME));
+                }
+                transaction => transaction?,
+            };
+            let guard = type_name::<super::Begin<D>>();
+            let line = (outstanding.live).enter(outstanding.request, None, D::NAME.into(), guard);
+            let lent: Box<dyn Resource> = Box::new(Lent::<D>::new(transaction, line));
+            Ok(lent)
+        })
+    }
+}
+
+impl Outstanding {
+    /// Says that a [`Resource`] will write through `settling.transaction::<D>()`, so that there is
+    /// one.
+    ///
+    /// It is begun as late as may be: before a database that is attached behind `D`, so that the
+    /// order holds, or when the request is settled. A request that is rolled back never begins it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settled`] when the verdict has fallen; [`Error::Weaker`] when the request has a
+    /// transaction of `D` that only reads; [`Error::NotAttached`].
+    pub fn require<D>(&self, pool: &D::Pool) -> Result<(), Error>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        let link = pool.link().get();
+        let rank = link.ok_or(Error::NotAttached(type_name::<D>()))?.rank;
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(Error::Settled);
+        }
+        let key = TypeId::of::<D>();
+        let access = state
+            .databases()
+            .find(|lending| lending.database == key)
+            .map(|lending| lending.access);
+        match access {
+            Some(Access::ReadWrite) => return Ok(()),
+            Some(Access::ReadOnly) => return Err(Error::Weaker(D::NAME)),
+            None => {}
+        }
+        if !state.required.iter().any(|known| known.database == key) {
+            state.required.push(Required {
+                database: key,
+                rank,
+                how: Arc::new(Of::<D> {
+                    pool: pool.clone(),
+                    database: PhantomData,
+                }),
+            });
+        }
+        Ok(())
+    }
+
+    /// Begins what is required of databases that are attached before `rank`.
+    pub(super) async fn begin_required(self: &Arc<Self>, rank: usize) -> Result<(), Error> {
+        loop {
+            let next = {
+                let mut state = self.state.lock();
+                state.forget_what_is_there();
+                let next = state
+                    .required
+                    .iter()
+                    .position(|required| required.rank < rank);
+                next.map(|index| state.required.remove(index))
+            };
+            match next {
+                Some(required) => required.how.begin(self).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Opens what was found [missing](State::missing).
+    pub(super) async fn open_missing(
+        &self,
+        missing: Vec<Missing>,
+    ) -> Result<Vec<Box<dyn Resource>>, Error> {
+        let mut opened = Vec::new();
+        for Missing(required, patience) in missing {
+            opened.push(required.how.open(self, patience).await?);
+        }
+        Ok(opened)
+    }
+}
+
+/// What is required and not there, and how long it may be waited for.
+pub(super) struct Missing(Required, Patience);
+
+impl State {
+    /// In order of attachment.
+    fn forget_what_is_there(&mut self) {
+        let there: Vec<TypeId> = self.databases().map(|lending| lending.database).collect();
+        self.required
+            .retain(|required| !there.contains(&required.database));
+        self.required.sort_by_key(|required| required.rank);
+    }
+
+    /// What is required and has not been begun when the request is settled.
+    pub(super) fn missing(&mut self) -> Vec<Missing> {
+        self.forget_what_is_there();
+        let required = std::mem::take(&mut self.required);
+        let patient = |required: Required| {
+            let patience = self.patience(required.rank);
+            Missing(required, patience)
+        };
+        required.into_iter().map(patient).collect()
+    }
+}
