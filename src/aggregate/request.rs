@@ -63,7 +63,8 @@ where
         let outstanding = Outstanding::of(request)?;
         let shared = request.rocket().state::<Arc<Shared<D>>>();
         let shared = shared.ok_or(crate::Error::NoAggregates(type_name::<D>()))?;
-        let link = shared.store.pool().link().get();
+        let pool: &D::Pool = crate::tx::attached::<D>(request)?;
+        let link = pool.link().get();
         let rank = link
             .ok_or(crate::Error::NotAttached(type_name::<D>()))?
             .rank;

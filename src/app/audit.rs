@@ -21,7 +21,7 @@ pub(super) fn routes() -> Vec<Route> {
 /// Newest first. The next page is `?after=` the `id` of the last line.
 #[get("/audit")]
 async fn list(
-    page: Result<Page, Problem>,
+    page: Result<Page<i64>, Problem>,
     mut read: Read<Audit>,
 ) -> Result<Json<Vec<Line>>, Error> {
     Ok(Json(lines(&mut read, page?).await?))
@@ -71,14 +71,14 @@ struct Line {
     at: i64,
 }
 
-async fn lines(connection: &mut Connection, page: Page) -> sqlx::Result<Vec<Line>> {
+async fn lines(connection: &mut Connection, page: Page<i64>) -> sqlx::Result<Vec<Line>> {
     with_backend!(connection, |db| {
         sqlx::query_as(
             "SELECT id, request_id, action, subject, at FROM audit \
              WHERE id < $1 ORDER BY id DESC LIMIT $2",
         )
         .bind(page.after.unwrap_or(i64::MAX))
-        .bind(page.limit)
+        .bind(i64::from(page.limit))
         .fetch_all(db)
         .await
     })

@@ -23,11 +23,11 @@ impl Fairing for Cors {
         ));
         response.set_header(Header::new(
             "Access-Control-Allow-Headers",
-            "Content-Type, X-Fault",
+            "Content-Type, If-Match, X-Fault",
         ));
         response.set_header(Header::new(
             "Access-Control-Expose-Headers",
-            "Location, X-Request-Id, Transaction-Outcome, Retry-After",
+            "ETag, Location, X-Request-Id, Transaction-Outcome, Retry-After",
         ));
     }
 }

@@ -4,7 +4,7 @@ use rocket::http::Status;
 use rocket::request::Request;
 use rocket::response::{self, Responder};
 
-use crate::Problem;
+use crate::{Problem, aggregate};
 
 use super::downstream;
 
@@ -18,6 +18,14 @@ pub(super) enum Error {
     /// 404.
     #[error("there is no todo {0}")]
     NoSuchTodo(i64),
+
+    /// 404.
+    #[error("there is no todo `{0}`")]
+    NoSuchAggregate(String),
+
+    /// 409.
+    #[error("there is a todo `{0}` already")]
+    TodoExists(String),
 
     /// 502 or 504.
     #[error(transparent)]
@@ -34,6 +42,12 @@ impl From<Problem> for Error {
     }
 }
 
+impl From<aggregate::Error> for Error {
+    fn from(error: aggregate::Error) -> Self {
+        Self::Transaction(error.into())
+    }
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         Self::Transaction(error.into())
@@ -45,7 +59,10 @@ impl<'r> Responder<'r, 'static> for Error {
         let problem = match self {
             Self::Transaction(error) => return error.respond_to(request),
             Self::Input(problem) => problem,
-            Self::NoSuchTodo(_) => Problem::new(Status::NotFound, "no-such-todo", self.to_string()),
+            Self::NoSuchTodo(_) | Self::NoSuchAggregate(_) => {
+                Problem::new(Status::NotFound, "no-such-todo", self.to_string())
+            }
+            Self::TodoExists(_) => Problem::new(Status::Conflict, "exists", self.to_string()),
             Self::Downstream(error) => error.problem(),
         };
         problem.respond_to(request)

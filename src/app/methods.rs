@@ -44,6 +44,9 @@ pub(super) fn complete(mut routes: Vec<Route>) -> Vec<Route> {
         for method in missing {
             let mut route = Route::new(method, &path, Allowed(allow.clone()));
             route.name = Some("allowed methods".into());
+            // Behind every route that does something: `/todos/<id>` also where `<id>` is the last
+            // part of another address.
+            route.rank += 20;
             routes.push(route);
         }
     }

@@ -3,6 +3,8 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `todos` | `/todos`, by the Todo-Backend contract, and `POST /todos/<id>/share` |
+//! | `aggregates` | `/aggregates/todos`: event-sourced todos |
+//! | `leases` | `/leases`: who may write which of them |
 //! | `audit` | `/audit`, and the guard that writes a line for every change |
 //! | `downstream` | the service that `share` calls, and its stand-in |
 //! | `status` | `/registry`, `/healthz`, `/readyz` |
@@ -13,6 +15,7 @@
 //!
 //! Everything here uses the library through its public door; no library room imports it.
 
+mod aggregates;
 mod audit;
 mod body;
 mod config;
@@ -20,6 +23,7 @@ mod cors;
 mod downstream;
 mod error;
 mod faults;
+mod leases;
 mod methods;
 mod page;
 mod status;
@@ -33,7 +37,7 @@ use rocket_db_pools::Database;
 use sqlx::migrate;
 
 use crate::db::{self, Migrations, UrlPool};
-use crate::{Problem, Settlement, problem_catchers};
+use crate::{Problem, Settlement, aggregate, problem_catchers};
 
 use self::config::Config;
 use self::error::Error;
@@ -57,6 +61,8 @@ pub fn rocket() -> Rocket<Build> {
 pub fn service(figment: Figment) -> Rocket<Build> {
     let routes = [
         todos::routes(),
+        aggregates::routes(),
+        leases::routes(),
         audit::routes(),
         status::routes(),
         downstream::routes(),
@@ -66,6 +72,11 @@ pub fn service(figment: Figment) -> Rocket<Build> {
     rocket::custom(figment)
         .attach(db::init::<Main>().migrations(main_migrations()))
         .attach(db::init::<Audit>().migrations(audit_migrations()))
+        .attach(
+            aggregate::init::<Main>()
+                .projection::<aggregates::Todo>(aggregates::TodoList)
+                .observe_loads(faults::at_loaded),
+        )
         .attach(Settlement::new().observer(faults::Crash))
         .attach(AdHoc::try_on_ignite("Configuration", Config::manage))
         .attach(cors::Cors)

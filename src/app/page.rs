@@ -9,16 +9,16 @@ use crate::Problem;
 
 use super::body::broken_rule;
 
-/// Which part of a list is asked for.
-pub(super) struct Page {
+/// Which part of a list is asked for; `K` is what its lines are told apart by.
+pub(super) struct Page<K> {
     /// How many at most: 1 to 200, default 50.
-    pub(super) limit: i64,
-    /// The id of the last one that the client has seen.
-    pub(super) after: Option<i64>,
+    pub(super) limit: u32,
+    /// The key of the last one that the client has seen.
+    pub(super) after: Option<K>,
 }
 
 #[rocket::async_trait]
-impl<'r> FromRequest<'r> for Page {
+impl<'r, K: FromStr> FromRequest<'r> for Page<K> {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Problem> {
@@ -29,25 +29,26 @@ impl<'r> FromRequest<'r> for Page {
     }
 }
 
-impl Page {
+impl<K: FromStr> Page<K> {
     fn read(request: &Request<'_>) -> Result<Self, Problem> {
-        let limit = number(request, "limit")?.unwrap_or(50);
+        let limit = value(request, "limit")?.unwrap_or(50);
         if !(1..=200).contains(&limit) {
             return Err(broken_rule("`limit` must be from 1 to 200".into()));
         }
         Ok(Self {
             limit,
-            after: number(request, "after")?,
+            after: value(request, "after")?,
         })
     }
 }
 
-fn number(request: &Request<'_>, name: &str) -> Result<Option<i64>, Problem> {
-    match request.query_value::<&str>(name) {
+/// Text is always understood; so what is not was to be a number.
+fn value<T: FromStr>(request: &Request<'_>, name: &str) -> Result<Option<T>, Problem> {
+    let text = request.query_value::<String>(name);
+    let value = text.map(|text| text.ok().and_then(|text| text.parse().ok()));
+    match value {
+        Some(None) => Err(broken_rule(format!("`{name}` must be a whole number"))),
+        Some(value) => Ok(value),
         None => Ok(None),
-        Some(Ok(text)) => i64::from_str(text)
-            .map(Some)
-            .map_err(|_| broken_rule(format!("`{name}` must be a whole number"))),
-        Some(Err(_)) => Err(broken_rule(format!("`{name}` must be a whole number"))),
     }
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::async_lock::Hold;
 use super::gate::Pass;
 use super::manager::Key;
-use super::store::{Claim, Fence, LeaseStore, Released, Token};
+use super::store::{Claim, Fence, LeaseStore, Released};
 use super::{LockError, gate};
 
 /// The right to write one aggregate, until it is dropped or expires.
@@ -59,10 +59,6 @@ impl<S: LeaseStore> Lease<S> {
     /// Whether the lease is known to be somebody else's by now. What decides is the release.
     pub fn is_lost(&self) -> bool {
         self.held().renewal.lost.load(Ordering::SeqCst)
-    }
-
-    pub(crate) fn token(&self) -> &Token {
-        &self.held().claim.token
     }
 }
 

@@ -60,3 +60,4 @@ pub use settlement::{Settlement, Vetoed};
 pub use verdict::{Commit, Outcome, Reason, Rollback, Verdict};
 
 pub(crate) use guard::failed;
+pub(crate) use sentinel::attached;

@@ -19,7 +19,7 @@ pub(super) fn is_missing<P: Phase>(rocket: &Rocket<P>) -> bool {
 }
 
 /// The database of a guard, for guards that no sentinel has seen too.
-pub(super) fn attached<'r, D>(request: &'r Request<'_>) -> Result<&'r D, Error>
+pub(crate) fn attached<'r, D>(request: &'r Request<'_>) -> Result<&'r D, Error>
 where
     D: Database,
     D::Pool: TransactionPool,

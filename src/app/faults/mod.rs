@@ -1,11 +1,13 @@
 //! Failure injection: by header `X-Fault` or query `fault=`, around any endpoint.
 //!
 //! The handlers know nothing of it. A fault is a decorator around the route ([`around`]), an
-//! observer of the settlement ([`Crash`]), or another address for the downstream call.
+//! observer of the settlement ([`Crash`]) or of loading an aggregate ([`at_loaded`]), or another
+//! address for the downstream call.
 //!
 //! With faults off (`faults = false`, the default in release) a request that carries one is
 //! refused with 403 and not executed.
 
+mod loaded;
 mod parse;
 mod sql;
 
@@ -23,6 +25,7 @@ use crate::{Outstanding, Problem, Tx};
 use super::Main;
 use super::config::Config;
 
+pub(super) use self::loaded::at_loaded;
 pub(super) use self::parse::Downstream;
 use self::parse::{CrashPoint, Fault, requested};
 
@@ -112,8 +115,9 @@ async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'
         Fault::Swallow => with_transaction(request, sql::swallow_an_error).await,
         Fault::Disconnect => with_transaction(request, sql::end_the_session).await,
         Fault::Leak(time) => leak(request, *time),
-        // These work elsewhere: at the downstream call, and while the request is settled.
-        Fault::Downstream(_) | Fault::Crash(_) => {}
+        // These work elsewhere: at the downstream call, when an aggregate has been loaded, and while
+        // the request is settled.
+        Fault::Downstream(_) | Fault::DelayLoaded(_) | Fault::ExpireLease | Fault::Crash(_) => {}
     }
     None
 }

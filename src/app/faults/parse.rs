@@ -16,6 +16,10 @@ pub(super) enum Fault {
     Panic,
     /// Keep everything outstanding for this long.
     Delay(Duration),
+    /// Keep the lease, and nothing else, for this long, when an aggregate has been loaded.
+    DelayLoaded(Duration),
+    /// Hand the lease to somebody else, when an aggregate has been loaded.
+    ExpireLease,
     /// Doom the request.
     Doom,
     /// Have a deferred constraint of `main` refuse the commit.
@@ -77,7 +81,11 @@ fn parse(word: &str) -> Result<Fault, Problem> {
     let fault = match (name, value) {
         ("respond", Some(value)) => status(value).map(Fault::Respond),
         ("panic", None) => Some(Fault::Panic),
-        ("delay", Some(value)) => millis(value).map(Fault::Delay),
+        ("delay", Some(value)) => match value.strip_suffix("@loaded") {
+            Some(value) => millis(value).map(Fault::DelayLoaded),
+            None => millis(value).map(Fault::Delay),
+        },
+        ("expire-lease", None) => Some(Fault::ExpireLease),
         ("doom", None) => Some(Fault::Doom),
         ("commit", None) => Some(Fault::Commit),
         ("swallow", None) => Some(Fault::Swallow),
@@ -97,9 +105,9 @@ fn parse(word: &str) -> Result<Fault, Problem> {
         Problem::new(
             Status::UnprocessableEntity,
             "validation",
-            "`X-Fault` or `fault` must be a list of: respond=STATUS, panic, delay=MS, doom, commit, \
-             swallow, leak[=MS], downstream=STATUS|timeout, disconnect, \
-             crash=before-commit|between-commits|after-commit",
+            "`X-Fault` or `fault` must be a list of: respond=STATUS, panic, delay=MS, delay=MS@loaded, \
+             expire-lease, doom, commit, swallow, leak[=MS], downstream=STATUS|timeout, \
+             disconnect, crash=before-commit|between-commits|after-commit",
         )
     })
 }
@@ -135,6 +143,10 @@ mod tests {
             Fault::Leak(Duration::from_millis(5))
         );
         assert_eq!(
+            parse("delay=5@loaded").unwrap(),
+            Fault::DelayLoaded(Duration::from_millis(5))
+        );
+        assert_eq!(
             parse("downstream=timeout").unwrap(),
             Fault::Downstream(Downstream::Timeout)
         );
@@ -149,6 +161,9 @@ mod tests {
             "respond=x",
             "delay=-1",
             "delay=60001",
+            "delay=@loaded",
+            "delay=5@begun",
+            "expire-lease=1",
             "crash",
             "boom",
         ] {

@@ -38,3 +38,18 @@ pub(super) async fn end_the_session(connection: &mut Connection) {
         let _gone = ended.execute(&mut **connection).await;
     }
 }
+
+/// Somebody else has the lease from now on: what its holder finds who was stopped for too long.
+pub(super) async fn hand_the_lease_over(
+    connection: &mut Connection,
+    stream: &str,
+) -> sqlx::Result<()> {
+    crate::with_backend!(connection, |db| sqlx::query(
+        "UPDATE aggregate_locks SET token = 'expire-lease', owner_id = 'the fault expire-lease' \
+         WHERE lock_key = $1"
+    )
+    .bind(stream)
+    .execute(db)
+    .await
+    .map(drop))
+}

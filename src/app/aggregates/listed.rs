@@ -1,0 +1,62 @@
+//! The list of todos, written with their events.
+
+use serde::Serialize;
+use sqlx::FromRow;
+
+use crate::aggregate::{Aggregate, EventRecord, Projection};
+use crate::app::page::Page;
+use crate::db::Connection;
+use crate::with_backend;
+
+use super::Todo;
+
+/// Keeps the table `todo_list`.
+pub(in crate::app) struct TodoList;
+
+impl Projection<Todo, Connection> for TodoList {
+    async fn project(
+        &self,
+        connection: &mut Connection,
+        todo: &Todo,
+        _events: &[EventRecord],
+    ) -> sqlx::Result<()> {
+        with_backend!(connection, |db| sqlx::query(
+            "INSERT INTO todo_list (id, user_id, task, completed, version) \
+             VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (id) DO UPDATE \
+             SET user_id = excluded.user_id, task = excluded.task, \
+                 completed = excluded.completed, version = excluded.version"
+        )
+        .bind(todo.id())
+        .bind(&todo.user_id)
+        .bind(&todo.task)
+        .bind(todo.completed)
+        .bind(i64::try_from(todo.version()).unwrap_or(i64::MAX))
+        .execute(db)
+        .await
+        .map(drop))
+    }
+}
+
+#[derive(Debug, Serialize, FromRow)]
+pub(super) struct Row {
+    id: String,
+    user_id: String,
+    task: String,
+    completed: bool,
+    version: i64,
+}
+
+pub(super) async fn page(
+    connection: &mut Connection,
+    page: Page<String>,
+) -> sqlx::Result<Vec<Row>> {
+    with_backend!(connection, |db| sqlx::query_as(
+        "SELECT id, user_id, task, completed, version FROM todo_list \
+         WHERE id > $1 ORDER BY id LIMIT $2"
+    )
+    .bind(page.after.unwrap_or_default())
+    .bind(i64::from(page.limit))
+    .fetch_all(db)
+    .await)
+}

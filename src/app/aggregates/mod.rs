@@ -1,0 +1,205 @@
+//! `/aggregates/todos`: todos of which what happened is stored, and that many processes write.
+//!
+//! A handler loads one, changes it, and commits it. Until the client is told, nobody else changes
+//! it, in whatever process; and if the client is told of a failure, nothing has happened.
+
+mod listed;
+mod todo;
+mod version;
+
+use rocket::response::status::Created;
+use rocket::serde::json::Json;
+use rocket::{Route, get, post, routes};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::aggregate::{Aggregate, Aggregates, EventRecord};
+use crate::{Problem, Read};
+
+use self::version::{IfMatch, Versioned};
+use super::audit::Trail;
+use super::body::{Body, Rules};
+use super::page::Page;
+use super::{Error, Main};
+
+pub(super) use self::listed::TodoList;
+pub(super) use self::todo::Todo;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![list, create, find, rename, complete, complete_all, events]
+}
+
+type Todos = Aggregates<Main, Todo>;
+
+/// By id. The next page is `?after=` the last `id`.
+#[get("/aggregates/todos")]
+async fn list(
+    page: Result<Page<String>, Problem>,
+    mut read: Read<Main>,
+) -> Result<Json<Vec<listed::Row>>, Error> {
+    Ok(Json(listed::page(&mut read, page?).await?))
+}
+
+#[post("/aggregates/todos", data = "<new>")]
+async fn create(
+    new: Body<NewTodo>,
+    todos: Todos,
+    trail: Trail,
+) -> Result<Created<Versioned>, Error> {
+    let new = new?.0;
+    let id = new.id.unwrap_or_else(|| Uuid::now_v7().to_string());
+    // For the better answer: what decides is the key of the stream.
+    if todos.peek(&id).await?.is_some() {
+        return Err(Error::TodoExists(id));
+    }
+    let mut todo = Todo::create(&id, new.user_id, new.task)?;
+    todos.commit(&mut todo).await?;
+    trail.note("aggregate created", &id).await?;
+    let address = rocket::uri!(find(&id)).to_string();
+    Ok(Created::new(address).body(Versioned(todo)))
+}
+
+#[get("/aggregates/todos/<id>")]
+async fn find(id: &str, todos: Todos) -> Result<Versioned, Error> {
+    let todo = todos.peek(id).await?;
+    Ok(Versioned(todo.ok_or_else(|| no_such(id))?))
+}
+
+#[post("/aggregates/todos/<id>/rename", data = "<new>")]
+async fn rename(
+    id: &str,
+    new: Body<NewTask>,
+    if_match: IfMatch<'_>,
+    todos: Todos,
+    trail: Trail,
+) -> Result<Versioned, Error> {
+    let new = new?.0;
+    let mut todo = todos.get(id).await?.ok_or_else(|| no_such(id))?;
+    if_match.check(&todo)?;
+    todo.rename(new.task)?;
+    todos.commit(&mut todo).await?;
+    trail.note("aggregate renamed", id).await?;
+    Ok(Versioned(todo))
+}
+
+/// The second time nothing happens, and that is a success too.
+#[post("/aggregates/todos/<id>/complete")]
+async fn complete(
+    id: &str,
+    if_match: IfMatch<'_>,
+    todos: Todos,
+    trail: Trail,
+) -> Result<Versioned, Error> {
+    let mut todo = todos.get(id).await?.ok_or_else(|| no_such(id))?;
+    if_match.check(&todo)?;
+    if todo.complete()? {
+        todos.commit(&mut todo).await?;
+        trail.note("aggregate completed", id).await?;
+    }
+    Ok(Versioned(todo))
+}
+
+/// All of them, or none.
+#[post("/aggregates/todos/complete", data = "<which>")]
+async fn complete_all(
+    which: Body<Which>,
+    todos: Todos,
+    trail: Trail,
+) -> Result<Json<Vec<Versioned>>, Error> {
+    let which = which?.0;
+    let ids: Vec<&str> = which.ids.iter().map(String::as_str).collect();
+    let found = todos.get_all(&ids).await?.into_iter().zip(&ids);
+    let found = found.map(|(todo, id)| todo.ok_or_else(|| no_such(id)));
+    let mut all = found.collect::<Result<Vec<Todo>, Error>>()?;
+    let mut changed = Vec::new();
+    for todo in &mut all {
+        if todo.complete()? {
+            changed.push(todo);
+        }
+    }
+    todos.commit_all(&mut changed).await?;
+    for todo in &changed {
+        trail.note("aggregate completed", todo.id()).await?;
+    }
+    Ok(Json(all.into_iter().map(Versioned).collect()))
+}
+
+/// What has happened to a todo, in order. The next page is `?after=` the last `sequence`.
+#[get("/aggregates/todos/<id>/events")]
+async fn events(
+    id: &str,
+    page: Result<Page<u64>, Problem>,
+    todos: Todos,
+) -> Result<Json<Vec<EventRecord>>, Error> {
+    let page = page?;
+    let after = page.after.unwrap_or(0);
+    let events = todos.events(id, after, page.limit).await?;
+    if events.is_empty() && after == 0 {
+        return Err(no_such(id));
+    }
+    Ok(Json(events))
+}
+
+fn no_such(id: &str) -> Error {
+    Error::NoSuchAggregate(id.to_owned())
+}
+
+/// What a client sends to create one.
+#[derive(Debug, Deserialize)]
+struct NewTodo {
+    /// Chosen here if it is left out.
+    id: Option<String>,
+    user_id: String,
+    task: String,
+}
+
+/// What a client sends to rename one.
+#[derive(Debug, Deserialize)]
+struct NewTask {
+    task: String,
+}
+
+/// What a client sends to complete several.
+#[derive(Debug, Deserialize)]
+struct Which {
+    ids: Vec<String>,
+}
+
+impl Rules for NewTodo {
+    fn check(&self) -> Result<(), String> {
+        if let Some(id) = &self.id {
+            Todo::stream(id).map_err(|error| format!("`id`: {error}"))?;
+        }
+        check_text("user_id", &self.user_id, 200)?;
+        check_text("task", &self.task, 500)
+    }
+}
+
+impl Rules for NewTask {
+    fn check(&self) -> Result<(), String> {
+        check_text("task", &self.task, 500)
+    }
+}
+
+impl Rules for Which {
+    fn check(&self) -> Result<(), String> {
+        let distinct: std::collections::BTreeSet<_> = self.ids.iter().collect();
+        match self.ids.len() {
+            1..=100 if distinct.len() == self.ids.len() => Ok(()),
+            1..=100 => Err("`ids` must not name one twice".into()),
+            _ => Err("`ids` must name 1 to 100 todos".into()),
+        }
+    }
+}
+
+fn check_text(field: &str, text: &str, longest: usize) -> Result<(), String> {
+    if text.trim().is_empty() {
+        Err(format!("`{field}` must not be empty"))
+    } else if text.chars().count() > longest {
+        Err(format!("`{field}` must be {longest} characters at most"))
+    } else if text.chars().any(char::is_control) {
+        Err(format!("`{field}` must not contain control characters"))
+    } else {
+        Ok(())
+    }
+}

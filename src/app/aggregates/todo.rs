@@ -1,0 +1,89 @@
+//! A todo as what has happened to it.
+
+use rocket::serde::json::{Value, json};
+use serde::{Deserialize, Serialize};
+
+use crate::aggregate;
+use crate::aggregate::{Aggregate, Entity, Error, Event};
+
+/// A todo.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(in crate::app) struct Todo {
+    #[serde(skip)]
+    entity: Entity,
+    pub(super) user_id: String,
+    pub(super) task: String,
+    pub(super) completed: bool,
+}
+
+aggregate!(Todo as "todo", entity, [Created, Renamed, Completed]);
+
+impl Todo {
+    pub(super) fn create(id: &str, user_id: String, task: String) -> Result<Self, Error> {
+        let mut todo = Self::fresh(id)?;
+        todo.record(Created { user_id, task })?;
+        Ok(todo)
+    }
+
+    pub(super) fn rename(&mut self, task: String) -> Result<(), Error> {
+        self.record(Renamed { task })
+    }
+
+    /// Says whether anything has happened.
+    pub(super) fn complete(&mut self) -> Result<bool, Error> {
+        if self.completed {
+            return Ok(false);
+        }
+        self.record(Completed {})?;
+        Ok(true)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Created {
+    user_id: String,
+    task: String,
+}
+
+impl Event<Todo> for Created {
+    const NAME: &'static str = "created";
+
+    fn apply(self, todo: &mut Todo) {
+        todo.user_id = self.user_id;
+        todo.task = self.task;
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Renamed {
+    task: String,
+}
+
+impl Event<Todo> for Renamed {
+    const NAME: &'static str = "renamed";
+    /// In version 1 the task was called `title`.
+    const VERSION: u32 = 2;
+
+    fn apply(self, todo: &mut Todo) {
+        todo.task = self.task;
+    }
+
+    fn upcast(version: u32, mut payload: Value) -> Result<Value, String> {
+        match (version, payload.get_mut("title").map(Value::take)) {
+            (1, Some(task)) => Ok(json!({ "task": task })),
+            (1, None) => Err("`renamed` version 1 has no `title`".into()),
+            _ => Err(format!("`renamed` has never had a version {version}")),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Completed {}
+
+impl Event<Todo> for Completed {
+    const NAME: &'static str = "completed";
+
+    fn apply(self, todo: &mut Todo) {
+        todo.completed = true;
+    }
+}

@@ -1,0 +1,81 @@
+//! The version of an aggregate as HTTP says it: `ETag` and `If-Match`
+//! ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#section-13.1.1)).
+
+use std::convert::Infallible;
+
+use rocket::Request;
+use rocket::http::{Header, Status};
+use rocket::request::{FromRequest, Outcome};
+use rocket::response::{self, Responder};
+use rocket::serde::json::Json;
+use serde::{Serialize, Serializer};
+
+use crate::Problem;
+use crate::aggregate::Aggregate;
+
+use super::Todo;
+
+/// A todo with its id and version, the latter as `ETag` too.
+pub(super) struct Versioned(pub(super) Todo);
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    id: &'a str,
+    version: u64,
+    #[serde(flatten)]
+    todo: &'a Todo,
+}
+
+impl Serialize for Versioned {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let shown = Shown {
+            id: self.0.id(),
+            version: self.0.version(),
+            todo: &self.0,
+        };
+        shown.serialize(serializer)
+    }
+}
+
+impl<'r> Responder<'r, 'static> for Versioned {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
+        let mut response = Json(&self).respond_to(request)?;
+        response.set_header(Header::new("ETag", tag(&self.0)));
+        Ok(response)
+    }
+}
+
+fn tag(todo: &Todo) -> String {
+    format!("\"{}\"", todo.version())
+}
+
+/// Which version the client has seen, if it says so.
+pub(super) struct IfMatch<'r>(Vec<&'r str>);
+
+impl IfMatch<'_> {
+    /// # Errors
+    ///
+    /// 412: the todo is of another version by now.
+    pub(super) fn check(&self, todo: &Todo) -> Result<(), Problem> {
+        let tag = tag(todo);
+        let mut wanted = self
+            .0
+            .iter()
+            .flat_map(|list| list.split(','))
+            .map(str::trim);
+        if self.0.is_empty() || wanted.any(|wanted| wanted == "*" || wanted == tag) {
+            return Ok(());
+        }
+        let detail = format!("The todo is at version {tag} by now; read it again.");
+        Err(Problem::new(Status::PreconditionFailed, "version", detail))
+    }
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for IfMatch<'r> {
+    type Error = Infallible;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Infallible> {
+        Outcome::Success(Self(request.headers().get("If-Match").collect()))
+    }
+}
