@@ -8,6 +8,7 @@
 #[macro_use]
 mod support;
 
+mod aggregates;
 mod contract;
 mod crash;
 mod door;

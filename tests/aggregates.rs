@@ -1,0 +1,119 @@
+//! Event-sourced aggregates: in requests, on their own, and written by many processes.
+
+mod contract;
+mod faults;
+mod processes;
+mod repositories;
+mod requests;
+
+use rocket::serde::json::{Value, json};
+use serde::{Deserialize, Serialize};
+
+use rocket_tx::aggregate::{Entity, Event};
+
+use crate::support::{Answer, Databases, Http, In};
+
+/// What tests of the library change.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counter {
+    #[serde(skip)]
+    entity: NotCompared,
+    pub total: i64,
+}
+
+/// Counters are compared by what they count.
+#[derive(Debug, Clone, Default)]
+struct NotCompared(Entity);
+
+impl PartialEq for NotCompared {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl std::ops::Deref for NotCompared {
+    type Target = Entity;
+
+    fn deref(&self) -> &Entity {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for NotCompared {
+    fn deref_mut(&mut self) -> &mut Entity {
+        &mut self.0
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Added {
+    pub number: i64,
+}
+
+impl Event<Counter> for Added {
+    const NAME: &'static str = "added";
+
+    fn apply(self, counter: &mut Counter) {
+        counter.total += self.number;
+    }
+}
+
+rocket_tx::aggregate!(Counter as "counter", entity, [Added]);
+
+/// The reference service's `/aggregates/todos`.
+pub async fn create(http: &Http, id: &str) {
+    let body = json!({ "id": id, "user_id": "ann", "task": "first" }).to_string();
+    let answer = http.json("POST /aggregates/todos", &body).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+}
+
+pub async fn rename(http: &Http, id: &str, task: &str, fault: &str) -> Answer {
+    let request = http
+        .request(&format!("POST /aggregates/todos/{id}/rename"))
+        .header("Content-Type", "application/json")
+        .header("X-Fault", fault)
+        .body(json!({ "task": task }).to_string());
+    Answer::of(request).await
+}
+
+pub async fn leases(http: &Http) -> Vec<Value> {
+    let answer = http.send("GET /leases").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json::<Value>()["leases"].as_array().unwrap().clone()
+}
+
+/// All events of a todo, which must have no gaps.
+pub async fn events(http: &Http, id: &str) -> Vec<Value> {
+    let mut all: Vec<Value> = Vec::new();
+    loop {
+        let path = format!(
+            "GET /aggregates/todos/{id}/events?limit=200&after={}",
+            all.len()
+        );
+        let answer = http.send(&path).await;
+        if answer.status == 404 {
+            return all;
+        }
+        let page: Vec<Value> = answer.json();
+        if page.is_empty() {
+            return all;
+        }
+        for event in page {
+            assert_eq!(event["sequence"], all.len() + 1, "{event}");
+            all.push(event);
+        }
+    }
+}
+
+/// Everything that an aggregate has left in the database.
+pub async fn stored(databases: &Databases) -> Vec<String> {
+    let mut all = Vec::new();
+    for sql in [
+        "SELECT stream || ' ' || sequence || ' ' || name || payload FROM aggregate_events ORDER BY stream, sequence",
+        "SELECT stream || ' ' || sequence || state FROM aggregate_snapshots ORDER BY stream",
+        "SELECT id || ' ' || task || ' ' || version FROM todo_list ORDER BY id",
+    ] {
+        all.extend(databases.texts(In::Main, sql).await);
+    }
+    all
+}

@@ -1,0 +1,359 @@
+//! `/aggregates/todos` and `/leases`, as clients meet them.
+
+use rocket::serde::json::{Value, json};
+
+use super::{create, events, leases, rename};
+use crate::support::{Answer, Backend, In, Service};
+
+async fn created_once(backend: Backend) {
+    let service = Service::start(backend).await;
+    let http = &service.http;
+    let body = r#"{"id":"milk","user_id":"ann","task":"buy milk"}"#;
+    let answer = http.json("POST /aggregates/todos", body).await;
+    assert_eq!(answer.told(), (201, Some("committed")));
+    assert_eq!(answer.header("etag"), Some("\"1\""));
+    assert_eq!(answer.header("location"), Some("/aggregates/todos/milk"));
+    let todo = json!({"id":"milk","version":1,"user_id":"ann","task":"buy milk","completed":false});
+    assert_eq!(answer.json::<Value>(), todo);
+    let found = service.get("/aggregates/todos/milk").await;
+    assert_eq!(found.json::<Value>(), todo);
+    assert_eq!(found.header("etag"), Some("\"1\""));
+
+    let again = http.json("POST /aggregates/todos", body).await;
+    assert_eq!((again.status, again.kind().as_str()), (409, "exists"));
+    assert_eq!(events(http, "milk").await.len(), 1);
+
+    // Without an id it is given one.
+    let body = r#"{"user_id":"ann","task":"buy milk"}"#;
+    let answer = http.json("POST /aggregates/todos", body).await;
+    let id = answer.json::<Value>()["id"].as_str().unwrap().to_owned();
+    let location = answer.header("location").unwrap();
+    assert_eq!(location, format!("/aggregates/todos/{id}"));
+    assert_eq!(service.get(location).await.status, 200);
+    assert_eq!(service.get("/aggregates/todos/none").await.status, 404);
+}
+
+async fn completed_once(backend: Backend) {
+    let service = Service::start(backend).await;
+    let http = &service.http;
+    create(http, "milk").await;
+    for _ in 0..2 {
+        let answer = http.send("POST /aggregates/todos/milk/complete").await;
+        assert_eq!(answer.told(), (200, Some("committed")));
+        assert_eq!(answer.header("etag"), Some("\"2\""));
+        assert_eq!(answer.json::<Value>()["completed"], true);
+    }
+    let names: Vec<Value> = events(http, "milk").await;
+    let names: Vec<&Value> = names.iter().map(|event| &event["name"]).collect();
+    assert_eq!(names, ["created", "completed"]);
+    let audit: Vec<Value> = service.get("/audit").await.json();
+    assert_eq!(audit.len(), 2, "{audit:?}");
+    assert_eq!(audit[0]["action"], "aggregate completed");
+    let missing = http.send("POST /aggregates/todos/none/complete").await;
+    assert_eq!(missing.status, 404);
+    assert!(leases(http).await.is_empty());
+}
+
+async fn only_the_version_that_was_seen(backend: Backend) {
+    let service = Service::start(backend).await;
+    let http = &service.http;
+    create(http, "milk").await;
+    let rename_if = async |tag: &str| {
+        let request = http
+            .request("POST /aggregates/todos/milk/rename")
+            .header("Content-Type", "application/json")
+            .header("If-Match", tag)
+            .body(r#"{"task":"new"}"#);
+        Answer::of(request).await
+    };
+    for tag in ["\"0\"", "\"2\"", "1", "W/\"1\"", "x", "\"5\", \"7\""] {
+        let answer = rename_if(tag).await;
+        assert_eq!(answer.told(), (412, Some("rolled-back")), "{tag}");
+        assert_eq!(answer.kind(), "version");
+    }
+    assert_eq!(rename_if("\"1\"").await.header("etag"), Some("\"2\""));
+    assert_eq!(rename_if("*").await.header("etag"), Some("\"3\""));
+    let answer = rename_if("\"5\", \"3\"").await;
+    assert_eq!(answer.header("etag"), Some("\"4\""));
+    let complete = http.request("POST /aggregates/todos/milk/complete");
+    let answer = Answer::of(complete.header("If-Match", "\"1\"")).await;
+    assert_eq!(answer.status, 412);
+    assert_eq!(events(http, "milk").await.len(), 4);
+}
+
+async fn several_are_completed_or_none(backend: Backend) {
+    let service = Service::start(backend).await;
+    let http = &service.http;
+    for id in ["a", "b", "c"] {
+        create(http, id).await;
+    }
+    let complete = async |ids: Value| {
+        let body = json!({ "ids": ids }).to_string();
+        http.json("POST /aggregates/todos/complete", &body).await
+    };
+    let answer = complete(json!(["a", "none", "c"])).await;
+    assert_eq!(answer.told(), (404, Some("rolled-back")));
+    assert_eq!(events(http, "a").await.len(), 1);
+    let answer = complete(json!(["c", "a"])).await;
+    assert_eq!(answer.told(), (200, Some("committed")));
+    let ids: Value = answer.json();
+    assert_eq!((&ids[0]["id"], &ids[1]["id"]), (&json!("c"), &json!("a")));
+    for (id, length) in [("a", 2), ("b", 1), ("c", 2)] {
+        assert_eq!(events(http, id).await.len(), length);
+    }
+    for ids in [
+        json!([]),
+        json!(["a", "a"]),
+        json!(vec!["x"; 101]),
+        json!([""]),
+    ] {
+        assert_eq!(complete(ids.clone()).await.status, 422, "{ids}");
+    }
+    assert!(leases(http).await.is_empty());
+}
+
+async fn lists_are_paged(backend: Backend) {
+    let service = Service::start(backend).await;
+    let http = &service.http;
+    for id in ["a", "b", "c", "d d"] {
+        create(http, id).await;
+    }
+    rename(http, "b", "second", "").await;
+    let ids = async |path: &str| -> Vec<String> {
+        let page: Vec<Value> = service.get(path).await.json();
+        let id = |todo: &Value| todo["id"].as_str().unwrap().to_owned();
+        page.iter().map(id).collect()
+    };
+    assert_eq!(ids("/aggregates/todos").await, ["a", "b", "c", "d d"]);
+    assert_eq!(ids("/aggregates/todos?limit=2").await, ["a", "b"]);
+    assert_eq!(ids("/aggregates/todos?after=b&limit=1").await, ["c"]);
+    assert_eq!(ids("/aggregates/todos?after=d%20d").await.len(), 0);
+    let list: Value = service
+        .get("/aggregates/todos?after=a&limit=1")
+        .await
+        .json();
+    assert_eq!(
+        list[0],
+        json!({"id":"b","user_id":"ann","task":"second","completed":false,"version":2})
+    );
+    for path in [
+        "/aggregates/todos?limit=0",
+        "/aggregates/todos?limit=201",
+        "/aggregates/todos/b/events?limit=x",
+        "/aggregates/todos/b/events?after=-1",
+    ] {
+        assert_eq!(service.get(path).await.status, 422, "{path}");
+    }
+    let page: Vec<Value> = service
+        .get("/aggregates/todos/b/events?limit=1")
+        .await
+        .json();
+    assert_eq!((page.len(), &page[0]["name"]), (1, &json!("created")));
+    let page: Vec<Value> = service
+        .get("/aggregates/todos/b/events?after=1")
+        .await
+        .json();
+    assert_eq!((page.len(), &page[0]["name"]), (1, &json!("renamed")));
+    let request = page[0]["metadata"]["request_id"].as_str().unwrap();
+    assert_eq!(request.len(), 36);
+    assert!(page[0]["recorded_at"].as_i64().unwrap() > 1_700_000_000_000);
+    assert_eq!(
+        service.get("/aggregates/todos/none/events").await.status,
+        404
+    );
+}
+
+async fn ids_keep_the_rule(backend: Backend) {
+    let service = Service::start(backend).await;
+    let http = &service.http;
+    let long = "x".repeat(201);
+    for id in ["a%0Ab", "%00", "%7F", &long] {
+        for (what, body) in [
+            (format!("GET /aggregates/todos/{id}"), ""),
+            (format!("GET /aggregates/todos/{id}/events"), ""),
+            (format!("POST /aggregates/todos/{id}/complete"), ""),
+            (
+                format!("POST /aggregates/todos/{id}/rename"),
+                r#"{"task":"x"}"#,
+            ),
+        ] {
+            let answer = http.json(&what, body).await;
+            assert_eq!(answer.status, 422, "{what}: {answer:?}");
+        }
+    }
+    for id in ["", "a\nb", &long] {
+        let body = json!({ "id": id, "user_id": "ann", "task": "x" }).to_string();
+        let answer = http.json("POST /aggregates/todos", &body).await;
+        assert_eq!((answer.status, answer.kind().as_str()), (422, "validation"));
+        assert!(answer.body.contains("`id`"), "{answer:?}");
+    }
+    // The longest, and the strangest that keep it.
+    for id in ["x".repeat(200), "ü/ \"'%;--".into(), "complete".into()] {
+        create(http, &id).await;
+        let id: String = id.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let found = service.get(&format!("/aggregates/todos/{id}")).await;
+        assert_eq!(found.status, 200, "{found:?}");
+        assert_eq!(rename(http, &id, "y", "").await.status, 200);
+    }
+    for body in [
+        r#"{"task":""}"#,
+        r#"{"task":1}"#,
+        r#"{}"#,
+        r#"{"task":"a\u0000"}"#,
+    ] {
+        let answer = http
+            .json("POST /aggregates/todos/complete/rename", body)
+            .await;
+        assert_eq!(answer.status, 422, "{body}");
+        assert!(answer.body.contains("task"), "{answer:?}");
+    }
+}
+
+async fn an_older_event_loads_through_its_upcaster(backend: Backend) {
+    let service = Service::start(backend).await;
+    let http = &service.http;
+    create(http, "milk").await;
+    (service.databases)
+        .execute(
+            In::Main,
+            "INSERT INTO aggregate_events VALUES \
+             ('todo:milk', 2, 'renamed', 1, '{\"title\":\"of old\"}', '{}', 0)",
+        )
+        .await;
+    let todo: Value = service.get("/aggregates/todos/milk").await.json();
+    assert_eq!(
+        (&todo["task"], &todo["version"]),
+        (&json!("of old"), &json!(2))
+    );
+    let answer = rename(http, "milk", "of now", "").await;
+    assert_eq!(answer.header("etag"), Some("\"3\""));
+    // It is stored as it was.
+    let stored = events(http, "milk").await;
+    assert_eq!(stored[1]["payload"], json!({ "title": "of old" }));
+    assert_eq!(
+        (&stored[1]["version"], &stored[2]["version"]),
+        (&json!(1), &json!(2))
+    );
+}
+
+async fn a_corrupt_event_blocks_only_its_stream(backend: Backend) {
+    let service = Service::start(backend).await;
+    let http = &service.http;
+    create(http, "good").await;
+    let corrupted = [
+        (
+            "a",
+            "UPDATE aggregate_events SET payload = '{\"secret' WHERE stream = 'todo:a'",
+        ),
+        (
+            "b",
+            "UPDATE aggregate_events SET payload = '{\"secret\":1}' WHERE stream = 'todo:b'",
+        ),
+        (
+            "c",
+            "UPDATE aggregate_events SET name = 'unheard' WHERE stream = 'todo:c'",
+        ),
+        (
+            "d",
+            "UPDATE aggregate_events SET version = 9 WHERE stream = 'todo:d'",
+        ),
+        (
+            "e",
+            "UPDATE aggregate_events SET sequence = 2 WHERE stream = 'todo:e'",
+        ),
+    ];
+    for (id, sql) in corrupted {
+        create(http, id).await;
+        service.databases.execute(In::Main, sql).await;
+        for what in [
+            http.send(&format!("GET /aggregates/todos/{id}")).await,
+            rename(http, id, "x", "").await,
+        ] {
+            assert_eq!(what.status, 500, "{what:?}");
+            assert!(what.body.contains(&format!("of `todo:{id}`")), "{what:?}");
+            let sequence = if id == "e" { "event 2" } else { "event 1" };
+            assert!(what.body.contains(sequence), "{what:?}");
+            assert!(!what.body.contains("secret"), "{what:?}");
+        }
+    }
+    assert_eq!(rename(http, "good", "still", "").await.status, 200);
+    assert!(leases(http).await.is_empty());
+}
+
+async fn snapshots_keep_loading_flat(backend: Backend) {
+    let databases = std::sync::Arc::new(crate::support::Databases::new(backend).await);
+    let settings = [("ROCKET_SNAPSHOT_INTERVAL", "5")];
+    let service = Service::on(databases, &settings).await;
+    let http = &service.http;
+    create(http, "milk").await;
+    for number in 2..=12 {
+        rename(http, "milk", &format!("task {number}"), "").await;
+    }
+    let snapshots = "SELECT stream || ' ' || sequence FROM aggregate_snapshots";
+    let taken = service.databases.texts(In::Main, snapshots).await;
+    assert_eq!(taken, ["todo:milk 10"]);
+    // What it covers is not read any more.
+    let forget = "UPDATE aggregate_events SET payload = 'none' WHERE sequence <= 10";
+    service.databases.execute(In::Main, forget).await;
+    let todo: Value = service.get("/aggregates/todos/milk").await.json();
+    assert_eq!(
+        (&todo["task"], &todo["version"]),
+        (&json!("task 12"), &json!(12))
+    );
+    // One that cannot be read is passed over, and here the events cannot be read either.
+    let spoil = "UPDATE aggregate_snapshots SET state = '[]'";
+    service.databases.execute(In::Main, spoil).await;
+    let answer = service.get("/aggregates/todos/milk").await;
+    assert_eq!(answer.status, 500);
+    assert!(answer.body.contains("event 1 of"), "{answer:?}");
+    let mend =
+        "UPDATE aggregate_events SET name = 'renamed', version = 2, payload = '{\"task\":\"x\"}'";
+    service.databases.execute(In::Main, mend).await;
+    let todo: Value = service.get("/aggregates/todos/milk").await.json();
+    assert_eq!((&todo["task"], &todo["version"]), (&json!("x"), &json!(12)));
+}
+
+async fn an_operator_frees_a_lease(backend: Backend) {
+    let service = Service::start(backend).await;
+    let http = &service.http;
+    create(http, "milk").await;
+    let slow = http.clone();
+    let slow =
+        tokio::spawn(async move { rename(&slow, "milk", "slow", "delay=1500@loaded").await });
+    let mut held = Vec::new();
+    crate::support::eventually("it is leased", async || {
+        held = leases(http).await;
+        !held.is_empty()
+    })
+    .await;
+    assert_eq!(held[0]["key"], "todo:milk");
+    assert_eq!(held[0]["wanted"], false);
+    assert!(held[0]["owner"].as_str().unwrap().contains("pid"));
+    assert!(held[0]["age_ms"].as_i64().unwrap() < 1_500);
+    assert!(held[0]["expires_in_ms"].as_i64().unwrap() > 20_000);
+    let token = held[0]["token"].as_str().unwrap();
+    let freed = http.send(&format!("DELETE /leases/{token}")).await;
+    assert_eq!(freed.status, 204);
+    let again = http.send(&format!("DELETE /leases/{token}")).await;
+    assert_eq!(
+        (again.status, again.kind().as_str()),
+        (404, "no-such-lease")
+    );
+    // Its holder finds out.
+    let answer = slow.await.unwrap();
+    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    assert_eq!(events(http, "milk").await.len(), 1);
+}
+
+on_each_backend!(
+    created_once,
+    completed_once,
+    only_the_version_that_was_seen,
+    several_are_completed_or_none,
+    lists_are_paged,
+    ids_keep_the_rule,
+    an_older_event_loads_through_its_upcaster,
+    a_corrupt_event_blocks_only_its_stream,
+    snapshots_keep_loading_flat,
+    an_operator_frees_a_lease,
+);

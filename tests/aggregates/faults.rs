@@ -1,0 +1,113 @@
+//! Whatever goes wrong, a stream, its read model and its snapshot are as they were, and it is free.
+
+use std::sync::Arc;
+
+use super::{create, leases, rename, stored};
+use crate::support::{Backend, Databases, In, Service, eventually};
+
+/// A snapshot is due with every event, so that a rollback has one to undo.
+const SETTINGS: &[(&str, &str)] = &[("ROCKET_SNAPSHOT_INTERVAL", "1")];
+
+async fn service(backend: Backend) -> Service {
+    let databases = Databases::new(backend).await;
+    Service::on(Arc::new(databases), SETTINGS).await
+}
+
+async fn a_rollback_by_any_fault_leaves_no_trace(backend: Backend) {
+    let service = service(backend).await;
+    let http = &service.http;
+    create(http, "milk").await;
+    rename(http, "milk", "second", "").await;
+    let before = stored(&service.databases).await;
+    assert_eq!(before.len(), 4, "{before:?}");
+    for (fault, status) in [
+        ("respond=502", 502),
+        ("respond=404", 404),
+        ("panic", 500),
+        ("doom", 409),
+        ("commit", 409),
+        ("swallow", 500),
+        ("leak=50", 500),
+        ("expire-lease", 409),
+        ("disconnect", 503),
+    ] {
+        if fault == "disconnect" && backend == Backend::Sqlite {
+            continue;
+        }
+        let answer = rename(http, "milk", "never", fault).await;
+        assert_eq!(
+            answer.told(),
+            (status, Some("rolled-back")),
+            "{fault}: {answer:?}"
+        );
+        assert_eq!(stored(&service.databases).await, before, "{fault}");
+        if fault == "expire-lease" {
+            assert_eq!(leases(http).await[0]["token"], "expire-lease");
+            let freed = http.send("DELETE /leases/expire-lease").await;
+            assert_eq!(freed.status, 204);
+        }
+        // A leaked connection goes back later, and so may the lease.
+        eventually("the lease is free", async || leases(http).await.is_empty()).await;
+    }
+    let answer = rename(http, "milk", "third", "").await;
+    assert_eq!(answer.told(), (200, Some("committed")));
+    assert_eq!(answer.header("etag"), Some("\"3\""));
+    let audit = "SELECT action FROM audit";
+    assert_eq!(service.databases.texts(In::Audit, audit).await.len(), 3);
+}
+
+async fn a_crash_leaves_all_of_a_command_or_none(backend: Backend) {
+    for (point, length) in [
+        ("before-commit", 1),
+        ("between-commits", 1),
+        ("after-commit", 2),
+    ] {
+        let databases = Arc::new(Databases::new(backend).await);
+        let settings = [SETTINGS[0], ("ROCKET_LEASE_TTL", "1s")];
+        let mut service = Service::on(Arc::clone(&databases), &settings).await;
+        create(&service.http, "milk").await;
+        let request = service
+            .http
+            .request("POST /aggregates/todos/milk/rename")
+            .header("Content-Type", "application/json")
+            .header("X-Fault", format!("crash={point}"))
+            .body(r#"{"task":"new"}"#);
+        assert!(request.send().await.is_err(), "{point}");
+        assert!(!service.ended().await.success());
+        let stored = stored(&databases).await;
+        assert_eq!(stored.len(), length + 2, "{point}: {stored:?}");
+        // The next process goes on, at the latest when the lease has expired.
+        let next = Service::on(Arc::clone(&databases), &settings).await;
+        let answer = rename(&next.http, "milk", "next", "").await;
+        let tag = format!("\"{}\"", length + 1);
+        assert_eq!(answer.header("etag"), Some(tag.as_str()), "{point}");
+        next.stop().await;
+    }
+}
+
+/// The request is three times as slow as a lease lasts.
+async fn renewal_keeps_the_lease_of_a_slow_request(backend: Backend) {
+    let databases = Arc::new(Databases::new(backend).await);
+    let settings = [("ROCKET_LEASE_TTL", "400ms")];
+    let service = Service::on(Arc::clone(&databases), &settings).await;
+    let other = Service::on(databases, &settings).await;
+    create(&service.http, "milk").await;
+    let slow = service.http.clone();
+    let slow =
+        tokio::spawn(async move { rename(&slow, "milk", "slow", "delay=1200@loaded").await });
+    eventually("it is leased", async || {
+        !leases(&service.http).await.is_empty()
+    })
+    .await;
+    let quick = rename(&other.http, "milk", "quick", "").await;
+    let slow = slow.await.unwrap();
+    assert_eq!(slow.told(), (200, Some("committed")));
+    assert_eq!(slow.header("etag"), Some("\"2\""));
+    assert_eq!(quick.header("etag"), Some("\"3\""));
+}
+
+on_each_backend!(
+    a_rollback_by_any_fault_leaves_no_trace,
+    a_crash_leaves_all_of_a_command_or_none,
+    renewal_keeps_the_lease_of_a_slow_request,
+);
