@@ -14,35 +14,11 @@ use rocket_tx::aggregate::{Entity, Event};
 use crate::support::{Answer, Databases, Http, In};
 
 /// What tests of the library change.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Counter {
     #[serde(skip)]
-    entity: NotCompared,
+    entity: Entity,
     pub total: i64,
-}
-
-/// Counters are compared by what they count.
-#[derive(Debug, Clone, Default)]
-struct NotCompared(Entity);
-
-impl PartialEq for NotCompared {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl std::ops::Deref for NotCompared {
-    type Target = Entity;
-
-    fn deref(&self) -> &Entity {
-        &self.0
-    }
-}
-
-impl std::ops::DerefMut for NotCompared {
-    fn deref_mut(&mut self) -> &mut Entity {
-        &mut self.0
-    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use super::rows::AggregatePool;
 use super::settled::Settled;
 use crate::Tx;
 use crate::db::{Access, Isolation, Patience};
-use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError};
+use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError, in_order};
 use crate::tx::{Outstanding, ReadOnly};
 
 pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>;
@@ -133,9 +133,8 @@ where
         self: &Arc<Self>,
         streams: &[&str],
     ) -> Result<Vec<Option<HeldLease>>, Error> {
-        let mut sorted = streams.to_vec();
-        sorted.sort_unstable();
-        sorted.dedup();
+        self.outstanding.tries();
+        let sorted = in_order(streams);
         let deadline = self.shared.locks.deadline();
         let first = sorted.first().copied().unwrap_or_default();
         let _turn = deadline.bound(first, self.order.turn.lock()).await?;

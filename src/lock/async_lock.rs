@@ -112,7 +112,7 @@ pub trait Hold: Send + 'static {
 }
 
 /// Sorted, each once.
-pub(super) fn in_order<'a>(keys: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn in_order<'a>(keys: &[&'a str]) -> Vec<&'a str> {
     let mut sorted = keys.to_vec();
     sorted.sort_unstable();
     sorted.dedup();

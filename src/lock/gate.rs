@@ -15,8 +15,15 @@ pub(super) struct Gate {
     /// One permit. tokio's semaphore is fair, a waiter that is dropped gives up its place, and a
     /// panic gives the permit back.
     open: Arc<Semaphore>,
-    /// How often it was handed over although another process waits.
-    hand_overs: Mutex<u32>,
+    turns: Mutex<Turns>,
+}
+
+/// Since another process last had the key.
+#[derive(Default)]
+struct Turns {
+    taken: u32,
+    /// Another process has said meanwhile that it wants it.
+    wanted: bool,
 }
 
 /// The right to ask the database. Dropping it lets the next task in.
@@ -28,7 +35,7 @@ impl Default for Gate {
     fn default() -> Self {
         Self {
             open: Arc::new(Semaphore::new(1)),
-            hand_overs: Mutex::default(),
+            turns: Mutex::default(),
         }
     }
 }
@@ -51,16 +58,17 @@ impl Gate {
 
     /// The lease was released, and another process had said that it wants it, or not.
     pub(super) fn released(&self, wanted: bool) {
-        let mut hand_overs = self.hand_overs.lock();
-        *hand_overs = if wanted { *hand_overs + 1 } else { 0 };
+        let mut turns = self.turns.lock();
+        turns.taken += 1;
+        turns.wanted |= wanted;
     }
 
     /// Whether whoever is next here should let another process go first. Asked once a turn.
     pub(super) fn should_yield(&self) -> bool {
-        let mut hand_overs = self.hand_overs.lock();
-        let due = *hand_overs >= HAND_OVERS;
+        let mut turns = self.turns.lock();
+        let due = turns.wanted && turns.taken >= HAND_OVERS;
         if due {
-            *hand_overs = 0;
+            *turns = Turns::default();
         }
         due
     }

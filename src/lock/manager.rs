@@ -352,6 +352,8 @@ impl<S: LeaseStore> Key<S> {
             Insist::Once(patience) => patience,
             Insist::UntilGivenUp => Patience::AtMost(self.settings.retry_interval),
         };
+        let interval = self.settings.retry_interval;
+        let mut pause = interval;
         loop {
             // Before the attempt: a release that comes right after it must not be missed.
             let freed = self.store.freed(&self.name);
@@ -376,13 +378,16 @@ impl<S: LeaseStore> Key<S> {
             };
             // Each new holder's row says anew whether it is wanted.
             if !wanted && self.store.want(&self.name).await.is_ok_and(|marked| marked) {
-                // It may have been released just before it was marked.
+                // It may have been released just before it was marked; and where tasks of the
+                // other process queue, it gives way soon.
+                pause = interval / 8;
                 continue;
             }
-            let pause = self.settings.retry_interval.mul_f64(0.5 + fastrand::f64());
+            let jittered = pause.mul_f64(0.5 + fastrand::f64());
+            pause = (pause * 2).min(interval);
             tokio::select! {
                 () = freed => {}
-                () = sleep_until(Instant::now() + pause) => {}
+                () = sleep_until(Instant::now() + jittered) => {}
                 () = answer.closed() => return,
             }
         }

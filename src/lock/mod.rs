@@ -50,5 +50,6 @@ pub use store::{
     Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Released, Token,
 };
 
+pub(crate) use async_lock::in_order;
 pub(crate) use keyed::Keyed;
 pub(crate) use manager::Deadline;

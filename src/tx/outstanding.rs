@@ -190,6 +190,11 @@ impl Outstanding {
         state.databases().next().is_some() || !state.reading.is_empty()
     }
 
+    /// Something is tried that would be outstanding: the answer tells the outcome.
+    pub(crate) fn tries(&self) {
+        self.state.lock().used = true;
+    }
+
     /// How strict the open transaction of `D` is, if the request has one.
     pub(crate) fn strength_of<D: Database>(&self) -> Option<(Isolation, Access)> {
         let state = self.state.lock();

@@ -1,1 +1,320 @@
-//! To come.
+//! Several processes of the real binary write the same aggregates.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rocket::futures::future::{join, join_all};
+use rocket::serde::json::json;
+
+use super::{create, events, leases, rename};
+use crate::support::{Backend, Databases, Http, Service, Starting, eventually};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Processes on the databases of the first.
+async fn processes(backend: Backend, number: usize, settings: &[(&str, &str)]) -> Vec<Service> {
+    let databases = Arc::new(Databases::new(backend).await);
+    let starting = (0..number).map(|_| Service::on(Arc::clone(&databases), settings));
+    join_all(starting).await
+}
+
+async fn eight_processes_lose_and_repeat_nothing(backend: Backend) {
+    const RENAMES: usize = 50;
+
+    let services = processes(backend, 8, &[("ROCKET_LEASE_MAX_WAIT", "30s")]).await;
+    create(&services[0].http, "shared").await;
+    let work = async |process: usize| {
+        let http = &services[process].http;
+        let renames = async {
+            for number in 0..RENAMES {
+                let task = format!("{process}/{number}");
+                let answer = rename(http, "shared", &task, "").await;
+                assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+            }
+        };
+        let completions = async {
+            for number in 0..RENAMES / 5 {
+                let id = format!("own {process} {number}");
+                create(http, &id).await;
+                let path = format!("POST /aggregates/todos/own%20{process}%20{number}/complete");
+                let answer = http.send(&path).await;
+                assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+            }
+        };
+        join(renames, completions).await;
+    };
+    join_all((0..8).map(work)).await;
+
+    let http = &services[0].http;
+    let stored = events(http, "shared").await;
+    let tasks: BTreeSet<String> = stored[1..]
+        .iter()
+        .map(|event| event["payload"]["task"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!((stored.len(), tasks.len()), (8 * RENAMES + 1, 8 * RENAMES));
+    for process in 0..8 {
+        assert_eq!(events(http, &format!("own%20{process}%209")).await.len(), 2);
+    }
+    eventually("no lease is left", async || leases(http).await.is_empty()).await;
+}
+
+/// Stopped with a lease and nothing else, past its time to live, while another takes over.
+async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
+    let settings = [("ROCKET_LEASE_TTL", "500ms")];
+    let services = processes(backend, 2, &settings).await;
+    let [stopped, other] = &services[..] else {
+        panic!("two were started");
+    };
+    create(&other.http, "milk").await;
+    let http = stopped.http.clone();
+    let late =
+        tokio::spawn(async move { rename(&http, "milk", "late", "delay=1000@loaded").await });
+    eventually("it is leased", async || {
+        !leases(&other.http).await.is_empty()
+    })
+    .await;
+    stopped.signal("STOP");
+
+    let answer = rename(&other.http, "milk", "in time", "").await;
+    assert_eq!(answer.told(), (200, Some("committed")));
+    // Yet another holder, while the first goes on.
+    let http = other.http.clone();
+    let holding =
+        tokio::spawn(async move { rename(&http, "milk", "holding", "delay=3000@loaded").await });
+    let mut held = Vec::new();
+    eventually("it is leased again", async || {
+        held = leases(&other.http).await;
+        !held.is_empty()
+    })
+    .await;
+    stopped.signal("CONT");
+    let late = late.await.unwrap();
+    assert_eq!(late.told(), (409, Some("rolled-back")), "{late:?}");
+    // The new holder's lease is untouched.
+    let now = leases(&other.http).await;
+    assert_eq!(now[0]["token"], held[0]["token"], "{now:?}");
+    assert_eq!(holding.await.unwrap().told(), (200, Some("committed")));
+    let tasks: Vec<_> = events(&other.http, "milk").await;
+    let tasks: Vec<_> = tasks
+        .iter()
+        .map(|event| &event["payload"]["task"])
+        .collect();
+    assert_eq!(tasks, ["first", "in time", "holding"]);
+}
+
+/// Within its time to live, a retry interval with its jitter, and one bounded statement.
+async fn the_lease_of_a_killed_process_is_taken_over(backend: Backend) {
+    let settings = [("ROCKET_LEASE_TTL", "2s")];
+    let mut services = processes(backend, 2, &settings).await;
+    let other = services.pop().unwrap();
+    let killed = services.pop().unwrap();
+    create(&other.http, "milk").await;
+    let http = killed.http.clone();
+    let lost = tokio::spawn(async move {
+        let request = http
+            .request("POST /aggregates/todos/milk/rename")
+            .header("Content-Type", "application/json")
+            .header("X-Fault", "delay=9000@loaded")
+            .body(r#"{"task":"lost"}"#);
+        request.send().await.is_err()
+    });
+    eventually("it is leased", async || {
+        !leases(&other.http).await.is_empty()
+    })
+    .await;
+    killed.signal("KILL");
+    let started = Instant::now();
+    let answer = rename(&other.http, "milk", "next", "").await;
+    let took = started.elapsed();
+    assert_eq!(answer.told(), (200, Some("committed")));
+    assert!(lost.await.unwrap());
+    // 2 s, 50 ms and half as much again, 50 ms; and as long again for a busy machine.
+    assert!(took < 2_000 * MS + 125 * MS + 1_000 * MS, "{took:?}");
+    assert!(took > 1_000 * MS, "{took:?}");
+    let stored = events(&other.http, "milk").await;
+    assert_eq!(stored.len(), 2);
+}
+
+/// 16 clients of each of two processes want the same aggregate all the time.
+async fn nobody_waits_for_ever(backend: Backend) {
+    let services = processes(backend, 2, &[]).await;
+    create(&services[0].http, "milk").await;
+    let until = Instant::now() + Duration::from_secs(20);
+    let client = async |number: usize| {
+        let http = &services[number % 2].http;
+        let (mut done, mut longest) = (0_u32, Duration::ZERO);
+        while Instant::now() < until {
+            let started = Instant::now();
+            let answer = rename(http, "milk", "again", "").await;
+            assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+            longest = longest.max(started.elapsed());
+            done += 1;
+        }
+        (done, longest)
+    };
+    let clients = join_all((0..32).map(client)).await;
+    let total: u32 = clients.iter().map(|(done, _)| done).sum();
+    let longest = clients.iter().map(|(_, longest)| *longest).max().unwrap();
+    println!("{backend:?}: {total} renames, the longest took {longest:?}");
+    // `lease_max_wait` is 5 s, and past it they would have been told 503.
+    assert!(longest < Duration::from_secs(6), "{longest:?}");
+    let stored = events(&services[0].http, "milk").await;
+    assert_eq!(stored.len(), total as usize + 1);
+}
+
+/// 200 wait for one key, and hold nothing that others need.
+async fn waiters_hold_no_connection(backend: Backend) {
+    let databases = Arc::new(Databases::new(backend).await);
+    let few = databases.variable_with("max_connections=4");
+    let settings = [
+        ("ROCKET_DATABASES", few.as_str()),
+        ("ROCKET_LEASE_MAX_WAIT", "2s"),
+        ("ROCKET_WORKERS", "2"),
+    ];
+    let services = join_all([
+        Service::on(Arc::clone(&databases), &settings),
+        Service::on(Arc::clone(&databases), &settings),
+    ])
+    .await;
+    let (holder, http) = (&services[0].http, &services[1].http);
+    create(http, "milk").await;
+    let usual = others(http).await;
+    let held = holder.clone();
+    let held =
+        tokio::spawn(async move { rename(&held, "milk", "held", "delay=5000@loaded").await });
+    eventually("it is leased", async || !leases(http).await.is_empty()).await;
+
+    let started = Instant::now();
+    let waiters: Vec<_> = (0..200)
+        .map(|number| {
+            let http: Http = http.clone();
+            tokio::spawn(async move {
+                let started = Instant::now();
+                let answer = rename(&http, "milk", &number.to_string(), "").await;
+                (answer, started.elapsed())
+            })
+        })
+        .collect();
+    eventually("they wait", async || {
+        leases(http).await[0]["wanted"] == true
+    })
+    .await;
+    let meanwhile = others(http).await;
+    assert!(started.elapsed() < 2_000 * MS, "it was too slow to tell");
+    assert!(
+        meanwhile < usual * 10 + 20 * MS,
+        "{usual:?}, then {meanwhile:?}"
+    );
+    for waiter in waiters {
+        let (answer, took) = waiter.await.unwrap();
+        assert_eq!(answer.told(), (503, Some("rolled-back")), "{answer:?}");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        // From when the service has the request: a client of 200 takes its time.
+        assert!((1_900 * MS..4_000 * MS).contains(&took), "{took:?}");
+    }
+    assert_eq!(held.await.unwrap().told(), (200, Some("committed")));
+}
+
+/// How long other endpoints take to answer: the median of some rounds.
+async fn others(http: &Http) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..15 {
+        let started = Instant::now();
+        let answer = http.json("POST /todos", r#"{"title":"other"}"#).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        for path in ["GET /todos", "GET /aggregates/todos", "GET /audit?limit=1"] {
+            assert_eq!(http.send(path).await.status, 200);
+        }
+        times.push(started.elapsed());
+    }
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// All at once, of two processes, in opposite orders.
+async fn opposite_orders_never_deadlock(backend: Backend) {
+    let services = processes(backend, 2, &[]).await;
+    for id in ["a", "b", "c"] {
+        create(&services[0].http, id).await;
+    }
+    let client = async |number: usize| {
+        let http = &services[number % 2].http;
+        let mut ids = ["a", "b", "c"];
+        if number % 3 == 0 {
+            ids.reverse();
+        }
+        for _ in 0..5 {
+            let body = json!({ "ids": ids }).to_string();
+            let answer = http.json("POST /aggregates/todos/complete", &body).await;
+            assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+        }
+    };
+    join_all((0..12).map(client)).await;
+    for id in ["a", "b", "c"] {
+        assert_eq!(events(&services[0].http, id).await.len(), 2);
+    }
+}
+
+/// The clock that decides is the server's.
+mod postgres_clock {
+    use super::*;
+
+    #[rocket::async_test]
+    async fn a_postgres_client_whose_clock_is_an_hour_off_changes_nothing() {
+        let databases = Arc::new(Databases::new(Backend::Postgres).await);
+        let settings = [
+            ("ROCKET_LEASE_TTL", "1s"),
+            // tokio's timers go by the monotonic clock, which no operator sets.
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ];
+        let honest = Service::on(Arc::clone(&databases), &settings).await;
+        create(&honest.http, "milk").await;
+        for offset in ["-3600s", "+3600s"] {
+            let behind = ["faketime", "-f", offset];
+            let off = Starting::new(Arc::clone(&databases), &behind, &settings);
+            let off = off.launched().await.unwrap();
+            // What it says of itself is an hour off.
+            let date = off.get("/healthz").await;
+            let honest_date = honest.get("/healthz").await;
+            assert_ne!(
+                date.header("date").unwrap()[..19],
+                honest_date.header("date").unwrap()[..19]
+            );
+            // Its lease is respected, longer than it lasts; and so is that of the other.
+            for (holder, other) in [(&off, &honest), (&honest, &off)] {
+                let http = holder.http.clone();
+                let slow = tokio::spawn(async move {
+                    rename(&http, "milk", "slow", "delay=1500@loaded").await
+                });
+                let mut held = Vec::new();
+                eventually("it is leased", async || {
+                    held = leases(&other.http).await;
+                    !held.is_empty()
+                })
+                .await;
+                let expires = held[0]["expires_in_ms"].as_i64().unwrap();
+                assert!((0..=1_000).contains(&expires), "{held:?}");
+                let waited = rename(&other.http, "milk", "waited", "").await;
+                let slow = slow.await.unwrap();
+                assert_eq!(slow.told(), (200, Some("committed")), "{slow:?}");
+                assert_eq!(waited.told(), (200, Some("committed")), "{waited:?}");
+            }
+        }
+        let stored = events(&honest.http, "milk").await;
+        let tasks: Vec<_> = stored[1..]
+            .iter()
+            .map(|event| event["payload"]["task"].as_str().unwrap())
+            .collect();
+        assert_eq!(tasks, ["slow", "waited"].repeat(4));
+    }
+}
+
+on_each_backend!(
+    eight_processes_lose_and_repeat_nothing,
+    a_holder_that_was_stopped_finds_itself_refused,
+    the_lease_of_a_killed_process_is_taken_over,
+    nobody_waits_for_ever,
+    waiters_hold_no_connection,
+    opposite_orders_never_deadlock,
+);
