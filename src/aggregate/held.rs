@@ -27,6 +27,8 @@ pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>
 pub(super) struct Order {
     /// Held across a wait on purpose: what two tasks of one request ask for, they get in turn.
     turn: Turn<()>,
+    /// Likewise: a request has one connection of a database at most.
+    pub(super) reading: Turn<()>,
     /// With the rank of their database.
     keys: Mutex<BTreeSet<(usize, String)>>,
 }
@@ -40,7 +42,7 @@ where
     pub(super) outstanding: Arc<Outstanding>,
     pub(super) shared: Arc<Shared<D>>,
     rank: usize,
-    order: Arc<Order>,
+    pub(super) order: Arc<Order>,
     state: Mutex<State<D>>,
 }
 

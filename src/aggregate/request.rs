@@ -82,6 +82,7 @@ where
 macro_rules! reading {
     ($held:expr, |$db:ident| $work:expr) => {{
         let outstanding = &$held.outstanding;
+        let _turn = $held.order.reading.lock().await;
         match Tx::<D, ReadOnly>::current_in(outstanding)? {
             Some(mut tx) => {
                 let $db = &mut *tx;
