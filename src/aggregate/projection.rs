@@ -23,7 +23,9 @@ pub trait Projection<A, C>: Send + Sync + 'static {
 }
 
 /// The projections of a store, by type of aggregate.
-pub(super) struct Projections<C>(Arc<HashMap<TypeId, Vec<Arc<dyn Erased<C>>>>>);
+pub(super) struct Projections<C>(Arc<ByType<C>>);
+
+type ByType<C> = HashMap<TypeId, Vec<Arc<dyn Erased<C>>>>;
 
 impl<C> Clone for Projections<C> {
     fn clone(&self) -> Self {
@@ -39,7 +41,7 @@ impl<C> Default for Projections<C> {
 
 impl<C: Send + 'static> Projections<C> {
     pub(super) fn with<A: Aggregate, P: Projection<A, C>>(&self, projection: P) -> Self {
-        let mut all = (*self.0).clone();
+        let mut all: ByType<C> = (*self.0).clone();
         all.entry(TypeId::of::<A>())
             .or_default()
             .push(Arc::new(Of::<A, P>(projection, PhantomData)));

@@ -1,5 +1,6 @@
 //! Leases in Postgres.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate;
@@ -43,7 +44,7 @@ impl LeasePool for PostgresPool {
             requests: self.clone(),
             sessions: sessions(&options, Duration::from_secs(1)),
             listener: Listener::new(options.clone()),
-            options,
+            options: Arc::new(options),
         }
     }
 }
@@ -52,7 +53,7 @@ impl LeasePool for PostgresPool {
 #[derive(Clone)]
 pub struct PostgresLeases {
     requests: PostgresPool,
-    options: PgConnectOptions,
+    options: Arc<PgConnectOptions>,
     /// Of their own, so that renewals and releases do not starve behind the traffic that they
     /// protect.
     sessions: Sessions,

@@ -241,7 +241,7 @@ async fn opposite_orders_never_deadlock(backend: Backend) {
     let client = async |number: usize| {
         let http = &services[number % 2].http;
         let mut ids = ["a", "b", "c"];
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             ids.reverse();
         }
         for _ in 0..5 {

@@ -326,7 +326,11 @@ async fn flushing_shows_the_error(backend: Backend) {
 async fn one_by_one_in_opposite_orders(backend: Backend) {
     let stage = stage(backend).await;
     let client = async |number: usize| {
-        let order = if number % 2 == 0 { "a,b" } else { "b,a" };
+        let order = if number.is_multiple_of(2) {
+            "a,b"
+        } else {
+            "b,a"
+        };
         let mut done = 0;
         for _ in 0..10 {
             let answer = stage.send(&format!("POST /one-by-one/{order}")).await;

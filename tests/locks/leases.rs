@@ -38,7 +38,11 @@ async fn two_processes_are_two_holders(backend: Backend) {
     let other = leases.another().await.with_owner_id("same");
     let (inside, turns) = (AtomicU32::new(0), AtomicU32::new(0));
     let work = |number: u32| {
-        let manager = if number % 2 == 0 { &one } else { &other };
+        let manager = if number.is_multiple_of(2) {
+            &one
+        } else {
+            &other
+        };
         let (inside, turns) = (&inside, &turns);
         async move {
             let lease = manager.acquire("a").await.unwrap();
@@ -240,14 +244,14 @@ async fn opposite_orders_never_meet_in_a_circle(backend: Backend) {
     let leases = Leases::new(backend).await;
     let other = leases.another().await;
     let work = |number: u32| {
-        let manager = if number % 2 == 0 {
+        let manager = if number.is_multiple_of(2) {
             &leases.manager
         } else {
             &other
         };
         async move {
             let mut keys = ["a", "b", "c", "b"];
-            if number % 3 == 0 {
+            if number.is_multiple_of(3) {
                 keys.reverse();
             }
             let holds = manager.hold_all(&keys).await.unwrap();
