@@ -145,7 +145,7 @@
 //! | --- | --- |
 //! | [`tx`] | registry, guards, verdict, settlement, hooks |
 //! | [`db`] | how a database is opened, lent and closed |
-//! | [`aggregate`] | event-sourced aggregates: events, repositories, and the guard with leases |
+//! | [`mod@aggregate`] | event-sourced aggregates: events, repositories, and the guard with leases |
 //! | [`lock`] | locks: in memory, and durable leases in a database |
 
 #![forbid(unsafe_code)]

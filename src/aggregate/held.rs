@@ -11,7 +11,7 @@ use super::Error;
 use super::initializer::Shared;
 use super::repository::{Append, HeldLease};
 use super::rows::AggregatePool;
-use super::settled::Settled;
+use super::settled::RequestAggregates;
 use crate::Tx;
 use crate::db::{Access, Isolation, Patience};
 use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError, in_order};
@@ -243,7 +243,9 @@ where
                 return Ok(());
             }
         }
-        let joined = self.outstanding.join(Settled::new(Arc::clone(self)));
+        let joined = self
+            .outstanding
+            .join(RequestAggregates::new(Arc::clone(self)));
         if joined.is_err() {
             drop(self.close());
         }

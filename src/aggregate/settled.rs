@@ -22,7 +22,7 @@ use crate::tx::{Phase, Resource, Settling};
 /// one that writes.
 ///
 /// Dropped unsettled, it leaves the leases to tasks that release them.
-pub(super) struct Settled<D>
+pub(super) struct RequestAggregates<D>
 where
     D: Database,
     D::Pool: AggregatePool,
@@ -33,7 +33,7 @@ where
     gone: Vec<bool>,
 }
 
-impl<D> Settled<D>
+impl<D> RequestAggregates<D>
 where
     D: Database,
     D::Pool: AggregatePool,
@@ -99,7 +99,7 @@ where
 }
 
 #[rocket::async_trait]
-impl<D> Resource for Settled<D>
+impl<D> Resource for RequestAggregates<D>
 where
     D: Database,
     D::Pool: AggregatePool,

@@ -31,10 +31,11 @@ impl<'r, K: FromStr> FromRequest<'r> for Page<K> {
 
 impl<K: FromStr> Page<K> {
     fn read(request: &Request<'_>) -> Result<Self, Problem> {
-        let limit = value(request, "limit")?.unwrap_or(50);
-        if !(1..=200).contains(&limit) {
-            return Err(broken_rule("`limit` must be from 1 to 200".into()));
-        }
+        let limit: i64 = value(request, "limit")?.unwrap_or(50);
+        let limit = u32::try_from(limit)
+            .ok()
+            .filter(|it| (1..=200).contains(it));
+        let limit = limit.ok_or_else(|| broken_rule("`limit` must be from 1 to 200".into()))?;
         Ok(Self {
             limit,
             after: value(request, "after")?,

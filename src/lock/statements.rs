@@ -175,7 +175,7 @@ pub(super) mod postgres {
         db: &mut sqlx::PgConnection,
         claim: &Claim,
     ) -> sqlx::Result<Option<i64>> {
-        sqlx::query_scalar(
+        let taken: Option<(i64, bool)> = sqlx::query_as(
             "INSERT INTO aggregate_locks AS held \
                  (lock_key, owner_id, token, fencing_token, acquired_at, expires_at, wanted) \
              VALUES ($1, $2, $3, nextval('aggregate_locks_fence'), \
@@ -187,12 +187,30 @@ pub(super) mod postgres {
                  acquired_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
                  expires_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $4 \
              WHERE held.expires_at <= (extract(epoch FROM clock_timestamp()) * 1000)::bigint \
-             RETURNING fencing_token",
+             RETURNING fencing_token, \
+                 fencing_token = (SELECT last_value FROM aggregate_locks_fence)",
         )
         .bind(&*claim.key)
         .bind(&*claim.owner)
         .bind(claim.token.as_str())
         .bind(millis(claim.ttl))
+        .fetch_optional(&mut *db)
+        .await?;
+        match taken {
+            Some((_, false)) => renumber(db, claim).await,
+            taken => Ok(taken.map(|(fencing_token, _)| fencing_token)),
+        }
+    }
+
+    /// Others have drawn numbers since this insert drew its own; if it had to wait for a row to go,
+    /// one of them may have been a holder of this key. Now nobody else can be.
+    async fn renumber(db: &mut sqlx::PgConnection, claim: &Claim) -> sqlx::Result<Option<i64>> {
+        sqlx::query_scalar(
+            "UPDATE aggregate_locks SET fencing_token = nextval('aggregate_locks_fence') \
+             WHERE lock_key = $1 AND token = $2 RETURNING fencing_token",
+        )
+        .bind(&*claim.key)
+        .bind(claim.token.as_str())
         .fetch_optional(db)
         .await
     }

@@ -106,7 +106,60 @@ async fn renewal_keeps_the_lease_of_a_slow_request(backend: Backend) {
     assert_eq!(quick.header("etag"), Some("\"3\""));
 }
 
+async fn a_request_in_flight_gives_its_lease_back_before_the_end(backend: Backend) {
+    let service = service(backend).await;
+    create(&service.http, "milk").await;
+    for (fault, length) in [("delay=500@loaded", 2), ("delay=500@loaded,respond=502", 2)] {
+        let next = Service::on(Arc::clone(&service.databases), SETTINGS).await;
+        let http = next.http.clone();
+        let slow = tokio::spawn(async move { rename(&http, "milk", "slow", fault).await });
+        eventually("it is leased", async || {
+            !leases(&service.http).await.is_empty()
+        })
+        .await;
+        next.stop().await;
+        let answer = slow.await.unwrap();
+        assert!([200, 502].contains(&answer.status), "{answer:?}");
+        assert!(leases(&service.http).await.is_empty());
+        assert_eq!(stored(&service.databases).await.len(), length + 2);
+    }
+}
+
+/// What a crashed process has left, and nobody asks for.
+async fn expired_leases_are_swept(backend: Backend) {
+    let databases = Arc::new(Databases::new(backend).await);
+    let settings = [
+        ("ROCKET_LEASE_TTL", "300ms"),
+        ("ROCKET_LEASE_SWEEP_INTERVAL", "200ms"),
+    ];
+    let service = Service::on(Arc::clone(&databases), &settings).await;
+    let crashing = Service::on(databases, &settings).await;
+    create(&service.http, "milk").await;
+    let http = crashing.http.clone();
+    let lost = tokio::spawn(async move {
+        let request = http
+            .request("POST /aggregates/todos/milk/rename")
+            .header("Content-Type", "application/json")
+            .header("X-Fault", "delay=9000@loaded")
+            .body(r#"{"task":"lost"}"#);
+        request.send().await.is_err()
+    });
+    eventually("it is leased", async || {
+        !leases(&service.http).await.is_empty()
+    })
+    .await;
+    crashing.signal("KILL");
+    assert!(lost.await.unwrap());
+    assert!(!leases(&service.http).await.is_empty(), "it lasts a while");
+    eventually("it is swept", async || {
+        leases(&service.http).await.is_empty()
+    })
+    .await;
+}
+
 on_each_backend!(
+    a_request_in_flight_gives_its_lease_back_before_the_end,
+    expired_leases_are_swept,
     a_rollback_by_any_fault_leaves_no_trace,
     a_crash_leaves_all_of_a_command_or_none,
     renewal_keeps_the_lease_of_a_slow_request,

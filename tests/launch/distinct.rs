@@ -22,7 +22,10 @@ async fn is_refused(mut databases: Databases, audit: String) {
 
     // As a database that was hurt by it would not be.
     let migrated = "SELECT description FROM _sqlx_migrations";
-    assert_eq!(databases.texts(In::Main, migrated).await, ["todos"]);
+    assert_eq!(
+        databases.texts(In::Main, migrated).await,
+        ["todos", "todo list"]
+    );
 }
 
 #[get("/")]

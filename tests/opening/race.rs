@@ -121,7 +121,13 @@ async fn sixteen_processes_open_the_same_new_databases_and_each_can_write(backen
         let migrated = "SELECT CAST(count(*) AS TEXT) FROM _sqlx_migrations";
         let todos = "SELECT title FROM todos";
         let audit = "SELECT request_id FROM audit";
-        assert_eq!(databases.texts(In::Main, migrated).await, ["1"]);
+        assert_eq!(databases.texts(In::Main, migrated).await, ["2"]);
+        for migrated in [
+            "SELECT description FROM _aggregate_events_migrations",
+            "SELECT description FROM _aggregate_locks_migrations",
+        ] {
+            assert_eq!(databases.texts(In::Main, migrated).await.len(), 1);
+        }
         assert_eq!(databases.texts(In::Main, todos).await.len(), PROCESSES);
         assert_eq!(databases.texts(In::Audit, audit).await.len(), PROCESSES);
     }
