@@ -1,8 +1,13 @@
-//! The tour in README.md, command by command: it prints what it says.
+//! The tours in README.md, command by command: they print what they say.
 
+use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use crate::support::{Backend, Service};
+
+/// Where the README says that the processes are.
+const TOLD: [&str; 2] = ["http://127.0.0.1:8000", "http://127.0.0.1:8001"];
 
 /// A command, and what it prints; `…` stands for any text.
 struct Step {
@@ -10,15 +15,15 @@ struct Step {
     prints: Vec<String>,
 }
 
-/// The blocks marked `console`, in order.
-fn steps() -> Vec<Step> {
+/// The blocks with this mark, in order.
+fn steps(mark: &str) -> Vec<Step> {
     let readme = std::fs::read_to_string("README.md").unwrap();
     let mut steps: Vec<Step> = Vec::new();
     let mut inside = false;
     for line in readme.lines() {
         match line {
-            "```console" => inside = true,
             "```" => inside = false,
+            _ if line == mark => inside = true,
             _ if !inside => {}
             _ => match line.strip_prefix("$ ") {
                 Some(command) => steps.push(Step {
@@ -33,19 +38,24 @@ fn steps() -> Vec<Step> {
 }
 
 /// Runs all commands in one shell, as a reader would; returns what each has printed.
-fn run(steps: &[Step], base: &str) -> Vec<Vec<String>> {
+fn run(steps: &[Step], bases: &[String], folder: &Path) -> Vec<Vec<String>> {
     const MARK: &str = "---- end of step";
 
     let mut script = String::new();
     for step in steps {
-        let command = step.command.replace("http://127.0.0.1:8000", base);
+        let mut command = step.command.clone();
+        for (told, base) in TOLD.iter().zip(bases) {
+            command = command.replace(told, base);
+        }
         script += &format!("{command}\necho; echo '{MARK}'\n");
     }
-    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
-    let output = String::from_utf8(output.stdout).unwrap();
-    let output = output
-        .replace('\r', "")
-        .replace(base, "http://127.0.0.1:8000");
+    let mut bash = Command::new("bash");
+    let output = bash.args(["-c", &script]).current_dir(folder).output();
+    let output = String::from_utf8(output.unwrap().stdout).unwrap();
+    let mut output = output.replace('\r', "");
+    for (told, base) in TOLD.iter().zip(bases) {
+        output = output.replace(base, told);
+    }
     let mut printed: Vec<Vec<String>> = output
         .split(MARK)
         .map(|part| {
@@ -80,12 +90,25 @@ fn matches(expected: &str, line: &str) -> bool {
 }
 
 async fn the_tour_prints_what_the_readme_says(backend: Backend) {
-    let steps = steps();
-    assert!(steps.len() > 15, "the tour is not where it was");
-    let service = Service::start(backend).await;
-    let base = service.http.base.clone();
+    follow("```console", vec![Service::start(backend).await]).await;
+}
+
+async fn the_tour_with_two_processes_too(backend: Backend) {
+    let one = Service::start(backend).await;
+    let two = Service::on(Arc::clone(&one.databases), &[]).await;
+    follow("```console two", vec![one, two]).await;
+}
+
+async fn follow(mark: &str, services: Vec<Service>) {
+    let steps = steps(mark);
+    assert!(steps.len() > 10, "the tour is not where it was");
+    let bases: Vec<String> = services
+        .iter()
+        .map(|service| service.http.base.clone())
+        .collect();
+    let folder = services[0].databases.folder().to_owned();
     let (steps, printed) = rocket::tokio::task::spawn_blocking(move || {
-        let printed = run(&steps, &base);
+        let printed = run(&steps, &bases, &folder);
         (steps, printed)
     })
     .await
@@ -110,7 +133,9 @@ async fn the_tour_prints_what_the_readme_says(backend: Backend) {
             printed.join("\n")
         );
     }
-    service.stop().await;
+    for service in services {
+        service.stop().await;
+    }
 }
 
 #[test]
@@ -123,4 +148,7 @@ fn an_ellipsis_stands_for_any_text_and_nothing_else_does() {
     assert!(!matches("a…b…c", "a c b"));
 }
 
-on_each_backend!(the_tour_prints_what_the_readme_says);
+on_each_backend!(
+    the_tour_prints_what_the_readme_says,
+    the_tour_with_two_processes_too,
+);
