@@ -38,6 +38,9 @@ use crate::{Begin, Read, RequestId, Tx};
 /// is begun by committing: the transaction begins before that of the next database that is attached
 /// behind `D`, or when the request is settled.
 ///
+/// What is loaded is read through the request's transaction of `D`, if it has one, and otherwise
+/// through a connection of its own: drop a `Tx<D>` or `Read<D>` that you hold before you load.
+///
 /// # Drop
 ///
 /// An aggregate that is dropped uncommitted gives its lease back, at once if the request has no

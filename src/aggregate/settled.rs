@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
+use rocket::futures::future::join_all;
 use rocket_db_pools::Database;
+use tokio::time::timeout;
 
-use super::Error;
 use super::held::{Held, LeaseOf};
 use super::repository::Append;
 use super::rows::AggregatePool;
@@ -64,12 +66,15 @@ where
         }
     }
 
-    /// By statements of their own.
+    /// By statements of their own. A client does not wait for a database that is gone: after a
+    /// moment they go on by themselves.
     async fn release(&mut self) {
-        for (lease, fence) in self.leases.drain(..) {
-            if let Err(error) = lease.release().await {
-                tracing::debug!(key = %fence.key, %error, "nothing was written under this lease");
-            }
+        const MOMENT: Duration = Duration::from_secs(1);
+
+        let releases = self.leases.drain(..).map(|(lease, _)| lease.release());
+        let released = timeout(MOMENT, join_all(releases)).await;
+        for error in released.into_iter().flatten().filter_map(Result::err) {
+            tracing::debug!(%error, "nothing was written under this lease");
         }
     }
 
@@ -118,9 +123,10 @@ where
             return Err(LockError::Lost(lease.key().to_owned()).into());
         }
         let Some(transaction) = settling.transaction::<D>() else {
-            return match staged.first() {
-                None => Ok(()),
-                Some(append) => Err(Error::Conflict(append.stream.clone()).into()),
+            return match staged.is_empty() {
+                true => Ok(()),
+                // It was required, so it is there.
+                false => Err(crate::Error::Settled),
             };
         };
         let db = transaction.connection();

@@ -55,3 +55,5 @@ pub(crate) use by_url::either;
 pub(crate) use initializer::{Roster, same_database};
 #[cfg(feature = "postgres")]
 pub(crate) use postgres_sessions::{Fate, Need, Sessions};
+#[cfg(feature = "sqlite")]
+pub(crate) use sqlite::WholeWriter;

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use rocket::figment::Figment;
 use sqlx::pool::{PoolConnection, PoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow, SqliteSynchronous,
+};
 use sqlx::{Connection as _, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
@@ -101,12 +103,7 @@ impl Session for SqliteSession {
     }
 
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
-        let busy_timeout = match options.patience {
-            Patience::Wait => self.busy_timeout,
-            Patience::AtMost(limit) => limit,
-            // Another process may hold the file's write lock and wait for what we hold.
-            Patience::Never => Duration::ZERO,
-        };
+        let busy_timeout = busy_timeout(options.patience, self.busy_timeout);
         match &mut self.lent {
             // IMMEDIATE takes the write lock now: a deferred transaction that reads first and
             // writes later fails with BUSY_SNAPSHOT, and no waiting helps.
@@ -215,6 +212,48 @@ impl SqlitePool {
             identity,
             link,
         })))
+    }
+}
+
+/// The writer, for a few statements that are a transaction of their own.
+pub(crate) struct WholeWriter {
+    writer: LentWriter,
+    busy_timeout: Duration,
+}
+
+impl SqlitePool {
+    /// Queues for the writer, as a transaction would.
+    pub(crate) async fn writer(&self, patience: Patience) -> sqlx::Result<WholeWriter> {
+        Ok(WholeWriter {
+            writer: self.0.writer.acquire(patience).await?,
+            busy_timeout: busy_timeout(patience, self.0.busy_timeout),
+        })
+    }
+}
+
+impl WholeWriter {
+    /// Runs `statements` between BEGIN IMMEDIATE and COMMIT, all of it in one hop; returns the rows
+    /// that they return.
+    ///
+    /// Dropped half-way, it has the connection closed.
+    pub(crate) async fn run(
+        mut self,
+        statements: &'static str,
+        arguments: SqliteArguments,
+    ) -> sqlx::Result<Vec<SqliteRow>> {
+        self.writer
+            .whole(self.busy_timeout, statements, arguments)
+            .await
+    }
+}
+
+/// How long SQLite is to wait for another process.
+fn busy_timeout(patience: Patience, usual: Duration) -> Duration {
+    match patience {
+        Patience::Wait => usual,
+        Patience::AtMost(limit) => limit,
+        // Another process may hold the file's write lock and wait for what we hold.
+        Patience::Never => Duration::ZERO,
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow};
 use sqlx::{ConnectOptions, Connection, SqlSafeStr, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -121,6 +121,47 @@ impl LentWriter {
             connection, watch, ..
         } = self.open.as_mut().expect(OPEN);
         (connection, watch)
+    }
+
+    /// Runs a whole transaction in one hop, and returns the rows of its statements.
+    pub(super) async fn whole(
+        &mut self,
+        busy_timeout: Duration,
+        statements: &'static str,
+        arguments: SqliteArguments,
+    ) -> sqlx::Result<Vec<SqliteRow>> {
+        let open = self.open.as_mut().expect(OPEN);
+        let is_set = open.busy_timeout == Some(busy_timeout);
+        let set = match is_set {
+            true => String::new(),
+            false => format!("PRAGMA busy_timeout = {}; ", busy_timeout.as_millis()),
+        };
+        let sql = format!("{set}BEGIN IMMEDIATE; {statements}; COMMIT");
+        let query = sqlx::query_with(sqlx::AssertSqlSafe(sql), arguments);
+        // Dropped half-way, nobody knows what it has done; the connection is closed then.
+        self.give_up = true;
+        open.busy_timeout = None;
+        open.watch.begun();
+        open.watch.allow_commit(true);
+        let result = query.fetch_all(&mut open.connection).await;
+        open.watch.allow_commit(false);
+        match result {
+            Ok(mut rows) => {
+                open.busy_timeout = Some(busy_timeout);
+                // The setting answers with a row of its own.
+                let ours = rows.split_off(usize::from(!is_set));
+                self.give_up = false;
+                Ok(ours)
+            }
+            Err(error) => {
+                // After BUSY nothing is open, and SQLite says so.
+                let _nothing = sqlx::raw_sql("ROLLBACK")
+                    .execute(&mut open.connection)
+                    .await;
+                self.give_up = !matches!(error, sqlx::Error::Database(_));
+                Err(error)
+            }
+        }
     }
 
     /// Sends BEGIN IMMEDIATE, which waits `busy_timeout` at most for another process. One hop.

@@ -268,7 +268,8 @@ pub(crate) struct Deadline {
 impl Deadline {
     fn after(wait: Option<Duration>) -> Self {
         Self {
-            at: wait.map(|wait| Instant::now() + wait),
+            // Past what a clock can count is for ever.
+            at: wait.and_then(|wait| Instant::now().checked_add(wait)),
             wait: wait.unwrap_or(Duration::MAX),
         }
     }

@@ -89,7 +89,7 @@ impl AsyncLockManager for InMemoryAsyncLockManager {
     }
 
     async fn hold_all(&self, keys: &[&str]) -> Result<Vec<InMemoryHold>, LockError> {
-        let until = self.max_wait.map(|wait| Instant::now() + wait);
+        let until = until(self.max_wait);
         let mut holds = Vec::with_capacity(keys.len());
         for key in in_order(keys) {
             let key = self.key(key)?;
@@ -97,6 +97,11 @@ impl AsyncLockManager for InMemoryAsyncLockManager {
         }
         Ok(holds)
     }
+}
+
+/// When a wait that begins now is to end; past what a clock can count is for ever.
+fn until(max_wait: Option<Duration>) -> Option<Instant> {
+    max_wait.and_then(|wait| Instant::now().checked_add(wait))
 }
 
 impl Key {
@@ -125,7 +130,7 @@ impl Key {
 
 impl AsyncLock for InMemoryAsyncLock {
     async fn lock(&self) -> Result<(), LockError> {
-        let until = self.max_wait.map(|wait| Instant::now() + wait);
+        let until = until(self.max_wait);
         let hold = Arc::clone(&self.key).enter(until, self.max_wait).await?;
         *self.key.held.lock() = Some(hold);
         Ok(())

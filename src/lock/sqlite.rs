@@ -3,8 +3,8 @@
 use std::future::pending;
 use std::time::Duration;
 
-use sqlx::migrate;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::{Row, migrate};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
@@ -15,7 +15,7 @@ use super::store::{
 };
 use crate::db::{
     self, Access, BeginOptions, CommitError, Identity, Isolation, Migrations, Patience, Session,
-    SqlitePool, SqliteSession, Transaction, TransactionPool,
+    SqlitePool, SqliteSession, Transaction, TransactionPool, WholeWriter,
 };
 
 /// Leases in a SQLite file, for processes of one machine. All times are the host's.
@@ -51,15 +51,11 @@ impl SqliteLeases {
     /// The writer, in a transaction. Waits no longer than one retry interval for another process:
     /// the writer is not free for anybody else meanwhile.
     async fn begin(&self) -> sqlx::Result<Transaction<SqliteSession>> {
-        self.begin_with(Patience::AtMost(self.retry_interval)).await
-    }
-
-    async fn begin_with(&self, patience: Patience) -> sqlx::Result<Transaction<SqliteSession>> {
         self.pool
             .open(BeginOptions {
                 isolation: Isolation::Default,
                 access: Access::ReadWrite,
-                patience,
+                patience: Patience::AtMost(self.retry_interval),
             })
             .await
     }
@@ -76,16 +72,34 @@ impl SqliteLeases {
             return Ok(Attempt::Held { wanted });
         }
         drop(reader);
-        let mut transaction = self.begin_with(patience).await?;
-        match statements::take(transaction.connection(), claim).await? {
-            Some(fencing_token) => {
-                commit(transaction).await?;
-                Ok(Attempt::Taken { fencing_token })
-            }
+        let mut arguments = SqliteArguments::default();
+        add(&mut arguments, &*claim.key)?;
+        add(&mut arguments, &*claim.owner)?;
+        add(&mut arguments, claim.token.as_str())?;
+        add(&mut arguments, statements::millis(claim.ttl))?;
+        let writer = self.pool.writer(patience).await?;
+        match writer.run(statements::TAKE, arguments).await?.first() {
+            Some(row) => Ok(Attempt::Taken {
+                fencing_token: row.try_get(0)?,
+            }),
             // Somebody came between.
             None => Ok(Attempt::Held { wanted: false }),
         }
     }
+
+    /// The writer, for statements that bound their wait for another process by a retry interval.
+    async fn writer(&self) -> sqlx::Result<WholeWriter> {
+        self.pool
+            .writer(Patience::AtMost(self.retry_interval))
+            .await
+    }
+}
+
+fn add<'a, T>(arguments: &mut SqliteArguments, value: T) -> sqlx::Result<()>
+where
+    T: sqlx::Encode<'a, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+{
+    sqlx::Arguments::add(arguments, value).map_err(sqlx::Error::Encode)
 }
 
 async fn commit(mut transaction: Transaction<SqliteSession>) -> sqlx::Result<()> {
@@ -132,21 +146,27 @@ impl LeaseStore for SqliteLeases {
     }
 
     async fn renew(&self, claim: &Claim, stopped: &CancellationToken) -> sqlx::Result<bool> {
-        let mut transaction = tokio::select! {
-            transaction = self.begin() => transaction?,
+        let writer = tokio::select! {
+            writer = self.writer() => writer?,
             // The request may have the writer, and be waiting for us to stop.
             () = stopped.cancelled() => return Err(sqlx::Error::PoolTimedOut),
         };
-        let ours = statements::renew(transaction.connection(), claim).await?;
-        commit(transaction).await?;
-        Ok(ours)
+        let mut arguments = SqliteArguments::default();
+        add(&mut arguments, &*claim.key)?;
+        add(&mut arguments, claim.token.as_str())?;
+        add(&mut arguments, statements::millis(claim.ttl))?;
+        let renewed = writer.run(statements::RENEW, arguments).await?;
+        Ok(!renewed.is_empty())
     }
 
     async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
-        let mut transaction = self.begin().await?;
-        let released = statements::release(transaction.connection(), key, token).await?;
-        commit(transaction).await?;
-        Ok(released)
+        let mut arguments = SqliteArguments::default();
+        add(&mut arguments, key)?;
+        add(&mut arguments, token.as_str())?;
+        let writer = self.writer().await?;
+        let gone = writer.run(statements::RELEASE, arguments).await?;
+        let wanted = gone.first().map(|row| row.try_get(0)).transpose()?;
+        Ok(Released::found(wanted))
     }
 
     async fn release_within(
@@ -163,10 +183,11 @@ impl LeaseStore for SqliteLeases {
     }
 
     async fn want(&self, key: &str) -> sqlx::Result<bool> {
-        let mut transaction = self.begin().await?;
-        let marked = statements::want(transaction.connection(), key).await?;
-        commit(transaction).await?;
-        Ok(marked)
+        let mut arguments = SqliteArguments::default();
+        add(&mut arguments, key)?;
+        let writer = self.writer().await?;
+        let marked = writer.run(statements::WANT, arguments).await?;
+        Ok(!marked.is_empty())
     }
 
     fn freed(&self, _key: &str) -> impl Future<Output = ()> + Send + 'static {

@@ -7,9 +7,9 @@
 /// waited for a row must not go by the time at which it came.
 macro_rules! statements {
     ($database:ty, $connection:ty, now = $now:literal) => {
-        use crate::lock::store::{Claim, LeaseRow, Released, Token};
+        use crate::lock::store::{LeaseRow, Released, Token};
 
-        fn millis(duration: std::time::Duration) -> i64 {
+        pub(in crate::lock) fn millis(duration: std::time::Duration) -> i64 {
             i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
         }
 
@@ -27,51 +27,33 @@ macro_rules! statements {
             .await
         }
 
-        pub(in crate::lock) async fn renew(
-            db: &mut $connection,
-            claim: &Claim,
-        ) -> sqlx::Result<bool> {
-            let done = sqlx::query::<$database>(concat!(
-                "UPDATE aggregate_locks SET expires_at = ",
-                $now,
-                " + $3 \
-                 WHERE lock_key = $1 AND token = $2"
-            ))
-            .bind(&*claim.key)
-            .bind(claim.token.as_str())
-            .bind(millis(claim.ttl))
-            .execute(db)
-            .await?;
-            Ok(done.rows_affected() == 1)
-        }
+        /// `$1` key, `$2` token, `$3` milliseconds.
+        pub(in crate::lock) const RENEW: &str = concat!(
+            "UPDATE aggregate_locks SET expires_at = ",
+            $now,
+            " + $3 WHERE lock_key = $1 AND token = $2 RETURNING TRUE"
+        );
 
-        /// By token, not by expiry: an expired lease that nobody has taken over is still ours.
+        /// `$1` key, `$2` token. By token, not by expiry: an expired lease that nobody has taken
+        /// over is still ours.
+        pub(in crate::lock) const RELEASE: &str =
+            "DELETE FROM aggregate_locks WHERE lock_key = $1 AND token = $2 RETURNING wanted";
+
+        /// `$1` key.
+        pub(in crate::lock) const WANT: &str = "UPDATE aggregate_locks SET wanted = TRUE \
+             WHERE lock_key = $1 AND NOT wanted RETURNING TRUE";
+
         pub(in crate::lock) async fn release(
             db: &mut $connection,
             key: &str,
             token: &Token,
         ) -> sqlx::Result<Released> {
-            let wanted: Option<bool> = sqlx::query_scalar::<$database, _>(
-                "DELETE FROM aggregate_locks WHERE lock_key = $1 AND token = $2 RETURNING wanted",
-            )
-            .bind(key)
-            .bind(token.as_str())
-            .fetch_optional(db)
-            .await?;
-            Ok(Released {
-                ours: wanted.is_some(),
-                wanted: wanted.unwrap_or(false),
-            })
-        }
-
-        pub(in crate::lock) async fn want(db: &mut $connection, key: &str) -> sqlx::Result<bool> {
-            let done = sqlx::query::<$database>(
-                "UPDATE aggregate_locks SET wanted = TRUE WHERE lock_key = $1 AND NOT wanted",
-            )
-            .bind(key)
-            .execute(db)
-            .await?;
-            Ok(done.rows_affected() == 1)
+            let wanted = sqlx::query_scalar::<$database, bool>(RELEASE)
+                .bind(key)
+                .bind(token.as_str())
+                .fetch_optional(db)
+                .await?;
+            Ok(Released::found(wanted))
         }
 
         pub(in crate::lock) async fn list(db: &mut $connection) -> sqlx::Result<Vec<LeaseRow>> {
@@ -113,38 +95,26 @@ pub(super) mod sqlite {
         now = "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)"
     );
 
-    /// To be run in a transaction that has SQLite's one write lock: nobody comes between. Two
-    /// statements, one hop.
+    /// `$1` key, `$2` owner, `$3` token, `$4` milliseconds. For a transaction of its own: nobody
+    /// comes between.
     ///
     /// The counter outlives rows, so that fencing tokens grow across release and sweep. It follows
     /// the clock, so that they grow across a restored backup too.
-    pub(in crate::lock) async fn take(
-        db: &mut sqlx::SqliteConnection,
-        claim: &Claim,
-    ) -> sqlx::Result<Option<i64>> {
-        sqlx::query_scalar(
-            "UPDATE aggregate_locks_fence \
-             SET value = max(value + 1, CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)); \
-             INSERT INTO aggregate_locks AS held \
-                 (lock_key, owner_id, token, fencing_token, acquired_at, expires_at, wanted) \
-             SELECT $1, $2, $3, value, \
-                    CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER), \
-                    CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) + $4, FALSE \
-             FROM aggregate_locks_fence WHERE TRUE \
-             ON CONFLICT (lock_key) DO UPDATE \
-             SET owner_id = excluded.owner_id, token = excluded.token, \
-                 fencing_token = excluded.fencing_token, \
-                 acquired_at = excluded.acquired_at, expires_at = excluded.expires_at \
-             WHERE held.expires_at <= CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) \
-             RETURNING fencing_token",
-        )
-        .bind(&*claim.key)
-        .bind(&*claim.owner)
-        .bind(claim.token.as_str())
-        .bind(millis(claim.ttl))
-        .fetch_optional(db)
-        .await
-    }
+    pub(in crate::lock) const TAKE: &str = "\
+        UPDATE aggregate_locks_fence \
+        SET value = max(value + 1, CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)); \
+        INSERT INTO aggregate_locks AS held \
+            (lock_key, owner_id, token, fencing_token, acquired_at, expires_at, wanted) \
+        SELECT $1, $2, $3, value, \
+               CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER), \
+               CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) + $4, FALSE \
+        FROM aggregate_locks_fence WHERE TRUE \
+        ON CONFLICT (lock_key) DO UPDATE \
+        SET owner_id = excluded.owner_id, token = excluded.token, \
+            fencing_token = excluded.fencing_token, \
+            acquired_at = excluded.acquired_at, expires_at = excluded.expires_at \
+        WHERE held.expires_at <= CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) \
+        RETURNING fencing_token";
 
     pub(in crate::lock) async fn sweep(
         db: &mut sqlx::SqliteConnection,
@@ -168,6 +138,27 @@ pub(super) mod postgres {
         sqlx::PgConnection,
         now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
     );
+
+    use crate::lock::store::Claim;
+
+    pub(in crate::lock) async fn renew(
+        db: &mut sqlx::PgConnection,
+        claim: &Claim,
+    ) -> sqlx::Result<bool> {
+        let renewed = sqlx::query(RENEW)
+            .bind(&*claim.key)
+            .bind(claim.token.as_str())
+            .bind(millis(claim.ttl));
+        Ok(renewed.fetch_optional(db).await?.is_some())
+    }
+
+    pub(in crate::lock) async fn want(
+        db: &mut sqlx::PgConnection,
+        key: &str,
+    ) -> sqlx::Result<bool> {
+        let marked = sqlx::query(WANT).bind(key).fetch_optional(db).await?;
+        Ok(marked.is_some())
+    }
 
     /// One atomic statement: insert, or take over what has expired. The sequence outlives rows and
     /// is never rolled back, so fencing tokens only grow.

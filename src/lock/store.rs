@@ -100,6 +100,16 @@ pub struct Released {
     pub wanted: bool,
 }
 
+impl Released {
+    /// By the mark of the row that was deleted, if there was one.
+    pub(super) fn found(wanted: Option<bool>) -> Self {
+        Self {
+            ours: wanted.is_some(),
+            wanted: wanted.unwrap_or(false),
+        }
+    }
+}
+
 /// A lease, as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
 pub struct LeaseRow {
