@@ -7,6 +7,7 @@ mod repositories;
 mod requests;
 
 use rocket::serde::json::{Value, json};
+use rocket::tokio::task::JoinHandle;
 use serde::{Deserialize, Serialize};
 
 use rocket_tx::aggregate::{Entity, Event};
@@ -50,6 +51,17 @@ pub async fn rename(http: &Http, id: &str, task: &str, fault: &str) -> Answer {
         .header("X-Fault", fault)
         .body(json!({ "task": task }).to_string());
     Answer::of(request).await
+}
+
+/// Renames in a task of its own: it has the lease for 9 s, and its process will not last so long.
+/// The task says whether it got no answer.
+pub fn rename_that_is_lost(http: &Http, id: &str) -> JoinHandle<bool> {
+    let request = http
+        .request(&format!("POST /aggregates/todos/{id}/rename"))
+        .header("Content-Type", "application/json")
+        .header("X-Fault", "delay=9000@loaded")
+        .body(json!({ "task": "lost" }).to_string());
+    tokio::spawn(async move { request.send().await.is_err() })
 }
 
 pub async fn leases(http: &Http) -> Vec<Value> {

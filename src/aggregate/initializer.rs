@@ -15,7 +15,7 @@ use super::definition::Aggregate;
 use super::projection::{Projection, Projections};
 use super::rows::AggregatePool;
 use super::store::{ConnectionOf, SqlEventStore};
-use crate::db::Seconds;
+use crate::db::{Seconds, setting};
 use crate::lock::{LeaseLockManager, LeasePool};
 
 /// Told when a request has loaded aggregates with their leases, and holds no connection: what takes
@@ -268,13 +268,8 @@ impl Config {
 }
 
 fn read<T: DeserializeOwned>(figment: &Figment, key: &str) -> Result<Option<T>, String> {
-    match figment.extract_inner(key) {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.missing() => Ok(None),
-        Err(error) => Err(format!(
-            "`{key}`: {error}; correct it in Rocket.toml or the environment"
-        )),
-    }
+    setting(figment, key)
+        .map_err(|error| format!("`{key}`: {error}; correct it in Rocket.toml or the environment"))
 }
 
 /// Where operators find the process.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::de::{self, Deserialize, Deserializer, Visitor};
+use rocket::figment::{self, Figment};
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 
 /// A duration as configuration writes it: `"10s"`, `"50ms"`, or a whole number of seconds; 24 days
 /// at most.
@@ -60,6 +61,18 @@ impl<'de> Deserialize<'de> for Seconds {
         }
 
         deserializer.deserialize_any(Either)
+    }
+}
+
+/// What the configuration says for `key`; `None` where it says nothing.
+pub(crate) fn setting<T: DeserializeOwned>(
+    figment: &Figment,
+    key: &str,
+) -> Result<Option<T>, Box<figment::Error>> {
+    match figment.extract_inner(key) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.missing() => Ok(None),
+        Err(error) => Err(Box::new(error)),
     }
 }
 

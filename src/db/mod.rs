@@ -52,6 +52,7 @@ pub use transaction::{
 };
 
 pub(crate) use by_url::either;
+pub(crate) use config::setting;
 pub(crate) use initializer::{Roster, same_database};
 #[cfg(feature = "postgres")]
 pub(crate) use postgres_sessions::{Fate, Need, Sessions};

@@ -12,6 +12,7 @@
 //! | `lent` | an open transaction, as the resource that it is |
 //! | `verdict` | [`Verdict`], [`Commit`], [`Rollback`]: what is to be done, and why |
 //! | `settlement` | [`Settlement`]: the fairing that reads the verdict off the response |
+//! | `collected` | what is taken out of the registry to be settled |
 //! | `settle` | carrying the verdict out on every resource |
 //! | `replace` | making a response another one: what of it stays |
 //! | `hooks` | work for after the commit, and for after the rollback |
@@ -25,6 +26,7 @@
 //! The room knows nothing of locks, aggregates or the reference service.
 
 mod checkout;
+mod collected;
 mod context;
 mod error;
 mod guard;

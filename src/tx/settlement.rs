@@ -12,20 +12,19 @@ use rocket::http::{Header, Method};
 use rocket::{Build, Data, Request, Response, Rocket};
 use tokio_util::task::TaskTracker;
 
+use super::collected::Collected;
 use super::context::RequestContext;
 use super::error::Error;
 use super::hooks::Hooks;
-use super::lent::Taken;
-use super::live::{Live, LiveEntry, Settled, short_type};
+use super::live::{Live, Settled, short_type};
 use super::observe::Observer;
 use super::outstanding::{Entry, Lending, Outstanding, State};
 use super::panics;
 use super::replace::{replace, strip};
 use super::require::Missing;
-use super::resource::Resource;
 use super::settle::{Run, shielded};
 use super::verdict::{Choice, Outcome, Reason, Verdict};
-use crate::db::{Roster, Seconds};
+use crate::db::{Roster, Seconds, setting};
 
 /// What a veto looks at.
 pub struct Vetoed<'a, 'r> {
@@ -153,11 +152,7 @@ fn duration(
     key: &str,
     default: Duration,
 ) -> Result<Duration, Box<rocket::figment::Error>> {
-    match figment.extract_inner::<Seconds>(key) {
-        Ok(Seconds(duration)) => Ok(duration),
-        Err(error) if error.missing() => Ok(default),
-        Err(error) => Err(Box::new(error)),
-    }
+    Ok(setting(figment, key)?.map_or(default, |Seconds(duration)| duration))
 }
 
 /// The half that sees the response.
@@ -428,33 +423,5 @@ impl<'r> Settle<'_, 'r, '_> {
             .route()
             .and_then(|route| route.name.as_deref())
             .unwrap_or("-")
-    }
-}
-
-/// Everything that a request had joined and that nobody holds.
-#[derive(Default)]
-struct Collected {
-    resources: Vec<Box<dyn Resource>>,
-    lines: Vec<LiveEntry>,
-}
-
-impl Collected {
-    /// Takes what can be taken; returns what is still checked out.
-    fn take(&mut self, entries: Vec<Entry>) -> Vec<Lending> {
-        let mut held = Vec::new();
-        for entry in entries {
-            match entry {
-                Entry::Resource(resource, line) => {
-                    self.resources.push(resource);
-                    self.lines.push(line);
-                }
-                Entry::Database(lending) => match lending.loan.take() {
-                    Taken::Resource(resource) => self.resources.push(resource),
-                    Taken::Nothing => {}
-                    Taken::CheckedOut => held.push(lending),
-                },
-            }
-        }
-        held
     }
 }

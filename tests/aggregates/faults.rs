@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{create, leases, rename, stored};
+use super::{create, leases, rename, rename_that_is_lost, stored};
 use crate::support::{Backend, Databases, In, Service, eventually};
 
 /// A snapshot is due with every event, so that a rollback has one to undo.
@@ -135,15 +135,7 @@ async fn expired_leases_are_swept(backend: Backend) {
     let service = Service::on(Arc::clone(&databases), &settings).await;
     let crashing = Service::on(databases, &settings).await;
     create(&service.http, "milk").await;
-    let http = crashing.http.clone();
-    let lost = tokio::spawn(async move {
-        let request = http
-            .request("POST /aggregates/todos/milk/rename")
-            .header("Content-Type", "application/json")
-            .header("X-Fault", "delay=9000@loaded")
-            .body(r#"{"task":"lost"}"#);
-        request.send().await.is_err()
-    });
+    let lost = rename_that_is_lost(&crashing.http, "milk");
     eventually("it is leased", async || {
         !leases(&service.http).await.is_empty()
     })

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rocket::futures::future::{join, join_all};
 use rocket::serde::json::json;
 
-use super::{create, events, leases, rename};
+use super::{create, events, leases, rename, rename_that_is_lost};
 use crate::support::{Backend, Databases, Http, Service, Starting, eventually};
 
 const MS: Duration = Duration::from_millis(1);
@@ -110,15 +110,7 @@ async fn the_lease_of_a_killed_process_is_taken_over(backend: Backend) {
     let other = services.pop().unwrap();
     let killed = services.pop().unwrap();
     create(&other.http, "milk").await;
-    let http = killed.http.clone();
-    let lost = tokio::spawn(async move {
-        let request = http
-            .request("POST /aggregates/todos/milk/rename")
-            .header("Content-Type", "application/json")
-            .header("X-Fault", "delay=9000@loaded")
-            .body(r#"{"task":"lost"}"#);
-        request.send().await.is_err()
-    });
+    let lost = rename_that_is_lost(&killed.http, "milk");
     eventually("it is leased", async || {
         !leases(&other.http).await.is_empty()
     })
