@@ -1,6 +1,7 @@
 //! Event-sourced aggregates: in requests, on their own, and written by many processes.
 
 mod contract;
+mod edges;
 mod faults;
 mod processes;
 mod repositories;

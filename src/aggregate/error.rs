@@ -36,12 +36,6 @@ pub enum Error {
         reason: String,
     },
 
-    /// The request has a transaction above READ COMMITTED, and asks for a lease. 500.
-    #[error(
-        "the open transaction of `{0}` is above READ COMMITTED, where the fence of a lease cannot work; load aggregates without it, or leave the isolation out"
-    )]
-    Isolation(&'static str),
-
     /// The lock was not to be had, or was lost.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -61,9 +55,7 @@ impl From<Error> for crate::Error {
         let status = match error {
             Error::Id => Status::UnprocessableEntity,
             Error::Conflict(_) => return Self::Conflict(error.to_string().into()),
-            Error::Corrupt { .. } | Error::Encode { .. } | Error::Isolation(_) => {
-                Status::InternalServerError
-            }
+            Error::Corrupt { .. } | Error::Encode { .. } => Status::InternalServerError,
             Error::Lock(error) => return error.into(),
             Error::Transaction(error) => return error,
             Error::Database(error) => return error.into(),

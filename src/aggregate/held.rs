@@ -6,6 +6,8 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use rocket_db_pools::Database;
 use tokio::sync::Mutex as Turn;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Error;
 use super::initializer::Shared;
@@ -14,7 +16,7 @@ use super::rows::AggregatePool;
 use super::settled::RequestAggregates;
 use crate::Tx;
 use crate::db::{Access, Isolation, Patience};
-use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError, in_order};
+use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError, Token, in_order};
 use crate::tx::{Outstanding, ReadOnly};
 
 pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>;
@@ -25,9 +27,8 @@ pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>
 /// all that it holds, and takes one at a time.
 #[derive(Default)]
 pub(super) struct Order {
-    /// Held across a wait on purpose: what two tasks of one request ask for, they get in turn.
-    turn: Turn<()>,
-    /// Likewise: a request has one connection of a database at most.
+    /// Held across a wait on purpose: a request has one connection of a database at most, and two
+    /// tasks of it read in turn.
     pub(super) reading: Turn<()>,
     /// With the rank of their database.
     keys: Mutex<BTreeSet<(usize, String)>>,
@@ -55,6 +56,8 @@ where
     staged: BTreeMap<String, Append>,
     /// Streams whose events are in the transaction already.
     flushed: BTreeSet<String>,
+    /// Leases that are being given back.
+    going: BTreeMap<String, Going>,
     /// It is one of the request's resources.
     joined: bool,
     closed: bool,
@@ -68,6 +71,13 @@ where
     /// `None`: the open transaction keeps others from the key by itself.
     lease: Option<LeaseOf<D>>,
     handle: Weak<Handle<D>>,
+}
+
+/// A lease that is being given back, in a task of its own.
+#[derive(Clone)]
+struct Going {
+    token: Token,
+    gone: CancellationToken,
 }
 
 /// What an aggregate owns. Dropping it gives the lease back, unless the request still needs it.
@@ -122,6 +132,7 @@ where
                 entries: BTreeMap::new(),
                 staged: BTreeMap::new(),
                 flushed: BTreeSet::new(),
+                going: BTreeMap::new(),
                 joined: false,
                 closed: false,
             }),
@@ -139,7 +150,7 @@ where
         let sorted = in_order(streams);
         let deadline = self.shared.locks.deadline();
         let first = sorted.first().copied().unwrap_or_default();
-        let _turn = deadline.bound(first, self.order.turn.lock()).await?;
+        let _turn = deadline.bound(first, self.outstanding.turn()).await?;
         let mut handles = BTreeMap::new();
         for stream in sorted {
             let handle = match self.owned(stream) {
@@ -179,14 +190,9 @@ where
         if self.outstanding.is_settled() {
             return Err(crate::Error::Settled.into());
         }
-        let locks = &self.shared.locks;
         let lease = match self.excluded_by_transaction(stream).await? {
             true => None,
-            false if self.may_wait_for(stream) => Some(locks.acquire_by(stream, deadline).await?),
-            false => {
-                let lease = locks.try_acquire_with(stream, Patience::Never).await?;
-                Some(lease.ok_or_else(|| LockError::Held(stream.to_owned()))?)
-            }
+            false => Some(self.acquire(stream, deadline).await?),
         };
         let handle = self.handle(stream);
         let entry = Entry {
@@ -204,6 +210,37 @@ where
         self.order.keys.lock().insert(key);
         self.join()?;
         Ok(handle)
+    }
+
+    async fn acquire(&self, stream: &str, deadline: Deadline) -> Result<LeaseOf<D>, Error> {
+        let Shared {
+            locks,
+            retry_interval,
+            ..
+        } = &*self.shared;
+        if self.may_wait_for(stream) {
+            return self.leased(locks.acquire_by(stream, deadline).await?);
+        }
+        // What this request has just given up is not somebody else's.
+        if let Some(Going { gone, .. }) = self.going(stream) {
+            let _in_vain = timeout(*retry_interval, gone.cancelled()).await;
+        }
+        let lease = locks.try_acquire_with(stream, Patience::Never).await?;
+        self.leased(lease.ok_or_else(|| LockError::Held(stream.to_owned()))?)
+    }
+
+    fn leased(&self, lease: LeaseOf<D>) -> Result<LeaseOf<D>, Error> {
+        if lease.needs_read_committed() {
+            self.outstanding.stay_at_read_committed::<D>();
+        }
+        Ok(lease)
+    }
+
+    /// A lease of this request that is being given back.
+    fn going(&self, stream: &str) -> Option<Going> {
+        let mut state = self.state.lock();
+        state.going.retain(|_, going| !going.gone.is_cancelled());
+        state.going.get(stream).cloned()
     }
 
     /// Who holds what others may be waiting for does not wait.
@@ -225,12 +262,15 @@ where
         let Some(mut tx) = Tx::<D, ReadOnly>::current_in(&self.outstanding)? else {
             return Ok(false);
         };
-        let exclusion =
-            <<D::Pool as LeasePool>::Leases as LeaseStore>::exclusion(&mut tx, stream).await?;
+        let ours = self.going(stream).map(|going| going.token);
+        let exclusion = <D::Pool as LeasePool>::Leases::exclusion(&mut tx, stream, ours.as_ref());
+        let exclusion = exclusion.await?;
         match exclusion {
             Exclusion::Complete => Ok(true),
             Exclusion::Held => Err(LockError::Held(stream.to_owned()).into()),
-            Exclusion::None if isolation > Isolation::Default => Err(Error::Isolation(D::NAME)),
+            Exclusion::None if isolation > Isolation::Default => {
+                Err(crate::Error::Isolation(D::NAME).into())
+            }
             Exclusion::None => Ok(false),
         }
     }
@@ -254,8 +294,12 @@ where
 
     /// Keeps what is to be appended until the request is settled; all or nothing.
     pub(super) fn stage(self: &Arc<Self>, batch: Vec<Append>, pool: &D::Pool) -> Result<(), Error> {
-        let batch = batch.into_iter().filter(|it| !it.events.is_empty());
-        let batch: Vec<Append> = batch.collect();
+        let mut batch: Vec<Append> = batch;
+        batch.retain(|append| !append.events.is_empty());
+        for append in &mut batch {
+            // The request has it; what is staged must not keep the request.
+            append.lease = None;
+        }
         if batch.is_empty() {
             return Ok(());
         }
@@ -293,10 +337,20 @@ where
     }
 
     /// Gives up one lease, without waiting for the settlement. What is staged under it stays, and
-    /// so does the lease then.
-    pub(super) fn give_up(&self, stream: &str) -> Option<LeaseOf<D>> {
+    /// so does the lease then. The guard is to be dropped when it is released.
+    pub(super) fn give_up(&self, stream: &str) -> Option<(LeaseOf<D>, DropGuard)> {
+        self.give_up_if(stream, |_| true)
+    }
+
+    fn give_up_if(
+        &self,
+        stream: &str,
+        condition: impl FnOnce(&Entry<D>) -> bool,
+    ) -> Option<(LeaseOf<D>, DropGuard)> {
         let mut state = self.state.lock();
-        if state.staged.contains_key(stream)
+        let entry = state.entries.get(stream)?;
+        if !condition(entry)
+            || state.staged.contains_key(stream)
             || state.flushed.contains(stream)
             // Its release would wait for a connection that this request has.
             || self.outstanding.holds_a_connection()
@@ -306,18 +360,21 @@ where
         let entry = state.entries.remove(stream)?;
         let key = (self.rank, stream.to_owned());
         self.order.keys.lock().remove(&key);
-        entry.lease
+        let lease = entry.lease?;
+        let going = Going {
+            token: lease.token().clone(),
+            gone: CancellationToken::new(),
+        };
+        let gone = going.gone.clone().drop_guard();
+        state.going.insert(stream.to_owned(), going);
+        Some((lease, gone))
     }
 
+    /// The last handle of a lease is gone, unless somebody has made another meanwhile.
     fn handle_dropped(&self, stream: &str) {
-        let is_owned = {
-            let state = self.state.lock();
-            let entry = state.entries.get(stream);
-            entry.is_none_or(|entry| entry.handle.strong_count() > 0)
-        };
-        if !is_owned {
-            // Released in a task of its own.
-            drop(self.give_up(stream));
+        let is_last = |entry: &Entry<D>| entry.handle.strong_count() == 0;
+        if let Some((lease, gone)) = self.give_up_if(stream, is_last) {
+            lease.release_then(move || drop(gone));
         }
     }
 

@@ -109,7 +109,8 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
             }
             Err(error) => {
                 // The aggregates go on owning them.
-                for (holding, hold) in taken {
+                for (holding, mut hold) in taken {
+                    hold.keep();
                     *holding.hold.lock() = Some(hold);
                 }
                 Err(error)

@@ -289,7 +289,8 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     ///
     /// # Errors
     ///
-    /// As [`commit`](Self::commit).
+    /// As [`commit`](Self::commit). A request whose flush has failed, or was dropped half-way, is
+    /// rolled back whatever it answers.
     pub async fn flush(&self) -> Result<(), Error> {
         self.repository.flush().await
     }

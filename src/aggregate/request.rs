@@ -3,6 +3,7 @@
 use std::any::type_name;
 use std::sync::Arc;
 
+use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Ignite, Rocket, Sentinel};
 use rocket_db_pools::Database;
@@ -80,6 +81,28 @@ where
     }
 }
 
+/// A part of what is staged may have been written: the rest must not be forgotten over it. Dropped
+/// as it is, it dooms the request.
+struct Unfinished<'a>(Option<&'a Outstanding>);
+
+impl Unfinished<'_> {
+    fn doom_by(&self, error: &Error) {
+        // The first doom counts.
+        if let (Error::Conflict(_), Some(outstanding)) = (error, self.0) {
+            outstanding.doom(Status::Conflict, error.to_string());
+        }
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(outstanding) = self.0 {
+            let reason = "Events could not be stored. Nothing was changed.";
+            outstanding.doom(Status::InternalServerError, reason);
+        }
+    }
+}
+
 /// Reads through the request's open transaction, if it has one, else through a connection that only
 /// reads and is given back at once.
 macro_rules! reading {
@@ -140,7 +163,13 @@ where
         let begin = Begin::<D>::new(&self.held.outstanding, self.held.pool());
         let mut tx = begin.begin().await?;
         let staged = self.held.flush();
-        self.held.shared.store.write(&mut tx, &staged).await
+        let mut unfinished = Unfinished(Some(&self.held.outstanding));
+        let written = self.held.shared.store.write(&mut tx, &staged).await;
+        match &written {
+            Ok(()) => unfinished.0 = None,
+            Err(error) => unfinished.doom_by(error),
+        }
+        written
     }
 
     async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
@@ -161,7 +190,7 @@ where
     /// request that has a connection.
     async fn unlock(&self, stream: &str) -> Result<(), Error> {
         match self.held.give_up(stream) {
-            Some(lease) => Ok(lease.release().await?),
+            Some((lease, _gone)) => Ok(lease.release().await?),
             None => Ok(()),
         }
     }

@@ -24,16 +24,36 @@ impl<P> AggregatePool for P where
 {
 }
 
-/// An event, or a snapshot, as a row. A snapshot has no name.
+/// An event, or a snapshot, as a row. A snapshot has no name. `None` is what is not of its type, as
+/// SQLite allows.
 #[doc(hidden)]
-#[derive(Debug, FromRow)]
+#[derive(Debug)]
 pub struct Row {
     sequence: i64,
-    name: String,
-    version: i32,
-    payload: String,
-    metadata: String,
+    name: Option<String>,
+    version: Option<i32>,
+    payload: Option<String>,
+    metadata: Option<String>,
     recorded_at: i64,
+}
+
+impl<'r, R: sqlx::Row> FromRow<'r, R> for Row
+where
+    &'static str: sqlx::ColumnIndex<R>,
+    i64: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    i32: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    String: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+{
+    fn from_row(row: &'r R) -> sqlx::Result<Self> {
+        Ok(Self {
+            sequence: row.try_get("sequence")?,
+            name: row.try_get("name").ok(),
+            version: row.try_get("version").ok(),
+            payload: row.try_get("payload").ok(),
+            metadata: row.try_get("metadata").ok(),
+            recorded_at: row.try_get("recorded_at").unwrap_or_default(),
+        })
+    }
 }
 
 /// A connection to the tables of events and snapshots.
@@ -79,19 +99,22 @@ fn unsigned(sequence: i64) -> u64 {
 impl Row {
     pub(super) fn event(self, stream: &str) -> Result<EventRecord, Error> {
         let sequence = unsigned(self.sequence);
-        // serde's words may repeat a part of the payload.
+        // In our words: serde's and the driver's may repeat a part of it.
         let corrupt = |what: &str| Error::Corrupt {
             stream: stream.to_owned(),
             sequence,
-            reason: format!("its {what} is not the JSON that was stored"),
+            reason: format!("its {what} is not what was stored"),
         };
+        let version = self.version.and_then(|it| u32::try_from(it).ok());
+        let payload = self.payload.and_then(|it| serde_json::from_str(&it).ok());
+        let metadata = self.metadata.and_then(|it| serde_json::from_str(&it).ok());
         Ok(EventRecord {
             sequence,
-            name: self.name,
-            version: u32::try_from(self.version).map_err(|_| corrupt("version"))?,
-            payload: serde_json::from_str(&self.payload).map_err(|_| corrupt("payload"))?,
+            name: self.name.ok_or_else(|| corrupt("name"))?,
+            version: version.ok_or_else(|| corrupt("version"))?,
+            payload: payload.ok_or_else(|| corrupt("payload"))?,
             recorded_at: Some(self.recorded_at),
-            metadata: serde_json::from_str(&self.metadata).map_err(|_| corrupt("metadata"))?,
+            metadata: metadata.ok_or_else(|| corrupt("metadata"))?,
         })
     }
 }
@@ -100,11 +123,15 @@ impl Row {
 pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Error> {
     let mut history = History::default();
     for row in rows {
-        if row.name.is_empty() {
+        if row.name.as_deref() == Some("") {
+            // One that cannot be read is passed over by whoever reads its state.
             history.snapshot = Some(Snapshot {
                 sequence: unsigned(row.sequence),
-                version: u32::try_from(row.version).unwrap_or_default(),
-                state: row.payload,
+                version: row
+                    .version
+                    .and_then(|it| u32::try_from(it).ok())
+                    .unwrap_or_default(),
+                state: row.payload.unwrap_or_default(),
             });
         } else {
             history.events.push(row.event(stream)?);

@@ -103,6 +103,18 @@ where
     }
 }
 
+impl<D> Drop for RequestAggregates<D>
+where
+    D: Database,
+    D::Pool: AggregatePool,
+{
+    /// Unsettled, it gives back what the request holds; aggregates that are kept somewhere find
+    /// nothing more.
+    fn drop(&mut self) {
+        drop(self.held.close());
+    }
+}
+
 #[rocket::async_trait]
 impl<D> Resource for RequestAggregates<D>
 where
@@ -122,11 +134,13 @@ where
         if let Some((lease, _)) = self.leases.iter().find(|(lease, _)| lease.is_lost()) {
             return Err(LockError::Lost(lease.key().to_owned()).into());
         }
-        let Some(transaction) = settling.transaction::<D>() else {
+        // Through one that only reads nothing can be written, so nothing was.
+        let transaction = settling.transaction::<D>();
+        let Some(transaction) = transaction.filter(|it| it.access() == Access::ReadWrite) else {
             return match staged.is_empty() {
                 true => Ok(()),
                 // It was required, so it is there.
-                false => Err(crate::Error::Settled),
+                false => Err(crate::Error::Weaker(D::NAME)),
             };
         };
         let db = transaction.connection();
@@ -154,7 +168,8 @@ where
         if self.leases.is_empty() {
             return Ok(());
         }
-        let Some(transaction) = settling.transaction::<D>() else {
+        let transaction = settling.transaction::<D>();
+        let Some(transaction) = transaction.filter(|it| it.access() == Access::ReadWrite) else {
             self.release().await;
             return Ok(());
         };

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::db::Seconds;
 
+use super::admin::{AdminFrom, Token};
 use super::downstream::Client;
 
 /// What `Rocket.toml` says about the service itself.
@@ -18,6 +19,10 @@ pub(super) struct Config {
     pub(super) downstream_url: Option<reqwest::Url>,
     /// How long it may take to answer. The SQLite writer is held meanwhile.
     pub(super) downstream_timeout: Duration,
+    /// From where the service's inside may be seen.
+    pub(super) admin_from: AdminFrom,
+    /// What opens it from elsewhere.
+    pub(super) admin_token: Option<Token>,
 }
 
 impl Config {
@@ -47,7 +52,18 @@ impl Config {
         let debug = figment.profile() == rocket::Config::DEBUG_PROFILE;
         let url: Option<String> = read(figment, "downstream_url")?;
         let timeout: Option<Seconds> = read(figment, "downstream_timeout")?;
+        // What is wrong with it is not repeated: the log is no place for a token.
+        let token: Option<String> = read(figment, "admin_token")
+            .map_err(|_| "`admin_token`: it must be text; write it in quotes".to_owned())?;
+        let usual = match debug {
+            true => AdminFrom::Anywhere,
+            false => AdminFrom::Loopback,
+        };
         Ok(Self {
+            admin_from: read(figment, "admin_from")?.unwrap_or(usual),
+            admin_token: token
+                .map(|token| Token::new(token).map_err(|error| format!("`admin_token`: {error}")))
+                .transpose()?,
             faults: read(figment, "faults")?.unwrap_or(debug),
             downstream_url: url
                 .map(|url| web_address(&url).map_err(|error| format!("`downstream_url`: {error}")))

@@ -3,6 +3,7 @@
 use rocket::http::Status;
 use rocket::request::Request;
 use rocket::response::{self, Responder};
+use rocket::route::Outcome;
 
 use crate::{Problem, aggregate};
 
@@ -66,5 +67,13 @@ impl<'r> Responder<'r, 'static> for Error {
             Self::Downstream(error) => error.problem(),
         };
         problem.respond_to(request)
+    }
+}
+
+/// For handlers that stand around others.
+pub(super) fn answer<'r>(request: &'r Request<'_>, problem: Problem) -> Outcome<'r> {
+    match problem.respond_to(request) {
+        Ok(response) => Outcome::Success(response),
+        Err(status) => Outcome::Error(status),
     }
 }

@@ -8,6 +8,7 @@
 //! | `audit` | `/audit`, and the guard that writes a line for every change |
 //! | `downstream` | the service that `share` calls, and its stand-in |
 //! | `status` | `/registry`, `/healthz`, `/readyz` |
+//! | `admin` | who may look inside |
 //! | `faults` | failure injection, around the handlers |
 //! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
 //! | `cors`, `methods` | headers and answers that every address has |
@@ -15,6 +16,7 @@
 //!
 //! Everything here uses the library through its public door; no library room imports it.
 
+mod admin;
 mod aggregates;
 mod audit;
 mod body;
@@ -62,8 +64,9 @@ pub fn service(figment: Figment) -> Rocket<Build> {
     let routes = [
         todos::routes(),
         aggregates::routes(),
-        leases::routes(),
+        admin::only(leases::routes()),
         audit::routes(),
+        admin::only(status::inside()),
         status::routes(),
         downstream::routes(),
     ];

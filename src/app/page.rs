@@ -43,12 +43,17 @@ impl<K: FromStr> Page<K> {
     }
 }
 
-/// Text is always understood; so what is not was to be a number.
+/// Never with control characters: there are none in any list, and Postgres takes no NUL.
 fn value<T: FromStr>(request: &Request<'_>, name: &str) -> Result<Option<T>, Problem> {
     let text = request.query_value::<String>(name);
-    let value = text.map(|text| text.ok().and_then(|text| text.parse().ok()));
+    let value = text.map(|text| {
+        let text = text.ok().filter(|text| !text.chars().any(char::is_control));
+        text.and_then(|text| text.parse().ok())
+    });
     match value {
-        Some(None) => Err(broken_rule(format!("`{name}` must be a whole number"))),
+        Some(None) => Err(broken_rule(format!(
+            "`{name}` is not what comes from this list"
+        ))),
         Some(value) => Ok(value),
         None => Ok(None),
     }

@@ -11,7 +11,12 @@ use crate::{Read, with_backend};
 use super::{Audit, Error, Main};
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![registry, healthz, readyz]
+    routes![healthz, readyz]
+}
+
+/// For operators.
+pub(super) fn inside() -> Vec<Route> {
+    routes![registry]
 }
 
 #[derive(Serialize)]

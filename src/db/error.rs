@@ -37,6 +37,12 @@ pub enum Error {
         remains: &'static str,
     },
 
+    /// Transactions begin above READ COMMITTED there, and leases are to be kept in it.
+    #[error(
+        "`default_transaction_isolation` is {0}, above READ COMMITTED, where the fence of a lease cannot work; set it to `read committed` for this role or database, and ask for more by the guard's type"
+    )]
+    Isolation(String),
+
     /// No connection was to be had in time, or the pool is closed.
     #[error(
         "no connection: {0}; raise `max_connections` or `connect_timeout`, or look for requests that hold one for long"

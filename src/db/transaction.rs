@@ -134,6 +134,7 @@ pub trait Session: Send + Sync + 'static {
 pub struct Transaction<S: Session> {
     session: S,
     state: State,
+    access: Access,
 }
 
 #[derive(PartialEq, Eq)]
@@ -150,6 +151,7 @@ impl<S: Session> Transaction<S> {
         let mut transaction = Self {
             session,
             state: State::Over,
+            access: options.access,
         };
         transaction.begin_again(options).await?;
         Ok(transaction)
@@ -165,6 +167,7 @@ impl<S: Session> Transaction<S> {
             return Err(sqlx::Error::InvalidSavePointStatement);
         }
         self.state = State::Busy;
+        self.access = options.access;
         let result = self.session.begin(options).await;
         self.state = match result {
             Ok(()) => State::Open,
@@ -177,6 +180,11 @@ impl<S: Session> Transaction<S> {
             self.session.close_on_drop();
         }
         result
+    }
+
+    /// Whether it may write.
+    pub fn access(&self) -> Access {
+        self.access
     }
 
     /// The connection, to run statements on.

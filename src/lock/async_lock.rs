@@ -95,6 +95,9 @@ pub trait Hold: Send + 'static {
         async { None }
     }
 
+    /// The transaction did not commit after all, and the lock is kept: a row is renewed again.
+    fn keep(&mut self) {}
+
     /// Frees the key; resolves when others can have it.
     ///
     /// # Errors

@@ -58,12 +58,20 @@ impl LeaseStore for UrlLeases {
         either!(Self, self, |leases| leases.take(claim, patience).await)
     }
 
-    async fn exclusion(connection: &mut Connection, key: &str) -> sqlx::Result<Exclusion> {
+    fn needs_read_committed(&self) -> bool {
+        either!(Self, self, |leases| leases.needs_read_committed())
+    }
+
+    async fn exclusion(
+        connection: &mut Connection,
+        key: &str,
+        ours: Option<&Token>,
+    ) -> sqlx::Result<Exclusion> {
         match connection {
             #[cfg(feature = "sqlite")]
-            Connection::Sqlite(db) => SqliteLeases::exclusion(db, key).await,
+            Connection::Sqlite(db) => SqliteLeases::exclusion(db, key, ours).await,
             #[cfg(feature = "postgres")]
-            Connection::Postgres(db) => PostgresLeases::exclusion(db, key).await,
+            Connection::Postgres(db) => PostgresLeases::exclusion(db, key, ours).await,
         }
     }
 

@@ -29,7 +29,7 @@ pub enum LockError {
     Held(String),
 
     /// The lease was taken over, because it had expired, or an operator freed it.
-    #[error("the lease of `{0}` was lost to somebody else; load again and retry")]
+    #[error("the lease of `{0}` was lost: it had expired, or was freed; load again and retry")]
     Lost(String),
 
     /// The database that holds the leases failed.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::async_lock::Hold;
 use super::gate::Pass;
 use super::manager::Key;
-use super::store::{Claim, Fence, LeaseStore, Released};
+use super::store::{Claim, Fence, LeaseStore, Released, Token};
 use super::{LockError, gate};
 
 /// The right to write one aggregate, until it is dropped or expires.
@@ -28,6 +29,8 @@ struct Held<S: LeaseStore> {
     claim: Claim,
     fencing_token: i64,
     renewal: Renewal,
+    /// Where it is released, from whatever thread it is dropped on.
+    runtime: Handle,
     /// Given back last: the gate opens when the row is free.
     _pass: Pass,
 }
@@ -42,6 +45,7 @@ impl<S: LeaseStore> Lease<S> {
             claim,
             fencing_token,
             renewal,
+            runtime: Handle::current(),
             _pass: pass,
         }))
     }
@@ -60,6 +64,21 @@ impl<S: LeaseStore> Lease<S> {
     pub fn is_lost(&self) -> bool {
         self.held().renewal.lost.load(Ordering::SeqCst)
     }
+
+    pub(crate) fn token(&self) -> &Token {
+        &self.held().claim.token
+    }
+
+    pub(crate) fn needs_read_committed(&self) -> bool {
+        self.held().key.store.needs_read_committed()
+    }
+
+    /// Releases it as dropping does, and tells when that has ended.
+    pub(crate) fn release_then(mut self, then: impl FnOnce() + Send + 'static) {
+        if let Some(held) = self.0.take() {
+            held.release_in_a_task(then);
+        }
+    }
 }
 
 impl<S: LeaseStore> Hold for Lease<S> {
@@ -75,6 +94,18 @@ impl<S: LeaseStore> Hold for Lease<S> {
             key: Arc::clone(&held.claim.key),
             token: held.claim.token.clone(),
         })
+    }
+
+    fn keep(&mut self) {
+        if let Some(Held {
+            key,
+            claim,
+            renewal,
+            ..
+        }) = &mut self.0
+        {
+            *renewal = Renewal::start(key.store.clone(), claim.clone(), key.settings.renewal_cap);
+        }
     }
 
     async fn release(mut self) -> Result<(), LockError> {
@@ -110,14 +141,8 @@ impl<S: LeaseStore> Hold for Lease<S> {
 
 impl<S: LeaseStore> Drop for Lease<S> {
     fn drop(&mut self) {
-        // Without a runtime there is nobody to tell; the row expires.
-        if let Some(held) = self.0.take()
-            && tokio::runtime::Handle::try_current().is_ok()
-        {
-            let store = held.key.store.clone();
-            store.spawn(async move {
-                held.release().await;
-            });
+        if let Some(held) = self.0.take() {
+            held.release_in_a_task(|| {});
         }
     }
 }
@@ -130,6 +155,17 @@ impl<S: LeaseStore> fmt::Debug for Lease<S> {
 }
 
 impl<S: LeaseStore> Held<S> {
+    /// A runtime that has ended runs nothing; the row expires.
+    fn release_in_a_task(self, then: impl FnOnce() + Send + 'static) {
+        let runtime = self.runtime.clone();
+        let _inside = runtime.enter();
+        let store = self.key.store.clone();
+        store.spawn(async move {
+            self.release().await;
+            then();
+        });
+    }
+
     /// Tries until the row would have expired anyway.
     async fn release(self) -> Option<Released> {
         self.renewal.stop().await;

@@ -55,8 +55,9 @@ impl<S: LeaseStore> Drop for Key<S> {
 
 /// A durable lock on one key.
 ///
-/// A locked key stays locked, whoever drops their handle on it, until somebody of this process
-/// unlocks it through any handle, or it expires.
+/// A locked key stays locked for this process, whoever drops their handle on it, until somebody
+/// unlocks it through any handle. For other processes it is free, too, when it has expired: it is
+/// renewed for as long as the manager's renewal cap says.
 pub struct LeaseLock<S: LeaseStore>(Arc<Key<S>>);
 
 impl<S: LeaseStore> LeaseLockManager<S> {
@@ -194,6 +195,10 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     ///
     /// What the database said.
     pub async fn free(&self, token: &str) -> Result<bool, LockError> {
+        // None was minted with any, and Postgres takes no NUL.
+        if token.chars().any(char::is_control) {
+            return Ok(false);
+        }
         Ok(self.store.free(&Token::from(token)).await?)
     }
 
@@ -281,10 +286,14 @@ impl Deadline {
     ) -> Result<T, LockError> {
         match self.at {
             None => Ok(work.await),
-            Some(at) => timeout_at(at, work).await.map_err(|_| LockError::TimedOut {
-                key: key.to_owned(),
-                waited: self.wait,
-            }),
+            Some(at) => timeout_at(at, work).await.map_err(|_| self.passed(key)),
+        }
+    }
+
+    fn passed(&self, key: &str) -> LockError {
+        LockError::TimedOut {
+            key: key.to_owned(),
+            waited: self.wait,
         }
     }
 }
@@ -298,6 +307,10 @@ enum Insist {
 
 impl<S: LeaseStore> Key<S> {
     async fn acquire(self: &Arc<Self>, deadline: Deadline) -> Result<Lease<S>, LockError> {
+        if deadline.wait.is_zero() {
+            let lease = self.try_acquire(Patience::AtMost(self.settings.retry_interval));
+            return lease.await?.ok_or_else(|| deadline.passed(&self.name));
+        }
         let pass = deadline.bound(&self.name, self.gate.enter()).await?;
         let taken = deadline
             .bound(&self.name, self.in_a_task(pass, Insist::UntilGivenUp))

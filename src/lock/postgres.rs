@@ -108,25 +108,37 @@ impl LeaseStore for PostgresLeases {
 
     /// No request ever holds one of the sessions that it needs, so it need not be impatient.
     async fn take(&self, claim: &Claim, _patience: Patience) -> sqlx::Result<Attempt> {
-        let taken = self
-            .on_session(async |db| {
-                if let Some(wanted) = statements::held(db, &claim.key).await? {
-                    return Ok(Attempt::Held { wanted });
-                }
-                Ok(match statements::take(db, claim).await? {
-                    Some(fencing_token) => Attempt::Taken { fencing_token },
-                    // Somebody came between.
-                    None => Attempt::Held { wanted: false },
-                })
+        let taken = self.on_session(async |db| {
+            if let Some(wanted) = statements::held(db, &claim.key, Some(&claim.token)).await? {
+                return Ok(Attempt::Held { wanted });
+            }
+            let taken = match statements::take(db, claim).await {
+                Err(error) if is_contention(&error) => return Ok(Attempt::Held { wanted: false }),
+                taken => taken?,
+            };
+            let fencing_token = match taken {
+                // Somebody came between.
+                None => return Ok(Attempt::Held { wanted: false }),
+                Some((fencing_token, true)) => Some(fencing_token),
+                Some((_, false)) => statements::renumber(db, claim).await?,
+            };
+            Ok(match fencing_token {
+                Some(fencing_token) => Attempt::Taken { fencing_token },
+                None => Attempt::Held { wanted: false },
             })
-            .await;
-        match taken {
-            Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: false }),
-            result => result,
-        }
+        });
+        taken.await
     }
 
-    async fn exclusion(_: &mut PgConnection, _key: &str) -> sqlx::Result<Exclusion> {
+    fn needs_read_committed(&self) -> bool {
+        true
+    }
+
+    async fn exclusion(
+        _: &mut PgConnection,
+        _key: &str,
+        _ours: Option<&Token>,
+    ) -> sqlx::Result<Exclusion> {
         Ok(Exclusion::None)
     }
 
@@ -200,7 +212,12 @@ impl LeaseStore for PostgresLeases {
         migrator.dangerous_set_table_name("_aggregate_locks_migrations");
         self.requests
             .migrate(&Migrations::new().postgres(migrator))
-            .await
+            .await?;
+        let isolation = self.on_session(async |db| statements::default_isolation(db).await);
+        match isolation.await?.as_str() {
+            "read committed" => Ok(()),
+            isolation => Err(db::Error::Isolation(isolation.to_owned())),
+        }
     }
 
     fn set_retry_interval(&mut self, interval: Duration) {

@@ -68,7 +68,9 @@ impl SqliteLeases {
     async fn try_take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
         // By a reader first: who waits must not keep others from writing.
         let mut reader = self.read(patience).await?;
-        if let Some(wanted) = statements::held(reader.connection(), &claim.key).await? {
+        if let Some(wanted) =
+            statements::held(reader.connection(), &claim.key, Some(&claim.token)).await?
+        {
             return Ok(Attempt::Held { wanted });
         }
         drop(reader);
@@ -138,8 +140,17 @@ impl LeaseStore for SqliteLeases {
         }
     }
 
-    async fn exclusion(db: &mut SqliteConnection, key: &str) -> sqlx::Result<Exclusion> {
-        Ok(match statements::held(db, key).await? {
+    /// Its transactions see what is there when they begin, and nobody writes until they end.
+    fn needs_read_committed(&self) -> bool {
+        false
+    }
+
+    async fn exclusion(
+        db: &mut SqliteConnection,
+        key: &str,
+        ours: Option<&Token>,
+    ) -> sqlx::Result<Exclusion> {
+        Ok(match statements::held(db, key, ours).await? {
             None => Exclusion::Complete,
             Some(_wanted) => Exclusion::Held,
         })

@@ -13,16 +13,20 @@ macro_rules! statements {
             i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
         }
 
-        /// Whether somebody holds the key now; if so, whether it is marked as wanted.
+        /// Whether somebody else than `ours` holds the key now; if so, whether it is marked as
+        /// wanted.
         pub(in crate::lock) async fn held(
             db: &mut $connection,
             key: &str,
+            ours: Option<&Token>,
         ) -> sqlx::Result<Option<bool>> {
             sqlx::query_scalar::<$database, _>(concat!(
-                "SELECT wanted FROM aggregate_locks WHERE lock_key = $1 AND expires_at > ",
+                "SELECT wanted FROM aggregate_locks WHERE lock_key = $1 AND token <> $2 \
+                 AND expires_at > ",
                 $now,
             ))
             .bind(key)
+            .bind(ours.map_or("", Token::as_str))
             .fetch_optional(db)
             .await
         }
@@ -114,6 +118,7 @@ pub(super) mod sqlite {
             fencing_token = excluded.fencing_token, \
             acquired_at = excluded.acquired_at, expires_at = excluded.expires_at \
         WHERE held.expires_at <= CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) \
+            OR held.token = excluded.token \
         RETURNING fencing_token";
 
     pub(in crate::lock) async fn sweep(
@@ -160,13 +165,14 @@ pub(super) mod postgres {
         Ok(marked.is_some())
     }
 
-    /// One atomic statement: insert, or take over what has expired. The sequence outlives rows and
-    /// is never rolled back, so fencing tokens only grow.
+    /// One atomic statement: insert, take over what has expired, or take again what is ours since an
+    /// attempt whose answer was lost. The sequence outlives rows and is never rolled back, so fencing
+    /// tokens only grow. `false`: others have drawn numbers since this insert drew its own.
     pub(in crate::lock) async fn take(
         db: &mut sqlx::PgConnection,
         claim: &Claim,
-    ) -> sqlx::Result<Option<i64>> {
-        let taken: Option<(i64, bool)> = sqlx::query_as(
+    ) -> sqlx::Result<Option<(i64, bool)>> {
+        sqlx::query_as(
             "INSERT INTO aggregate_locks AS held \
                  (lock_key, owner_id, token, fencing_token, acquired_at, expires_at, wanted) \
              VALUES ($1, $2, $3, nextval('aggregate_locks_fence'), \
@@ -178,6 +184,7 @@ pub(super) mod postgres {
                  acquired_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
                  expires_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $4 \
              WHERE held.expires_at <= (extract(epoch FROM clock_timestamp()) * 1000)::bigint \
+                 OR held.token = excluded.token \
              RETURNING fencing_token, \
                  fencing_token = (SELECT last_value FROM aggregate_locks_fence)",
         )
@@ -185,17 +192,17 @@ pub(super) mod postgres {
         .bind(&*claim.owner)
         .bind(claim.token.as_str())
         .bind(millis(claim.ttl))
-        .fetch_optional(&mut *db)
-        .await?;
-        match taken {
-            Some((_, false)) => renumber(db, claim).await,
-            taken => Ok(taken.map(|(fencing_token, _)| fencing_token)),
-        }
+        .fetch_optional(db)
+        .await
     }
 
-    /// Others have drawn numbers since this insert drew its own; if it had to wait for a row to go,
-    /// one of them may have been a holder of this key. Now nobody else can be.
-    async fn renumber(db: &mut sqlx::PgConnection, claim: &Claim) -> sqlx::Result<Option<i64>> {
+    /// Draws another number for a lease that is ours. If its insert had to wait for a row to go, one
+    /// of those who drew numbers meanwhile may have been a holder of this key; now nobody else can
+    /// be.
+    pub(in crate::lock) async fn renumber(
+        db: &mut sqlx::PgConnection,
+        claim: &Claim,
+    ) -> sqlx::Result<Option<i64>> {
         sqlx::query_scalar(
             "UPDATE aggregate_locks SET fencing_token = nextval('aggregate_locks_fence') \
              WHERE lock_key = $1 AND token = $2 RETURNING fencing_token",
@@ -221,6 +228,15 @@ pub(super) mod postgres {
         .bind(millis(grace))
         .fetch_all(db)
         .await
+    }
+
+    /// At which transactions begin that do not say.
+    pub(in crate::lock) async fn default_isolation(
+        db: &mut sqlx::PgConnection,
+    ) -> sqlx::Result<String> {
+        sqlx::query_scalar("SELECT current_setting('default_transaction_isolation')")
+            .fetch_one(db)
+            .await
     }
 
     /// A hash of fixed size on one channel: a payload of more than 8,000 bytes would fail the

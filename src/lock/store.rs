@@ -139,6 +139,10 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     /// Which database it is.
     fn database(&self) -> &Identity;
 
+    /// Whether a transaction above READ COMMITTED would not find a row that was renewed since its
+    /// snapshot.
+    fn needs_read_committed(&self) -> bool;
+
     /// Tries once to take a lease. A busy row counts as held; so does a database that would have
     /// to be waited for, with [`Patience::Never`].
     fn take(
@@ -147,10 +151,11 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
         patience: Patience,
     ) -> impl Future<Output = sqlx::Result<Attempt>> + Send;
 
-    /// What an open transaction means for `key`.
+    /// What an open transaction means for `key`. A lease with the token `ours` is nobody else's.
     fn exclusion(
         connection: &mut <Self::Session as Session>::Connection,
         key: &str,
+        ours: Option<&Token>,
     ) -> impl Future<Output = sqlx::Result<Exclusion>> + Send;
 
     /// Puts off the expiry. `false`: the row is not ours any more. Where it would queue with the

@@ -12,7 +12,7 @@ use super::lent::{Cell, Lent, Loan, checkout};
 use super::live::LiveFlags;
 use super::mode::Mode;
 use super::outstanding::{Entry, Lending, Outstanding, State};
-use crate::db::{BeginOptions, Patience, Transaction, TransactionPool};
+use crate::db::{Access, BeginOptions, Isolation, Patience, Transaction, TransactionPool};
 
 /// A transaction that is locked for one guard.
 pub(super) struct Loaned<D>
@@ -27,6 +27,23 @@ where
 impl Outstanding {
     /// Hands out the transaction of `D`, and begins it if there is none.
     pub(super) async fn begin<D, M: Mode>(
+        self: &Arc<Self>,
+        pool: &D::Pool,
+        guard: &'static str,
+    ) -> Result<Loaned<D>, Error>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        if let Some(open) = self.current::<D, M>() {
+            return open;
+        }
+        let _turn = self.turn.lock().await;
+        self.begin_in_turn::<D, M>(pool, guard).await
+    }
+
+    /// The same for a caller that has the request's turn.
+    pub(super) async fn begin_in_turn<D, M: Mode>(
         self: &Arc<Self>,
         pool: &D::Pool,
         guard: &'static str,
@@ -87,15 +104,24 @@ impl Outstanding {
             .ok_or(Error::NotAttached(type_name::<D>()))?
             .rank;
         let patience = state.patience(rank);
+        let database = TypeId::of::<D>();
+        if M::ISOLATION > Isolation::Default && state.leased.contains(&database) {
+            return Err(Error::Isolation(D::NAME));
+        }
+        // A resource will write through it.
+        let access = match state.is_required(database) {
+            true => Access::ReadWrite,
+            false => M::ACCESS,
+        };
         let cell: Cell<D> = Arc::default();
         let lent = checkout(&cell)?;
         state.entries.push(Entry::Database(Lending {
-            database: TypeId::of::<D>(),
+            database,
             name: D::NAME,
             guard,
             rank,
             isolation: M::ISOLATION,
-            access: M::ACCESS,
+            access,
             since: Instant::now(),
             loan: Arc::clone(&cell) as Arc<dyn Loan>,
             cell: Box::new(cell),
@@ -103,7 +129,7 @@ impl Outstanding {
         }));
         let options = BeginOptions {
             isolation: M::ISOLATION,
-            access: M::ACCESS,
+            access,
             patience,
         };
         let beginning = Beginning {

@@ -52,6 +52,16 @@ pub(super) struct RequestContext {
     _in_flight: TaskTrackerToken,
 }
 
+impl Drop for RequestContext {
+    /// A request that is never settled, because a fairing panicked, must not keep what it has
+    /// begun: resources may hold the registry that holds them.
+    fn drop(&mut self) {
+        if let Some(outstanding) = self.outstanding.get() {
+            drop(outstanding.close());
+        }
+    }
+}
+
 /// `None` in a service without `Settlement`.
 struct Slot(Option<RequestContext>);
 

@@ -59,6 +59,13 @@ pub enum Error {
     )]
     Weaker(&'static str),
 
+    /// The request holds a lease of an aggregate and a transaction above READ COMMITTED, where the
+    /// lease's fence cannot work. 500.
+    #[error(
+        "a lease and a transaction of `{0}` above READ COMMITTED do not mix; load aggregates without it, or leave the isolation out"
+    )]
+    Isolation(&'static str),
+
     /// `Read` beside an open `Tx` of the same database, or the other way round, or two `Read`s at
     /// once: a request holds one connection of a pool at most. 500.
     #[error(
@@ -213,6 +220,7 @@ impl Error {
             Self::NoAggregates(_) => ("no-aggregates", self.to_string().into()),
             Self::CheckedOut(_) => ("checked-out", self.to_string().into()),
             Self::Weaker(_) => ("weaker", self.to_string().into()),
+            Self::Isolation(_) => ("isolation", self.to_string().into()),
             Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
             Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
             Self::Settled => ("settled", self.to_string().into()),

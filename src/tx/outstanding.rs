@@ -49,6 +49,9 @@ pub struct Outstanding {
     /// The answer tells of no failure of the service: what was read through is sound.
     well: Arc<AtomicBool>,
     panics: PanicWatch,
+    /// Held across a wait on purpose: what two tasks of one request ask for, they get in turn. What
+    /// one of them may wait for depends on what the request holds; it must not get more meanwhile.
+    pub(super) turn: tokio::sync::Mutex<()>,
     pub(super) state: Mutex<State>,
 }
 
@@ -58,6 +61,8 @@ pub(super) struct State {
     pub(super) entries: Vec<Entry>,
     /// What resources will need when they are settled.
     pub(super) required: Vec<Required>,
+    /// Databases of which it holds leases whose fence works at READ COMMITTED alone.
+    pub(super) leased: Vec<TypeId>,
     /// What the request's `Read`s hold.
     reading: Vec<Reading>,
     pub(super) doom: Option<(Status, Cow<'static, str>)>,
@@ -119,6 +124,7 @@ impl Outstanding {
                 live: settings.live.clone(),
                 well: Arc::default(),
                 panics: PanicWatch::here(),
+                turn: tokio::sync::Mutex::default(),
                 state: Mutex::default(),
             })
         });
@@ -193,6 +199,16 @@ impl Outstanding {
     /// Something is tried that would be outstanding: the answer tells the outcome.
     pub(crate) fn tries(&self) {
         self.state.lock().used = true;
+    }
+
+    /// Waits until no other task of this request is waiting for anything.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// From now on no transaction of `D` begins above READ COMMITTED.
+    pub(crate) fn stay_at_read_committed<D: Database>(&self) {
+        self.state.lock().leased.push(TypeId::of::<D>());
     }
 
     /// How strict the open transaction of `D` is, if the request has one.

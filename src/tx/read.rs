@@ -79,6 +79,7 @@ where
         outstanding: &Arc<Outstanding>,
         pool: &D::Pool,
     ) -> Result<Self, Error> {
+        let _turn = outstanding.turn().await;
         let link = pool.link().get();
         let rank = link.ok_or(Error::NotAttached(type_name::<D>()))?.rank;
         let patience = outstanding.reading_begins::<D>(rank)?;

@@ -46,7 +46,9 @@ where
     fn begin<'a>(&'a self, outstanding: &'a Arc<Outstanding>) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async {
             let guard = type_name::<super::Begin<D>>();
-            let begun = outstanding.begin::<D, ReadWrite>(&self.pool, guard).await;
+            let begun = outstanding
+                .begin_in_turn::<D, ReadWrite>(&self.pool, guard)
+                .await;
             begun.map(drop)
         })
     }
@@ -99,11 +101,11 @@ impl Outstanding {
             return Err(Error::Settled);
         }
         let key = TypeId::of::<D>();
-        let access = state
+        // One that is only being begun may fail.
+        let begun = state
             .databases()
-            .find(|lending| lending.database == key)
-            .map(|lending| lending.access);
-        match access {
+            .find(|lending| lending.database == key && lending.flags.is_some());
+        match begun.map(|lending| lending.access) {
             Some(Access::ReadWrite) => return Ok(()),
             Some(Access::ReadOnly) => return Err(Error::Weaker(D::NAME)),
             None => {}
@@ -121,20 +123,19 @@ impl Outstanding {
         Ok(())
     }
 
-    /// Begins what is required of databases that are attached before `rank`.
+    /// Begins what is required of databases that are attached before `rank`. What fails to begin
+    /// stays required.
     pub(super) async fn begin_required(self: &Arc<Self>, rank: usize) -> Result<(), Error> {
         loop {
             let next = {
                 let mut state = self.state.lock();
                 state.forget_what_is_there();
-                let next = state
-                    .required
-                    .iter()
-                    .position(|required| required.rank < rank);
-                next.map(|index| state.required.remove(index))
+                let next = state.required.first();
+                next.filter(|required| required.rank < rank)
+                    .map(|required| Arc::clone(&required.how))
             };
             match next {
-                Some(required) => required.how.begin(self).await?,
+                Some(how) => how.begin(self).await?,
                 None => return Ok(()),
             }
         }
@@ -157,9 +158,19 @@ impl Outstanding {
 pub(super) struct Missing(Required, Patience);
 
 impl State {
-    /// In order of attachment.
+    /// A resource will write to this database.
+    pub(super) fn is_required(&self, database: TypeId) -> bool {
+        let mut required = self.required.iter();
+        required.any(|required| required.database == database)
+    }
+
+    /// Leaves the rest in order of attachment.
     fn forget_what_is_there(&mut self) {
-        let there: Vec<TypeId> = self.databases().map(|lending| lending.database).collect();
+        let there: Vec<TypeId> = self
+            .databases()
+            .filter(|lending| lending.flags.is_some())
+            .map(|lending| lending.database)
+            .collect();
         self.required
             .retain(|required| !there.contains(&required.database));
         self.required.sort_by_key(|required| required.rank);

@@ -11,7 +11,8 @@ use super::error::Error;
 use super::lent::Lent;
 use crate::db::{Transaction, TransactionPool};
 
-/// When a resource is committed. Prepare goes through all resources in this order too.
+/// When a resource is committed. Prepare goes the other way round: what releases write is proved by
+/// the databases after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Commits may fail: databases.
@@ -22,8 +23,8 @@ pub enum Phase {
 
 /// Anything that is settled together with a request's transactions.
 ///
-/// The order of a settlement: `prepare` of all, databases first and each phase in joining order;
-/// then `commit` of the databases, then of the releases. If any prepare fails, or the verdict is
+/// The order of a settlement: `prepare` of all, releases first, because they may write, and each
+/// phase in joining order; then `commit` of the databases, then of the releases. If any prepare fails, or the verdict is
 /// rollback, `rollback` of all, databases first: each is tried, whatever the others did.
 ///
 /// All of it runs in the request's task, within `settle_timeout`, under `catch_unwind`. A future

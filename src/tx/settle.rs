@@ -40,6 +40,7 @@ impl<'a, 'r> Run<'a, 'r> {
         id: RequestId,
         mut resources: Vec<Box<dyn Resource>>,
         lines: Vec<LiveEntry>,
+        deadline: Instant,
     ) -> Self {
         resources.sort_by_key(|resource| resource.phase());
         let databases = resources
@@ -58,7 +59,7 @@ impl<'a, 'r> Run<'a, 'r> {
             databases,
             last: None,
             committed: Vec::new(),
-            deadline: Instant::now() + settings.settle_timeout,
+            deadline,
             _lines: lines,
         }
     }
@@ -106,7 +107,9 @@ impl<'a, 'r> Run<'a, 'r> {
         if self.resources.len() == 1 && self.databases == 1 {
             return Ok(());
         }
-        for index in 0..self.resources.len() {
+        // Releases first: they may write, and then the databases prove that it holds.
+        let order = (self.databases..self.resources.len()).chain(0..self.databases);
+        for index in order {
             self.call(index, Action::Prepare)
                 .await
                 .map_err(|failure| match failure {

@@ -222,6 +222,7 @@ impl<'r> Settle<'_, 'r, '_> {
         }
         self.warn_of_slow(&state);
         let missing = state.missing();
+        let deadline = tokio::time::Instant::now() + self.settings.settle_timeout;
         let mut collected = Collected::default();
         let mut held = collected.take(std::mem::take(&mut state.entries));
         let leaked: Vec<String> = held.iter().map(|lending| lending.name.to_owned()).collect();
@@ -236,7 +237,7 @@ impl<'r> Settle<'_, 'r, '_> {
         if let Verdict::Commit(_) = verdict
             && !missing.is_empty()
         {
-            complete = self.open_missing(missing, &mut collected).await;
+            complete = self.open_missing(missing, &mut collected, deadline).await;
         }
         let Collected { resources, lines } = collected;
         let mut run = Run::new(
@@ -245,6 +246,7 @@ impl<'r> Settle<'_, 'r, '_> {
             self.context.id,
             resources,
             lines,
+            deadline,
         );
         let result = match &verdict {
             Verdict::Commit(_) => match complete {
@@ -277,11 +279,12 @@ impl<'r> Settle<'_, 'r, '_> {
         &self,
         missing: Vec<Missing>,
         collected: &mut Collected,
+        deadline: tokio::time::Instant,
     ) -> Result<(), Error> {
         let limit = self.settings.settle_timeout;
         // Boxed: the future of a request without any stays small.
         let opening = Box::pin(self.outstanding.open_missing(missing));
-        let opened = tokio::time::timeout(limit, opening).await;
+        let opened = tokio::time::timeout_at(deadline, opening).await;
         let opened = opened.unwrap_or(Err(Error::SettleTimeout(limit)))?;
         collected.resources.extend(opened);
         Ok(())

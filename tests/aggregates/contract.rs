@@ -136,7 +136,10 @@ async fn lists_are_paged(backend: Backend) {
         list[0],
         json!({"id":"b","user_id":"ann","task":"second","completed":false,"version":2})
     );
+    let refused = http.send("DELETE /leases/%00").await;
+    assert_eq!(refused.status, 404, "{refused:?}");
     for path in [
+        "/aggregates/todos?after=a%00",
         "/aggregates/todos?limit=0",
         "/aggregates/todos?limit=201",
         "/aggregates/todos/b/events?limit=x",
@@ -274,6 +277,25 @@ async fn a_corrupt_event_blocks_only_its_stream(backend: Backend) {
             let sequence = if id == "e" { "event 2" } else { "event 1" };
             assert!(what.body.contains(sequence), "{what:?}");
             assert!(!what.body.contains("secret"), "{what:?}");
+        }
+    }
+    if backend == Backend::Sqlite {
+        // Where a column may hold anything.
+        for sql in [
+            "UPDATE aggregate_events SET payload = x'FF00' WHERE stream = 'todo:f'",
+            "UPDATE aggregate_events SET name = x'FF' WHERE stream = 'todo:f'",
+            "UPDATE aggregate_events SET version = 99999999999 WHERE stream = 'todo:f'",
+        ] {
+            let _exists = http
+                .json(
+                    "POST /aggregates/todos",
+                    r#"{"id":"f","user_id":"a","task":"b"}"#,
+                )
+                .await;
+            service.databases.execute(In::Main, sql).await;
+            let answer = service.get("/aggregates/todos/f").await;
+            assert_eq!(answer.status, 500);
+            assert!(answer.body.contains("event 1 of `todo:f`"), "{answer:?}");
         }
     }
     assert_eq!(rename(http, "good", "still", "").await.status, 200);

@@ -214,6 +214,25 @@ async fn a_lost_lease_refuses_the_commit(backend: Backend) {
     assert!(stored.locks.leases().await.unwrap().is_empty());
 }
 
+/// The aggregate goes on owning its lease, and that goes on being renewed.
+async fn a_commit_that_failed_keeps_the_lease(backend: Backend) {
+    let stored = Stored::new(backend).await;
+    let locks = stored.locks.clone().with_lease_ttl(300 * MS);
+    let counters = Counters::new(stored.store.clone().queued_async_with(locks));
+    add(&counters, "a", 1).await;
+    let mut fresh = Counter::fresh("a").unwrap();
+    fresh.record(Added { number: 7 }).unwrap();
+    let mut held = counters.get("a").await.unwrap().unwrap();
+    held.record(Added { number: 1 }).unwrap();
+    let refused = counters.commit_all(&mut [&mut held, &mut fresh]).await;
+    assert!(matches!(refused, Err(Error::Conflict(_))));
+    tokio::time::sleep(700 * MS).await;
+    let other = UrlLockManager::new(&pool(&stored.databases, In::Main).await);
+    assert!(other.try_acquire("counter:a").await.unwrap().is_none());
+    counters.commit(&mut held).await.unwrap();
+    assert!(other.try_acquire("counter:a").await.unwrap().is_some());
+}
+
 /// What is committed stays a success, and the row expires by itself.
 async fn locks_elsewhere_may_go_away_after_the_commit(backend: Backend) {
     let stored = Stored::new(backend).await;
@@ -340,5 +359,6 @@ on_each_backend!(
     a_store_keeps_its_promises,
     writers_queue,
     a_lost_lease_refuses_the_commit,
+    a_commit_that_failed_keeps_the_lease,
     locks_elsewhere_may_go_away_after_the_commit,
 );

@@ -42,6 +42,8 @@ async fn in_release_a_request_that_carries_a_fault_is_not_executed(backend: Back
         "respond=201",
         "respond=502",
         "delay=1",
+        "delay=1@loaded",
+        "expire-lease",
         "panic",
         "leak=1",
         "swallow",

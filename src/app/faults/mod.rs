@@ -14,7 +14,6 @@ mod sql;
 use std::time::Duration;
 
 use rocket::http::Status;
-use rocket::response::Responder;
 use rocket::route::{Handler, Outcome};
 use rocket::tokio::time::sleep;
 use rocket::{Data, Request, Response, Route};
@@ -24,6 +23,7 @@ use crate::{Outstanding, Problem, Tx};
 
 use super::Main;
 use super::config::Config;
+use super::error::answer;
 
 pub(super) use self::loaded::at_loaded;
 pub(super) use self::parse::Downstream;
@@ -85,13 +85,6 @@ fn admitted<'r>(request: &'r Request<'_>) -> Result<&'r [Fault], Problem> {
         "faults-off",
         "Failure injection is off; the request was not executed. Launch with ROCKET_FAULTS=true.",
     ))
-}
-
-fn answer<'r>(request: &'r Request<'_>, problem: Problem) -> Outcome<'r> {
-    match problem.respond_to(request) {
-        Ok(response) => Outcome::Success(response),
-        Err(status) => Outcome::Error(status),
-    }
 }
 
 /// Does what the fault says, after the handler and before settlement. Returns the answer that the

@@ -1,0 +1,159 @@
+//! Who may look inside the reference service.
+
+use rocket::figment::{Figment, Profile};
+use rocket::http::{Header, Status};
+use rocket::local::asynchronous::Client;
+use rocket::serde::json::Value;
+
+use crate::support::launch::refused;
+use crate::support::{Backend, Databases};
+
+const TOKEN: &str = "a token that nobody guesses";
+const INSIDE: [&str; 2] = ["/registry", "/leases"];
+const HERE: &str = "127.0.0.1:4000";
+const ELSEWHERE: &str = "203.0.113.7:4000";
+
+struct Release {
+    client: Client,
+    _databases: Databases,
+}
+
+impl Release {
+    async fn new(settings: &[(&str, &str)]) -> Self {
+        let databases = Databases::new(Backend::Sqlite).await;
+        let rocket = rocket_tx::app::service(figment(&databases, settings));
+        Self {
+            client: Client::untracked(rocket).await.unwrap(),
+            _databases: databases,
+        }
+    }
+
+    async fn get(&self, path: &str, from: &str, headers: &[(&'static str, &str)]) -> Status {
+        let mut request = self
+            .client
+            .get(path.to_owned())
+            .remote(from.parse().unwrap());
+        for (name, value) in headers {
+            request.add_header(Header::new(*name, (*value).to_owned()));
+        }
+        let response = request.dispatch().await;
+        let status = response.status();
+        if status == Status::Forbidden {
+            let problem: Value = response.into_json().await.unwrap();
+            assert_eq!(problem["type"], "urn:rocket_tx:problem:operators-only");
+            assert!(!problem.to_string().contains(TOKEN));
+        }
+        status
+    }
+}
+
+fn figment(databases: &Databases, settings: &[(&str, &str)]) -> Figment {
+    let mut figment = databases
+        .figment()
+        .merge(("log_level", "off"))
+        .select(Profile::new("release"));
+    for (key, value) in settings {
+        figment = figment.merge((*key, *value));
+    }
+    figment
+}
+
+#[rocket::async_test]
+async fn in_release_only_this_machine_looks_inside() {
+    let release = Release::new(&[]).await;
+    for path in INSIDE {
+        assert_eq!(release.get(path, HERE, &[]).await, Status::Ok);
+        assert_eq!(release.get(path, "[::1]:4000", &[]).await, Status::Ok);
+        let mapped = "[::ffff:127.0.0.1]:4000";
+        assert_eq!(release.get(path, mapped, &[]).await, Status::Ok);
+        let refused = Status::Forbidden;
+        assert_eq!(release.get(path, ELSEWHERE, &[]).await, refused);
+        for name in [
+            "X-Real-IP",
+            "X-Forwarded-For",
+            "Forwarded",
+            "Via",
+            "x-real-ip",
+        ] {
+            let header = [(name, "127.0.0.1")];
+            assert_eq!(
+                release.get(path, ELSEWHERE, &header).await,
+                refused,
+                "{name}"
+            );
+            // It came by a proxy on this machine, from wherever.
+            assert_eq!(release.get(path, HERE, &header).await, refused, "{name}");
+        }
+        let guessed = [("Authorization", "Bearer ")];
+        assert_eq!(release.get(path, ELSEWHERE, &guessed).await, refused);
+    }
+    // The rest is for everybody.
+    for path in ["/todos", "/aggregates/todos", "/audit"] {
+        assert_eq!(release.get(path, ELSEWHERE, &[]).await, Status::Ok);
+    }
+    assert_eq!(
+        release.get("/healthz", ELSEWHERE, &[]).await,
+        Status::NoContent
+    );
+    let freeing = release
+        .client
+        .delete("/leases/x")
+        .remote(ELSEWHERE.parse().unwrap());
+    assert_eq!(freeing.dispatch().await.status(), Status::Forbidden);
+}
+
+#[rocket::async_test]
+async fn the_token_opens_it_from_elsewhere() {
+    let release = Release::new(&[("admin_token", TOKEN)]).await;
+    for path in INSIDE {
+        for (told, status) in [
+            (format!("Bearer {TOKEN}"), Status::Ok),
+            (format!("Bearer {TOKEN} "), Status::Forbidden),
+            (format!("Bearer {}", &TOKEN[1..]), Status::Forbidden),
+            (format!("Basic {TOKEN}"), Status::Forbidden),
+            (TOKEN.to_owned(), Status::Forbidden),
+        ] {
+            let header = [("Authorization", told.as_str())];
+            assert_eq!(
+                release.get(path, ELSEWHERE, &header).await,
+                status,
+                "{told}"
+            );
+        }
+        assert_eq!(release.get(path, HERE, &[]).await, Status::Ok);
+        let by_proxy = format!("Bearer {TOKEN}");
+        let headers = [
+            ("X-Forwarded-For", "198.51.100.1"),
+            ("Authorization", &by_proxy),
+        ];
+        assert_eq!(release.get(path, HERE, &headers).await, Status::Ok);
+    }
+}
+
+#[rocket::async_test]
+async fn it_can_be_opened_to_everybody() {
+    let release = Release::new(&[("admin_from", "anywhere")]).await;
+    for path in INSIDE {
+        assert_eq!(release.get(path, ELSEWHERE, &[]).await, Status::Ok);
+    }
+}
+
+#[rocket::async_test]
+async fn a_token_that_is_none_stops_the_launch_and_is_not_repeated() {
+    for (key, value) in [
+        ("admin_token", "short secret"),
+        ("admin_token", ""),
+        ("admin_from", "everywhere"),
+    ] {
+        let databases = Databases::new(Backend::Sqlite).await;
+        let rocket = rocket_tx::app::service(figment(&databases, &[(key, value)]));
+        let said = refused(rocket).await;
+        assert!(said.contains(&format!("`{key}`")), "{said}");
+        assert!(!said.contains("secret"), "{said}");
+    }
+    let databases = Databases::new(Backend::Sqlite).await;
+    let number = figment(&databases, &[]).merge(("admin_token", 1_234_567_890_123_456_i64));
+    let said = refused(rocket_tx::app::service(number)).await;
+    assert!(said.contains("`admin_token`"), "{said}");
+    assert!(!said.contains("1234567890123456"), "{said}");
+}

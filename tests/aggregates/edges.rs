@@ -1,0 +1,363 @@
+//! What goes wrong between the steps: futures that are dropped half-way, tasks of one request that
+//! meet, responses that are never settled, projections that misbehave.
+
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use rocket::fairing::AdHoc;
+use rocket::futures::future::join;
+use rocket::tokio::time::{sleep, timeout};
+use rocket::{Build, Rocket, post, routes};
+use rocket_tx::aggregate::{self, Aggregate, Aggregates, EventRecord, Projection};
+use rocket_tx::db::Connection;
+use rocket_tx::tx::{ReadOnly, Serializable};
+use rocket_tx::{Begin, Error, Settlement};
+
+use super::{Added, Counter};
+use crate::support::stage::{note, run};
+use crate::support::{Audit, Backend, In, Main, Stage, eventually};
+
+type Counters = Aggregates<Main, Counter>;
+
+const MS: Duration = Duration::from_millis(1);
+
+async fn get(counters: &Counters, id: &str) -> Result<Counter, Error> {
+    counters.get(id).await?.ok_or(Error::NotFound)
+}
+
+async fn add(counters: &Counters, id: &str, number: i64) -> Result<(), Error> {
+    let mut counter = get(counters, id).await?;
+    counter.record(Added { number })?;
+    Ok(counters.commit(&mut counter).await?)
+}
+
+#[post("/new/<id>")]
+async fn new(id: &str, counters: Counters) -> Result<(), Error> {
+    let mut counter = Counter::fresh(id)?;
+    counter.record(Added { number: 0 })?;
+    Ok(counters.commit(&mut counter).await?)
+}
+
+#[post("/add/<id>?<number>")]
+async fn add_number(
+    id: &str,
+    number: i64,
+    counters: Counters,
+    audit: Begin<Audit>,
+) -> Result<(), Error> {
+    add(&counters, id, number).await?;
+    note(&mut *audit.begin().await?, &format!("{id} {number}")).await?;
+    Ok(())
+}
+
+/// Begun before, so that it is open when the flush is abandoned.
+#[post("/flush/dropped")]
+async fn flush_dropped(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
+    add(&counters, "a", 1).await?;
+    add(&counters, "b", 1).await?;
+    drop(main.begin().await?);
+    let mut flush = Box::pin(counters.flush());
+    let polled = flush.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(polled.is_pending());
+    drop(flush);
+    sleep(20 * MS).await;
+    Ok(())
+}
+
+#[post("/flush/swallowed")]
+async fn flush_swallowed(counters: Counters) -> Result<(), Error> {
+    let mut stale = counters.peek("b").await?.ok_or(Error::NotFound)?;
+    stale.record(Added { number: 5 })?;
+    add(&counters, "a", 1).await?;
+    add(&counters, "b", 1).await?;
+    counters.flush().await?;
+    counters.commit(&mut stale).await?;
+    assert!(counters.flush().await.is_err());
+    Ok(())
+}
+
+#[post("/begin/dropped")]
+async fn begin_dropped(counters: Counters, audit: Begin<Audit>) -> Result<(), Error> {
+    add(&counters, "a", 1).await?;
+    // It begins the transaction of `main` first, and is abandoned in that.
+    let _abandoned = timeout(Duration::ZERO, audit.begin()).await;
+    let mut begin = Box::pin(audit.begin());
+    let _pending = begin.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    drop(begin);
+    Ok(())
+}
+
+/// Has the lease, and wants the database behind it.
+#[post("/forwards")]
+async fn forwards(counters: Counters, audit: Begin<Audit>) -> Result<(), Error> {
+    let mut counter = get(&counters, "a").await?;
+    sleep(300 * MS).await;
+    counter.record(Added { number: 1 })?;
+    counters.commit(&mut counter).await?;
+    drop(audit.begin().await?);
+    Ok(())
+}
+
+/// Two tasks of one request: one waits for the lease while the other gets the database.
+#[post("/at-once")]
+async fn at_once(counters: Counters, audit: Begin<Audit>) -> Result<(), Error> {
+    let (counter, audit) = join(get(&counters, "a"), audit.begin()).await;
+    drop((counter?, audit?));
+    Ok(())
+}
+
+#[post("/both/<how>")]
+async fn both(how: &str, main: Begin<Main>, audit: Begin<Audit>) -> Result<(), Error> {
+    if how == "at-once" {
+        let (main, audit) = join(main.begin(), audit.begin()).await;
+        drop((main?, audit?));
+    } else {
+        let _main = main.begin().await?;
+        sleep(100 * MS).await;
+        let _audit = audit.begin().await?;
+    }
+    Ok(())
+}
+
+#[post("/then-read-only")]
+async fn then_read_only(counters: Counters, main: Begin<Main, ReadOnly>) -> Result<(), Error> {
+    let _counter = get(&counters, "a").await?;
+    drop(main.begin().await?);
+    Ok(())
+}
+
+/// What reads only was asked for after something was to be written.
+#[post("/commit-then-read-only")]
+async fn commit_then_read_only(
+    counters: Counters,
+    main: Begin<Main, ReadOnly>,
+) -> Result<(), Error> {
+    add(&counters, "a", 1).await?;
+    drop(main.begin().await?);
+    Ok(())
+}
+
+#[post("/then-serializable")]
+async fn then_serializable(
+    counters: Counters,
+    main: Begin<Main, Serializable>,
+) -> Result<(), Error> {
+    let _counter = get(&counters, "a").await?;
+    drop(main.begin().await?);
+    Ok(())
+}
+
+/// What it has just given up is not somebody else's.
+#[post("/again")]
+async fn again(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
+    drop(get(&counters, "a").await?);
+    drop(main.begin().await?);
+    add(&counters, "a", 1).await
+}
+
+/// Drops a leased aggregate on a thread without a runtime.
+#[post("/thread")]
+async fn thread(counters: Counters) -> Result<(), Error> {
+    let counter = get(&counters, "a").await?;
+    std::thread::spawn(move || drop(counter)).join().unwrap();
+    Ok(())
+}
+
+/// A read model that breaks a deferred constraint, or swallows an error, at a certain total.
+struct Misbehaving;
+
+impl Projection<Counter, Connection> for Misbehaving {
+    async fn project(
+        &self,
+        db: &mut Connection,
+        counter: &Counter,
+        _: &[EventRecord],
+    ) -> sqlx::Result<()> {
+        match counter.total {
+            666 => run(db, "INSERT INTO pairs (id, partner) VALUES (1, 2)").await,
+            667 => {
+                let _swallowed = run(db, "INSERT INTO notes (text) VALUES (NULL)").await;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn stage(backend: Backend) -> Stage {
+    let settings = [
+        ("lease_ttl", "\"2s\""),
+        ("lease_max_wait", "\"3s\""),
+        ("lease_retry_interval", "\"10ms\""),
+        ("databases.audit.max_connections", "1"),
+    ];
+    let add = |rocket: Rocket<Build>| {
+        let all = routes![
+            new,
+            add_number,
+            flush_dropped,
+            flush_swallowed,
+            begin_dropped,
+            forwards,
+            at_once,
+            both,
+            then_read_only,
+            commit_then_read_only,
+            then_serializable,
+            again,
+            thread,
+        ];
+        rocket
+            .attach(aggregate::init::<Main>().projection::<Counter>(Misbehaving))
+            .attach(Settlement::new())
+            .attach(AdHoc::on_response("Panics", |request, _| {
+                Box::pin(async move {
+                    assert!(!request.headers().contains("X-Panic"), "as it was told");
+                })
+            }))
+            .mount("/", all)
+    };
+    let stage = Stage::with(backend, &settings, add).await;
+    for id in ["a", "b"] {
+        assert_eq!(stage.send(&format!("POST /new/{id}")).await.status, 200);
+    }
+    stage
+}
+
+async fn stored(stage: &Stage) -> Vec<String> {
+    let events = "SELECT stream || ' ' || sequence FROM aggregate_events ORDER BY stream, sequence";
+    stage.databases.texts(In::Main, events).await
+}
+
+const BEFORE: [&str; 2] = ["counter:a 1", "counter:b 1"];
+
+/// Sooner than a lease expires.
+async fn free(stage: &Stage) {
+    let started = Instant::now();
+    let rows = "SELECT lock_key FROM aggregate_locks";
+    eventually("every lease is released", async || {
+        stage.databases.texts(In::Main, rows).await.is_empty()
+    })
+    .await;
+    assert!(started.elapsed() < 1_000 * MS, "it has expired");
+    stage.nothing_is_stuck().await;
+}
+
+async fn a_response_that_is_never_settled_leaves_nothing(backend: Backend) {
+    let stage = stage(backend).await;
+    for _ in 0..6 {
+        let request = stage.http.request("POST /add/a?number=1");
+        let answer = request.header("X-Panic", "yes").send().await;
+        assert!(answer.is_err() || answer.unwrap().status() == 500);
+    }
+    free(&stage).await;
+    assert_eq!(stored(&stage).await, BEFORE);
+    let answer = stage.send("POST /add/a?number=1").await;
+    assert_eq!(answer.told(), (200, Some("committed")));
+}
+
+async fn a_flush_is_done_or_dooms(backend: Backend) {
+    let stage = stage(backend).await;
+    let answer = stage.send("POST /flush/dropped").await;
+    assert_eq!(
+        (answer.outcome(), stored(&stage).await),
+        (Some("rolled-back"), BEFORE.map(str::to_owned).to_vec())
+    );
+    assert!(answer.status >= 500, "{answer:?}");
+    let answer = stage.send("POST /flush/swallowed").await;
+    assert_eq!(answer.outcome(), Some("rolled-back"));
+    assert!([409, 500].contains(&answer.status), "{answer:?}");
+    assert_eq!(stored(&stage).await, BEFORE);
+    free(&stage).await;
+}
+
+async fn an_abandoned_begin_forgets_nothing(backend: Backend) {
+    let stage = stage(backend).await;
+    for number in 2..5 {
+        let answer = stage.send("POST /begin/dropped").await;
+        assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+        assert_eq!(stored(&stage).await.len(), number + 1);
+    }
+    free(&stage).await;
+}
+
+async fn a_projection_is_proved_before_anything_is_committed(backend: Backend) {
+    let stage = stage(backend).await;
+    let answer = stage.send("POST /add/a?number=666").await;
+    assert_eq!(answer.told(), (409, Some("rolled-back")), "{answer:?}");
+    let answer = stage.send("POST /add/b?number=667").await;
+    match backend {
+        // It survives an ordinary error.
+        Backend::Sqlite => assert_eq!(answer.told(), (200, Some("committed"))),
+        Backend::Postgres => {
+            assert_eq!(answer.told(), (500, Some("rolled-back")), "{answer:?}");
+            assert_eq!(stored(&stage).await, BEFORE);
+            assert!(stage.notes().await.is_empty());
+        }
+    }
+    assert!(!stage.notes().await.contains(&"a 666".to_owned()));
+    free(&stage).await;
+}
+
+/// Neither waits for the other.
+async fn tasks_of_one_request_ask_in_turn(backend: Backend) {
+    let stage = stage(backend).await;
+    for (one, other) in [
+        ("POST /forwards", "POST /at-once"),
+        ("POST /both/in-order", "POST /both/at-once"),
+    ] {
+        let started = Instant::now();
+        let later = async {
+            sleep(30 * MS).await;
+            stage.send(other).await
+        };
+        let (first, second) = join(stage.send(one), later).await;
+        assert_eq!(first.told(), (200, Some("committed")), "{first:?}");
+        assert_eq!(second.told(), (200, Some("committed")), "{second:?}");
+        assert!(
+            started.elapsed() < 2_000 * MS,
+            "{one}: {:?}",
+            started.elapsed()
+        );
+    }
+    free(&stage).await;
+}
+
+async fn a_lease_and_a_stricter_transaction(backend: Backend) {
+    let stage = stage(backend).await;
+    let answer = stage.send("POST /then-read-only").await;
+    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    let answer = stage.send("POST /commit-then-read-only").await;
+    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    assert_eq!(stored(&stage).await.len(), 3);
+    let answer = stage.send("POST /then-serializable").await;
+    match backend {
+        Backend::Sqlite => assert_eq!(answer.told(), (200, Some("committed"))),
+        Backend::Postgres => {
+            assert_eq!(answer.told(), (500, Some("rolled-back")));
+            assert_eq!(answer.kind(), "isolation");
+        }
+    }
+    free(&stage).await;
+}
+
+async fn what_was_given_up_is_nobody_elses(backend: Backend) {
+    let stage = stage(backend).await;
+    for _ in 0..20 {
+        let answer = stage.send("POST /again").await;
+        assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    }
+    let answer = stage.send("POST /thread").await;
+    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    free(&stage).await;
+}
+
+on_each_backend!(
+    a_response_that_is_never_settled_leaves_nothing,
+    a_flush_is_done_or_dooms,
+    an_abandoned_begin_forgets_nothing,
+    a_projection_is_proved_before_anything_is_committed,
+    tasks_of_one_request_ask_in_turn,
+    a_lease_and_a_stricter_transaction,
+    what_was_given_up_is_nobody_elses,
+);
