@@ -152,10 +152,10 @@ async fn a_lease_is_released_inside_the_commit(backend: Backend) {
     assert_eq!(
         std::mem::take(&mut *log.lock()),
         [
-            "Prepare main",
-            "Prepare audit",
             "Prepare early",
             "Prepare lease",
+            "Prepare main",
+            "Prepare audit",
             "Commit audit",
             "Commit main",
             "Commit early",

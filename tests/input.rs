@@ -292,7 +292,7 @@ async fn a_query_that_breaks_a_rule(backend: Backend) {
         ),
         ("limit=%FF", "`limit` must be a whole number"),
         ("after=x", "`after` must be a whole number"),
-        ("after=%00", "`after` must be a whole number"),
+        ("after=%00", "`after` must not contain control characters"),
         (
             "after=99999999999999999999",
             "`after` must be a whole number",

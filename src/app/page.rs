@@ -43,18 +43,16 @@ impl<K: FromStr> Page<K> {
     }
 }
 
-/// Never with control characters: there are none in any list, and Postgres takes no NUL.
+/// Text is always understood, so what is not was to be a number. Postgres takes no NUL.
 fn value<T: FromStr>(request: &Request<'_>, name: &str) -> Result<Option<T>, Problem> {
-    let text = request.query_value::<String>(name);
-    let value = text.map(|text| {
-        let text = text.ok().filter(|text| !text.chars().any(char::is_control));
-        text.and_then(|text| text.parse().ok())
-    });
-    match value {
-        Some(None) => Err(broken_rule(format!(
-            "`{name}` is not what comes from this list"
-        ))),
-        Some(value) => Ok(value),
-        None => Ok(None),
+    let broken = |rule| broken_rule(format!("`{name}` must {rule}"));
+    let Some(text) = request.query_value::<String>(name) else {
+        return Ok(None);
+    };
+    let text = text.map_err(|_| broken("be a whole number"))?;
+    if text.chars().any(char::is_control) {
+        return Err(broken("not contain control characters"));
     }
+    let value = text.parse().map_err(|_| broken("be a whole number"))?;
+    Ok(Some(value))
 }
