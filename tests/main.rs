@@ -13,6 +13,7 @@ mod aggregates;
 mod contract;
 mod crash;
 mod door;
+mod feed;
 mod guards;
 mod hooks;
 mod input;

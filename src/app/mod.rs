@@ -9,6 +9,7 @@
 //! | `downstream` | the service that `share` calls, and its stand-in |
 //! | `status` | `/registry`, `/healthz`, `/readyz` |
 //! | `admin` | who may look inside |
+//! | `console` | `/registry/events`: what happens, as it happens |
 //! | `faults` | failure injection, around the handlers |
 //! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
 //! | `cors`, `methods` | headers and answers that every address has |
@@ -21,6 +22,7 @@ mod aggregates;
 mod audit;
 mod body;
 mod config;
+mod console;
 mod cors;
 mod downstream;
 mod error;
@@ -67,6 +69,7 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         admin::only(leases::routes()),
         audit::routes(),
         admin::only(status::inside()),
+        admin::only(console::routes()),
         status::routes(),
         downstream::routes(),
     ];
@@ -80,10 +83,14 @@ pub fn service(figment: Figment) -> Rocket<Build> {
                 .projection::<aggregates::Todo>(aggregates::TodoList)
                 .observe_loads(faults::at_loaded),
         )
-        .attach(Settlement::new().observer(faults::Crash))
+        .attach(
+            Settlement::new()
+                .observer(console::Recount)
+                .observer(faults::Crash),
+        )
         .attach(AdHoc::try_on_ignite("Configuration", Config::manage))
         .attach(cors::Cors)
-        .mount("/", faults::around(routes))
+        .mount("/", faults::around(console::watched(routes)))
         .register("/", problem_catchers())
         .register("/", catchers![no_such_address])
 }

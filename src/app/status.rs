@@ -24,6 +24,8 @@ struct Registry {
     /// What is begun and not yet settled, and what is condemned.
     outstanding: Vec<LiveTransaction>,
     settled: Counts,
+    /// Who listens to `/registry/events`.
+    listeners: usize,
 }
 
 /// Requests since the launch, by outcome.
@@ -45,6 +47,7 @@ fn registry(live: &State<Live>) -> Json<Registry> {
             partial: live.settled(Outcome::Partial),
             unknown: live.settled(Outcome::Unknown),
         },
+        listeners: live.listeners(),
     })
 }
 

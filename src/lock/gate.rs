@@ -86,3 +86,26 @@ pub(super) fn linger<T: Send + Sync + 'static>(
         drop(key);
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_few_turns_it_gives_way_to_whoever_has_asked() {
+        let gate = Gate::default();
+        gate.released(true);
+        assert!(!gate.should_yield(), "not at once");
+        for _ in 1..HAND_OVERS {
+            gate.released(false);
+        }
+        assert!(gate.should_yield());
+        assert!(!gate.should_yield(), "once");
+        for _ in 0..2 * HAND_OVERS {
+            gate.released(false);
+        }
+        assert!(!gate.should_yield(), "nobody has asked");
+        gate.released(true);
+        assert!(gate.should_yield());
+    }
+}

@@ -11,6 +11,7 @@ use rocket::http::Status;
 use serde::Serialize;
 
 use super::context::RequestId;
+use super::feed::{Feed, Happened, Listener};
 use super::verdict::{Outcome, Verdict};
 
 /// What is outstanding or condemned in the whole service. Managed by `Settlement`: ask for it as
@@ -23,6 +24,7 @@ struct Inner {
     entries: Mutex<BTreeMap<u64, Entry>>,
     next: AtomicU64,
     settled: [AtomicU64; 4],
+    feed: Feed,
 }
 
 struct Entry {
@@ -35,8 +37,10 @@ struct Entry {
 }
 
 /// What guards say of themselves while they live.
-#[derive(Default)]
 struct Flags {
+    live: Live,
+    request: RequestId,
+    resource: Cow<'static, str>,
     checked_out: AtomicBool,
     condemned: AtomicBool,
 }
@@ -99,6 +103,36 @@ impl Live {
         self.0.settled[outcome as usize].load(Ordering::Relaxed)
     }
 
+    /// Hears what happens from now on: transactions begun, checked out and in, verdicts, every step
+    /// of every settlement. Costs requests nothing while nobody listens; who listens too slowly
+    /// misses events, and is told how many.
+    pub fn listen(&self) -> Listener {
+        self.0.feed.listen()
+    }
+
+    /// How many listen.
+    pub fn listeners(&self) -> usize {
+        self.0.feed.listeners()
+    }
+
+    /// Tells those who listen something about a request; what it says is made only if somebody
+    /// does.
+    pub fn note(
+        &self,
+        request: RequestId,
+        about: &'static str,
+        says: impl FnOnce() -> rocket::serde::json::Value,
+    ) {
+        self.tell(request, || Happened::Note {
+            about: about.into(),
+            says: says(),
+        });
+    }
+
+    pub(super) fn tell(&self, request: RequestId, what: impl FnOnce() -> Happened) {
+        self.0.feed.tell(request, what);
+    }
+
     pub(super) fn count(&self, outcome: Outcome) {
         self.0.settled[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -110,8 +144,19 @@ impl Live {
         resource: Cow<'static, str>,
         guard: &'static str,
     ) -> LiveEntry {
+        self.tell(request, || Happened::Began {
+            resource: resource.clone(),
+            guard: short_type(guard),
+            route: route.clone(),
+        });
         let key = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let flags = Arc::new(Flags::default());
+        let flags = Arc::new(Flags {
+            live: self.clone(),
+            request,
+            resource: resource.clone(),
+            checked_out: AtomicBool::new(false),
+            condemned: AtomicBool::new(false),
+        });
         let entry = Entry {
             request,
             route,
@@ -154,7 +199,20 @@ pub(super) struct LiveFlags(Arc<Flags>);
 
 impl LiveFlags {
     pub(super) fn checked_out(&self, checked_out: bool) {
+        let Flags {
+            live,
+            request,
+            resource,
+            ..
+        } = &*self.0;
         self.0.checked_out.store(checked_out, Ordering::Relaxed);
+        live.tell(*request, || {
+            let resource = resource.clone();
+            match checked_out {
+                true => Happened::CheckedOut { resource },
+                false => Happened::CheckedIn { resource },
+            }
+        });
     }
 
     pub(super) fn condemn(&self) {

@@ -20,6 +20,7 @@
 //! | `observe` | [`Observer`]: told before and after each step |
 //! | `error`, `problem` | the failure table, and how it is told to clients |
 //! | `context` | what every request carries: its id, its method, its place among those in flight |
+//! | `feed` | [`Listener`]: what happens to requests, as it happens |
 //! | `live` | [`Live`]: what is outstanding or condemned in the whole service |
 //! | `panics` | noticing a panic that a catcher would paper over |
 //!
@@ -29,6 +30,7 @@ mod checkout;
 mod collected;
 mod context;
 mod error;
+mod feed;
 mod guard;
 mod hooks;
 mod lent;
@@ -49,6 +51,7 @@ mod verdict;
 
 pub use context::RequestId;
 pub use error::Error;
+pub use feed::{Event, Happened, Heard, Listener};
 pub use guard::{Begin, Tx};
 pub use hooks::HookOutput;
 pub use live::{Live, LiveTransaction, Settled};

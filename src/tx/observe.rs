@@ -8,7 +8,8 @@ use super::error::Error;
 use super::live::Settled;
 
 /// What is done to a resource.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Action {
     /// The last chance to refuse.
     Prepare,

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::context::RequestId;
 use super::error::{Chain, Error};
+use super::feed::{Happened, micros};
 use super::live::LiveEntry;
 use super::observe::{Action, Step};
 use super::resource::{Phase, Resource, Settling};
@@ -219,6 +220,14 @@ impl<'a, 'r> Run<'a, 'r> {
             Err(Failure::Panicked) => Err(&Error::Panicked),
             Err(Failure::TimedOut) => Err(&timed_out),
         };
+        self.settings.live.tell(self.id, || Happened::Step {
+            resource: step.resource.to_owned(),
+            action: step.action,
+            failed: outcome
+                .err()
+                .map(|error| error.problem().detail().to_owned()),
+            took_us: micros(took),
+        });
         self.settings
             .observe(|observer| observer.after(step, outcome, took));
     }

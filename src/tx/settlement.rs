@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::collected::Collected;
 use super::context::RequestContext;
 use super::error::Error;
+use super::feed::{Happened, micros};
 use super::hooks::Hooks;
 use super::live::{Live, Settled, short_type};
 use super::observe::Observer;
@@ -233,6 +234,12 @@ impl<'r> Settle<'_, 'r, '_> {
             held.iter().for_each(|lending| self.condemn(lending));
         }
         let verdict = self.verdict(leaked, &state, response);
+        self.settings
+            .live
+            .tell(self.context.id, || Happened::Verdict {
+                commit: matches!(verdict, Verdict::Commit(_)),
+                reason: verdict.reason().to_string(),
+            });
         let mut complete = Ok(());
         if let Verdict::Commit(_) = verdict
             && !missing.is_empty()
@@ -386,6 +393,13 @@ impl<'r> Settle<'_, 'r, '_> {
             status: response.status(),
             took: started.elapsed(),
         };
+        self.settings
+            .live
+            .tell(settled.request, || Happened::Settled {
+                outcome,
+                status: settled.status.code,
+                took_us: micros(settled.took),
+            });
         tracing::debug!(
             request = %settled.request, route = self.route(), verdict = %settled.verdict.reason(),
             %outcome, status = settled.status.code, took = ?settled.took, "settled"

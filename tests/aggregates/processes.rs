@@ -149,8 +149,9 @@ async fn nobody_waits_for_ever(backend: Backend) {
     let total: u32 = clients.iter().map(|(done, _)| done).sum();
     let longest = clients.iter().map(|(_, longest)| *longest).max().unwrap();
     println!("{backend:?}: {total} renames, the longest took {longest:?}");
-    // `lease_max_wait` is 5 s, and past it they would have been told 503.
-    assert!(longest < Duration::from_secs(6), "{longest:?}");
+    // `lease_max_wait` is 5 s, and past it they would have been told 503. Where no process gives way
+    // to the other it comes to 4 s.
+    assert!(longest < Duration::from_millis(2_500), "{longest:?}");
     let stored = events(&services[0].http, "milk").await;
     assert_eq!(stored.len(), total as usize + 1);
 }

@@ -275,39 +275,7 @@ async fn opposite_orders_never_meet_in_a_circle(backend: Backend) {
     leases.everything_is_free().await;
 }
 
-/// Tasks of one process hand the key to each other all the time; another process wants it too.
-async fn a_process_gives_way(backend: Backend) {
-    let leases = Leases::new(backend).await;
-    let other = leases.another().await.with_max_wait(None);
-    let busy: Vec<_> = (0..8)
-        .map(|_| {
-            let manager = leases.manager.clone().with_max_wait(None);
-            rocket::tokio::spawn(async move {
-                loop {
-                    let lease = manager.acquire("a").await.unwrap();
-                    rocket::tokio::time::sleep(3 * MS).await;
-                    lease.release().await.unwrap();
-                }
-            })
-        })
-        .collect();
-    let mut longest = Duration::ZERO;
-    for _ in 0..30 {
-        // The others have it again.
-        rocket::tokio::time::sleep(30 * MS).await;
-        let started = Instant::now();
-        other.acquire("a").await.unwrap().release().await.unwrap();
-        longest = longest.max(started.elapsed());
-    }
-    println!("{backend:?}: the longest took {longest:?}");
-    for task in busy {
-        task.abort();
-    }
-    assert!(longest < 400 * MS, "{longest:?}");
-}
-
 on_each_backend!(
-    a_process_gives_way,
     taken_contended_released,
     two_processes_are_two_holders,
     an_absent_row_is_inserted_by_one,

@@ -1,0 +1,183 @@
+//! `/registry/events`: what happens to requests, as it happens, for the page and for `curl -N`.
+
+use std::time::Duration;
+
+use rocket::http::Method;
+use rocket::response::stream::{Event, EventStream};
+use rocket::route::{Handler, Outcome};
+use rocket::serde::json::json;
+use rocket::tokio::select;
+use rocket::{Data, Request, Route, Shutdown, State, get, routes};
+use sqlx::FromRow;
+
+use crate::db::{Access, Connection, Patience, TransactionPool, UrlPool};
+use crate::tx::{Heard, Live, Observer, Settled};
+use crate::{RequestId, Tx, with_backend};
+
+use super::{Audit, Main};
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![events]
+}
+
+/// Server-sent events, until the client goes or the service shuts down. Who reads too slowly misses
+/// some, and is told how many.
+#[get("/registry/events")]
+fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
+    /// A client that is gone is noticed by the next thing that is written to it.
+    const HEARTBEAT: Duration = Duration::from_secs(2);
+
+    let mut listener = live.listen();
+    let stream = EventStream! {
+        yield Event::comment("listening");
+        loop {
+            let heard = select! {
+                heard = listener.next() => heard,
+                () = &mut shutdown => break,
+            };
+            match heard {
+                Some(Heard::Event(event)) => yield Event::json(&*event).event("request"),
+                Some(Heard::Missed(events)) => yield Event::data(events.to_string()).event("missed"),
+                None => break,
+            }
+        }
+    };
+    stream.heartbeat(HEARTBEAT)
+}
+
+/// The same routes; while somebody listens, the rows of both databases are counted before the
+/// handler, inside its transactions, and after the request was settled.
+pub(super) fn watched(routes: Vec<Route>) -> Vec<Route> {
+    routes
+        .into_iter()
+        .map(|mut route| {
+            route.handler = Box::new(Watched(route.handler));
+            route
+        })
+        .collect()
+}
+
+#[derive(Clone)]
+struct Watched(Box<dyn Handler>);
+
+#[rocket::async_trait]
+impl Handler for Watched {
+    async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
+        let watch = Watch::of(request).await;
+        if let Some(watch) = &watch {
+            watch.committed("before").await;
+        }
+        let outcome = self.0.handle(request, data).await;
+        if let Some(watch) = &watch {
+            watch.inside(request).await;
+        }
+        outcome
+    }
+}
+
+/// Counts again when the request is settled.
+pub(super) struct Recount;
+
+impl Observer for Recount {
+    fn settled(&self, request: &Request<'_>, settled: &Settled) {
+        if let Some(watch) = Watch::for_request(request, settled.request) {
+            rocket::tokio::spawn(async move { watch.committed("after").await });
+        }
+    }
+}
+
+/// Somebody listens, and this request may change something.
+struct Watch {
+    request: RequestId,
+    live: Live,
+    main: UrlPool,
+    audit: UrlPool,
+}
+
+impl Watch {
+    async fn of(request: &Request<'_>) -> Option<Self> {
+        let id = request.guard::<RequestId>().await.succeeded()?;
+        Self::for_request(request, id)
+    }
+
+    fn for_request(request: &Request<'_>, id: RequestId) -> Option<Self> {
+        let rocket = request.rocket();
+        let live: &Live = rocket.state()?;
+        if live.listeners() == 0 || request.method() == Method::Get {
+            return None;
+        }
+        Some(Self {
+            request: id,
+            live: live.clone(),
+            main: (**rocket.state::<Main>()?).clone(),
+            audit: (**rocket.state::<Audit>()?).clone(),
+        })
+    }
+
+    /// What everybody sees.
+    async fn committed(&self, at: &'static str) {
+        let main = read(&self.main, count_main).await;
+        let audit = read(&self.audit, count_audit).await;
+        self.tell(at, main, audit);
+    }
+
+    /// What only this request sees, in the transactions that it has begun.
+    async fn inside(&self, request: &Request<'_>) {
+        let mut counted = (None, None);
+        if let Ok(Some(mut tx)) = Tx::<Main>::current(request) {
+            counted.0 = count_main(&mut tx).await.ok();
+        }
+        if let Ok(Some(mut tx)) = Tx::<Audit>::current(request) {
+            counted.1 = count_audit(&mut tx).await.ok();
+        }
+        if counted != (None, None) {
+            self.tell("inside", counted.0, counted.1);
+        }
+    }
+
+    fn tell(&self, at: &'static str, main: Option<MainRows>, audit: Option<i64>) {
+        self.live.note(self.request, "rows", || {
+            json!({
+                "at": at,
+                "todos": main.map(|rows| rows.todos),
+                "aggregates": main.map(|rows| rows.aggregates),
+                "events": main.map(|rows| rows.events),
+                "audit": audit,
+            })
+        });
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, FromRow)]
+struct MainRows {
+    todos: i64,
+    aggregates: i64,
+    events: i64,
+}
+
+async fn count_main(connection: &mut Connection) -> sqlx::Result<MainRows> {
+    with_backend!(connection, |db| sqlx::query_as(
+        "SELECT (SELECT count(*) FROM todos) AS todos, \
+                (SELECT count(*) FROM todo_list) AS aggregates, \
+                (SELECT count(*) FROM aggregate_events) AS events"
+    )
+    .fetch_one(db)
+    .await)
+}
+
+async fn count_audit(connection: &mut Connection) -> sqlx::Result<i64> {
+    with_backend!(connection, |db| sqlx::query_scalar(
+        "SELECT count(*) FROM audit"
+    )
+    .fetch_one(db)
+    .await)
+}
+
+/// Through a connection that is free at once, or not at all: watching must not make others wait.
+async fn read<T>(
+    pool: &UrlPool,
+    count: impl AsyncFnOnce(&mut Connection) -> sqlx::Result<T>,
+) -> Option<T> {
+    let mut session = pool.session(Access::ReadOnly, Patience::Never).await.ok()?;
+    count(&mut session).await.ok()
+}

@@ -1,0 +1,260 @@
+//! `/registry/events`: what happens, as it happens, for whoever listens.
+
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use rocket::futures::{Stream, StreamExt};
+use rocket::serde::json::{Value, serde_json};
+use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rocket::tokio::net::TcpStream;
+use rocket::tokio::time::timeout;
+
+use crate::aggregates::{create, rename};
+use crate::support::{Answer, Backend, Http, Service, eventually};
+
+/// Hears events from when it was made.
+struct Ear {
+    stream: Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>,
+    events: Vec<Value>,
+    /// The beginning of the next event.
+    rest: String,
+}
+
+impl Ear {
+    async fn on(http: &Http) -> Self {
+        let answer = http.request("GET /registry/events").send().await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        let stream = answer.bytes_stream();
+        let mut ear = Self {
+            stream: Box::pin(stream.map(|part| part.map(|part| part.to_vec()))),
+            events: Vec::new(),
+            rest: String::new(),
+        };
+        // The first thing that is told is that somebody listens.
+        ear.more().await;
+        ear
+    }
+
+    async fn more(&mut self) {
+        let part = timeout(Duration::from_secs(10), self.stream.next()).await;
+        let part = part.unwrap().unwrap().unwrap();
+        self.rest.push_str(std::str::from_utf8(&part).unwrap());
+        while let Some((event, rest)) = self.rest.split_once("\n\n") {
+            let data = event.split_once("data:").map(|(_, data)| data);
+            let event = data.and_then(|data| serde_json::from_str(data).ok());
+            self.events.extend(event);
+            self.rest = rest.to_owned();
+        }
+    }
+
+    /// What was told of one request, until something is told of it that ends it.
+    async fn of(&mut self, answer: &Answer, is_last: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let request = answer.header("x-request-id").unwrap();
+        loop {
+            let events = self.events.iter();
+            let events = events.filter(|event| event["request"] == request);
+            let events: Vec<Value> = events.cloned().collect();
+            if events.iter().any(&is_last) {
+                return events;
+            }
+            self.more().await;
+        }
+    }
+}
+
+/// In few words.
+fn told(events: &[Value]) -> Vec<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    events
+        .iter()
+        .map(|event| match event["what"].as_str().unwrap() {
+            what @ ("began" | "checked-out" | "checked-in") => {
+                format!("{what} {}", text(&event["resource"]))
+            }
+            "verdict" => format!("verdict {} {}", event["commit"], text(&event["reason"])),
+            "step" => {
+                let failed = if event["failed"].is_null() {
+                    ""
+                } else {
+                    " failed"
+                };
+                let action = text(&event["action"]);
+                format!("{action} {}{failed}", text(&event["resource"]))
+            }
+            "settled" => format!("settled {} {}", text(&event["outcome"]), event["status"]),
+            "note" => format!("{} {}", text(&event["about"]), text(&event["says"]["at"])),
+            what => what.to_owned(),
+        })
+        .collect()
+}
+
+fn is_recounted(event: &Value) -> bool {
+    event["says"]["at"] == "after"
+}
+
+async fn a_timeline_says_why(backend: Backend) {
+    let service = Service::start(backend).await;
+    let mut ear = Ear::on(&service.http).await;
+    let answer = service.new_todo("kept", "").await;
+    let events = ear.of(&answer, is_recounted).await;
+    assert_eq!(
+        told(&events),
+        [
+            "rows before",
+            "began main",
+            "checked-out main",
+            "began audit",
+            "checked-out audit",
+            "checked-in audit",
+            "checked-in main",
+            "checked-out main",
+            "checked-in main",
+            "checked-out audit",
+            "checked-in audit",
+            "rows inside",
+            "verdict true status 201",
+            "prepare main",
+            "prepare audit",
+            "commit main",
+            "commit audit",
+            "settled committed 201",
+            "rows after",
+        ]
+    );
+    assert_eq!(events[1]["guard"], "Begin<Main>");
+    assert_eq!(events[1]["route"], "create");
+
+    let answer = service.new_todo("refused", "commit").await;
+    assert_eq!(answer.status, 409);
+    let events = ear.of(&answer, is_recounted).await;
+    let told = told(&events);
+    assert!(told.contains(&"prepare main failed".into()), "{told:?}");
+    assert!(told.contains(&"rollback audit".into()), "{told:?}");
+    assert!(told.contains(&"settled rolled-back 409".into()), "{told:?}");
+    // The rows appear, and vanish.
+    let rows: Vec<(&str, i64, i64)> = events
+        .iter()
+        .filter(|event| event["about"] == "rows")
+        .map(|event| {
+            let says = &event["says"];
+            let count = |name: &str| says[name].as_i64().unwrap();
+            (says["at"].as_str().unwrap(), count("todos"), count("audit"))
+        })
+        .collect();
+    assert_eq!(rows, [("before", 1, 1), ("inside", 2, 2), ("after", 1, 1)]);
+    let times: Vec<u64> = events
+        .iter()
+        .map(|event| event["at_us"].as_u64().unwrap())
+        .collect();
+    assert!(times.is_sorted(), "{times:?}");
+    service.stop().await;
+}
+
+async fn aggregates_are_told_too(backend: Backend) {
+    let service = Service::start(backend).await;
+    create(&service.http, "milk").await;
+    let mut ear = Ear::on(&service.http).await;
+    let answer = rename(&service.http, "milk", "late", "expire-lease").await;
+    assert_eq!(answer.status, 409);
+    let events = ear.of(&answer, is_recounted).await;
+    let told = told(&events);
+    for wanted in [
+        "began aggregates in main",
+        "verdict true status 200",
+        "prepare aggregates in main failed",
+        "settled rolled-back 409",
+    ] {
+        assert!(told.contains(&wanted.into()), "{wanted}: {told:?}");
+    }
+}
+
+/// The inside is not told: no SQL, no values.
+async fn nothing_is_told_that_clients_must_not_know(backend: Backend) {
+    let service = Service::start(backend).await;
+    let mut ear = Ear::on(&service.http).await;
+    for fault in ["swallow", "commit", "panic", "respond=502"] {
+        let answer = service.new_todo("a secret title", fault).await;
+        ear.of(&answer, is_recounted).await;
+    }
+    for event in &ear.events {
+        let event = event.to_string();
+        for word in ["secret", "INSERT", "SELECT", "sqlite", "postgres"] {
+            assert!(!event.contains(word), "{word}: {event}");
+        }
+    }
+}
+
+async fn listeners(service: &Service) -> u64 {
+    let registry: Value = service.get("/registry").await.json();
+    registry["listeners"].as_u64().unwrap()
+}
+
+async fn a_thousand_listeners_leave_nothing_behind(backend: Backend) {
+    let service = Service::start(backend).await;
+    let address = service.http.base.trim_start_matches("http://").to_owned();
+    // In turn, so that no process needs more files than it may open.
+    for _ in 0..5 {
+        let mut open = Vec::new();
+        for _ in 0..200 {
+            let mut stream = TcpStream::connect(&address).await.unwrap();
+            let request = format!("GET /registry/events HTTP/1.1\r\nHost: {address}\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            open.push(stream);
+        }
+        eventually("all of them listen", async || {
+            listeners(&service).await == 200
+        })
+        .await;
+        drop(open);
+        eventually("none is left", async || listeners(&service).await == 0).await;
+    }
+    assert_eq!(
+        service.new_todo("a", "").await.told(),
+        (201, Some("committed"))
+    );
+    service.stop().await;
+}
+
+/// One that reads nothing, for as long as the test lasts.
+async fn a_stalled_listener_slows_nobody_down(backend: Backend) {
+    let service = Service::start(backend).await;
+    let median = async || {
+        let mut times = Vec::new();
+        for _ in 0..200 {
+            let started = Instant::now();
+            let answer = service.new_todo("a", "").await;
+            times.push(started.elapsed());
+            assert_eq!(answer.status, 201);
+        }
+        times.sort();
+        times[times.len() / 2]
+    };
+    let mut ear = Ear::on(&service.http).await;
+    let heard = median().await;
+    let address = service.http.base.trim_start_matches("http://").to_owned();
+    let mut stalled = TcpStream::connect(&address).await.unwrap();
+    let request = format!("GET /registry/events HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    stalled.write_all(request.as_bytes()).await.unwrap();
+    eventually("it listens", async || listeners(&service).await == 2).await;
+    let stalling = median().await;
+    assert!(
+        stalling < heard * 3 + Duration::from_millis(5),
+        "{heard:?}, then {stalling:?}"
+    );
+    // Who reads goes on hearing everything.
+    let answer = service.new_todo("last", "").await;
+    assert!(ear.of(&answer, is_recounted).await.len() > 10);
+    drop(ear);
+    // The first thing that it reads is whole.
+    let mut start = [0; 4096];
+    assert!(stalled.read(&mut start).await.unwrap() > 0);
+    service.stop().await;
+}
+
+on_each_backend!(
+    a_timeline_says_why,
+    aggregates_are_told_too,
+    nothing_is_told_that_clients_must_not_know,
+    a_thousand_listeners_leave_nothing_behind,
+    a_stalled_listener_slows_nobody_down,
+);
