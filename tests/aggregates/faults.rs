@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rocket::futures::future::join_all;
+
 use super::{create, leases, rename, rename_that_is_lost, stored};
 use crate::support::{Backend, Databases, In, Service, eventually};
 
@@ -125,6 +127,29 @@ async fn a_request_in_flight_gives_its_lease_back_before_the_end(backend: Backen
     }
 }
 
+/// They last longer than a lease does, and are swept all the time.
+async fn sweeping_fails_no_request(backend: Backend) {
+    let databases = Arc::new(Databases::new(backend).await);
+    let settings = [
+        ("ROCKET_LEASE_TTL", "300ms"),
+        ("ROCKET_LEASE_SWEEP_INTERVAL", "100ms"),
+    ];
+    let service = Service::on(Arc::clone(&databases), &settings).await;
+    let _another_sweeps_too = Service::on(databases, &settings).await;
+    let client = async |number: usize| {
+        let id = format!("slow {number}");
+        create(&service.http, &id).await;
+        let path = id.replace(' ', "%20");
+        for round in 0..4 {
+            let task = round.to_string();
+            let answer = rename(&service.http, &path, &task, "delay=500@loaded").await;
+            assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+        }
+    };
+    join_all((0..8).map(client)).await;
+    assert!(leases(&service.http).await.is_empty());
+}
+
 /// What a crashed process has left, and nobody asks for.
 async fn expired_leases_are_swept(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
@@ -152,6 +177,7 @@ async fn expired_leases_are_swept(backend: Backend) {
 on_each_backend!(
     a_request_in_flight_gives_its_lease_back_before_the_end,
     expired_leases_are_swept,
+    sweeping_fails_no_request,
     a_rollback_by_any_fault_leaves_no_trace,
     a_crash_leaves_all_of_a_command_or_none,
     renewal_keeps_the_lease_of_a_slow_request,
