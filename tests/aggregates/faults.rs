@@ -127,6 +127,29 @@ async fn a_request_in_flight_gives_its_lease_back_before_the_end(backend: Backen
     }
 }
 
+/// Also across rollbacks, which on SQLite release on the connection that they happened on.
+async fn fencing_tokens_grow_across_rollbacks(backend: Backend) {
+    let service = service(backend).await;
+    create(&service.http, "milk").await;
+    let mut last = i64::MIN;
+    for fault in ["respond=502", "respond=200", "panic", "respond=502"] {
+        let http = service.http.clone();
+        let fault = format!("delay=150@loaded,{fault}");
+        let slow = tokio::spawn(async move { rename(&http, "milk", "slow", &fault).await });
+        let mut held = Vec::new();
+        eventually("it is leased", async || {
+            held = leases(&service.http).await;
+            !held.is_empty()
+        })
+        .await;
+        let token = held[0]["fencing_token"].as_i64().unwrap();
+        assert!(token > last, "{token} after {last}");
+        last = token;
+        slow.await.unwrap();
+        assert!(leases(&service.http).await.is_empty());
+    }
+}
+
 /// They last longer than a lease does, and are swept all the time.
 async fn sweeping_fails_no_request(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
@@ -178,6 +201,7 @@ on_each_backend!(
     a_request_in_flight_gives_its_lease_back_before_the_end,
     expired_leases_are_swept,
     sweeping_fails_no_request,
+    fencing_tokens_grow_across_rollbacks,
     a_rollback_by_any_fault_leaves_no_trace,
     a_crash_leaves_all_of_a_command_or_none,
     renewal_keeps_the_lease_of_a_slow_request,
