@@ -4,17 +4,12 @@
 
 use std::process::ExitCode;
 
-use tracing_subscriber::EnvFilter;
-
 #[rocket::main]
 async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("rocket_tx=info,rocket=warn,warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
-
+    if let Err(error) = rocket_tx::app::start_log(&rocket::Config::figment()) {
+        eprintln!("cannot launch: {error}");
+        return ExitCode::FAILURE;
+    }
     match rocket_tx::app::rocket().launch().await {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {

@@ -21,6 +21,7 @@ mod launch;
 mod leaks;
 mod load;
 mod locks;
+mod log;
 mod lost;
 mod opening;
 mod refusals;

@@ -13,6 +13,7 @@
 //! | `faults` | failure injection, around the handlers |
 //! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
 //! | `cors`, `methods` | headers and answers that every address has |
+//! | `log` | how it logs |
 //! | `config` | the service's own keys in `Rocket.toml` |
 //!
 //! Everything here uses the library through its public door; no library room imports it.
@@ -28,6 +29,7 @@ mod downstream;
 mod error;
 mod faults;
 mod leases;
+mod log;
 mod methods;
 mod page;
 mod status;
@@ -41,7 +43,10 @@ use rocket_db_pools::Database;
 use sqlx::migrate;
 
 use crate::db::{self, Migrations, UrlPool};
+use crate::tx::traced;
 use crate::{Problem, Settlement, aggregate, problem_catchers};
+
+pub use self::log::start_log;
 
 use self::config::Config;
 use self::error::Error;
@@ -90,7 +95,7 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         )
         .attach(AdHoc::try_on_ignite("Configuration", Config::manage))
         .attach(cors::Cors)
-        .mount("/", faults::around(console::watched(routes)))
+        .mount("/", traced(faults::around(console::watched(routes))))
         .register("/", problem_catchers())
         .register("/", catchers![no_such_address])
 }

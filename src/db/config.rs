@@ -76,6 +76,10 @@ pub(crate) fn setting<T: DeserializeOwned>(
     }
 }
 
+/// Statements that take longer are marked as slow in the log, at the level at which all are logged:
+/// their text is nothing for the levels above.
+pub(super) const SLOW: Duration = Duration::from_secs(1);
+
 /// The configuration of one database, as `Rocket.toml` and `ROCKET_DATABASES` give it.
 ///
 /// An unknown key stops the launch: a misspelt `busy_timeout` would otherwise be a default that

@@ -12,6 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection as _, Postgres, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
+use super::config::SLOW;
 use super::postgres_sessions::{Fate, Need, PostgresSession, Sessions};
 use super::{
     Access, BeginOptions, CommitError, Config, Error, Identity, Isolation, Link, Migrations,
@@ -170,6 +171,7 @@ impl PostgresPool {
             None => options.application_name("rocket_tx"),
             Some(_) => options,
         };
+        let options = options.log_slow_statements(log::LevelFilter::Debug, SLOW);
         let options = options.options([
             ("statement_timeout", millis(config.statement_timeout.0)),
             (

@@ -14,11 +14,11 @@ use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Connection as _, Sqlite};
+use sqlx::{ConnectOptions, Connection as _, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
-use super::config::Synchronous;
+use super::config::{SLOW, Synchronous};
 use super::sqlite_file::SqliteFile;
 use super::sqlite_watch::Watch;
 use super::sqlite_writer::{LentWriter, Writer};
@@ -287,6 +287,7 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
         .create_if_missing(true)
         .busy_timeout(config.busy_timeout.0)
         .foreign_keys(true)
+        .log_slow_statements(log::LevelFilter::Debug, SLOW)
         .synchronous(match config.synchronous {
             Synchronous::Off => SqliteSynchronous::Off,
             Synchronous::Normal => SqliteSynchronous::Normal,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use rocket_db_pools::Database;
 use tokio::sync::OwnedMutexGuard;
+use tracing::Instrument;
 
 use super::error::Error;
 use super::lent::{Cell, Lent, Loan, checkout};
@@ -60,7 +61,8 @@ impl Outstanding {
             Reserved::Open(loaned) => return Ok(loaned),
             Reserved::New(beginning, options) => (beginning, options),
         };
-        match pool.open(options).await {
+        let span = tracing::debug_span!("begin", database = D::NAME);
+        match pool.open(options).instrument(span).await {
             Ok(transaction) => beginning.finish(transaction),
             Err(sqlx::Error::PoolTimedOut) if options.patience == Patience::Never => {
                 Err(Error::OutOfOrder(D::NAME))

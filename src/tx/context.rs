@@ -8,6 +8,8 @@ use parking_lot::Mutex;
 use rocket::http::Method;
 use rocket::request::{FromRequest, Outcome, Request};
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::Span;
+use tracing::field::Empty;
 use uuid::Uuid;
 
 use super::outstanding::Outstanding;
@@ -48,6 +50,8 @@ pub(super) struct RequestContext {
     outstanding: OnceLock<Arc<Outstanding>>,
     /// The problem document that the response carries, to be completed with the outcome.
     problem: Mutex<Option<Problem>>,
+    /// What is logged about the request is logged in it.
+    pub(super) span: Span,
     /// Holds up the closing of the pools until the request is dropped, its body included.
     _in_flight: TaskTrackerToken,
 }
@@ -69,9 +73,19 @@ impl RequestContext {
     /// Called once, before routing.
     pub(super) fn enter(request: &Request<'_>, in_flight: TaskTrackerToken) {
         request.local_cache(|| {
+            let id = RequestId(Uuid::now_v7());
             Slot(Some(Self {
-                id: RequestId(Uuid::now_v7()),
+                id,
                 method: request.method(),
+                span: tracing::info_span!(
+                    "request",
+                    %id,
+                    method = %request.method(),
+                    route = Empty,
+                    verdict = Empty,
+                    outcome = Empty,
+                    status = Empty,
+                ),
                 outstanding: OnceLock::new(),
                 problem: Mutex::new(None),
                 _in_flight: in_flight,

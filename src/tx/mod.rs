@@ -18,6 +18,7 @@
 //! | `hooks` | work for after the commit, and for after the rollback |
 //! | `sentinel` | what a service must have so that guards work, checked at launch |
 //! | `observe` | [`Observer`]: told before and after each step |
+//! | `traced` | [`traced`]: handlers inside the span of their request |
 //! | `error`, `problem` | the failure table, and how it is told to clients |
 //! | `context` | what every request carries: its id, its method, its place among those in flight |
 //! | `feed` | [`Listener`]: what happens to requests, as it happens |
@@ -47,6 +48,7 @@ mod resource;
 mod sentinel;
 mod settle;
 mod settlement;
+mod traced;
 mod verdict;
 
 pub use context::RequestId;
@@ -62,6 +64,7 @@ pub use problem::{Problem, problem_catchers};
 pub use read::Read;
 pub use resource::{Phase, Resource, Settling};
 pub use settlement::{Settlement, Vetoed};
+pub use traced::traced;
 pub use verdict::{Commit, Outcome, Reason, Rollback, Verdict};
 
 pub(crate) use guard::failed;

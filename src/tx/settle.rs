@@ -7,6 +7,7 @@ use std::time::Duration;
 use rocket::Request;
 use rocket::futures::FutureExt;
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 use super::context::RequestId;
 use super::error::{Chain, Error};
@@ -187,6 +188,7 @@ impl<'a, 'r> Run<'a, 'r> {
             others: &mut self.resources,
             last: &mut self.last,
         };
+        let span = tracing::debug_span!("step", resource = self.names[index], ?action);
         let work = async {
             match action {
                 Action::Prepare => resource.prepare(&mut settling).await,
@@ -194,7 +196,12 @@ impl<'a, 'r> Run<'a, 'r> {
                 Action::Rollback => resource.rollback(&mut settling).await,
             }
         };
-        let result = match timeout_at(self.deadline, AssertUnwindSafe(work).catch_unwind()).await {
+        let result = match timeout_at(
+            self.deadline,
+            AssertUnwindSafe(work.instrument(span)).catch_unwind(),
+        )
+        .await
+        {
             Ok(Ok(Ok(()))) => Ok(()),
             Ok(Ok(Err(error))) => Err(Failure::Error(error)),
             Ok(Err(_panic)) => Err(Failure::Panicked),

@@ -11,6 +11,7 @@ use rocket::futures::FutureExt;
 use rocket::http::{Header, Method};
 use rocket::{Build, Data, Request, Response, Rocket};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use super::collected::Collected;
 use super::context::RequestContext;
@@ -183,11 +184,9 @@ impl Fairing for Answer {
             };
             // Resources, vetoes and hooks are shielded one by one; this is for what they leave
             // behind when they are dropped.
-            if AssertUnwindSafe(settling.run(response))
-                .catch_unwind()
-                .await
-                .is_err()
-            {
+            let span = tracing::info_span!(parent: &context.span, "settle");
+            let settled = AssertUnwindSafe(settling.run(response)).catch_unwind();
+            if settled.instrument(span).await.is_err() {
                 tracing::error!(request = %context.id, "settling panicked");
                 replace(
                     request,
@@ -400,6 +399,10 @@ impl<'r> Settle<'_, 'r, '_> {
                 status: settled.status.code,
                 took_us: micros(settled.took),
             });
+        let span = &self.context.span;
+        span.record("verdict", tracing::field::display(settled.verdict.reason()));
+        span.record("outcome", outcome.as_str());
+        span.record("status", settled.status.code);
         tracing::debug!(
             request = %settled.request, route = self.route(), verdict = %settled.verdict.reason(),
             %outcome, status = settled.status.code, took = ?settled.took, "settled"

@@ -185,8 +185,10 @@ impl Process {
         for _ in 0..6_000 {
             let said = self.log();
             let address = said.split("launched from http://127.0.0.1:").nth(1);
-            if let Some((port, _)) = address.and_then(|rest| rest.split_once('\n')) {
-                return Ok(port.trim().parse().unwrap());
+            // The line is whole when something follows the number.
+            let port = address.and_then(|rest| rest.split_once(|c: char| !c.is_ascii_digit()));
+            if let Some((port, _)) = port {
+                return Ok(port.parse().unwrap());
             }
             if let Some(status) = self.child.try_wait().unwrap() {
                 return Err(status);

@@ -1,0 +1,121 @@
+//! What the service logs: each line bears its request, and no line above debug a statement.
+
+use std::sync::Arc;
+
+use rocket::serde::json::{Value, serde_json};
+
+use crate::aggregates::{create, rename};
+use crate::support::{Backend, Databases, Service, Starting};
+
+async fn service(backend: Backend, variables: &[(&str, &str)]) -> Service {
+    let databases = Arc::new(Databases::new(backend).await);
+    Service::on(databases, variables).await
+}
+
+/// The lines that are JSON objects.
+fn objects(log: &str) -> Vec<Value> {
+    log.lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
+}
+
+async fn a_line_bears_its_request(backend: Backend) {
+    let filter = ("RUST_LOG", "rocket_tx=debug,rocket=warn");
+    let service = service(backend, &[("ROCKET_LOG_FORMAT", "json"), filter]).await;
+    let answer = service.new_todo("a", "respond=502").await;
+    assert_eq!(answer.told(), (502, Some("rolled-back")));
+    let request = answer.header("x-request-id").unwrap();
+    let lines = objects(&service.log());
+    let settled = lines
+        .iter()
+        .find(|line| line["message"] == "settled" && line["request"] == request)
+        .unwrap_or_else(|| panic!("{}", service.log()));
+    let spans = settled["spans"].as_array().unwrap();
+    let names: Vec<&str> = spans
+        .iter()
+        .map(|span| span["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["request", "settle"]);
+    let span = &spans[0];
+    assert_eq!(span["id"], request);
+    assert_eq!(span["method"], "POST");
+    assert_eq!(span["route"], "create");
+    assert_eq!(span["outcome"], "rolled-back");
+    assert_eq!(span["verdict"], "status 502");
+    assert_eq!(span["status"], 502);
+}
+
+async fn a_warning_bears_its_request_too(backend: Backend) {
+    let variables = [
+        ("ROCKET_LOG_FORMAT", "json"),
+        ("ROCKET_SLOW_TRANSACTION", "50ms"),
+    ];
+    let service = service(backend, &variables).await;
+    let answer = service.new_todo("a", "delay=100").await;
+    let request = answer.header("x-request-id").unwrap();
+    let lines = objects(&service.log());
+    let warned = lines.iter().find(|line| {
+        let text = line["message"].as_str().unwrap_or_default();
+        text.contains("was open for long")
+    });
+    let warned = warned.unwrap_or_else(|| panic!("{}", service.log()));
+    assert_eq!(warned["level"], "WARN");
+    assert_eq!(warned["route"], "create");
+    assert_eq!(warned["guard"], "Begin<Main>");
+    assert_eq!(warned["spans"][0]["id"], request);
+}
+
+/// Also not that of a slow one, or of one that failed.
+async fn no_statement_above_debug(backend: Backend) {
+    let service = service(backend, &[("RUST_LOG", "info")]).await;
+    for fault in [
+        "swallow",
+        "commit",
+        "panic",
+        "respond=502",
+        "leak=10",
+        "disconnect",
+        "delay=1100",
+    ] {
+        service.new_todo("a secret title", fault).await;
+    }
+    create(&service.http, "milk").await;
+    rename(&service.http, "milk", "a secret task", "expire-lease").await;
+    if backend == Backend::Sqlite {
+        // The statement waits for another process for longer than a second.
+        let mut other = service.databases.sqlite(crate::support::In::Main).await;
+        sqlx::raw_sql("BEGIN IMMEDIATE")
+            .execute(&mut other)
+            .await
+            .unwrap();
+        let waiting = service.new_todo("a secret title", "");
+        let letting_go = async {
+            rocket::tokio::time::sleep(std::time::Duration::from_millis(1_300)).await;
+            sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+        };
+        let (answer, ()) = rocket::futures::future::join(waiting, letting_go).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    let log = service.log();
+    for word in ["secret", "INSERT", "UPDATE", "SELECT", "BEGIN"] {
+        assert!(!log.contains(word), "{word}: {log}");
+    }
+}
+
+async fn a_format_that_is_none_stops_the_launch(backend: Backend) {
+    let databases = Arc::new(Databases::new(backend).await);
+    let variables = [("ROCKET_LOG_FORMAT", "xml")];
+    let refused = Starting::new(databases, &[], &variables).launched().await;
+    let Err((status, said)) = refused else {
+        panic!("it launched");
+    };
+    assert!(!status.success());
+    assert!(said.contains("`log_format`"), "{said}");
+}
+
+on_each_backend!(
+    a_line_bears_its_request,
+    a_warning_bears_its_request_too,
+    no_statement_above_debug,
+    a_format_that_is_none_stops_the_launch,
+);
