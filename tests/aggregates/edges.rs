@@ -162,6 +162,16 @@ async fn again(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
     add(&counters, "a", 1).await
 }
 
+/// Has a lease for longer than until its renewal, and the transaction that a renewal would need.
+#[post("/slow")]
+async fn slow(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
+    let mut counter = get(&counters, "a").await?;
+    drop(main.begin().await?);
+    sleep(1_000 * MS).await;
+    counter.record(Added { number: 1 })?;
+    Ok(counters.commit(&mut counter).await?)
+}
+
 /// Drops a leased aggregate on a thread without a runtime.
 #[post("/thread")]
 async fn thread(counters: Counters) -> Result<(), Error> {
@@ -212,6 +222,7 @@ async fn stage(backend: Backend) -> Stage {
             commit_then_read_only,
             then_serializable,
             again,
+            slow,
             thread,
         ];
         rocket
@@ -345,6 +356,15 @@ async fn a_lease_and_a_stricter_transaction(backend: Backend) {
     free(&stage).await;
 }
 
+async fn a_renewal_that_waits_is_not_waited_for(backend: Backend) {
+    let stage = stage(backend).await;
+    let started = Instant::now();
+    let answer = stage.send("POST /slow").await;
+    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    assert!(started.elapsed() < 2_000 * MS, "{:?}", started.elapsed());
+    free(&stage).await;
+}
+
 async fn what_was_given_up_is_nobody_elses(backend: Backend) {
     let stage = stage(backend).await;
     for _ in 0..20 {
@@ -363,5 +383,6 @@ on_each_backend!(
     a_projection_is_proved_before_anything_is_committed,
     tasks_of_one_request_ask_in_turn,
     a_lease_and_a_stricter_transaction,
+    a_renewal_that_waits_is_not_waited_for,
     what_was_given_up_is_nobody_elses,
 );
