@@ -23,6 +23,7 @@ mod load;
 mod locks;
 mod log;
 mod lost;
+mod metrics;
 mod opening;
 mod refusals;
 mod shutdown;

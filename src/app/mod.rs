@@ -10,6 +10,7 @@
 //! | `status` | `/registry`, `/healthz`, `/readyz` |
 //! | `admin` | who may look inside |
 //! | `console` | `/registry/events`: what happens, as it happens |
+//! | `metrics` | `/metrics` |
 //! | `faults` | failure injection, around the handlers |
 //! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
 //! | `cors`, `methods` | headers and answers that every address has |
@@ -31,6 +32,7 @@ mod faults;
 mod leases;
 mod log;
 mod methods;
+mod metrics;
 mod page;
 mod status;
 mod todos;
@@ -50,6 +52,7 @@ pub use self::log::start_log;
 
 use self::config::Config;
 use self::error::Error;
+use self::metrics::Metrics;
 
 /// Todos. SQLite or Postgres, as `databases.main.url` says.
 #[derive(Database)]
@@ -75,10 +78,12 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         audit::routes(),
         admin::only(status::inside()),
         admin::only(console::routes()),
+        admin::only(metrics::routes()),
         status::routes(),
         downstream::routes(),
     ];
     let routes = methods::complete(routes.into_iter().flatten().collect());
+    let metrics = Metrics::default();
 
     rocket::custom(figment)
         .attach(db::init::<Main>().migrations(main_migrations()))
@@ -91,8 +96,13 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         .attach(
             Settlement::new()
                 .observer(console::Recount)
+                .observer(metrics.clone())
                 .observer(faults::Crash),
         )
+        .attach(metrics::Arrivals)
+        .attach(AdHoc::on_ignite("Metrics", |rocket| async {
+            metrics.attach(rocket)
+        }))
         .attach(AdHoc::try_on_ignite("Configuration", Config::manage))
         .attach(cors::Cors)
         .mount("/", traced(faults::around(console::watched(routes))))

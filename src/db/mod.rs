@@ -47,6 +47,8 @@ pub use postgres::PostgresPool;
 pub use postgres_sessions::PostgresSession;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqlitePool, SqliteSession};
+#[cfg(feature = "sqlite")]
+pub use sqlite_file::sqlite_open_retries;
 pub use transaction::{
     Access, BeginOptions, CommitError, Isolation, Patience, Session, Transaction,
 };

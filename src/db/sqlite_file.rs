@@ -5,6 +5,7 @@
 //! a whole is retried, on BUSY and LOCKED only, bounded in attempts and in time.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder, Retryable};
@@ -16,6 +17,15 @@ use super::{Error, OpenError};
 
 /// How long one attempt waits inside SQLite. Short, so that the bound on the whole is kept.
 const ATTEMPT: Duration = Duration::from_millis(250);
+
+/// Of this process: a file is opened before there is anybody to tell.
+static OPEN_RETRIES: AtomicU64 = AtomicU64::new(0);
+
+/// How often this process has found a SQLite file busy when it was opened or migrated, and has
+/// tried again.
+pub fn sqlite_open_retries() -> u64 {
+    OPEN_RETRIES.load(Ordering::Relaxed)
+}
 
 /// A SQLite file and how long it may be busy while it is opened.
 pub(super) struct SqliteFile {
@@ -104,6 +114,7 @@ impl SqliteFile {
             .retry(FullJitter)
             .when(|error: &E| error.is_busy() && started.elapsed() < self.patience)
             .notify(|_, wait| {
+                OPEN_RETRIES.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(file = %self.path.display(), ?wait, "busy while it is opened; trying again");
             })
             .await

@@ -11,6 +11,7 @@ use super::async_lock::{Hold, in_order};
 use super::gate::{Gate, Pass};
 use super::keyed::Keyed;
 use super::lease::Lease;
+use super::stats::{Counters, LeaseStats};
 use super::store::{Attempt, Claim, LeaseRow, LeaseStore, Token};
 use super::{AsyncLock, AsyncLockManager, LockError};
 use crate::db::Patience;
@@ -25,6 +26,7 @@ pub struct LeaseLockManager<S: LeaseStore> {
     store: S,
     settings: Settings,
     keys: Keyed<Key<S>>,
+    counters: Counters,
 }
 
 #[derive(Clone)]
@@ -42,6 +44,7 @@ pub(super) struct Key<S: LeaseStore> {
     pub(super) gate: Gate,
     pub(super) store: S,
     pub(super) settings: Settings,
+    counters: Counters,
     /// What [`AsyncLock::lock`] took. It keeps the key alive until it is unlocked.
     held: Mutex<Option<Lease<S>>>,
     keys: Keyed<Key<S>>,
@@ -73,6 +76,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
                 renewal_cap: Duration::from_secs(600),
             },
             keys: Keyed::default(),
+            counters: Counters::default(),
         };
         manager = manager.with_retry_interval(Duration::from_millis(50));
         manager
@@ -202,6 +206,11 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         Ok(self.store.free(&Token::from(token)).await?)
     }
 
+    /// What has come of asking for leases in this process.
+    pub fn stats(&self) -> LeaseStats {
+        self.counters.read()
+    }
+
     /// How many keys are held, waited for, or kept by somebody in this process.
     pub fn keys(&self) -> usize {
         self.keys.len()
@@ -213,6 +222,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
             gate: Gate::default(),
             store: self.store.clone(),
             settings: self.settings.clone(),
+            counters: self.counters.clone(),
             held: Mutex::default(),
             keys: self.keys.clone(),
         })
@@ -298,6 +308,33 @@ impl Deadline {
     }
 }
 
+/// A wait that counts as given up unless it is said to be over.
+struct Waiting {
+    since: Instant,
+    counters: Option<Counters>,
+}
+
+impl Waiting {
+    fn of<S: LeaseStore>(key: &Key<S>) -> Self {
+        Self {
+            since: Instant::now(),
+            counters: Some(key.counters.clone()),
+        }
+    }
+
+    fn is_over(mut self) {
+        self.counters = None;
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(counters) = &self.counters {
+            counters.given_up();
+        }
+    }
+}
+
 /// Whether to wait for a row that is somebody else's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Insist {
@@ -311,10 +348,16 @@ impl<S: LeaseStore> Key<S> {
             let lease = self.try_acquire(Patience::AtMost(self.settings.retry_interval));
             return lease.await?.ok_or_else(|| deadline.passed(&self.name));
         }
+        // Counted as given up unless it comes to a lease: also when this future is dropped.
+        let waiting = Waiting::of(self);
         let pass = deadline.bound(&self.name, self.gate.enter()).await?;
         let taken = deadline
-            .bound(&self.name, self.in_a_task(pass, Insist::UntilGivenUp))
+            .bound(
+                &self.name,
+                self.in_a_task(pass, Insist::UntilGivenUp, waiting.since),
+            )
             .await??;
+        waiting.is_over();
         taken.ok_or_else(|| LockError::Lost(self.name.to_string()))
     }
 
@@ -322,9 +365,13 @@ impl<S: LeaseStore> Key<S> {
         self: &Arc<Self>,
         patience: Patience,
     ) -> Result<Option<Lease<S>>, LockError> {
+        let asked = Instant::now();
         match self.gate.try_enter() {
-            Some(pass) => self.in_a_task(pass, Insist::Once(patience)).await,
-            None => Ok(None),
+            Some(pass) => self.in_a_task(pass, Insist::Once(patience), asked).await,
+            None => {
+                self.counters.contended();
+                Ok(None)
+            }
         }
     }
 
@@ -335,9 +382,10 @@ impl<S: LeaseStore> Key<S> {
         self: &Arc<Self>,
         pass: Pass,
         insist: Insist,
+        asked: Instant,
     ) -> Result<Option<Lease<S>>, LockError> {
         let (answer, taken) = oneshot::channel();
-        let work = Arc::clone(self).take(pass, insist, answer);
+        let work = Arc::clone(self).take(pass, insist, asked, answer);
         self.store.spawn(work);
         // Without an answer the runtime is ending.
         taken.await.unwrap_or(Ok(None))
@@ -347,6 +395,7 @@ impl<S: LeaseStore> Key<S> {
         self: Arc<Self>,
         pass: Pass,
         insist: Insist,
+        asked: Instant,
         mut answer: oneshot::Sender<Result<Option<Lease<S>>, LockError>>,
     ) {
         let claim = Claim {
@@ -372,17 +421,25 @@ impl<S: LeaseStore> Key<S> {
             // Before the attempt: a release that comes right after it must not be missed.
             let freed = self.store.freed(&self.name);
             let wanted = match self.store.take(&claim, patience).await {
-                Ok(Attempt::Taken { fencing_token }) => {
+                Ok(Attempt::Taken {
+                    fencing_token,
+                    taken_over,
+                }) => {
+                    self.counters.acquired(asked.elapsed(), taken_over);
                     let lease = Lease::new(Arc::clone(&self), claim, fencing_token, pass);
                     // Given back by a caller that is gone, it is dropped here, and so released.
                     let _ = answer.send(Ok(Some(lease)));
                     return;
                 }
                 Ok(Attempt::Held { .. }) if insist != Insist::UntilGivenUp => {
+                    self.counters.contended();
                     let _ = answer.send(Ok(None));
                     return;
                 }
-                Ok(Attempt::Held { wanted }) => wanted,
+                Ok(Attempt::Held { wanted }) => {
+                    self.counters.contended();
+                    wanted
+                }
                 Err(error) => {
                     // Its answer was lost; it may have been obeyed.
                     let _ = self.store.release(&claim.key, &claim.token).await;

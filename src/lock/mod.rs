@@ -12,6 +12,7 @@
 //! | `sqlite`, `postgres` | the rows in a SQLite file, and in Postgres |
 //! | `by_url` | the rows in whichever of them a URL names |
 //! | `listener` | waking who waits, by LISTEN and NOTIFY |
+//! | `stats` | [`LeaseStats`]: what has come of asking |
 //! | `keyed` | one object for each key, for as long as anybody keeps it |
 //!
 //! A lease is a promise with an end: a holder that is stopped for longer than its time to live
@@ -34,6 +35,7 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod statements;
+mod stats;
 mod store;
 
 pub use async_lock::{AsyncLock, AsyncLockManager, Hold};
@@ -46,6 +48,7 @@ pub use memory::{InMemoryAsyncLock, InMemoryAsyncLockManager, InMemoryHold};
 pub use postgres::{PostgresLeases, PostgresLockManager};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteLeases, SqliteLockManager};
+pub use stats::LeaseStats;
 pub use store::{
     Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Released, Token,
 };

@@ -11,7 +11,7 @@ use super::LeaseLockManager;
 use super::listener::Listener;
 use super::statements::postgres as statements;
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token,
+    Attempt, Claim, Exclusion, Found, LeasePool, LeaseRow, LeaseStore, Released, Token,
     spawn_before_closing,
 };
 use crate::db::{
@@ -109,7 +109,8 @@ impl LeaseStore for PostgresLeases {
     /// No request ever holds one of the sessions that it needs, so it need not be impatient.
     async fn take(&self, claim: &Claim, _patience: Patience) -> sqlx::Result<Attempt> {
         let taken = self.on_session(async |db| {
-            if let Some(wanted) = statements::held(db, &claim.key, Some(&claim.token)).await? {
+            let found = statements::look(db, &claim.key, Some(&claim.token)).await?;
+            if let Found::Held { wanted } = found {
                 return Ok(Attempt::Held { wanted });
             }
             let taken = match statements::take(db, claim).await {
@@ -123,7 +124,10 @@ impl LeaseStore for PostgresLeases {
                 Some((_, false)) => statements::renumber(db, claim).await?,
             };
             Ok(match fencing_token {
-                Some(fencing_token) => Attempt::Taken { fencing_token },
+                Some(fencing_token) => Attempt::Taken {
+                    fencing_token,
+                    taken_over: found == Found::Expired,
+                },
                 None => Attempt::Held { wanted: false },
             })
         });

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::LeaseLockManager;
 use super::statements::sqlite as statements;
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token,
+    Attempt, Claim, Exclusion, Found, LeasePool, LeaseRow, LeaseStore, Released, Token,
     spawn_before_closing,
 };
 use crate::db::{
@@ -68,9 +68,8 @@ impl SqliteLeases {
     async fn try_take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
         // By a reader first: who waits must not keep others from writing.
         let mut reader = self.read(patience).await?;
-        if let Some(wanted) =
-            statements::held(reader.connection(), &claim.key, Some(&claim.token)).await?
-        {
+        let found = statements::look(reader.connection(), &claim.key, Some(&claim.token)).await?;
+        if let Found::Held { wanted } = found {
             return Ok(Attempt::Held { wanted });
         }
         drop(reader);
@@ -83,6 +82,7 @@ impl SqliteLeases {
         match writer.run(statements::TAKE, arguments).await?.first() {
             Some(row) => Ok(Attempt::Taken {
                 fencing_token: row.try_get(0)?,
+                taken_over: found == Found::Expired,
             }),
             // Somebody came between.
             None => Ok(Attempt::Held { wanted: false }),
@@ -150,9 +150,9 @@ impl LeaseStore for SqliteLeases {
         key: &str,
         ours: Option<&Token>,
     ) -> sqlx::Result<Exclusion> {
-        Ok(match statements::held(db, key, ours).await? {
-            None => Exclusion::Complete,
-            Some(_wanted) => Exclusion::Held,
+        Ok(match statements::look(db, key, ours).await? {
+            Found::Free | Found::Expired => Exclusion::Complete,
+            Found::Held { .. } => Exclusion::Held,
         })
     }
 

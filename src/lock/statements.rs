@@ -7,28 +7,32 @@
 /// waited for a row must not go by the time at which it came.
 macro_rules! statements {
     ($database:ty, $connection:ty, now = $now:literal) => {
-        use crate::lock::store::{LeaseRow, Released, Token};
+        use crate::lock::store::{Found, LeaseRow, Released, Token};
 
         pub(in crate::lock) fn millis(duration: std::time::Duration) -> i64 {
             i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
         }
 
-        /// Whether somebody else than `ours` holds the key now; if so, whether it is marked as
-        /// wanted.
-        pub(in crate::lock) async fn held(
+        /// What there is of a key that is not `ours`.
+        pub(in crate::lock) async fn look(
             db: &mut $connection,
             key: &str,
             ours: Option<&Token>,
-        ) -> sqlx::Result<Option<bool>> {
-            sqlx::query_scalar::<$database, _>(concat!(
-                "SELECT wanted FROM aggregate_locks WHERE lock_key = $1 AND token <> $2 \
-                 AND expires_at > ",
+        ) -> sqlx::Result<Found> {
+            let row: Option<(bool, bool)> = sqlx::query_as::<$database, _>(concat!(
+                "SELECT expires_at > ",
                 $now,
+                ", wanted FROM aggregate_locks WHERE lock_key = $1 AND token <> $2"
             ))
             .bind(key)
             .bind(ours.map_or("", Token::as_str))
             .fetch_optional(db)
-            .await
+            .await?;
+            Ok(match row {
+                None => Found::Free,
+                Some((false, _)) => Found::Expired,
+                Some((true, wanted)) => Found::Held { wanted },
+            })
         }
 
         /// `$1` key, `$2` token, `$3` milliseconds.

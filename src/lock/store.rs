@@ -72,12 +72,25 @@ pub enum Attempt {
     Taken {
         /// Greater than that of any lease of this key before it.
         fencing_token: i64,
+        /// It had expired in the hands of somebody else.
+        taken_over: bool,
     },
     /// It is somebody else's, or its row is busy.
     Held {
         /// It is already marked as wanted.
         wanted: bool,
     },
+}
+
+/// What a look at a row has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// No row, or one of our own.
+    Free,
+    /// One that has expired.
+    Expired,
+    /// Somebody else's, wanted by others or not.
+    Held { wanted: bool },
 }
 
 /// What an open, writing transaction of a request means for a key.

@@ -62,8 +62,14 @@ impl Outstanding {
             Reserved::New(beginning, options) => (beginning, options),
         };
         let span = tracing::debug_span!("begin", database = D::NAME);
+        let asked = Instant::now();
         match pool.open(options).instrument(span).await {
-            Ok(transaction) => beginning.finish(transaction),
+            Ok(transaction) => {
+                let waited = asked.elapsed();
+                self.observers
+                    .tell(|observer| observer.began(self.request, D::NAME, waited));
+                beginning.finish(transaction)
+            }
             Err(sqlx::Error::PoolTimedOut) if options.patience == Patience::Never => {
                 Err(Error::OutOfOrder(D::NAME))
             }

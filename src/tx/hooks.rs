@@ -7,10 +7,12 @@ use std::pin::Pin;
 use rocket::futures::FutureExt;
 use tokio_util::task::TaskTracker;
 
+use super::live::Live;
 use super::settle::message;
 use super::verdict::Outcome;
 
-type Hook = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Says whether it failed.
+type Hook = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// Work for afterwards, in the order in which it was left.
 #[derive(Default)]
@@ -21,19 +23,22 @@ pub(super) struct Hooks {
 
 /// What a hook may return: nothing, or a result whose error is logged.
 pub trait HookOutput {
-    /// Logs the error, if there is one.
-    fn log_error(self);
+    /// Logs the error, if there is one; says whether there was.
+    fn log_error(self) -> bool;
 }
 
 impl HookOutput for () {
-    fn log_error(self) {}
+    fn log_error(self) -> bool {
+        false
+    }
 }
 
 impl<E: Display> HookOutput for Result<(), E> {
-    fn log_error(self) {
-        if let Err(error) = self {
+    fn log_error(self) -> bool {
+        if let Err(error) = &self {
             tracing::error!(%error, "a hook failed; the request it belongs to is settled all the same");
         }
+        self.is_err()
     }
 }
 
@@ -54,7 +59,7 @@ impl Hooks {
     }
 
     /// Runs what is due in a task of its own, one after the other.
-    pub(super) fn run(self, outcome: Outcome, in_flight: &TaskTracker) {
+    pub(super) fn run(self, outcome: Outcome, in_flight: &TaskTracker, live: &Live) {
         let due = match outcome {
             Outcome::Committed => self.after_commit,
             Outcome::RolledBack => self.after_rollback,
@@ -67,10 +72,16 @@ impl Hooks {
         if due.is_empty() {
             return;
         }
+        let live = live.clone();
         in_flight.spawn(async move {
             for hook in due {
-                if let Err(panic) = AssertUnwindSafe(hook).catch_unwind().await {
+                let failed = AssertUnwindSafe(hook).catch_unwind().await;
+                let failed = failed.unwrap_or_else(|panic| {
                     tracing::error!(panic = message(&*panic), "a hook panicked");
+                    true
+                });
+                if failed {
+                    live.count_hook_failure();
                 }
             }
         });

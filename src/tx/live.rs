@@ -24,6 +24,7 @@ struct Inner {
     entries: Mutex<BTreeMap<u64, Entry>>,
     next: AtomicU64,
     settled: [AtomicU64; 4],
+    hook_failures: AtomicU64,
     feed: Feed,
 }
 
@@ -131,6 +132,15 @@ impl Live {
 
     pub(super) fn tell(&self, request: RequestId, what: impl FnOnce() -> Happened) {
         self.0.feed.tell(request, what);
+    }
+
+    /// How many hooks have failed or panicked since the launch.
+    pub fn hook_failures(&self) -> u64 {
+        self.0.hook_failures.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_hook_failure(&self) {
+        self.0.hook_failures.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn count(&self, outcome: Outcome) {

@@ -1,11 +1,14 @@
 //! Being told of every step of a settlement.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rocket::Request;
 
+use super::context::RequestId;
 use super::error::Error;
 use super::live::Settled;
+use super::settle::shielded;
 
 /// What is done to a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -49,6 +52,9 @@ pub struct Step<'a, 'r> {
 /// let settlement = Settlement::new().observer(Narrator);
 /// ```
 pub trait Observer: Send + Sync + 'static {
+    /// A transaction has begun, after so long in queues and at the database.
+    fn began(&self, _request: RequestId, _database: &str, _waited: Duration) {}
+
     /// A step is about to be taken.
     fn before(&self, _step: &Step<'_, '_>) {}
 
@@ -57,4 +63,20 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Everything is done; the response is about to leave.
     fn settled(&self, _request: &Request<'_>, _settled: &Settled) {}
+}
+
+/// All observers of a service. A panic in one harms nobody.
+#[derive(Clone)]
+pub(super) struct Observers(Arc<[Arc<dyn Observer>]>);
+
+impl Observers {
+    pub(super) fn new(all: &[Arc<dyn Observer>]) -> Self {
+        Self(all.into())
+    }
+
+    pub(super) fn tell(&self, tell: impl Fn(&dyn Observer)) {
+        for observer in self.0.iter() {
+            shielded("an observer", || tell(&**observer));
+        }
+    }
 }

@@ -18,6 +18,7 @@ use super::guard::failed;
 use super::hooks::{HookOutput, Hooks};
 use super::lent::Loan;
 use super::live::{Live, LiveEntry, LiveFlags};
+use super::observe::Observers;
 use super::panics::PanicWatch;
 use super::problem::Problem;
 use super::require::Required;
@@ -46,6 +47,7 @@ use crate::db::{Access, Isolation, Patience};
 pub struct Outstanding {
     pub(super) request: RequestId,
     pub(super) live: Live,
+    pub(super) observers: Observers,
     /// The answer tells of no failure of the service: what was read through is sound.
     well: Arc<AtomicBool>,
     panics: PanicWatch,
@@ -122,6 +124,7 @@ impl Outstanding {
             Arc::new(Self {
                 request: context.id,
                 live: settings.live.clone(),
+                observers: settings.observers.clone(),
                 well: Arc::default(),
                 panics: PanicWatch::here(),
                 turn: tokio::sync::Mutex::default(),

@@ -64,12 +64,16 @@ where
                 access: ReadWrite::ACCESS,
                 patience,
             };
+            let asked = std::time::Instant::now();
             let transaction = match self.pool.open(options).await {
                 Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
                     return Err(Error::OutOfOrder(D::NAME));
                 }
                 transaction => transaction?,
             };
+            let waited = asked.elapsed();
+            (outstanding.observers)
+                .tell(|observer| observer.began(outstanding.request, D::NAME, waited));
             let guard = type_name::<super::Begin<D>>();
             let line = (outstanding.live).enter(outstanding.request, None, D::NAME.into(), guard);
             let lent: Box<dyn Resource> = Box::new(Lent::<D>::new(transaction, line));

@@ -19,7 +19,7 @@ use super::error::Error;
 use super::feed::{Happened, micros};
 use super::hooks::Hooks;
 use super::live::{Live, Settled, short_type};
-use super::observe::Observer;
+use super::observe::{Observer, Observers};
 use super::outstanding::{Entry, Lending, Outstanding, State};
 use super::panics;
 use super::replace::{replace, strip};
@@ -94,15 +94,13 @@ pub(super) struct Settings {
     pub(super) settle_timeout: Duration,
     slow_transaction: Duration,
     veto: Option<Veto>,
-    observers: Vec<Arc<dyn Observer>>,
+    pub(super) observers: Observers,
     in_flight: TaskTracker,
 }
 
 impl Settings {
     pub(super) fn observe(&self, tell: impl Fn(&dyn Observer)) {
-        for observer in &self.observers {
-            shielded("an observer", || tell(&**observer));
-        }
+        self.observers.tell(tell);
     }
 }
 
@@ -135,7 +133,7 @@ impl Fairing for Settlement {
             settle_timeout,
             slow_transaction,
             veto: self.veto.clone(),
-            observers: self.observers.clone(),
+            observers: Observers::new(&self.observers),
             in_flight: roster.in_flight,
         };
         // Attached from here it runs after all that were attached at build time.
@@ -409,7 +407,7 @@ impl<'r> Settle<'_, 'r, '_> {
         );
         self.settings
             .observe(|observer| observer.settled(self.request, &settled));
-        hooks.run(outcome, &self.settings.in_flight);
+        hooks.run(outcome, &self.settings.in_flight, &self.settings.live);
     }
 
     fn warn_of_slow(&self, state: &State) {

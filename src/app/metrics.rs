@@ -1,0 +1,277 @@
+//! `/metrics`, in Prometheus's text format.
+
+use std::time::{Duration, Instant};
+
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+use rocket::fairing::{Fairing, Info, Kind};
+use rocket::http::{ContentType, Status};
+use rocket::{Build, Data, Request, Response, Rocket, Route, State, get, routes};
+
+use crate::aggregate::Leases;
+use crate::db::sqlite_open_retries;
+use crate::tx::{Action, Live, Observer, Reason, Settled, Step};
+use crate::{RequestId, tx};
+
+use super::Main;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![metrics]
+}
+
+/// All that is measured. A clone is another handle on the same.
+#[derive(Clone)]
+pub(super) struct Metrics {
+    registry: Registry,
+    http: IntCounterVec,
+    http_seconds: HistogramVec,
+    settled: IntCounterVec,
+    settle_seconds: HistogramVec,
+    steps: IntCounterVec,
+    begin_seconds: HistogramVec,
+    outstanding: IntGauge,
+    listeners: IntGauge,
+    hook_failures: IntCounter,
+    open_retries: IntCounter,
+    leases: IntCounterVec,
+    lease_wait_seconds: prometheus::Counter,
+}
+
+/// From a tenth of a millisecond to ten seconds.
+const BUCKETS: [f64; 11] = [
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 2.0, 10.0,
+];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new().expect("its names and labels are what Prometheus allows, each once")
+    }
+}
+
+impl Metrics {
+    fn new() -> prometheus::Result<Self> {
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            IntCounterVec::new(Opts::new(name, help), labels)
+        };
+        let histograms = |name: &str, help: &str, labels: &[&str]| {
+            let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+            HistogramVec::new(options, labels)
+        };
+        let metrics = Self {
+            registry: Registry::new(),
+            http: counters(
+                "http_requests_total",
+                "Requests that were answered, by route and status.",
+                &["route", "status"],
+            )?,
+            http_seconds: histograms(
+                "http_request_duration_seconds",
+                "From when a request came to when its answer was settled and ready.",
+                &["route"],
+            )?,
+            settled: counters(
+                "rocket_tx_settled_total",
+                "Requests that had something outstanding, by what became of it and why.",
+                &["outcome", "reason"],
+            )?,
+            settle_seconds: histograms(
+                "rocket_tx_settle_duration_seconds",
+                "How long settling took, by what it came to.",
+                &["outcome"],
+            )?,
+            steps: counters(
+                "rocket_tx_steps_total",
+                "Steps of settlements: on which database or resource, what, and whether it failed.",
+                &["resource", "action", "result"],
+            )?,
+            begin_seconds: histograms(
+                "rocket_tx_begin_wait_seconds",
+                "How long a transaction took to begin: the queue for a connection or for SQLite's \
+                 writer, and BEGIN itself.",
+                &["database"],
+            )?,
+            outstanding: IntGauge::new(
+                "rocket_tx_outstanding",
+                "Transactions and resources that are outstanding or condemned now.",
+            )?,
+            listeners: IntGauge::new(
+                "rocket_tx_listeners",
+                "Who listens to /registry/events now.",
+            )?,
+            hook_failures: IntCounter::new(
+                "rocket_tx_hook_failures_total",
+                "Hooks after commit or rollback that failed or panicked.",
+            )?,
+            open_retries: IntCounter::new(
+                "rocket_tx_sqlite_open_retries_total",
+                "How often a SQLite file was busy when it was opened.",
+            )?,
+            leases: counters(
+                "rocket_tx_leases_total",
+                "What came of asking for leases: acquired, and of these taken over; found \
+                 contended; given up.",
+                &["result"],
+            )?,
+            lease_wait_seconds: prometheus::Counter::new(
+                "rocket_tx_lease_wait_seconds_total",
+                "How long those waited that got a lease, all together.",
+            )?,
+        };
+        metrics.register()?;
+        Ok(metrics)
+    }
+
+    fn register(&self) -> prometheus::Result<()> {
+        let all: [Box<dyn prometheus::core::Collector>; 12] = [
+            Box::new(self.http.clone()),
+            Box::new(self.http_seconds.clone()),
+            Box::new(self.settled.clone()),
+            Box::new(self.settle_seconds.clone()),
+            Box::new(self.steps.clone()),
+            Box::new(self.begin_seconds.clone()),
+            Box::new(self.outstanding.clone()),
+            Box::new(self.listeners.clone()),
+            Box::new(self.hook_failures.clone()),
+            Box::new(self.open_retries.clone()),
+            Box::new(self.leases.clone()),
+            Box::new(self.lease_wait_seconds.clone()),
+        ];
+        all.into_iter()
+            .try_for_each(|one| self.registry.register(one))
+    }
+
+    /// What others count, as it is now.
+    fn collect(&self, live: &Live, leases: &Leases<Main>) {
+        let count = i64::try_from(live.transactions().len()).unwrap_or(i64::MAX);
+        self.outstanding.set(count);
+        let listeners = i64::try_from(live.listeners()).unwrap_or(i64::MAX);
+        self.listeners.set(listeners);
+        raise(&self.hook_failures, live.hook_failures());
+        raise(&self.open_retries, sqlite_open_retries());
+        let stats = leases.stats();
+        for (result, count) in [
+            ("acquired", stats.acquired),
+            ("taken-over", stats.taken_over),
+            ("contended", stats.contended),
+            ("given-up", stats.given_up),
+        ] {
+            raise(&self.leases.with_label_values(&[result]), count);
+        }
+        let more = stats.waited.as_secs_f64() - self.lease_wait_seconds.get();
+        self.lease_wait_seconds.inc_by(more.max(0.0));
+    }
+}
+
+/// A counter of ours follows one that is kept elsewhere.
+fn raise(counter: &IntCounter, to: u64) {
+    counter.inc_by(to.saturating_sub(counter.get()));
+}
+
+/// A label has few values: what a reason says in detail is for the log.
+fn label(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::Leaked(_) => "leaked",
+        Reason::Panicked => "panicked",
+        Reason::GuardFailed => "guard-failed",
+        Reason::Doomed(_) => "doomed",
+        Reason::Handler => "handler",
+        Reason::Vetoed => "vetoed",
+        Reason::Status(_) => "status",
+    }
+}
+
+impl Observer for Metrics {
+    fn began(&self, _: RequestId, database: &str, waited: Duration) {
+        let seconds = self.begin_seconds.with_label_values(&[database]);
+        seconds.observe(waited.as_secs_f64());
+    }
+
+    fn after(&self, step: &Step<'_, '_>, result: Result<(), &tx::Error>, _: Duration) {
+        let action = match step.action {
+            Action::Prepare => "prepare",
+            Action::Commit => "commit",
+            Action::Rollback => "rollback",
+        };
+        let result = if result.is_ok() { "ok" } else { "failed" };
+        let labels = [step.resource, action, result];
+        self.steps.with_label_values(&labels).inc();
+    }
+
+    fn settled(&self, _: &Request<'_>, settled: &Settled) {
+        let outcome = settled.outcome.as_str();
+        let labels = [outcome, label(settled.verdict.reason())];
+        self.settled.with_label_values(&labels).inc();
+        let seconds = self.settle_seconds.with_label_values(&[outcome]);
+        seconds.observe(settled.took.as_secs_f64());
+    }
+}
+
+/// Notes when requests come.
+pub(super) struct Arrivals;
+
+/// When a request came.
+struct Arrived(Instant);
+
+#[rocket::async_trait]
+impl Fairing for Arrivals {
+    fn info(&self) -> Info {
+        Info {
+            name: "Metrics: arrivals",
+            kind: Kind::Request,
+        }
+    }
+
+    async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
+        request.local_cache(|| Arrived(Instant::now()));
+    }
+}
+
+/// Counts answers as they leave: attached while the service ignites, behind `Settlement`, which may
+/// make another answer of one.
+struct Answers(Metrics);
+
+#[rocket::async_trait]
+impl Fairing for Answers {
+    fn info(&self) -> Info {
+        Info {
+            name: "Metrics: answers",
+            kind: Kind::Response,
+        }
+    }
+
+    async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
+        let route = request.route().and_then(|route| route.name.as_deref());
+        let route = route.unwrap_or("none");
+        let status = response.status().code.to_string();
+        let arrived = request.local_cache(|| Arrived(Instant::now())).0;
+        self.0.http.with_label_values(&[route, &status]).inc();
+        let seconds = self.0.http_seconds.with_label_values(&[route]);
+        seconds.observe(arrived.elapsed().as_secs_f64());
+    }
+}
+
+impl Metrics {
+    /// To be called in an ignite fairing that is attached behind `Settlement`.
+    pub(super) fn attach(self, rocket: Rocket<Build>) -> Rocket<Build> {
+        rocket.manage(self.clone()).attach(Answers(self))
+    }
+}
+
+#[get("/metrics")]
+fn metrics(
+    metrics: &State<Metrics>,
+    live: &State<Live>,
+    leases: &State<Leases<Main>>,
+) -> Result<(ContentType, String), Status> {
+    metrics.collect(live, leases);
+    let mut text = Vec::new();
+    let encoder = TextEncoder::new();
+    let encoded = encoder.encode(&metrics.registry.gather(), &mut text);
+    let text = encoded.ok().and_then(|()| String::from_utf8(text).ok());
+    let text = text.ok_or(Status::InternalServerError)?;
+    let kind =
+        ContentType::new("text", "plain").with_params([("version", "0.0.4"), ("charset", "utf-8")]);
+    Ok((kind, text))
+}

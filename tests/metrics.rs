@@ -1,0 +1,139 @@
+//! `/metrics`: what is counted adds up.
+
+use std::collections::BTreeMap;
+
+use crate::aggregates::{create, rename};
+use crate::support::{Backend, Service};
+
+/// Every sample by its name with its labels. The text must keep the format: HELP and TYPE before the
+/// samples of a name, once, and nothing but numbers behind them.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let mut samples = BTreeMap::new();
+    let mut types: BTreeMap<&str, &str> = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(types.insert(name, kind).is_none(), "{name} twice");
+        } else if !line.starts_with("# HELP ") {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            let bare = name.split('{').next().unwrap();
+            let family = types.keys().any(|family| {
+                let suffix = bare.strip_prefix(family);
+                matches!(suffix, Some("" | "_bucket" | "_sum" | "_count"))
+            });
+            assert!(family, "{line} has no type");
+            let before = samples.insert(name.to_owned(), value.parse().unwrap());
+            assert!(before.is_none(), "{line} twice");
+        }
+    }
+    for (name, kind) in types {
+        assert_eq!(
+            name.ends_with("_total"),
+            kind == "counter",
+            "{name} is a {kind}"
+        );
+    }
+    samples
+}
+
+fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
+    let of =
+        |(key, _): &(&String, &f64)| key.starts_with(&format!("{name}{{")) && key.contains(label);
+    samples.iter().filter(of).map(|(_, value)| value).sum()
+}
+
+async fn scraped(service: &Service) -> BTreeMap<String, f64> {
+    let answer = service.get("/metrics").await;
+    assert_eq!(answer.status, 200);
+    let kind = answer.header("content-type").unwrap();
+    assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+    samples(&answer.body)
+}
+
+async fn outcomes_add_up(backend: Backend) {
+    let service = Service::start(backend).await;
+    let mut sent = 0;
+    for (fault, outcome) in [
+        ("", "committed"),
+        ("respond=502", "rolled-back"),
+        ("panic", "rolled-back"),
+        ("doom", "rolled-back"),
+        ("commit", "rolled-back"),
+        ("", "committed"),
+    ] {
+        let answer = service.new_todo("a", fault).await;
+        assert_eq!(answer.outcome(), Some(outcome));
+        sent += 1;
+    }
+    let samples = scraped(&service).await;
+    assert_eq!(
+        sum(&samples, "rocket_tx_settled_total", ""),
+        f64::from(sent)
+    );
+    assert_eq!(
+        sum(
+            &samples,
+            "rocket_tx_settled_total",
+            r#"outcome="committed""#
+        ),
+        2.0
+    );
+    assert_eq!(
+        sum(&samples, "rocket_tx_settled_total", r#"reason="panicked""#),
+        1.0
+    );
+    assert_eq!(
+        sum(&samples, "rocket_tx_settled_total", r#"reason="doomed""#),
+        1.0
+    );
+    assert_eq!(
+        sum(&samples, "http_requests_total", r#"route="create""#),
+        f64::from(sent)
+    );
+    // As the client was told it, and not as the handler meant it.
+    assert_eq!(
+        samples[r#"http_requests_total{route="create",status="409"}"#],
+        2.0
+    );
+    assert_eq!(
+        samples[r#"http_requests_total{route="create",status="201"}"#],
+        2.0
+    );
+    let commits = r#"rocket_tx_steps_total{action="commit",resource="audit",result="ok"}"#;
+    assert_eq!(samples[commits], 2.0);
+    let refused = r#"rocket_tx_steps_total{action="prepare",resource="main",result="failed"}"#;
+    assert_eq!(samples[refused], 1.0);
+    let begun = r#"rocket_tx_begin_wait_seconds_count{database="main"}"#;
+    assert_eq!(samples[begun], f64::from(sent));
+    let took = sum(&samples, "rocket_tx_settle_duration_seconds_count", "");
+    assert_eq!(took, f64::from(sent));
+    assert_eq!(samples["rocket_tx_outstanding"], 0.0);
+}
+
+async fn leases_are_counted(backend: Backend) {
+    let service = Service::start(backend).await;
+    create(&service.http, "milk").await;
+    for fault in ["", "respond=502", "delay=300@loaded"] {
+        rename(&service.http, "milk", "a", fault).await;
+    }
+    let slow = rename(&service.http, "milk", "slow", "delay=300@loaded");
+    let waiting = async {
+        crate::support::eventually("it is leased", async || {
+            !crate::aggregates::leases(&service.http).await.is_empty()
+        })
+        .await;
+        rename(&service.http, "milk", "waiting", "").await
+    };
+    rocket::futures::future::join(slow, waiting).await;
+    let samples = scraped(&service).await;
+    assert_eq!(samples[r#"rocket_tx_leases_total{result="acquired"}"#], 5.0);
+    assert_eq!(samples[r#"rocket_tx_leases_total{result="given-up"}"#], 0.0);
+    assert_eq!(
+        samples[r#"rocket_tx_leases_total{result="taken-over"}"#],
+        0.0
+    );
+    let waited = samples["rocket_tx_lease_wait_seconds_total"];
+    assert!((0.05..1.0).contains(&waited), "{waited}");
+}
+
+on_each_backend!(outcomes_add_up, leases_are_counted);
