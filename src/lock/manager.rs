@@ -308,7 +308,7 @@ impl Deadline {
     }
 }
 
-/// A wait that counts as given up unless it is said to be over.
+/// A wait that counts as given up unless it is said to have ended well.
 struct Waiting {
     since: Instant,
     counters: Option<Counters>,
@@ -322,7 +322,7 @@ impl Waiting {
         }
     }
 
-    fn is_over(mut self) {
+    fn ends(mut self) {
         self.counters = None;
     }
 }
@@ -357,7 +357,7 @@ impl<S: LeaseStore> Key<S> {
                 self.in_a_task(pass, Insist::UntilGivenUp, waiting.since),
             )
             .await??;
-        waiting.is_over();
+        waiting.ends();
         taken.ok_or_else(|| LockError::Lost(self.name.to_string()))
     }
 
