@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::async_lock::Hold;
 use super::gate::Pass;
-use super::manager::Key;
+use super::key::Key;
 use super::store::{Claim, Fence, LeaseStore, Released, Token};
 use super::{LockError, gate};
 

@@ -5,6 +5,7 @@
 //! | `async_lock` | [`AsyncLock`], [`AsyncLockManager`], [`Hold`]: what every lock can do |
 //! | `memory` | locks that live in this process alone |
 //! | `gate` | the process-local queue in front of a lease |
+//! | `key` | one key: what waits for it, and how its lease is taken |
 //! | `manager` | [`LeaseLockManager`]: the gate first, then the row |
 //! | `lease` | [`Lease`]: one that is ours; renewal and release |
 //! | `store` | [`LeaseStore`]: what a backend does to the rows of `aggregate_locks` |
@@ -24,6 +25,7 @@ mod async_lock;
 mod by_url;
 mod error;
 mod gate;
+mod key;
 mod keyed;
 mod lease;
 #[cfg(feature = "postgres")]
@@ -54,5 +56,5 @@ pub use store::{
 };
 
 pub(crate) use async_lock::in_order;
+pub(crate) use key::Deadline;
 pub(crate) use keyed::Keyed;
-pub(crate) use manager::Deadline;
