@@ -127,6 +127,35 @@ async fn a_request_in_flight_gives_its_lease_back_before_the_end(backend: Backen
     }
 }
 
+/// Requests that commit, or roll back, just when their lease is renewed: past each 100 ms.
+async fn a_renewal_never_races_the_commit(backend: Backend) {
+    let databases = Arc::new(Databases::new(backend).await);
+    let settings = [("ROCKET_LEASE_TTL", "300ms")];
+    let service = Service::on(databases, &settings).await;
+    let client = async |number: u32| {
+        let id = format!("raced{number}");
+        create(&service.http, &id).await;
+        for delay in (85..115).step_by(3) {
+            let fault = format!("delay={}@loaded", delay + number);
+            let answer = rename(&service.http, &id, "kept", &fault).await;
+            assert_eq!(
+                answer.told(),
+                (200, Some("committed")),
+                "{fault}: {answer:?}"
+            );
+            let fault = format!("{fault},respond=502");
+            let answer = rename(&service.http, &id, "undone", &fault).await;
+            assert_eq!(
+                answer.told(),
+                (502, Some("rolled-back")),
+                "{fault}: {answer:?}"
+            );
+        }
+    };
+    join_all((0..4).map(client)).await;
+    assert!(leases(&service.http).await.is_empty());
+}
+
 /// Also across rollbacks, which on SQLite release on the connection that they happened on.
 async fn fencing_tokens_grow_across_rollbacks(backend: Backend) {
     let service = service(backend).await;
@@ -201,6 +230,7 @@ on_each_backend!(
     a_request_in_flight_gives_its_lease_back_before_the_end,
     expired_leases_are_swept,
     sweeping_fails_no_request,
+    a_renewal_never_races_the_commit,
     fencing_tokens_grow_across_rollbacks,
     a_rollback_by_any_fault_leaves_no_trace,
     a_crash_leaves_all_of_a_command_or_none,
