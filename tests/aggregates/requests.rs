@@ -177,6 +177,16 @@ async fn flush(id: &str, counters: Counters, audit: Begin<Audit>) -> Result<Stat
     Ok(Status::Conflict)
 }
 
+/// Stored at once, and more of it afterwards.
+#[post("/flushed/<id>/<status>")]
+async fn flushed(id: &str, status: u16, counters: Counters) -> Result<Status, Error> {
+    add(&counters, id, 1).await?;
+    counters.flush().await?;
+    counters.flush().await?;
+    add(&counters, id, 1).await?;
+    Ok(Status::new(status))
+}
+
 #[post("/status/<status>/<id>")]
 async fn status(status: u16, id: &str, counters: Counters) -> Result<Status, Error> {
     add(&counters, id, 1).await?;
@@ -234,6 +244,7 @@ fn service(rocket: Rocket<Build>) -> Rocket<Build> {
         reading,
         dropped,
         flush,
+        flushed,
         status,
         panicking,
         leak,
@@ -319,6 +330,12 @@ async fn flushing_shows_the_error(backend: Backend) {
     let answer = stage.send("POST /flush/a").await;
     assert_eq!(answer.told(), (409, Some("rolled-back")), "{answer:?}");
     assert_eq!(total_of(&stage, "a").await, "0 at 1");
+    let answer = stage.send("POST /flushed/a/502").await;
+    assert_eq!(answer.told(), (502, Some("rolled-back")));
+    assert_eq!(total_of(&stage, "a").await, "0 at 1");
+    let answer = stage.send("POST /flushed/a/200").await;
+    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    assert_eq!(total_of(&stage, "a").await, "2 at 3");
     free(&stage).await;
 }
 
