@@ -172,6 +172,14 @@ async fn slow(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
     Ok(counters.commit(&mut counter).await?)
 }
 
+/// Writes only elsewhere, under a lease that a renewal finds lost.
+#[post("/elsewhere")]
+async fn elsewhere(counters: Counters, audit: Begin<Audit>) -> Result<(), Error> {
+    let _counter = get(&counters, "a").await?;
+    sleep(1_200 * MS).await;
+    Ok(note(&mut *audit.begin().await?, "under a lost lease").await?)
+}
+
 /// Drops a leased aggregate on a thread without a runtime.
 #[post("/thread")]
 async fn thread(counters: Counters) -> Result<(), Error> {
@@ -223,6 +231,7 @@ async fn stage(backend: Backend) -> Stage {
             then_serializable,
             again,
             slow,
+            elsewhere,
             thread,
         ];
         rocket
@@ -365,6 +374,19 @@ async fn a_renewal_that_waits_is_not_waited_for(backend: Backend) {
     free(&stage).await;
 }
 
+async fn a_lost_lease_refuses_what_was_written_elsewhere(backend: Backend) {
+    let stage = stage(backend).await;
+    let losing = async {
+        sleep(200 * MS).await;
+        let lose = "DELETE FROM aggregate_locks";
+        stage.databases.execute(In::Main, lose).await;
+    };
+    let (answer, ()) = join(stage.send("POST /elsewhere"), losing).await;
+    assert_eq!(answer.told(), (409, Some("rolled-back")), "{answer:?}");
+    assert!(stage.notes().await.is_empty());
+    free(&stage).await;
+}
+
 async fn what_was_given_up_is_nobody_elses(backend: Backend) {
     let stage = stage(backend).await;
     for _ in 0..20 {
@@ -384,5 +406,6 @@ on_each_backend!(
     tasks_of_one_request_ask_in_turn,
     a_lease_and_a_stricter_transaction,
     a_renewal_that_waits_is_not_waited_for,
+    a_lost_lease_refuses_what_was_written_elsewhere,
     what_was_given_up_is_nobody_elses,
 );
