@@ -101,7 +101,7 @@ pub(super) fn replayed<A: Aggregate>(
         Some(snapshot) => restored(stream, snapshot)?,
     };
     let from = history.snapshot.as_ref().map_or(0, |it| it.sequence);
-    *aggregate.entity_mut() = Entity::at(id, from)?;
+    *aggregate.entity_mut() = Entity::at(id, from);
     for event in &history.events {
         let corrupt = |reason| Error::Corrupt {
             stream: stream.to_owned(),

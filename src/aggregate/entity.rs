@@ -50,16 +50,17 @@ impl Entity {
     ///
     /// [`Error::Id`]: an id has 1 to 200 bytes and no control characters.
     pub fn new(id: &str) -> Result<Self, Error> {
-        Self::at(check_id(id)?, 0)
+        Ok(Self::at(check_id(id)?, 0))
     }
 
-    pub(super) fn at(id: &str, version: u64) -> Result<Self, Error> {
-        Ok(Self {
+    /// Of an aggregate to which so many stored events have happened.
+    pub(super) fn at(id: &str, version: u64) -> Self {
+        Self {
             id: id.to_owned(),
             version,
             new_events: Vec::new(),
             lease: None,
-        })
+        }
     }
 
     /// The id, without the aggregate's type.
@@ -92,6 +93,7 @@ impl Entity {
         self.new_events.push(event);
     }
 
+    /// One more stored event has happened to it.
     pub(super) fn replayed(&mut self, sequence: u64) {
         self.version = sequence;
     }

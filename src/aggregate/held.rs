@@ -5,12 +5,12 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use rocket_db_pools::Database;
-use tokio::sync::Mutex as Turn;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Error;
 use super::initializer::Shared;
+use super::order::Order;
 use super::repository::{Append, HeldLease};
 use super::rows::AggregatePool;
 use super::settled::RequestAggregates;
@@ -20,19 +20,6 @@ use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError, 
 use crate::tx::{Outstanding, ReadOnly};
 
 pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>;
-
-/// The keys that a request holds, in all databases; kept in Rocket's request-local cache.
-///
-/// Waits that all go one way never meet in a circle: a request waits only for keys that come after
-/// all that it holds, and takes one at a time.
-#[derive(Default)]
-pub(super) struct Order {
-    /// Held across a wait on purpose: a request has one connection of a database at most, and two
-    /// tasks of it read in turn.
-    pub(super) reading: Turn<()>,
-    /// With the rank of their database.
-    keys: Mutex<BTreeSet<(usize, String)>>,
-}
 
 /// What a request holds and has staged in the database `D`.
 pub(super) struct Held<D>
@@ -206,30 +193,24 @@ where
             }
             state.entries.insert(stream.to_owned(), entry);
         }
-        let key = (self.rank, stream.to_owned());
-        self.order.keys.lock().insert(key);
+        self.order.insert(self.rank, stream);
         self.join()?;
         Ok(handle)
     }
 
     async fn acquire(&self, stream: &str, deadline: Deadline) -> Result<LeaseOf<D>, Error> {
-        let Shared {
-            locks,
-            retry_interval,
-            ..
-        } = &*self.shared;
-        if self.may_wait_for(stream) {
-            return self.leased(locks.acquire_by(stream, deadline).await?);
-        }
-        // What this request has just given up is not somebody else's.
-        if let Some(Going { gone, .. }) = self.going(stream) {
-            let _in_vain = timeout(*retry_interval, gone.cancelled()).await;
-        }
-        let lease = locks.try_acquire_with(stream, Patience::Never).await?;
-        self.leased(lease.ok_or_else(|| LockError::Held(stream.to_owned()))?)
-    }
-
-    fn leased(&self, lease: LeaseOf<D>) -> Result<LeaseOf<D>, Error> {
+        let locks = &self.shared.locks;
+        let lease = match self.may_wait_for(stream) {
+            true => locks.acquire_by(stream, deadline).await?,
+            false => {
+                // What this request has just given up is not somebody else's.
+                if let Some(Going { gone, .. }) = self.going(stream) {
+                    let _in_vain = timeout(locks.retry_interval(), gone.cancelled()).await;
+                }
+                let lease = locks.try_acquire_with(stream, Patience::Never).await?;
+                lease.ok_or_else(|| LockError::Held(stream.to_owned()))?
+            }
+        };
         if lease.needs_read_committed() {
             self.outstanding.stay_at_read_committed::<D>();
         }
@@ -245,10 +226,7 @@ where
 
     /// Who holds what others may be waiting for does not wait.
     fn may_wait_for(&self, stream: &str) -> bool {
-        let key = (self.rank, stream.to_owned());
-        let keys = self.order.keys.lock();
-        let last = keys.last().is_none_or(|last| *last < key);
-        last && !self.outstanding.holds_a_connection()
+        self.order.is_next(self.rank, stream) && !self.outstanding.holds_a_connection()
     }
 
     /// Whether the request's open transaction of `D`, if it has one, keeps others from writing.
@@ -293,33 +271,34 @@ where
     }
 
     /// Keeps what is to be appended until the request is settled; all or nothing.
-    pub(super) fn stage(self: &Arc<Self>, batch: Vec<Append>, pool: &D::Pool) -> Result<(), Error> {
-        let mut batch: Vec<Append> = batch;
+    pub(super) fn stage(self: &Arc<Self>, mut batch: Vec<Append>) -> Result<(), Error> {
         batch.retain(|append| !append.events.is_empty());
-        for append in &mut batch {
-            // The request has it; what is staged must not keep the request.
-            append.lease = None;
-        }
         if batch.is_empty() {
             return Ok(());
         }
-        self.outstanding.require::<D>(pool)?;
+        self.outstanding.require::<D>(self.pool())?;
         self.join()?;
         let mut state = self.state.lock();
         if state.closed {
             return Err(crate::Error::Settled.into());
         }
-        let mut staged = state.staged.clone();
-        for append in batch {
-            match staged.get_mut(&append.stream) {
-                None => {
-                    staged.insert(append.stream.clone(), append);
-                }
-                Some(before) if before.last() == append.after => before.extend(append),
-                Some(_) => return Err(Error::Conflict(append.stream)),
+        let mut last = BTreeMap::new();
+        for append in &batch {
+            let stream = append.stream.as_str();
+            let before = last.insert(stream, append.last());
+            let before = before.or_else(|| state.staged.get(stream).map(Append::last));
+            if before.is_some_and(|before| before != append.after) {
+                return Err(Error::Conflict(append.stream.clone()));
             }
         }
-        state.staged = staged;
+        for mut append in batch {
+            // The request has it; what is staged must not keep the request.
+            append.lease = None;
+            match state.staged.get_mut(&append.stream) {
+                Some(before) => before.extend(append),
+                None => drop(state.staged.insert(append.stream.clone(), append)),
+            }
+        }
         Ok(())
     }
 
@@ -358,8 +337,7 @@ where
             return None;
         }
         let entry = state.entries.remove(stream)?;
-        let key = (self.rank, stream.to_owned());
-        self.order.keys.lock().remove(&key);
+        self.order.remove(self.rank, stream);
         let lease = entry.lease?;
         let going = Going {
             token: lease.token().clone(),
@@ -395,21 +373,5 @@ where
 
     pub(super) fn pool(&self) -> &D::Pool {
         self.shared.store.pool()
-    }
-}
-
-impl Append {
-    /// The sequence of its last event.
-    fn last(&self) -> u64 {
-        self.after + self.events.len() as u64
-    }
-
-    /// Takes in what comes right after it.
-    fn extend(&mut self, next: Self) {
-        self.events.extend(next.events);
-        self.aggregate = next.aggregate;
-        if next.snapshot.is_some() {
-            self.snapshot = next.snapshot;
-        }
     }
 }

@@ -36,7 +36,7 @@ where
 {
     pub(super) store: SqlEventStore<D::Pool>,
     pub(super) locks: LeaseLockManager<<D::Pool as LeasePool>::Leases>,
-    pub(super) retry_interval: Duration,
+    sweep_interval: Duration,
     observers: Option<Arc<Observers>>,
 }
 
@@ -165,7 +165,7 @@ where
         Ok(Shared {
             store,
             locks,
-            retry_interval: config.retry_interval,
+            sweep_interval: config.sweep_interval,
             observers: self.observers.clone(),
         })
     }
@@ -199,22 +199,21 @@ where
     }
 
     async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
-        let interval = Config::read(rocket.figment()).map(|config| config.sweep_interval);
-        if let (Some(shared), Ok(interval)) = (rocket.state::<Arc<Shared<D>>>(), interval) {
-            tokio::spawn(sweep(Arc::clone(shared), interval, rocket.shutdown()));
+        if let Some(shared) = rocket.state::<Arc<Shared<D>>>() {
+            tokio::spawn(sweep(Arc::clone(shared), rocket.shutdown()));
         }
     }
 }
 
 /// Until shutdown. What fails is tried again at the next turn.
-async fn sweep<D>(shared: Arc<Shared<D>>, interval: Duration, mut shutdown: rocket::Shutdown)
+async fn sweep<D>(shared: Arc<Shared<D>>, mut shutdown: rocket::Shutdown)
 where
     D: Database,
     D::Pool: AggregatePool,
 {
     loop {
         // Not all processes at once.
-        let pause = interval.mul_f64(0.5 + fastrand::f64());
+        let pause = shared.sweep_interval.mul_f64(0.5 + fastrand::f64());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = &mut shutdown => return,
@@ -251,10 +250,9 @@ impl Config {
         };
         let second = Duration::from_secs(1);
         let milli = Duration::from_millis(1);
-        let retry_interval = at_least("lease_retry_interval", milli * 50, milli)?;
         Ok(Self {
             ttl: at_least("lease_ttl", second * 30, milli * 100)?,
-            retry_interval,
+            retry_interval: at_least("lease_retry_interval", milli * 50, milli)?,
             max_wait: at_least("lease_max_wait", second * 5, Duration::ZERO)?,
             owner: match read(figment, "lease_owner_id")? {
                 Some(owner) => owner,

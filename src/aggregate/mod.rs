@@ -12,6 +12,7 @@
 //! | `memory` | [`InMemoryEventStore`]: the same, for unit tests |
 //! | `projection` | [`Projection`]: a read model that is written with the events |
 //! | `request` | [`Aggregates`]: the guard, a repository that belongs to a request |
+//! | `order` | the keys that a request holds, in all databases |
 //! | `held` | the leases of a request, and what it has staged |
 //! | `settled` | both of them, as the resource that they are when the request is settled |
 //! | `initializer` | [`init`]: the fairing that makes the tables and sweeps the leases |
@@ -66,6 +67,7 @@ mod event;
 mod held;
 mod initializer;
 mod memory;
+mod order;
 mod projection;
 mod queued;
 mod repository;

@@ -79,28 +79,23 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
             .iter()
             .filter_map(|append| append.lease.as_ref()?.downcast())
             .collect();
+        let mut fences = Vec::new();
+        // Each with the place of its fence, if it has one.
         let mut taken = Vec::new();
         for holding in &holdings {
             let hold = holding.hold.lock().take();
-            taken.extend(hold.map(|hold| (holding, hold)));
-        }
-        let mut fences = Vec::new();
-        let mut fenced = Vec::new();
-        for (index, (_, hold)) in taken.iter_mut().enumerate() {
-            if let Some(fence) = hold.fence().await {
-                fences.push(fence);
-                fenced.push(index);
+            if let Some(mut hold) = hold {
+                let fence = hold.fence().await;
+                let place = fence.is_some().then_some(fences.len());
+                fences.extend(fence);
+                taken.push((holding, hold, place));
             }
         }
         match self.store.append_fenced(&batch, &fences).await {
             Ok(released) => {
-                let mut gone: HashMap<usize, bool> = HashMap::new();
-                for (index, released) in fenced.into_iter().zip(released) {
-                    gone.extend(released.map(|released| (index, released.wanted)));
-                }
-                for (index, (_, hold)) in taken.into_iter().enumerate() {
-                    match gone.get(&index) {
-                        Some(&wanted) => hold.released(wanted),
+                for (_, hold, place) in taken {
+                    match place.and_then(|place| released[place]) {
+                        Some(released) => hold.released(released.wanted),
                         // In a task of its own, if it takes a statement: the commit is a success.
                         None => drop(hold),
                     }
@@ -109,7 +104,7 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
             }
             Err(error) => {
                 // The aggregates go on owning them.
-                for (holding, mut hold) in taken {
+                for (holding, mut hold, _) in taken {
                     hold.keep();
                     *holding.hold.lock() = Some(hold);
                 }

@@ -63,6 +63,22 @@ pub struct Append {
     pub lease: Option<HeldLease>,
 }
 
+impl Append {
+    /// The sequence of its last event.
+    pub(super) fn last(&self) -> u64 {
+        self.after + self.events.len() as u64
+    }
+
+    /// Takes in what comes right after it.
+    pub(super) fn extend(&mut self, next: Self) {
+        self.events.extend(next.events);
+        self.aggregate = next.aggregate;
+        if next.snapshot.is_some() {
+            self.snapshot = next.snapshot;
+        }
+    }
+}
+
 /// Streams of events, and perhaps leases on them. [`AsyncAggregateRepository`] makes aggregates of
 /// it.
 pub trait AsyncRepository: Send + Sync {

@@ -11,8 +11,9 @@ use rocket_db_pools::Database;
 use super::definition::Aggregate;
 use super::error::Error;
 use super::event::EventRecord;
-use super::held::{Held, Order};
+use super::held::Held;
 use super::initializer::{LoadObserver, Shared};
+use super::order::Order;
 use super::repository::{
     Append, AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository, HeldLease,
     History,
@@ -156,7 +157,7 @@ where
             let id = request.to_string();
             event.metadata.insert("request_id".to_owned(), id);
         }
-        self.held.stage(batch, self.held.pool())
+        self.held.stage(batch)
     }
 
     async fn flush(&self) -> Result<(), Error> {

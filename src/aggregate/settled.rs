@@ -83,7 +83,7 @@ where
         transaction: &mut crate::db::Transaction<<D::Pool as TransactionPool>::Session>,
     ) -> Result<(), crate::Error> {
         // Nobody else can write meanwhile, so nobody of another process is waited for.
-        let patience = Patience::AtMost(self.held.shared.retry_interval);
+        let patience = Patience::AtMost(self.held.shared.locks.retry_interval());
         transaction
             .begin_again(BeginOptions {
                 isolation: Isolation::Default,

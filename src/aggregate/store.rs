@@ -188,7 +188,6 @@ impl<P: AggregatePool> EventStore for SqlEventStore<P> {
         batch: &[Append],
         fences: &[Fence],
     ) -> Result<Vec<Option<Released>>, Error> {
-        let ours = |fence: &Fence| fence.database == *self.pool.identity();
         if batch.iter().all(|append| append.events.is_empty()) {
             return Ok(fences.iter().map(|_| None).collect());
         }
@@ -203,14 +202,14 @@ impl<P: AggregatePool> EventStore for SqlEventStore<P> {
         order.sort_by(|one, other| fences[*one].key.cmp(&fences[*other].key));
         let mut released = vec![None; fences.len()];
         for index in order {
-            if ours(&fences[index]) {
+            let fence = &fences[index];
+            if fence.database == *self.pool.identity() {
                 let connection = transaction.connection();
-                released[index] = Some(release_within::<P>(connection, &fences[index]).await?);
+                released[index] = Some(release_within::<P>(connection, fence).await?);
             }
         }
-        let name = "the event store";
         let committed = transaction.commit().await;
-        committed.map_err(|error| crate::Error::of_commit(error, name))?;
+        committed.map_err(|error| crate::Error::of_commit(error, "the event store"))?;
         Ok(released)
     }
 }

@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq;
 use crate::Problem;
 
 use super::config::Config;
+use super::decorate::decorate;
 use super::error::answer;
 
 /// From where the service's inside may be seen without a token.
@@ -60,13 +61,7 @@ const FORWARDED: [&str; 8] = [
 
 /// The same routes, for operators only.
 pub(super) fn only(routes: Vec<Route>) -> Vec<Route> {
-    routes
-        .into_iter()
-        .map(|mut route| {
-            route.handler = Box::new(Only(route.handler));
-            route
-        })
-        .collect()
+    decorate(routes, Only)
 }
 
 #[derive(Clone)]

@@ -82,7 +82,8 @@ fn web_address(url: &str) -> Result<reqwest::Url, String> {
     }
 }
 
-fn read<T: DeserializeOwned>(figment: &Figment, key: &str) -> Result<Option<T>, String> {
+/// What `Rocket.toml` says for `key`; `None` where it says nothing.
+pub(super) fn read<T: DeserializeOwned>(figment: &Figment, key: &str) -> Result<Option<T>, String> {
     match figment.extract_inner(key) {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.missing() => Ok(None),

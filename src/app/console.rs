@@ -14,6 +14,7 @@ use crate::db::{Access, Connection, Patience, TransactionPool, UrlPool};
 use crate::tx::{Heard, Live, Observer, Settled};
 use crate::{RequestId, Tx, with_backend};
 
+use super::decorate::decorate;
 use super::{Audit, Main};
 
 pub(super) fn routes() -> Vec<Route> {
@@ -48,13 +49,7 @@ fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
 /// The same routes; while somebody listens, the rows of both databases are counted before the
 /// handler, inside its transactions, and after the request was settled.
 pub(super) fn watched(routes: Vec<Route>) -> Vec<Route> {
-    routes
-        .into_iter()
-        .map(|mut route| {
-            route.handler = Box::new(Watched(route.handler));
-            route
-        })
-        .collect()
+    decorate(routes, Watched)
 }
 
 #[derive(Clone)]

@@ -4,6 +4,8 @@ use rocket::figment::Figment;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
+use super::config::read;
+
 /// `log_format` in `Rocket.toml`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -21,15 +23,7 @@ enum Format {
 ///
 /// A value of `log_format` that is not understood.
 pub fn start_log(figment: &Figment) -> Result<(), String> {
-    let format = match figment.extract_inner::<Format>("log_format") {
-        Ok(format) => format,
-        Err(error) if error.missing() => Format::default(),
-        Err(error) => {
-            return Err(format!(
-                "`log_format`: {error}; write \"text\" or \"json\" in Rocket.toml or the environment"
-            ));
-        }
-    };
+    let format = read::<Format>(figment, "log_format")?.unwrap_or_default();
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("rocket_tx=info,rocket=warn,warn"));
     let log = tracing_subscriber::fmt()

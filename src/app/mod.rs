@@ -15,6 +15,7 @@
 //! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
 //! | `cors`, `methods` | headers and answers that every address has |
 //! | `log` | how it logs |
+//! | `decorate` | handlers around handlers |
 //! | `config` | the service's own keys in `Rocket.toml` |
 //!
 //! Everything here uses the library through its public door; no library room imports it.
@@ -26,6 +27,7 @@ mod body;
 mod config;
 mod console;
 mod cors;
+mod decorate;
 mod downstream;
 mod error;
 mod faults;

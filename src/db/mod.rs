@@ -59,4 +59,6 @@ pub(crate) use initializer::{Roster, same_database};
 #[cfg(feature = "postgres")]
 pub(crate) use postgres_sessions::{Fate, Need, Sessions};
 #[cfg(feature = "sqlite")]
-pub(crate) use sqlite::WholeWriter;
+pub(crate) use sqlite_file::is_sqlite_busy;
+#[cfg(feature = "sqlite")]
+pub(crate) use sqlite_writer::WholeWriter;

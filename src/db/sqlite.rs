@@ -11,9 +11,7 @@ use std::time::Duration;
 
 use rocket::figment::Figment;
 use sqlx::pool::{PoolConnection, PoolOptions};
-use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
@@ -21,7 +19,7 @@ use tokio::time::timeout;
 use super::config::{SLOW, Synchronous};
 use super::sqlite_file::SqliteFile;
 use super::sqlite_watch::Watch;
-use super::sqlite_writer::{LentWriter, Writer};
+use super::sqlite_writer::{LentWriter, WholeWriter, Writer};
 use super::{
     Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience,
     Session, TransactionPool, pool,
@@ -215,35 +213,12 @@ impl SqlitePool {
     }
 }
 
-/// The writer, for a few statements that are a transaction of their own.
-pub(crate) struct WholeWriter {
-    writer: LentWriter,
-    busy_timeout: Duration,
-}
-
 impl SqlitePool {
     /// Queues for the writer, as a transaction would.
     pub(crate) async fn writer(&self, patience: Patience) -> sqlx::Result<WholeWriter> {
-        Ok(WholeWriter {
-            writer: self.0.writer.acquire(patience).await?,
-            busy_timeout: busy_timeout(patience, self.0.busy_timeout),
-        })
-    }
-}
-
-impl WholeWriter {
-    /// Runs `statements` between BEGIN IMMEDIATE and COMMIT, all of it in one hop; returns the rows
-    /// that they return.
-    ///
-    /// Dropped half-way, it has the connection closed.
-    pub(crate) async fn run(
-        mut self,
-        statements: &'static str,
-        arguments: SqliteArguments,
-    ) -> sqlx::Result<Vec<SqliteRow>> {
-        self.writer
-            .whole(self.busy_timeout, statements, arguments)
-            .await
+        let busy_timeout = busy_timeout(patience, self.0.busy_timeout);
+        let writer = self.0.writer.acquire(patience).await?;
+        Ok(WholeWriter::new(writer, busy_timeout))
     }
 }
 

@@ -90,7 +90,9 @@ impl SqliteFile {
         })
         .await
         .map_err(|error| match error {
-            MigrateError::Execute(error) if is_busy(&error) => Error::Open(self.explain(error)),
+            MigrateError::Execute(error) if is_sqlite_busy(&error) => {
+                Error::Open(self.explain(error))
+            }
             source => Error::Migrate {
                 source,
                 remains: "nothing was changed",
@@ -188,7 +190,8 @@ fn result_code(error: &sqlx::Error) -> Option<i32> {
     Some(code & 0xff)
 }
 
-fn is_busy(error: &sqlx::Error) -> bool {
+/// Another connection, or another process, is at the file.
+pub(crate) fn is_sqlite_busy(error: &sqlx::Error) -> bool {
     matches!(result_code(error), Some(BUSY | LOCKED))
 }
 
@@ -199,13 +202,13 @@ trait MaybeBusy {
 
 impl MaybeBusy for sqlx::Error {
     fn is_busy(&self) -> bool {
-        is_busy(self)
+        is_sqlite_busy(self)
     }
 }
 
 impl MaybeBusy for MigrateError {
     fn is_busy(&self) -> bool {
-        matches!(self, MigrateError::Execute(error) if is_busy(error))
-            || matches!(self, MigrateError::ExecuteMigration(error, _) if is_busy(error))
+        matches!(self, MigrateError::Execute(error) if is_sqlite_busy(error))
+            || matches!(self, MigrateError::ExecuteMigration(error, _) if is_sqlite_busy(error))
     }
 }

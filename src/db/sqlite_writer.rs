@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow};
-use sqlx::{ConnectOptions, Connection, SqlSafeStr, Sqlite};
+use sqlx::{ConnectOptions, Connection, Execute, SqlSafeStr, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::timeout;
@@ -110,6 +111,14 @@ impl Writer {
     }
 }
 
+impl Open {
+    /// What has SQLite wait so long for another process, unless it does anyway.
+    fn setting(&self, busy_timeout: Duration) -> Option<String> {
+        let millis = busy_timeout.as_millis();
+        (self.busy_timeout != Some(busy_timeout)).then(|| format!("PRAGMA busy_timeout = {millis}"))
+    }
+}
+
 impl LentWriter {
     pub(super) fn watch(&self) -> &Watch {
         &self.open.as_ref().expect(OPEN).watch
@@ -123,56 +132,13 @@ impl LentWriter {
         (connection, watch)
     }
 
-    /// Runs a whole transaction in one hop, and returns the rows of its statements.
-    pub(super) async fn whole(
-        &mut self,
-        busy_timeout: Duration,
-        statements: &'static str,
-        arguments: SqliteArguments,
-    ) -> sqlx::Result<Vec<SqliteRow>> {
-        let open = self.open.as_mut().expect(OPEN);
-        let is_set = open.busy_timeout == Some(busy_timeout);
-        let set = match is_set {
-            true => String::new(),
-            false => format!("PRAGMA busy_timeout = {}; ", busy_timeout.as_millis()),
-        };
-        let sql = format!("{set}BEGIN IMMEDIATE; {statements}; COMMIT");
-        let query = sqlx::query_with(sqlx::AssertSqlSafe(sql), arguments);
-        // Dropped half-way, nobody knows what it has done; the connection is closed then.
-        self.give_up = true;
-        open.busy_timeout = None;
-        open.watch.begun();
-        open.watch.allow_commit(true);
-        let result = query.fetch_all(&mut open.connection).await;
-        open.watch.allow_commit(false);
-        match result {
-            Ok(mut rows) => {
-                open.busy_timeout = Some(busy_timeout);
-                // The setting answers with a row of its own.
-                let ours = rows.split_off(usize::from(!is_set));
-                self.give_up = false;
-                Ok(ours)
-            }
-            Err(error) => {
-                // After BUSY nothing is open, and SQLite says so.
-                let _nothing = sqlx::raw_sql("ROLLBACK")
-                    .execute(&mut open.connection)
-                    .await;
-                self.give_up = !matches!(error, sqlx::Error::Database(_));
-                Err(error)
-            }
-        }
-    }
-
     /// Sends BEGIN IMMEDIATE, which waits `busy_timeout` at most for another process. One hop.
     pub(super) async fn begin(&mut self, busy_timeout: Duration) -> sqlx::Result<()> {
         let open = self.open.as_mut().expect(OPEN);
-        let begin = match open.busy_timeout == Some(busy_timeout) {
-            true => "BEGIN IMMEDIATE".into_sql_str(),
-            false => {
-                let millis = busy_timeout.as_millis();
-                let begin = format!("PRAGMA busy_timeout = {millis}; BEGIN IMMEDIATE");
-                sqlx::AssertSqlSafe(begin).into_sql_str()
+        let begin = match open.setting(busy_timeout) {
+            None => "BEGIN IMMEDIATE".into_sql_str(),
+            Some(setting) => {
+                sqlx::AssertSqlSafe(format!("{setting}; BEGIN IMMEDIATE")).into_sql_str()
             }
         };
         // Dropped half-way, nobody knows which it is.
@@ -206,6 +172,63 @@ impl Drop for LentWriter {
     fn drop(&mut self) {
         if self.give_up {
             *self.open = None;
+        }
+    }
+}
+
+/// The writer, for a few statements that are a transaction of their own.
+pub(crate) struct WholeWriter {
+    writer: LentWriter,
+    /// How long they wait for another process.
+    busy_timeout: Duration,
+}
+
+impl WholeWriter {
+    pub(super) fn new(writer: LentWriter, busy_timeout: Duration) -> Self {
+        Self {
+            writer,
+            busy_timeout,
+        }
+    }
+
+    /// Runs the statements of `query` between BEGIN IMMEDIATE and COMMIT, all of it in one hop;
+    /// returns the rows that they return.
+    ///
+    /// Dropped half-way, it has the connection closed.
+    pub(crate) async fn run(
+        mut self,
+        mut query: Query<'_, Sqlite, SqliteArguments>,
+    ) -> sqlx::Result<Vec<SqliteRow>> {
+        let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
+        let open = self.writer.open.as_mut().expect(OPEN);
+        let setting = open.setting(self.busy_timeout);
+        // The setting answers with a row of its own.
+        let not_ours = usize::from(setting.is_some());
+        let setting = setting.map_or(String::new(), |setting| format!("{setting}; "));
+        let sql = query.sql();
+        let sql = format!("{setting}BEGIN IMMEDIATE; {}; COMMIT", sql.as_str());
+        let query = sqlx::query_with(sqlx::AssertSqlSafe(sql), arguments.unwrap_or_default());
+        // Dropped half-way, nobody knows what it has done.
+        self.writer.give_up = true;
+        open.busy_timeout = None;
+        open.watch.begun();
+        open.watch.allow_commit(true);
+        let result = query.fetch_all(&mut open.connection).await;
+        open.watch.allow_commit(false);
+        match result {
+            Ok(mut rows) => {
+                open.busy_timeout = Some(self.busy_timeout);
+                self.writer.give_up = false;
+                Ok(rows.split_off(not_ours))
+            }
+            Err(error) => {
+                // After BUSY nothing is open, and SQLite says so.
+                let _nothing = sqlx::raw_sql("ROLLBACK")
+                    .execute(&mut open.connection)
+                    .await;
+                self.writer.give_up = !matches!(error, sqlx::Error::Database(_));
+                Err(error)
+            }
         }
     }
 }

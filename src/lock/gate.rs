@@ -2,7 +2,6 @@
 //! real wake-ups, and only the first of them asks the database.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -72,19 +71,6 @@ impl Gate {
         }
         due
     }
-}
-
-/// Keeps a key, and what its gate knows of hand-overs, for as long as another process needs to
-/// come by; a client that asks again and again would otherwise never give way.
-pub(super) fn linger<T: Send + Sync + 'static>(
-    key: Arc<T>,
-    retry_interval: impl Fn(&T) -> Duration,
-) {
-    let time = retry_interval(&key) * 2;
-    tokio::spawn(async move {
-        tokio::time::sleep(time).await;
-        drop(key);
-    });
 }
 
 #[cfg(test)]

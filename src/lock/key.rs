@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use super::LockError;
+use super::deadline::Deadline;
 use super::gate::{Gate, Pass};
 use super::keyed::Keyed;
 use super::lease::Lease;
@@ -40,41 +41,6 @@ pub(super) struct Key<S: LeaseStore> {
 impl<S: LeaseStore> Drop for Key<S> {
     fn drop(&mut self) {
         self.keys.forget(&self.name);
-    }
-}
-
-/// How long to wait, from entry.
-#[derive(Clone, Copy)]
-pub(crate) struct Deadline {
-    at: Option<Instant>,
-    wait: Duration,
-}
-
-impl Deadline {
-    pub(super) fn after(wait: Option<Duration>) -> Self {
-        Self {
-            // Past what a clock can count is for ever.
-            at: wait.and_then(|wait| Instant::now().checked_add(wait)),
-            wait: wait.unwrap_or(Duration::MAX),
-        }
-    }
-
-    pub(crate) async fn bound<T>(
-        &self,
-        key: &str,
-        work: impl Future<Output = T>,
-    ) -> Result<T, LockError> {
-        match self.at {
-            None => Ok(work.await),
-            Some(at) => timeout_at(at, work).await.map_err(|_| self.passed(key)),
-        }
-    }
-
-    fn passed(&self, key: &str) -> LockError {
-        LockError::TimedOut {
-            key: key.to_owned(),
-            waited: self.wait,
-        }
     }
 }
 
@@ -113,11 +79,25 @@ enum Insist {
 }
 
 impl<S: LeaseStore> Key<S> {
+    /// The lease was released, and another process had said that it wants it, or not.
+    pub(super) fn released(self: &Arc<Self>, wanted: bool) {
+        self.gate.released(wanted);
+        if wanted {
+            // Keeps what the gate knows of turns for as long as the other process needs to come by:
+            // a client that asks again and again would never give way otherwise.
+            let key = Arc::clone(self);
+            tokio::spawn(async move {
+                sleep(key.settings.retry_interval * 2).await;
+                drop(key);
+            });
+        }
+    }
+
     pub(super) async fn acquire(
         self: &Arc<Self>,
         deadline: Deadline,
     ) -> Result<Lease<S>, LockError> {
-        if deadline.wait.is_zero() {
+        if deadline.is_now() {
             let lease = self.try_acquire(Patience::AtMost(self.settings.retry_interval));
             return lease.await?.ok_or_else(|| deadline.passed(&self.name));
         }
@@ -180,7 +160,7 @@ impl<S: LeaseStore> Key<S> {
         if insist == Insist::UntilGivenUp && self.gate.should_yield() {
             // Long enough for a process that polls to come by.
             tokio::select! {
-                () = sleep_until(Instant::now() + self.settings.retry_interval * 2) => {}
+                () = sleep(self.settings.retry_interval * 2) => {}
                 () = answer.closed() => return,
             }
         }
@@ -231,7 +211,7 @@ impl<S: LeaseStore> Key<S> {
             pause = (pause * 2).min(interval);
             tokio::select! {
                 () = freed => {}
-                () = sleep_until(Instant::now() + jittered) => {}
+                () = sleep(jittered) => {}
                 () = answer.closed() => return,
             }
         }

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::LockError;
 use super::async_lock::Hold;
 use super::gate::Pass;
 use super::key::Key;
 use super::store::{Claim, Fence, LeaseStore, Released, Token};
-use super::{LockError, gate};
 
 /// The right to write one aggregate, until it is dropped or expires.
 ///
@@ -39,7 +39,7 @@ const HELD: &str = "a lease is emptied only when it is consumed";
 
 impl<S: LeaseStore> Lease<S> {
     pub(super) fn new(key: Arc<Key<S>>, claim: Claim, fencing_token: i64, pass: Pass) -> Self {
-        let renewal = Renewal::start(key.store.clone(), claim.clone(), key.settings.renewal_cap);
+        let renewal = Renewal::start(&key, &claim);
         Self(Some(Held {
             key,
             claim,
@@ -62,7 +62,7 @@ impl<S: LeaseStore> Lease<S> {
 
     /// Whether the lease is known to be somebody else's by now. What decides is the release.
     pub fn is_lost(&self) -> bool {
-        self.held().renewal.lost.load(Ordering::SeqCst)
+        self.held().renewal.0.lost.load(Ordering::SeqCst)
     }
 
     pub(crate) fn token(&self) -> &Token {
@@ -76,7 +76,7 @@ impl<S: LeaseStore> Lease<S> {
     /// Releases it as dropping does, and tells when that has ended.
     pub(crate) fn release_then(mut self, then: impl FnOnce() + Send + 'static) {
         if let Some(held) = self.0.take() {
-            held.release_in_a_task(then);
+            held.release_in_a_task(|_| then());
         }
     }
 }
@@ -97,25 +97,17 @@ impl<S: LeaseStore> Hold for Lease<S> {
     }
 
     fn keep(&mut self) {
-        if let Some(Held {
-            key,
-            claim,
-            renewal,
-            ..
-        }) = &mut self.0
-        {
-            *renewal = Renewal::start(key.store.clone(), claim.clone(), key.settings.renewal_cap);
-        }
+        let held = self.0.as_mut().expect(HELD);
+        held.renewal = Renewal::start(&held.key, &held.claim);
     }
 
     async fn release(mut self) -> Result<(), LockError> {
         let held = self.0.take().expect(HELD);
         let key = held.claim.key.to_string();
-        let (done, released) = tokio::sync::oneshot::channel();
-        let store = held.key.store.clone();
-        store.spawn(async move {
+        let (done, released) = oneshot::channel();
+        held.release_in_a_task(|released| {
             // Nobody may be waiting for the answer.
-            let _ = done.send(held.release().await);
+            let _ = done.send(released);
         });
         match released.await {
             Ok(Some(Released { ours: false, .. })) => Err(LockError::Lost(key)),
@@ -125,16 +117,15 @@ impl<S: LeaseStore> Hold for Lease<S> {
 
     fn released(mut self, wanted: bool) {
         let held = self.0.take().expect(HELD);
-        held.key.gate.released(wanted);
+        held.key.released(wanted);
         if wanted {
             let store = held.key.store.clone();
             let key = Arc::clone(&held.claim.key);
-            store.clone().spawn(async move {
+            held.key.store.spawn(async move {
                 if let Err(error) = store.announce(&key).await {
                     tracing::debug!(%key, %error, "those who wait were not woken; they poll");
                 }
             });
-            gate::linger(held.key, |key| key.settings.retry_interval);
         }
     }
 }
@@ -142,7 +133,7 @@ impl<S: LeaseStore> Hold for Lease<S> {
 impl<S: LeaseStore> Drop for Lease<S> {
     fn drop(&mut self) {
         if let Some(held) = self.0.take() {
-            held.release_in_a_task(|| {});
+            held.release_in_a_task(drop);
         }
     }
 }
@@ -156,13 +147,12 @@ impl<S: LeaseStore> fmt::Debug for Lease<S> {
 
 impl<S: LeaseStore> Held<S> {
     /// A runtime that has ended runs nothing; the row expires.
-    fn release_in_a_task(self, then: impl FnOnce() + Send + 'static) {
+    fn release_in_a_task(self, then: impl FnOnce(Option<Released>) + Send + 'static) {
         let runtime = self.runtime.clone();
         let _inside = runtime.enter();
         let store = self.key.store.clone();
         store.spawn(async move {
-            self.release().await;
-            then();
+            then(self.release().await);
         });
     }
 
@@ -175,10 +165,7 @@ impl<S: LeaseStore> Held<S> {
         loop {
             match store.release(&claim.key, &claim.token).await {
                 Ok(released) => {
-                    self.key.gate.released(released.wanted);
-                    if released.wanted {
-                        gate::linger(self.key, |key| key.settings.retry_interval);
-                    }
+                    self.key.released(released.wanted);
                     return Some(released);
                 }
                 Err(error) if Instant::now() + pause < until => {
@@ -196,74 +183,68 @@ impl<S: LeaseStore> Held<S> {
 }
 
 /// Puts off the expiry of a lease past each third of its time. Dropping it ends that.
-struct Renewal {
+struct Renewal(Arc<Renewing>);
+
+/// What the lease and the task that renews it tell each other.
+#[derive(Default)]
+struct Renewing {
     stopped: CancellationToken,
     /// Held while a statement is under way.
-    under_way: Arc<Mutex<()>>,
+    under_way: Mutex<()>,
     /// The row was somebody else's.
-    lost: Arc<AtomicBool>,
+    lost: AtomicBool,
 }
 
 impl Renewal {
-    fn start<S: LeaseStore>(store: S, claim: Claim, cap: Duration) -> Self {
-        let renewal = Self {
-            stopped: CancellationToken::new(),
-            under_way: Arc::default(),
-            lost: Arc::default(),
-        };
-        let under_way = Arc::clone(&renewal.under_way);
-        let lost = Arc::clone(&renewal.lost);
-        let stopped = renewal.stopped.clone();
-        tokio::spawn(renew(store, claim, cap, stopped, under_way, lost));
-        renewal
+    fn start<S: LeaseStore>(key: &Key<S>, claim: &Claim) -> Self {
+        let renewing = Arc::<Renewing>::default();
+        let cap = key.settings.renewal_cap;
+        let renewal = Arc::clone(&renewing).renew(key.store.clone(), claim.clone(), cap);
+        tokio::spawn(renewal);
+        Self(renewing)
     }
 
     /// When it returns, no renewal is under way, and none will be.
     async fn stop(&self) {
-        self.stopped.cancel();
-        drop(self.under_way.lock().await);
+        self.0.stopped.cancel();
+        drop(self.0.under_way.lock().await);
     }
 }
 
 impl Drop for Renewal {
     fn drop(&mut self) {
-        self.stopped.cancel();
+        self.0.stopped.cancel();
     }
 }
 
-/// Only "this row is not ours" is a loss; whatever else goes wrong is tried again.
-async fn renew<S: LeaseStore>(
-    store: S,
-    claim: Claim,
-    cap: Duration,
-    stopped: CancellationToken,
-    under_way: Arc<Mutex<()>>,
-    lost: Arc<AtomicBool>,
-) {
-    let taken = Instant::now();
-    let interval = claim.ttl / 3;
-    let mut pause = interval;
-    while taken.elapsed() < cap {
-        tokio::select! {
-            () = stopped.cancelled() => return,
-            () = sleep(pause) => {}
-        }
-        let _under_way = under_way.lock().await;
-        if stopped.is_cancelled() {
-            return;
-        }
-        pause = match store.renew(&claim, &stopped).await {
-            Ok(true) => interval,
-            Ok(false) => {
-                tracing::warn!(key = %claim.key, owner = %claim.owner, "a lease was lost");
-                lost.store(true, Ordering::SeqCst);
+impl Renewing {
+    /// Only "this row is not ours" is a loss; whatever else goes wrong is tried again.
+    async fn renew<S: LeaseStore>(self: Arc<Self>, store: S, claim: Claim, cap: Duration) {
+        let taken = Instant::now();
+        let interval = claim.ttl / 3;
+        let mut pause = interval;
+        while taken.elapsed() < cap {
+            tokio::select! {
+                () = self.stopped.cancelled() => return,
+                () = sleep(pause) => {}
+            }
+            let _under_way = self.under_way.lock().await;
+            if self.stopped.is_cancelled() {
                 return;
             }
-            Err(error) => {
-                tracing::debug!(key = %claim.key, %error, "a lease is not renewed yet");
-                interval / 8
-            }
-        };
+            pause = match store.renew(&claim, &self.stopped).await {
+                Ok(true) => interval,
+                Ok(false) => {
+                    tracing::warn!(key = %claim.key, owner = %claim.owner, "a lease was lost");
+                    self.lost.store(true, Ordering::SeqCst);
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(key = %claim.key, %error, "a lease is not renewed yet");
+                    interval / 8
+                }
+            };
+        }
+        tracing::warn!(key = %claim.key, held = ?taken.elapsed(), "a lease is not renewed any more");
     }
-    tracing::warn!(key = %claim.key, held = ?taken.elapsed(), "a lease is not renewed any more");
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::async_lock::{Hold, in_order};
+use super::deadline::Deadline;
 use super::gate::Gate;
-use super::key::{Deadline, Key, Settings};
+use super::key::{Key, Settings};
 use super::keyed::Keyed;
 use super::lease::Lease;
 use super::stats::{Counters, LeaseStats};
@@ -38,7 +39,7 @@ pub struct LeaseLock<S: LeaseStore>(Arc<Key<S>>);
 impl<S: LeaseStore> LeaseLockManager<S> {
     /// Leases in the rows of `store`.
     pub fn over(store: S) -> Self {
-        let mut manager = Self {
+        let manager = Self {
             store,
             settings: Settings {
                 lease_ttl: Duration::from_secs(30),
@@ -50,8 +51,8 @@ impl<S: LeaseStore> LeaseLockManager<S> {
             keys: Keyed::default(),
             counters: Counters::default(),
         };
-        manager = manager.with_retry_interval(Duration::from_millis(50));
-        manager
+        // The store is told too.
+        manager.with_retry_interval(Duration::from_millis(50))
     }
 
     /// How long a lease lasts that nobody renews: how long others wait after a crash. Default
@@ -135,6 +136,11 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     /// When a wait that begins now is to end.
     pub(crate) fn deadline(&self) -> Deadline {
         Deadline::after(self.settings.max_wait)
+    }
+
+    /// How often a waiter asks again.
+    pub(crate) fn retry_interval(&self) -> Duration {
+        self.settings.retry_interval
     }
 
     pub(crate) async fn acquire_by(

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout_at};
 
 use super::async_lock::{Hold, in_order};
+use super::deadline::Deadline;
 use super::gate::{Gate, Pass};
 use super::keyed::Keyed;
 use super::{AsyncLock, AsyncLockManager, LockError};
@@ -63,9 +63,7 @@ impl InMemoryAsyncLockManager {
     pub fn keys(&self) -> usize {
         self.keys.len()
     }
-}
 
-impl InMemoryAsyncLockManager {
     fn key(&self, key: &str) -> Result<Arc<Key>, LockError> {
         let keys = self.keys.clone();
         self.keys.get(key, |name| Key {
@@ -89,38 +87,18 @@ impl AsyncLockManager for InMemoryAsyncLockManager {
     }
 
     async fn hold_all(&self, keys: &[&str]) -> Result<Vec<InMemoryHold>, LockError> {
-        let until = until(self.max_wait);
+        let deadline = Deadline::after(self.max_wait);
         let mut holds = Vec::with_capacity(keys.len());
         for key in in_order(keys) {
-            let key = self.key(key)?;
-            holds.push(key.enter(until, self.max_wait).await?);
+            holds.push(self.key(key)?.enter(deadline).await?);
         }
         Ok(holds)
     }
 }
 
-/// When a wait that begins now is to end; past what a clock can count is for ever.
-fn until(max_wait: Option<Duration>) -> Option<Instant> {
-    max_wait.and_then(|wait| Instant::now().checked_add(wait))
-}
-
 impl Key {
-    async fn enter(
-        self: Arc<Self>,
-        until: Option<Instant>,
-        max_wait: Option<Duration>,
-    ) -> Result<InMemoryHold, LockError> {
-        let pass = match until {
-            None => self.gate.enter().await,
-            Some(until) => {
-                timeout_at(until, self.gate.enter())
-                    .await
-                    .map_err(|_| LockError::TimedOut {
-                        key: self.name.to_string(),
-                        waited: max_wait.unwrap_or_default(),
-                    })?
-            }
-        };
+    async fn enter(self: Arc<Self>, deadline: Deadline) -> Result<InMemoryHold, LockError> {
+        let pass = deadline.bound(&self.name, self.gate.enter()).await?;
         Ok(InMemoryHold {
             key: self,
             _pass: pass,
@@ -130,8 +108,8 @@ impl Key {
 
 impl AsyncLock for InMemoryAsyncLock {
     async fn lock(&self) -> Result<(), LockError> {
-        let until = until(self.max_wait);
-        let hold = Arc::clone(&self.key).enter(until, self.max_wait).await?;
+        let deadline = Deadline::after(self.max_wait);
+        let hold = Arc::clone(&self.key).enter(deadline).await?;
         *self.key.held.lock() = Some(hold);
         Ok(())
     }

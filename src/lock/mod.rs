@@ -5,6 +5,7 @@
 //! | `async_lock` | [`AsyncLock`], [`AsyncLockManager`], [`Hold`]: what every lock can do |
 //! | `memory` | locks that live in this process alone |
 //! | `gate` | the process-local queue in front of a lease |
+//! | `deadline` | how long to wait |
 //! | `key` | one key: what waits for it, and how its lease is taken |
 //! | `manager` | [`LeaseLockManager`]: the gate first, then the row |
 //! | `lease` | [`Lease`]: one that is ours; renewal and release |
@@ -23,6 +24,7 @@
 
 mod async_lock;
 mod by_url;
+mod deadline;
 mod error;
 mod gate;
 mod key;
@@ -56,5 +58,5 @@ pub use store::{
 };
 
 pub(crate) use async_lock::in_order;
-pub(crate) use key::Deadline;
+pub(crate) use deadline::Deadline;
 pub(crate) use keyed::Keyed;

@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::sqlite::SqliteConnection;
 use sqlx::{Row, migrate};
 use tokio_util::sync::CancellationToken;
 
@@ -14,8 +14,8 @@ use super::store::{
     spawn_before_closing,
 };
 use crate::db::{
-    self, Access, BeginOptions, CommitError, Identity, Isolation, Migrations, Patience, Session,
-    SqlitePool, SqliteSession, Transaction, TransactionPool, WholeWriter,
+    self, Access, Identity, Migrations, Patience, Session, SqlitePool, SqliteSession,
+    TransactionPool, WholeWriter, is_sqlite_busy,
 };
 
 /// Leases in a SQLite file, for processes of one machine. All times are the host's.
@@ -48,18 +48,6 @@ pub struct SqliteLeases {
 }
 
 impl SqliteLeases {
-    /// The writer, in a transaction. Waits no longer than one retry interval for another process:
-    /// the writer is not free for anybody else meanwhile.
-    async fn begin(&self) -> sqlx::Result<Transaction<SqliteSession>> {
-        self.pool
-            .open(BeginOptions {
-                isolation: Isolation::Default,
-                access: Access::ReadWrite,
-                patience: Patience::AtMost(self.retry_interval),
-            })
-            .await
-    }
-
     /// A reader, which never waits for a writer.
     async fn read(&self, patience: Patience) -> sqlx::Result<SqliteSession> {
         self.pool.session(Access::ReadOnly, patience).await
@@ -73,13 +61,13 @@ impl SqliteLeases {
             return Ok(Attempt::Held { wanted });
         }
         drop(reader);
-        let mut arguments = SqliteArguments::default();
-        add(&mut arguments, &*claim.key)?;
-        add(&mut arguments, &*claim.owner)?;
-        add(&mut arguments, claim.token.as_str())?;
-        add(&mut arguments, statements::millis(claim.ttl))?;
+        let take = sqlx::query(statements::TAKE)
+            .bind(&*claim.key)
+            .bind(&*claim.owner)
+            .bind(claim.token.as_str())
+            .bind(statements::millis(claim.ttl));
         let writer = self.pool.writer(patience).await?;
-        match writer.run(statements::TAKE, arguments).await?.first() {
+        match writer.run(take).await?.first() {
             Some(row) => Ok(Attempt::Taken {
                 fencing_token: row.try_get(0)?,
                 taken_over: found == Found::Expired,
@@ -89,7 +77,8 @@ impl SqliteLeases {
         }
     }
 
-    /// The writer, for statements that bound their wait for another process by a retry interval.
+    /// The writer. Waits no longer than one retry interval for another process: nobody else of this
+    /// one can write meanwhile.
     async fn writer(&self) -> sqlx::Result<WholeWriter> {
         self.pool
             .writer(Patience::AtMost(self.retry_interval))
@@ -97,32 +86,9 @@ impl SqliteLeases {
     }
 }
 
-fn add<'a, T>(arguments: &mut SqliteArguments, value: T) -> sqlx::Result<()>
-where
-    T: sqlx::Encode<'a, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
-{
-    sqlx::Arguments::add(arguments, value).map_err(sqlx::Error::Encode)
-}
-
-async fn commit(mut transaction: Transaction<SqliteSession>) -> sqlx::Result<()> {
-    match transaction.commit().await {
-        Ok(()) => Ok(()),
-        Err(CommitError::Refused(error) | CommitError::Unknown(error)) => Err(error),
-        // Nothing here ends it, and nothing here has foreign keys.
-        Err(error) => Err(sqlx::Error::Protocol(error.to_string())),
-    }
-}
-
 /// BUSY, LOCKED, or a connection of our own was not free in time.
 fn is_contention(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::PoolTimedOut => true,
-        sqlx::Error::Database(error) => {
-            let code = error.code().and_then(|code| code.parse::<i32>().ok());
-            code.is_some_and(|code| matches!(code & 0xff, 5 | 6))
-        }
-        _ => false,
-    }
+    matches!(error, sqlx::Error::PoolTimedOut) || is_sqlite_busy(error)
 }
 
 impl LeaseStore for SqliteLeases {
@@ -162,20 +128,18 @@ impl LeaseStore for SqliteLeases {
             // The request may have the writer, and be waiting for us to stop.
             () = stopped.cancelled() => return Err(sqlx::Error::PoolTimedOut),
         };
-        let mut arguments = SqliteArguments::default();
-        add(&mut arguments, &*claim.key)?;
-        add(&mut arguments, claim.token.as_str())?;
-        add(&mut arguments, statements::millis(claim.ttl))?;
-        let renewed = writer.run(statements::RENEW, arguments).await?;
-        Ok(!renewed.is_empty())
+        let renew = sqlx::query(statements::RENEW)
+            .bind(&*claim.key)
+            .bind(claim.token.as_str())
+            .bind(statements::millis(claim.ttl));
+        Ok(!writer.run(renew).await?.is_empty())
     }
 
     async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
-        let mut arguments = SqliteArguments::default();
-        add(&mut arguments, key)?;
-        add(&mut arguments, token.as_str())?;
-        let writer = self.writer().await?;
-        let gone = writer.run(statements::RELEASE, arguments).await?;
+        let release = sqlx::query(statements::RELEASE)
+            .bind(key)
+            .bind(token.as_str());
+        let gone = self.writer().await?.run(release).await?;
         let wanted = gone.first().map(|row| row.try_get(0)).transpose()?;
         Ok(Released::found(wanted))
     }
@@ -194,11 +158,8 @@ impl LeaseStore for SqliteLeases {
     }
 
     async fn want(&self, key: &str) -> sqlx::Result<bool> {
-        let mut arguments = SqliteArguments::default();
-        add(&mut arguments, key)?;
-        let writer = self.writer().await?;
-        let marked = writer.run(statements::WANT, arguments).await?;
-        Ok(!marked.is_empty())
+        let want = sqlx::query(statements::WANT).bind(key);
+        Ok(!self.writer().await?.run(want).await?.is_empty())
     }
 
     fn freed(&self, _key: &str) -> impl Future<Output = ()> + Send + 'static {
@@ -206,10 +167,8 @@ impl LeaseStore for SqliteLeases {
     }
 
     async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
-        let mut transaction = self.begin().await?;
-        let swept = statements::sweep(transaction.connection(), grace).await?;
-        commit(transaction).await?;
-        Ok(swept)
+        let sweep = sqlx::query(statements::SWEEP).bind(statements::millis(grace));
+        Ok(self.writer().await?.run(sweep).await?.len() as u64)
     }
 
     async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
@@ -217,10 +176,8 @@ impl LeaseStore for SqliteLeases {
     }
 
     async fn free(&self, token: &Token) -> sqlx::Result<bool> {
-        let mut transaction = self.begin().await?;
-        let freed = statements::free(transaction.connection(), token).await?;
-        commit(transaction).await?;
-        Ok(freed.is_some())
+        let free = sqlx::query(statements::FREE).bind(token.as_str());
+        Ok(!self.writer().await?.run(free).await?.is_empty())
     }
 
     async fn migrate(&self) -> Result<(), db::Error> {

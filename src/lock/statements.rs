@@ -47,6 +47,10 @@ macro_rules! statements {
         pub(in crate::lock) const RELEASE: &str =
             "DELETE FROM aggregate_locks WHERE lock_key = $1 AND token = $2 RETURNING wanted";
 
+        /// `$1` token.
+        pub(in crate::lock) const FREE: &str =
+            "DELETE FROM aggregate_locks WHERE token = $1 RETURNING lock_key";
+
         /// `$1` key.
         pub(in crate::lock) const WANT: &str = "UPDATE aggregate_locks SET wanted = TRUE \
              WHERE lock_key = $1 AND NOT wanted RETURNING TRUE";
@@ -77,19 +81,6 @@ macro_rules! statements {
                  FROM aggregate_locks ORDER BY lock_key"
             ))
             .fetch_all(db)
-            .await
-        }
-
-        /// The key that was freed, if there was such a lease.
-        pub(in crate::lock) async fn free(
-            db: &mut $connection,
-            token: &Token,
-        ) -> sqlx::Result<Option<String>> {
-            sqlx::query_scalar::<$database, _>(
-                "DELETE FROM aggregate_locks WHERE token = $1 RETURNING lock_key",
-            )
-            .bind(token.as_str())
-            .fetch_optional(db)
             .await
         }
     };
@@ -125,19 +116,11 @@ pub(super) mod sqlite {
             OR held.token = excluded.token \
         RETURNING fencing_token";
 
-    pub(in crate::lock) async fn sweep(
-        db: &mut sqlx::SqliteConnection,
-        grace: std::time::Duration,
-    ) -> sqlx::Result<u64> {
-        let swept = sqlx::query(
-            "DELETE FROM aggregate_locks \
-             WHERE expires_at < CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) - $1",
-        )
-        .bind(millis(grace))
-        .execute(db)
-        .await?;
-        Ok(swept.rows_affected())
-    }
+    /// `$1` milliseconds.
+    pub(in crate::lock) const SWEEP: &str = "\
+        DELETE FROM aggregate_locks \
+        WHERE expires_at < CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER) - $1 \
+        RETURNING lock_key";
 }
 
 #[cfg(feature = "postgres")]
@@ -215,6 +198,17 @@ pub(super) mod postgres {
         .bind(claim.token.as_str())
         .fetch_optional(db)
         .await
+    }
+
+    /// The key that was freed, if there was such a lease.
+    pub(in crate::lock) async fn free(
+        db: &mut sqlx::PgConnection,
+        token: &Token,
+    ) -> sqlx::Result<Option<String>> {
+        sqlx::query_scalar(FREE)
+            .bind(token.as_str())
+            .fetch_optional(db)
+            .await
     }
 
     /// Rows that somebody is at are left to the next sweep.

@@ -39,7 +39,7 @@ impl Outstanding {
         if let Some(open) = self.current::<D, M>() {
             return open;
         }
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn().await;
         self.begin_in_turn::<D, M>(pool, guard).await
     }
 
@@ -61,20 +61,31 @@ impl Outstanding {
             Reserved::Open(loaned) => return Ok(loaned),
             Reserved::New(beginning, options) => (beginning, options),
         };
+        beginning.finish(self.open::<D>(pool, options).await?)
+    }
+
+    /// Begins a transaction of `D` that is in no registry yet.
+    pub(super) async fn open<D>(
+        &self,
+        pool: &D::Pool,
+        options: BeginOptions,
+    ) -> Result<Transaction<<D::Pool as TransactionPool>::Session>, Error>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
         let span = tracing::debug_span!("begin", database = D::NAME);
         let asked = Instant::now();
-        match pool.open(options).instrument(span).await {
-            Ok(transaction) => {
-                let waited = asked.elapsed();
-                self.observers
-                    .tell(|observer| observer.began(self.request, D::NAME, waited));
-                beginning.finish(transaction)
-            }
+        let transaction = match pool.open(options).instrument(span).await {
             Err(sqlx::Error::PoolTimedOut) if options.patience == Patience::Never => {
-                Err(Error::OutOfOrder(D::NAME))
+                return Err(Error::OutOfOrder(D::NAME));
             }
-            Err(error) => Err(Error::from(error)),
-        }
+            transaction => transaction?,
+        };
+        let waited = asked.elapsed();
+        self.observers
+            .tell(|observer| observer.began(self.request, D::NAME, waited));
+        Ok(transaction)
     }
 
     /// Hands out the transaction of `D`, if there is one.

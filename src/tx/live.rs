@@ -29,15 +29,13 @@ struct Inner {
 }
 
 struct Entry {
-    request: RequestId,
     route: Option<Cow<'static, str>>,
-    resource: Cow<'static, str>,
     guard: &'static str,
     since: Instant,
     flags: Arc<Flags>,
 }
 
-/// What guards say of themselves while they live.
+/// Whose it is, and what guards say of themselves while they live.
 struct Flags {
     live: Live,
     request: RequestId,
@@ -88,9 +86,9 @@ impl Live {
         entries
             .values()
             .map(|entry| LiveTransaction {
-                request: entry.request.to_string(),
+                request: entry.flags.request.to_string(),
                 route: entry.route.as_deref().map(str::to_owned),
-                resource: entry.resource.clone().into_owned(),
+                resource: entry.flags.resource.clone().into_owned(),
                 guard: short_type(entry.guard),
                 age_ms: u64::try_from(entry.since.elapsed().as_millis()).unwrap_or(u64::MAX),
                 checked_out: entry.flags.checked_out.load(Ordering::Relaxed),
@@ -163,14 +161,12 @@ impl Live {
         let flags = Arc::new(Flags {
             live: self.clone(),
             request,
-            resource: resource.clone(),
+            resource,
             checked_out: AtomicBool::new(false),
             condemned: AtomicBool::new(false),
         });
         let entry = Entry {
-            request,
             route,
-            resource,
             guard,
             since: Instant::now(),
             flags: Arc::clone(&flags),

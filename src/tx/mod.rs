@@ -11,7 +11,8 @@
 //! | `require` | transactions that a resource will need, begun as late as may be |
 //! | `lent` | an open transaction, as the resource that it is |
 //! | `verdict` | [`Verdict`], [`Commit`], [`Rollback`]: what is to be done, and why |
-//! | `settlement` | [`Settlement`]: the fairing that reads the verdict off the response |
+//! | `settlement` | [`Settlement`]: the fairing that a service attaches, and what it was told |
+//! | `answer` | the half of it that sees the response: reads the verdict off it, and has it settled |
 //! | `collected` | what is taken out of the registry to be settled |
 //! | `settle` | carrying the verdict out on every resource |
 //! | `replace` | making a response another one: what of it stays |
@@ -27,6 +28,7 @@
 //!
 //! The room knows nothing of locks, aggregates or the reference service.
 
+mod answer;
 mod checkout;
 mod collected;
 mod context;

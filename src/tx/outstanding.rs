@@ -53,7 +53,7 @@ pub struct Outstanding {
     panics: PanicWatch,
     /// Held across a wait on purpose: what two tasks of one request ask for, they get in turn. What
     /// one of them may wait for depends on what the request holds; it must not get more meanwhile.
-    pub(super) turn: tokio::sync::Mutex<()>,
+    turn: tokio::sync::Mutex<()>,
     pub(super) state: Mutex<State>,
 }
 
@@ -211,7 +211,11 @@ impl Outstanding {
 
     /// From now on no transaction of `D` begins above READ COMMITTED.
     pub(crate) fn stay_at_read_committed<D: Database>(&self) {
-        self.state.lock().leased.push(TypeId::of::<D>());
+        let database = TypeId::of::<D>();
+        let mut state = self.state.lock();
+        if !state.leased.contains(&database) {
+            state.leased.push(database);
+        }
     }
 
     /// How strict the open transaction of `D` is, if the request has one.

@@ -64,16 +64,7 @@ where
                 access: ReadWrite::ACCESS,
                 patience,
             };
-            let asked = std::time::Instant::now();
-            let transaction = match self.pool.open(options).await {
-                Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
-                    return Err(Error::OutOfOrder(D::NAME));
-                }
-                transaction => transaction?,
-            };
-            let waited = asked.elapsed();
-            (outstanding.observers)
-                .tell(|observer| observer.began(outstanding.request, D::NAME, waited));
+            let transaction = outstanding.open::<D>(&self.pool, options).await?;
             let guard = type_name::<super::Begin<D>>();
             let line = (outstanding.live).enter(outstanding.request, None, D::NAME.into(), guard);
             let lent: Box<dyn Resource> = Box::new(Lent::<D>::new(transaction, line));
@@ -170,6 +161,9 @@ impl State {
 
     /// Leaves the rest in order of attachment.
     fn forget_what_is_there(&mut self) {
+        if self.required.is_empty() {
+            return;
+        }
         let there: Vec<TypeId> = self
             .databases()
             .filter(|lending| lending.flags.is_some())

@@ -23,6 +23,7 @@ use crate::{Outstanding, Problem, Tx};
 
 use super::Main;
 use super::config::Config;
+use super::decorate::decorate;
 use super::error::answer;
 
 pub(super) use self::loaded::at_loaded;
@@ -31,13 +32,7 @@ use self::parse::{CrashPoint, Fault, requested};
 
 /// The same routes, each with failure injection around it.
 pub(super) fn around(routes: Vec<Route>) -> Vec<Route> {
-    routes
-        .into_iter()
-        .map(|mut route| {
-            route.handler = Box::new(Around(route.handler));
-            route
-        })
-        .collect()
+    decorate(routes, Around)
 }
 
 /// The failure of the downstream service that this request asks for.
