@@ -3,7 +3,10 @@
 //! In release the addresses that show the service's inside answer only to this machine, or to who
 //! bears the token.
 
+use std::net::IpAddr;
+
 use rocket::http::Status;
+use rocket::http::uri::Host;
 use rocket::route::{Handler, Outcome};
 use rocket::{Data, Request, Route};
 use serde::Deserialize;
@@ -90,14 +93,25 @@ fn may_look(request: &Request<'_>) -> bool {
     config.admin_from == AdminFrom::Anywhere || is_local(request) || has_token(request, config)
 }
 
-/// By the connection itself: Rocket's `client_ip` believes `X-Real-IP`.
+/// By the connection itself: Rocket's `client_ip` believes `X-Real-IP`. And by the host that was
+/// asked for: a page from elsewhere whose name leads to this machine is not from this machine.
 fn is_local(request: &Request<'_>) -> bool {
     let headers = request.headers();
     let ip_header = request.rocket().config().ip_header.as_ref();
     let is_forwarded = FORWARDED.iter().any(|name| headers.contains(name))
         || ip_header.is_some_and(|name| headers.contains(name.as_str()));
     let remote = request.remote();
-    !is_forwarded && remote.is_some_and(|remote| remote.ip().to_canonical().is_loopback())
+    !is_forwarded
+        && remote.is_some_and(|remote| remote.ip().to_canonical().is_loopback())
+        && request.host().is_none_or(|host| names_this_machine(host))
+}
+
+fn names_this_machine(host: &Host<'_>) -> bool {
+    let domain = host.domain().as_str();
+    let address = domain.trim_start_matches('[').trim_end_matches(']');
+    let address: Option<IpAddr> = address.parse().ok();
+    address.is_some_and(|address| address.to_canonical().is_loopback())
+        || domain.eq_ignore_ascii_case("localhost")
 }
 
 fn has_token(request: &Request<'_>, config: &Config) -> bool {

@@ -11,6 +11,8 @@
 //! | `admin` | who may look inside |
 //! | `console` | `/registry/events`: what happens, as it happens |
 //! | `metrics` | `/metrics` |
+//! | `site` | the pages, and what browsers are told of them |
+//! | `changes` | `/changes`: which lists have changed |
 //! | `faults` | failure injection, around the handlers |
 //! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
 //! | `cors`, `methods` | headers and answers that every address has |
@@ -24,6 +26,7 @@ mod admin;
 mod aggregates;
 mod audit;
 mod body;
+mod changes;
 mod config;
 mod console;
 mod cors;
@@ -36,6 +39,7 @@ mod log;
 mod methods;
 mod metrics;
 mod page;
+mod site;
 mod status;
 mod todos;
 
@@ -52,6 +56,7 @@ use crate::{Problem, Settlement, aggregate, problem_catchers};
 
 pub use self::log::start_log;
 
+use self::changes::Changes;
 use self::config::Config;
 use self::error::Error;
 use self::metrics::Metrics;
@@ -83,9 +88,13 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         admin::only(metrics::routes()),
         status::routes(),
         downstream::routes(),
+        site::routes(),
+        admin::only(site::inside()),
+        changes::routes(),
     ];
     let routes = methods::complete(routes.into_iter().flatten().collect());
     let metrics = Metrics::default();
+    let changes = Changes::default();
 
     rocket::custom(figment)
         .attach(db::init::<Main>().migrations(main_migrations()))
@@ -99,6 +108,7 @@ pub fn service(figment: Figment) -> Rocket<Build> {
             Settlement::new()
                 .observer(console::Recount)
                 .observer(metrics.clone())
+                .observer(changes.clone())
                 .observer(faults::Crash),
         )
         .attach(metrics::Arrivals)
@@ -107,6 +117,8 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         }))
         .attach(AdHoc::try_on_ignite("Configuration", Config::manage))
         .attach(cors::Cors)
+        .attach(site::shield())
+        .manage(changes)
         .mount("/", traced(faults::around(console::watched(routes))))
         .register("/", problem_catchers())
         .register("/", catchers![no_such_address])

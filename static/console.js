@@ -1,0 +1,162 @@
+// The console: runs a request, with something that goes wrong if the reader likes, and shows what
+// happens to its transactions, as it happens.
+
+import { element } from "./element.js";
+import { actions, faults, subject } from "./faults.js";
+import { refusal, send } from "./service.js";
+import { Card } from "./timeline.js";
+
+const find = (selector) => document.querySelector(selector);
+const form = find(".run");
+
+// ---------------------------------------------------------------- what to run
+
+// Not `form.action`: that is where a form is sent to.
+const { action: actionField, fault: faultField, amount: amountField } = form.elements;
+
+const chosen = () => ({
+  action: actions[actionField.value],
+  fault: faults.flatMap(([, some]) => some)[faultField.value],
+});
+
+function offer() {
+  actionField.append(...actions.map(({ label }, place) => new Option(label, place)));
+  let place = 0;
+  for (const [label, some] of faults) {
+    const group = element("optgroup", { label });
+    group.append(...some.map((fault) => new Option(fault.label, place++)));
+    faultField.append(group);
+  }
+  faultField.value = 1;
+  explain();
+}
+
+function explain() {
+  const { fault } = chosen();
+  const [name, amount] = fault.amount ?? [];
+  find(".amount").hidden = amountField.disabled = !fault.amount;
+  find(".amount span").textContent = name;
+  amountField.value = amount ?? "";
+  find("#explained").textContent = fault.says;
+}
+
+async function run() {
+  const { action, fault } = chosen();
+  const header = fault.fault(amountField.value);
+  find(".go").disabled = true;
+  const on = await subject(action);
+  if (on === undefined) {
+    show("There is nothing to do this to yet: create one first.");
+  } else {
+    const path = action.path(on);
+    const answer = await send(action.method, path, { body: action.body?.(), fault: header });
+    const what = `${action.method} ${path}`;
+    card(answer.id ?? `unanswered at ${Date.now()}`).answered({ what, fault: header, answer });
+    show(answer.ok ? `${what}: ${answer.status}, ${answer.outcome}` : `${what}: ${refusal(answer)}`);
+  }
+  find(".go").disabled = false;
+  find(".go").focus();
+}
+
+function show(result) {
+  find(".result").textContent = result;
+}
+
+// ---------------------------------------------------------------- what happens
+
+const SHOWN = 10;
+const cards = new Map(); // by request, oldest first
+
+function card(request) {
+  let made = cards.get(request);
+  if (!made) {
+    find(".requests > .empty")?.remove();
+    made = new Card();
+    cards.set(request, made);
+    find(".requests").prepend(made.element);
+    if (cards.size > SHOWN) {
+      const [oldest] = cards.keys();
+      cards.get(oldest).element.remove();
+      cards.delete(oldest);
+    }
+  }
+  return made;
+}
+
+function listen() {
+  const stream = new EventSource("/registry/events");
+  stream.onopen = () => { find(".away").hidden = true; look(); };
+  stream.onerror = () => {
+    find(".away").hidden = false;
+    // The browser tries again by itself, but not after an answer that is no stream.
+    if (stream.readyState === EventSource.CLOSED) setTimeout(listen, 1000);
+  };
+  stream.addEventListener("request", (event) => {
+    const happened = JSON.parse(event.data);
+    card(happened.request).happened(happened);
+    lookSoon();
+  });
+  stream.addEventListener("missed", (event) => {
+    find(".missed").textContent = `${event.data} events came faster than this page could read them, and are not shown.`;
+    find(".missed").hidden = false;
+  });
+}
+
+// ---------------------------------------------------------------- what is held now
+
+let soon = null;
+function lookSoon() {
+  soon ??= setTimeout(() => { soon = null; look(); }, 100);
+}
+
+async function look() {
+  const [registry, leases] = await Promise.all([send("GET", "/registry"), send("GET", "/leases")]);
+  if (registry.ok) showOutstanding(registry.content);
+  if (leases.ok) showLeases(leases.content.leases);
+}
+
+function table(into, empty, heads, rows) {
+  const head = element("tr", {}, ...heads.map((name) => element("th", { scope: "col" }, name)));
+  const made = rows.length > 0
+    ? element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))
+    : element("p", { className: "empty" }, empty);
+  // What has not changed keeps its focus.
+  if (into.firstElementChild?.isEqualNode(made)) return;
+  into.replaceChildren(made);
+}
+
+const seconds = (ms) => `${(ms / 1000).toFixed(1)} s`;
+
+function showOutstanding({ outstanding, settled }) {
+  const rows = outstanding.map((one) => {
+    const state = one.condemned ? "condemned" : one.checked_out ? "in a handler's hands" : "open";
+    const cells = [one.resource, one.route ?? "–", one.guard, seconds(one.age_ms), state];
+    return element("tr", { className: one.condemned ? "condemned" : "" }, ...cells.map((cell) => element("td", {}, cell)));
+  });
+  table(find(".outstanding .scroll"), "Nothing: no transaction is open.", ["What", "Route", "Guard", "Age", "State"], rows);
+  find(".counts").textContent = `Since the launch: ${settled.committed} committed, ${settled.rolled_back} rolled back, `
+    + `${settled.partial} partial, ${settled.unknown} unknown.`;
+}
+
+function showLeases(leases) {
+  const rows = leases.map((lease) => {
+    const left = lease.expires_in_ms > 0 ? seconds(lease.expires_in_ms) : "expired";
+    const free = element("button", { type: "button", ariaLabel: `Free ${lease.key}` }, "Free");
+    free.addEventListener("click", async () => {
+      await send("DELETE", `/leases/${encodeURIComponent(lease.token)}`);
+      look();
+    });
+    const cells = [lease.key, lease.owner, left, lease.wanted ? "yes" : "no", free];
+    return element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
+  });
+  table(find(".leases .scroll"), "None: nobody is changing an aggregate.", ["Key", "Holder", "Left", "Wanted", ""], rows);
+}
+
+// ---------------------------------------------------------------- the page
+
+offer();
+faultField.addEventListener("change", explain);
+form.addEventListener("submit", (event) => { event.preventDefault(); run(); });
+listen();
+// Other processes change leases without telling this one.
+setInterval(() => { if (!document.hidden) look(); }, 1000);

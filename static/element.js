@@ -1,0 +1,11 @@
+// Making parts of a page.
+
+/** A new element; `content` is text and elements. Text stays text: nothing is read as HTML. */
+export function element(name, properties = {}, ...content) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key in made) made[key] = value; else made.setAttribute(key, value);
+  }
+  made.append(...content);
+  return made;
+}

@@ -1,0 +1,150 @@
+// One request: what was asked, what the client was told, and everything in between.
+
+import { element } from "./element.js";
+import { refusal } from "./service.js";
+
+const TABLES = [["main", "todos"], ["main", "aggregates"], ["main", "events"], ["audit", "audit"]];
+const MOMENTS = ["before", "inside", "after"];
+
+export class Card {
+  #events = [];
+  #asked = null; // by this page: what, with which fault, and the answer
+
+  constructor() {
+    this.element = element("article", { className: "card request", hidden: true });
+  }
+
+  happened(event) {
+    this.#events.push(event);
+    this.#show();
+  }
+
+  answered(asked) {
+    this.#asked = asked;
+    this.#show();
+  }
+
+  #show() {
+    const settled = this.#events.find((event) => event.what === "settled");
+    const began = this.#events.find((event) => event.what === "began");
+    // A request of somebody else's that has nothing outstanding is not worth a card.
+    if (!began && !this.#asked) return;
+    const outcome = settled?.outcome ?? this.#asked?.answer.outcome ?? (this.#asked ? "nothing begun" : "open");
+    const status = settled?.status ?? this.#asked?.answer.status;
+    const fault = this.#asked?.fault;
+    this.element.replaceChildren(
+      element("header", {},
+        element("span", { className: `badge ${outcome}` }, outcome),
+        element("h2", {}, this.#asked?.what ?? `${began.route ?? "a request"} (asked elsewhere)`),
+        ...(fault ? [element("code", {}, fault)] : []),
+        ...(status ? [element("strong", { className: "status" }, `→ ${status}`)] : [])),
+      element("p", { className: "said" }, this.#told(outcome)),
+      ...this.#rows(outcome),
+      element("ol", { className: "timeline" }, ...lines(this.#events)),
+    );
+    this.element.hidden = false;
+  }
+
+  /** What it comes to, in words. */
+  #told(outcome) {
+    const answer = this.#asked?.answer;
+    const said = answer && !answer.ok ? `${refusal(answer)} ` : "";
+    if (answer?.status === 0) return `${said}Nobody was told what became of it: look at the rows when the service is back.`;
+    switch (outcome) {
+      case "committed": return `${said}The client was told of success, and both databases kept what was written.`;
+      case "rolled-back": return `${said}Nothing is left of it, in neither database.`;
+      case "partial": return `${said}One database had committed before the other refused.`;
+      case "unknown": return `${said}COMMIT was sent, and its answer never came.`;
+      case "open": return "Nothing is decided yet.";
+      default: return `${said}No transaction was begun.`;
+    }
+  }
+
+  /** How many rows everybody saw before, this request saw inside, and everybody sees after. */
+  #rows(outcome) {
+    const counted = new Map(this.#events
+      .filter((event) => event.what === "note" && event.about === "rows")
+      .map((event) => [event.says.at, event.says]));
+    if (counted.size === 0) return [];
+    const rows = TABLES.map(([database, name]) => {
+      const [before, inside, after] = MOMENTS.map((moment) => counted.get(moment)?.[name] ?? null);
+      const isChanged = inside !== null && inside !== before;
+      const isKept = isChanged && after === inside;
+      const cells = [
+        [before, ""],
+        [inside, isChanged ? "more" : ""],
+        [after, isKept ? "kept" : isChanged && after !== null && outcome === "rolled-back" ? "gone" : ""],
+      ];
+      return element("tr", {},
+        element("th", { scope: "row" }, name, " ", element("span", { className: "soft" }, `in ${database}`)),
+        ...cells.map(([count, kind]) => element("td", { className: `number ${kind}` }, count ?? "–")));
+    });
+    const heads = ["Rows", ...MOMENTS].map((name, place) => element("th", { scope: "col", className: place ? "number" : "" }, name));
+    return [element("div", { className: "scroll" },
+      element("table", { className: "rows" }, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)))];
+  }
+}
+
+const millis = (us) => `${(us / 1000).toFixed(us < 10_000 ? 2 : 0)} ms`;
+
+/** The events as lines; statements that follow each other share one. */
+function lines(events) {
+  const start = events[0]?.at_us ?? 0;
+  const made = [];
+  for (const event of folded(events)) {
+    const [text, kind, took] = describe(event);
+    made.push(element("li", { className: kind },
+      element("span", { className: "number soft" }, `+${millis(event.at_us - start)}`),
+      element("span", {}, text),
+      element("span", { className: "number soft" }, took === undefined ? "" : millis(took))));
+  }
+  return made;
+}
+
+/** Leaves out what the counting of rows does itself, and counts statements. */
+function folded(events) {
+  const kept = [];
+  for (const event of events) {
+    const last = kept.at(-1);
+    if (event.about === "rows") {
+      if (event.says.at !== "inside") continue;
+      while (kept.at(-1)?.what === "checked-in" && kept.at(-2)?.what === "checked-out") kept.splice(-2);
+      kept.push(event);
+    } else if (event.about === "statement" && last?.about === "statement") {
+      last.count += 1;
+      last.took_us += event.says.took_us;
+    } else if (event.about === "statement") {
+      kept.push({ ...event, count: 1, took_us: event.says.took_us });
+    } else {
+      kept.push(event);
+    }
+  }
+  return kept;
+}
+
+const ACTIONS = { prepare: "prepare", commit: "COMMIT", rollback: "ROLLBACK" };
+
+/** Text, kind, and how long it took, if that is known. */
+function describe(event) {
+  switch (event.what) {
+    case "began": return [`${event.resource} has joined, by ${event.guard}${event.route ? ` in ${event.route}` : ""}`, ""];
+    case "checked-out": return [`${event.resource}: checked out`, ""];
+    case "checked-in": return [`${event.resource}: checked in`, ""];
+    case "verdict": return [`Verdict: ${event.commit ? "commit" : "roll back"} — ${event.reason}`, "mark"];
+    case "step": {
+      const kind = event.failed || event.action === "rollback" ? "bad" : event.action === "commit" ? "good" : "";
+      const failed = event.failed ? `, refused: ${event.failed}` : "";
+      return [`${event.resource}: ${ACTIONS[event.action]}${failed}`, kind, event.took_us];
+    }
+    case "settled": return [`${event.outcome}; the answer leaves: ${event.status}`, event.outcome === "committed" ? "mark good" : "mark bad", event.took_us];
+    default: return describeNote(event);
+  }
+}
+
+function describeNote(event) {
+  switch (event.about) {
+    case "statement": return [event.count === 1 ? "1 statement" : `${event.count} statements`, "", event.took_us];
+    case "rows": return ["the rows inside are counted", ""];
+    default: return [event.about ?? event.what, ""];
+  }
+}
