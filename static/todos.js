@@ -4,7 +4,8 @@
 import { follow, refusal, send } from "./service.js";
 
 const find = (selector) => document.querySelector(selector);
-const fault = new URLSearchParams(location.search).get("fault");
+// Not `fault`: that would be one of the page itself.
+const fault = new URLSearchParams(location.search).get("with-fault");
 
 const filters = {
   "#/": () => true,

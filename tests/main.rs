@@ -10,6 +10,7 @@ mod support;
 
 mod admin;
 mod aggregates;
+mod browser;
 mod contract;
 mod crash;
 mod door;

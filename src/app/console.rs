@@ -9,12 +9,14 @@ use rocket::serde::json::json;
 use rocket::tokio::select;
 use rocket::{Data, Request, Route, Shutdown, State, get, routes};
 use sqlx::FromRow;
+use tracing::Instrument;
 
 use crate::db::{Access, Connection, Patience, TransactionPool, UrlPool};
 use crate::tx::{Heard, Live, Observer, Settled};
 use crate::{RequestId, Tx, with_backend};
 
 use super::decorate::decorate;
+use super::statements::untold;
 use super::{Audit, Main};
 
 pub(super) fn routes() -> Vec<Route> {
@@ -60,11 +62,11 @@ impl Handler for Watched {
     async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
         let watch = Watch::of(request).await;
         if let Some(watch) = &watch {
-            watch.committed("before").await;
+            watch.committed("before").instrument(untold()).await;
         }
         let outcome = self.0.handle(request, data).await;
         if let Some(watch) = &watch {
-            watch.inside(request).await;
+            watch.inside(request).instrument(untold()).await;
         }
         outcome
     }

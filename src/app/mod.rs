@@ -40,6 +40,7 @@ mod methods;
 mod metrics;
 mod page;
 mod site;
+mod statements;
 mod status;
 mod todos;
 

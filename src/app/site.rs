@@ -10,7 +10,7 @@ use rocket::{Route, get, routes};
 
 /// The todo app, and what can be seen by everybody.
 pub(super) fn routes() -> Vec<Route> {
-    routes![todos, aggregates, asset]
+    routes![todos, aggregates, contract, asset]
 }
 
 /// For operators.
@@ -33,10 +33,16 @@ fn aggregates() -> RawHtml<&'static str> {
     RawHtml(include_str!("../../static/aggregates.html"))
 }
 
+#[get("/contract")]
+fn contract() -> RawHtml<&'static str> {
+    RawHtml(include_str!("../../static/contract.html"))
+}
+
 /// What the pages are made of.
-const ASSETS: [(&str, &str); 9] = [
+const ASSETS: [(&str, &str); 10] = [
     ("aggregates.js", include_str!("../../static/aggregates.js")),
     ("console.js", include_str!("../../static/console.js")),
+    ("contract.js", include_str!("../../static/contract.js")),
     ("element.js", include_str!("../../static/element.js")),
     ("faults.js", include_str!("../../static/faults.js")),
     ("icon.svg", include_str!("../../static/icon.svg")),

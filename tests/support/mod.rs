@@ -2,6 +2,7 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
+//! | `browser` | a real browser, for what only that can show |
 //! | `databases` | databases of one test's own, and a look at what is really stored |
 //! | `http` | requests over a socket, and their answers |
 //! | `stage` | a small service inside the test's process, for what the library promises |
@@ -9,6 +10,7 @@
 //! | `proxy` | breaks the connection to Postgres at a chosen statement |
 //! | `service` | the reference service as a process, for what only a process can show |
 
+pub mod browser;
 pub mod databases;
 pub mod http;
 pub mod launch;
@@ -18,6 +20,7 @@ pub mod stage;
 
 use std::time::Duration;
 
+pub use browser::Browser;
 pub use databases::{Backend, Databases, In};
 pub use http::{Answer, Http};
 pub use proxy::{Break, Proxy};

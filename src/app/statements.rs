@@ -1,0 +1,115 @@
+//! The statements of requests, told to the feed as they end: how long each took, never its text.
+//!
+//! sqlx logs each of them at the debug level, in the span of the request that it belongs to. This
+//! is another reader of that log: while nobody listens to the feed, sqlx is told that nobody reads.
+
+use std::sync::{Arc, OnceLock};
+
+use rocket::serde::json::json;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id};
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Span, Subscriber};
+use tracing_subscriber::filter::DynFilterFn;
+use tracing_subscriber::layer::{Context, Layer};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::RequestId;
+use crate::tx::Live;
+
+/// Where sqlx logs statements.
+const STATEMENTS: &str = "sqlx::query";
+/// The library's span of a request.
+const REQUEST: &str = "request";
+/// The span of what is not to be told.
+const UNTOLD: &str = "untold";
+
+/// A span for statements that are the watcher's own.
+pub(super) fn untold() -> Span {
+    tracing::info_span!(parent: None, UNTOLD)
+}
+
+/// A layer of the log. Tells nothing until it is told where to.
+#[derive(Clone, Default)]
+pub(super) struct Statements(Arc<OnceLock<Live>>);
+
+impl Statements {
+    /// Tells `live` from now on. A log is of one process, and so is this: the first service that
+    /// launches in a process is told.
+    pub(super) fn tell(&self, live: Live) {
+        let _ = self.0.set(live);
+    }
+
+    fn is_heard(&self) -> bool {
+        self.0.get().is_some_and(|live| live.listeners() > 0)
+    }
+
+    pub(super) fn layer<S>(&self) -> impl Layer<S> + use<S>
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        let heard = self.clone();
+        let filter = DynFilterFn::new(move |metadata, _| match metadata.is_span() {
+            true => is_span(metadata),
+            false => metadata.target() == STATEMENTS && heard.is_heard(),
+        });
+        let filter = filter
+            .with_max_level_hint(LevelFilter::DEBUG)
+            .with_callsite_filter(|metadata| match metadata.is_span() {
+                true if is_span(metadata) => Interest::always(),
+                false if metadata.target() == STATEMENTS => Interest::sometimes(),
+                _ => Interest::never(),
+            });
+        self.clone().with_filter(filter)
+    }
+}
+
+fn is_span(metadata: &Metadata<'_>) -> bool {
+    [REQUEST, UNTOLD].contains(&metadata.name()) && metadata.target().starts_with("rocket_tx::")
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut read = Read::default();
+        attributes.record(&mut read);
+        if let (Some(request), Some(span)) = (read.request, context.span(id)) {
+            span.extensions_mut().insert(request);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        // The innermost that is ours: what the watcher does is in no request.
+        let span = context
+            .event_scope(event)
+            .and_then(|mut scope| scope.next());
+        let request = span.and_then(|span| span.extensions().get::<RequestId>().copied());
+        if let (Some(request), Some(live)) = (request, self.0.get()) {
+            let mut read = Read::default();
+            event.record(&mut read);
+            live.note(request, "statement", || json!({ "took_us": read.took_us }));
+        }
+    }
+}
+
+/// What is taken from a span or an event.
+#[derive(Default)]
+struct Read {
+    request: Option<RequestId>,
+    took_us: u64,
+}
+
+impl Visit for Read {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "id" {
+            self.request = format!("{value:?}").parse().ok();
+        }
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        if field.name() == "elapsed_secs" {
+            // Truncation is what is wanted: whole microseconds.
+            self.took_us = (value * 1e6) as u64;
+        }
+    }
+}

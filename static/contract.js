@@ -1,0 +1,155 @@
+// A readable view of /openapi.json: every operation, what it takes, what it answers.
+
+import { element } from "./element.js";
+import { refusal, send } from "./service.js";
+
+const METHODS = ["get", "put", "post", "delete", "options", "head", "patch", "trace"];
+const find = (selector) => document.querySelector(selector);
+
+let document_; // the contract
+
+/** What a `$ref` leads to, or what is there itself. */
+function resolve(thing) {
+  if (!thing?.$ref) return thing;
+  return thing.$ref.slice(2).split("/").reduce((at, key) => at?.[key.replaceAll("~1", "/").replaceAll("~0", "~")], document_);
+}
+
+const nameOf = (reference) => reference.split("/").at(-1);
+const anchor = (name) => `schema-${name}`;
+
+// ---------------------------------------------------------------- schemas
+
+/** A schema in a few words; one that has a name is a link to its fields. */
+function type(schema) {
+  if (!schema || Object.keys(schema).length === 0) return ["anything"];
+  if (schema.$ref) {
+    const name = nameOf(schema.$ref);
+    return [element("a", { href: `#${anchor(name)}` }, name)];
+  }
+  if ("const" in schema) return [element("code", {}, JSON.stringify(schema.const))];
+  if (schema.enum) return [element("code", {}, schema.enum.map((value) => JSON.stringify(value)).join(" | "))];
+  for (const several of ["oneOf", "anyOf", "allOf"]) {
+    if (schema[several]) return joined(schema[several].map(type), several === "allOf" ? " and " : " or ");
+  }
+  if (schema.type === "array") return ["list of ", ...type(schema.items), ...limits(schema)];
+  const types = [schema.type ?? "anything"].flat().filter((name) => name !== "null");
+  const orNull = [schema.type].flat().includes("null") ? [" or null"] : [];
+  return [types.join(" or "), ...limits(schema), ...orNull];
+}
+
+function joined(parts, word) {
+  return parts.flatMap((part, place) => (place === 0 ? part : [word, ...part]));
+}
+
+const LIMITS = {
+  format: (value) => value,
+  minimum: (value) => `from ${value}`,
+  maximum: (value) => `to ${value}`,
+  minLength: (value) => `${value} characters at least`,
+  maxLength: (value) => `${value} at most`,
+  minItems: (value) => `${value} at least`,
+  maxItems: (value) => `${value} at most`,
+  uniqueItems: (value) => (value ? "each once" : null),
+  pattern: (value) => `like ${value}`,
+  default: (value) => `usually ${JSON.stringify(value)}`,
+};
+
+function limits(schema) {
+  const said = Object.entries(LIMITS)
+    .filter(([key]) => key in schema)
+    .map(([key, say]) => say(schema[key]))
+    .filter((text) => text !== null);
+  return said.length === 0 ? [] : [element("span", { className: "soft" }, ` (${said.join(", ")})`)];
+}
+
+function row(name, isRequired, schema, description) {
+  return element("tr", {},
+    element("th", { scope: "row" }, element("code", {}, name), isRequired ? element("span", { title: "required" }, " *") : ""),
+    element("td", {}, ...type(schema)),
+    element("td", {}, description ?? ""));
+}
+
+function table(rows) {
+  return element("div", { className: "scroll" }, element("table", {}, element("tbody", {}, ...rows)));
+}
+
+/** The fields of an object, of all its parts. */
+function fields(schema) {
+  const plain = resolve(schema);
+  const parts = (plain?.allOf ?? []).flatMap(fields);
+  const own = Object.entries(plain?.properties ?? {}).map(([name, property]) =>
+    row(name, plain.required?.includes(name), property, property.description));
+  return [...parts, ...own];
+}
+
+// ---------------------------------------------------------------- operations
+
+function operation(method, path, shared, operation) {
+  const parameters = [...shared, ...(operation.parameters ?? [])].map(resolve);
+  const body = resolve(operation.requestBody);
+  const parts = [];
+  if (operation.description) parts.push(element("p", {}, operation.description));
+  if (parameters.length > 0) {
+    parts.push(element("h4", {}, "Takes"), table(parameters.map((parameter) =>
+      row(`${parameter.name}`, parameter.required, parameter.schema,
+        [`in the ${parameter.in}`, parameter.description].filter(Boolean).join(": ")))));
+  }
+  for (const [kind, { schema }] of Object.entries(body?.content ?? {})) {
+    const own = schema?.$ref ? [] : fields(schema);
+    parts.push(element("h4", {}, "Body"),
+      element("p", {}, element("code", {}, kind), ": ", ...type(schema)), ...(own.length > 0 ? [table(own)] : []));
+  }
+  parts.push(element("h4", {}, "Answers"), table(Object.entries(operation.responses ?? {}).map(answer)));
+  return element("details", { className: "card operation" },
+    element("summary", {},
+      element("span", { className: `badge method ${method}` }, method.toUpperCase()), " ",
+      element("code", {}, path), " ",
+      element("span", { className: "soft" }, operation.summary ?? "")),
+    ...parts);
+}
+
+function answer([status, reference]) {
+  const response = resolve(reference);
+  const bodies = Object.entries(response.content ?? {}).map(([kind, { schema }]) =>
+    element("div", {}, element("code", {}, kind), schema ? ": " : "", ...(schema ? type(schema) : [])));
+  const headers = Object.entries(response.headers ?? {}).map(([name, header]) =>
+    element("div", { className: "soft", title: resolve(header).description ?? "" }, name));
+  return element("tr", {},
+    element("th", { scope: "row" }, status),
+    element("td", {}, response.description, ...bodies),
+    element("td", {}, ...headers));
+}
+
+// ---------------------------------------------------------------- the page
+
+function show(contract) {
+  document_ = contract;
+  find("h1").textContent = contract.info.title;
+  find(".description").textContent = contract.info.description ?? "";
+  find(".version").textContent = contract.openapi;
+
+  const groups = new Map((contract.tags ?? []).map(({ name, description }) => [name, { description, made: [] }]));
+  for (const [path, item] of Object.entries(contract.paths)) {
+    for (const method of METHODS.filter((name) => item[name])) {
+      const group = item[method].tags?.[0] ?? "others";
+      if (!groups.has(group)) groups.set(group, { made: [] });
+      groups.get(group).made.push(operation(method, path, item.parameters ?? [], item[method]));
+    }
+  }
+  const sections = [...groups].filter(([, { made }]) => made.length > 0).map(([name, { description, made }]) =>
+    element("section", {}, element("h2", {}, name), ...(description ? [element("p", {}, description)] : []), ...made));
+  const schemas = Object.entries(contract.components?.schemas ?? {}).map(([name, schema]) =>
+    element("section", { className: "card", id: anchor(name) },
+      element("h3", {}, name),
+      ...(schema.description ? [element("p", {}, schema.description)] : []),
+      ...(fields(schema).length > 0 ? [table(fields(schema))] : [element("p", {}, ...type(schema))])));
+  find(".contract").replaceChildren(...sections, element("section", {}, element("h2", {}, "Schemas"), ...schemas));
+}
+
+const contract = await send("GET", "/openapi.json");
+if (contract.ok) {
+  show(contract.content);
+} else {
+  find(".refusal").textContent = refusal(contract);
+  find(".refusal").hidden = false;
+}

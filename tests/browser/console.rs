@@ -1,0 +1,323 @@
+//! The console: what is run from it, and what it shows.
+
+use fantoccini::key::Key;
+use rocket::serde::json::Value;
+
+use super::{again, open, recounted, titles};
+use crate::support::{Backend, Browser, Service, eventually};
+
+/// Runs an action with a fault, both by their words, and waits for the answer.
+async fn run(browser: &Browser, action: &str, fault: &str) {
+    browser.choose("[name=action]", action).await;
+    browser.choose("[name=fault]", fault).await;
+    let cards = browser.eval("document.querySelectorAll('.request').length");
+    let cards = cards.await.as_u64().unwrap();
+    browser.click(".go").await;
+    browser
+        .until(&format!(
+            "document.querySelectorAll('.request').length > {cards} && !document.querySelector('.go').disabled"
+        ))
+        .await;
+}
+
+/// The text of the newest card's parts.
+async fn newest(browser: &Browser, part: &str) -> String {
+    let texts = browser.texts(&format!(".request:first-child {part}")).await;
+    texts.join("\n")
+}
+
+/// What a fault is called, what it is tried on, what becomes of it, and what the timeline says.
+type Expected = (&'static str, &'static str, &'static str, &'static str);
+
+const CREATE: &str = "Create a todo";
+const SHARE: &str = "Share the newest todo";
+const RENAME: &str = "Rename the newest aggregate";
+
+fn expected(backend: Backend) -> Vec<Expected> {
+    let disconnected = match backend {
+        Backend::Sqlite => ("committed", "Verdict: commit — status 201"),
+        Backend::Postgres => ("rolled-back", "main: prepare, refused: "),
+    };
+    vec![
+        (
+            "nothing",
+            CREATE,
+            "committed",
+            "Verdict: commit — status 201",
+        ),
+        (
+            "the answer is a failure",
+            CREATE,
+            "rolled-back",
+            "Verdict: roll back — status 502",
+        ),
+        (
+            "the request is doomed",
+            CREATE,
+            "rolled-back",
+            "Verdict: roll back — doomed: ",
+        ),
+        (
+            "it panics",
+            CREATE,
+            "rolled-back",
+            "Verdict: roll back — panic",
+        ),
+        (
+            "it swallows a SQL error",
+            CREATE,
+            "rolled-back",
+            "main: prepare, refused: ",
+        ),
+        (
+            "it leaks its transaction",
+            CREATE,
+            "rolled-back",
+            "Verdict: roll back — still checked out: main",
+        ),
+        ("it is slow", CREATE, "committed", "main: COMMIT"),
+        (
+            "COMMIT is refused",
+            CREATE,
+            "rolled-back",
+            "main: prepare, refused: ",
+        ),
+        (
+            "the session ends (Postgres)",
+            CREATE,
+            disconnected.0,
+            disconnected.1,
+        ),
+        (
+            "it refuses (share)",
+            SHARE,
+            "rolled-back",
+            "Verdict: roll back — status 502",
+        ),
+        (
+            "it does not answer (share)",
+            SHARE,
+            "rolled-back",
+            "Verdict: roll back — status 504",
+        ),
+        (
+            "it is kept for long",
+            RENAME,
+            "committed",
+            "aggregates in main: prepare",
+        ),
+        (
+            "it is lost to somebody else",
+            RENAME,
+            "rolled-back",
+            "aggregates in main: prepare, refused: the lease of",
+        ),
+    ]
+}
+
+/// Tried in a test of their own.
+const CRASHES: [&str; 3] = [
+    "it is killed before COMMIT",
+    "it is killed between two COMMITs",
+    "it is killed after COMMIT",
+];
+
+async fn everything_stored(service: &Service) -> Vec<Value> {
+    let mut lists = Vec::new();
+    for list in ["/todos", "/audit?limit=200", "/aggregates/todos?limit=200"] {
+        lists.push(service.get(list).await.json());
+    }
+    lists
+}
+
+async fn each_fault_leaves_things_as_they_were(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/console").await;
+    run(&browser, CREATE, "nothing").await;
+    run(&browser, "Create an aggregate", "nothing").await;
+
+    let offered = browser.texts("[name=fault] option").await;
+    let expected = expected(backend);
+    let known = expected.iter().map(|fault| fault.0).chain(CRASHES);
+    assert_eq!(offered, known.collect::<Vec<_>>(), "each fault is tried");
+
+    for (fault, action, outcome, told) in expected {
+        let before = everything_stored(&service).await;
+        run(&browser, action, fault).await;
+        recounted(&browser).await;
+        assert_eq!(newest(&browser, ".badge").await, outcome, "{fault}");
+        let timeline = newest(&browser, ".timeline").await;
+        assert!(timeline.contains(told), "{fault}: {timeline}");
+        assert!(timeline.contains("statement"), "{fault}: {timeline}");
+        let stored = everything_stored(&service).await;
+        let said = newest(&browser, ".said").await;
+        match outcome {
+            "committed" => assert_ne!(stored, before, "{fault}"),
+            _ => {
+                assert_eq!(stored, before, "{fault}");
+                assert!(said.contains("Nothing is left of it"), "{fault}: {said}");
+            }
+        }
+        if action == CREATE {
+            let rows = newest(&browser, ".rows td.more").await;
+            assert_eq!(
+                rows.lines().count(),
+                2,
+                "a todo, and a line about it: {rows}"
+            );
+            let (kept, gone) = (
+                newest(&browser, ".rows .kept").await,
+                newest(&browser, ".rows .gone").await,
+            );
+            let after = if outcome == "committed" { kept } else { gone };
+            assert_eq!(after.lines().count(), 2, "{fault}");
+        }
+        free_leases(&browser).await;
+    }
+    assert_eq!(browser.errors().await, [""; 0]);
+    let host = service.http.base.trim_start_matches("http://");
+    assert_eq!(browser.hosts().await, [host]);
+    drop(browser);
+    service.stop().await;
+}
+
+/// What the fault `expire-lease` leaves, an operator has to free.
+async fn free_leases(browser: &Browser) {
+    rocket::tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    browser
+        .eval("document.querySelector('.leases button')?.click()")
+        .await;
+    browser
+        .until("document.querySelector('.leases').textContent.includes('None')")
+        .await;
+}
+
+async fn the_process_is_killed_and_comes_back(backend: Backend) {
+    let mut service = Service::start(backend).await;
+    service.new_todo("kept", "").await;
+    let browser = open(&service, "/console").await;
+    for (fault, todos, audit) in [(CRASHES[0], 1, 1), (CRASHES[1], 2, 1), (CRASHES[2], 3, 2)] {
+        run(&browser, CREATE, fault).await;
+        let said = newest(&browser, ".said").await;
+        assert!(said.starts_with("The connection was lost"), "{said}");
+        browser
+            .until("document.querySelector('.away').checkVisibility()")
+            .await;
+        service = again(service).await;
+        browser
+            .until("!document.querySelector('.away').checkVisibility()")
+            .await;
+        assert_eq!(titles(&service).await.len(), todos, "{fault}");
+        let lines: Vec<Value> = service.get("/audit").await.json();
+        assert_eq!(lines.len(), audit, "{fault}");
+    }
+    run(&browser, CREATE, "nothing").await;
+    assert_eq!(newest(&browser, ".badge").await, "committed");
+}
+
+async fn what_is_held_is_seen_while_it_is(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/console").await;
+    run(&browser, "Create an aggregate", "nothing").await;
+    run(&browser, CREATE, "it leaks its transaction").await;
+    browser
+        .until(
+            "document.querySelector('.outstanding .condemned')?.textContent.includes('condemned')",
+        )
+        .await;
+    browser
+        .until(
+            "document.querySelector('.outstanding').textContent.includes('no transaction is open')",
+        )
+        .await;
+
+    browser.choose("[name=action]", RENAME).await;
+    browser.choose("[name=fault]", "it is kept for long").await;
+    browser.click(".go").await;
+    browser
+        .until("document.querySelector('.leases td')?.textContent.startsWith('todo:')")
+        .await;
+    browser
+        .until("document.querySelector('.leases').textContent.includes('None')")
+        .await;
+}
+
+/// Requests of others are shown too; but only when they have something outstanding.
+async fn others_are_seen_too(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/console").await;
+    eventually("the page listens", async || {
+        let registry: Value = service.get("/registry").await.json();
+        registry["listeners"] == 1
+    })
+    .await;
+    service.http.json("POST /todos", "{}").await;
+    service.new_todo("by another", "respond=418").await;
+    browser.shows(".request .badge", &["rolled-back"]).await;
+    browser
+        .shows(".request h2", &["create (asked elsewhere)"])
+        .await;
+    recounted(&browser).await;
+    let timeline = newest(&browser, ".timeline").await;
+    for told in [
+        "main has joined, by Begin<Main>",
+        "audit: checked in",
+        "status 418",
+        "main: ROLLBACK",
+    ] {
+        assert!(timeline.contains(told), "{told}: {timeline}");
+    }
+    // The todo app beside it shows what everybody sees.
+    browser.client.enter_frame(0).await.unwrap();
+    service.new_todo("committed", "").await;
+    browser.shows(".todo-list label", &["committed"]).await;
+}
+
+async fn it_is_run_by_keyboard(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/console").await;
+    browser
+        .until("document.querySelector('[name=fault]').value === '1'")
+        .await;
+    // The four pages, then the form.
+    browser
+        .eval("document.querySelector('.pages a').focus()")
+        .await;
+    browser
+        .press(&[Key::Tab, Key::Tab, Key::Tab, Key::Tab])
+        .await;
+    browser
+        .until("document.activeElement.name === 'action'")
+        .await;
+    browser.press(&[Key::Tab]).await;
+    browser
+        .until("document.activeElement.name === 'fault'")
+        .await;
+    browser.press(&[Key::Tab]).await;
+    browser
+        .until("document.activeElement.name === 'amount'")
+        .await;
+    browser
+        .press(&[Key::Backspace, Key::Backspace, Key::Backspace])
+        .await;
+    let field = browser.client.active_element().await.unwrap();
+    field.send_keys("418").await.unwrap();
+    browser.press(&[Key::Enter]).await;
+    browser.shows(".request .status", &["→ 418"]).await;
+    browser.shows(".request .badge", &["rolled-back"]).await;
+    let result = browser
+        .eval("document.querySelector('.result').textContent")
+        .await;
+    assert!(
+        result.as_str().unwrap().starts_with("POST /todos: 418"),
+        "{result}"
+    );
+}
+
+on_each_backend!(
+    each_fault_leaves_things_as_they_were,
+    the_process_is_killed_and_comes_back,
+    what_is_held_is_seen_while_it_is,
+    others_are_seen_too,
+    it_is_run_by_keyboard,
+);

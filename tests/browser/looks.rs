@@ -1,0 +1,90 @@
+//! How the pages look: on a phone, in the dark; and pictures of them.
+
+use std::path::{Path, PathBuf};
+
+use super::{open, run_once};
+use crate::support::{Backend, Browser, Service};
+
+const PAGES: [&str; 4] = ["/", "/console", "/aggregates", "/contract"];
+
+async fn pages_fit_a_phone(backend: Backend) {
+    let service = Service::start(backend).await;
+    service.new_todo(&"averylongword".repeat(20), "").await;
+    for page in PAGES {
+        let url = format!("{}{page}", service.http.base);
+        let phone = Browser::at(&url, 360, 740).await;
+        if page == "/console" {
+            run_once(&phone).await;
+        }
+        let wider = phone
+            .eval("document.documentElement.scrollWidth - window.innerWidth")
+            .await;
+        assert!(
+            wider.as_i64().unwrap() <= 0,
+            "{page} is {wider} px too wide"
+        );
+        assert_eq!(phone.errors().await, [""; 0], "{page}");
+    }
+}
+
+/// Light on dark: the paper is darker than the ink.
+async fn the_dark_is_dark(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/").await;
+    let luminance = |property: &str| {
+        format!(
+            "getComputedStyle(document.body).{property}.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0)"
+        )
+    };
+    for page in PAGES {
+        browser
+            .client
+            .goto(&format!("{}{page}", service.http.base))
+            .await
+            .unwrap();
+        for (is_dark, scheme) in [(false, "light"), (true, "dark")] {
+            browser.prefer(scheme).await;
+            let ground = browser.eval(&luminance("backgroundColor")).await.as_u64();
+            let ink = browser.eval(&luminance("color")).await.as_u64();
+            assert_eq!(
+                ground < ink,
+                is_dark,
+                "{page} {scheme}: {ground:?}, {ink:?}"
+            );
+        }
+    }
+}
+
+/// They are made with `SCREENSHOTS=docs/screenshots tests/run pictures`.
+#[rocket::async_test]
+async fn pictures_are_made_and_the_readme_shows_one() {
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    assert!(readme.contains("](docs/screenshots/light.png)"));
+    assert!(Path::new("docs/screenshots/light.png").exists());
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let folder = std::env::var_os("SCREENSHOTS").map(PathBuf::from);
+    let folder = folder.unwrap_or(elsewhere.path().to_owned());
+    let service = Service::start(Backend::Sqlite).await;
+    for title in ["buy milk", "bake bread", "call the bank"] {
+        service.new_todo(title, "").await;
+    }
+    for (name, scheme, width, height) in [
+        ("light", "light", 1200, 1000),
+        ("dark", "dark", 1200, 1000),
+        ("narrow", "light", 390, 1600),
+    ] {
+        let url = format!("{}/console", service.http.base);
+        let browser = Browser::at(&url, width, height).await;
+        browser.prefer(scheme).await;
+        run_once(&browser).await;
+        let file = folder.join(format!("{name}.png"));
+        browser.screenshot(&file).await;
+        // Width and height are the first that a PNG says of itself.
+        let png = std::fs::read(&file).unwrap();
+        let size = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+        assert_eq!((size(16), size(20)), (width, height));
+    }
+}
+
+on_each_backend!(pages_fit_a_phone, the_dark_is_dark);

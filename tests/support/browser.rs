@@ -1,0 +1,286 @@
+//! A real browser: Chromium, driven by its own driver.
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use fantoccini::elements::Element;
+use fantoccini::key::Key;
+use fantoccini::wd::{Capabilities, WebDriverCompatibleCommand};
+use fantoccini::{Client, ClientBuilder, Locator};
+use hyper_util::client::legacy::connect::HttpConnector;
+use rocket::serde::json::{Value, json};
+use rocket::tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::eventually;
+
+/// Two of them on two cores leave the services that they look at no time.
+static TURN: Semaphore = Semaphore::const_new(1);
+
+/// A browser with an empty profile. Dropping it ends it.
+pub struct Browser {
+    pub client: Client,
+    session: String,
+    driver: Driver,
+    _profile: tempfile::TempDir,
+    _turn: SemaphorePermit<'static>,
+}
+
+/// The driver's process.
+struct Driver {
+    child: Child,
+    port: u16,
+}
+
+impl Browser {
+    /// At this address, on a screen of this width and height.
+    pub async fn at(url: &str, width: u32, height: u32) -> Self {
+        let turn = TURN.acquire().await.unwrap();
+        let profile = tempfile::tempdir().unwrap();
+        let driver = Driver::start(&profile.path().join("driver.log")).await;
+        let mut builder = ClientBuilder::new(HttpConnector::new());
+        builder.capabilities(capabilities(profile.path()));
+        let address = format!("http://127.0.0.1:{}", driver.port);
+        let client = builder.connect(&address).await.unwrap();
+        let session = client.session_id().await.unwrap().unwrap();
+        let browser = Self {
+            client,
+            session,
+            driver,
+            _profile: profile,
+            _turn: turn,
+        };
+        let screen =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        browser
+            .devtools("Emulation.setDeviceMetricsOverride", screen)
+            .await;
+        browser.client.goto(url).await.unwrap();
+        browser
+    }
+
+    /// A command of the DevTools protocol, for what WebDriver has no word for.
+    pub async fn devtools(&self, command: &str, parameters: Value) -> Value {
+        let body = json!({"cmd": command, "params": parameters});
+        self.command("goog/cdp/execute", body).await
+    }
+
+    /// As who prefers `light` or `dark` sees it.
+    pub async fn prefer(&self, scheme: &str) {
+        let preferred = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        self.devtools("Emulation.setEmulatedMedia", preferred).await;
+    }
+
+    /// What it has logged since it was asked last: `browser` is what pages say in the console,
+    /// `performance` what they asked the network for.
+    pub async fn log(&self, kind: &str) -> Vec<Value> {
+        let entries = self.command("se/log", json!({"type": kind})).await;
+        entries.as_array().unwrap().clone()
+    }
+
+    async fn command(&self, path: &'static str, body: Value) -> Value {
+        let command = Extension { path, body };
+        self.client.issue_cmd(command).await.unwrap()
+    }
+
+    /// The value of a JavaScript expression.
+    pub async fn eval(&self, expression: &str) -> Value {
+        let script = format!("return {expression}");
+        self.client.execute(&script, Vec::new()).await.unwrap()
+    }
+
+    /// Waits until a JavaScript expression is true; a page that is being left says nothing.
+    pub async fn until(&self, expression: &str) {
+        let script = format!("return Boolean({expression})");
+        eventually(expression, async || {
+            let value = self.client.execute(&script, Vec::new()).await;
+            matches!(value, Ok(Value::Bool(true)))
+        })
+        .await;
+    }
+
+    /// The text of each element that is shown.
+    pub async fn texts(&self, css: &str) -> Vec<String> {
+        let css = json!(css);
+        let texts = self
+            .eval(&format!(
+                "[...document.querySelectorAll({css})].filter((e) => e.checkVisibility()).map((e) => e.innerText.trim())"
+            ))
+            .await;
+        let texts = texts.as_array().unwrap().iter();
+        texts
+            .map(|text| text.as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// Waits until the texts are these.
+    pub async fn shows(&self, css: &str, texts: &[&str]) {
+        let mut last = Vec::new();
+        for _ in 0..200 {
+            last = self.texts(css).await;
+            if last == texts {
+                return;
+            }
+            rocket::tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{css} should show {texts:?}, shows {last:?}");
+    }
+
+    pub async fn find(&self, css: &str) -> Element {
+        let wait = self.client.wait().at_most(Duration::from_secs(10));
+        let found = wait.for_element(Locator::Css(css)).await;
+        found.unwrap_or_else(|error| panic!("{css}: {error}"))
+    }
+
+    pub async fn click(&self, css: &str) {
+        self.find(css).await.click().await.unwrap();
+    }
+
+    /// Types as a reader would, after what is there.
+    pub async fn type_in(&self, css: &str, text: &str) {
+        self.find(css).await.send_keys(text).await.unwrap();
+    }
+
+    /// Types into whatever has the focus.
+    pub async fn press(&self, keys: &[Key]) {
+        let focused = self.client.active_element().await.unwrap();
+        let keys: String = keys.iter().map(|key| char::from(*key)).collect();
+        focused.send_keys(&keys).await.unwrap();
+    }
+
+    /// Chooses an option of a select by its words.
+    pub async fn choose(&self, css: &str, label: &str) {
+        let select = self.find(css).await;
+        let chosen = select.select_by_label(label).await;
+        chosen.unwrap_or_else(|error| panic!("{css} has no {label:?}: {error}"));
+    }
+
+    /// Everything that a page has logged as an error, but for the answers that were meant to be
+    /// failures: a browser notes each answer above 399.
+    pub async fn errors(&self) -> Vec<String> {
+        let log = self.log("browser").await;
+        let errors = log.iter().filter(|entry| entry["source"] != "network");
+        errors.map(|entry| entry.to_string()).collect()
+    }
+
+    /// The hosts that pages have asked for something.
+    pub async fn hosts(&self) -> Vec<String> {
+        let log = self.log("performance").await;
+        let urls = log.iter().filter_map(|entry| {
+            let message: Value =
+                rocket::serde::json::from_str(entry["message"].as_str().unwrap()).unwrap();
+            let message = &message["message"];
+            let url = message["params"]["request"]["url"].as_str()?;
+            // Its own pages, such as the one of a new tab, have addresses of another kind.
+            let is_asked = message["method"] == "Network.requestWillBeSent";
+            (is_asked && url.starts_with("http")).then(|| url.to_owned())
+        });
+        let mut hosts: Vec<String> = urls
+            .filter_map(|url| url.split('/').nth(2).map(str::to_owned))
+            .collect();
+        hosts.sort();
+        hosts.dedup();
+        hosts
+    }
+
+    /// A picture of what is seen.
+    pub async fn screenshot(&self, file: &Path) {
+        let png = self.client.screenshot().await.unwrap();
+        std::fs::write(file, png).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+}
+
+impl Drop for Browser {
+    /// The driver ends the browser with its session, and would not if it were only killed.
+    fn drop(&mut self) {
+        let request = format!(
+            "DELETE /session/{} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+            self.session
+        );
+        if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.driver.port)) {
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
+            let _ = stream.write_all(request.as_bytes());
+            let _ = stream.read(&mut [0; 1024]);
+        }
+    }
+}
+
+impl Driver {
+    async fn start(log: &Path) -> Self {
+        let output = std::fs::File::create(log).unwrap();
+        let child = Command::new("chromedriver")
+            .args(["--port=0", "--log-level=WARNING"])
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("there is no chromedriver; run tests/run, which installs it");
+        let mut driver = Self { child, port: 0 };
+        eventually("the driver says its port", async || {
+            let said = std::fs::read_to_string(log).unwrap();
+            let port = said.split("started successfully on port ").nth(1);
+            let port = port.and_then(|rest| rest.split_once('.'));
+            driver.port = port.map_or(0, |(port, _)| port.parse().unwrap());
+            driver.port != 0
+        })
+        .await;
+        driver
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _already_gone = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn capabilities(profile: &Path) -> Capabilities {
+    let arguments = [
+        "--headless=new".to_owned(),
+        // Its sandbox does not work for root, nor in most containers; it sees our own pages only.
+        "--no-sandbox".to_owned(),
+        "--disable-gpu".to_owned(),
+        "--disable-dev-shm-usage".to_owned(),
+        "--disable-background-networking".to_owned(),
+        "--disable-component-update".to_owned(),
+        "--disable-sync".to_owned(),
+        "--hide-scrollbars".to_owned(),
+        "--no-first-run".to_owned(),
+        format!("--user-data-dir={}", profile.join("profile").display()),
+    ];
+    let capabilities = json!({
+        "goog:chromeOptions": {"args": arguments},
+        "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+    });
+    capabilities.as_object().unwrap().clone()
+}
+
+/// A command of Chromium's driver that is not in the WebDriver standard.
+struct Extension {
+    path: &'static str,
+    body: Value,
+}
+
+impl fmt::Debug for Extension {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.path)
+    }
+}
+
+impl WebDriverCompatibleCommand for Extension {
+    fn endpoint(
+        &self,
+        base: &reqwest::Url,
+        session: Option<&str>,
+    ) -> Result<reqwest::Url, <reqwest::Url as std::str::FromStr>::Err> {
+        base.join(&format!("session/{}/{}", session.unwrap(), self.path))
+    }
+
+    fn method_and_body(&self, _: &reqwest::Url) -> (hyper::Method, Option<String>) {
+        (hyper::Method::POST, Some(self.body.to_string()))
+    }
+}
