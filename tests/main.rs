@@ -28,6 +28,8 @@ mod metrics;
 mod opening;
 mod refusals;
 mod shutdown;
+#[cfg(feature = "otel")]
+mod telemetry;
 mod together;
 mod tour;
 mod truth;

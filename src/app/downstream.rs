@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::Problem;
 
 use super::config::Config;
-use super::faults;
+use super::{faults, tls};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![stand_in]
@@ -52,8 +52,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(timeout: Duration) -> Self {
-        // reqwest takes the process's provider; a second launch in one process finds it there.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        tls::provide();
         Self {
             http: reqwest::Client::new(),
             timeout,

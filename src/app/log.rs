@@ -1,10 +1,15 @@
 //! How the service logs: for people, or a JSON object a line.
 
+use rocket::fairing::{Fairing, Info, Kind};
 use rocket::figment::Figment;
 use serde::Deserialize;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt};
 
 use super::config::read;
+#[cfg(feature = "otel")]
+use super::telemetry;
 
 /// `log_format` in `Rocket.toml`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -17,21 +22,48 @@ enum Format {
     Json,
 }
 
-/// Logs to standard error, as `RUST_LOG` and `log_format` say. Called once, before the launch.
+/// What the log needs for as long as the service runs.
+///
+/// Attached to Rocket, it goes with it, when the last request is over; with the feature `otel` the
+/// spans that are not exported yet are exported then.
+pub struct Log {
+    #[cfg(feature = "otel")]
+    _export: Option<telemetry::Export>,
+}
+
+impl Fairing for Log {
+    fn info(&self) -> Info {
+        Info {
+            name: "Log",
+            kind: Kind::Singleton,
+        }
+    }
+}
+
+/// Logs to standard error, as `RUST_LOG` and `log_format` say. Called once, before the launch; what
+/// it returns is to be attached to Rocket.
 ///
 /// # Errors
 ///
-/// A value of `log_format` that is not understood.
-pub fn start_log(figment: &Figment) -> Result<(), String> {
+/// A value of `log_format`, or with the feature `otel` of a variable of its own, that is not
+/// understood.
+pub fn start_log(figment: &Figment) -> Result<Log, String> {
     let format = read::<Format>(figment, "log_format")?.unwrap_or_default();
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("rocket_tx=info,rocket=warn,warn"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        Format::Text => log.init(),
-        Format::Json => log.json().flatten_event(true).init(),
-    }
-    Ok(())
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        Format::Text => lines.boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let subscriber = tracing_subscriber::registry();
+    #[cfg(feature = "otel")]
+    let (spans, export) = telemetry::start()?.unzip();
+    #[cfg(feature = "otel")]
+    let subscriber = subscriber.with(spans);
+    subscriber.with(lines.with_filter(filter)).init();
+    Ok(Log {
+        #[cfg(feature = "otel")]
+        _export: export,
+    })
 }

@@ -17,6 +17,8 @@
 //! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
 //! | `cors`, `methods` | headers and answers that every address has |
 //! | `log` | how it logs |
+//! | `telemetry` | its spans, for an OpenTelemetry collector, with the feature `otel` |
+//! | `tls` | TLS for what it calls |
 //! | `decorate` | handlers around handlers |
 //! | `config` | the service's own keys in `Rocket.toml` |
 //!
@@ -42,6 +44,9 @@ mod page;
 mod site;
 mod statements;
 mod status;
+#[cfg(feature = "otel")]
+mod telemetry;
+mod tls;
 mod todos;
 
 use rocket::fairing::AdHoc;
@@ -55,7 +60,7 @@ use crate::db::{self, Migrations, UrlPool};
 use crate::tx::traced;
 use crate::{Problem, Settlement, aggregate, problem_catchers};
 
-pub use self::log::start_log;
+pub use self::log::{Log, start_log};
 
 use self::changes::Changes;
 use self::config::Config;
@@ -94,6 +99,9 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         changes::routes(),
     ];
     let routes = methods::complete(routes.into_iter().flatten().collect());
+    let routes = faults::around(console::watched(routes));
+    #[cfg(feature = "otel")]
+    let routes = telemetry::continued(routes);
     let metrics = Metrics::default();
     let changes = Changes::default();
 
@@ -120,7 +128,7 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         .attach(cors::Cors)
         .attach(site::shield())
         .manage(changes)
-        .mount("/", traced(faults::around(console::watched(routes))))
+        .mount("/", traced(routes))
         .register("/", problem_catchers())
         .register("/", catchers![no_such_address])
 }

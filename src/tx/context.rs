@@ -70,6 +70,9 @@ impl Drop for RequestContext {
     /// A request that is never settled, because a fairing panicked, must not keep what it has
     /// begun: resources may hold the registry that holds them.
     fn drop(&mut self) {
+        // In the span of the request, like all that is logged about it. It also makes this the end
+        // of the span for who measures it to where it was last left: after the settlement.
+        let _in_request = self.span.enter();
         if let Some(outstanding) = self.outstanding.get() {
             drop(outstanding.close());
         }

@@ -1,0 +1,332 @@
+//! The service's spans, as an OpenTelemetry collector gets them; and that nobody waits for one.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
+use parking_lot::Mutex;
+use prost::Message;
+use rocket::tokio::net::TcpListener;
+use rocket::tokio::time::timeout;
+use rocket::{State, post, routes};
+
+use crate::support::launch::Launched;
+use crate::support::{Answer, Backend, Databases, Service};
+
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+
+/// What the collector was sent.
+type Sent = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
+
+/// A collector in the test's process.
+struct Collector {
+    launched: Launched,
+    sent: Sent,
+}
+
+#[post("/v1/traces", format = "application/x-protobuf", data = "<body>")]
+fn take(body: Vec<u8>, sent: &State<Sent>) {
+    let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+    sent.lock().push(request);
+}
+
+impl Collector {
+    async fn new() -> Self {
+        let sent = Sent::default();
+        let figment = rocket::Config::figment()
+            .merge(("address", "127.0.0.1"))
+            .merge(("port", 0))
+            .merge(("log_level", "off"))
+            .merge(("limits.bytes", "8MiB"))
+            .merge(("shutdown.ctrlc", false))
+            .merge(("shutdown.signals", Vec::<String>::new()));
+        let rocket = rocket::custom(figment)
+            .manage(Arc::clone(&sent))
+            .mount("/", routes![take]);
+        let launched = Launched::new(rocket).await;
+        Self { launched, sent }
+    }
+
+    fn url(&self) -> &str {
+        &self.launched.http.base
+    }
+
+    /// Everything it was sent, once nothing more will come.
+    async fn told(self) -> Trace {
+        self.launched.close().await;
+        Trace(std::mem::take(&mut self.sent.lock()))
+    }
+}
+
+struct Trace(Vec<ExportTraceServiceRequest>);
+
+impl Trace {
+    fn spans(&self) -> impl Iterator<Item = &Span> {
+        self.0
+            .iter()
+            .flat_map(|request| &request.resource_spans)
+            .flat_map(|resource| &resource.scope_spans)
+            .flat_map(|scope| &scope.spans)
+    }
+
+    /// The span of the request that was answered so.
+    fn of(&self, answer: &Answer) -> &Span {
+        let id = answer.header("x-request-id").unwrap();
+        self.spans()
+            .find(|span| span.name == "request" && text(&span.attributes, "id") == id)
+            .unwrap_or_else(|| panic!("{id} is not in {self}"))
+    }
+
+    /// The children of a span, in the order in which they began.
+    fn within(&self, parent: &Span) -> Vec<&Span> {
+        let mut children: Vec<&Span> = self
+            .spans()
+            .filter(|span| span.parent_span_id == parent.span_id)
+            .collect();
+        children.sort_by_key(|span| span.start_time_unix_nano);
+        for child in &children {
+            assert_eq!(child.trace_id, parent.trace_id);
+            assert!(
+                child.start_time_unix_nano >= parent.start_time_unix_nano
+                    && child.end_time_unix_nano <= parent.end_time_unix_nano,
+                "{} outlasts {}: {self}",
+                child.name,
+                parent.name,
+            );
+        }
+        children
+    }
+}
+
+impl std::fmt::Display for Trace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.spans().try_for_each(|span| writeln!(f, "{span:?}"))
+    }
+}
+
+fn value<'a>(attributes: &'a [KeyValue], key: &str) -> &'a any_value::Value {
+    attributes
+        .iter()
+        .find(|attribute| attribute.key == key)
+        .and_then(|attribute| attribute.value.as_ref()?.value.as_ref())
+        .unwrap_or_else(|| panic!("no {key} in {attributes:?}"))
+}
+
+fn text<'a>(attributes: &'a [KeyValue], key: &str) -> &'a str {
+    match value(attributes, key) {
+        any_value::Value::StringValue(text) => text,
+        other => panic!("{key} is {other:?}"),
+    }
+}
+
+fn status_code(span: &Span) -> StatusCode {
+    let status = span.status.as_ref();
+    status.map_or(StatusCode::Unset, |status| status.code())
+}
+
+/// Each step of a settlement, as `resource action`.
+fn steps(spans: &[&Span]) -> Vec<String> {
+    let step = |span: &&Span| {
+        assert_eq!(span.name, "step");
+        let resource = text(&span.attributes, "resource");
+        let action = text(&span.attributes, "action");
+        format!("{resource} {action}")
+    };
+    spans.iter().map(step).collect()
+}
+
+async fn service(backend: Backend, variables: &[(&str, &str)]) -> Service {
+    let databases = Arc::new(Databases::new(backend).await);
+    Service::on(databases, variables).await
+}
+
+/// By SIGTERM, within the seconds that the spans wait to be sent together: what was settled until
+/// then is sent at the end.
+async fn a_collector_gets_the_spans_of_requests(backend: Backend) {
+    // Neither more nor less for what the log is told to say.
+    for level in ["off,rocket=warn", "trace"] {
+        let collector = Collector::new().await;
+        let variables = [(ENDPOINT, collector.url()), ("RUST_LOG", level)];
+        let service = service(backend, &variables).await;
+        let committed = service.new_todo("a secret title", "").await;
+        assert_eq!(committed.told(), (201, Some("committed")));
+        let rolled_back = service.new_todo("a secret title", "respond=502").await;
+        assert_eq!(rolled_back.told(), (502, Some("rolled-back")));
+        let refused = service.new_todo("a secret title", "commit").await;
+        assert_eq!(refused.told(), (409, Some("rolled-back")));
+        service.new_todo("a secret title", "swallow").await;
+        service.stop().await;
+        let trace = collector.told().await;
+
+        let commit = [
+            "main Prepare",
+            "audit Prepare",
+            "main Commit",
+            "audit Commit",
+        ];
+        let rollback = ["main Rollback", "audit Rollback"];
+        for (answer, verdict, code, expected) in [
+            (&committed, "status 201", StatusCode::Unset, &commit[..]),
+            (&rolled_back, "status 502", StatusCode::Error, &rollback),
+        ] {
+            let request = trace.of(answer);
+            assert!(request.parent_span_id.is_empty(), "{trace}");
+            assert_eq!(request.kind(), SpanKind::Server);
+            assert_eq!(status_code(request), code);
+            let attributes = &request.attributes;
+            assert_eq!(text(attributes, "method"), "POST");
+            assert_eq!(text(attributes, "route"), "create");
+            assert_eq!(text(attributes, "verdict"), verdict);
+            assert_eq!(text(attributes, "outcome"), answer.outcome().unwrap());
+            let status = any_value::Value::IntValue(answer.status.into());
+            assert_eq!(*value(attributes, "status"), status);
+            let children = trace.within(request);
+            let names: Vec<&str> = children.iter().map(|span| &*span.name).collect();
+            assert_eq!(names, ["begin", "begin", "settle"], "{trace}");
+            assert_eq!(text(&children[0].attributes, "database"), "main");
+            assert_eq!(text(&children[1].attributes, "database"), "audit");
+            assert_eq!(steps(&trace.within(children[2])), expected, "{trace}");
+        }
+        // A conflict is for the client to see to.
+        assert_eq!(status_code(trace.of(&refused)), StatusCode::Unset);
+        for resource in trace.0.iter().flat_map(|sent| &sent.resource_spans) {
+            let attributes = &resource.resource.as_ref().unwrap().attributes;
+            assert_eq!(text(attributes, "service.name"), "rocket_tx");
+        }
+        let said = trace.to_string();
+        for word in ["secret", "INSERT", "UPDATE", "SELECT", "BEGIN"] {
+            assert!(!said.contains(word), "{word}: {said}");
+        }
+        assert!(trace.spans().all(|span| span.events.is_empty()), "{said}");
+    }
+}
+
+async fn a_client_says_which_span_is_the_parent(backend: Backend) {
+    let collector = Collector::new().await;
+    let variables = [
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            &*format!("{}/v1/traces", collector.url()),
+        ),
+        ("OTEL_SERVICE_NAME", "todos"),
+    ];
+    let service = service(backend, &variables).await;
+    let send = |parent: &str| {
+        let request = service
+            .http
+            .request("POST /todos")
+            .header("Content-Type", "application/json")
+            .header("traceparent", parent.to_owned())
+            .body(r#"{"title":"a"}"#);
+        Answer::of(request)
+    };
+    let sampled = send("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").await;
+    let unsampled = send("00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00").await;
+    let nonsense = send("nonsense").await;
+    assert_eq!(
+        (sampled.status, unsampled.status, nonsense.status),
+        (201, 201, 201)
+    );
+    service.stop().await;
+    let trace = collector.told().await;
+
+    let hex = |bytes: &[u8]| {
+        bytes.iter().fold(String::new(), |mut hex, byte| {
+            write!(hex, "{byte:02x}").unwrap();
+            hex
+        })
+    };
+    let request = trace.of(&sampled);
+    assert_eq!(hex(&request.trace_id), "0af7651916cd43dd8448eb211c80319c");
+    assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
+    assert_eq!(trace.within(request).len(), 3, "{trace}");
+    assert!(trace.of(&nonsense).parent_span_id.is_empty());
+    // The client's trace is not recorded, and so is no part of it.
+    let skipped = "1af7651916cd43dd8448eb211c80319c";
+    assert!(trace.spans().all(|span| hex(&span.trace_id) != skipped));
+    let resource = trace.0[0].resource_spans[0].resource.as_ref().unwrap();
+    assert_eq!(text(&resource.attributes, "service.name"), "todos");
+}
+
+/// Many more spans than wait at most, each sent at once, and each sending in vain.
+async fn is_not_disturbed_by(backend: Backend, endpoint: &str) {
+    let variables = [
+        (ENDPOINT, endpoint),
+        ("OTEL_BSP_SCHEDULE_DELAY", "1"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "8"),
+    ];
+    let mut service = service(backend, &variables).await;
+    let requests = async {
+        for number in 0..50 {
+            let answer = service.new_todo(&number.to_string(), "").await;
+            assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+        }
+    };
+    // A sending lasts 10 s: with one request that waits for one, this is not done in time.
+    timeout(Duration::from_secs(9), requests).await.unwrap();
+    let asked = Instant::now();
+    service.signal("TERM");
+    assert_eq!(service.ended().await.code(), Some(0), "{}", service.log());
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}: {}", service.log());
+}
+
+async fn a_collector_that_is_gone_disturbs_nobody(backend: Backend) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    is_not_disturbed_by(backend, &endpoint).await;
+}
+
+async fn a_collector_that_never_answers_disturbs_nobody(backend: Backend) {
+    // The system accepts the connections, and nobody ever reads from them.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    is_not_disturbed_by(backend, &endpoint).await;
+    drop(listener);
+}
+
+async fn a_protocol_that_is_not_spoken_stops_the_launch(backend: Backend) {
+    let databases = Databases::new(backend).await;
+    let variables = [
+        (ENDPOINT, "http://127.0.0.1:4317"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+    ];
+    let (status, said) = Service::refused(&databases, &variables).await;
+    assert!(!status.success());
+    assert!(said.contains("`OTEL_EXPORTER_OTLP_PROTOCOL`"), "{said}");
+}
+
+async fn without_an_endpoint_nothing_is_sent(backend: Backend) {
+    let collector = Collector::new().await;
+    let mut threads = Vec::new();
+    for endpoint in [collector.url(), ""] {
+        let service = service(backend, &[(ENDPOINT, endpoint)]).await;
+        let names = std::fs::read_dir(format!("/proc/{}/task", service.id())).unwrap();
+        let names = names.map(|task| task.unwrap().path().join("comm"));
+        // The thread that sends; Linux cuts its name short.
+        let sending = names
+            .filter(|name| {
+                std::fs::read_to_string(name).is_ok_and(|name| name.starts_with("OpenTel"))
+            })
+            .count();
+        threads.push(sending);
+        service.stop().await;
+    }
+    assert_eq!(threads, [1, 0]);
+    collector.launched.close().await;
+}
+
+on_each_backend!(
+    a_collector_gets_the_spans_of_requests,
+    a_client_says_which_span_is_the_parent,
+    a_collector_that_is_gone_disturbs_nobody,
+    a_collector_that_never_answers_disturbs_nobody,
+    a_protocol_that_is_not_spoken_stops_the_launch,
+    without_an_endpoint_nothing_is_sent,
+);
