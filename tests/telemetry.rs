@@ -91,10 +91,11 @@ impl Trace {
         children.sort_by_key(|span| span.start_time_unix_nano);
         for child in &children {
             assert_eq!(child.trace_id, parent.trace_id);
+            // Not until when: SQLite's thread leaves a span after it has answered.
+            let lasting = parent.start_time_unix_nano..=parent.end_time_unix_nano;
             assert!(
-                child.start_time_unix_nano >= parent.start_time_unix_nano
-                    && child.end_time_unix_nano <= parent.end_time_unix_nano,
-                "{} outlasts {}: {self}",
+                lasting.contains(&child.start_time_unix_nano),
+                "{} is not within {}: {self}",
                 child.name,
                 parent.name,
             );
