@@ -2,12 +2,16 @@
 
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::figment::Figment;
+use rocket::{Orbit, Rocket};
 use serde::Deserialize;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
 
+use crate::tx::Live;
+
 use super::config::read;
+use super::statements::Statements;
 #[cfg(feature = "otel")]
 use super::telemetry;
 
@@ -24,18 +28,27 @@ enum Format {
 
 /// What the log needs for as long as the service runs.
 ///
-/// Attached to Rocket, it goes with it, when the last request is over; with the feature `otel` the
-/// spans that are not exported yet are exported then.
+/// Attached to Rocket, it tells the service's feed of statements, and goes with the service, when the
+/// last request is over; with the feature `otel` the spans that are not exported yet are exported
+/// then.
 pub struct Log {
+    statements: Statements,
     #[cfg(feature = "otel")]
     _export: Option<telemetry::Export>,
 }
 
+#[rocket::async_trait]
 impl Fairing for Log {
     fn info(&self) -> Info {
         Info {
             name: "Log",
-            kind: Kind::Singleton,
+            kind: Kind::Liftoff | Kind::Singleton,
+        }
+    }
+
+    async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
+        if let Some(live) = rocket.state::<Live>() {
+            self.statements.tell(live.clone());
         }
     }
 }
@@ -56,13 +69,15 @@ pub fn start_log(figment: &Figment) -> Result<Log, String> {
         Format::Text => lines.boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),
     };
-    let subscriber = tracing_subscriber::registry();
+    let statements = Statements::default();
+    let subscriber = tracing_subscriber::registry().with(statements.layer());
     #[cfg(feature = "otel")]
     let (spans, export) = telemetry::start()?.unzip();
     #[cfg(feature = "otel")]
     let subscriber = subscriber.with(spans);
     subscriber.with(lines.with_filter(filter)).init();
     Ok(Log {
+        statements,
         #[cfg(feature = "otel")]
         _export: export,
     })

@@ -12,6 +12,7 @@
 //! | `console` | `/registry/events`: what happens, as it happens |
 //! | `metrics` | `/metrics` |
 //! | `site` | the pages, and what browsers are told of them |
+//! | `statements` | the statements of requests, told to the feed |
 //! | `changes` | `/changes`: which lists have changed |
 //! | `faults` | failure injection, around the handlers |
 //! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
