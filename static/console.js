@@ -51,7 +51,9 @@ async function run() {
     const path = action.path(on);
     const answer = await send(action.method, path, { body: action.body?.(), fault: header });
     const what = `${action.method} ${path}`;
-    card(answer.id ?? `unanswered at ${Date.now()}`).answered({ what, fault: header, answer });
+    const of = card(answer.id ?? `unanswered at ${Date.now()}`);
+    of.answered({ what, fault: header, answer });
+    put(of);
     show(answer.ok ? `${what}: ${answer.status}, ${answer.outcome}` : `${what}: ${refusal(answer)}`);
   }
   find(".go").disabled = false;
@@ -64,23 +66,24 @@ function show(result) {
 
 // ---------------------------------------------------------------- what happens
 
+const KNOWN = 50;
 const SHOWN = 10;
-const cards = new Map(); // by request, oldest first
+const cards = new Map(); // by request, oldest first, also of those that are not worth showing yet
 
 function card(request) {
-  let made = cards.get(request);
-  if (!made) {
-    find(".requests > .empty")?.remove();
-    made = new Card();
-    cards.set(request, made);
-    find(".requests").prepend(made.element);
-    if (cards.size > SHOWN) {
-      const [oldest] = cards.keys();
-      cards.get(oldest).element.remove();
-      cards.delete(oldest);
-    }
+  if (!cards.has(request)) {
+    cards.set(request, new Card());
+    if (cards.size > KNOWN) cards.delete(cards.keys().next().value);
   }
-  return made;
+  return cards.get(request);
+}
+
+function put({ isWorthShowing, element: shown }) {
+  if (!isWorthShowing || shown.isConnected) return;
+  const requests = find(".requests");
+  requests.querySelector(":scope > .empty")?.remove();
+  requests.prepend(shown);
+  if (requests.children.length > SHOWN) requests.lastElementChild.remove();
 }
 
 function listen() {
@@ -93,7 +96,9 @@ function listen() {
   };
   stream.addEventListener("request", (event) => {
     const happened = JSON.parse(event.data);
-    card(happened.request).happened(happened);
+    const of = card(happened.request);
+    of.happened(happened);
+    put(of);
     lookSoon();
   });
   stream.addEventListener("missed", (event) => {

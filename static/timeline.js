@@ -11,7 +11,12 @@ export class Card {
   #asked = null; // by this page: what, with which fault, and the answer
 
   constructor() {
-    this.element = element("article", { className: "card request", hidden: true });
+    this.element = element("article", { className: "card request" });
+  }
+
+  /** A request of somebody else's that has nothing outstanding is not. */
+  get isWorthShowing() {
+    return this.#asked !== null || this.#events.some((event) => event.what === "began");
   }
 
   happened(event) {
@@ -27,8 +32,7 @@ export class Card {
   #show() {
     const settled = this.#events.find((event) => event.what === "settled");
     const began = this.#events.find((event) => event.what === "began");
-    // A request of somebody else's that has nothing outstanding is not worth a card.
-    if (!began && !this.#asked) return;
+    if (!this.isWorthShowing) return;
     const outcome = settled?.outcome ?? this.#asked?.answer.outcome ?? (this.#asked ? "nothing begun" : "open");
     const status = settled?.status ?? this.#asked?.answer.status;
     const fault = this.#asked?.fault;
@@ -42,7 +46,6 @@ export class Card {
       ...this.#rows(outcome),
       element("ol", { className: "timeline" }, ...lines(this.#events)),
     );
-    this.element.hidden = false;
   }
 
   /** What it comes to, in words. */

@@ -82,7 +82,8 @@ fn told(events: &[Value]) -> Vec<String> {
                 format!("{action} {}{failed}", text(&event["resource"]))
             }
             "settled" => format!("settled {} {}", text(&event["outcome"]), event["status"]),
-            "note" => format!("{} {}", text(&event["about"]), text(&event["says"]["at"])),
+            "note" if event["about"] == "rows" => format!("rows {}", text(&event["says"]["at"])),
+            "note" => text(&event["about"]),
             what => what.to_owned(),
         })
         .collect()
@@ -103,8 +104,10 @@ async fn a_timeline_says_why(backend: Backend) {
             "rows before",
             "began main",
             "checked-out main",
+            "statement",
             "began audit",
             "checked-out audit",
+            "statement",
             "checked-in audit",
             "checked-in main",
             "checked-out main",

@@ -73,6 +73,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let mut read = Read::default();
         attributes.record(&mut read);
+        // Nothing else is told of who only reads.
+        if read.only_reads {
+            return;
+        }
         if let (Some(request), Some(span)) = (read.request, context.span(id)) {
             span.extensions_mut().insert(request);
         }
@@ -96,13 +100,16 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
 #[derive(Default)]
 struct Read {
     request: Option<RequestId>,
+    only_reads: bool,
     took_us: u64,
 }
 
 impl Visit for Read {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        if field.name() == "id" {
-            self.request = format!("{value:?}").parse().ok();
+        match field.name() {
+            "id" => self.request = format!("{value:?}").parse().ok(),
+            "method" => self.only_reads = ["GET", "HEAD"].contains(&&*format!("{value:?}")),
+            _ => {}
         }
     }
 
