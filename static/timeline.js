@@ -51,11 +51,11 @@ export class Card {
   /** What it comes to, in words. */
   #told(outcome) {
     const answer = this.#asked?.answer;
-    const said = answer && !answer.ok ? `${refusal(answer)} ` : "";
-    if (answer?.status === 0) return `${said}Nobody was told what became of it: look at the rows when the service is back.`;
+    const said = answer && !answer.ok ? `The client was told ${refusal(answer)} ` : "";
+    if (answer?.status === 0) return `${refusal(answer)} Nobody was told what became of it: look at the rows when the service is back.`;
     switch (outcome) {
       case "committed": return `${said}The client was told of success, and both databases kept what was written.`;
-      case "rolled-back": return `${said}Nothing is left of it, in neither database.`;
+      case "rolled-back": return `${said}So nothing is left of it, in neither database.`;
       case "partial": return `${said}One database had committed before the other refused.`;
       case "unknown": return `${said}COMMIT was sent, and its answer never came.`;
       case "open": return "Nothing is decided yet.";

@@ -1,6 +1,7 @@
 //! Who may look inside the reference service.
 
 use rocket::figment::{Figment, Profile};
+use rocket::http::uri::Host;
 use rocket::http::{Header, Status};
 use rocket::local::asynchronous::Client;
 use rocket::serde::json::Value;
@@ -9,7 +10,8 @@ use crate::support::launch::refused;
 use crate::support::{Backend, Databases};
 
 const TOKEN: &str = "a token that nobody guesses";
-const INSIDE: [&str; 2] = ["/registry", "/leases"];
+/// The feed is in a test of its own: it does not end.
+const INSIDE: [&str; 4] = ["/registry", "/leases", "/metrics", "/console"];
 const HERE: &str = "127.0.0.1:4000";
 const ELSEWHERE: &str = "203.0.113.7:4000";
 
@@ -88,18 +90,62 @@ async fn in_release_only_this_machine_looks_inside() {
         assert_eq!(release.get(path, ELSEWHERE, &guessed).await, refused);
     }
     // The rest is for everybody.
-    for path in ["/todos", "/aggregates/todos", "/audit"] {
+    for path in [
+        "/",
+        "/aggregates",
+        "/static/todos.js",
+        "/todos",
+        "/aggregates/todos",
+        "/audit",
+    ] {
         assert_eq!(release.get(path, ELSEWHERE, &[]).await, Status::Ok);
     }
     assert_eq!(
         release.get("/healthz", ELSEWHERE, &[]).await,
         Status::NoContent
     );
+    let feed = "/registry/events";
+    assert_eq!(release.get(feed, ELSEWHERE, &[]).await, Status::Forbidden);
     let freeing = release
         .client
         .delete("/leases/x")
         .remote(ELSEWHERE.parse().unwrap());
     assert_eq!(freeing.dispatch().await.status(), Status::Forbidden);
+}
+
+/// A page of elsewhere that an operator's browser shows: its name leads to this machine, or it asks
+/// for what is not its own.
+#[rocket::async_test]
+async fn a_page_of_elsewhere_does_not_look_inside() {
+    let release = Release::new(&[]).await;
+    for (host, status) in [
+        ("localhost:8000", Status::Ok),
+        ("LOCALHOST", Status::Ok),
+        ("127.0.0.1:8000", Status::Ok),
+        ("[::1]:8000", Status::Ok),
+        ("rebound.example:8000", Status::Forbidden),
+        ("localhost.example", Status::Forbidden),
+        ("127.0.0.1.example", Status::Forbidden),
+        ("203.0.113.7", Status::Forbidden),
+    ] {
+        let request = release.client.get("/registry");
+        let mut request = request.remote(HERE.parse().unwrap());
+        request.inner_mut().set_host(Host::parse(host).unwrap());
+        assert_eq!(request.dispatch().await.status(), status, "{host}");
+    }
+    for (path, is_shared) in [
+        ("/todos", true),
+        ("/aggregates/todos", true),
+        ("/registry", false),
+        ("/leases", false),
+        ("/metrics", false),
+        ("/console", false),
+    ] {
+        let request = release.client.get(path).remote(HERE.parse().unwrap());
+        let response = request.dispatch().await;
+        let shared = response.headers().contains("Access-Control-Allow-Origin");
+        assert_eq!(shared, is_shared, "{path}");
+    }
 }
 
 #[rocket::async_test]

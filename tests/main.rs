@@ -28,6 +28,7 @@ mod metrics;
 mod opening;
 mod refusals;
 mod shutdown;
+mod site;
 #[cfg(feature = "otel")]
 mod telemetry;
 mod together;

@@ -157,7 +157,7 @@ async fn each_fault_leaves_things_as_they_were(backend: Backend) {
             "committed" => assert_ne!(stored, before, "{fault}"),
             _ => {
                 assert_eq!(stored, before, "{fault}");
-                assert!(said.contains("Nothing is left of it"), "{fault}: {said}");
+                assert!(said.contains("So nothing is left of it"), "{fault}: {said}");
             }
         }
         if action == CREATE {

@@ -1,0 +1,77 @@
+//! The pages as files: what browsers are told of them.
+
+use crate::support::{Backend, Service};
+
+#[rocket::async_test]
+async fn pages_are_told_to_load_nothing_from_elsewhere() {
+    let service = Service::start(Backend::Sqlite).await;
+    for page in [
+        "/",
+        "/console",
+        "/aggregates",
+        "/contract",
+        "/todos",
+        "/nothing",
+    ] {
+        let answer = service.get(page).await;
+        let policy = answer.header("content-security-policy").unwrap();
+        assert!(
+            policy.starts_with("default-src 'none'; script-src 'self';"),
+            "{policy}"
+        );
+        assert!(!policy.contains("unsafe"), "{policy}");
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("x-frame-options", "SAMEORIGIN"),
+            ("referrer-policy", "no-referrer"),
+        ] {
+            assert_eq!(answer.header(name), Some(value), "{page}");
+        }
+    }
+}
+
+/// Everything that a page asks for is there, and is ours.
+#[rocket::async_test]
+async fn pages_are_whole() {
+    let service = Service::start(Backend::Sqlite).await;
+    let mut wanted = vec![];
+    for page in ["/", "/console", "/aggregates", "/contract"] {
+        let answer = service.get(page).await;
+        assert_eq!(answer.status, 200, "{page}");
+        assert_eq!(
+            answer.header("content-type"),
+            Some("text/html; charset=utf-8")
+        );
+        assert!(
+            !answer.body.contains("style=") && !answer.body.contains("<script>"),
+            "{page}"
+        );
+        let addresses = answer.body.split('"').filter(|part| part.starts_with('/'));
+        wanted.extend(addresses.map(str::to_owned));
+    }
+    wanted.sort();
+    wanted.dedup();
+    assert!(wanted.len() > 8, "{wanted:?}");
+    for path in wanted {
+        if path.contains("fault=") {
+            continue; // the todo app, with a word for its script
+        }
+        let answer = service.get(&path).await;
+        assert_eq!(answer.status, 200, "{path}");
+        let kind = answer.header("content-type").unwrap();
+        match path.rsplit_once('.') {
+            Some((_, "js")) => assert_eq!(kind, "text/javascript"),
+            Some((_, "css")) => assert_eq!(kind, "text/css; charset=utf-8"),
+            Some((_, "svg")) => assert_eq!(kind, "image/svg+xml"),
+            _ => {}
+        }
+    }
+    for path in [
+        "/static/",
+        "/static/nothing.js",
+        "/static/..%2fCargo.toml",
+        "/static/../Cargo.toml",
+    ] {
+        assert_eq!(service.get(path).await.status, 404, "{path}");
+    }
+}
