@@ -12,7 +12,8 @@
 //! | `console` | `/registry/events`: what happens, as it happens |
 //! | `metrics` | `/metrics` |
 //! | `faults` | failure injection, around the handlers |
-//! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
+//! | `body`, `text`, `page`, `error` | what clients send, and what they are told when it is wrong |
+//! | `openapi` | `/openapi.json`: all of it, as a contract made from the code |
 //! | `cors`, `methods` | headers and answers that every address has |
 //! | `log` | how it logs |
 //! | `decorate` | handlers around handlers |
@@ -35,8 +36,10 @@ mod leases;
 mod log;
 mod methods;
 mod metrics;
+mod openapi;
 mod page;
 mod status;
+mod text;
 mod todos;
 
 use rocket::fairing::AdHoc;
@@ -83,6 +86,7 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         admin::only(metrics::routes()),
         status::routes(),
         downstream::routes(),
+        openapi::routes(),
     ];
     let routes = methods::complete(routes.into_iter().flatten().collect());
     let metrics = Metrics::default();

@@ -5,9 +5,15 @@ use std::str::FromStr;
 use rocket::Request;
 use rocket::request::{FromRequest, Outcome};
 
+use utoipa::openapi::Required;
+use utoipa::openapi::path::{Parameter, ParameterIn};
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
+use utoipa::{IntoParams, Number};
+
 use crate::Problem;
 
 use super::body::broken_rule;
+use super::text::plain;
 
 /// Which part of a list is asked for; `K` is what its lines are told apart by.
 pub(super) struct Page<K> {
@@ -55,4 +61,57 @@ fn value<T: FromStr>(request: &Request<'_>, name: &str) -> Result<Option<T>, Pro
     }
     let value = text.parse().map_err(|_| broken("be a whole number"))?;
     Ok(Some(value))
+}
+
+/// What the lines of a list are told apart by, as the contract says it.
+pub(super) trait Key {
+    fn schema() -> Object;
+}
+
+impl Key for String {
+    fn schema() -> Object {
+        plain()
+    }
+}
+
+impl Key for i64 {
+    fn schema() -> Object {
+        whole(i64::MIN, i64::MAX).build()
+    }
+}
+
+impl Key for u64 {
+    fn schema() -> Object {
+        whole(0, u64::MAX).build()
+    }
+}
+
+fn whole(minimum: impl Into<Number>, maximum: impl Into<Number>) -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(minimum))
+        .maximum(Some(maximum))
+}
+
+impl<K: Key> IntoParams for Page<K> {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let query = |name: &str, about: &str, schema: Object| {
+            Parameter::builder()
+                .name(name)
+                .parameter_in(ParameterIn::Query)
+                .required(Required::False)
+                .description(Some(about))
+                .schema(Some(schema))
+                .build()
+        };
+        let limit = whole(1, 200).default(Some(50.into())).build();
+        vec![
+            query("limit", "How many at most.", limit),
+            query(
+                "after",
+                "The key of the last one that was seen.",
+                K::schema(),
+            ),
+        ]
+    }
 }

@@ -46,6 +46,7 @@ struct Flags {
 
 /// One line of [`Live::transactions`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "app", derive(utoipa::ToSchema))]
 pub struct LiveTransaction {
     /// The request that it belongs to.
     pub request: String,

@@ -1,0 +1,134 @@
+//! `/openapi.json`: the contract of the service, made from its code.
+//!
+//! Each handler says what it answers in an attribute, and each type what it looks like; doc comments
+//! become descriptions. What many addresses share is said once: problems in `problems`, headers in
+//! `headers`, the methods that `super::methods` answers in `options`. A test holds it against the
+//! routes, another against what the service really answers.
+//!
+//! Failure injection is not in it but for its two refusals: with faults on, anything can be answered
+//! anywhere.
+
+mod headers;
+mod options;
+mod problems;
+
+use std::sync::OnceLock;
+
+use rocket::http::{ContentType, Method, Status};
+use rocket::{Route, get, routes};
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::{Modify, OpenApi as _};
+
+use super::{aggregates, audit, console, downstream, leases, metrics, status, todos};
+
+pub(super) use self::problems::{BadBody, Fails};
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![openapi]
+}
+
+/// This document.
+#[utoipa::path(responses((status = 200, description = "OpenAPI 3.1.", body = Object)))]
+#[get("/openapi.json")]
+fn openapi() -> Result<(ContentType, &'static str), Status> {
+    static DOCUMENT: OnceLock<Option<String>> = OnceLock::new();
+
+    let document = DOCUMENT.get_or_init(|| contract().to_json().ok());
+    let document = document.as_deref().ok_or(Status::InternalServerError)?;
+    Ok((ContentType::JSON, document))
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(openapi))]
+struct Paths;
+
+/// What holds for the whole service.
+///
+/// Transactions that tell the truth: an answer that says success means committed.
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(title = "rocket_tx, the reference service", description = ABOUT),
+    components(schemas(crate::Problem, crate::tx::Outcome)),
+)]
+struct Whole;
+
+const ABOUT: &str = "\
+    Transactions that tell the truth: an answer that says success means committed.\n\n\
+    Every error is `application/problem+json` (RFC 9457). An address answers HEAD where it answers \
+    GET, and a method that it does not have with 405 and `Allow`. Any page may use the service: \
+    every answer bears the headers of CORS.";
+
+fn contract() -> OpenApi {
+    let mut contract = Whole::openapi();
+    for (part, mut paths) in [
+        ("todos", todos::Paths::openapi()),
+        ("aggregates", aggregates::Paths::openapi()),
+        ("leases", leases::Paths::openapi()),
+        ("audit", audit::Paths::openapi()),
+        ("health", status::Paths::openapi()),
+        ("registry", status::Inside::openapi()),
+        ("registry", console::Paths::openapi()),
+        ("metrics", metrics::Paths::openapi()),
+        ("downstream", downstream::Paths::openapi()),
+        ("contract", Paths::openapi()),
+    ] {
+        for (_, operation) in operations(&mut paths) {
+            let handler = operation.operation_id.take().unwrap_or_default();
+            operation.operation_id = Some(format!("{part}_{handler}"));
+            operation.tags = Some(vec![part.to_owned()]);
+        }
+        contract.merge(paths);
+    }
+    Operators.modify(&mut contract);
+    options::Options.modify(&mut contract);
+    problems::Problems.modify(&mut contract);
+    headers::Headers.modify(&mut contract);
+    contract
+}
+
+/// The addresses that `super::admin` guards.
+struct Operators;
+
+impl Modify for Operators {
+    fn modify(&self, contract: &mut OpenApi) {
+        let bearer = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some(
+                "`admin_token`. Not needed from where `admin_from` says.",
+            ))
+            .build();
+        contract
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("operator", SecurityScheme::Http(bearer));
+        for (_, operation) in operations(contract) {
+            if ["leases", "registry", "metrics"].contains(&part(operation)) {
+                let token = SecurityRequirement::new::<_, [&str; 0], &str>("operator", []);
+                operation.security = Some(vec![SecurityRequirement::default(), token]);
+            }
+        }
+    }
+}
+
+/// The part of the service that an operation belongs to.
+fn part(operation: &Operation) -> &str {
+    let tags = operation.tags.as_deref().unwrap_or_default();
+    tags.first().map_or("", String::as_str)
+}
+
+/// All operations of the contract, each with its method.
+fn operations(contract: &mut OpenApi) -> impl Iterator<Item = (Method, &mut Operation)> {
+    contract.paths.paths.values_mut().flat_map(|item| {
+        let all = [
+            (Method::Get, &mut item.get),
+            (Method::Post, &mut item.post),
+            (Method::Patch, &mut item.patch),
+            (Method::Delete, &mut item.delete),
+            (Method::Options, &mut item.options),
+        ];
+        all.into_iter()
+            .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+    })
+}
