@@ -12,7 +12,7 @@
 //! | `console` | `/registry/events`: what happens, as it happens |
 //! | `metrics` | `/metrics` |
 //! | `faults` | failure injection, around the handlers |
-//! | `body`, `text`, `page`, `error` | what clients send, and what they are told when it is wrong |
+//! | `body`, `field`, `page`, `error` | what clients send, and what they are told when it is wrong |
 //! | `openapi` | `/openapi.json`: all of it, as a contract made from the code |
 //! | `cors`, `methods` | headers and answers that every address has |
 //! | `log` | how it logs |
@@ -32,6 +32,7 @@ mod decorate;
 mod downstream;
 mod error;
 mod faults;
+mod field;
 mod leases;
 mod log;
 mod methods;
@@ -39,7 +40,6 @@ mod metrics;
 mod openapi;
 mod page;
 mod status;
-mod text;
 mod todos;
 
 use rocket::fairing::AdHoc;

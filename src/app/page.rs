@@ -5,15 +5,15 @@ use std::str::FromStr;
 use rocket::Request;
 use rocket::request::{FromRequest, Outcome};
 
+use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterIn};
-use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
-use utoipa::{IntoParams, Number};
+use utoipa::openapi::schema::Object;
 
 use crate::Problem;
 
 use super::body::broken_rule;
-use super::text::plain;
+use super::field::{between, plain};
 
 /// Which part of a list is asked for; `K` is what its lines are told apart by.
 pub(super) struct Page<K> {
@@ -76,21 +76,14 @@ impl Key for String {
 
 impl Key for i64 {
     fn schema() -> Object {
-        whole(i64::MIN, i64::MAX).build()
+        between(i64::MIN, i64::MAX).build()
     }
 }
 
 impl Key for u64 {
     fn schema() -> Object {
-        whole(0, u64::MAX).build()
+        between(0, u64::MAX).build()
     }
-}
-
-fn whole(minimum: impl Into<Number>, maximum: impl Into<Number>) -> ObjectBuilder {
-    ObjectBuilder::new()
-        .schema_type(Type::Integer)
-        .minimum(Some(minimum))
-        .maximum(Some(maximum))
 }
 
 impl<K: Key> IntoParams for Page<K> {
@@ -104,7 +97,7 @@ impl<K: Key> IntoParams for Page<K> {
                 .schema(Some(schema))
                 .build()
         };
-        let limit = whole(1, 200).default(Some(50.into())).build();
+        let limit = between(1, 200).default(Some(50.into())).build();
         vec![
             query("limit", "How many at most.", limit),
             query(

@@ -44,7 +44,7 @@ struct Flags {
     condemned: AtomicBool,
 }
 
-/// One line of [`Live::transactions`].
+/// What is outstanding or condemned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "app", derive(utoipa::ToSchema))]
 pub struct LiveTransaction {

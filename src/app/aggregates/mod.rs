@@ -22,9 +22,9 @@ use crate::{Problem, Read};
 use self::version::{IfMatch, Shown, Versioned};
 use super::audit::Trail;
 use super::body::{Body, Rules};
+use super::field::{Id, Line, Name, check_text};
 use super::openapi::{BadBody, Fails};
 use super::page::Page;
-use super::text::{Id, Line, Name, check_text};
 use super::{Error, Main};
 
 pub(super) use self::listed::TodoList;

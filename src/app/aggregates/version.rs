@@ -93,7 +93,8 @@ impl IntoParams for IfMatch<'_> {
             .parameter_in(ParameterIn::Header)
             .required(Required::False)
             .description(Some("The `ETag`s that the client will do with, or `*`."))
-            .schema(Some(Object::with_type(Type::String)));
+            .schema(Some(Object::with_type(Type::String)))
+            .example(Some("*".into()));
         vec![header.build()]
     }
 }

@@ -19,7 +19,7 @@ impl Modify for Headers {
             for (status, response) in &mut operation.responses.responses {
                 if let RefOr::T(response) = response {
                     always(response);
-                    success(method, status, settles, response);
+                    success(status, settles, response);
                 }
             }
         }
@@ -35,8 +35,7 @@ impl Modify for Headers {
 
 /// It begins transactions, or takes leases.
 fn settles(method: Method, operation: &Operation) -> bool {
-    !matches!(method, Method::Get | Method::Options)
-        && ["todos", "aggregates"].contains(&part(operation))
+    method != Method::Get && ["todos", "aggregates"].contains(&part(operation))
 }
 
 fn always(response: &mut Response) {
@@ -45,10 +44,7 @@ fn always(response: &mut Response) {
     add(response, "X-Request-Id", about, id);
 }
 
-fn success(method: Method, status: &str, settles: bool, response: &mut Response) {
-    if method == Method::Options {
-        add(response, "Allow", "The methods of the address.", text());
-    }
+fn success(status: &str, settles: bool, response: &mut Response) {
     if status == "201" {
         let address = text().format(Some(SchemaFormat::Custom("uri-reference".into())));
         add(response, "Location", "Where it is.", address);

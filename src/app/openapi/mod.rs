@@ -2,14 +2,12 @@
 //!
 //! Each handler says what it answers in an attribute, and each type what it looks like; doc comments
 //! become descriptions. What many addresses share is said once: problems in `problems`, headers in
-//! `headers`, the methods that `super::methods` answers in `options`. A test holds it against the
-//! routes, another against what the service really answers.
+//! `headers`. A test holds the contract against the routes, another against what the service answers.
 //!
-//! Failure injection is not in it but for its two refusals: with faults on, anything can be answered
+//! Of failure injection it knows the two refusals only: with faults on, anything can be answered
 //! anywhere.
 
 mod headers;
-mod options;
 mod problems;
 
 use std::sync::OnceLock;
@@ -57,8 +55,8 @@ struct Whole;
 const ABOUT: &str = "\
     Transactions that tell the truth: an answer that says success means committed.\n\n\
     Every error is `application/problem+json` (RFC 9457). An address answers HEAD where it answers \
-    GET, and a method that it does not have with 405 and `Allow`. Any page may use the service: \
-    every answer bears the headers of CORS.";
+    GET, OPTIONS with 204 and `Allow`, and a method that it does not have with 405 and `Allow`. Any \
+    page may use the service: every answer bears the headers of CORS.";
 
 fn contract() -> OpenApi {
     let mut contract = Whole::openapi();
@@ -82,7 +80,6 @@ fn contract() -> OpenApi {
         contract.merge(paths);
     }
     Operators.modify(&mut contract);
-    options::Options.modify(&mut contract);
     problems::Problems.modify(&mut contract);
     headers::Headers.modify(&mut contract);
     contract
@@ -126,7 +123,6 @@ fn operations(contract: &mut OpenApi) -> impl Iterator<Item = (Method, &mut Oper
             (Method::Post, &mut item.post),
             (Method::Patch, &mut item.patch),
             (Method::Delete, &mut item.delete),
-            (Method::Options, &mut item.options),
         ];
         all.into_iter()
             .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))

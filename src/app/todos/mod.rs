@@ -19,8 +19,8 @@ use self::store::Row;
 use super::audit::Trail;
 use super::body::{Body, Rules};
 use super::downstream::Downstream;
+use super::field::{Line, Whole, check_text, whole};
 use super::openapi::{BadBody, Fails};
-use super::text::{Line, check_text};
 use super::{Error, Main};
 
 pub(super) fn routes() -> Vec<Route> {
@@ -155,7 +155,8 @@ struct NewTodo {
     title: String,
     #[serde(default)]
     completed: bool,
-    #[schema(minimum = -9223372036854775808_i64, maximum = 9223372036854775807_i64)]
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(value_type = Option<Whole>)]
     order: Option<i64>,
 }
 
@@ -165,7 +166,8 @@ struct Change {
     #[schema(value_type = Option<Line>)]
     title: Option<String>,
     completed: Option<bool>,
-    #[schema(minimum = -9223372036854775808_i64, maximum = 9223372036854775807_i64)]
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(value_type = Option<Whole>)]
     order: Option<i64>,
 }
 

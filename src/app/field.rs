@@ -1,8 +1,12 @@
-//! Text that clients send: its rules as the service keeps them, and as the contract says them.
+//! What the fields of a body hold: the rules as the service keeps them, and as the contract says
+//! them.
 
+use std::fmt;
+
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::{Object, RefOr};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::{Number, PartialSchema, ToSchema};
 
 /// # Errors
 ///
@@ -76,4 +80,66 @@ fn text(pattern: &str) -> ObjectBuilder {
     ObjectBuilder::new()
         .schema_type(Type::String)
         .pattern(Some(pattern))
+}
+
+/// The greatest number up to which every reader of JSON tells whole numbers apart
+/// ([RFC 7493](https://www.rfc-editor.org/rfc/rfc7493#section-2.2)).
+const SAFE: i64 = 9_007_199_254_740_991;
+
+/// A whole number that every client reads as it was sent.
+pub(super) enum Whole {}
+
+impl ToSchema for Whole {}
+
+impl PartialSchema for Whole {
+    fn schema() -> RefOr<Schema> {
+        between(-SAFE, SAFE).into()
+    }
+}
+
+/// A whole number.
+pub(super) fn between(least: impl Into<Number>, most: impl Into<Number>) -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(least))
+        .maximum(Some(most))
+}
+
+/// Reads a [`Whole`], or null. JSON has one kind of number: `1.0` and `1e3` are whole ones too.
+pub(super) fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
+    struct WholeOrNull;
+
+    impl Visitor<'_> for WholeOrNull {
+        type Value = Option<i64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a whole number from -{SAFE} to {SAFE}")
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
+            match (-SAFE..=SAFE).contains(&number) {
+                true => Ok(Some(number)),
+                false => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+            }
+        }
+
+        fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+            let signed = i64::try_from(number);
+            self.visit_i64(signed.unwrap_or(i64::MAX))
+        }
+
+        fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
+            let is_whole = number.fract() == 0.0 && number.abs() <= SAFE as f64;
+            match is_whole {
+                true => Ok(Some(number as i64)),
+                false => Err(E::invalid_value(Unexpected::Float(number), &self)),
+            }
+        }
+    }
+
+    from.deserialize_any(WholeOrNull)
 }
