@@ -24,6 +24,7 @@ mod locks;
 mod log;
 mod lost;
 mod metrics;
+mod openapi;
 mod opening;
 mod refusals;
 mod shutdown;
