@@ -25,6 +25,7 @@ pub struct EventRecord {
     /// What it says.
     pub payload: Value,
     /// When it was stored, on the store's clock: milliseconds since 1970. `None` until then.
+    #[cfg_attr(feature = "app", schema(required))]
     pub recorded_at: Option<i64>,
     /// What is known about it beside itself.
     #[cfg_attr(feature = "app", schema(value_type = BTreeMap<String, String>))]

@@ -4,7 +4,6 @@ use std::str::FromStr;
 
 use rocket::Request;
 use rocket::request::{FromRequest, Outcome};
-
 use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterIn};

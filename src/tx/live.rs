@@ -51,6 +51,7 @@ pub struct LiveTransaction {
     /// The request that it belongs to.
     pub request: String,
     /// The name of the route, where it has one.
+    #[cfg_attr(feature = "app", schema(required))]
     pub route: Option<String>,
     /// The database, or the name that the resource gives itself.
     pub resource: String,

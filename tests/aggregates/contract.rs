@@ -203,6 +203,7 @@ async fn ids_keep_the_rule(backend: Backend) {
         r#"{"task":1}"#,
         r#"{}"#,
         r#"{"task":"a\u0000"}"#,
+        r#"["task"]"#,
     ] {
         let answer = http
             .json("POST /aggregates/todos/complete/rename", body)

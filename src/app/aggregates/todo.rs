@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use crate::aggregate;
 use crate::aggregate::{Aggregate, Entity, Error, Event};
 
-/// A todo.
+/// What has become of an event-sourced todo.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[schema(as = AggregateState)]
 pub(in crate::app) struct Todo {

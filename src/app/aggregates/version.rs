@@ -21,7 +21,7 @@ use super::Todo;
 /// A todo with its id and version, the latter as `ETag` too.
 pub(super) struct Versioned(pub(super) Todo);
 
-/// As clients see it.
+/// An event-sourced todo, as clients see it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Aggregate)]
 pub(super) struct Shown<'a> {

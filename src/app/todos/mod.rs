@@ -143,6 +143,7 @@ struct Todo {
     id: i64,
     title: String,
     completed: bool,
+    #[schema(required)]
     order: Option<i64>,
     shared: bool,
     url: String,
