@@ -44,11 +44,11 @@ fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
 }
 
 /// How many samples the official client reads in `text`.
-fn read_by_prometheus(text: &str) -> usize {
+fn read_by_prometheus(service: &Service, text: &str) -> usize {
     let program = "import sys; from prometheus_client.parser import text_string_to_metric_families; \
          families = text_string_to_metric_families(sys.stdin.read()); \
          print(sum(len(family.samples) for family in families))";
-    let output = python(&["-c", program], text);
+    let output = python(service.databases.folder(), &["-c", program], text);
     assert!(output.status.success(), "{}", said(&output));
     said(&output).trim().parse().unwrap()
 }
@@ -59,7 +59,7 @@ async fn scraped(service: &Service) -> BTreeMap<String, f64> {
     let kind = answer.header("content-type").unwrap();
     assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
     let samples = samples(&answer.body);
-    assert_eq!(read_by_prometheus(&answer.body), samples.len());
+    assert_eq!(read_by_prometheus(service, &answer.body), samples.len());
     samples
 }
 

@@ -137,13 +137,12 @@ async fn it_answers_as_its_contract_says(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let service = Service::on(databases, &[("ROCKET_FAULTS", "false")]).await;
     let contract = format!("{}/openapi.json", service.http.base);
+    let databases = Arc::clone(&service.databases);
     let output = spawn_blocking(move || {
         let settings = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/schemathesis.toml");
         let command = ["-m", "schemathesis.cli", "--config-file", settings, "run"];
-        python(
-            &[&command[..], &[&contract, "--checks", "all"]].concat(),
-            "",
-        )
+        let run = [&command[..], &[&contract, "--checks", "all"]].concat();
+        python(databases.folder(), &run, "")
     });
     let output = output.await.unwrap();
     assert!(output.status.success(), "{}", said(&output));

@@ -1,7 +1,6 @@
 //! The headers of answers, each said once.
 
 use rocket::http::Method;
-use utoipa::Modify;
 use utoipa::openapi::extensions::Extensions;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::schema::{ObjectBuilder, SchemaFormat, Type};
@@ -10,25 +9,21 @@ use utoipa::openapi::{Header, OpenApi, Ref, RefOr, Response, Schema};
 use super::{operations, part};
 
 /// Adds their headers to all answers.
-pub(super) struct Headers;
-
-impl Modify for Headers {
-    fn modify(&self, contract: &mut OpenApi) {
-        for (method, operation) in operations(contract) {
-            let settles = settles(method, operation);
-            for (status, response) in &mut operation.responses.responses {
-                if let RefOr::T(response) = response {
-                    always(response);
-                    success(status, settles, response);
-                }
-            }
-        }
-        let components = contract.components.get_or_insert_default();
-        for (name, response) in &mut components.responses {
+pub(super) fn add_to(contract: &mut OpenApi) {
+    for (method, operation) in operations(contract) {
+        let settles = settles(method, operation);
+        for (status, response) in &mut operation.responses.responses {
             if let RefOr::T(response) = response {
                 always(response);
-                problem(name, response);
+                success(status, settles, response);
             }
+        }
+    }
+    let components = contract.components.get_or_insert_default();
+    for (name, response) in &mut components.responses {
+        if let RefOr::T(response) = response {
+            always(response);
+            problem(name, response);
         }
     }
 }
@@ -55,13 +50,8 @@ fn success(status: &str, settles: bool, response: &mut Response) {
         add(response, "Transaction-Outcome", about, committed);
     }
     if is_versioned(response) {
-        let about = "Its version, for `If-Match`.";
-        add(
-            response,
-            "ETag",
-            about,
-            text().pattern(Some(r#"^"[0-9]+"$"#)),
-        );
+        let version = text().pattern(Some(r#"^"[0-9]+"$"#));
+        add(response, "ETag", "Its version, for `If-Match`.", version);
     }
 }
 
@@ -74,15 +64,12 @@ fn problem(name: &str, response: &mut Response) {
         }
         _ => {}
     }
-    // Not of every request: one may fail before it has anything outstanding.
-    let outcome = Header::builder()
-        .schema(Some(Ref::from_schema_name("Outcome")))
-        .description(Some(
-            "What became of the request's transactions, if it had any.",
-        ));
-    let outcome = RefOr::T(outcome.build());
+    // Not always: a request may fail before it has anything outstanding.
+    let mut outcome = Header::new(Ref::from_schema_name("Outcome"));
+    let about = "What became of the request's transactions, if it had any.";
+    outcome.description = Some(about.to_owned());
     let headers = &mut response.headers;
-    headers.insert("Transaction-Outcome".to_owned(), outcome);
+    headers.insert("Transaction-Outcome".to_owned(), RefOr::T(outcome));
 }
 
 /// Its body is one aggregate.

@@ -14,10 +14,10 @@ use std::sync::OnceLock;
 
 use rocket::http::{ContentType, Method, Status};
 use rocket::{Route, get, routes};
+use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::{Modify, OpenApi as _};
 
 use super::{aggregates, audit, console, downstream, leases, metrics, status, todos};
 
@@ -43,8 +43,6 @@ fn openapi() -> Result<(ContentType, &'static str), Status> {
 struct Paths;
 
 /// What holds for the whole service.
-///
-/// Transactions that tell the truth: an answer that says success means committed.
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(title = "rocket_tx, the reference service", description = ABOUT),
@@ -79,32 +77,24 @@ fn contract() -> OpenApi {
         }
         contract.merge(paths);
     }
-    Operators.modify(&mut contract);
-    problems::Problems.modify(&mut contract);
-    headers::Headers.modify(&mut contract);
+    guard(&mut contract);
+    problems::add_to(&mut contract);
+    headers::add_to(&mut contract);
     contract
 }
 
-/// The addresses that `super::admin` guards.
-struct Operators;
-
-impl Modify for Operators {
-    fn modify(&self, contract: &mut OpenApi) {
-        let bearer = HttpBuilder::new()
-            .scheme(HttpAuthScheme::Bearer)
-            .description(Some(
-                "`admin_token`. Not needed from where `admin_from` says.",
-            ))
-            .build();
-        contract
-            .components
-            .get_or_insert_default()
-            .add_security_scheme("operator", SecurityScheme::Http(bearer));
-        for (_, operation) in operations(contract) {
-            if ["leases", "registry", "metrics"].contains(&part(operation)) {
-                let token = SecurityRequirement::new::<_, [&str; 0], &str>("operator", []);
-                operation.security = Some(vec![SecurityRequirement::default(), token]);
-            }
+/// Says of what is for operators how one is known, as `super::admin` knows it.
+fn guard(contract: &mut OpenApi) {
+    let about = "`admin_token`. Not needed from where `admin_from` says.";
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some(about));
+    let components = contract.components.get_or_insert_default();
+    components.add_security_scheme("operator", SecurityScheme::Http(bearer.build()));
+    for (_, operation) in operations(contract) {
+        if ["leases", "registry", "metrics"].contains(&part(operation)) {
+            let token = SecurityRequirement::new::<_, [&str; 0], &str>("operator", []);
+            operation.security = Some(vec![SecurityRequirement::default(), token]);
         }
     }
 }
@@ -120,6 +110,7 @@ fn operations(contract: &mut OpenApi) -> impl Iterator<Item = (Method, &mut Oper
     contract.paths.paths.values_mut().flat_map(|item| {
         let all = [
             (Method::Get, &mut item.get),
+            (Method::Put, &mut item.put),
             (Method::Post, &mut item.post),
             (Method::Patch, &mut item.patch),
             (Method::Delete, &mut item.delete),

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use utoipa::IntoResponses;
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response};
-use utoipa::{IntoResponses, Modify};
 
 use super::operations;
 
@@ -73,8 +73,20 @@ pub(in crate::app) enum Fails<const STATUS: u16> {}
 
 impl<const STATUS: u16> IntoResponses for Fails<STATUS> {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
+        const { assert!(is_listed(STATUS), "it is not one of `PROBLEMS`") }
         problems(&[STATUS])
     }
+}
+
+const fn is_listed(status: u16) -> bool {
+    let mut next = 0;
+    while next < PROBLEMS.len() {
+        if PROBLEMS[next].0 == status {
+            return true;
+        }
+        next += 1;
+    }
+    false
 }
 
 /// The operation takes a body, which can be wrong.
@@ -98,23 +110,19 @@ fn problems(statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
         .collect()
 }
 
-/// Adds what the references refer to, and what every operation can fail with.
-pub(super) struct Problems;
-
-impl Modify for Problems {
-    fn modify(&self, contract: &mut OpenApi) {
-        for (_, operation) in operations(contract) {
-            let responses = &mut operation.responses.responses;
-            responses.extend(problems(&[403, 422, 500]));
-        }
-        let components = contract.components.get_or_insert_default();
-        for (_, name, when) in PROBLEMS {
-            let schema = Ref::from_schema_name("Problem");
-            let problem = Response::builder()
-                .description(when)
-                .content("application/problem+json", Content::new(Some(schema)));
-            let problem = RefOr::T(problem.build());
-            components.responses.insert(name.to_owned(), problem);
-        }
+/// Adds what every operation can fail with, and what the references refer to.
+pub(super) fn add_to(contract: &mut OpenApi) {
+    for (_, operation) in operations(contract) {
+        let responses = &mut operation.responses.responses;
+        responses.extend(problems(&[403, 422, 500]));
+    }
+    let components = contract.components.get_or_insert_default();
+    for (_, name, when) in PROBLEMS {
+        let schema = Ref::from_schema_name("Problem");
+        let problem = Response::builder()
+            .description(when)
+            .content("application/problem+json", Content::new(Some(schema)));
+        let problem = RefOr::T(problem.build());
+        components.responses.insert(name.to_owned(), problem);
     }
 }
