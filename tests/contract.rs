@@ -50,7 +50,15 @@ async fn todos_keep_the_todo_backend_contract(backend: Backend) {
             Value::from("bathe the cat"),
         ),
         (r#"{"completed": true}"#, "completed", Value::from(true)),
+        (r#"{"order": 95.0}"#, "order", Value::from(95)),
+        (r#"{"order": 1e3}"#, "order", Value::from(1_000)),
+        (
+            r#"{"order": -9007199254740991}"#,
+            "order",
+            Value::from(-9_007_199_254_740_991_i64),
+        ),
         (r#"{"order": 95}"#, "order", Value::from(95)),
+        (r#"{"order": null}"#, "order", Value::from(95)),
         (r#"{"completed": false}"#, "completed", Value::from(false)),
         ("{}", "order", Value::from(95)),
     ] {

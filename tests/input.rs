@@ -144,8 +144,18 @@ async fn a_body_that_breaks_a_rule(backend: Backend) {
             r#"{"title": "milk", "order": 9223372036854775808}"#,
             "order",
         ),
+        (r#"{"title": "milk", "order": 9007199254740992}"#, "order"),
+        (r#"{"title": "milk", "order": -9007199254740992}"#, "order"),
+        (
+            r#"{"title": "milk", "order": -9223372036854775809}"#,
+            "order",
+        ),
+        (r#"{"title": "milk", "order": 9007199254740993.0}"#, "order"),
+        (r#"{"title": "milk", "order": 1e300}"#, "order"),
+        (r#"{"title": "milk", "order": true}"#, "order"),
         (r#"{"title": "milk", "title": "tea"}"#, "title"),
         ("[1]", "invalid"),
+        (r#" ["milk", true, 7]"#, "the body must be an object"),
         ("\"milk\"", "invalid"),
         ("7", "invalid"),
     ] {

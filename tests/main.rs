@@ -25,6 +25,7 @@ mod locks;
 mod log;
 mod lost;
 mod metrics;
+mod openapi;
 mod opening;
 mod refusals;
 mod shutdown;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::aggregates::{create, rename};
+use crate::support::python::{python, said};
 use crate::support::{Backend, Service};
 
 /// Every sample by its name with its labels. The text must keep the format: HELP and TYPE before the
@@ -42,12 +43,24 @@ fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
     samples.iter().filter(of).map(|(_, value)| value).sum()
 }
 
+/// How many samples the official client reads in `text`.
+fn read_by_prometheus(service: &Service, text: &str) -> usize {
+    let program = "import sys; from prometheus_client.parser import text_string_to_metric_families; \
+         families = text_string_to_metric_families(sys.stdin.read()); \
+         print(sum(len(family.samples) for family in families))";
+    let output = python(service.databases.folder(), &["-c", program], text);
+    assert!(output.status.success(), "{}", said(&output));
+    said(&output).trim().parse().unwrap()
+}
+
 async fn scraped(service: &Service) -> BTreeMap<String, f64> {
     let answer = service.get("/metrics").await;
     assert_eq!(answer.status, 200);
     let kind = answer.header("content-type").unwrap();
     assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
-    samples(&answer.body)
+    let samples = samples(&answer.body);
+    assert_eq!(read_by_prometheus(service, &answer.body), samples.len());
+    samples
 }
 
 async fn outcomes_add_up(backend: Backend) {

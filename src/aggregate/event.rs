@@ -14,6 +14,7 @@ pub type Metadata = BTreeMap<String, String>;
 
 /// An event as it is stored.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "app", derive(utoipa::ToSchema))]
 pub struct EventRecord {
     /// Its place in the stream, from 1, without gaps.
     pub sequence: u64,
@@ -24,8 +25,10 @@ pub struct EventRecord {
     /// What it says.
     pub payload: Value,
     /// When it was stored, on the store's clock: milliseconds since 1970. `None` until then.
+    #[cfg_attr(feature = "app", schema(required))]
     pub recorded_at: Option<i64>,
     /// What is known about it beside itself.
+    #[cfg_attr(feature = "app", schema(value_type = BTreeMap<String, String>))]
     pub metadata: Metadata,
 }
 

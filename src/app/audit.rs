@@ -7,10 +7,12 @@ use rocket::serde::json::Json;
 use rocket::{Request, Route, get, routes};
 use serde::Serialize;
 use sqlx::FromRow;
+use utoipa::ToSchema;
 
 use crate::db::Connection;
 use crate::{Begin, Problem, Read, RequestId, with_backend};
 
+use super::openapi::Fails;
 use super::page::Page;
 use super::{Audit, Error};
 
@@ -18,7 +20,16 @@ pub(super) fn routes() -> Vec<Route> {
     routes![list]
 }
 
-/// Newest first. The next page is `?after=` the `id` of the last line.
+/// As the contract names them.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(list))]
+pub(super) struct Paths;
+
+/// One line for every change, newest first. The next page is `?after=` the `id` of the last line.
+#[utoipa::path(
+    params(Page<i64>),
+    responses((status = 200, description = "Newest first.", body = Vec<Line>), Fails<503>)
+)]
 #[get("/audit")]
 async fn list(
     page: Result<Page<i64>, Problem>,
@@ -61,7 +72,8 @@ impl<'r> FromRequest<'r> for Trail {
 }
 
 /// A line of the trail.
-#[derive(Debug, Serialize, FromRow)]
+#[derive(Debug, Serialize, FromRow, ToSchema)]
+#[schema(as = AuditLine)]
 struct Line {
     id: i64,
     request_id: String,

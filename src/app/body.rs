@@ -85,7 +85,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         }
     })?;
     json.end().map_err(not_json)?;
-    Ok(value)
+    // serde makes a struct of an array too, by the order of its fields, which is nobody's business.
+    match bytes.trim_ascii_start().first() {
+        Some(b'{') => Ok(value),
+        _ => Err(broken_rule("the body must be an object".into())),
+    }
 }
 
 pub(super) fn broken_rule(rule: String) -> Problem {

@@ -23,8 +23,16 @@ pub(super) fn routes() -> Vec<Route> {
     routes![events]
 }
 
+/// As the contract names them.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(events))]
+pub(super) struct Paths;
+
 /// Server-sent events, until the client goes or the service shuts down. Who reads too slowly misses
 /// some, and is told how many.
+#[utoipa::path(responses(
+    (status = 200, description = "Without an end.", body = String, content_type = "text/event-stream")
+))]
 #[get("/registry/events")]
 fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
     /// A client that is gone is noticed by the next thing that is written to it.

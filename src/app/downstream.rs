@@ -19,6 +19,11 @@ pub(super) fn routes() -> Vec<Route> {
     routes![stand_in]
 }
 
+/// As the contract names them.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(stand_in))]
+pub(super) struct Paths;
+
 /// Why the downstream service could not be told.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -128,6 +133,7 @@ fn stand_in_url(
 }
 
 /// Stands in for the downstream service: takes everything, and with faults on fails as told.
+#[utoipa::path(responses((status = 204, description = "Taken.")))]
 #[post("/downstream?<answer>")]
 async fn stand_in(answer: Option<&str>, config: &State<Config>) -> Status {
     match answer.filter(|_| config.faults) {

@@ -21,6 +21,11 @@ pub(super) fn routes() -> Vec<Route> {
     routes![metrics]
 }
 
+/// As the contract names them.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(metrics))]
+pub(super) struct Paths;
+
 /// All that is measured. A clone is another handle on the same.
 #[derive(Clone)]
 pub(super) struct Metrics {
@@ -259,6 +264,8 @@ impl Metrics {
     }
 }
 
+/// Counters and durations, in Prometheus's text format.
+#[utoipa::path(responses((status = 200, description = "As they are now.", body = String)))]
 #[get("/metrics")]
 fn metrics(
     metrics: &State<Metrics>,

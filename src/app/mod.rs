@@ -15,7 +15,8 @@
 //! | `statements` | the statements of requests, told to the feed |
 //! | `changes` | `/changes`: which lists have changed |
 //! | `faults` | failure injection, around the handlers |
-//! | `body`, `page`, `error` | what clients send, and what they are told when it is wrong |
+//! | `body`, `field`, `page`, `error` | what clients send, and what they are told when it is wrong |
+//! | `openapi` | `/openapi.json`: all of it, as a contract made from the code |
 //! | `cors`, `methods` | headers and answers that every address has |
 //! | `log` | how it logs |
 //! | `telemetry` | its spans, for an OpenTelemetry collector, with the feature `otel` |
@@ -37,10 +38,12 @@ mod decorate;
 mod downstream;
 mod error;
 mod faults;
+mod field;
 mod leases;
 mod log;
 mod methods;
 mod metrics;
+mod openapi;
 mod page;
 mod site;
 mod statements;
@@ -98,6 +101,7 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         site::routes(),
         admin::only(site::inside()),
         changes::routes(),
+        openapi::routes(),
     ];
     let routes = methods::complete(routes.into_iter().flatten().collect());
     let routes = faults::around(console::watched(routes));

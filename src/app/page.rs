@@ -4,10 +4,15 @@ use std::str::FromStr;
 
 use rocket::Request;
 use rocket::request::{FromRequest, Outcome};
+use utoipa::IntoParams;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::{Parameter, ParameterIn};
+use utoipa::openapi::schema::Object;
 
 use crate::Problem;
 
 use super::body::broken_rule;
+use super::field::{between, plain};
 
 /// Which part of a list is asked for; `K` is what its lines are told apart by.
 pub(super) struct Page<K> {
@@ -55,4 +60,50 @@ fn value<T: FromStr>(request: &Request<'_>, name: &str) -> Result<Option<T>, Pro
     }
     let value = text.parse().map_err(|_| broken("be a whole number"))?;
     Ok(Some(value))
+}
+
+/// What the lines of a list are told apart by, as the contract says it.
+pub(super) trait Key {
+    fn schema() -> Object;
+}
+
+impl Key for String {
+    fn schema() -> Object {
+        plain()
+    }
+}
+
+impl Key for i64 {
+    fn schema() -> Object {
+        between(i64::MIN, i64::MAX).build()
+    }
+}
+
+impl Key for u64 {
+    fn schema() -> Object {
+        between(0, u64::MAX).build()
+    }
+}
+
+impl<K: Key> IntoParams for Page<K> {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let query = |name: &str, about: &str, schema: Object| {
+            Parameter::builder()
+                .name(name)
+                .parameter_in(ParameterIn::Query)
+                .required(Required::False)
+                .description(Some(about))
+                .schema(Some(schema))
+                .build()
+        };
+        let limit = between(1, 200).default(Some(50.into())).build();
+        vec![
+            query("limit", "How many at most.", limit),
+            query(
+                "after",
+                "The key of the last one that was seen.",
+                K::schema(),
+            ),
+        ]
+    }
 }

@@ -4,22 +4,34 @@ use rocket::http::Status;
 use rocket::serde::json::Json;
 use rocket::{Route, State, get, routes};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::tx::{Live, LiveTransaction, Outcome};
 use crate::{Read, with_backend};
 
+use super::openapi::Fails;
 use super::{Audit, Error, Main};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![healthz, readyz]
 }
 
+/// As the contract names them.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(healthz, readyz))]
+pub(super) struct Paths;
+
 /// For operators.
 pub(super) fn inside() -> Vec<Route> {
     routes![registry]
 }
 
-#[derive(Serialize)]
+/// As the contract names them.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(registry))]
+pub(super) struct Inside;
+
+#[derive(Serialize, ToSchema)]
 struct Registry {
     /// What is begun and not yet settled, and what is condemned.
     outstanding: Vec<LiveTransaction>,
@@ -29,7 +41,7 @@ struct Registry {
 }
 
 /// Requests since the launch, by outcome.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Counts {
     committed: u64,
     rolled_back: u64,
@@ -37,6 +49,8 @@ struct Counts {
     unknown: u64,
 }
 
+/// What is outstanding or condemned now.
+#[utoipa::path(responses((status = 200, description = "As it is now.", body = Registry)))]
 #[get("/registry")]
 fn registry(live: &State<Live>) -> Json<Registry> {
     Json(Registry {
@@ -52,12 +66,14 @@ fn registry(live: &State<Live>) -> Json<Registry> {
 }
 
 /// The process is alive.
+#[utoipa::path(responses((status = 204, description = "It is.")))]
 #[get("/healthz")]
 fn healthz() -> Status {
     Status::NoContent
 }
 
 /// Both databases answer.
+#[utoipa::path(responses((status = 204, description = "They do."), Fails<503>))]
 #[get("/readyz")]
 async fn readyz(mut main: Read<Main>, mut audit: Read<Audit>) -> Result<Status, Error> {
     with_backend!(main, |db| sqlx::query("SELECT 1")

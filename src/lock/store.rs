@@ -125,6 +125,7 @@ impl Released {
 
 /// A lease, as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
+#[cfg_attr(feature = "app", derive(utoipa::ToSchema))]
 pub struct LeaseRow {
     /// What is locked.
     pub key: String,

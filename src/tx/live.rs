@@ -44,12 +44,14 @@ struct Flags {
     condemned: AtomicBool,
 }
 
-/// One line of [`Live::transactions`].
+/// What is outstanding or condemned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "app", derive(utoipa::ToSchema))]
 pub struct LiveTransaction {
     /// The request that it belongs to.
     pub request: String,
     /// The name of the route, where it has one.
+    #[cfg_attr(feature = "app", schema(required))]
     pub route: Option<String>,
     /// The database, or the name that the resource gives itself.
     pub resource: String,

@@ -25,15 +25,27 @@ use super::verdict::Outcome;
 /// assert_eq!(problem.status(), Status::UnprocessableEntity);
 /// ```
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "app", derive(utoipa::ToSchema))]
+#[cfg_attr(
+    feature = "app",
+    schema(description = "A problem document, by RFC 9457.")
+)]
 pub struct Problem {
+    /// `urn:rocket_tx:problem:` and the kind of problem.
     #[serde(rename = "type")]
     kind: String,
+    /// The status in words.
     title: Cow<'static, str>,
     status: u16,
+    /// What went wrong, and what to do about it.
     detail: Cow<'static, str>,
+    /// The id of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "app", schema(nullable = false, format = "uuid"))]
     instance: Option<String>,
+    /// What became of the request's transactions, if it had any.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "app", schema(nullable = false))]
     outcome: Option<Outcome>,
 }
 

@@ -65,6 +65,7 @@ impl fmt::Display for Reason {
 /// What really happened. The `Transaction-Outcome` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "app", derive(utoipa::ToSchema))]
 pub enum Outcome {
     /// Everything was committed.
     Committed,

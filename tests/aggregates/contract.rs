@@ -210,6 +210,10 @@ async fn ids_keep_the_rule(backend: Backend) {
         assert_eq!(answer.status, 422, "{body}");
         assert!(answer.body.contains("task"), "{answer:?}");
     }
+    let array = http
+        .json("POST /aggregates/todos/complete/rename", r#"["task"]"#)
+        .await;
+    assert_eq!(array.status, 422, "{array:?}");
 }
 
 async fn an_older_event_loads_through_its_upcaster(backend: Backend) {

@@ -8,6 +8,7 @@
 //! | `stage` | a small service inside the test's process, for what the library promises |
 //! | `launch` | launches of a test's own making, above all those that are refused |
 //! | `proxy` | breaks the connection to Postgres at a chosen statement |
+//! | `python` | somebody else's programs, to try the service with |
 //! | `service` | the reference service as a process, for what only a process can show |
 
 pub mod browser;
@@ -15,6 +16,7 @@ pub mod databases;
 pub mod http;
 pub mod launch;
 pub mod proxy;
+pub mod python;
 pub mod service;
 pub mod stage;
 

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use sqlx::FromRow;
+use utoipa::ToSchema;
 
 use crate::aggregate::{Aggregate, EventRecord, Projection};
 use crate::app::page::Page;
@@ -38,7 +39,9 @@ impl Projection<Todo, Connection> for TodoList {
     }
 }
 
-#[derive(Debug, Serialize, FromRow)]
+/// A line of the list.
+#[derive(Debug, Serialize, FromRow, ToSchema)]
+#[schema(as = ListedAggregate)]
 pub(super) struct Row {
     id: String,
     user_id: String,

@@ -7,18 +7,23 @@ mod listed;
 mod todo;
 mod version;
 
+use std::collections::BTreeSet;
+
 use rocket::response::status::Created;
 use rocket::serde::json::Json;
 use rocket::{Route, get, post, routes};
 use serde::Deserialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::aggregate::{Aggregate, Aggregates, EventRecord};
 use crate::{Problem, Read};
 
-use self::version::{IfMatch, Versioned};
+use self::version::{IfMatch, Shown, Versioned};
 use super::audit::Trail;
 use super::body::{Body, Rules};
+use super::field::{Id, Line, Name, check_text};
+use super::openapi::{BadBody, Fails};
 use super::page::Page;
 use super::{Error, Main};
 
@@ -29,9 +34,18 @@ pub(super) fn routes() -> Vec<Route> {
     routes![list, create, find, rename, complete, complete_all, events]
 }
 
+/// As the contract names them.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(list, create, find, rename, complete, complete_all, events))]
+pub(super) struct Paths;
+
 type Todos = Aggregates<Main, Todo>;
 
-/// By id. The next page is `?after=` the last `id`.
+/// A page of all aggregates, by id. The next page is `?after=` the last `id`.
+#[utoipa::path(
+    params(Page<String>),
+    responses((status = 200, description = "By id.", body = Vec<listed::Row>), Fails<503>)
+)]
 #[get("/aggregates/todos")]
 async fn list(
     page: Result<Page<String>, Problem>,
@@ -40,6 +54,11 @@ async fn list(
     Ok(Json(listed::page(&mut read, page?).await?))
 }
 
+/// Creates an aggregate.
+#[utoipa::path(
+    request_body = NewTodo,
+    responses((status = 201, description = "Created.", body = Shown), BadBody, Fails<409>, Fails<503>)
+)]
 #[post("/aggregates/todos", data = "<new>")]
 async fn create(
     new: Body<NewTodo>,
@@ -59,12 +78,26 @@ async fn create(
     Ok(Created::new(address).body(Versioned(todo)))
 }
 
+/// One aggregate.
+#[utoipa::path(
+    params(("id" = Id, Path)),
+    responses((status = 200, description = "Found.", body = Shown), Fails<404>, Fails<503>)
+)]
 #[get("/aggregates/todos/<id>")]
 async fn find(id: &str, todos: Todos) -> Result<Versioned, Error> {
     let todo = todos.peek(id).await?;
     Ok(Versioned(todo.ok_or_else(|| no_such(id))?))
 }
 
+/// Gives an aggregate another task.
+#[utoipa::path(
+    params(("id" = Id, Path), IfMatch),
+    request_body = NewTask,
+    responses(
+        (status = 200, description = "Renamed.", body = Shown),
+        BadBody, Fails<404>, Fails<409>, Fails<412>, Fails<503>
+    )
+)]
 #[post("/aggregates/todos/<id>/rename", data = "<new>")]
 async fn rename(
     id: &str,
@@ -82,7 +115,14 @@ async fn rename(
     Ok(Versioned(todo))
 }
 
-/// The second time nothing happens, and that is a success too.
+/// Completes an aggregate. The second time nothing happens, and that is a success too.
+#[utoipa::path(
+    params(("id" = Id, Path), IfMatch),
+    responses(
+        (status = 200, description = "Complete.", body = Shown),
+        Fails<404>, Fails<409>, Fails<412>, Fails<503>
+    )
+)]
 #[post("/aggregates/todos/<id>/complete")]
 async fn complete(
     id: &str,
@@ -99,7 +139,14 @@ async fn complete(
     Ok(Versioned(todo))
 }
 
-/// All of them, or none.
+/// Completes several aggregates: all of them, or none.
+#[utoipa::path(
+    request_body = Which,
+    responses(
+        (status = 200, description = "As they were named.", body = Vec<Shown>),
+        BadBody, Fails<404>, Fails<409>, Fails<503>
+    )
+)]
 #[post("/aggregates/todos/complete", data = "<which>")]
 async fn complete_all(
     which: Body<Which>,
@@ -125,6 +172,10 @@ async fn complete_all(
 }
 
 /// What has happened to a todo, in order. The next page is `?after=` the last `sequence`.
+#[utoipa::path(
+    params(("id" = Id, Path), Page<u64>),
+    responses((status = 200, description = "In order.", body = Vec<EventRecord>), Fails<404>, Fails<503>)
+)]
 #[get("/aggregates/todos/<id>/events")]
 async fn events(
     id: &str,
@@ -145,23 +196,29 @@ fn no_such(id: &str) -> Error {
 }
 
 /// What a client sends to create one.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = NewAggregate)]
 struct NewTodo {
     /// Chosen here if it is left out.
+    #[schema(value_type = Option<Id>)]
     id: Option<String>,
+    #[schema(value_type = Name)]
     user_id: String,
+    #[schema(value_type = Line)]
     task: String,
 }
 
 /// What a client sends to rename one.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct NewTask {
+    #[schema(value_type = Line)]
     task: String,
 }
 
 /// What a client sends to complete several.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct Which {
+    #[schema(value_type = BTreeSet<Id>, min_items = 1, max_items = 100)]
     ids: Vec<String>,
 }
 
@@ -183,23 +240,11 @@ impl Rules for NewTask {
 
 impl Rules for Which {
     fn check(&self) -> Result<(), String> {
-        let distinct: std::collections::BTreeSet<_> = self.ids.iter().collect();
+        let distinct: BTreeSet<_> = self.ids.iter().collect();
         match self.ids.len() {
             1..=100 if distinct.len() == self.ids.len() => Ok(()),
             1..=100 => Err("`ids` must not name one twice".into()),
             _ => Err("`ids` must name 1 to 100 todos".into()),
         }
-    }
-}
-
-fn check_text(field: &str, text: &str, longest: usize) -> Result<(), String> {
-    if text.trim().is_empty() {
-        Err(format!("`{field}` must not be empty"))
-    } else if text.chars().count() > longest {
-        Err(format!("`{field}` must be {longest} characters at most"))
-    } else if text.chars().any(char::is_control) {
-        Err(format!("`{field}` must not contain control characters"))
-    } else {
-        Ok(())
     }
 }

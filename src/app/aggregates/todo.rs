@@ -2,12 +2,14 @@
 
 use rocket::serde::json::{Value, json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::aggregate;
 use crate::aggregate::{Aggregate, Entity, Error, Event};
 
-/// A todo.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+/// What has become of an event-sourced todo.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[schema(as = AggregateState)]
 pub(in crate::app) struct Todo {
     #[serde(skip)]
     entity: Entity,

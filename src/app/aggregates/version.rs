@@ -9,6 +9,9 @@ use rocket::request::{FromRequest, Outcome};
 use rocket::response::{self, Responder};
 use rocket::serde::json::Json;
 use serde::{Serialize, Serializer};
+use utoipa::openapi::path::{Parameter, ParameterIn};
+use utoipa::openapi::{Object, Required, Type};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::Problem;
 use crate::aggregate::Aggregate;
@@ -18,9 +21,12 @@ use super::Todo;
 /// A todo with its id and version, the latter as `ETag` too.
 pub(super) struct Versioned(pub(super) Todo);
 
-#[derive(Serialize)]
-struct Shown<'a> {
+/// An event-sourced todo, as clients see it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Aggregate)]
+pub(super) struct Shown<'a> {
     id: &'a str,
+    /// How many events have happened to it.
     version: u64,
     #[serde(flatten)]
     todo: &'a Todo,
@@ -77,5 +83,18 @@ impl<'r> FromRequest<'r> for IfMatch<'r> {
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Infallible> {
         Outcome::Success(Self(request.headers().get("If-Match").collect()))
+    }
+}
+
+impl IntoParams for IfMatch<'_> {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let header = Parameter::builder()
+            .name("If-Match")
+            .parameter_in(ParameterIn::Header)
+            .required(Required::False)
+            .description(Some("The `ETag`s that the client will do with, or `*`."))
+            .schema(Some(Object::with_type(Type::String)))
+            .example(Some("*".into()));
+        vec![header.build()]
     }
 }

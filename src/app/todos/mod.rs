@@ -11,6 +11,7 @@ use rocket::response::status::Created;
 use rocket::serde::json::Json;
 use rocket::{Route, delete, get, patch, post, routes};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{Begin, Read, Tx};
 
@@ -18,18 +19,32 @@ use self::store::Row;
 use super::audit::Trail;
 use super::body::{Body, Rules};
 use super::downstream::Downstream;
+use super::field::{Line, Whole, check_text, whole};
+use super::openapi::{BadBody, Fails};
 use super::{Error, Main};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![list, create, clear, find, change, remove, share]
 }
 
+/// As the contract names them.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(list, create, clear, find, change, remove, share))]
+pub(super) struct Paths;
+
+/// All todos.
+#[utoipa::path(responses((status = 200, description = "Oldest first.", body = Vec<Todo>), Fails<503>))]
 #[get("/todos")]
 async fn list(mut read: Read<Main>, at: At<'_>) -> Result<Json<Vec<Todo>>, Error> {
     let rows = store::list(&mut read).await?;
     Ok(Json(rows.into_iter().map(|row| at.todo(row)).collect()))
 }
 
+/// Creates a todo.
+#[utoipa::path(
+    request_body = NewTodo,
+    responses((status = 201, description = "Created.", body = Todo), BadBody, Fails<503>)
+)]
 #[post("/todos", data = "<new>")]
 async fn create(
     new: Body<NewTodo>,
@@ -44,6 +59,8 @@ async fn create(
     Ok(Created::new(todo.url.clone()).body(Json(todo)))
 }
 
+/// Removes all todos.
+#[utoipa::path(responses((status = 204, description = "There are none."), Fails<503>))]
 #[delete("/todos")]
 async fn clear(mut tx: Tx<Main>, trail: Trail) -> Result<Status, Error> {
     let gone = store::clear(&mut tx).await?;
@@ -51,6 +68,8 @@ async fn clear(mut tx: Tx<Main>, trail: Trail) -> Result<Status, Error> {
     Ok(Status::NoContent)
 }
 
+/// One todo.
+#[utoipa::path(responses((status = 200, description = "Found.", body = Todo), Fails<404>, Fails<503>))]
 #[get("/todos/<id>")]
 async fn find(id: i64, mut read: Read<Main>, at: At<'_>) -> Result<Json<Todo>, Error> {
     let row = store::find(&mut read, id)
@@ -59,6 +78,11 @@ async fn find(id: i64, mut read: Read<Main>, at: At<'_>) -> Result<Json<Todo>, E
     Ok(Json(at.todo(row)))
 }
 
+/// Changes a todo. What is left out stays.
+#[utoipa::path(
+    request_body = Change,
+    responses((status = 200, description = "Changed.", body = Todo), BadBody, Fails<404>, Fails<503>)
+)]
 #[patch("/todos/<id>", data = "<change>")]
 async fn change(
     id: i64,
@@ -77,6 +101,8 @@ async fn change(
     Ok(Json(todo))
 }
 
+/// Removes a todo.
+#[utoipa::path(responses((status = 204, description = "Removed."), Fails<404>, Fails<503>))]
 #[delete("/todos/<id>")]
 async fn remove(id: i64, mut tx: Tx<Main>, trail: Trail) -> Result<Status, Error> {
     if !store::remove(&mut tx, id).await? {
@@ -90,6 +116,10 @@ async fn remove(id: i64, mut tx: Tx<Main>, trail: Trail) -> Result<Status, Error
 ///
 /// The transaction is open while the other service thinks, on purpose: on SQLite every other
 /// writer waits as long. That is why `downstream_timeout` is short.
+#[utoipa::path(responses(
+    (status = 200, description = "Shared, and the other service knows.", body = Todo),
+    Fails<404>, Fails<502>, Fails<503>, Fails<504>
+))]
 #[post("/todos/<id>/share")]
 async fn share(
     id: i64,
@@ -108,54 +138,50 @@ async fn share(
 }
 
 /// A todo as clients see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Todo {
     id: i64,
     title: String,
     completed: bool,
+    #[schema(required)]
     order: Option<i64>,
     shared: bool,
     url: String,
 }
 
 /// What a client sends to create one.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct NewTodo {
+    #[schema(value_type = Line)]
     title: String,
     #[serde(default)]
     completed: bool,
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(value_type = Option<Whole>)]
     order: Option<i64>,
 }
 
 /// What a client sends to change one. What is left out stays.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct Change {
+    #[schema(value_type = Option<Line>)]
     title: Option<String>,
     completed: Option<bool>,
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(value_type = Option<Whole>)]
     order: Option<i64>,
 }
 
 impl Rules for NewTodo {
     fn check(&self) -> Result<(), String> {
-        check_title(&self.title)
+        check_text("title", &self.title, 500)
     }
 }
 
 impl Rules for Change {
     fn check(&self) -> Result<(), String> {
-        self.title.as_deref().map_or(Ok(()), check_title)
-    }
-}
-
-fn check_title(title: &str) -> Result<(), String> {
-    if title.trim().is_empty() {
-        Err("`title` must not be empty".into())
-    } else if title.chars().count() > 500 {
-        Err("`title` must be 500 characters at most".into())
-    } else if title.chars().any(char::is_control) {
-        Err("`title` must not contain control characters".into())
-    } else {
-        Ok(())
+        let title = self.title.as_deref();
+        title.map_or(Ok(()), |title| check_text("title", title, 500))
     }
 }
 

@@ -1,0 +1,145 @@
+//! What the fields of a body hold: the rules as the service keeps them, and as the contract says
+//! them.
+
+use std::fmt;
+
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::{Object, RefOr};
+use utoipa::{Number, PartialSchema, ToSchema};
+
+/// # Errors
+///
+/// One sentence that names the field and the rule.
+pub(super) fn check_text(field: &str, text: &str, longest: usize) -> Result<(), String> {
+    if text.trim().is_empty() {
+        Err(format!("`{field}` must not be empty"))
+    } else if text.chars().count() > longest {
+        Err(format!("`{field}` must be {longest} characters at most"))
+    } else if text.chars().any(char::is_control) {
+        Err(format!("`{field}` must not contain control characters"))
+    } else {
+        Ok(())
+    }
+}
+
+/// No control characters, and one at least that is not white space.
+const NOT_BLANK: &str = concat!(
+    r"^[^\u0000-\u001F\u007F-\u009F]*",
+    r"[^\u0000-\u0020\u007F-\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000]",
+    r"[^\u0000-\u001F\u007F-\u009F]*$",
+);
+
+/// The rule counts bytes, which a pattern cannot. What keeps this keeps the rule.
+const ID: &str = r"^([\u0020-\u007E]{1,200}|[^\u0000-\u001F\u007F-\u009F]{1,50})$";
+
+/// What Postgres can compare a text with.
+const NO_CONTROL: &str = r"^[^\u0000-\u001F\u007F-\u009F]*$";
+
+/// A title, or a task.
+pub(super) enum Line {}
+
+/// The name of a user.
+pub(super) enum Name {}
+
+/// What an aggregate is told apart by.
+pub(super) enum Id {}
+
+impl ToSchema for Line {}
+impl ToSchema for Name {}
+impl ToSchema for Id {}
+
+impl PartialSchema for Line {
+    fn schema() -> RefOr<Schema> {
+        let text = text(NOT_BLANK).description(Some("One line of text, not blank."));
+        text.min_length(Some(1)).max_length(Some(500)).into()
+    }
+}
+
+impl PartialSchema for Name {
+    fn schema() -> RefOr<Schema> {
+        let text = text(NOT_BLANK).description(Some("One short line of text, not blank."));
+        text.min_length(Some(1)).max_length(Some(200)).into()
+    }
+}
+
+impl PartialSchema for Id {
+    fn schema() -> RefOr<Schema> {
+        let rule = "1 to 200 bytes of UTF-8, without control characters.";
+        let text = text(ID).description(Some(rule));
+        text.min_length(Some(1)).max_length(Some(200)).into()
+    }
+}
+
+/// Any text without control characters.
+pub(super) fn plain() -> Object {
+    text(NO_CONTROL).build()
+}
+
+fn text(pattern: &str) -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(pattern))
+}
+
+/// The greatest number up to which every reader of JSON tells whole numbers apart
+/// ([RFC 7493](https://www.rfc-editor.org/rfc/rfc7493#section-2.2)).
+const SAFE: i64 = 9_007_199_254_740_991;
+
+/// A whole number that every client reads as it was sent.
+pub(super) enum Whole {}
+
+impl ToSchema for Whole {}
+
+impl PartialSchema for Whole {
+    fn schema() -> RefOr<Schema> {
+        between(-SAFE, SAFE).into()
+    }
+}
+
+/// A whole number.
+pub(super) fn between(least: impl Into<Number>, most: impl Into<Number>) -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(least))
+        .maximum(Some(most))
+}
+
+/// Reads a [`Whole`], or null. JSON has one kind of number: `1.0` and `1e3` are whole ones too.
+pub(super) fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
+    struct WholeOrNull;
+
+    impl Visitor<'_> for WholeOrNull {
+        type Value = Option<i64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a whole number from -{SAFE} to {SAFE}")
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
+            match (-SAFE..=SAFE).contains(&number) {
+                true => Ok(Some(number)),
+                false => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+            }
+        }
+
+        fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+            let signed = i64::try_from(number);
+            self.visit_i64(signed.unwrap_or(i64::MAX))
+        }
+
+        fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
+            let is_whole = number.fract() == 0.0 && number.abs() <= SAFE as f64;
+            match is_whole {
+                true => Ok(Some(number as i64)),
+                false => Err(E::invalid_value(Unexpected::Float(number), &self)),
+            }
+        }
+    }
+
+    from.deserialize_any(WholeOrNull)
+}

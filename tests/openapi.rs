@@ -1,0 +1,161 @@
+//! `/openapi.json`: the service has what its contract names, and answers as it says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rocket::local::asynchronous::Client;
+use rocket::serde::json::Value;
+use rocket::tokio::task::spawn_blocking;
+
+use crate::support::python::{python, said};
+use crate::support::{Backend, Databases, Service};
+
+/// A service in this process, with its contract.
+struct Documented {
+    client: Client,
+    contract: Value,
+    _databases: Databases,
+}
+
+impl Documented {
+    async fn new() -> Self {
+        let databases = Databases::new(Backend::Sqlite).await;
+        let figment = databases.figment().merge(("log_level", "off"));
+        let client = Client::untracked(rocket_tx::app::service(figment))
+            .await
+            .unwrap();
+        let contract = client.get("/openapi.json").dispatch().await;
+        Self {
+            contract: contract.into_json().await.unwrap(),
+            client,
+            _databases: databases,
+        }
+    }
+
+    /// Every method of every path, in lower case, as the contract writes them.
+    fn routes(&self) -> BTreeSet<(String, String)> {
+        let routes = self.client.rocket().routes();
+        let own = routes.filter(|route| route.name.as_deref() != Some("allowed methods"));
+        own.map(|route| {
+            let path = route.uri.path().replace('<', "{").replace("..", "");
+            let method = route.method.as_str().to_lowercase();
+            (path.replace('>', "}"), method)
+        })
+        .collect()
+    }
+
+    /// Every operation, by path and method.
+    fn operations(&self) -> BTreeMap<(String, String), &Value> {
+        let paths = self.contract["paths"].as_object().unwrap().iter();
+        let methods = |(path, item): (&String, &'_ Value)| -> Vec<(String, String)> {
+            let methods = item.as_object().unwrap().keys();
+            methods.map(|it| (path.clone(), it.clone())).collect()
+        };
+        paths
+            .flat_map(methods)
+            .map(|(path, method)| {
+                let operation = &self.contract["paths"][&path][&method];
+                ((path, method), operation)
+            })
+            .collect()
+    }
+
+    /// What a `$ref` points at; anything else is itself.
+    fn resolved<'a>(&'a self, value: &'a Value) -> &'a Value {
+        match value["$ref"].as_str() {
+            Some(pointer) => {
+                let found = self.contract.pointer(pointer.trim_start_matches('#'));
+                found.unwrap_or_else(|| panic!("{pointer} is nowhere"))
+            }
+            None => value,
+        }
+    }
+}
+
+fn references(value: &Value) -> Vec<&Value> {
+    match value {
+        Value::Object(map) if map.contains_key("$ref") => vec![value],
+        Value::Object(map) => map.values().flat_map(references).collect(),
+        Value::Array(list) => list.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[rocket::async_test]
+async fn every_route_is_in_the_contract_and_nothing_else() {
+    let documented = Documented::new().await;
+    let version = documented.contract["openapi"].as_str().unwrap();
+    assert!(version.starts_with("3.1."), "{version}");
+    let operations: BTreeSet<_> = documented.operations().into_keys().collect();
+    let routes = documented.routes();
+    let missing: Vec<_> = routes.difference(&operations).collect();
+    assert!(missing.is_empty(), "not documented: {missing:?}");
+    let invented: Vec<_> = operations.difference(&routes).collect();
+    assert!(invented.is_empty(), "not a route: {invented:?}");
+}
+
+#[rocket::async_test]
+async fn every_operation_says_how_it_succeeds_and_fails() {
+    let documented = Documented::new().await;
+    let mut names = BTreeSet::new();
+    for (operation, says) in documented.operations() {
+        let name = says["operationId"].as_str().unwrap();
+        assert!(names.insert(name), "{name} twice");
+        let summary = says["summary"].as_str().unwrap_or_default();
+        assert!(!summary.is_empty(), "{operation:?} is not described");
+        let responses = says["responses"].as_object().unwrap();
+        let well = responses.keys().filter(|status| status.starts_with('2'));
+        assert_eq!(well.count(), 1, "{operation:?}");
+        for status in ["403", "422", "500"] {
+            assert!(responses.contains_key(status), "{operation:?}: {status}");
+        }
+        for (status, response) in responses {
+            let response = documented.resolved(response);
+            let id = &response["headers"]["X-Request-Id"];
+            assert_eq!(id["required"], true, "{operation:?}: {status}");
+            assert!(response["description"] != "", "{operation:?}: {status}");
+            if status.starts_with(['4', '5']) {
+                let body = &response["content"]["application/problem+json"]["schema"];
+                let problem = documented.resolved(body);
+                let title = &problem["properties"]["title"]["type"];
+                assert_eq!(title, "string", "{operation:?}: {status}");
+            }
+            if status == "503" {
+                let retry = &response["headers"]["Retry-After"];
+                assert_eq!(retry["required"], true, "{operation:?}");
+            }
+        }
+    }
+    for reference in references(&documented.contract) {
+        assert!(documented.resolved(reference).is_object(), "{reference}");
+    }
+}
+
+/// Every endpoint, with what keeps the contract and with what breaks it, by a tool that reads nothing
+/// but the contract.
+async fn it_answers_as_its_contract_says(backend: Backend) {
+    let databases = Arc::new(Databases::new(backend).await);
+    let service = Service::on(databases, &[("ROCKET_FAULTS", "false")]).await;
+    let contract = format!("{}/openapi.json", service.http.base);
+    let databases = Arc::clone(&service.databases);
+    let output = spawn_blocking(move || {
+        let settings = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/schemathesis.toml");
+        let command = ["-m", "schemathesis.cli", "--config-file", settings, "run"];
+        let run = [&command[..], &[&contract, "--checks", "all"]].concat();
+        python(databases.folder(), &run, "")
+    });
+    let output = output.await.unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    println!("{}", said(&output));
+
+    // Whatever was sent, nothing of it is still held.
+    let registry: Value = service.get("/registry").await.json();
+    assert_eq!(registry["outstanding"], Value::Array(Vec::new()));
+    let settled = registry["settled"]["committed"].as_u64();
+    assert!(settled > Some(100), "most of it was not understood");
+    let leases: Value = service.get("/leases").await.json();
+    assert_eq!(leases["leases"], Value::Array(Vec::new()));
+    service.stop().await;
+}
+
+on_each_backend!(it_answers_as_its_contract_says);
