@@ -15,6 +15,11 @@ pub(super) fn routes() -> Vec<Route> {
     routes![changes]
 }
 
+/// As the contract names them.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(changes))]
+pub(super) struct Paths;
+
 /// Where changes are told. A clone is another handle on the same.
 #[derive(Clone)]
 pub(super) struct Changes(Sender<List>);
@@ -64,6 +69,9 @@ impl Observer for Changes {
 
 /// Server-sent events `changed`, each with the name of a list, until the client goes or the service
 /// shuts down. What other processes change is not told.
+#[utoipa::path(responses(
+    (status = 200, description = "Without an end.", body = String, content_type = "text/event-stream")
+))]
 #[get("/changes")]
 fn changes(changes: &State<Changes>, mut shutdown: Shutdown) -> EventStream![] {
     /// A client that is gone is noticed by the next thing that is written to it.

@@ -8,6 +8,8 @@ use rocket::response::content::RawHtml;
 use rocket::shield::{Policy, Referrer, Shield};
 use rocket::{Route, get, routes};
 
+use super::openapi::Fails;
+
 /// The todo app, and what can be seen by everybody.
 pub(super) fn routes() -> Vec<Route> {
     routes![todos, aggregates, contract, asset]
@@ -18,21 +20,39 @@ pub(super) fn inside() -> Vec<Route> {
     routes![console]
 }
 
+/// As the contract names them.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(todos, aggregates, contract, asset))]
+pub(super) struct Paths;
+
+/// As the contract names those for operators.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(console))]
+pub(super) struct Inside;
+
+/// The todo app.
+#[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
 #[get("/")]
 fn todos() -> RawHtml<&'static str> {
     RawHtml(include_str!("../../static/index.html"))
 }
 
+/// A request that is made to fail, and everything that happens to it.
+#[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
 #[get("/console")]
 fn console() -> RawHtml<&'static str> {
     RawHtml(include_str!("../../static/console.html"))
 }
 
+/// An aggregate as it grows.
+#[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
 #[get("/aggregates")]
 fn aggregates() -> RawHtml<&'static str> {
     RawHtml(include_str!("../../static/aggregates.html"))
 }
 
+/// A readable view of this document.
+#[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
 #[get("/contract")]
 fn contract() -> RawHtml<&'static str> {
     RawHtml(include_str!("../../static/contract.html"))
@@ -52,6 +72,13 @@ const ASSETS: [(&str, &str); 10] = [
     ("todos.js", include_str!("../../static/todos.js")),
 ];
 
+/// A script, a style or a picture of the pages.
+#[utoipa::path(responses(
+    (status = 200, description = "Found.", content(
+        (String = "text/javascript"), (String = "text/css"), (String = "image/svg+xml"),
+    )),
+    Fails<404>
+))]
 #[get("/static/<file>")]
 fn asset(file: &str) -> Option<(ContentType, &'static str)> {
     let (name, text) = ASSETS.into_iter().find(|(name, _)| *name == file)?;

@@ -19,7 +19,9 @@ use utoipa::openapi::OpenApi;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 
-use super::{aggregates, audit, console, downstream, leases, metrics, status, todos};
+use super::{
+    aggregates, audit, changes, console, downstream, leases, metrics, site, status, todos,
+};
 
 pub(super) use self::problems::{BadBody, Fails};
 
@@ -54,7 +56,7 @@ const ABOUT: &str = "\
     Transactions that tell the truth: an answer that says success means committed.\n\n\
     Every error is `application/problem+json` (RFC 9457). An address answers HEAD where it answers \
     GET, OPTIONS with 204 and `Allow`, and a method that it does not have with 405 and `Allow`. Any \
-    page may use the service: every answer bears the headers of CORS.";
+    page may use the todos, the aggregates and the audit trail: their answers bear the headers of CORS.";
 
 fn contract() -> OpenApi {
     let mut contract = Whole::openapi();
@@ -68,6 +70,9 @@ fn contract() -> OpenApi {
         ("registry", console::Paths::openapi()),
         ("metrics", metrics::Paths::openapi()),
         ("downstream", downstream::Paths::openapi()),
+        ("pages", site::Paths::openapi()),
+        ("console", site::Inside::openapi()),
+        ("changes", changes::Paths::openapi()),
         ("contract", Paths::openapi()),
     ] {
         for (_, operation) in operations(&mut paths) {
@@ -92,7 +97,7 @@ fn guard(contract: &mut OpenApi) {
     let components = contract.components.get_or_insert_default();
     components.add_security_scheme("operator", SecurityScheme::Http(bearer.build()));
     for (_, operation) in operations(contract) {
-        if ["leases", "registry", "metrics"].contains(&part(operation)) {
+        if ["leases", "registry", "metrics", "console"].contains(&part(operation)) {
             let token = SecurityRequirement::new::<_, [&str; 0], &str>("operator", []);
             operation.security = Some(vec![SecurityRequirement::default(), token]);
         }
