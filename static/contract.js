@@ -6,16 +6,21 @@ import { refusal, send } from "./service.js";
 const METHODS = ["get", "put", "post", "delete", "options", "head", "patch", "trace"];
 const find = (selector) => document.querySelector(selector);
 
-let document_; // the contract
+let described = null; // the contract
 
 /** What a `$ref` leads to, or what is there itself. */
 function resolve(thing) {
   if (!thing?.$ref) return thing;
-  return thing.$ref.slice(2).split("/").reduce((at, key) => at?.[key.replaceAll("~1", "/").replaceAll("~0", "~")], document_);
+  return thing.$ref.slice(2).split("/").reduce((at, key) => at?.[key.replaceAll("~1", "/").replaceAll("~0", "~")], described);
 }
 
 const nameOf = (reference) => reference.split("/").at(-1);
 const anchor = (name) => `schema-${name}`;
+
+/** What stands between backticks is code. */
+function words(text) {
+  return (text ?? "").split("`").map((part, place) => (place % 2 === 1 ? element("code", {}, part) : part));
+}
 
 // ---------------------------------------------------------------- schemas
 
@@ -32,6 +37,7 @@ function type(schema) {
     if (schema[several]) return joined(schema[several].map(type), several === "allOf" ? " and " : " or ");
   }
   if (schema.type === "array") return ["list of ", ...type(schema.items), ...limits(schema)];
+  if (schema.type === "null") return ["null"];
   const types = [schema.type ?? "anything"].flat().filter((name) => name !== "null");
   const orNull = [schema.type].flat().includes("null") ? [" or null"] : [];
   return [types.join(" or "), ...limits(schema), ...orNull];
@@ -66,7 +72,7 @@ function row(name, isRequired, schema, description) {
   return element("tr", {},
     element("th", { scope: "row" }, element("code", {}, name), isRequired ? element("span", { title: "required" }, " *") : ""),
     element("td", {}, ...type(schema)),
-    element("td", {}, description ?? ""));
+    element("td", {}, ...words(description)));
 }
 
 function table(rows) {
@@ -88,7 +94,7 @@ function operation(method, path, shared, operation) {
   const parameters = [...shared, ...(operation.parameters ?? [])].map(resolve);
   const body = resolve(operation.requestBody);
   const parts = [];
-  if (operation.description) parts.push(element("p", {}, operation.description));
+  if (operation.description) parts.push(element("p", {}, ...words(operation.description)));
   if (parameters.length > 0) {
     parts.push(element("h4", {}, "Takes"), table(parameters.map((parameter) =>
       row(`${parameter.name}`, parameter.required, parameter.schema,
@@ -104,7 +110,7 @@ function operation(method, path, shared, operation) {
     element("summary", {},
       element("span", { className: `badge method ${method}` }, method.toUpperCase()), " ",
       element("code", {}, path), " ",
-      element("span", { className: "soft" }, operation.summary ?? "")),
+      element("span", { className: "soft" }, ...words(operation.summary))),
     ...parts);
 }
 
@@ -116,16 +122,16 @@ function answer([status, reference]) {
     element("div", { className: "soft", title: resolve(header).description ?? "" }, name));
   return element("tr", {},
     element("th", { scope: "row" }, status),
-    element("td", {}, response.description, ...bodies),
+    element("td", {}, ...words(response.description), ...bodies),
     element("td", {}, ...headers));
 }
 
 // ---------------------------------------------------------------- the page
 
 function show(contract) {
-  document_ = contract;
+  described = contract;
   find("h1").textContent = contract.info.title;
-  find(".description").textContent = contract.info.description ?? "";
+  find(".description").replaceChildren(...words(contract.info.description));
   find(".version").textContent = contract.openapi;
 
   const groups = new Map((contract.tags ?? []).map(({ name, description }) => [name, { description, made: [] }]));
@@ -137,11 +143,11 @@ function show(contract) {
     }
   }
   const sections = [...groups].filter(([, { made }]) => made.length > 0).map(([name, { description, made }]) =>
-    element("section", {}, element("h2", {}, name), ...(description ? [element("p", {}, description)] : []), ...made));
+    element("section", {}, element("h2", {}, name), ...(description ? [element("p", {}, ...words(description))] : []), ...made));
   const schemas = Object.entries(contract.components?.schemas ?? {}).map(([name, schema]) =>
     element("section", { className: "card", id: anchor(name) },
       element("h3", {}, name),
-      ...(schema.description ? [element("p", {}, schema.description)] : []),
+      ...(schema.description ? [element("p", {}, ...words(schema.description))] : []),
       ...(fields(schema).length > 0 ? [table(fields(schema))] : [element("p", {}, ...type(schema))])));
   find(".contract").replaceChildren(...sections, element("section", {}, element("h2", {}, "Schemas"), ...schemas));
 }

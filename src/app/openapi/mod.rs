@@ -18,6 +18,7 @@ use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::tag::Tag;
 
 use super::{
     aggregates, audit, changes, console, downstream, leases, metrics, site, status, todos,
@@ -60,6 +61,7 @@ const ABOUT: &str = "\
 
 fn contract() -> OpenApi {
     let mut contract = Whole::openapi();
+    let mut tags: Vec<Tag> = Vec::new();
     for (part, mut paths) in [
         ("todos", todos::Paths::openapi()),
         ("aggregates", aggregates::Paths::openapi()),
@@ -70,10 +72,10 @@ fn contract() -> OpenApi {
         ("registry", console::Paths::openapi()),
         ("metrics", metrics::Paths::openapi()),
         ("downstream", downstream::Paths::openapi()),
-        ("pages", site::Paths::openapi()),
-        ("console", site::Inside::openapi()),
         ("changes", changes::Paths::openapi()),
         ("contract", Paths::openapi()),
+        ("pages", site::Paths::openapi()),
+        ("console", site::Inside::openapi()),
     ] {
         for (_, operation) in operations(&mut paths) {
             let handler = operation.operation_id.take().unwrap_or_default();
@@ -81,7 +83,11 @@ fn contract() -> OpenApi {
             operation.tags = Some(vec![part.to_owned()]);
         }
         contract.merge(paths);
+        if tags.last().is_none_or(|last| last.name != part) {
+            tags.push(Tag::new(part));
+        }
     }
+    contract.tags = Some(tags);
     guard(&mut contract);
     problems::add_to(&mut contract);
     headers::add_to(&mut contract);
