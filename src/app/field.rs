@@ -31,7 +31,7 @@ const NOT_BLANK: &str = concat!(
 );
 
 /// The rule counts bytes, which a pattern cannot. What keeps this keeps the rule.
-const ID: &str = r"^([\u0020-\u007E]{1,200}|[^\u0000-\u001F\u007F-\u009F]{1,50})$";
+const ID: &str = r"^(?!\.{1,2}$)([\u0020-\u007E]{1,200}|[^\u0000-\u001F\u007F-\u009F]{1,50})$";
 
 /// What Postgres can compare a text with.
 const NO_CONTROL: &str = r"^[^\u0000-\u001F\u007F-\u009F]*$";
@@ -65,7 +65,7 @@ impl PartialSchema for Name {
 
 impl PartialSchema for Id {
     fn schema() -> RefOr<Schema> {
-        let rule = "1 to 200 bytes of UTF-8, without control characters.";
+        let rule = "1 to 200 bytes of UTF-8, without control characters; not `.` nor `..`.";
         let text = text(ID).description(Some(rule));
         text.min_length(Some(1)).max_length(Some(200)).into()
     }

@@ -184,12 +184,18 @@ async fn ids_keep_the_rule(backend: Backend) {
             assert_eq!(answer.status, 422, "{what}: {answer:?}");
         }
     }
-    for id in ["", "a\nb", &long] {
+    for id in ["", "a\nb", ".", "..", &long] {
         let body = json!({ "id": id, "user_id": "ann", "task": "x" }).to_string();
         let answer = http.json("POST /aggregates/todos", &body).await;
         assert_eq!((answer.status, answer.kind().as_str()), (422, "validation"));
         assert!(answer.body.contains("`id`"), "{answer:?}");
     }
+    // What is said to be its address is a URL.
+    let body = r#"{"id":"a[b] %/..","user_id":"ann","task":"x"}"#;
+    let answer = http.json("POST /aggregates/todos", body).await;
+    let location = answer.header("location").unwrap();
+    assert_eq!(location, "/aggregates/todos/a%5Bb%5D%20%25%2F..");
+    assert_eq!(service.get(location).await.status, 200);
     // The longest, and the strangest that keep it.
     for id in ["x".repeat(200), "ü/ \"'%;--".into(), "complete".into()] {
         create(http, &id).await;

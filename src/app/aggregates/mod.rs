@@ -74,8 +74,7 @@ async fn create(
     let mut todo = Todo::create(&id, new.user_id, new.task)?;
     todos.commit(&mut todo).await?;
     trail.note("aggregate created", &id).await?;
-    let address = rocket::uri!(find(&id)).to_string();
-    Ok(Created::new(address).body(Versioned(todo)))
+    Ok(Created::new(address(&id)).body(Versioned(todo)))
 }
 
 /// One aggregate.
@@ -191,6 +190,12 @@ async fn events(
     Ok(Json(events))
 }
 
+/// Where a todo is. Rocket writes brackets as they are, which RFC 3986 does not allow in a path.
+fn address(id: &str) -> String {
+    let address = rocket::uri!(find(id)).to_string();
+    address.replace('[', "%5B").replace(']', "%5D")
+}
+
 fn no_such(id: &str) -> Error {
     Error::NoSuchAggregate(id.to_owned())
 }
@@ -226,6 +231,9 @@ impl Rules for NewTodo {
     fn check(&self) -> Result<(), String> {
         if let Some(id) = &self.id {
             Todo::stream(id).map_err(|error| format!("`id`: {error}"))?;
+            if [".", ".."].contains(&id.as_str()) {
+                return Err(format!("`id`: a URL with `{id}` in it leads elsewhere"));
+            }
         }
         check_text("user_id", &self.user_id, 200)?;
         check_text("task", &self.task, 500)
