@@ -96,7 +96,7 @@ async fn any_page_may_use_it(backend: Backend) {
         "OPTIONS /todos",
         "OPTIONS /todos/1",
         "GET /todos/7",
-        "GET /nowhere",
+        "GET /audit",
         "PUT /todos",
     ] {
         let request = service

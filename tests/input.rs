@@ -220,7 +220,6 @@ async fn an_address_that_leads_nowhere(backend: Backend) {
         problem(&answer, &what);
     }
     for path in [
-        "/",
         "/todo",
         "/todos/1/2",
         "/todos/1/share/2",

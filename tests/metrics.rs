@@ -116,6 +116,27 @@ async fn outcomes_add_up(backend: Backend) {
     assert_eq!(samples[commits], 2.0);
     let refused = r#"rocket_tx_steps_total{action="prepare",resource="main",result="failed"}"#;
     assert_eq!(samples[refused], 1.0);
+    for (labels, count) in [
+        (
+            r#"database="audit",outcome="committed",reason="status""#,
+            2.0,
+        ),
+        (
+            r#"database="audit",outcome="rolled-back",reason="status""#,
+            2.0,
+        ),
+        (
+            r#"database="main",outcome="rolled-back",reason="panicked""#,
+            1.0,
+        ),
+    ] {
+        let name = format!("rocket_tx_databases_settled_total{{{labels}}}");
+        assert_eq!(samples[&name], count, "{name}");
+    }
+    let reads = r#"rocket_tx_read_wait_seconds_count{database="main"}"#;
+    assert_eq!(samples.get(reads), None);
+    service.get("/todos").await;
+    assert_eq!(scraped(&service).await[reads], 1.0);
     let begun = r#"rocket_tx_begin_wait_seconds_count{database="main"}"#;
     assert_eq!(samples[begun], f64::from(sent));
     let took = sum(&samples, "rocket_tx_settle_duration_seconds_count", "");

@@ -34,8 +34,10 @@ pub(super) struct Metrics {
     http_seconds: HistogramVec,
     settled: IntCounterVec,
     settle_seconds: HistogramVec,
+    databases: IntCounterVec,
     steps: IntCounterVec,
     begin_seconds: HistogramVec,
+    read_seconds: HistogramVec,
     outstanding: IntGauge,
     listeners: IntGauge,
     hook_failures: IntCounter,
@@ -86,6 +88,11 @@ impl Metrics {
                 "How long settling took, by what it came to.",
                 &["outcome"],
             )?,
+            databases: counters(
+                "rocket_tx_databases_settled_total",
+                "Transactions of requests, by database, what became of them, and why.",
+                &["database", "outcome", "reason"],
+            )?,
             steps: counters(
                 "rocket_tx_steps_total",
                 "Steps of settlements: on which database or resource, what, and whether it failed.",
@@ -95,6 +102,11 @@ impl Metrics {
                 "rocket_tx_begin_wait_seconds",
                 "How long a transaction took to begin: the queue for a connection or for SQLite's \
                  writer, and BEGIN itself.",
+                &["database"],
+            )?,
+            read_seconds: histograms(
+                "rocket_tx_read_wait_seconds",
+                "How long a request that only reads waited for a connection.",
                 &["database"],
             )?,
             outstanding: IntGauge::new(
@@ -129,13 +141,15 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn prometheus::core::Collector>; 12] = [
+        let all: [Box<dyn prometheus::core::Collector>; 14] = [
             Box::new(self.http.clone()),
             Box::new(self.http_seconds.clone()),
             Box::new(self.settled.clone()),
             Box::new(self.settle_seconds.clone()),
+            Box::new(self.databases.clone()),
             Box::new(self.steps.clone()),
             Box::new(self.begin_seconds.clone()),
+            Box::new(self.read_seconds.clone()),
             Box::new(self.outstanding.clone()),
             Box::new(self.listeners.clone()),
             Box::new(self.hook_failures.clone()),
@@ -193,6 +207,11 @@ impl Observer for Metrics {
         seconds.observe(waited.as_secs_f64());
     }
 
+    fn lent(&self, _: RequestId, database: &str, waited: Duration) {
+        let seconds = self.read_seconds.with_label_values(&[database]);
+        seconds.observe(waited.as_secs_f64());
+    }
+
     fn after(&self, step: &Step<'_, '_>, result: Result<(), &tx::Error>, _: Duration) {
         let action = match step.action {
             Action::Prepare => "prepare",
@@ -206,8 +225,12 @@ impl Observer for Metrics {
 
     fn settled(&self, _: &Request<'_>, settled: &Settled) {
         let outcome = settled.outcome.as_str();
-        let labels = [outcome, label(settled.verdict.reason())];
-        self.settled.with_label_values(&labels).inc();
+        let reason = label(settled.verdict.reason());
+        self.settled.with_label_values(&[outcome, reason]).inc();
+        for (database, outcome) in &settled.databases {
+            let labels = [database, outcome.as_str(), reason];
+            self.databases.with_label_values(&labels).inc();
+        }
         let seconds = self.settle_seconds.with_label_values(&[outcome]);
         seconds.observe(settled.took.as_secs_f64());
     }

@@ -79,6 +79,12 @@ struct Settle<'a, 'r, 's> {
     outstanding: &'a Arc<Outstanding>,
 }
 
+/// A verdict that was carried out.
+struct CarriedOut {
+    databases: Vec<(String, Outcome)>,
+    started: Instant,
+}
+
 impl<'r> Settle<'_, 'r, '_> {
     async fn run(&self, response: &mut Response<'r>) {
         let started = Instant::now();
@@ -99,6 +105,10 @@ impl<'r> Settle<'_, 'r, '_> {
             held = collected.take(held.into_iter().map(Entry::Database).collect());
             held.iter().for_each(|lending| self.condemn(lending));
         }
+        let condemned = held
+            .iter()
+            .map(|lending| (lending.name.to_owned(), Outcome::RolledBack));
+        let mut databases: Vec<_> = condemned.collect();
         let verdict = self.verdict(leaked, &state, response);
         self.settings
             .live
@@ -132,11 +142,15 @@ impl<'r> Settle<'_, 'r, '_> {
             Verdict::Rollback(reason) => {
                 let anything = !run.is_empty();
                 run.rollback().await;
+                databases.extend(run.outcomes());
                 drop(run);
-                return self.rolled_back(reason, anything, state, hooks, started, response);
+                let carried_out = CarriedOut { databases, started };
+                return self.rolled_back(reason, anything, state, hooks, carried_out, response);
             }
         };
+        databases.extend(run.outcomes());
         drop(run);
+        let carried_out = CarriedOut { databases, started };
         let outcome = match &result {
             Ok(()) => Outcome::Committed,
             Err(error) => error.outcome(),
@@ -144,7 +158,7 @@ impl<'r> Settle<'_, 'r, '_> {
         if let Err(error) = &result {
             replace(self.request, response, error.problem(), outcome);
         }
-        self.done(verdict, outcome, hooks, started, response);
+        self.done(verdict, outcome, hooks, carried_out, response);
     }
 
     /// Begins the transactions that resources need and that nobody has begun, bounded.
@@ -207,7 +221,7 @@ impl<'r> Settle<'_, 'r, '_> {
         anything: bool,
         state: State,
         hooks: Hooks,
-        started: Instant,
+        carried_out: CarriedOut,
         response: &mut Response<'r>,
     ) {
         let status = response.status();
@@ -228,7 +242,7 @@ impl<'r> Settle<'_, 'r, '_> {
             Verdict::Rollback(reason.clone()),
             Outcome::RolledBack,
             hooks,
-            started,
+            carried_out,
             response,
         );
     }
@@ -238,7 +252,7 @@ impl<'r> Settle<'_, 'r, '_> {
         verdict: Verdict,
         outcome: Outcome,
         hooks: Hooks,
-        started: Instant,
+        carried_out: CarriedOut,
         response: &mut Response<'r>,
     ) {
         // A problem that the handler answered with could not know the outcome yet.
@@ -256,8 +270,9 @@ impl<'r> Settle<'_, 'r, '_> {
             request: self.context.id,
             verdict,
             outcome,
+            databases: carried_out.databases,
             status: response.status(),
-            took: started.elapsed(),
+            took: carried_out.started.elapsed(),
         };
         self.settings
             .live

@@ -75,6 +75,9 @@ pub struct Settled {
     pub verdict: Verdict,
     /// What really happened.
     pub outcome: Outcome,
+    /// What happened in each database that the request had a transaction of, in joining order. One
+    /// that is condemned counts as rolled back: its holder does that.
+    pub databases: Vec<(String, Outcome)>,
     /// The status that the client is told.
     pub status: Status,
     /// How long settling took.

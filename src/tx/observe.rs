@@ -55,6 +55,9 @@ pub trait Observer: Send + Sync + 'static {
     /// A transaction has begun, after so long in queues and at the database.
     fn began(&self, _request: RequestId, _database: &str, _waited: Duration) {}
 
+    /// A connection for reading was lent, after so long in the queue.
+    fn lent(&self, _request: RequestId, _database: &str, _waited: Duration) {}
+
     /// A step is about to be taken.
     fn before(&self, _step: &Step<'_, '_>) {}
 

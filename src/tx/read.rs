@@ -4,6 +4,7 @@ use std::any::type_name;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Ignite, Rocket, Sentinel};
@@ -88,12 +89,17 @@ where
             outstanding: Arc::clone(outstanding),
             database: PhantomData,
         };
+        let asked = Instant::now();
         let mut session = match pool.session(Access::ReadOnly, patience).await {
             Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
                 return Err(Error::OutOfOrder(D::NAME));
             }
             session => session?,
         };
+        let waited = asked.elapsed();
+        outstanding
+            .observers
+            .tell(|observer| observer.lent(outstanding.request, D::NAME, waited));
         session.vouched_for(outstanding.well());
         Ok(Self {
             session,

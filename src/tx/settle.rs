@@ -16,6 +16,7 @@ use super::live::LiveEntry;
 use super::observe::{Action, Step};
 use super::resource::{Phase, Resource, Settling};
 use super::settlement::Settings;
+use super::verdict::Outcome;
 
 /// The settlement of one request: its resources, and how far it has come.
 pub(super) struct Run<'a, 'r> {
@@ -30,6 +31,8 @@ pub(super) struct Run<'a, 'r> {
     /// The database that asked to be committed last.
     last: Option<usize>,
     committed: Vec<String>,
+    /// The resources of which nobody can say what became of them.
+    doubtful: Vec<usize>,
     deadline: Instant,
     /// Their lines in the list of what is live, until the settlement is over.
     _lines: Vec<LiveEntry>,
@@ -61,6 +64,7 @@ impl<'a, 'r> Run<'a, 'r> {
             databases,
             last: None,
             committed: Vec::new(),
+            doubtful: Vec::new(),
             deadline,
             _lines: lines,
         }
@@ -68,6 +72,23 @@ impl<'a, 'r> Run<'a, 'r> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.resources.is_empty()
+    }
+
+    /// What has become of each database, in joining order.
+    pub(super) fn outcomes(&self) -> Vec<(String, Outcome)> {
+        let databases = self.names[..self.databases].iter().enumerate();
+        databases
+            .map(|(index, name)| {
+                let outcome = if self.committed.contains(name) {
+                    Outcome::Committed
+                } else if self.doubtful.contains(&index) {
+                    Outcome::Unknown
+                } else {
+                    Outcome::RolledBack
+                };
+                (name.clone(), outcome)
+            })
+            .collect()
     }
 
     /// Commits everything, or rolls everything back and says why.
@@ -208,6 +229,14 @@ impl<'a, 'r> Run<'a, 'r> {
             Err(_elapsed) => Err(Failure::TimedOut),
         };
         self.report(&step, &result, started.elapsed());
+        let is_doubtful = match (&result, action) {
+            (Err(Failure::Error(error)), _) => error.outcome() == Outcome::Unknown,
+            (Err(_), Action::Commit) => true,
+            _ => false,
+        };
+        if is_doubtful {
+            self.doubtful.push(index);
+        }
         let over = matches!((&result, action), (Ok(()), Action::Commit));
         if over {
             drop(resource);
