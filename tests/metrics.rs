@@ -1,10 +1,11 @@
 //! `/metrics`: what is counted adds up.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::aggregates::{create, rename};
 use crate::support::python::{python, said};
-use crate::support::{Backend, Service};
+use crate::support::{Backend, Break, Databases, In, Service};
 
 /// Every sample by its name with its labels. The text must keep the format: HELP and TYPE before the
 /// samples of a name, once, and nothing but numbers behind them.
@@ -168,6 +169,33 @@ async fn leases_are_counted(backend: Backend) {
     );
     let waited = samples["rocket_tx_lease_wait_seconds_total"];
     assert!((0.05..1.0).contains(&waited), "{waited}");
+}
+
+/// One database has committed, and nobody knows of the other.
+async fn each_database_is_counted_for_itself() {
+    let mut databases = Databases::new(Backend::Postgres).await;
+    let proxy = databases.by_proxy(In::Audit).await;
+    let service = Service::on(Arc::new(databases), &[]).await;
+    proxy.set("COMMIT", Break::After);
+    let answer = service.new_todo("a", "").await;
+    assert!(proxy.has_sprung());
+    assert_eq!(answer.outcome(), Some("unknown"));
+    let samples = scraped(&service).await;
+    for (database, outcome) in [("main", "committed"), ("audit", "unknown")] {
+        let name = format!(
+            "rocket_tx_databases_settled_total{{database=\"{database}\",outcome=\"{outcome}\",reason=\"status\"}}"
+        );
+        assert_eq!(samples.get(&name), Some(&1.0), "{name} in {samples:?}");
+    }
+}
+
+mod postgres_only {
+    mod postgres {
+        #[rocket::async_test]
+        async fn each_database_is_counted_for_itself() {
+            super::super::each_database_is_counted_for_itself().await;
+        }
+    }
 }
 
 on_each_backend!(outcomes_add_up, leases_are_counted);
