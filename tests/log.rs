@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rocket::serde::json::{Value, serde_json};
 
 use crate::aggregates::{create, rename};
-use crate::support::{Backend, Databases, Service, Starting};
+use crate::support::{Backend, Databases, Service, Starting, eventually};
 
 async fn service(backend: Backend, variables: &[(&str, &str)]) -> Service {
     let databases = Arc::new(Databases::new(backend).await);
@@ -56,13 +56,39 @@ async fn a_warning_bears_its_request_too(backend: Backend) {
     let lines = objects(&service.log());
     let warned = lines.iter().find(|line| {
         let text = line["message"].as_str().unwrap_or_default();
-        text.contains("was open for long")
+        text.contains("`slow_transaction`")
     });
     let warned = warned.unwrap_or_else(|| panic!("{}", service.log()));
     assert_eq!(warned["level"], "WARN");
     assert_eq!(warned["route"], "create");
     assert_eq!(warned["guard"], "Begin<Main>");
-    assert_eq!(warned["spans"][0]["id"], request);
+    assert_eq!(warned["request"], request);
+}
+
+/// What hangs is never settled: it is warned about while it does, once.
+async fn it_is_warned_while_it_lasts(backend: Backend) {
+    let service = service(backend, &[("ROCKET_SLOW_TRANSACTION", "200ms")]).await;
+    let hanging = service.new_todo("a", "delay=2000");
+    let warned = async {
+        eventually("it is warned", async || {
+            service.log().contains("and still is")
+        })
+        .await;
+        let registry: Value = service.get("/registry").await.json();
+        registry["outstanding"].as_array().unwrap().len()
+    };
+    let (answer, outstanding) = rocket::futures::future::join(hanging, warned).await;
+    assert_eq!(outstanding, 2, "they were still outstanding");
+    assert_eq!(answer.status, 201);
+    let log = service.log();
+    assert_eq!(log.matches("`slow_transaction`").count(), 2, "{log}");
+    for said in [
+        "route=\"create\"",
+        "guard=\"Begin<Main>\"",
+        "guard=\"Begin<Audit>\"",
+    ] {
+        assert!(log.contains(said), "{said}: {log}");
+    }
 }
 
 /// Also not that of a slow one, or of one that failed.
@@ -116,6 +142,7 @@ async fn a_format_that_is_none_stops_the_launch(backend: Backend) {
 on_each_backend!(
     a_line_bears_its_request,
     a_warning_bears_its_request_too,
+    it_is_warned_while_it_lasts,
     no_statement_above_debug,
     a_format_that_is_none_stops_the_launch,
 );

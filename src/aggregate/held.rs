@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use rocket_db_pools::Database;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument;
 
 use super::Error;
 use super::initializer::Shared;
@@ -179,7 +180,10 @@ where
         }
         let lease = match self.excluded_by_transaction(stream).await? {
             true => None,
-            false => Some(self.acquire(stream, deadline).await?),
+            false => {
+                let span = tracing::debug_span!("lease", database = D::NAME);
+                Some(self.acquire(stream, deadline).instrument(span).await?)
+            }
         };
         let handle = self.handle(stream);
         let entry = Entry {

@@ -16,7 +16,7 @@ use super::context::RequestContext;
 use super::error::Error;
 use super::feed::{Happened, micros};
 use super::hooks::Hooks;
-use super::live::{Settled, short_type};
+use super::live::{LiveFlags, Settled, short_type};
 use super::outstanding::{Entry, Lending, Outstanding, State};
 use super::replace::{replace, strip};
 use super::require::Missing;
@@ -294,16 +294,20 @@ impl<'r> Settle<'_, 'r, '_> {
         hooks.run(outcome, &self.settings.in_flight, &self.settings.live);
     }
 
+    /// Of those that were open for long, but not for so long that they were seen while they were.
     fn warn_of_slow(&self, state: &State) {
         for entry in &state.entries {
-            if let Entry::Database(lending) = entry {
-                let age = lending.since.elapsed();
-                if age > self.settings.slow_transaction {
-                    tracing::warn!(
-                        request = %self.context.id, route = self.route(), guard = short_type(lending.guard),
-                        database = lending.name, ?age, "a transaction was open for long"
-                    );
-                }
+            let Entry::Database(lending) = entry else {
+                continue;
+            };
+            let age = lending.since.elapsed();
+            let flags = lending.flags.as_ref();
+            if age > self.settings.slow_transaction && flags.is_some_and(LiveFlags::warn) {
+                tracing::warn!(
+                    request = %self.context.id, route = self.route(), guard = short_type(lending.guard),
+                    resource = lending.name, age_ms = age.as_millis(),
+                    "outstanding for longer than `slow_transaction`"
+                );
             }
         }
     }

@@ -42,6 +42,8 @@ struct Flags {
     resource: Cow<'static, str>,
     checked_out: AtomicBool,
     condemned: AtomicBool,
+    /// It was warned that it is outstanding for long.
+    warned: AtomicBool,
 }
 
 /// What is outstanding or condemned.
@@ -88,18 +90,16 @@ impl Live {
     /// Everything that is outstanding or condemned, oldest first.
     pub fn transactions(&self) -> Vec<LiveTransaction> {
         let entries = self.0.entries.lock();
-        entries
+        entries.values().map(Entry::line).collect()
+    }
+
+    /// What is outstanding for longer than `limit`, and was not warned about yet.
+    pub(super) fn overdue(&self, limit: Duration) -> Vec<LiveTransaction> {
+        let entries = self.0.entries.lock();
+        let overdue = entries
             .values()
-            .map(|entry| LiveTransaction {
-                request: entry.flags.request.to_string(),
-                route: entry.route.as_deref().map(str::to_owned),
-                resource: entry.flags.resource.clone().into_owned(),
-                guard: short_type(entry.guard),
-                age_ms: u64::try_from(entry.since.elapsed().as_millis()).unwrap_or(u64::MAX),
-                checked_out: entry.flags.checked_out.load(Ordering::Relaxed),
-                condemned: entry.flags.condemned.load(Ordering::Relaxed),
-            })
-            .collect()
+            .filter(|entry| entry.since.elapsed() > limit && entry.flags.warn());
+        overdue.map(Entry::line).collect()
     }
 
     /// How many requests have ended in `outcome` since the launch.
@@ -169,6 +169,7 @@ impl Live {
             resource,
             checked_out: AtomicBool::new(false),
             condemned: AtomicBool::new(false),
+            warned: AtomicBool::new(false),
         });
         let entry = Entry {
             route,
@@ -182,6 +183,27 @@ impl Live {
             key,
             flags: LiveFlags(flags),
         }
+    }
+}
+
+impl Entry {
+    fn line(&self) -> LiveTransaction {
+        LiveTransaction {
+            request: self.flags.request.to_string(),
+            route: self.route.as_deref().map(str::to_owned),
+            resource: self.flags.resource.clone().into_owned(),
+            guard: short_type(self.guard),
+            age_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            checked_out: self.flags.checked_out.load(Ordering::Relaxed),
+            condemned: self.flags.condemned.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Flags {
+    /// Whether it is to be warned about: once.
+    fn warn(&self) -> bool {
+        !self.warned.swap(true, Ordering::Relaxed)
     }
 }
 
@@ -224,6 +246,11 @@ impl LiveFlags {
                 false => Happened::CheckedIn { resource },
             }
         });
+    }
+
+    /// Whether it is to be warned about: once.
+    pub(super) fn warn(&self) -> bool {
+        self.0.warn()
     }
 
     pub(super) fn condemn(&self) {

@@ -24,6 +24,7 @@
 //! | `context` | what every request carries: its id, its method, its place among those in flight |
 //! | `feed` | [`Listener`]: what happens to requests, as it happens |
 //! | `live` | [`Live`]: what is outstanding or condemned in the whole service |
+//! | `slow` | warning of what is outstanding for long |
 //! | `panics` | noticing a panic that a catcher would paper over |
 //!
 //! The room knows nothing of locks, aggregates or the reference service.
@@ -50,6 +51,7 @@ mod resource;
 mod sentinel;
 mod settle;
 mod settlement;
+mod slow;
 mod traced;
 mod verdict;
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Ignite, Rocket, Sentinel};
 use rocket_db_pools::Database;
+use tracing::Instrument;
 
 use super::error::Error;
 use super::guard::failed;
@@ -90,7 +91,9 @@ where
             database: PhantomData,
         };
         let asked = Instant::now();
-        let mut session = match pool.session(Access::ReadOnly, patience).await {
+        let span = tracing::debug_span!("read", database = D::NAME);
+        let lending = pool.session(Access::ReadOnly, patience).instrument(span);
+        let mut session = match lending.await {
             Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
                 return Err(Error::OutOfOrder(D::NAME));
             }

@@ -6,14 +6,14 @@ use std::time::Duration;
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::figment::Figment;
 use rocket::http::Method;
-use rocket::{Build, Data, Request, Response, Rocket};
+use rocket::{Build, Data, Orbit, Request, Response, Rocket};
 use tokio_util::task::TaskTracker;
 
 use super::answer::Answer;
 use super::context::RequestContext;
 use super::live::Live;
 use super::observe::{Observer, Observers};
-use super::panics;
+use super::{panics, slow};
 use crate::db::{Roster, Seconds, setting};
 
 /// What a veto looks at.
@@ -43,7 +43,8 @@ type Veto = Arc<dyn Fn(&Vetoed<'_, '_>) -> bool + Send + Sync>;
 /// ```
 ///
 /// It reads from `Rocket.toml`: `settle_timeout` (default `"10s"`), the bound on settling one
-/// request, and `slow_transaction` (default `"1s"`), past which a transaction is warned about.
+/// request, and `slow_transaction` (default `"1s"`), past which what is outstanding is warned about,
+/// while it is.
 ///
 /// It installs a panic hook, before the one that the process has, so that a panic rolls back even
 /// where a catcher answers it with a success.
@@ -97,7 +98,7 @@ impl Fairing for Settlement {
     fn info(&self) -> Info {
         Info {
             name: "Settlement",
-            kind: Kind::Ignite | Kind::Request | Kind::Singleton,
+            kind: Kind::Ignite | Kind::Liftoff | Kind::Request | Kind::Singleton,
         }
     }
 
@@ -126,6 +127,14 @@ impl Fairing for Settlement {
         };
         // Attached from here it runs after all that were attached at build time.
         Ok(rocket.manage(settings).manage(live).attach(Answer))
+    }
+
+    async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
+        if let Some(settings) = rocket.state::<Settings>() {
+            let live = settings.live.clone();
+            let watch = slow::watch(live, settings.slow_transaction, rocket.shutdown());
+            tokio::spawn(watch);
+        }
     }
 
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
