@@ -50,7 +50,8 @@ impl Ear {
     /// What was told of one request, until something is told of it that ends it.
     async fn of(&mut self, answer: &Answer, is_last: impl Fn(&Value) -> bool) -> Vec<Value> {
         let request = answer.header("x-request-id").unwrap();
-        loop {
+        // Heartbeats come for as long as anybody listens.
+        for _ in 0..20_000 {
             let events = self.events.iter();
             let events = events.filter(|event| event["request"] == request);
             let events: Vec<Value> = events.cloned().collect();
@@ -59,6 +60,7 @@ impl Ear {
             }
             self.more().await;
         }
+        panic!("{request} was not told to its end");
     }
 }
 

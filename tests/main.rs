@@ -11,6 +11,7 @@ mod support;
 mod admin;
 mod aggregates;
 mod browser;
+mod changes;
 mod contract;
 mod crash;
 mod door;
