@@ -1,57 +1,41 @@
 //! `/registry/events`: what happens, as it happens, for whoever listens.
 
-use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use rocket::futures::{Stream, StreamExt};
 use rocket::serde::json::{Value, serde_json};
 use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
 use rocket::tokio::net::TcpStream;
-use rocket::tokio::time::timeout;
 
 use crate::aggregates::{create, rename};
-use crate::support::{Answer, Backend, Http, Service, eventually};
+use crate::support::{Answer, Backend, Events, Http, Service, eventually};
 
 /// Hears events from when it was made.
 struct Ear {
-    stream: Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>,
+    stream: Events,
     events: Vec<Value>,
-    /// The beginning of the next event.
-    rest: String,
 }
 
 impl Ear {
     async fn on(http: &Http) -> Self {
-        let answer = http.request("GET /registry/events").send().await.unwrap();
-        assert_eq!(answer.headers()["content-type"], "text/event-stream");
-        let stream = answer.bytes_stream();
-        let mut ear = Self {
-            stream: Box::pin(stream.map(|part| part.map(|part| part.to_vec()))),
+        Self {
+            stream: Events::of(http, "/registry/events").await,
             events: Vec::new(),
-            rest: String::new(),
-        };
-        // The first thing that is told is that somebody listens.
-        ear.more().await;
-        ear
+        }
     }
 
     async fn more(&mut self) {
-        let part = timeout(Duration::from_secs(10), self.stream.next()).await;
-        let part = part.unwrap().unwrap().unwrap();
-        self.rest.push_str(std::str::from_utf8(&part).unwrap());
-        while let Some((event, rest)) = self.rest.split_once("\n\n") {
-            let data = event.split_once("data:").map(|(_, data)| data);
-            let event = data.and_then(|data| serde_json::from_str(data).ok());
-            self.events.extend(event);
-            self.rest = rest.to_owned();
-        }
+        let events = self.stream.more().await.expect("it has not ended");
+        let requests = events.into_iter().filter(|(name, _)| name == "request");
+        let said = requests.map(|(_, data)| serde_json::from_str(&data).unwrap());
+        self.events.extend(said.collect::<Vec<Value>>());
     }
 
     /// What was told of one request, until something is told of it that ends it.
     async fn of(&mut self, answer: &Answer, is_last: impl Fn(&Value) -> bool) -> Vec<Value> {
         let request = answer.header("x-request-id").unwrap();
         // Heartbeats come for as long as anybody listens.
-        for _ in 0..20_000 {
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(30) {
             let events = self.events.iter();
             let events = events.filter(|event| event["request"] == request);
             let events: Vec<Value> = events.cloned().collect();

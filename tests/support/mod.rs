@@ -7,6 +7,7 @@
 //! | `http` | requests over a socket, and their answers |
 //! | `stage` | a small service inside the test's process, for what the library promises |
 //! | `launch` | launches of a test's own making, above all those that are refused |
+//! | `stream` | server-sent events, read as they come |
 //! | `proxy` | breaks the connection to Postgres at a chosen statement |
 //! | `python` | somebody else's programs, to try the service with |
 //! | `service` | the reference service as a process, for what only a process can show |
@@ -19,6 +20,7 @@ pub mod proxy;
 pub mod python;
 pub mod service;
 pub mod stage;
+pub mod stream;
 
 use std::time::Duration;
 
@@ -28,6 +30,7 @@ pub use http::{Answer, Http};
 pub use proxy::{Break, Proxy};
 pub use service::{Service, Starting};
 pub use stage::{Audit, Main, Stage};
+pub use stream::Events;
 
 /// Makes a test of each behaviour on each backend, in modules that are named after them.
 macro_rules! on_each_backend {

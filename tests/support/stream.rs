@@ -1,0 +1,58 @@
+//! Server-sent events, read as they come.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use rocket::futures::{Stream, StreamExt};
+use rocket::tokio::time::timeout;
+
+use super::Http;
+
+/// A stream that is open. Dropping it closes the connection.
+pub struct Events {
+    parts: Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>,
+    /// What has come and was not taken yet.
+    text: String,
+}
+
+impl Events {
+    /// Has the first part of it: from here on the service knows of the listener.
+    pub async fn of(http: &Http, path: &str) -> Self {
+        let answer = http.request(&format!("GET {path}")).send().await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        let parts = answer.bytes_stream();
+        let mut events = Self {
+            parts: Box::pin(parts.map(|part| part.map(|part| part.to_vec()))),
+            text: String::new(),
+        };
+        assert!(events.read().await, "it ended before it began");
+        events
+    }
+
+    /// Reads more; says whether there was more. Heartbeats are more too: who waits for an event
+    /// must count.
+    async fn read(&mut self) -> bool {
+        let part = timeout(Duration::from_secs(10), self.parts.next()).await;
+        let Some(part) = part.expect("nothing came for 10 s") else {
+            return false;
+        };
+        self.text += std::str::from_utf8(&part.unwrap()).unwrap();
+        true
+    }
+
+    /// The next events, each as its name and its data; `None` at the end of the stream.
+    pub async fn more(&mut self) -> Option<Vec<(String, String)>> {
+        if !self.read().await {
+            return None;
+        }
+        let mut events = Vec::new();
+        while let Some((event, rest)) = self.text.split_once("\n\n") {
+            let field = |name| event.lines().find_map(|line| line.strip_prefix(name));
+            if let (Some(name), Some(data)) = (field("event:"), field("data:")) {
+                events.push((name.trim().to_owned(), data.trim().to_owned()));
+            }
+            self.text = rest.to_owned();
+        }
+        Some(events)
+    }
+}
