@@ -1,6 +1,6 @@
 // An aggregate as it grows: its events, its version, its lease, and two commands that race on it.
 
-import { element } from "./element.js";
+import { busy, element } from "./element.js";
 import { all, follow, refusal, send } from "./service.js";
 
 const find = (selector) => document.querySelector(selector);
@@ -21,14 +21,12 @@ async function refresh() {
   for (const { id, task } of todos) {
     if (!known.has(id)) idField.append(new Option(`${task} (${id})`, id));
   }
-  find(".race .go").disabled = todos.length === 0;
+  find(".race").hidden = todos.length === 0;
   await grow();
 }
 
 async function create() {
-  createButton.disabled = true;
   const answer = await send("POST", "/aggregates/todos", { body: { user_id: "visitor", task: `made at ${now()}` } });
-  createButton.disabled = false;
   if (!answer.ok) return say(refusal(answer));
   await refresh();
   choose(answer.content.id);
@@ -104,7 +102,6 @@ const ways = [
 async function race() {
   const way = ways[howField.value];
   const headers = way.headers(events.at(-1).sequence);
-  find(".race .go").disabled = true;
   const runners = ["first", "second"].map((name) => ({ name, task: `${name} at ${now()}`, answer: null, took: null }));
   const started = performance.now();
   const run = async (runner, fault) => {
@@ -122,7 +119,6 @@ async function race() {
   await new Promise((resolve) => { setTimeout(resolve, 200); });
   await Promise.all([first, run(runners[1], null)]);
   clearInterval(watching);
-  find(".race .go").disabled = false;
   say(runners.map(({ name, answer }) => `${name}: ${answer.status} ${answer.version ?? ""}`).join(", "));
   await Promise.all([grow(), showLease()]);
 }
@@ -151,9 +147,9 @@ const explain = () => { find(".race .explained").textContent = ways[howField.val
 explain();
 howField.addEventListener("change", explain);
 idField.addEventListener("change", () => choose(idField.value));
-createButton.addEventListener("click", create);
+createButton.addEventListener("click", () => busy(createButton, create));
 find(".choose").addEventListener("submit", (event) => event.preventDefault());
-find(".race").addEventListener("submit", (event) => { event.preventDefault(); race(); });
+find(".race").addEventListener("submit", (event) => { event.preventDefault(); busy(find(".race .go"), race); });
 follow("aggregates", refresh, (isAway) => { find(".away").hidden = !isAway; });
 showLease();
 setInterval(() => { if (!document.hidden) showLease(); }, 1000);

@@ -1,7 +1,7 @@
 // The console: runs a request, with something that goes wrong if the reader likes, and shows what
 // happens to its transactions, as it happens.
 
-import { element } from "./element.js";
+import { busy, element } from "./element.js";
 import { actions, faults, subject } from "./faults.js";
 import { refusal, send } from "./service.js";
 import { Card } from "./timeline.js";
@@ -37,27 +37,21 @@ function explain() {
   find(".amount").hidden = amountField.disabled = !fault.amount;
   find(".amount span").textContent = name;
   amountField.value = amount ?? "";
-  find("#explained").textContent = fault.says;
+  find(".explained").textContent = fault.says;
 }
 
 async function run() {
   const { action, fault } = chosen();
   const header = fault.fault(amountField.value);
-  find(".go").disabled = true;
   const on = await subject(action);
-  if (on === undefined) {
-    show("There is nothing to do this to yet: create one first.");
-  } else {
-    const path = action.path(on);
-    const answer = await send(action.method, path, { body: action.body?.(), fault: header });
-    const what = `${action.method} ${path}`;
-    const of = card(answer.id ?? `unanswered at ${Date.now()}`);
-    of.answered({ what, fault: header, answer });
-    put(of);
-    show(answer.ok ? `${what}: ${answer.status}, ${answer.outcome}` : `${what}: ${refusal(answer)}`);
-  }
-  find(".go").disabled = false;
-  find(".go").focus();
+  if (on === undefined) return show("There is nothing to do this to yet: create one first.");
+  const path = action.path(on);
+  const answer = await send(action.method, path, { body: action.body?.(), fault: header });
+  const what = `${action.method} ${path}`;
+  const of = card(answer.id ?? `unanswered at ${Date.now()}`);
+  of.answered({ what, fault: header, answer });
+  put(of);
+  show(answer.ok ? `${what}: ${answer.status}, ${answer.outcome}` : `${what}: ${refusal(answer)}`);
 }
 
 function show(result) {
@@ -125,9 +119,16 @@ function table(into, empty, heads, rows) {
   const made = rows.length > 0
     ? element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows))
     : element("p", { className: "empty" }, empty);
-  // What has not changed keeps its focus.
-  if (into.firstElementChild?.isEqualNode(made)) return;
-  into.replaceChildren(made);
+  const shown = into.firstElementChild;
+  if (shown?.rows?.length !== made.rows?.length || !made.rows) return into.replaceChildren(made);
+  // Cell by cell: ages change all the time, and a button that has the focus keeps it.
+  [...made.rows].forEach((row, place) => {
+    const old = shown.rows[place];
+    old.className = row.className;
+    [...row.cells].forEach((cell, column) => {
+      if (!old.cells[column].isEqualNode(cell)) old.cells[column].replaceWith(cell);
+    });
+  });
 }
 
 const seconds = (ms) => `${(ms / 1000).toFixed(1)} s`;
@@ -146,22 +147,26 @@ function showOutstanding({ outstanding, settled }) {
 function showLeases(leases) {
   const rows = leases.map((lease) => {
     const left = lease.expires_in_ms > 0 ? seconds(lease.expires_in_ms) : "expired";
-    const free = element("button", { type: "button", ariaLabel: `Free ${lease.key}` }, "Free");
-    free.addEventListener("click", async () => {
-      await send("DELETE", `/leases/${encodeURIComponent(lease.token)}`);
-      look();
-    });
+    const free = element("button", { type: "button", ariaLabel: `Free ${lease.key}`, value: lease.token }, "Free");
     const cells = [lease.key, lease.owner, left, lease.wanted ? "yes" : "no", free];
     return element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
   });
   table(find(".leases .scroll"), "None: nobody is changing an aggregate.", ["Key", "Holder", "Left", "Wanted", ""], rows);
 }
 
+async function free({ target }) {
+  if (target.matches("button")) {
+    await send("DELETE", `/leases/${encodeURIComponent(target.value)}`);
+    look();
+  }
+}
+
 // ---------------------------------------------------------------- the page
 
 offer();
 faultField.addEventListener("change", explain);
-form.addEventListener("submit", (event) => { event.preventDefault(); run(); });
+form.addEventListener("submit", (event) => { event.preventDefault(); busy(find(".go"), run); });
+find(".leases").addEventListener("click", free);
 listen();
 // Other processes change leases without telling this one.
 setInterval(() => { if (!document.hidden) look(); }, 1000);

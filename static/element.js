@@ -9,3 +9,14 @@ export function element(name, properties = {}, ...content) {
   made.append(...content);
   return made;
 }
+
+/** Works while `button` cannot be pressed; the focus that it loses by that comes back to it. */
+export async function busy(button, work) {
+  button.disabled = true;
+  try {
+    await work();
+  } finally {
+    button.disabled = false;
+    if (document.activeElement === document.body) button.focus();
+  }
+}

@@ -1,9 +1,6 @@
 //! Pages that outlive their service, and services that end under a page.
 
-use std::time::Duration;
-
 use fantoccini::key::Key;
-use rocket::tokio::time::sleep;
 
 use super::{again, open, titles};
 use crate::support::{Backend, Service, eventually};
@@ -68,7 +65,6 @@ async fn a_service_ends_in_order_under_its_pages(backend: Backend) {
             .contains(r#""route":"create""#)
     })
     .await;
-    sleep(Duration::from_millis(100)).await;
     service.signal("TERM");
     assert_eq!(service.ended().await.code(), Some(0), "{}", service.log());
     browser.shows(".request .badge", &["committed"]).await;
