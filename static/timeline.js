@@ -3,7 +3,13 @@
 import { element } from "./element.js";
 import { refusal } from "./service.js";
 
-const TABLES = [["main", "todos"], ["main", "aggregates"], ["main", "events"], ["audit", "audit"]];
+// Database, what is counted, and what it is called.
+const TABLES = [
+  ["main", "todos", "todos"],
+  ["main", "aggregates", "aggregates"],
+  ["main", "events", "events of aggregates"],
+  ["audit", "audit", "lines"],
+];
 const MOMENTS = ["before", "inside", "after"];
 
 export class Card {
@@ -69,8 +75,8 @@ export class Card {
       .filter((event) => event.what === "note" && event.about === "rows")
       .map((event) => [event.says.at, event.says]));
     if (counted.size === 0) return [];
-    const rows = TABLES.map(([database, name]) => {
-      const [before, inside, after] = MOMENTS.map((moment) => counted.get(moment)?.[name] ?? null);
+    const rows = TABLES.map(([database, counting, name]) => {
+      const [before, inside, after] = MOMENTS.map((moment) => counted.get(moment)?.[counting] ?? null);
       const isChanged = inside !== null && inside !== before;
       const isKept = isChanged && after === inside;
       const cells = [

@@ -66,8 +66,8 @@ async fn pictures_are_made_and_the_readme_shows_one() {
         service.new_todo(title, "").await;
     }
     for (name, scheme, width, height) in [
-        ("light", "light", 1200, 1000),
-        ("dark", "dark", 1200, 1000),
+        ("light", "light", 1200, 1200),
+        ("dark", "dark", 1200, 1200),
         ("narrow", "light", 390, 1600),
     ] {
         let url = format!("{}/console", service.http.base);
