@@ -9,7 +9,7 @@ const { how: howField } = find(".race").elements;
 
 let events = []; // of the aggregate that is shown
 
-const address = (rest = "") => `/aggregates/todos/${encodeURIComponent(idField.value)}${rest}`;
+const address = (id, rest) => `/aggregates/todos/${encodeURIComponent(id)}${rest}`;
 const now = () => new Date().toLocaleTimeString();
 
 // ---------------------------------------------------------------- which
@@ -17,9 +17,10 @@ const now = () => new Date().toLocaleTimeString();
 async function refresh() {
   const todos = await all("/aggregates/todos", "id");
   if (todos === null) return;
-  const known = new Set([...idField.options].map((option) => option.value));
+  const known = new Map([...idField.options].map((option) => [option.value, option]));
   for (const { id, task } of todos) {
-    if (!known.has(id)) idField.append(new Option(`${task} (${id})`, id));
+    if (!known.has(id)) idField.append(new Option("", id));
+    (known.get(id) ?? idField.lastElementChild).textContent = `${task} (${id})`;
   }
   find(".race").hidden = todos.length === 0;
   await grow();
@@ -50,7 +51,7 @@ function grow() {
     const id = idField.value;
     if (!id) return showStream();
     const isFirst = events.length === 0;
-    const more = await all(address("/events"), "sequence", events.at(-1)?.sequence);
+    const more = await all(address(id, "/events"), "sequence", events.at(-1)?.sequence);
     if (more === null || id !== idField.value) return;
     events.push(...more);
     find(".stream tbody").append(...more.map((event) => line(event, isFirst)));
@@ -100,12 +101,13 @@ const ways = [
 ];
 
 async function race() {
-  const way = ways[howField.value];
-  const headers = way.headers(events.at(-1).sequence);
+  await growing;
+  const id = idField.value;
+  const headers = ways[howField.value].headers(events.at(-1)?.sequence);
   const runners = ["first", "second"].map((name) => ({ name, task: `${name} at ${now()}`, answer: null, took: null }));
   const started = performance.now();
   const run = async (runner, fault) => {
-    const command = (which) => send("POST", address("/rename"), { body: { task: runner.task }, headers, fault: which });
+    const command = (which) => send("POST", address(id, "/rename"), { body: { task: runner.task }, headers, fault: which });
     runner.answer = await command(fault);
     // Without failure injection nobody can be made slow: they race as they are.
     if (runner.answer.content?.type?.endsWith("faults-off")) runner.answer = await command(null);

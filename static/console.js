@@ -2,8 +2,8 @@
 // happens to its transactions, as it happens.
 
 import { busy, element } from "./element.js";
-import { actions, faults, subject } from "./faults.js";
-import { refusal, send } from "./service.js";
+import { actions, faults, idle, subject } from "./faults.js";
+import { refusal, send, stream } from "./service.js";
 import { Card } from "./timeline.js";
 
 const find = (selector) => document.querySelector(selector);
@@ -32,26 +32,32 @@ function offer() {
 }
 
 function explain() {
-  const { fault } = chosen();
+  const { action, fault } = chosen();
   const [name, amount] = fault.amount ?? [];
+  const isNew = find(".amount").hidden || find(".amount span").textContent !== name;
   find(".amount").hidden = amountField.disabled = !fault.amount;
   find(".amount span").textContent = name;
-  amountField.value = amount ?? "";
-  find(".explained").textContent = fault.says;
+  if (isNew) amountField.value = amount ?? "";
+  find(".explained").textContent = idle(action, fault) ?? fault.says;
 }
+
+const runs = new Map(); // of this page, by the name under which the feed tells of them
 
 async function run() {
   const { action, fault } = chosen();
-  const header = fault.fault(amountField.value);
-  const on = await subject(action);
-  if (on === undefined) return show("There is nothing to do this to yet: create one first.");
-  const path = action.path(on);
-  const answer = await send(action.method, path, { body: action.body?.(), fault: header });
-  const what = `${action.method} ${path}`;
-  const of = card(answer.id ?? `unanswered at ${Date.now()}`);
-  of.answered({ what, fault: header, answer });
+  const { id, missing } = await subject(action);
+  if (missing) return show(missing);
+  const path = action.path(id);
+  const asked = { what: `${action.method} ${path}`, fault: fault.fault(amountField.value) };
+  const name = `${Date.now()}-${Math.random()}`;
+  runs.set(name, asked);
+  show("");
+  const answer = await send(action.method, path, { body: action.body?.(), fault: asked.fault, headers: { "X-Run": name } });
+  runs.delete(name);
+  const of = asked.card ?? card(answer.id ?? name);
+  of.answered(asked, answer);
   put(of);
-  show(answer.ok ? `${what}: ${answer.status}, ${answer.outcome}` : `${what}: ${refusal(answer)}`);
+  show(answer.ok ? `${asked.what}: ${answer.status}, ${answer.outcome}` : `${asked.what}: ${refusal(answer)}`);
 }
 
 function show(result) {
@@ -80,28 +86,47 @@ function put({ isWorthShowing, element: shown }) {
   if (requests.children.length > SHOWN) requests.lastElementChild.remove();
 }
 
-function listen() {
-  const stream = new EventSource("/registry/events");
-  stream.onopen = () => { find(".away").hidden = true; look(); };
-  stream.onerror = () => {
-    find(".away").hidden = false;
-    // The browser tries again by itself, but not after an answer that is no stream.
-    if (stream.readyState === EventSource.CLOSED) setTimeout(listen, 1000);
-  };
-  stream.addEventListener("request", (event) => {
-    const happened = JSON.parse(event.data);
-    const of = card(happened.request);
-    of.happened(happened);
-    put(of);
-    lookSoon();
-  });
-  stream.addEventListener("missed", (event) => {
-    find(".missed").textContent = `${event.data} events came faster than this page could read them, and are not shown.`;
-    find(".missed").hidden = false;
-  });
+function hear(data) {
+  const happened = JSON.parse(data);
+  const of = card(happened.request);
+  of.happened(happened);
+  const asked = runs.get(happened.says?.run);
+  if (asked) {
+    asked.card = of;
+    of.asked(asked);
+  }
+  // Rows that come and go meanwhile are counted too.
+  const open = [...cards.values()].filter((one) => one.isOpen);
+  if (open.length > 1) open.forEach((one) => one.crowd());
+  put(of);
+  lookSoon();
+}
+
+function miss(count) {
+  find(".missed").textContent = `${count} events came faster than this page could read them, and are not shown.`;
+  find(".missed").hidden = false;
+}
+
+function lose() {
+  find(".away").hidden = false;
+  for (const one of cards.values()) one.lose();
+}
+
+function found() {
+  find(".away").hidden = true;
+  look();
 }
 
 // ---------------------------------------------------------------- what is held now
+
+/** Without failure injection there is nothing to choose. */
+function allow(areOn) {
+  find(".off").hidden = areOn;
+  if (faultField.disabled === !areOn) return;
+  faultField.disabled = !areOn;
+  faultField.value = areOn ? 1 : 0;
+  explain();
+}
 
 let soon = null;
 function lookSoon() {
@@ -110,7 +135,10 @@ function lookSoon() {
 
 async function look() {
   const [registry, leases] = await Promise.all([send("GET", "/registry"), send("GET", "/leases")]);
-  if (registry.ok) showOutstanding(registry.content);
+  if (registry.ok) {
+    showOutstanding(registry.content);
+    allow(registry.content.faults);
+  }
   if (leases.ok) showLeases(leases.content.leases);
 }
 
@@ -148,10 +176,10 @@ function showLeases(leases) {
   const rows = leases.map((lease) => {
     const left = lease.expires_in_ms > 0 ? seconds(lease.expires_in_ms) : "expired";
     const free = element("button", { type: "button", ariaLabel: `Free ${lease.key}`, value: lease.token }, "Free");
-    const cells = [lease.key, lease.owner, left, lease.wanted ? "yes" : "no", free];
+    const cells = [free, lease.key, lease.owner, left, lease.wanted ? "yes" : "no"];
     return element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
   });
-  table(find(".leases .scroll"), "None: nobody is changing an aggregate.", ["Key", "Holder", "Left", "Wanted", ""], rows);
+  table(find(".leases .scroll"), "None: nobody is changing an aggregate.", ["", "Key", "Holder", "Left", "Wanted"], rows);
 }
 
 async function free({ target }) {
@@ -165,8 +193,9 @@ async function free({ target }) {
 
 offer();
 faultField.addEventListener("change", explain);
+actionField.addEventListener("change", explain);
 form.addEventListener("submit", (event) => { event.preventDefault(); busy(find(".go"), run); });
 find(".leases").addEventListener("click", free);
-listen();
+stream("/registry/events", { request: hear, missed: miss }, found, lose);
 // Other processes change leases without telling this one.
 setInterval(() => { if (!document.hidden) look(); }, 1000);

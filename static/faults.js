@@ -2,29 +2,45 @@
 
 import { all, send } from "./service.js";
 
-const newestTodo = async () => (await send("GET", "/todos")).content?.at(-1)?.id;
-const newestAggregate = async () => (await all("/aggregates/todos", "id"))?.at(-1)?.id;
+const todos = async () => {
+  const answer = await send("GET", "/todos");
+  return answer.ok ? answer.content : null;
+};
+const aggregates = () => all("/aggregates/todos", "id");
 const aggregate = (id, command) => `/aggregates/todos/${encodeURIComponent(id)}/${command}`;
 const now = () => new Date().toLocaleTimeString();
 
-/** `on` finds the todo that is meant, if one is; there may be none. */
+/**
+ * `on` lists what it can be done to: the last is meant. `reaches` are the points on its way at which
+ * something may go wrong that goes wrong nowhere else.
+ */
 export const actions = [
   { label: "Create a todo", method: "POST", path: () => "/todos", body: () => ({ title: `made at ${now()}` }) },
-  { label: "Complete the newest todo", method: "PATCH", on: newestTodo, path: (id) => `/todos/${id}`, body: () => ({ completed: true }) },
-  { label: "Share the newest todo", method: "POST", on: newestTodo, path: (id) => `/todos/${id}/share` },
-  { label: "Delete the newest todo", method: "DELETE", on: newestTodo, path: (id) => `/todos/${id}` },
+  { label: "Complete the newest todo", method: "PATCH", on: todos, path: (id) => `/todos/${id}`, body: () => ({ completed: true }) },
+  { label: "Share the newest todo", method: "POST", reaches: "downstream", on: todos, path: (id) => `/todos/${id}/share` },
+  { label: "Delete the newest todo", method: "DELETE", on: todos, path: (id) => `/todos/${id}` },
   { label: "Delete all todos", method: "DELETE", path: () => "/todos" },
   { label: "Create an aggregate", method: "POST", path: () => "/aggregates/todos", body: () => ({ user_id: "console", task: `made at ${now()}` }) },
-  { label: "Rename the newest aggregate", method: "POST", on: newestAggregate, path: (id) => aggregate(id, "rename"), body: () => ({ task: `renamed at ${now()}` }) },
-  { label: "Complete the newest aggregate", method: "POST", on: newestAggregate, path: (id) => aggregate(id, "complete") },
+  { label: "Rename the last aggregate by id", method: "POST", reaches: "loaded", on: aggregates, path: (id) => aggregate(id, "rename"), body: () => ({ task: `renamed at ${now()}` }) },
+  { label: "Complete the last aggregate by id", method: "POST", reaches: "loaded", on: aggregates, path: (id) => aggregate(id, "complete") },
 ];
 
-/** Which todo an action is for; `undefined` if it needs one and there is none. */
+/** The id of what an action is for, where it needs one; or why there is none. */
 export async function subject(action) {
-  return action.on ? action.on() : null;
+  if (!action.on) return {};
+  const list = await action.on();
+  if (list === null) return { missing: "The service did not say what there is. Try again." };
+  return list.length > 0 ? { id: list.at(-1).id } : { missing: "There is nothing to do this to yet: create one first." };
 }
 
-/** By what they disturb. `amount` is what the reader may change: its name, unit and first value. */
+/** Why a fault does nothing to an action, if it does nothing. */
+export function idle(action, fault) {
+  if (!fault.at || fault.at === action.reaches) return null;
+  const reaching = actions.filter((other) => other.reaches === fault.at).map(({ label }) => `“${label}”`);
+  return `It does nothing here: choose ${reaching.join(" or ")}.`;
+}
+
+/** By what they disturb. `at` is the only point where it can go wrong; `amount` is what the reader may change: its name, unit and first value. */
 export const faults = [
   ["Nothing", [
     { label: "nothing", fault: () => null,
@@ -53,15 +69,15 @@ export const faults = [
       says: "The server ends the session just before the transaction is settled. SQLite has no session: nothing happens there." },
   ]],
   ["Another service", [
-    { label: "it refuses (share)", fault: (status) => `downstream=${status}`, amount: ["Status", 502],
+    { label: "it refuses (share)", at: "downstream", fault: (status) => `downstream=${status}`, amount: ["Status", 502],
       says: "Sharing a todo calls another service in the middle of the transaction. It refuses: the todo is not shared, and no audit line says that it was." },
-    { label: "it does not answer (share)", fault: () => "downstream=timeout",
+    { label: "it does not answer (share)", at: "downstream", fault: () => "downstream=timeout",
       says: "Sharing a todo calls another service, which does not answer in time." },
   ]],
   ["The lease (aggregates)", [
-    { label: "it is kept for long", fault: (ms) => `delay=${ms}@loaded`, amount: ["Milliseconds", 3000],
+    { label: "it is kept for long", at: "loaded", fault: (ms) => `delay=${ms}@loaded`, amount: ["Milliseconds", 3000],
       says: "The aggregate is loaded, and nobody else may write it. No transaction and no connection is held meanwhile: see “Leases”." },
-    { label: "it is lost to somebody else", fault: () => "expire-lease",
+    { label: "it is lost to somebody else", at: "loaded", fault: () => "expire-lease",
       says: "As if this process had been stopped for too long: another has taken the lease over, and the late commit is refused. The new holder never comes: free the lease below." },
   ]],
   ["The process", [

@@ -15,7 +15,7 @@ export async function send(method, path, { body, fault, headers = {} } = {}) {
     const response = await fetch(path, request);
     const text = await response.text();
     return {
-      ok: response.ok,
+      ok: response.status < 400,
       status: response.status,
       outcome: response.headers.get("Transaction-Outcome"),
       id: response.headers.get("X-Request-Id"),
@@ -44,40 +44,61 @@ export async function all(path, key, after) {
 /** What a refusal says, in a sentence or two. */
 export function refusal(answer) {
   if (answer.status === 0) return "The connection was lost before the answer came.";
-  const title = answer.content?.title ?? "The service refused it";
-  return `${answer.status} ${title}: ${answer.content?.detail ?? "it says no more."}`;
+  const { title, detail } = answer.content ?? {};
+  const said = [title, detail].filter(Boolean).join(": ");
+  return said ? `${answer.status} ${said.replace(/[^.!?]$/, "$&.")}` : `${answer.status}.`;
 }
 
 /**
- * Calls `changed` when `list` may have changed: at once, when the service says so, when it is back
- * after it was away, and now and then for what other processes change. Calls `away` with whether
- * the service is out of reach. A page that nobody looks at asks for nothing: a browser opens only a
- * few connections to one host, and every tab would keep one.
+ * A stream of server-sent events, open while the page is looked at: a browser opens only a few
+ * connections to one host, and every tab would keep one. `heard` has a function of the data for each
+ * name of an event; `opened` and `lost` are called whenever the stream is.
  */
-export function follow(list, changed, away = () => {}) {
-  const OTHERS_MS = 5000;
-  let stream = null;
+export function stream(path, heard, opened, lost) {
+  const AGAIN_MS = 1000;
+  let source = null;
 
   function open() {
-    stream ??= new EventSource("/changes");
-    stream.onopen = () => { away(false); changed(); };
-    stream.onerror = () => {
-      away(true);
+    if (source) return;
+    source = new EventSource(path);
+    source.onopen = opened;
+    source.onerror = () => {
+      lost();
       // The browser tries again by itself, but not after an answer that is no stream.
-      if (stream?.readyState === EventSource.CLOSED) { close(); setTimeout(look, 1000); }
+      if (source?.readyState === EventSource.CLOSED) { close(); setTimeout(look, AGAIN_MS); }
     };
-    stream.addEventListener("changed", (event) => { if (event.data === list) changed(); });
+    for (const [name, hear] of Object.entries(heard)) {
+      source.addEventListener(name, (event) => hear(event.data));
+    }
   }
   function close() {
-    stream?.close();
-    stream = null;
+    source?.close();
+    source = null;
   }
   function look() {
     if (document.hidden) close(); else open();
   }
 
   document.addEventListener("visibilitychange", look);
-  setInterval(() => { if (stream?.readyState === EventSource.OPEN) changed(); }, OTHERS_MS);
-  changed();
   look();
+}
+
+/**
+ * Calls `changed` when `list` may have changed: at once, when the service says so, when it is back
+ * after it was away, and now and then for what other processes change. Calls `away` with whether
+ * the service is out of reach.
+ */
+export function follow(list, changed, away) {
+  const OTHERS_MS = 5000;
+  let isAway = false;
+  const told = (now) => { isAway = now; away(now); };
+
+  changed();
+  stream(
+    "/changes",
+    { changed: (which) => { if (which === list) changed(); } },
+    () => { told(false); changed(); },
+    () => told(true),
+  );
+  setInterval(() => { if (!document.hidden && !isAway) changed(); }, OTHERS_MS);
 }

@@ -14,7 +14,10 @@ const MOMENTS = ["before", "inside", "after"];
 
 export class Card {
   #events = [];
-  #asked = null; // by this page: what, with which fault, and the answer
+  #asked = null; // by this page: what, and with which fault
+  #answer = null; // to this page
+  #isLost = false;
+  #isCrowded = false;
 
   constructor() {
     this.element = element("article", { className: "card request" });
@@ -22,7 +25,15 @@ export class Card {
 
   /** A request of somebody else's that has nothing outstanding is not. */
   get isWorthShowing() {
-    return this.#asked !== null || this.#events.some((event) => event.what === "began");
+    return this.#asked !== null || this.#find("began") !== undefined;
+  }
+
+  get isOpen() {
+    return this.#find("began") !== undefined && !this.#find("settled") && !this.#answer && !this.#isLost;
+  }
+
+  #find(what) {
+    return this.#events.find((event) => event.what === what);
   }
 
   happened(event) {
@@ -30,23 +41,45 @@ export class Card {
     this.#show();
   }
 
-  answered(asked) {
+  asked(asked) {
     this.#asked = asked;
     this.#show();
   }
 
+  answered(asked, answer) {
+    this.#answer = answer;
+    this.asked(asked);
+  }
+
+  /** Others were under way at the same time. */
+  crowd() {
+    this.#isCrowded = true;
+    this.#show();
+  }
+
+  /** What happens from now on is not heard. */
+  lose() {
+    if (!this.isOpen) return;
+    this.#isLost = true;
+    this.#show();
+  }
+
+  #outcome() {
+    const told = this.#find("settled")?.outcome ?? this.#answer?.outcome;
+    if (told) return told;
+    if (this.#isLost || this.#answer?.status === 0) return "unknown";
+    return this.#answer ? "nothing begun" : "open";
+  }
+
   #show() {
-    const settled = this.#events.find((event) => event.what === "settled");
-    const began = this.#events.find((event) => event.what === "began");
     if (!this.isWorthShowing) return;
-    const outcome = settled?.outcome ?? this.#asked?.answer.outcome ?? (this.#asked ? "nothing begun" : "open");
-    const status = settled?.status ?? this.#asked?.answer.status;
-    const fault = this.#asked?.fault;
+    const outcome = this.#outcome();
+    const status = this.#find("settled")?.status ?? this.#answer?.status;
     this.element.replaceChildren(
       element("header", {},
         element("span", { className: `badge ${outcome}` }, outcome),
-        element("h2", {}, this.#asked?.what ?? `${began.route ?? "a request"} (asked elsewhere)`),
-        ...(fault ? [element("code", {}, fault)] : []),
+        element("h2", {}, this.#asked?.what ?? `${this.#find("began").route ?? "a request"} (asked elsewhere)`),
+        ...(this.#asked?.fault ? [element("code", {}, this.#asked.fault)] : []),
         ...(status ? [element("strong", { className: "status" }, `→ ${status}`)] : [])),
       element("p", { className: "said" }, this.#told(outcome)),
       ...this.#rows(outcome),
@@ -56,16 +89,21 @@ export class Card {
 
   /** What it comes to, in words. */
   #told(outcome) {
-    const answer = this.#asked?.answer;
-    const said = answer && !answer.ok ? `The client was told ${refusal(answer)} ` : "";
-    if (answer?.status === 0) return `${refusal(answer)} Nobody was told what became of it: look at the rows when the service is back.`;
+    const status = this.#find("settled")?.status;
+    const answer = this.#answer;
+    const said = answer?.status ? `The client was told ${refusal(answer)}` : status ? `The client was told ${status}.` : "";
+    const hasCommitted = this.#events.some((event) => event.action === "commit");
     switch (outcome) {
-      case "committed": return `${said}The client was told of success, and both databases kept what was written.`;
-      case "rolled-back": return `${said}So nothing is left of it, in neither database.`;
-      case "partial": return `${said}One database had committed before the other refused.`;
-      case "unknown": return `${said}COMMIT was sent, and its answer never came.`;
+      case "committed": return hasCommitted
+        ? "The client was told of success, and what was written is kept, in both databases."
+        : "The client was told of success. There was nothing to write.";
+      case "rolled-back": return `${said} So nothing is left of it, in neither database.`;
+      case "partial": return `${said} One database had committed before the other refused.`;
+      case "unknown": return status
+        ? `${said} COMMIT was sent, and its answer never came.`
+        : "The connection was lost before the end was seen. Look at the rows when the service is back.";
       case "open": return "Nothing is decided yet.";
-      default: return `${said}No transaction was begun.`;
+      default: return `${said} No transaction was begun.`;
     }
   }
 
@@ -77,20 +115,24 @@ export class Card {
     if (counted.size === 0) return [];
     const rows = TABLES.map(([database, counting, name]) => {
       const [before, inside, after] = MOMENTS.map((moment) => counted.get(moment)?.[counting] ?? null);
-      const isChanged = inside !== null && inside !== before;
-      const isKept = isChanged && after === inside;
-      const cells = [
-        [before, ""],
-        [inside, isChanged ? "more" : ""],
-        [after, isKept ? "kept" : isChanged && after !== null && outcome === "rolled-back" ? "gone" : ""],
-      ];
+      const isChanged = !this.#isCrowded && inside !== null && inside !== before;
+      const fate = outcome === "committed" && after === inside ? "kept" : outcome === "rolled-back" && after === before ? "gone" : "";
+      const cells = [[before, ""], [inside, isChanged ? "more" : ""], [after, isChanged ? fate : ""]];
       return element("tr", {},
         element("th", { scope: "row" }, name, " ", element("span", { className: "soft" }, `in ${database}`)),
         ...cells.map(([count, kind]) => element("td", { className: `number ${kind}` }, count ?? "–")));
     });
     const heads = ["Rows", ...MOMENTS].map((name, place) => element("th", { scope: "col", className: place ? "number" : "" }, name));
-    return [element("div", { className: "scroll" },
-      element("table", { className: "rows" }, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)))];
+    const table = element("table", { className: "rows" }, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
+    return [element("div", { className: "scroll" }, table), ...this.#caveats().map((text) => element("p", { className: "empty" }, text))];
+  }
+
+  #caveats() {
+    const hasAggregates = this.#events.some((event) => event.what === "began" && event.resource.startsWith("aggregates"));
+    return [
+      ...(this.#isCrowded ? ["Other requests were under way at the same time: their rows are counted too."] : []),
+      ...(hasAggregates ? ["Events are written when the request is settled, in the same transaction: after the rows inside were counted."] : []),
+    ];
   }
 }
 

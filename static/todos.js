@@ -4,8 +4,9 @@
 import { follow, refusal, send } from "./service.js";
 
 const find = (selector) => document.querySelector(selector);
-// Not `fault`: that would be one of the page itself.
-const fault = new URLSearchParams(location.search).get("with-fault");
+// Not `fault`: that would be one of the page itself. What is no header is no fault.
+const wanted = new URLSearchParams(location.search).get("with-fault");
+const fault = /^[ -~]+$/.test(wanted ?? "") ? wanted : null;
 
 const filters = {
   "#/": () => true,
@@ -22,14 +23,19 @@ let made = 0;
 // ---------------------------------------------------------------- changes
 
 /** Shows `todos` now, and the truth as soon as the service has told it. */
-function change(todos, method, path, body) {
+function change(todos, method, path, body, refused = () => {}) {
   shown = todos;
   unanswered += 1;
   render();
   changes = changes.then(async () => {
     const answer = await send(method, path(), { body, fault });
     unanswered -= 1;
-    if (answer.ok) confirm(answer); else complain(answer);
+    if (answer.ok) {
+      confirm(answer);
+    } else {
+      complain(`${refusal(answer)} ${undone(answer)}`);
+      refused();
+    }
     await refresh();
   });
 }
@@ -43,11 +49,10 @@ function confirm(answer) {
   told = known ? told.map((other) => (other.id === todo.id ? todo : other)) : [...told, todo];
 }
 
-function complain(answer) {
-  const undone = answer.status === 0
-    ? "What you see is what was last known."
-    : "The change was undone.";
-  find(".refusal p").textContent = `${refusal(answer)} ${undone}`;
+const undone = (answer) => (answer.status === 0 ? "What you see is what was last known." : "The change was undone.");
+
+function complain(text) {
+  find(".refusal p").textContent = text;
   find(".refusal").hidden = false;
 }
 
@@ -58,13 +63,19 @@ async function refresh() {
   if (unanswered > 0) return;
   if (answer.ok) told = answer.content;
   shown = told;
+  if (edited !== null && !shown.some((todo) => todo.id === edited)) {
+    complain(`What you were editing is gone: somebody else has deleted it. You had typed “${find(".edit")?.value ?? ""}”.`);
+    edited = null;
+  }
   render();
 }
 
 function create(title) {
   made += 1;
   const todo = { id: `new-${made}`, title, completed: false };
-  change([...shown, todo], "POST", () => "/todos", { title });
+  const field = find(".new-todo");
+  // What was refused need not be typed again.
+  change([...shown, todo], "POST", () => "/todos", { title }, () => { field.value ||= title; });
 }
 
 /** Todos that are not stored yet have no address: they are left alone until they have one. */
@@ -112,7 +123,7 @@ function editor(todo) {
   input.value = todo.title;
   input.maxLength = 500;
   input.setAttribute("aria-label", "Edit the todo");
-  input.addEventListener("blur", () => leave(true));
+  input.addEventListener("blur", () => { if (!isRendering) leave(true); });
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.isComposing) leave(true);
     if (event.key === "Escape") leave(false);
@@ -124,20 +135,34 @@ function editor(todo) {
 
 const route = () => (location.hash in filters ? location.hash : "#/");
 
+let isRendering = false; // rows that are moved lose the focus, and nobody has left them
+
 function render() {
+  isRendering = true;
+  const typing = find(".edit:focus");
+  showRows();
+  showRest();
+  typing?.focus();
+  isRendering = false;
+}
+
+function showRows() {
   const list = find(".todo-list");
   const rows = new Map([...list.children].map((row) => [row.dataset.id, row]));
-  const visible = shown.filter(filters[route()]);
-  const wanted = visible.map((todo) => line(rows.get(String(todo.id)) ?? blank(todo), todo));
-  // Rows that stay are not moved: the focus, and what is typed, would be lost.
-  for (const row of list.children) if (!wanted.includes(row)) row.remove();
-  wanted.forEach((row, place) => {
+  const visible = shown.filter((todo) => todo.id === edited || filters[route()](todo));
+  const kept = visible.map((todo) => line(rows.get(String(todo.id)) ?? blank(todo), todo));
+  // Rows that stay are not moved, as far as can be: they keep the focus.
+  for (const row of [...list.children]) if (!kept.includes(row)) row.remove();
+  kept.forEach((row, place) => {
     if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
   });
+}
 
+function showRest() {
   const active = shown.filter((todo) => !todo.completed).length;
   find(".main").hidden = find(".footer").hidden = shown.length === 0;
   find(".toggle-all").checked = shown.length > 0 && active === 0;
+  find(".todoapp").ariaBusy = unanswered > 0;
   const count = document.createElement("strong");
   count.textContent = active;
   find(".todo-count").replaceChildren(count, active === 1 ? " item left" : " items left");
@@ -201,9 +226,13 @@ find(".clear-completed").addEventListener("click", () => {
 });
 find(".refusal button").addEventListener("click", () => { find(".refusal").hidden = true; });
 window.addEventListener("hashchange", render);
+window.addEventListener("beforeunload", (event) => { if (unanswered > 0) event.preventDefault(); });
 
 // Beside the console there is no room for what surrounds the app.
-document.body.classList.toggle("framed", window !== window.top);
+const isFramed = window !== window.top;
+document.body.classList.toggle("framed", isFramed);
+// Beside the console the focus is the console's.
+if (!isFramed) find(".new-todo").focus();
 find(".faultless").hidden = fault !== null;
 find(".faulty").hidden = fault === null;
 find(".faulty code").textContent = fault;

@@ -126,12 +126,36 @@ async fn a_page_of_elsewhere_does_not_look_inside() {
         ("rebound.example:8000", Status::Forbidden),
         ("localhost.example", Status::Forbidden),
         ("127.0.0.1.example", Status::Forbidden),
+        ("a{b.example", Status::Forbidden),
+        ("rebound.example:99999", Status::Forbidden),
+        ("127.0.0.1, rebound.example", Status::Forbidden),
+        ("rebound.example/", Status::Forbidden),
+        ("", Status::Forbidden),
         ("203.0.113.7", Status::Forbidden),
     ] {
-        let request = release.client.get("/registry");
-        let mut request = request.remote(HERE.parse().unwrap());
-        request.inner_mut().set_host(Host::parse(host).unwrap());
-        assert_eq!(request.dispatch().await.status(), status, "{host}");
+        // As hyper and Rocket tell it: as it came, and parsed if it can be.
+        let header = [("Host", host)];
+        assert_eq!(
+            release.get("/registry", HERE, &header).await,
+            status,
+            "{host}"
+        );
+        if let Ok(parsed) = Host::parse(host) {
+            let request = release.client.get("/registry");
+            let mut request = request.remote(HERE.parse().unwrap());
+            request.inner_mut().set_host(parsed);
+            assert_eq!(request.dispatch().await.status(), status, "{host}");
+        }
+    }
+    for hosts in [
+        ["127.0.0.1", "rebound.example"],
+        ["rebound.example", "127.0.0.1"],
+    ] {
+        let headers = hosts.map(|host| ("Host", host));
+        assert_eq!(
+            release.get("/registry", HERE, &headers).await,
+            Status::Forbidden
+        );
     }
     for (path, is_shared) in [
         ("/todos", true),
@@ -154,6 +178,7 @@ async fn the_token_opens_it_from_elsewhere() {
     for path in INSIDE {
         for (told, status) in [
             (format!("Bearer {TOKEN}"), Status::Ok),
+            (format!("bearer {TOKEN}"), Status::Ok),
             (format!("Bearer {TOKEN} "), Status::Forbidden),
             (format!("Bearer {}", &TOKEN[1..]), Status::Forbidden),
             (format!("Basic {TOKEN}"), Status::Forbidden),

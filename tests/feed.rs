@@ -111,7 +111,7 @@ async fn a_timeline_says_why(backend: Backend) {
         ]
     );
     assert_eq!(events[1]["guard"], "Begin<Main>");
-    assert_eq!(events[1]["route"], "create");
+    assert_eq!(events[1]["route"], "todos::create");
 
     let answer = service.new_todo("refused", "commit").await;
     assert_eq!(answer.status, 409);
@@ -143,6 +143,16 @@ async fn aggregates_are_told_too(backend: Backend) {
     let service = Service::start(backend).await;
     create(&service.http, "milk").await;
     let mut ear = Ear::on(&service.http).await;
+    // What is written at the end is counted too: the event, the list, the lease.
+    let answer = rename(&service.http, "milk", "in time", "").await;
+    let events = told(&ear.of(&answer, is_recounted).await);
+    let verdict = events.iter().position(|it| it.starts_with("verdict"));
+    let late = events[verdict.unwrap()..].iter();
+    assert_eq!(
+        late.filter(|it| *it == "statement").count(),
+        3,
+        "{events:?}"
+    );
     let answer = rename(&service.http, "milk", "late", "expire-lease").await;
     assert_eq!(answer.status, 409);
     let events = ear.of(&answer, is_recounted).await;

@@ -39,7 +39,7 @@ async fn a_line_bears_its_request(backend: Backend) {
     let span = &spans[0];
     assert_eq!(span["id"], request);
     assert_eq!(span["method"], "POST");
-    assert_eq!(span["route"], "create");
+    assert_eq!(span["route"], "todos::create");
     assert_eq!(span["outcome"], "rolled-back");
     assert_eq!(span["verdict"], "status 502");
     assert_eq!(span["status"], 502);
@@ -60,7 +60,7 @@ async fn a_warning_bears_its_request_too(backend: Backend) {
     });
     let warned = warned.unwrap_or_else(|| panic!("{}", service.log()));
     assert_eq!(warned["level"], "WARN");
-    assert_eq!(warned["route"], "create");
+    assert_eq!(warned["route"], "todos::create");
     assert_eq!(warned["guard"], "Begin<Main>");
     assert_eq!(warned["request"], request);
 }
@@ -83,12 +83,28 @@ async fn it_is_warned_while_it_lasts(backend: Backend) {
     let log = service.log();
     assert_eq!(log.matches("`slow_transaction`").count(), 2, "{log}");
     for said in [
-        "route=\"create\"",
+        "route=\"todos::create\"",
         "guard=\"Begin<Main>\"",
         "guard=\"Begin<Audit>\"",
     ] {
         assert!(log.contains(said), "{said}: {log}");
     }
+}
+
+/// Clients are told to look for the id of their request in the log.
+async fn a_failure_is_found_by_its_request(backend: Backend) {
+    let service = service(backend, &[]).await;
+    for fault in ["panic", "respond=500", "respond=502", "leak=10"] {
+        let answer = service.new_todo("a", fault).await;
+        let request = answer.header("x-request-id").unwrap();
+        let log = service.log();
+        let line = log.lines().find(|line| line.contains(request));
+        let line = line.unwrap_or_else(|| panic!("{fault}: {request} is not in {log}"));
+        assert!(line.contains("todos::create"), "{line}");
+    }
+    let before = service.log();
+    assert_eq!(service.new_todo("", "").await.status, 422);
+    assert!(!service.log()[before.len()..].contains("could not be served"));
 }
 
 /// Also not that of a slow one, or of one that failed.
@@ -143,6 +159,7 @@ on_each_backend!(
     a_line_bears_its_request,
     a_warning_bears_its_request_too,
     it_is_warned_while_it_lasts,
+    a_failure_is_found_by_its_request,
     no_statement_above_debug,
     a_format_that_is_none_stops_the_launch,
 );

@@ -101,16 +101,16 @@ async fn outcomes_add_up(backend: Backend) {
         1.0
     );
     assert_eq!(
-        sum(&samples, "http_requests_total", r#"route="create""#),
+        sum(&samples, "http_requests_total", r#"route="todos::create""#),
         f64::from(sent)
     );
     // As the client was told it, and not as the handler meant it.
     assert_eq!(
-        samples[r#"http_requests_total{route="create",status="409"}"#],
+        samples[r#"http_requests_total{route="todos::create",status="409"}"#],
         2.0
     );
     assert_eq!(
-        samples[r#"http_requests_total{route="create",status="201"}"#],
+        samples[r#"http_requests_total{route="todos::create",status="201"}"#],
         2.0
     );
     let commits = r#"rocket_tx_steps_total{action="commit",resource="audit",result="ok"}"#;

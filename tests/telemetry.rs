@@ -181,7 +181,7 @@ async fn a_collector_gets_the_spans_of_requests(backend: Backend) {
             assert_eq!(status_code(request), code);
             let attributes = &request.attributes;
             assert_eq!(text(attributes, "method"), "POST");
-            assert_eq!(text(attributes, "route"), "create");
+            assert_eq!(text(attributes, "route"), "todos::create");
             assert_eq!(text(attributes, "verdict"), verdict);
             assert_eq!(text(attributes, "outcome"), answer.outcome().unwrap());
             let status = any_value::Value::IntValue(answer.status.into());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rocket::futures::future::join_all;
 use rocket_db_pools::Database;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::held::{Held, LeaseOf};
 use super::repository::Append;
@@ -144,11 +145,15 @@ where
             };
         };
         let db = transaction.connection();
-        self.held.shared.store.write(db, &staged).await?;
-        for (_, fence) in &self.leases {
-            let released = release_within::<D::Pool>(db, fence).await?;
-            self.gone.push(released.wanted);
-        }
+        let written = async {
+            self.held.shared.store.write(db, &staged).await?;
+            for (_, fence) in &self.leases {
+                let released = release_within::<D::Pool>(db, fence).await?;
+                self.gone.push(released.wanted);
+            }
+            Ok::<(), crate::Error>(())
+        };
+        written.instrument(tracing::debug_span!("append")).await?;
         // Others may take the leases once they are gone: then everything else is certain.
         settling.commit_last::<D>();
         Ok(())

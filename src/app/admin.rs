@@ -51,15 +51,21 @@ impl Token {
 }
 
 /// Headers that proxies add. Who bears one was not the other end of the connection.
-const FORWARDED: [&str; 8] = [
+const FORWARDED: [&str; 14] = [
+    "CF-Connecting-IP",
+    "Fastly-Client-IP",
     "Forwarded",
-    "X-Forwarded-For",
-    "X-Forwarded-Host",
-    "X-Forwarded-Proto",
-    "X-Real-IP",
-    "X-Client-IP",
     "True-Client-IP",
     "Via",
+    "X-Client-IP",
+    "X-Cluster-Client-IP",
+    "X-Envoy-External-Address",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Port",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Server",
+    "X-Real-IP",
 ];
 
 /// The same routes, for operators only.
@@ -103,7 +109,14 @@ fn is_local(request: &Request<'_>) -> bool {
     let remote = request.remote();
     !is_forwarded
         && remote.is_some_and(|remote| remote.ip().to_canonical().is_loopback())
-        && request.host().is_none_or(|host| names_this_machine(host))
+        && asks_for_this_machine(request)
+}
+
+/// A host that cannot be understood is not this machine: browsers send more than Rocket reads.
+fn asks_for_this_machine(request: &Request<'_>) -> bool {
+    let mut told = request.headers().get("Host");
+    told.all(|host| Host::parse(host).is_ok_and(|host| names_this_machine(&host)))
+        && request.host().is_none_or(names_this_machine)
 }
 
 fn names_this_machine(host: &Host<'_>) -> bool {
@@ -116,9 +129,11 @@ fn names_this_machine(host: &Host<'_>) -> bool {
 
 fn has_token(request: &Request<'_>, config: &Config) -> bool {
     let told = request.headers().get_one("Authorization");
-    let told = told.and_then(|told| told.strip_prefix("Bearer "));
+    let told = told.and_then(|told| told.split_once(' '));
     match (&config.admin_token, told) {
-        (Some(token), Some(told)) => token.is(told),
+        (Some(token), Some((scheme, told))) => {
+            scheme.eq_ignore_ascii_case("Bearer") && token.is(told)
+        }
         _ => false,
     }
 }

@@ -74,21 +74,24 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
             format!("The body is not JSON: {error}"),
         )
     };
+    // serde makes a struct of an array too, by the order of its fields, which is nobody's business.
+    let is_object = bytes.trim_ascii_start().first() == Some(&b'{');
+    let not_object = || broken_rule("the body must be an object".into());
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let field = error.path().to_string();
         let error = error.into_inner();
         match (error.classify(), field.as_str()) {
+            (Category::Data, _) if !is_object => not_object(),
             (Category::Data, ".") => broken_rule(error.to_string()),
             (Category::Data, field) => broken_rule(format!("`{field}`: {error}")),
             (Category::Syntax | Category::Eof | Category::Io, _) => not_json(error),
         }
     })?;
     json.end().map_err(not_json)?;
-    // serde makes a struct of an array too, by the order of its fields, which is nobody's business.
-    match bytes.trim_ascii_start().first() {
-        Some(b'{') => Ok(value),
-        _ => Err(broken_rule("the body must be an object".into())),
+    match is_object {
+        true => Ok(value),
+        false => Err(not_object()),
     }
 }
 

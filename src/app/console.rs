@@ -94,6 +94,8 @@ impl Observer for Recount {
 /// Somebody listens, and this request may change something.
 struct Watch {
     request: RequestId,
+    /// By which the console knows a request of its own.
+    run: Option<String>,
     live: Live,
     main: UrlPool,
     audit: UrlPool,
@@ -113,6 +115,11 @@ impl Watch {
         }
         Some(Self {
             request: id,
+            run: request
+                .headers()
+                .get_one("X-Run")
+                .filter(|run| run.len() <= 64)
+                .map(str::to_owned),
             live: live.clone(),
             main: (**rocket.state::<Main>()?).clone(),
             audit: (**rocket.state::<Audit>()?).clone(),
@@ -144,6 +151,7 @@ impl Watch {
         self.live.note(self.request, "rows", || {
             json!({
                 "at": at,
+                "run": self.run,
                 "todos": main.map(|rows| rows.todos),
                 "aggregates": main.map(|rows| rows.aggregates),
                 "events": main.map(|rows| rows.events),

@@ -1,5 +1,7 @@
 //! How the service logs: for people, or a JSON object a line.
 
+use std::io::IsTerminal;
+
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::figment::Figment;
 use rocket::{Orbit, Rocket};
@@ -64,7 +66,8 @@ pub fn start_log(figment: &Figment) -> Result<Log, String> {
     let format = read::<Format>(figment, "log_format")?.unwrap_or_default();
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("rocket_tx=info,rocket=warn,warn"));
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let is_seen = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let lines = fmt::layer().with_ansi(is_seen).with_writer(std::io::stderr);
     let lines = match format {
         Format::Text => lines.boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),

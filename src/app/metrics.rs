@@ -1,7 +1,9 @@
 //! `/metrics`, in Prometheus's text format.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder,
@@ -30,6 +32,8 @@ pub(super) struct Paths;
 #[derive(Clone)]
 pub(super) struct Metrics {
     registry: Registry,
+    /// Two who ask at once must not both add what is new.
+    collecting: Arc<Mutex<()>>,
     http: IntCounterVec,
     http_seconds: HistogramVec,
     settled: IntCounterVec,
@@ -68,6 +72,7 @@ impl Metrics {
         };
         let metrics = Self {
             registry: Registry::new(),
+            collecting: Arc::default(),
             http: counters(
                 "http_requests_total",
                 "Requests that were answered, by route and status.",
@@ -163,6 +168,7 @@ impl Metrics {
 
     /// What others count, as it is now.
     fn collect(&self, live: &Live, leases: &Leases<Main>) {
+        let _alone = self.collecting.lock();
         let count = i64::try_from(live.transactions().len()).unwrap_or(i64::MAX);
         self.outstanding.set(count);
         let listeners = i64::try_from(live.listeners()).unwrap_or(i64::MAX);

@@ -68,6 +68,7 @@ pub use self::log::{Log, start_log};
 
 use self::changes::Changes;
 use self::config::Config;
+use self::decorate::named;
 use self::error::Error;
 use self::metrics::Metrics;
 
@@ -89,19 +90,19 @@ pub fn rocket() -> Rocket<Build> {
 /// The service, configured by `figment`.
 pub fn service(figment: Figment) -> Rocket<Build> {
     let routes = [
-        todos::routes(),
-        aggregates::routes(),
-        admin::only(leases::routes()),
-        audit::routes(),
-        admin::only(status::inside()),
-        admin::only(console::routes()),
-        admin::only(metrics::routes()),
-        status::routes(),
-        downstream::routes(),
-        site::routes(),
-        admin::only(site::inside()),
-        changes::routes(),
-        openapi::routes(),
+        named("todos", todos::routes()),
+        named("aggregates", aggregates::routes()),
+        named("leases", admin::only(leases::routes())),
+        named("audit", audit::routes()),
+        named("registry", admin::only(status::inside())),
+        named("registry", admin::only(console::routes())),
+        named("metrics", admin::only(metrics::routes())),
+        named("health", status::routes()),
+        named("downstream", downstream::routes()),
+        named("pages", site::routes()),
+        named("pages", admin::only(site::inside())),
+        named("changes", changes::routes()),
+        named("contract", openapi::routes()),
     ];
     let routes = methods::complete(routes.into_iter().flatten().collect());
     let routes = faults::around(console::watched(routes));

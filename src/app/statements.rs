@@ -22,12 +22,13 @@ use crate::tx::Live;
 const STATEMENTS: &str = "sqlx::query";
 /// The library's span of a request.
 const REQUEST: &str = "request";
-/// The span of what is not to be told.
-const UNTOLD: &str = "untold";
+/// Spans of statements that are not told: by which connections are opened and transactions are
+/// begun and settled, which the feed tells of anyway; and the watcher's own.
+const UNTOLD: [&str; 4] = ["begin", "read", "step", "untold"];
 
 /// A span for statements that are the watcher's own.
 pub(super) fn untold() -> Span {
-    tracing::info_span!(parent: None, UNTOLD)
+    tracing::info_span!(parent: None, "untold")
 }
 
 /// A layer of the log. Tells nothing until it is told where to.
@@ -51,13 +52,14 @@ impl Statements {
     {
         let heard = self.clone();
         let filter = DynFilterFn::new(move |metadata, _| match metadata.is_span() {
-            true => is_span(metadata),
+            true => is_request(metadata) || is_ours(metadata) && heard.is_heard(),
             false => metadata.target() == STATEMENTS && heard.is_heard(),
         });
         let filter = filter
             .with_max_level_hint(LevelFilter::DEBUG)
             .with_callsite_filter(|metadata| match metadata.is_span() {
-                true if is_span(metadata) => Interest::always(),
+                true if is_request(metadata) => Interest::always(),
+                true if is_ours(metadata) => Interest::sometimes(),
                 false if metadata.target() == STATEMENTS => Interest::sometimes(),
                 _ => Interest::never(),
             });
@@ -65,8 +67,12 @@ impl Statements {
     }
 }
 
-fn is_span(metadata: &Metadata<'_>) -> bool {
-    [REQUEST, UNTOLD].contains(&metadata.name()) && metadata.target().starts_with("rocket_tx::")
+fn is_ours(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("rocket_tx::")
+}
+
+fn is_request(metadata: &Metadata<'_>) -> bool {
+    metadata.name() == REQUEST && is_ours(metadata)
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
@@ -83,11 +89,17 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        // The innermost that is ours: what the watcher does is in no request.
-        let span = context
-            .event_scope(event)
-            .and_then(|mut scope| scope.next());
-        let request = span.and_then(|span| span.extensions().get::<RequestId>().copied());
+        let Some(mut scope) = context.event_scope(event).map(Iterator::peekable) else {
+            return;
+        };
+        // The innermost says what it is for.
+        if scope
+            .peek()
+            .is_none_or(|span| UNTOLD.contains(&span.name()))
+        {
+            return;
+        }
+        let request = scope.find_map(|span| span.extensions().get::<RequestId>().copied());
         if let (Some(request), Some(live)) = (request, self.0.get()) {
             let mut read = Read::default();
             event.record(&mut read);

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::tx::{Live, LiveTransaction, Outcome};
 use crate::{Read, with_backend};
 
+use super::config::Config;
 use super::openapi::Fails;
 use super::{Audit, Error, Main};
 
@@ -38,6 +39,8 @@ struct Registry {
     settled: Counts,
     /// Who listens to `/registry/events`.
     listeners: usize,
+    /// Whether failure injection is on.
+    faults: bool,
 }
 
 /// Requests since the launch, by outcome.
@@ -52,7 +55,7 @@ struct Counts {
 /// What is outstanding or condemned now.
 #[utoipa::path(responses((status = 200, description = "As it is now.", body = Registry)))]
 #[get("/registry")]
-fn registry(live: &State<Live>) -> Json<Registry> {
+fn registry(live: &State<Live>, config: &State<Config>) -> Json<Registry> {
     Json(Registry {
         outstanding: live.transactions(),
         settled: Counts {
@@ -62,6 +65,7 @@ fn registry(live: &State<Live>) -> Json<Registry> {
             unknown: live.settled(Outcome::Unknown),
         },
         listeners: live.listeners(),
+        faults: config.faults,
     })
 }
 

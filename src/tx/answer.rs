@@ -67,7 +67,22 @@ impl Fairing for Answer {
             let well = response.status().code < 500;
             outstanding.well().store(well, Ordering::Relaxed);
         }
+        context
+            .span
+            .in_scope(|| log_failure(request, context, response));
         response.set_header(Header::new("X-Request-Id", context.id.to_string()));
+    }
+}
+
+/// Clients are told to look for the request's id in the log.
+fn log_failure(request: &Request<'_>, context: &RequestContext, response: &Response<'_>) {
+    let (id, status) = (context.id, response.status().code);
+    let route = request.route().and_then(|route| route.name.as_deref());
+    let route = route.unwrap_or("-");
+    match status {
+        500 => tracing::error!(request = %id, route, status, "the service failed"),
+        501.. => tracing::warn!(request = %id, route, status, "the request could not be served"),
+        _ => {}
     }
 }
 

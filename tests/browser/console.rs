@@ -1,10 +1,13 @@
 //! The console: what is run from it, and what it shows.
 
+use std::sync::Arc;
+
 use fantoccini::key::Key;
 use rocket::serde::json::{Value, json};
 
 use super::{again, open, recounted, titles};
-use crate::support::{Backend, Browser, Service, eventually};
+use crate::aggregates::create;
+use crate::support::{Backend, Browser, Databases, Service, eventually};
 
 /// Runs an action with a fault, both by their words, and waits for the answer.
 async fn run(browser: &Browser, action: &str, fault: &str) {
@@ -27,7 +30,7 @@ type Expected = (&'static str, &'static str, &'static str, &'static str);
 
 const CREATE: &str = "Create a todo";
 const SHARE: &str = "Share the newest todo";
-const RENAME: &str = "Rename the newest aggregate";
+const RENAME: &str = "Rename the last aggregate by id";
 
 fn expected(backend: Backend) -> Vec<Expected> {
     let disconnected = match backend {
@@ -192,7 +195,7 @@ async fn free_leases(service: &Service, browser: &Browser) {
         browser
             .eval("document.querySelector('.leases button').focus()")
             .await;
-        let left = "document.querySelector('.leases td:nth-child(3)').textContent";
+        let left = "document.querySelector('.leases td:nth-child(4)').textContent";
         let first = browser.eval(left).await;
         browser.until(&format!("{left} !== {first}")).await;
         browser.press(&[Key::Enter]).await;
@@ -243,11 +246,27 @@ async fn what_is_held_is_seen_while_it_is(backend: Backend) {
         )
         .await;
 
+    // While it is under way it is known whose it is, and what is decided: nothing.
+    browser.choose("[name=fault]", "it is slow").await;
+    browser.click(".go").await;
+    browser
+        .shows(".request:first-child h2", &["POST /todos"])
+        .await;
+    browser
+        .shows(".request:first-child .badge", &["open"])
+        .await;
+    browser
+        .shows(".request:first-child .badge", &["committed"])
+        .await;
+    browser
+        .until("!document.querySelector('.go').disabled")
+        .await;
+
     browser.choose("[name=action]", RENAME).await;
     browser.choose("[name=fault]", "it is kept for long").await;
     browser.click(".go").await;
     browser
-        .until("document.querySelector('.leases td')?.textContent.startsWith('todo:')")
+        .until("document.querySelector('.leases td:nth-child(2)')?.textContent.startsWith('todo:')")
         .await;
     browser
         .until("document.querySelector('.leases').textContent.includes('None')")
@@ -281,6 +300,71 @@ async fn there_may_be_nothing_to_do_it_to(backend: Backend) {
     browser.shows(".request", &[]).await;
 }
 
+/// What a fault cannot reach it does nothing to, and a service without faults has none.
+async fn what_cannot_go_wrong_is_told_before(backend: Backend) {
+    let databases = Arc::new(Databases::new(backend).await);
+    let service = Service::on(Arc::clone(&databases), &[]).await;
+    let browser = open(&service, "/console").await;
+    browser.choose("[name=fault]", "it refuses (share)").await;
+    let idle = "It does nothing here: choose “Share the newest todo”.";
+    browser.shows(".explained", &[idle]).await;
+    browser.choose("[name=action]", SHARE).await;
+    let says = browser.texts(".explained").await.join("");
+    assert!(
+        says.starts_with("Sharing a todo calls another service"),
+        "{says}"
+    );
+    browser.shows(".off", &[]).await;
+    drop(browser);
+    drop(service);
+
+    let service = Service::on(databases, &[("ROCKET_FAULTS", "false")]).await;
+    let browser = open(&service, "/console").await;
+    browser
+        .until("document.querySelector('[name=fault]').disabled")
+        .await;
+    browser
+        .until("document.querySelector('.off').checkVisibility()")
+        .await;
+    browser.click(".go").await;
+    browser.shows(".request .badge", &["committed"]).await;
+}
+
+/// Two at once: what the rows say is not what either has written.
+async fn rows_of_others_are_not_told_as_ones_own(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/console").await;
+    eventually("the page listens", async || {
+        let registry: Value = service.get("/registry").await.json();
+        registry["listeners"] == 1
+    })
+    .await;
+    let slow = service.new_todo("slow", "delay=1000");
+    let quick = async {
+        eventually("the first is under way", async || {
+            let registry: Value = service.get("/registry").await.json();
+            registry["outstanding"] != json!([])
+        })
+        .await;
+        create(&service.http, "quick").await;
+    };
+    rocket::futures::future::join(slow, quick).await;
+    browser
+        .shows(".request .badge", &["committed", "committed"])
+        .await;
+    browser.shows(".request .kept, .request .gone", &[]).await;
+    let caveats = browser.texts(".request .empty").await;
+    let crowded = caveats
+        .iter()
+        .filter(|text| text.starts_with("Other requests"));
+    assert_eq!(crowded.count(), 2, "{caveats:?}");
+    // One that comes later is alone again.
+    service.new_todo("alone", "").await;
+    browser
+        .shows(".request:first-child .kept", &["3", "3"])
+        .await;
+}
+
 /// Requests of others are shown too; but only when they have something outstanding.
 async fn others_are_seen_too(backend: Backend) {
     let service = Service::start(backend).await;
@@ -294,7 +378,7 @@ async fn others_are_seen_too(backend: Backend) {
     service.new_todo("by another", "respond=418").await;
     browser.shows(".request .badge", &["rolled-back"]).await;
     browser
-        .shows(".request h2", &["create (asked elsewhere)"])
+        .shows(".request h2", &["todos::create (asked elsewhere)"])
         .await;
     recounted(&browser).await;
     let timeline = newest(&browser, ".timeline").await;
@@ -358,6 +442,8 @@ on_each_backend!(
     the_process_is_killed_and_comes_back,
     what_is_held_is_seen_while_it_is,
     there_may_be_nothing_to_do_it_to,
+    what_cannot_go_wrong_is_told_before,
+    rows_of_others_are_not_told_as_ones_own,
     others_are_seen_too,
     it_is_run_by_keyboard,
 );

@@ -62,7 +62,7 @@ async fn a_service_ends_in_order_under_its_pages(backend: Backend) {
             .get("/registry")
             .await
             .body
-            .contains(r#""route":"create""#)
+            .contains(r#""route":"todos::create""#)
     })
     .await;
     service.signal("TERM");

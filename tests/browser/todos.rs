@@ -1,6 +1,7 @@
 //! The todo app: the TodoMVC application specification, and the truth.
 
 use fantoccini::key::Key;
+use rocket::serde::json::Value;
 
 use super::{open, titles};
 use crate::support::{Backend, Browser, Service, eventually};
@@ -217,6 +218,69 @@ async fn two_tabs_see_each_others_changes(backend: Backend) {
     browser.shows(".todo-list label", &both).await;
 }
 
+async fn rows_that_go_are_gone(backend: Backend) {
+    let service = Service::start(backend).await;
+    let four = ["a", "b", "c", "d"];
+    for title in four {
+        service.new_todo(title, "").await;
+    }
+    let browser = open(&service, "/").await;
+    browser.shows(".todo-list label", &four).await;
+    browser.click(".filters a[href='#/completed']").await;
+    browser.shows(".todo-list label", &[]).await;
+    browser.click(".filters a[href='#/']").await;
+    browser.shows(".todo-list label", &four).await;
+    service.http.send("DELETE /todos").await;
+    browser.shows(".main, .footer", &[]).await;
+    // Several at once, each shown once, before the service has answered and after.
+    let slow = format!("{}/?with-fault=delay=200", service.http.base);
+    browser.client.goto(&slow).await.unwrap();
+    for title in &four[..3] {
+        add(&browser, title).await;
+    }
+    browser.shows(".todo-list label", &four[..3]).await;
+    browser
+        .until("document.querySelector('.todoapp').ariaBusy === 'false'")
+        .await;
+    browser.shows(".todo-list label", &four[..3]).await;
+    assert_eq!(titles(&service).await, &four[..3]);
+    assert_eq!(browser.errors().await, [""; 0]);
+}
+
+/// Whatever others do meanwhile.
+async fn what_is_half_typed_is_not_saved(backend: Backend) {
+    let service = Service::start(backend).await;
+    let mut urls = Vec::new();
+    for title in ["a", "b", "c", "d"] {
+        let todo: Value = service.new_todo(title, "").await.json();
+        urls.push(format!("/todos/{}", todo["id"]));
+    }
+    let browser = open(&service, "/#/active").await;
+    browser
+        .shows(".todo-list label", &["a", "b", "c", "d"])
+        .await;
+    start_editing(&browser, 3).await;
+    edit_to(&browser, "half", Key::Shift).await;
+    for url in &urls[..2] {
+        service.http.send(&format!("DELETE {url}")).await;
+    }
+    browser
+        .until("document.querySelectorAll('.todo-list li').length === 2")
+        .await;
+    let done = format!("PATCH {}", urls[3]);
+    service.http.json(&done, r#"{"completed":true}"#).await;
+    browser.shows(".todo-count", &["1 item left"]).await;
+    assert_eq!(browser.eval("document.activeElement.value").await, "half");
+    assert_eq!(titles(&service).await, ["c", "d"]);
+    service.http.send(&format!("DELETE {}", urls[3])).await;
+    browser
+        .until("document.querySelector('.refusal p').textContent.endsWith('You had typed “half”.')")
+        .await;
+    browser.shows(".todo-list label", &["c"]).await;
+    assert_eq!(titles(&service).await, ["c"]);
+    assert_eq!(browser.errors().await, [""; 0]);
+}
+
 async fn the_keyboard_is_enough(backend: Backend) {
     let service = Service::start(backend).await;
     service.new_todo("milk", "").await;
@@ -257,5 +321,7 @@ on_each_backend!(
     it_is_a_todo_app,
     a_refused_change_is_taken_back_with_the_reason,
     two_tabs_see_each_others_changes,
+    rows_that_go_are_gone,
+    what_is_half_typed_is_not_saved,
     the_keyboard_is_enough,
 );
