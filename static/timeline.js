@@ -93,6 +93,9 @@ export class Card {
     const answer = this.#answer;
     const said = answer?.status ? `The client was told ${refusal(answer)}` : status ? `The client was told ${status}.` : "";
     const hasCommitted = this.#events.some((event) => event.action === "commit");
+    if (answer?.status === 0 && this.#find("settled")) {
+      return `The connection was lost: it is ${outcome}, and nobody was told. Look at the rows when the service is back.`;
+    }
     switch (outcome) {
       case "committed": return hasCommitted
         ? "The client was told of success, and what was written is kept, in both databases."
