@@ -57,7 +57,7 @@ async function run() {
   const of = asked.card ?? card(answer.id ?? name);
   of.answered(asked, answer);
   put(of);
-  show(answer.ok ? `${asked.what}: ${answer.status}, ${answer.outcome}` : `${asked.what}: ${refusal(answer)}`);
+  show(answer.ok ? `${asked.what}: ${answer.status}, ${answer.outcome ?? "nothing was begun"}` : `${asked.what}: ${refusal(answer)}`);
 }
 
 function show(result) {
