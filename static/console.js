@@ -107,8 +107,8 @@ function miss(count) {
   find(".missed").hidden = false;
 }
 
-function lose() {
-  find(".away").hidden = false;
+function lose(isAway) {
+  find(".away").hidden = !isAway;
   for (const one of cards.values()) one.lose();
 }
 

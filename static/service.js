@@ -52,7 +52,8 @@ export function refusal(answer) {
 /**
  * A stream of server-sent events, open while the page is looked at: a browser opens only a few
  * connections to one host, and every tab would keep one. `heard` has a function of the data for each
- * name of an event; `opened` and `lost` are called whenever the stream is.
+ * name of an event; `opened` and `lost` are called whenever the stream is, the latter with whether it
+ * is the service that cannot be reached.
  */
 export function stream(path, heard, opened, lost) {
   const AGAIN_MS = 1000;
@@ -63,7 +64,7 @@ export function stream(path, heard, opened, lost) {
     source = new EventSource(path);
     source.onopen = opened;
     source.onerror = () => {
-      lost();
+      lost(true);
       // The browser tries again by itself, but not after an answer that is no stream.
       if (source?.readyState === EventSource.CLOSED) { close(); setTimeout(look, AGAIN_MS); }
     };
@@ -76,7 +77,9 @@ export function stream(path, heard, opened, lost) {
     source = null;
   }
   function look() {
-    if (document.hidden) close(); else open();
+    if (!document.hidden) return open();
+    close();
+    lost(false);
   }
 
   document.addEventListener("visibilitychange", look);
@@ -98,7 +101,7 @@ export function follow(list, changed, away) {
     "/changes",
     { changed: (which) => { if (which === list) changed(); } },
     () => { told(false); changed(); },
-    () => told(true),
+    told,
   );
   setInterval(() => { if (!document.hidden && !isAway) changed(); }, OTHERS_MS);
 }

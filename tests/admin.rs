@@ -1,5 +1,7 @@
 //! Who may look inside the reference service.
 
+use std::sync::Arc;
+
 use rocket::figment::{Figment, Profile};
 use rocket::http::uri::Host;
 use rocket::http::{Header, Status};
@@ -7,7 +9,7 @@ use rocket::local::asynchronous::Client;
 use rocket::serde::json::Value;
 
 use crate::support::launch::refused;
-use crate::support::{Backend, Databases};
+use crate::support::{Answer, Backend, Databases, Service};
 
 const TOKEN: &str = "a token that nobody guesses";
 /// The feed is in a test of its own: it does not end.
@@ -227,4 +229,31 @@ async fn a_token_that_is_none_stops_the_launch_and_is_not_repeated() {
     let said = refused(rocket_tx::app::service(number)).await;
     assert!(said.contains("`admin_token`"), "{said}");
     assert!(!said.contains("1234567890123456"), "{said}");
+}
+
+/// Also not a wrong one, which may be nearly right, and not by Rocket or hyper.
+#[rocket::async_test]
+async fn tokens_are_not_logged() {
+    let databases = Arc::new(Databases::new(Backend::Sqlite).await);
+    let variables = [
+        ("RUST_LOG", "trace"),
+        ("ROCKET_PROFILE", "release"),
+        ("ROCKET_LOG_LEVEL", "debug"),
+        ("ROCKET_ADMIN_TOKEN", TOKEN),
+    ];
+    let service = Service::on(databases, &variables).await;
+    let wrong = "nearly the token that nobody guesses";
+    for (token, status) in [(TOKEN, 200), (wrong, 403)] {
+        let request = service
+            .http
+            .request("GET /registry")
+            .header("X-Forwarded-For", "203.0.113.7")
+            .header("Authorization", format!("Bearer {token}"));
+        assert_eq!(Answer::of(request).await.status, status);
+    }
+    let log = service.log();
+    assert!(log.contains("TRACE"), "{log}");
+    for token in [TOKEN, wrong] {
+        assert!(!log.contains(token), "{log}");
+    }
 }

@@ -6,6 +6,8 @@ use rocket::fairing::{Fairing, Info, Kind};
 use rocket::figment::Figment;
 use rocket::{Orbit, Rocket};
 use serde::Deserialize;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
@@ -55,6 +57,11 @@ impl Fairing for Log {
     }
 }
 
+/// Rocket logs each request as it came, with all its headers: tokens are not for a log.
+fn is_for_all(metadata: &Metadata<'_>) -> bool {
+    metadata.target() != "rocket::server" || *metadata.level() < Level::DEBUG
+}
+
 /// Logs to standard error, as `RUST_LOG` and `log_format` say. Called once, before the launch; what
 /// it returns is to be attached to Rocket.
 ///
@@ -78,6 +85,7 @@ pub fn start_log(figment: &Figment) -> Result<Log, String> {
     let (spans, export) = telemetry::start()?.unzip();
     #[cfg(feature = "otel")]
     let subscriber = subscriber.with(spans);
+    let filter = filter.and(filter_fn(is_for_all));
     subscriber.with(lines.with_filter(filter)).init();
     Ok(Log {
         statements,

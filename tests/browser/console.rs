@@ -273,6 +273,25 @@ async fn what_is_held_is_seen_while_it_is(backend: Backend) {
         .await;
 }
 
+/// A browser opens six connections to one host, and a stream takes one.
+async fn many_tabs_are_open_at_once(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/console").await;
+    for _ in 0..7 {
+        let tab = browser.client.new_window(true).await.unwrap().handle;
+        browser.client.switch_to_window(tab).await.unwrap();
+        let console = format!("{}/console", service.http.base);
+        browser.client.goto(&console).await.unwrap();
+    }
+    run(&browser, CREATE, "nothing").await;
+    browser.shows(".request .badge", &["committed"]).await;
+    eventually("those that nobody looks at do not listen", async || {
+        let registry: Value = service.get("/registry").await.json();
+        registry["listeners"] == 1
+    })
+    .await;
+}
+
 /// What needs a todo says so while there is none.
 async fn there_may_be_nothing_to_do_it_to(backend: Backend) {
     let service = Service::start(backend).await;
@@ -441,6 +460,7 @@ on_each_backend!(
     each_fault_leaves_things_as_they_were,
     the_process_is_killed_and_comes_back,
     what_is_held_is_seen_while_it_is,
+    many_tabs_are_open_at_once,
     there_may_be_nothing_to_do_it_to,
     what_cannot_go_wrong_is_told_before,
     rows_of_others_are_not_told_as_ones_own,
