@@ -85,7 +85,7 @@ impl Handler for Only {
         let problem = Problem::new(
             Status::Forbidden,
             "operators-only",
-            "This is for operators: ask from the machine itself, or send the token as \
+            "This is for operators: ask from the machine itself, as `localhost`, or send the token as \
              `Authorization: Bearer`.",
         );
         answer(request, problem)

@@ -24,6 +24,8 @@ pub struct Starting {
 /// A process and the file that it logs to.
 struct Process {
     child: Child,
+    /// The child is another program, and the service is a child of that.
+    is_behind: bool,
     log: PathBuf,
 }
 
@@ -138,6 +140,14 @@ impl Starting {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.is_behind {
+            // It would outlive what stands before it.
+            let parent = self.child.id().to_string();
+            let killed = Command::new("pkill")
+                .args(["-KILL", "-P", &parent])
+                .status();
+            assert!(killed.is_ok(), "there is no pkill (procps)");
+        }
         let _already_gone = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() || std::env::var_os("TEST_LOG").is_some() {
@@ -173,7 +183,11 @@ impl Process {
             };
         }
         let child = command.spawn().unwrap();
-        Self { child, log }
+        Self {
+            child,
+            is_behind: !behind.is_empty(),
+            log,
+        }
     }
 
     fn log(&self) -> String {
