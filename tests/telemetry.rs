@@ -11,7 +11,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use parking_lot::Mutex;
 use prost::Message;
-use rocket::tokio::net::TcpListener;
+use rocket::tokio::net::{TcpListener, TcpSocket};
 use rocket::tokio::time::timeout;
 use rocket::{State, post, routes};
 
@@ -278,9 +278,10 @@ async fn is_not_disturbed_by(backend: Backend, endpoint: &str) {
 }
 
 async fn a_collector_that_is_gone_disturbs_nobody(backend: Backend) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
+    // Taken and not listened on: nobody answers there, and no other test gets the port.
+    let taken = TcpSocket::new_v4().unwrap();
+    taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let endpoint = format!("http://{}", taken.local_addr().unwrap());
     is_not_disturbed_by(backend, &endpoint).await;
 }
 

@@ -1,10 +1,11 @@
 //! Addresses that lead nowhere, and servers that do not let us in.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use reqwest::Url;
 use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
-use rocket::tokio::net::{TcpListener, TcpStream};
+use rocket::tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::refused;
 use crate::support::{Backend, Databases};
@@ -69,8 +70,11 @@ async fn turn_away(mut client: TcpStream) -> std::io::Result<()> {
 async fn listen() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let url = format!("postgres://app:{PASSWORD}@{address}/todos");
-    (listener, url)
+    (listener, url_of(address))
+}
+
+fn url_of(address: SocketAddr) -> String {
+    format!("postgres://app:{PASSWORD}@{address}/todos")
 }
 
 mod postgres {
@@ -78,8 +82,10 @@ mod postgres {
 
     #[rocket::async_test]
     async fn a_server_that_is_not_there_is_named_as_the_cause() {
-        let (listener, url) = listen().await;
-        drop(listener);
+        // Taken and not listened on: nobody answers there, and no other test gets the port.
+        let taken = TcpSocket::new_v4().unwrap();
+        taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = url_of(taken.local_addr().unwrap());
         main_at(&url, &["onnection refused", "that the database is running"]).await;
     }
 
