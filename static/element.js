@@ -2,10 +2,7 @@
 
 /** A new element; `content` is text and elements. Text stays text: nothing is read as HTML. */
 export function element(name, properties = {}, ...content) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) {
-    if (key in made) made[key] = value; else made.setAttribute(key, value);
-  }
+  const made = Object.assign(document.createElement(name), properties);
   made.append(...content);
   return made;
 }

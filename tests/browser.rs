@@ -2,17 +2,23 @@
 
 mod aggregates;
 mod console;
+mod faults;
 mod looks;
 mod restarts;
 mod todos;
 
 use std::sync::Arc;
 
-use crate::support::{Browser, Service};
+use crate::support::{Browser, Service, eventually};
 
 /// A page of a service, on a desk's screen.
 async fn open(service: &Service, path: &str) -> Browser {
     Browser::at(&format!("{}{path}", service.http.base), 1200, 900).await
+}
+
+/// One page listens to what happens.
+async fn heard(service: &Service) {
+    eventually("one page listens", async || service.listeners().await == 1).await;
 }
 
 /// What the service itself says about its todos.

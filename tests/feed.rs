@@ -183,11 +183,6 @@ async fn nothing_is_told_that_clients_must_not_know(backend: Backend) {
     }
 }
 
-async fn listeners(service: &Service) -> u64 {
-    let registry: Value = service.get("/registry").await.json();
-    registry["listeners"].as_u64().unwrap()
-}
-
 async fn a_thousand_listeners_leave_nothing_behind(backend: Backend) {
     let service = Service::start(backend).await;
     let address = service.http.base.trim_start_matches("http://").to_owned();
@@ -201,11 +196,11 @@ async fn a_thousand_listeners_leave_nothing_behind(backend: Backend) {
             open.push(stream);
         }
         eventually("all of them listen", async || {
-            listeners(&service).await == 200
+            service.listeners().await == 200
         })
         .await;
         drop(open);
-        eventually("none is left", async || listeners(&service).await == 0).await;
+        eventually("none is left", async || service.listeners().await == 0).await;
     }
     assert_eq!(
         service.new_todo("a", "").await.told(),
@@ -234,7 +229,7 @@ async fn a_stalled_listener_slows_nobody_down(backend: Backend) {
     let mut stalled = TcpStream::connect(&address).await.unwrap();
     let request = format!("GET /registry/events HTTP/1.1\r\nHost: {address}\r\n\r\n");
     stalled.write_all(request.as_bytes()).await.unwrap();
-    eventually("it listens", async || listeners(&service).await == 2).await;
+    eventually("it listens", async || service.listeners().await == 2).await;
     let stalling = median().await;
     assert!(
         stalling < heard * 3 + Duration::from_millis(5),

@@ -2,7 +2,7 @@
 
 use fantoccini::key::Key;
 
-use super::{again, open, titles};
+use super::{again, heard, open, titles};
 use crate::support::{Backend, Service, eventually};
 
 async fn a_page_survives_a_restart(backend: Backend) {
@@ -45,14 +45,7 @@ async fn a_page_survives_a_restart(backend: Backend) {
 async fn a_service_ends_in_order_under_its_pages(backend: Backend) {
     let mut service = Service::start(backend).await;
     let browser = open(&service, "/console").await;
-    eventually("the page listens", async || {
-        service
-            .get("/registry")
-            .await
-            .body
-            .contains(r#""listeners":1"#)
-    })
-    .await;
+    heard(&service).await;
     // The page's own request, under way when the end comes.
     browser.choose("[name=action]", "Create a todo").await;
     browser.choose("[name=fault]", "it is slow").await;

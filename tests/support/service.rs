@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rocket::serde::json::Value;
+
 use super::{Answer, Backend, Databases, Http};
 
 /// The real binary on a free port, with faults on. Dropping it kills it.
@@ -57,6 +59,12 @@ impl Service {
 
     pub async fn get(&self, path: &str) -> Answer {
         self.http.send(&format!("GET {path}")).await
+    }
+
+    /// How many listen to `/registry/events`.
+    pub async fn listeners(&self) -> u64 {
+        let registry: Value = self.get("/registry").await.json();
+        registry["listeners"].as_u64().unwrap()
     }
 
     /// Creates a todo, with a fault or an empty string.
