@@ -179,7 +179,10 @@ async fn waiters_hold_no_connection(backend: Backend) {
     let http = &service.http;
     create(http, "milk").await;
     // Another process holds it, until the last of them has given up.
-    let figment = databases.figment().focus("databases.main");
+    let figment = databases
+        .figment()
+        .focus("databases.main")
+        .merge(("connect_timeout", 5));
     let pool = UrlPool::init(&figment).await.unwrap();
     let held = UrlLockManager::new(&pool).acquire("todo:milk").await;
     let held = held.unwrap();
