@@ -107,7 +107,7 @@ impl Cluster {
         );
         let path = data.join("postgresql.conf");
         let mut configuration = fs::OpenOptions::new().append(true).open(path).unwrap();
-        write!(configuration, "{SETTINGS}{settings}\n").unwrap();
+        writeln!(configuration, "{SETTINGS}{settings}").unwrap();
         cluster.start_on_a_free_port().await;
         cluster
     }
