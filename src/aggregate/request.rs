@@ -207,7 +207,10 @@ where
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, crate::Error> {
         match RequestRepository::of(request) {
-            Ok(repository) => Outcome::Success(Self::new(repository)),
+            Ok(repository) => {
+                repository.held.outstanding.wants();
+                Outcome::Success(Self::new(repository))
+            }
             Err(error) => crate::tx::failed(request, error),
         }
     }

@@ -134,7 +134,8 @@ pub enum Error {
     /// A resource refused, for a reason of its own.
     #[error("{reason}")]
     Refused {
-        /// The status to answer with.
+        /// The status to answer with, from 400 to 599. A refusal is never told as a success: any
+        /// other becomes a 500, and is logged.
         status: Status,
         /// Shown to the client.
         reason: Cow<'static, str>,
@@ -143,11 +144,16 @@ pub enum Error {
     /// `outstanding.doom(status, reason)` was called.
     #[error("{reason}")]
     Doomed {
-        /// The status to answer with.
+        /// The status to answer with, from 400 to 599; any other becomes a 500, and is logged.
         status: Status,
         /// Shown to the client.
         reason: Cow<'static, str>,
     },
+
+    /// The response had a status below 200, which ends no request: HTTP servers send another one in
+    /// its place. 500.
+    #[error("the service answered with the status {}, which is not final; nothing was changed", .0.code)]
+    NotFinal(Status),
 
     /// A guard was still held when the response was ready. 500.
     #[error("the transaction of {} was still in use when the response was ready; guards must not outlive their handler", .0.join(", "))]
@@ -185,7 +191,9 @@ impl Error {
             | Self::SettleTimeout(_) => Status::ServiceUnavailable,
             Self::Constraint { .. } | Self::Conflict(_) => Status::Conflict,
             Self::NotFound => Status::NotFound,
-            Self::Refused { status, .. } | Self::Doomed { status, .. } => *status,
+            Self::Refused { status, .. } | Self::Doomed { status, .. } if is_failure(*status) => {
+                *status
+            }
             _ => Status::InternalServerError,
         }
     }
@@ -231,6 +239,7 @@ impl Error {
             Self::Conflict(_) => ("conflict", self.to_string().into()),
             Self::Refused { .. } => ("refused", self.to_string().into()),
             Self::Doomed { .. } => ("doomed", self.to_string().into()),
+            Self::NotFinal(_) => ("not-final", self.to_string().into()),
             Self::Leaked(_) => ("leaked", self.to_string().into()),
             Self::Panicked => (
                 "panicked",
@@ -240,6 +249,18 @@ impl Error {
             Self::Partial { .. } => ("partial", self.to_string().into()),
         };
         Problem::new(self.status(), kind, detail)
+    }
+
+    /// Says in the log that somebody gave a failure the status of a success.
+    pub(super) fn report_success(&self) {
+        if let Self::Refused { status, reason } | Self::Doomed { status, reason } = self
+            && !is_failure(*status)
+        {
+            tracing::error!(
+                status = status.code, %reason,
+                "a refusal cannot be answered with this status; it becomes a 500: give it one from 400 to 599"
+            );
+        }
     }
 
     /// What really happened, when a request ended in this error.
@@ -264,6 +285,11 @@ impl Error {
             CommitError::Unknown(_) => Self::Unknown(vec![database.to_owned()]),
         }
     }
+}
+
+/// Whether it tells a client that nothing was done.
+fn is_failure(status: Status) -> bool {
+    (400..600).contains(&status.code)
 }
 
 impl From<sqlx::Error> for Error {
@@ -357,6 +383,7 @@ fn classify_sqlite(extended: i32) -> Class {
 impl<'r> Responder<'r, 'static> for Error {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         let problem = self.problem();
+        self.report_success();
         if self.status().class().is_server_error() {
             let id = RequestContext::of(request).map(|context| context.id);
             tracing::warn!(request = ?id, error = %Chain(&self), "a request failed");

@@ -76,6 +76,8 @@ pub(super) struct State {
     pub(super) route: Option<Cow<'static, str>>,
     /// Something was outstanding, or tried to be.
     pub(super) used: bool,
+    /// A guard by which something can become outstanding was taken.
+    pub(super) wanted: bool,
     /// The verdict has fallen; nothing joins any more.
     pub(super) closed: bool,
 }
@@ -161,8 +163,11 @@ impl Outstanding {
     }
 
     /// Decides that everything will be rolled back, whatever the handler answers. An answer that
-    /// says failure stays; one that says success becomes `status`, with `reason` in its body. The
-    /// first doom counts.
+    /// says failure stays; any other becomes `status`, with `reason` in its body. The first doom
+    /// counts.
+    ///
+    /// `status` is a failure, from 400 to 599. Any other becomes a 500, and is logged: a rollback is
+    /// never told as a success.
     pub fn doom(&self, status: Status, reason: impl Into<Cow<'static, str>>) {
         let mut state = self.state.lock();
         state.used = true;
@@ -197,6 +202,12 @@ impl Outstanding {
     pub fn holds_a_connection(&self) -> bool {
         let state = self.state.lock();
         state.databases().next().is_some() || !state.reading.is_empty()
+    }
+
+    /// A guard is taken by which something can become outstanding: a panic after it is told as a
+    /// failure, although nothing was begun yet.
+    pub(crate) fn wants(&self) {
+        self.state.lock().wanted = true;
     }
 
     /// Something is tried that would be outstanding: the answer tells the outcome.
@@ -327,7 +338,10 @@ impl<'r> FromRequest<'r> for &'r Outstanding {
 
     async fn from_request(request: &'r Request<'_>) -> Guard<Self, Error> {
         match Outstanding::of(request) {
-            Ok(outstanding) => Guard::Success(outstanding),
+            Ok(outstanding) => {
+                outstanding.wants();
+                Guard::Success(outstanding)
+            }
             Err(error) => failed(request, error),
         }
     }

@@ -1,6 +1,6 @@
 //! Noticing a panic that a catcher would paper over.
 //!
-//! Rocket catches a handler's panic and asks the catcher for 500, which may answer with a redirect.
+//! Rocket catches a handler's panic and asks the catcher for 500, which may answer with a success.
 //! Nothing in the response tells that from a success. A guard that is dropped by the panic knows,
 //! but a panic in a responder, or after the last guard was dropped, passes none. So a panic hook,
 //! chained before whatever hook the process has, marks the request whose task it is in.

@@ -70,10 +70,6 @@ impl<'a, 'r> Run<'a, 'r> {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.resources.is_empty()
-    }
-
     /// What has become of each database, in joining order.
     pub(super) fn outcomes(&self) -> Vec<(String, Outcome)> {
         let databases = self.names[..self.databases].iter().enumerate();
