@@ -24,6 +24,9 @@ use super::settle::{Run, shielded};
 use super::settlement::{Settings, Vetoed};
 use super::verdict::{Facts, Outcome, Reason, Verdict};
 
+/// As Rocket lists it.
+pub(super) const NAME: &str = "Settlement of responses";
+
 /// The half that sees the response.
 pub(super) struct Answer;
 
@@ -31,8 +34,9 @@ pub(super) struct Answer;
 impl Fairing for Answer {
     fn info(&self) -> Info {
         Info {
-            name: "Settlement",
-            kind: Kind::Response,
+            name: NAME,
+            // A singleton leaves its former place when it is attached again.
+            kind: Kind::Response | Kind::Singleton,
         }
     }
 

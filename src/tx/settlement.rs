@@ -1,15 +1,15 @@
 //! The fairing that a service attaches, and what it was told.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::figment::Figment;
 use rocket::http::Method;
-use rocket::{Build, Data, Orbit, Request, Response, Rocket};
+use rocket::{Build, Data, Orbit, Phase, Request, Response, Rocket};
 use tokio_util::task::TaskTracker;
 
-use super::answer::Answer;
+use super::coming_last::{ComesLast, what_runs_later};
 use super::context::RequestContext;
 use super::live::Live;
 use super::observe::{Observer, Observers};
@@ -31,8 +31,10 @@ type Veto = Arc<dyn Fn(&Vetoed<'_, '_>) -> bool + Send + Sync>;
 /// The fairing that settles every request: below 400 commits, 400 and above rolls back, and what
 /// [`Reason`](super::Reason) lists comes first.
 ///
-/// It runs after the response fairings that are attached at build time, wherever in the launch
-/// code it stands. Attach it once.
+/// It runs after all other response fairings, wherever in the launch code it stands: after those of
+/// the launch code, of its stages ([`AdHoc::on_ignite`](rocket::fairing::AdHoc::on_ignite) and the
+/// like), and of three generations of stages below them. A service where a response fairing would
+/// still come later does not launch, and is told which one it is. Attach it once.
 ///
 /// ```
 /// use rocket::http::Method;
@@ -85,9 +87,23 @@ pub(super) struct Settings {
     pub(super) veto: Option<Veto>,
     pub(super) observers: Observers,
     pub(super) in_flight: TaskTracker,
+    /// Why responses are not settled last, once it was looked at.
+    late: OnceLock<Option<String>>,
 }
 
 impl Settings {
+    /// Says in the log, once, if a response fairing runs after the settlement.
+    pub(super) fn comes_too_early<P: Phase>(&self, rocket: &Rocket<P>) -> bool {
+        let late = self.late.get_or_init(|| {
+            let late = what_runs_later(rocket);
+            if let Some(late) = &late {
+                tracing::error!("{late}");
+            }
+            late
+        });
+        late.is_some()
+    }
+
     pub(super) fn observe(&self, tell: impl Fn(&dyn Observer)) {
         self.observers.tell(tell);
     }
@@ -124,13 +140,18 @@ impl Fairing for Settlement {
             veto: self.veto.clone(),
             observers: Observers::new(&self.observers),
             in_flight: roster.in_flight,
+            late: OnceLock::new(),
         };
-        // Attached from here it runs after all that were attached at build time.
-        Ok(rocket.manage(settings).manage(live).attach(Answer))
+        let rocket = rocket.manage(settings).manage(live);
+        Ok(rocket.attach(ComesLast::new()))
     }
 
     async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
         if let Some(settings) = rocket.state::<Settings>() {
+            // Where no guard of ours stands in a handler's signature, nothing was asked before.
+            if settings.comes_too_early(rocket) {
+                rocket.shutdown().notify();
+            }
             let live = settings.live.clone();
             let watch = slow::watch(live, settings.slow_transaction, rocket.shutdown());
             tokio::spawn(watch);
