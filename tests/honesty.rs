@@ -3,7 +3,9 @@
 //! | file | what it shows |
 //! | --- | --- |
 //! | `fairings` | response fairings that are attached late, headers of a handler's own |
+//! | `late` | what comes before `Settlement`, and what comes after the verdict |
 //! | `statuses` | guards and panics behind soothing catchers, statuses that are no answer, upgrades |
 
 mod fairings;
+mod late;
 mod statuses;

@@ -18,9 +18,10 @@ use super::feed::{Happened, micros};
 use super::hooks::Hooks;
 use super::live::{LiveFlags, Settled, short_type};
 use super::outstanding::{Entry, Lending, Outstanding, State};
+use super::panics::shielded;
 use super::replace::{OUTCOME, drop_upgrades, replace, strip};
 use super::require::Missing;
-use super::settle::{Run, shielded};
+use super::settle::Run;
 use super::settlement::{Settings, Vetoed};
 use super::verdict::{Facts, Outcome, Reason, Verdict};
 
@@ -48,6 +49,7 @@ impl Fairing for Answer {
         };
         // Nobody else says what became of a transaction.
         response.remove_header(OUTCOME);
+        context.answer();
         if let Some(outstanding) = context.outstanding() {
             let settling = Settle {
                 settings,
@@ -214,7 +216,7 @@ impl<'r> Settle<'_, 'r, '_> {
         };
         let vetoed = Vetoed {
             request: self.request,
-            method: self.context.method,
+            method: self.context.method(self.request),
             response,
         };
         shielded("a veto", || veto(&vetoed)).unwrap_or(true)

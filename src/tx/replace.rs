@@ -3,8 +3,8 @@
 use rocket::http::Header;
 use rocket::{Request, Response};
 
+use super::panics::shielded;
 use super::problem::Problem;
-use super::settle::shielded;
 use super::verdict::Outcome;
 
 /// The header that tells what became of the request's transactions.

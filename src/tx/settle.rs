@@ -1,6 +1,5 @@
 //! Carrying a verdict out on every resource.
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -281,24 +280,4 @@ impl Failure {
             Self::TimedOut => "it took longer than `settle_timeout`".into(),
         }
     }
-}
-
-/// Runs code of the service's own; a panic in it harms nobody.
-pub(super) fn shielded<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
-    match std::panic::catch_unwind(AssertUnwindSafe(run)) {
-        Ok(value) => Some(value),
-        Err(panic) => {
-            tracing::error!(panic = message(&*panic), "{what} panicked");
-            None
-        }
-    }
-}
-
-/// What a panic said.
-pub(super) fn message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no message)")
 }

@@ -159,9 +159,7 @@ impl Fairing for Settlement {
     }
 
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
-        if let Some(settings) = request.rocket().state::<Settings>() {
-            RequestContext::enter(request, settings.in_flight.token());
-        }
+        RequestContext::enter(request);
     }
 }
 

@@ -208,9 +208,8 @@ fn lead_away() -> rocket::response::Redirect {
 }
 
 #[catch(default)]
-fn nothing_new() -> Status {
-    // A status alone would be given to the catchers again.
-    Status::NotModified
+fn nothing_new() -> (Status, ()) {
+    (Status::NotModified, ())
 }
 
 #[catch(default)]
@@ -272,7 +271,7 @@ async fn nothing_is_stored(stage: &Stage, what: &str) {
     assert_eq!(stage.notes().await, [""; 0], "{what}");
 }
 
-/// What fails before the handler has an answer, and what a client is told of it in plain words.
+/// Ways to fail, for a handler or a guard of ours.
 const FAILURES: [&str; 5] = [
     "panic-with-tx",
     "panic-before-begin",
