@@ -21,7 +21,7 @@ use super::outstanding::{Entry, Lending, Outstanding, State};
 use super::panics::shielded;
 use super::replace::{OUTCOME, drop_upgrades, replace, strip};
 use super::require::Missing;
-use super::settle::Run;
+use super::settle::{Deadlines, Run};
 use super::settlement::{Settings, Vetoed};
 use super::verdict::{Facts, Outcome, Reason, Verdict};
 
@@ -120,7 +120,7 @@ impl<'r> Settle<'_, 'r, '_> {
         }
         self.warn_of_slow(&state);
         let missing = state.missing();
-        let deadline = tokio::time::Instant::now() + self.settings.settle_timeout;
+        let deadlines = Deadlines::within(self.settings.settle_timeout);
         let mut collected = Collected::default();
         let mut held = collected.take(std::mem::take(&mut state.entries));
         let leaked: Vec<String> = held.iter().map(|lending| lending.name.to_owned()).collect();
@@ -153,7 +153,9 @@ impl<'r> Settle<'_, 'r, '_> {
         if let Verdict::Commit(_) = verdict
             && !missing.is_empty()
         {
-            complete = self.open_missing(missing, &mut collected, deadline).await;
+            complete = self
+                .open_missing(missing, &mut collected, deadlines.commit)
+                .await;
         }
         let Collected { resources, lines } = collected;
         let mut run = Run::new(
@@ -162,7 +164,7 @@ impl<'r> Settle<'_, 'r, '_> {
             self.context.id,
             resources,
             lines,
-            deadline,
+            deadlines,
         );
         let result = match &verdict {
             Verdict::Commit(_) => match complete {

@@ -44,8 +44,9 @@ type Veto = Arc<dyn Fn(&Vetoed<'_, '_>) -> bool + Send + Sync>;
 /// let settlement = Settlement::new().veto(|vetoed| vetoed.method == Method::Get);
 /// ```
 ///
-/// It reads from `Rocket.toml`: `settle_timeout` (default `"10s"`), the bound on settling one
-/// request, and `slow_transaction` (default `"1s"`), past which what is outstanding is warned about,
+/// It reads from `Rocket.toml`: `settle_timeout`, the bound on settling one request, rollback and
+/// releases included; the default is `"10s"`, or a second less than Rocket waits at shutdown
+/// (`shutdown.grace` and `shutdown.mercy`) if that is shorter. And `slow_transaction` (default `"1s"`), past which what is outstanding is warned about,
 /// while it is.
 ///
 /// It installs a panic hook, before the one that the process has, so that a panic rolls back even
@@ -120,7 +121,7 @@ impl Fairing for Settlement {
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
         let durations = (
-            duration(rocket.figment(), "settle_timeout", Duration::from_secs(10)),
+            settle_timeout(rocket.figment()),
             duration(rocket.figment(), "slow_transaction", Duration::from_secs(1)),
         );
         let (settle_timeout, slow_transaction) = match durations {
@@ -161,6 +162,30 @@ impl Fairing for Settlement {
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
         RequestContext::enter(request);
     }
+}
+
+/// How long a settlement may take: less than Rocket waits for requests at shutdown, unless the
+/// configuration wants it otherwise.
+fn settle_timeout(figment: &Figment) -> Result<Duration, Box<rocket::figment::Error>> {
+    const DEFAULT: Duration = Duration::from_secs(10);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    // What is wrong with it is for Rocket to say.
+    let shutdown: rocket::config::Shutdown = figment
+        .extract_inner(rocket::Config::SHUTDOWN)
+        .unwrap_or_default();
+    let waits = Duration::from_secs(u64::from(shutdown.grace) + u64::from(shutdown.mercy));
+    let default = DEFAULT.min(waits.saturating_sub(SECOND)).max(SECOND);
+    let limit = duration(figment, "settle_timeout", default)?;
+    if limit >= waits {
+        tracing::warn!(
+            settle_timeout = ?limit, shutdown = ?waits,
+            "`settle_timeout` is not shorter than `shutdown.grace` and `shutdown.mercy` together: a \
+             shutdown may cut a request off that is committed, and its client is not told; correct \
+             them in Rocket.toml"
+        );
+    }
+    Ok(limit)
 }
 
 fn duration(
