@@ -122,10 +122,10 @@
 //! happen after it is a hook:
 //!
 //! ```
-//! # use rocket_tx::Outstanding;
+//! # use rocket_tx::{Error, Outstanding};
 //! #[rocket::post("/orders")]
-//! fn order(outstanding: &Outstanding) {
-//!     outstanding.after_commit(async { println!("tell the warehouse") });
+//! fn order(outstanding: &Outstanding) -> Result<(), Error> {
+//!     outstanding.after_commit(async { println!("tell the warehouse") })
 //! }
 //! ```
 //!

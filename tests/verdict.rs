@@ -191,8 +191,8 @@ async fn doom(
     mut audit: Tx<Audit>,
 ) -> Result<Commit<(Status, &'static str)>, Error> {
     write(&mut main, &mut audit).await?;
-    outstanding.doom(Status::Conflict, "it was too late");
-    outstanding.doom(Status::BadGateway, "the first doom counts");
+    outstanding.doom(Status::Conflict, "it was too late")?;
+    outstanding.doom(Status::BadGateway, "the first doom counts")?;
     Ok(Commit((Status::new(code), "from the handler")))
 }
 

@@ -90,7 +90,8 @@ impl Unfinished<'_> {
     fn doom_by(&self, error: &Error) {
         // The first doom counts.
         if let (Error::Conflict(_), Some(outstanding)) = (error, self.0) {
-            outstanding.doom(Status::Conflict, error.to_string());
+            // After the verdict nothing is left to be doomed.
+            let _settled = outstanding.doom(Status::Conflict, error.to_string());
         }
     }
 }
@@ -99,7 +100,7 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if let Some(outstanding) = self.0 {
             let reason = "Events could not be stored. Nothing was changed.";
-            outstanding.doom(Status::InternalServerError, reason);
+            let _settled = outstanding.doom(Status::InternalServerError, reason);
         }
     }
 }

@@ -80,7 +80,7 @@ pub enum Error {
     )]
     OutOfOrder(&'static str),
 
-    /// The answer has been decided: a guard, a resource or a hook came too late. 500.
+    /// The answer has been decided: a guard, a resource, a hook or a doom came too late. 500.
     #[error("this request has been settled; what comes after it needs a transaction of its own")]
     Settled,
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome as Guard, Request};
 use rocket::{Ignite, Rocket, Sentinel};
@@ -34,14 +34,17 @@ use crate::db::{Access, Isolation, Patience};
 /// leave work for after the commit. It is made on first use, lives as long as the request, and
 /// survives a forwarding route and a catcher.
 ///
+/// When the response is ready the verdict falls. What a task or a body asks of the registry after
+/// that is refused with [`Error::Settled`].
+///
 /// ```
 /// use rocket::http::Status;
-/// use rocket_tx::Outstanding;
+/// use rocket_tx::{Error, Outstanding};
 ///
 /// #[rocket::post("/orders")]
-/// fn order(outstanding: &Outstanding) -> Status {
-///     outstanding.after_commit(async { println!("tell the warehouse") });
-///     Status::Created
+/// fn order(outstanding: &Outstanding) -> Result<Status, Error> {
+///     outstanding.after_commit(async { println!("tell the warehouse") })?;
+///     Ok(Status::Created)
 /// }
 /// ```
 pub struct Outstanding {
@@ -144,10 +147,7 @@ impl Outstanding {
     ///
     /// [`Error::Settled`] when the verdict has fallen; the resource is dropped.
     pub fn join<R: Resource>(&self, resource: R) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        if state.closed {
-            return Err(Error::Settled);
-        }
+        let mut state = self.open_state()?;
         let name = resource.name().into_owned().into();
         let live = self.live.enter(
             self.request,
@@ -168,28 +168,52 @@ impl Outstanding {
     ///
     /// `status` is a failure, from 400 to 599. Any other becomes a 500, and is logged: a rollback is
     /// never told as a success.
-    pub fn doom(&self, status: Status, reason: impl Into<Cow<'static, str>>) {
-        let mut state = self.state.lock();
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settled`] when the verdict has fallen: it is too late to change it.
+    pub fn doom(&self, status: Status, reason: impl Into<Cow<'static, str>>) -> Result<(), Error> {
+        let mut state = self.open_state()?;
         state.used = true;
         state.doom.get_or_insert((status, reason.into()));
+        Ok(())
     }
 
     /// Runs `hook` once everything has been committed, outside the request's time, after the hooks
     /// that were left before it. It runs never if anything is rolled back or in doubt. Shutdown
     /// waits for it, bounded; a process that is killed forgets it.
-    pub fn after_commit<F>(&self, hook: F)
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settled`] when the verdict has fallen; the hook is dropped, and never runs.
+    pub fn after_commit<F>(&self, hook: F) -> Result<(), Error>
     where
         F: Future<Output: HookOutput> + Send + 'static,
     {
-        self.state.lock().hooks.after_commit(hook);
+        self.open_state()?.hooks.after_commit(hook);
+        Ok(())
     }
 
     /// The twin of [`after_commit`](Self::after_commit) for when everything was rolled back.
-    pub fn after_rollback<F>(&self, hook: F)
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settled`] when the verdict has fallen; the hook is dropped, and never runs.
+    pub fn after_rollback<F>(&self, hook: F) -> Result<(), Error>
     where
         F: Future<Output: HookOutput> + Send + 'static,
     {
-        self.state.lock().hooks.after_rollback(hook);
+        self.open_state()?.hooks.after_rollback(hook);
+        Ok(())
+    }
+
+    /// The state, as long as the verdict has not fallen.
+    fn open_state(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let state = self.state.lock();
+        if state.closed {
+            return Err(Error::Settled);
+        }
+        Ok(state)
     }
 
     /// The request that it is the registry of.

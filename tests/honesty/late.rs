@@ -1,11 +1,19 @@
 //! What comes before `Settlement` harms nothing, and what comes after the verdict is told so.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rocket::fairing::AdHoc;
+use rocket::futures::stream;
 use rocket::http::Status;
-use rocket::{get, post, routes};
-use rocket_tx::{Error, Observer, Read, RequestId, Settlement, Tx};
+use rocket::request::{FromRequest, Outcome};
+use rocket::response::stream::ReaderStream;
+use rocket::response::{self, Responder};
+use rocket::tokio::task::JoinHandle;
+use rocket::tokio::time::sleep;
+use rocket::{Request, get, post, routes};
+use rocket_tx::{Begin, Error, Observer, Outstanding, Read, RequestId, Settlement, Tx};
 
 use crate::support::stage::{note, run};
 use crate::support::{Audit, Backend, Main, Stage};
@@ -94,12 +102,133 @@ async fn an_observer_that_panics_harms_no_request(backend: Backend) {
     for (path, status) in [("id", 200), ("read-first", 201)] {
         let answer = stage.send(&format!("POST /{path}")).await;
         assert_eq!(answer.told(), (status, Some("committed")), "{path}");
+        assert!(!stage.notes().await.is_empty(), "{path}");
+        stage.databases.empty().await;
     }
-    assert_eq!(stage.notes().await, ["written", "written", "written"]);
+    stage.nothing_is_stuck().await;
+}
+
+/// A resource, as good as any.
+struct Lamb;
+
+#[rocket::async_trait]
+impl rocket_tx::Resource for Lamb {
+    fn name(&self) -> std::borrow::Cow<'_, str> {
+        "lamb".into()
+    }
+
+    async fn commit(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// What the registry says to everything that may be asked of it, each in a word.
+async fn ask(outstanding: &Outstanding) -> Vec<&'static str> {
+    let answers = [
+        outstanding.join(Lamb),
+        outstanding.doom(Status::Conflict, "too late"),
+        outstanding.after_commit(async {}),
+        outstanding.after_rollback(async {}),
+    ];
+    answers
+        .iter()
+        .map(|answer| match answer {
+            Ok(()) => "yes",
+            Err(Error::Settled) => "settled",
+            Err(_) => "another error",
+        })
+        .collect()
+}
+
+const SETTLED: [&str; 4] = ["settled"; 4];
+
+/// The task of a request, and what it was told.
+type Told = Arc<Mutex<Option<JoinHandle<Vec<&'static str>>>>>;
+
+/// Leaves the registry to a task, which asks once the request is settled.
+struct Lingers;
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Lingers {
+    type Error = Error;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
+        let outstanding = Arc::clone(Outstanding::of(request).unwrap());
+        let told: &Told = request.rocket().state().unwrap();
+        *told.lock() = Some(rocket::tokio::spawn(async move {
+            while !outstanding.is_settled() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            ask(&outstanding).await
+        }));
+        Outcome::Success(Self)
+    }
+}
+
+#[post("/lingers?<writes>")]
+async fn lingers(writes: bool, _lingers: Lingers, main: Begin<Main>) -> Result<Status, Error> {
+    if writes {
+        note(&mut *main.begin().await?, "written").await?;
+    }
+    Ok(Status::Created)
+}
+
+async fn what_comes_after_the_verdict_is_told_so(backend: Backend) {
+    let told = Told::default();
+    let managed = Arc::clone(&told);
+    let stage = Stage::new(backend, |rocket| {
+        rocket
+            .manage(managed)
+            .mount("/", routes![lingers])
+            .attach(Settlement::new())
+    })
+    .await;
+    for (writes, outcome) in [(true, Some("committed")), (false, None)] {
+        let answer = stage.send(&format!("POST /lingers?writes={writes}")).await;
+        assert_eq!(answer.told(), (201, outcome));
+        let task = told.lock().take().unwrap();
+        assert_eq!(task.await.unwrap(), SETTLED, "{writes}");
+    }
+    stage.nothing_is_stuck().await;
+}
+
+/// A body that asks for the registry first when it is read.
+struct Asks;
+
+impl<'r> Responder<'r, 'r> for Asks {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'r> {
+        let body = stream::once(async move {
+            let mut answers = ask(Outstanding::of(request).unwrap()).await;
+            answers.push(match request.guard::<Tx<Main>>().await {
+                Outcome::Error((_, Error::Settled)) => "settled",
+                _ => "another answer",
+            });
+            std::io::Cursor::new(answers.join(" "))
+        });
+        let body = ReaderStream::from(Box::pin(body));
+        rocket::Response::build().streamed_body(body).ok()
+    }
+}
+
+#[get("/asks")]
+fn asks() -> Asks {
+    Asks
+}
+
+async fn a_body_comes_after_the_verdict_too(backend: Backend) {
+    let stage = Stage::new(backend, |rocket| {
+        rocket.mount("/", routes![asks]).attach(Settlement::new())
+    })
+    .await;
+    let answer = stage.send("GET /asks").await;
+    assert_eq!(answer.told(), (200, None));
+    assert_eq!(answer.body, ["settled"; 5].join(" "));
     stage.nothing_is_stuck().await;
 }
 
 on_each_backend!(
+    what_comes_after_the_verdict_is_told_so,
+    a_body_comes_after_the_verdict_too,
     the_id_may_be_asked_for_before_settlement,
     an_observer_that_panics_harms_no_request,
 );

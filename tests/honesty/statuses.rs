@@ -99,7 +99,7 @@ async fn doom(
     mut main: Tx<Main>,
 ) -> Result<(Status, ()), Error> {
     note(&mut main, "written").await?;
-    let _always_in_time = outstanding.doom(Status::new(with), "doomed");
+    outstanding.doom(Status::new(with), "doomed")?;
     Ok((Status::new(answer), ()))
 }
 
