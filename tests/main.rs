@@ -18,6 +18,7 @@ mod crash;
 mod door;
 mod feed;
 mod guards;
+mod honesty;
 mod hooks;
 mod input;
 mod launch;

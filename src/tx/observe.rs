@@ -8,7 +8,7 @@ use rocket::Request;
 use super::context::RequestId;
 use super::error::Error;
 use super::live::Settled;
-use super::settle::shielded;
+use super::panics::shielded;
 
 /// What is done to a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
