@@ -100,11 +100,11 @@ async fn rounds_of_crashes(clock: Option<&str>) {
             _ => manager_on(&url).await,
         };
         told.take(&manager, &url, &format!("round {round}")).await;
-        match round % 3 {
-            0 => cluster.crash().await,
-            1 => cluster.kill().await,
+        match (round % 3, clock) {
+            (0, _) => cluster.crash().await,
+            (1, _) | (_, Some(_)) => cluster.kill().await,
             // One of its processes is killed: the server starts anew by itself.
-            _ => {
+            (_, None) => {
                 let mut admin = cluster.admin().await;
                 cluster.signal_processes("KILL", |title| title.contains("checkpointer"));
                 eventually("connections end", async || admin.ping().await.is_err()).await;
