@@ -73,7 +73,7 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
     create(&other.http, "milk").await;
     let http = stopped.http.clone();
     let late =
-        tokio::spawn(async move { rename(&http, "milk", "late", "delay=3000@loaded").await });
+        tokio::spawn(async move { rename(&http, "milk", "late", "delay=8000@loaded").await });
     eventually("it is leased", async || {
         !leases(&other.http).await.is_empty()
     })
@@ -86,7 +86,7 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
     // Yet another holder, while the first goes on.
     let http = other.http.clone();
     let holding =
-        tokio::spawn(async move { rename(&http, "milk", "holding", "delay=3000@loaded").await });
+        tokio::spawn(async move { rename(&http, "milk", "holding", "delay=8000@loaded").await });
     let mut held = Vec::new();
     eventually("it is leased again", async || {
         held = leases(&other.http).await;
@@ -182,6 +182,7 @@ async fn waiters_hold_no_connection(backend: Backend) {
     create(http, "milk").await;
     // Another process holds it, until the last of them has given up.
     let figment = databases.figment().focus("databases.main");
+    let figment = figment.merge(("connect_timeout", 5));
     let pool = UrlPool::init(&figment).await.unwrap();
     let held = UrlLockManager::new(&pool).acquire("todo:milk").await;
     let held = held.unwrap();
@@ -276,7 +277,7 @@ mod postgres_clock {
             for (holder, other) in [(&off, &honest), (&honest, &off)] {
                 let http = holder.http.clone();
                 let slow = tokio::spawn(async move {
-                    rename(&http, "milk", "slow", "delay=3000@loaded").await
+                    rename(&http, "milk", "slow", "delay=8000@loaded").await
                 });
                 let mut held = Vec::new();
                 eventually("it is leased", async || {
