@@ -9,7 +9,7 @@ use rocket::tokio::{select, spawn};
 use rocket_tx::lock::{Hold, LockError};
 
 use super::{Leases, manager_on};
-use crate::support::{Backend, eventually};
+use crate::support::{Backend, Break, Cluster, Proxy, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -148,5 +148,39 @@ mod postgres {
             .await
             .unwrap()
             .unwrap();
+    }
+
+    /// It is gone, and it was ours: nothing was lost.
+    #[rocket::async_test]
+    async fn a_release_whose_answer_is_lost_is_a_release() {
+        let leases = Leases::new(Backend::Postgres).await;
+        let proxy = Proxy::to(&leases.databases.main).await;
+        let manager = manager_on(&proxy.url(&leases.databases.main)).await;
+        let lease = manager.acquire("a").await.unwrap();
+        // In the statement's arguments: once that is sent, it is obeyed.
+        let token: &'static str = leases.rows().await[0].token.clone().leak();
+        proxy.set(token, Break::After);
+        lease.release().await.unwrap();
+        assert!(proxy.has_sprung());
+        leases.everything_is_free().await;
+    }
+
+    /// A free lease, and its release, are a round trip each.
+    #[rocket::async_test]
+    async fn a_lease_costs_two_statements() {
+        let cluster = Cluster::start_with("log_statement = 'all'").await;
+        let manager = manager_on(&cluster.create_database("main").await).await;
+        manager.migrate().await.unwrap();
+        let pair = async || manager.acquire("a").await.unwrap().release().await.unwrap();
+        pair().await;
+        let statements = || {
+            let log = cluster.log();
+            log.matches("LOG:  execute ").count() + log.matches("LOG:  statement: ").count()
+        };
+        let before = statements();
+        for _ in 0..5 {
+            pair().await;
+        }
+        assert_eq!(statements() - before, 10, "{}", cluster.log());
     }
 }
