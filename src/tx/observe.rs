@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rocket::Request;
+use rocket::http::Status;
 
 use super::context::RequestId;
 use super::error::Error;
@@ -66,6 +67,10 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Everything is done; the response is about to leave.
     fn settled(&self, _request: &Request<'_>, _settled: &Settled) {}
+
+    /// The response of any request, with or without a transaction, leaves with this status.
+    /// Response fairings run before settlement, and may see another one.
+    fn responded(&self, _request: &Request<'_>, _status: Status) {}
 }
 
 /// All observers of a service. A panic in one harms nobody.

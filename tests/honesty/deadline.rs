@@ -124,7 +124,7 @@ mod of_postgres {
     async fn a_silent_server_is_waited_for_once() {
         for (at, told) in [
             // Alone in its message only while it is prepared: a COMMIT travels with it.
-            ("SET CONSTRAINTS ALL IMMEDIATE\0", (503, "rolled-back")),
+            ("SET CONSTRAINTS ALL IMMEDIATE", (503, "rolled-back")),
             ("COMMIT", (500, "unknown")),
         ] {
             // The server keeps the row's lock for as long as the session lives.
