@@ -7,6 +7,7 @@
 //! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
 //! | `sqlite` | one writer and N readers per file |
 //! | `sqlite_writer` | the connection that writes, and the queue in front of it |
+//! | `sqlite_sync` | one sync of the write-ahead log for all commits before it |
 //! | `sqlite_watch` | what only SQLite can say about the writer's transaction |
 //! | `sqlite_file` | the one helper that every SQLite file is opened by |
 //! | `postgres` | the pool for requests and the read-only pool beside it |
@@ -32,6 +33,8 @@ mod postgres_sessions;
 mod sqlite;
 #[cfg(feature = "sqlite")]
 mod sqlite_file;
+#[cfg(feature = "sqlite")]
+mod sqlite_sync;
 #[cfg(feature = "sqlite")]
 mod sqlite_watch;
 #[cfg(feature = "sqlite")]
