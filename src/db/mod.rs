@@ -12,6 +12,7 @@
 //! | `postgres_sessions` | sessions that were used a moment ago, in front of a pool |
 //! | `by_url` | [`UrlPool`]: the backend is chosen by the URL, the SQL stands once |
 //! | `initializer` | [`init`]: the fairing that attaches a database, in order, with good errors |
+//! | `error_class` | what an error of a database means: one table for all |
 //! | `config`, `error` | what `Rocket.toml` may say, and what can go wrong at launch |
 //!
 //! The room knows nothing of requests: what a transaction means for a response is decided in
@@ -20,6 +21,9 @@
 mod by_url;
 mod config;
 mod error;
+// Its last two functions wait for the sessions that call them.
+#[allow(dead_code)]
+mod error_class;
 mod initializer;
 mod pool;
 #[cfg(feature = "postgres")]
@@ -55,6 +59,7 @@ pub use transaction::{
 
 pub(crate) use by_url::either;
 pub(crate) use config::setting;
+pub(crate) use error_class::ErrorClass;
 pub(crate) use initializer::{Roster, same_database};
 #[cfg(feature = "postgres")]
 pub(crate) use postgres_sessions::{Fate, Need, Sessions};

@@ -8,6 +8,7 @@ use rocket::figment::Figment;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::error_class::ends_session;
 use super::{Access, BeginOptions, Error, Patience, Session, Transaction};
 
 /// A pool that request-scoped transactions and reads are lent from.
@@ -50,7 +51,7 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
             for _ in 0..MOST_DEAD {
                 let session = self.session(options.access, options.patience).await?;
                 match Transaction::begin(session, options).await {
-                    Err(error) if is_lost(&error) => {
+                    Err(error) if ends_session(&error) => {
                         tracing::debug!(%error, "a pooled session had died; taking another");
                     }
                     result => return result,
@@ -170,15 +171,5 @@ impl Migrations {
     pub fn postgres(mut self, migrator: sqlx::migrate::Migrator) -> Self {
         self.postgres = Some(Arc::new(migrator));
         self
-    }
-}
-
-/// The session is gone: the socket failed, or the server said that it is ending it (class 57P,
-/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>).
-fn is_lost(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
-        _ => false,
     }
 }
