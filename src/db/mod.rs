@@ -3,6 +3,7 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `pool` | [`TransactionPool`]: what a pool must offer so that `tx` can lend from it |
+//! | `durability` | [`Durability`]: the wait that a COMMIT may leave for later |
 //! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
 //! | `sqlite` | one writer and N readers per file |
 //! | `sqlite_writer` | the connection that writes, and the queue in front of it |
@@ -20,6 +21,7 @@
 
 mod by_url;
 mod config;
+mod durability;
 mod error;
 // Its last two functions wait for the sessions that call them.
 #[allow(dead_code)]
@@ -42,6 +44,7 @@ mod transaction;
 
 pub use by_url::{Connection, UrlPool};
 pub use config::{Config, Seconds, Synchronous};
+pub use durability::Durability;
 pub use error::{Error, OpenError};
 pub use initializer::{Initializer, init};
 pub use pool::{Identity, Link, Migrations, TransactionPool};
