@@ -1,31 +1,47 @@
 //! What stands between this process and the server, found out at launch.
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Row};
 
 use super::session::Live;
-use super::settings::{SetBy, Settings};
+use super::sessions::patiently;
+use super::settings::Settings;
 use crate::db::OpenError;
 
 /// protocol_violation: a pooler's answer to a startup parameter that it does not know.
 const PROTOCOL_VIOLATION: &str = "08P01";
 
-/// How sessions to this address must be set, and the first of them.
+/// What is known once the first session is open.
+pub(super) struct Opened {
+    pub(super) settings: Settings,
+    pub(super) first: Live,
+}
+
+/// Opens the first session, and finds out how sessions to this address are set. Tries again for
+/// `limit`, while the server starts or is not there yet.
 ///
 /// # Errors
 ///
 /// [`OpenError::SharedSessions`] behind a pooler that gives a client another session with each
 /// transaction; [`OpenError::OptionsDropped`]; what the connection met.
-pub(super) async fn find_out(
-    options: &PgConnectOptions,
-    settings: impl Fn(SetBy) -> Settings,
-) -> Result<(SetBy, Live), OpenError> {
-    let by_startup = settings(SetBy::Startup);
-    let refused = match by_startup.connect_options().connect().await {
+pub(super) async fn open(
+    by_startup: Settings,
+    by_statements: Settings,
+    limit: Duration,
+) -> Result<Opened, OpenError> {
+    let options = by_startup.connect_options();
+    let refused = match patiently(|| options.connect(), limit).await {
         Ok(connection) => {
-            own_session(connection, &by_startup).await?;
+            must_own_its_session(connection, &by_startup).await?;
             match Live::open(&by_startup).await {
-                Ok(live) => return Ok((SetBy::Startup, live)),
+                Ok(first) => {
+                    return Ok(Opened {
+                        settings: by_startup,
+                        first,
+                    });
+                }
                 // The settings did not get through.
                 Err(sqlx::Error::Configuration(_)) => None,
                 Err(error) => return Err(OpenError::Database(error)),
@@ -39,25 +55,25 @@ pub(super) async fn find_out(
             Some(error)
         }
     };
-    if options.get_options().is_some() {
+    if by_statements.connect_options().get_options().is_some() {
         return Err(OpenError::OptionsDropped);
     }
-    let by_statements = settings(SetBy::Statements);
     match by_statements.connect_options().connect().await {
-        Ok(connection) => own_session(connection, &by_statements).await?,
+        Ok(connection) => must_own_its_session(connection, &by_statements).await?,
         // Not because of the parameters, then.
         Err(error) => return Err(OpenError::Database(refused.unwrap_or(error))),
     }
-    let live = Live::open(&by_statements).await?;
-    tracing::info!(
-        "a pooler drops startup parameters; sessions are set by statements instead"
-    );
-    Ok((SetBy::Statements, live))
+    let first = Live::open(&by_statements).await?;
+    tracing::info!("a pooler drops startup parameters; statements set the sessions instead");
+    Ok(Opened {
+        settings: by_statements,
+        first,
+    })
 }
 
 /// Refuses a pooler in transaction or statement mode. Each of two connections is asked, in turn,
 /// for the process that serves it: each must have one, and keep it.
-async fn own_session(mut one: PgConnection, settings: &Settings) -> Result<(), OpenError> {
+async fn must_own_its_session(mut one: PgConnection, settings: &Settings) -> Result<(), OpenError> {
     const TURNS: usize = 3;
 
     // Without a second connection nothing can be compared; a server that is full says so later.

@@ -1,7 +1,6 @@
 //! One session: how it is opened, and what becomes of it when its user gives it back.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 
@@ -15,7 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::fate::Backend;
 use super::proof::{Answers, nonce};
-use super::sessions::Idle;
+use super::sessions::Sessions;
 use super::settings::{CleanUp, Settings};
 
 /// How long a living server takes at most for what needs no lock and no disk. A session that takes
@@ -97,13 +96,25 @@ pub(crate) enum OnReturn {
 pub struct PostgresSession {
     /// Empty only in `Drop`.
     live: Option<Live>,
+    pub(super) is_new: bool,
     on_return: OnReturn,
+    /// What its transaction is, while it is at one.
+    pub(super) transaction: OpenTransaction,
     place: Option<Place>,
+}
+
+/// What is known of the transaction that a session is at.
+#[derive(Default)]
+pub(super) struct OpenTransaction {
+    /// It may write.
+    pub(super) writes: bool,
+    /// Its id, where that is known; with it, the server can be asked what became of it.
+    pub(super) id: Option<String>,
 }
 
 /// A place among the sessions of a pool: while it is held, another may not be opened.
 pub(super) struct Place {
-    pub(super) idle: Arc<Idle>,
+    pub(super) sessions: Sessions,
     pub(super) _permit: OwnedSemaphorePermit,
     pub(super) _lent: TaskTrackerToken,
 }
@@ -112,10 +123,12 @@ const LENT: &str = "a session is there for as long as it is lent";
 
 impl PostgresSession {
     /// Whatever its user does not say more about is checked when it comes back.
-    pub(super) fn new(live: Live, place: Place) -> Self {
+    pub(super) fn new(live: Live, is_new: bool, place: Place) -> Self {
         Self {
             live: Some(live),
+            is_new,
             on_return: OnReturn::Check,
+            transaction: OpenTransaction::default(),
             place: Some(place),
         }
     }
@@ -127,6 +140,11 @@ impl PostgresSession {
         }
     }
 
+    /// Those that it is one of.
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.place.as_ref().expect(LENT).sessions
+    }
+
     pub(super) fn live(&mut self) -> &mut Live {
         self.live.as_mut().expect(LENT)
     }
@@ -135,7 +153,8 @@ impl PostgresSession {
         &self.live.as_ref().expect(LENT).backend
     }
 
-    /// Runs `before`, which must end the transaction, and what cleans up after it.
+    /// Runs `before`, which must end the transaction, and what cleans up after it. Says whether all
+    /// of it was answered; then the next one may have the session at once.
     pub(super) async fn run_last(&mut self, before: &[&str]) -> (Answers, bool) {
         let Live {
             connection,
@@ -146,6 +165,13 @@ impl PostgresSession {
         let (sql, statements) = clean_up.after(before, &nonce);
         let answers = Answers::to(connection, sql).await;
         let proved = answers.prove(statements, &nonce);
+        if proved {
+            // Deeper in transactions than ours, a handler has forgotten a savepoint.
+            self.set_on_return(match depth(self) {
+                0 | 1 => OnReturn::Reuse,
+                _ => OnReturn::Close,
+            });
+        }
         (answers, proved)
     }
 }
@@ -170,7 +196,7 @@ impl Drop for PostgresSession {
             return;
         };
         match self.on_return {
-            OnReturn::Reuse => place.idle.put(live),
+            OnReturn::Reuse => place.sessions.put(live),
             // Dropping the socket ends the session: the server rolls back.
             OnReturn::Close => {}
             OnReturn::Check => {
@@ -178,7 +204,7 @@ impl Drop for PostgresSession {
                 if let Ok(runtime) = Handle::try_current() {
                     runtime.spawn(async move {
                         if live.is_clean().await {
-                            place.idle.put(live);
+                            place.sessions.put(live);
                         }
                         drop(place);
                     });

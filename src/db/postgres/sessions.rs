@@ -5,7 +5,7 @@
 //! proves that with its own COMMIT or ROLLBACK, in the same round trip; what was lent for anything
 //! else proves it in a task of its own, so that no request waits for it.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable};
@@ -17,7 +17,8 @@ use tokio_util::task::TaskTracker;
 
 use super::session::{Live, PROMPT, Place, PostgresSession, say_goodbye};
 use super::settings::Settings;
-use crate::db::Patience;
+use crate::db::error_class::{ends_session, while_connecting};
+use crate::db::{ErrorClass, Link, Patience};
 
 /// A session that was used this recently is taken as alive.
 const FRESH: Duration = Duration::from_millis(50);
@@ -46,99 +47,73 @@ pub(crate) enum Liveness {
     Verified,
 }
 
-/// The sessions of a database.
+/// The sessions of a database. A clone is another handle on the same ones.
 #[derive(Clone)]
-pub(crate) struct Sessions {
-    settings: Arc<Settings>,
+pub(crate) struct Sessions(Arc<Inner>);
+
+struct Inner {
+    settings: Settings,
     limits: Limits,
+    /// The pool's place in its service, which is known later than the pool.
+    link: Arc<OnceLock<Link>>,
     /// One permit a session. First come, first served.
     permits: Arc<Semaphore>,
-    idle: Arc<Idle>,
+    /// Sessions that have proved themselves and that nobody uses, the last used on top. `None` once
+    /// the pool is closed.
+    idle: Mutex<Option<Vec<Idle>>>,
     lent: TaskTracker,
 }
 
-/// Sessions that have proved themselves and that nobody uses, the last used on top.
-#[derive(Default)]
-pub(super) struct Idle {
-    sessions: Mutex<Vec<(Live, Instant)>>,
-    closed: std::sync::atomic::AtomicBool,
-}
-
-impl Idle {
-    pub(super) fn put(&self, live: Live) {
-        let mut sessions = self.sessions.lock();
-        // Looked at under the lock: what comes later is never left behind.
-        if !self.closed.load(std::sync::atomic::Ordering::SeqCst) {
-            sessions.push((live, Instant::now()));
-        }
-    }
-
-    fn take(&self) -> Option<(Live, Instant)> {
-        self.sessions.lock().pop()
-    }
-
-    /// Closes all that lie here.
-    fn clear(&self) {
-        let cleared = std::mem::take(&mut *self.sessions.lock());
-        drop(cleared);
-    }
-
-    fn close(&self) -> Vec<(Live, Instant)> {
-        let mut sessions = self.sessions.lock();
-        self.closed.store(true, std::sync::atomic::Ordering::SeqCst);
-        std::mem::take(&mut *sessions)
-    }
-
-    /// Those that nobody has needed for long, but for the `least` that stay; and those that are old.
-    fn take_cold(&self, limits: &Limits) -> Vec<Live> {
-        let mut sessions = self.sessions.lock();
-        let least = limits.least as usize;
-        let (mut cold, mut kept) = (Vec::new(), Vec::new());
-        // The last used first: they are the ones to keep.
-        for (live, since) in std::mem::take(&mut *sessions).into_iter().rev() {
-            let is_idle = since.elapsed() > limits.idle && kept.len() >= least;
-            match is_idle || live.opened.elapsed() > OLDEST {
-                true => cold.push(live),
-                false => kept.push((live, since)),
-            }
-        }
-        kept.reverse();
-        *sessions = kept;
-        cold
-    }
+struct Idle {
+    live: Live,
+    since: Instant,
 }
 
 impl Sessions {
     /// Opens none yet.
-    pub(crate) fn new(settings: Settings, limits: Limits) -> Self {
-        let sessions = Self {
-            settings: Arc::new(settings),
+    pub(crate) fn new(settings: Settings, limits: Limits, link: Arc<OnceLock<Link>>) -> Self {
+        let inner = Arc::new(Inner {
+            settings,
             limits,
+            link,
             permits: Arc::new(Semaphore::new(limits.most.max(1) as usize)),
-            idle: Arc::default(),
+            idle: Mutex::new(Some(Vec::new())),
             lent: TaskTracker::new(),
-        };
-        tokio::spawn(keep(
-            Arc::downgrade(&sessions.idle),
-            Arc::clone(&sessions.settings),
-            sessions.lent.clone(),
-            limits,
-        ));
-        sessions
+        });
+        tokio::spawn(keep(Arc::downgrade(&inner)));
+        Self(inner)
     }
 
     /// With a session that is open already.
     pub(super) fn with(self, live: Live) -> Self {
-        self.idle.put(live);
+        self.put(live);
         self
     }
 
     pub(crate) fn settings(&self) -> &Settings {
-        &self.settings
+        &self.0.settings
     }
 
     pub(super) fn wait(&self) -> Duration {
-        self.limits.wait
+        self.0.limits.wait
+    }
+
+    /// How long one request may take to be settled.
+    pub(super) fn settle_timeout(&self) -> Duration {
+        let link = self.0.link.get();
+        link.map_or(Link::SETTLE_TIMEOUT, |link| link.settle_timeout)
+    }
+
+    /// Takes back a session that has proved itself.
+    pub(super) fn put(&self, live: Live) {
+        if let Some(idle) = &mut *self.0.idle.lock() {
+            let since = Instant::now();
+            idle.push(Idle { live, since });
+        }
+    }
+
+    fn take(&self) -> Option<Idle> {
+        self.0.idle.lock().as_mut()?.pop()
     }
 
     /// Lends a session, within [`Limits::wait`].
@@ -154,8 +129,8 @@ impl Sessions {
         patience: Patience,
         liveness: Liveness,
     ) -> sqlx::Result<PostgresSession> {
-        let deadline = tokio::time::Instant::now() + self.limits.wait;
-        let permits = Arc::clone(&self.permits);
+        let deadline = tokio::time::Instant::now() + self.wait();
+        let permits = Arc::clone(&self.0.permits);
         let permit = match patience {
             Patience::Never => permits.try_acquire_owned().ok(),
             Patience::Wait | Patience::AtMost(_) => {
@@ -164,22 +139,22 @@ impl Sessions {
             }
         };
         let Some(permit) = permit else {
-            return Err(match self.permits.is_closed() {
+            return Err(match self.0.permits.is_closed() {
                 true => sqlx::Error::PoolClosed,
                 false => sqlx::Error::PoolTimedOut,
             });
         };
         let place = Place {
-            idle: Arc::clone(&self.idle),
+            sessions: self.clone(),
             _permit: permit,
-            _lent: self.lent.token(),
+            _lent: self.0.lent.token(),
         };
-        while let Some((mut live, since)) = self.idle.take() {
+        while let Some(Idle { mut live, since }) = self.take() {
             if liveness == Liveness::Unchecked || since.elapsed() < FRESH {
-                return Ok(PostgresSession::new(live, place));
+                return Ok(PostgresSession::new(live, false, place));
             }
             match timeout(PROMPT, live.connection.ping()).await {
-                Ok(Ok(())) => return Ok(PostgresSession::new(live, place)),
+                Ok(Ok(())) => return Ok(PostgresSession::new(live, false, place)),
                 Ok(Err(_)) => {}
                 // The network, or the server, is silent: the others will not answer either.
                 Err(_) => self.forget_idle(),
@@ -188,55 +163,104 @@ impl Sessions {
         // Boxed: the future of a handler that finds a session here stays small.
         let live = match patience {
             Patience::Wait | Patience::AtMost(_) => {
-                Box::pin(self.open_patiently(deadline)).await?
+                let limit = deadline - tokio::time::Instant::now();
+                Box::pin(open_patiently(&self.0.settings, limit)).await?
             }
             // A new session takes a moment, but nobody whom we might wait for is involved in it.
-            Patience::Never => Box::pin(timeout(PROMPT, Live::open(&self.settings)))
+            Patience::Never => Box::pin(timeout(PROMPT, Live::open(&self.0.settings)))
                 .await
                 .unwrap_or_else(|_| Err(no_answer(PROMPT)))?,
         };
-        Ok(PostgresSession::new(live, place))
-    }
-
-    /// Tries again for as long as the server starts, or is not there yet.
-    async fn open_patiently(&self, deadline: tokio::time::Instant) -> sqlx::Result<Live> {
-        let mut last = None;
-        let opening = (|| Live::open(&self.settings))
-            .retry(
-                ExponentialBuilder::default()
-                    .with_jitter()
-                    .with_min_delay(Duration::from_millis(20))
-                    .with_max_delay(Duration::from_millis(500))
-                    .with_max_times(1_000),
-            )
-            .when(may_pass)
-            .notify(|error, _| last = Some(error.to_string()));
-        match timeout_at(deadline, opening).await {
-            Ok(opened) => opened,
-            Err(_) => Err(match last {
-                Some(error) => sqlx::Error::Io(std::io::Error::new(
-                    std::io::ErrorKind::NotConnected,
-                    format!("no session within {:?}: {error}", self.limits.wait),
-                )),
-                None => no_answer(self.limits.wait),
-            }),
-        }
+        Ok(PostgresSession::new(live, true, place))
     }
 
     /// Closes the sessions that nobody uses, because one like them did not answer.
     pub(super) fn forget_idle(&self) {
-        self.idle.clear();
+        let forgotten = self.0.idle.lock().as_mut().map(std::mem::take);
+        drop(forgotten);
     }
 
     /// Waits for those that are lent.
     pub(crate) async fn close(&self) {
-        self.permits.close();
-        for (live, _) in self.idle.close() {
+        self.0.permits.close();
+        let idle = self.0.idle.lock().take();
+        for Idle { live, .. } in idle.into_iter().flatten() {
             say_goodbye(live).await;
         }
-        self.lent.close();
-        self.lent.wait().await;
+        self.0.lent.close();
+        self.0.lent.wait().await;
     }
+}
+
+impl Inner {
+    /// Takes out those that nobody has needed for long, but for the `least` that stay; and those
+    /// that are old.
+    fn take_cold(&self) -> Vec<Live> {
+        let mut idle = self.idle.lock();
+        let Some(idle) = &mut *idle else {
+            return Vec::new();
+        };
+        let least = self.limits.least as usize;
+        let (mut cold, mut kept) = (Vec::new(), Vec::new());
+        // The last used first: they are the ones to keep.
+        for one in std::mem::take(idle).into_iter().rev() {
+            let is_unneeded = one.since.elapsed() > self.limits.idle && kept.len() >= least;
+            match is_unneeded || one.live.opened.elapsed() > OLDEST {
+                true => cold.push(one.live),
+                false => kept.push(one),
+            }
+        }
+        kept.reverse();
+        *idle = kept;
+        cold
+    }
+
+    /// How many more are to be kept open.
+    fn missing(&self) -> usize {
+        let idle = self.idle.lock().as_ref().map(Vec::len);
+        let open = idle.map_or(usize::MAX, |idle| idle + self.lent.len());
+        (self.limits.least as usize).saturating_sub(open)
+    }
+}
+
+async fn open_patiently(settings: &Settings, limit: Duration) -> sqlx::Result<Live> {
+    patiently(|| Live::open(settings), limit).await
+}
+
+/// Connects, and tries again for `limit` while the server starts or is not there yet.
+///
+/// # Errors
+///
+/// What the last attempt met.
+pub(super) async fn patiently<T, F>(
+    connect: impl FnMut() -> F,
+    limit: Duration,
+) -> sqlx::Result<T>
+where
+    F: Future<Output = sqlx::Result<T>>,
+{
+    let last = Mutex::new(None);
+    let connecting = connect
+        .retry(
+            ExponentialBuilder::default()
+                .with_jitter()
+                .with_min_delay(Duration::from_millis(20))
+                .with_max_delay(Duration::from_millis(500))
+                .with_max_times(10_000),
+        )
+        .when(may_pass)
+        .notify(|error, _| *last.lock() = Some(error.to_string()));
+    match timeout(limit, connecting).await {
+        Ok(connected) => connected,
+        Err(_) => Err(match last.into_inner() {
+            Some(error) => sqlx::Error::Io(std::io::Error::new(
+                std::io::ErrorKind::NotConnected,
+                format!("{error}, for {limit:?}"),
+            )),
+            None => no_answer(limit),
+        }),
+    }
+    .map_err(while_connecting)
 }
 
 pub(super) fn no_answer(limit: Duration) -> sqlx::Error {
@@ -248,32 +272,25 @@ pub(super) fn no_answer(limit: Duration) -> sqlx::Error {
 
 /// The server is starting, restarting or full, or is not there yet.
 fn may_pass(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
-        sqlx::Error::Database(error) => error
-            .code()
-            .is_some_and(|code| code.starts_with("57P") || code == "53300"),
-        _ => false,
-    }
+    ends_session(error) || ErrorClass::of(error) == ErrorClass::Busy
 }
 
 /// Closes what nobody needs, and keeps open what is to be kept, for as long as there is a pool.
-async fn keep(idle: Weak<Idle>, settings: Arc<Settings>, lent: TaskTracker, limits: Limits) {
+async fn keep(sessions: Weak<Inner>) {
     const EVERY: Duration = Duration::from_secs(1);
 
     loop {
         sleep(EVERY).await;
-        let Some(idle) = idle.upgrade() else {
+        let Some(inner) = sessions.upgrade() else {
             return;
         };
-        for live in idle.take_cold(&limits) {
+        for live in inner.take_cold() {
             say_goodbye(live).await;
         }
-        let open = idle.sessions.lock().len() + lent.len();
-        if open < limits.least as usize
-            && let Ok(Ok(live)) = timeout(PROMPT, Live::open(&settings)).await
+        if inner.missing() > 0
+            && let Ok(Ok(live)) = timeout(PROMPT, Live::open(&inner.settings)).await
         {
-            idle.put(live);
+            Sessions(inner).put(live);
         }
     }
 }
