@@ -23,7 +23,7 @@ use super::sqlite_sync::Place;
 use super::sqlite_watch::Watch;
 use super::sqlite_writer::{Durable, LentWriter, WholeWriter, Writer};
 use super::{
-    Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
+    Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations, RollbackError,
     Patience, Session, TransactionPool, pool,
 };
 
@@ -158,7 +158,7 @@ impl Session for SqliteSession {
         }
     }
 
-    async fn rollback(&mut self) -> sqlx::Result<()> {
+    async fn rollback(&mut self) -> Result<(), RollbackError> {
         while self.is_in_transaction() {
             match Manager::rollback(self).await {
                 // SQLite has nothing left to roll back, and sqlx counts a transaction that is none.
@@ -372,6 +372,10 @@ impl TransactionPool for SqlitePool {
             lent,
             busy_timeout: self.0.busy_timeout,
         })
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        self.0.writer.patience()
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {

@@ -137,6 +137,11 @@ impl Writer {
         })
     }
 
+    /// How long a request waits for its turn.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Waits for whoever has it. Nobody gets it afterwards.
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
