@@ -32,6 +32,7 @@ mod opening;
 mod refusals;
 mod shutdown;
 mod site;
+mod sqlite_sessions;
 #[cfg(feature = "otel")]
 mod telemetry;
 mod together;

@@ -50,9 +50,7 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
                 let session = self.session(options.access, options.patience).await?;
                 let is_new = session.is_new();
                 match Transaction::begin(session, options).await {
-                    Err(error)
-                        if !is_new && ends_session(&error) && Instant::now() < deadline =>
-                    {
+                    Err(error) if !is_new && ends_session(&error) && Instant::now() < deadline => {
                         tracing::debug!(%error, "a pooled session had died; taking another");
                     }
                     result => return result,

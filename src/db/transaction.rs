@@ -150,7 +150,6 @@ pub trait Session: Send + Sync + 'static {
     /// Queues a rollback that the connection does before anything else; for `Drop`.
     fn start_rollback(&mut self);
 
-
     /// Has the connection closed, instead of returned to its pool, when it is dropped.
     fn close_on_drop(&mut self);
 }

@@ -91,7 +91,10 @@ impl PostgresLeases {
         &self,
         work: impl AsyncFnOnce(&mut PostgresSession) -> sqlx::Result<T>,
     ) -> sqlx::Result<T> {
-        let mut session = self.sessions.acquire(Patience::Wait, Liveness::Verified).await?;
+        let mut session = self
+            .sessions
+            .acquire(Patience::Wait, Liveness::Verified)
+            .await?;
         let result = work(&mut session).await;
         if result.is_ok() {
             session.set_on_return(OnReturn::Reuse);

@@ -28,8 +28,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Row};
 
 use self::pooler::Opened;
-pub use self::session::PostgresSession;
 pub(crate) use self::session::OnReturn;
+pub use self::session::PostgresSession;
 pub(crate) use self::sessions::{Limits, Liveness, Sessions};
 use self::settings::SetBy;
 pub(crate) use self::settings::Settings;
@@ -75,9 +75,7 @@ impl PostgresPool {
             .await
             .map_err(OpenError::Database)?;
         let link = Arc::new(OnceLock::new());
-        let readers = settings
-            .clone()
-            .with("default_transaction_read_only", "on");
+        let readers = settings.clone().with("default_transaction_read_only", "on");
         let kept_for_readers = Limits { least: 0, ..limits };
         Ok(Self(Arc::new(Inner {
             sessions: Sessions::new(settings, limits, Arc::clone(&link)).with(first),
@@ -146,7 +144,13 @@ fn hosts(url: &str) -> usize {
     let in_query = query
         .split('&')
         .filter_map(|one| one.strip_prefix("host="))
-        .map(|hosts| hosts.replace("%2C", ",").replace("%2c", ",").split(',').count())
+        .map(|hosts| {
+            hosts
+                .replace("%2C", ",")
+                .replace("%2c", ",")
+                .split(',')
+                .count()
+        })
         .max();
     in_authority.max(in_query.unwrap_or(1))
 }

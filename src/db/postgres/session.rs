@@ -3,7 +3,6 @@
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
-
 use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Connection, Postgres};
 use sqlx_core::transaction::TransactionManager;

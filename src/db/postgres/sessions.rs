@@ -232,10 +232,7 @@ async fn open_patiently(settings: &Settings, limit: Duration) -> sqlx::Result<Li
 /// # Errors
 ///
 /// What the last attempt met.
-pub(super) async fn patiently<T, F>(
-    connect: impl FnMut() -> F,
-    limit: Duration,
-) -> sqlx::Result<T>
+pub(super) async fn patiently<T, F>(connect: impl FnMut() -> F, limit: Duration) -> sqlx::Result<T>
 where
     F: Future<Output = sqlx::Result<T>>,
 {

@@ -74,7 +74,8 @@ impl Settings {
             && let Some(name) = self.options.get_application_name()
         {
             let name = name.to_owned();
-            self.values.retain(|(known, _)| *known != "application_name");
+            self.values
+                .retain(|(known, _)| *known != "application_name");
             return self.with("application_name", name);
         }
         self

@@ -10,9 +10,7 @@ use super::proof::{Answers, nonce, savepoint};
 use super::session::{OnReturn, OpenTransaction, PROMPT, PostgresSession, depth};
 use super::sessions::no_answer;
 use crate::db::error_class::is_certain_refusal;
-use crate::db::{
-    Access, BeginOptions, CommitError, Durability, Isolation, RollbackError, Session,
-};
+use crate::db::{Access, BeginOptions, CommitError, Durability, Isolation, RollbackError, Session};
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
 
