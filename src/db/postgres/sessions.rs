@@ -169,7 +169,8 @@ impl Sessions {
             // A new session takes a moment, but nobody whom we might wait for is involved in it.
             Patience::Never => Box::pin(timeout(PROMPT, Live::open(&self.0.settings)))
                 .await
-                .unwrap_or_else(|_| Err(no_answer(PROMPT)))?,
+                .unwrap_or_else(|_| Err(no_answer(PROMPT)))
+                .map_err(while_connecting)?,
         };
         Ok(PostgresSession::new(live, true, place))
     }
@@ -224,7 +225,8 @@ impl Inner {
 }
 
 async fn open_patiently(settings: &Settings, limit: Duration) -> sqlx::Result<Live> {
-    patiently(|| Live::open(settings), limit).await
+    let opened = patiently(|| Live::open(settings), limit).await;
+    opened.map_err(while_connecting)
 }
 
 /// Connects, and tries again for `limit` while the server starts or is not there yet.
@@ -257,13 +259,12 @@ where
             None => no_answer(limit),
         }),
     }
-    .map_err(while_connecting)
 }
 
 pub(super) fn no_answer(limit: Duration) -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(
         std::io::ErrorKind::TimedOut,
-        format!("the server did not answer within {limit:?}"),
+        format!("no answer within {limit:?}"),
     ))
 }
 
