@@ -16,6 +16,7 @@ mod cluster;
 mod contract;
 mod crash;
 mod door;
+mod durability;
 mod feed;
 mod guards;
 mod honesty;
@@ -34,6 +35,7 @@ mod refusals;
 mod sessions;
 mod shutdown;
 mod site;
+mod sqlite_sessions;
 #[cfg(feature = "otel")]
 mod telemetry;
 mod together;
