@@ -28,6 +28,7 @@ mod lost;
 mod metrics;
 mod openapi;
 mod opening;
+mod power;
 mod refusals;
 mod shutdown;
 mod site;
