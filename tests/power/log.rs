@@ -56,7 +56,10 @@ impl Log {
     ///
     /// If the process did what there is no model for.
     pub fn read(path: &Path) -> Self {
-        let bytes = std::fs::read(path).unwrap();
+        Self::of(std::fs::read(path).unwrap())
+    }
+
+    pub fn of(bytes: Vec<u8>) -> Self {
         let mut records = Vec::new();
         let mut at = 0;
         while at < bytes.len() {
@@ -101,6 +104,19 @@ impl Log {
             at = end;
         }
         Self { bytes, records }
+    }
+
+    /// How often a WAL was begun: in a new file, or from its start again after a checkpoint.
+    pub fn wals(&self) -> usize {
+        let is_header = |data: &[u8]| data.len() == 32 && data.starts_with(&[0x37, 0x7f, 0x06]);
+        let begins = |what: &What| match what {
+            What::Wrote {
+                offset: 0, data, ..
+            } => is_header(self.data(data)),
+            _ => false,
+        };
+        let records = self.records.iter();
+        records.filter(|record| begins(&record.what)).count()
     }
 
     pub fn data(&self, range: &Range<usize>) -> &[u8] {
