@@ -15,6 +15,7 @@ mod changes;
 mod contract;
 mod crash;
 mod door;
+mod durability;
 mod feed;
 mod guards;
 mod hooks;

@@ -9,8 +9,8 @@ use std::sync::{Arc, OnceLock};
 use rocket::figment::Figment;
 
 use super::{
-    Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience,
-    Session, TransactionPool,
+    Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
+    Patience, Session, TransactionPool,
 };
 #[cfg(feature = "postgres")]
 use super::{PostgresPool, PostgresSession};
@@ -140,7 +140,7 @@ impl Session for Connection {
         either!(Self, self, |session| session.prepare().await)
     }
 
-    async fn commit(&mut self) -> Result<(), CommitError> {
+    async fn commit(&mut self) -> Result<Durability, CommitError> {
         either!(Self, self, |session| session.commit().await)
     }
 

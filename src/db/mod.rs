@@ -3,9 +3,11 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `pool` | [`TransactionPool`]: what a pool must offer so that `tx` can lend from it |
+//! | `durability` | [`Durability`]: the wait that a COMMIT may leave for later |
 //! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
 //! | `sqlite` | one writer and N readers per file |
 //! | `sqlite_writer` | the connection that writes, and the queue in front of it |
+//! | `sqlite_sync` | one sync of the write-ahead log for all commits before it |
 //! | `sqlite_watch` | what only SQLite can say about the writer's transaction |
 //! | `sqlite_file` | the one helper that every SQLite file is opened by |
 //! | `postgres` | the pool for requests and the read-only pool beside it |
@@ -19,6 +21,7 @@
 
 mod by_url;
 mod config;
+mod durability;
 mod error;
 mod initializer;
 mod pool;
@@ -31,6 +34,8 @@ mod sqlite;
 #[cfg(feature = "sqlite")]
 mod sqlite_file;
 #[cfg(feature = "sqlite")]
+mod sqlite_sync;
+#[cfg(feature = "sqlite")]
 mod sqlite_watch;
 #[cfg(feature = "sqlite")]
 mod sqlite_writer;
@@ -38,6 +43,7 @@ mod transaction;
 
 pub use by_url::{Connection, UrlPool};
 pub use config::{Config, Seconds, Synchronous};
+pub use durability::Durability;
 pub use error::{Error, OpenError};
 pub use initializer::{Initializer, init};
 pub use pool::{Identity, Link, Migrations, TransactionPool};

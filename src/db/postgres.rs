@@ -15,8 +15,8 @@ use sqlx_core::transaction::TransactionManager;
 use super::config::SLOW;
 use super::postgres_sessions::{Fate, Need, PostgresSession, Sessions};
 use super::{
-    Access, BeginOptions, CommitError, Config, Error, Identity, Isolation, Link, Migrations,
-    OpenError, Patience, Session, TransactionPool, pool,
+    Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Isolation, Link,
+    Migrations, OpenError, Patience, Session, TransactionPool, pool,
 };
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
@@ -98,13 +98,13 @@ impl Session for PostgresSession {
         }
     }
 
-    async fn commit(&mut self) -> Result<(), CommitError> {
+    async fn commit(&mut self) -> Result<Durability, CommitError> {
         match run(self, COMMIT).await {
-            (_, Ok(())) => Ok(()),
+            (_, Ok(())) => Ok(Durability::reached()),
             // The server answered COMMIT, and the session ended only then.
             (COMMIT_STATEMENTS, Err(_)) => {
                 self.come_back(Fate::Closed);
-                Ok(())
+                Ok(Durability::reached())
             }
             (_, Err(error @ sqlx::Error::Database(_))) => Err(refusal(error)),
             (_, Err(error)) => Err(CommitError::Unknown(error)),

@@ -3,6 +3,7 @@
 //! SQLite has one writer at a time anyway. Letting requests queue for one connection, with real
 //! wake-ups, beats several connections that spin on BUSY; and one writer can carry a commit hook.
 
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::str::FromStr;
@@ -18,11 +19,12 @@ use tokio::time::timeout;
 
 use super::config::{SLOW, Synchronous};
 use super::sqlite_file::SqliteFile;
+use super::sqlite_sync::Place;
 use super::sqlite_watch::Watch;
-use super::sqlite_writer::{LentWriter, WholeWriter, Writer};
+use super::sqlite_writer::{Durable, LentWriter, WholeWriter, Writer};
 use super::{
-    Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience,
-    Session, TransactionPool, pool,
+    Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
+    Patience, Session, TransactionPool, pool,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -131,7 +133,7 @@ impl Session for SqliteSession {
         }
     }
 
-    async fn commit(&mut self) -> Result<(), CommitError> {
+    async fn commit(&mut self) -> Result<Durability, CommitError> {
         if self.has_ended() {
             return Err(CommitError::Ended { undone: true });
         }
@@ -146,10 +148,14 @@ impl Session for SqliteSession {
         if let (Err(sqlx::Error::Database(_)), Some(watch)) = (&result, self.watch()) {
             watch.allow_commit(false);
         }
-        result.map_err(|error| match error {
-            sqlx::Error::Database(_) => CommitError::Refused(error),
-            _ => CommitError::Unknown(error),
-        })
+        match result {
+            Ok(()) => Ok(match &mut self.lent {
+                Lent::Writer(writer) => writer.committed(),
+                Lent::Reader(_) => Durability::reached(),
+            }),
+            Err(error @ sqlx::Error::Database(_)) => Err(CommitError::Refused(error)),
+            Err(error) => Err(CommitError::Unknown(error)),
+        }
     }
 
     async fn rollback(&mut self) -> sqlx::Result<()> {
@@ -188,7 +194,23 @@ impl SqlitePool {
         let file = SqliteFile::new(options.clone(), busy_timeout);
         file.prepare().await?;
 
-        let writer = Writer::new(options.clone(), config.connect_timeout.0);
+        // Made by now: another one must not appear in its place when it is gone.
+        let options = options.create_if_missing(false);
+        let opened = Place::of(&filename).and_then(|place| {
+            place.sync_folder()?;
+            Ok((Arc::new(place), durable(config.synchronous)?))
+        });
+        let (place, durable) = opened.map_err(|error| file.explain(error.into()))?;
+        let level = match durable {
+            Some(_) => SqliteSynchronous::Normal,
+            None => level(config.synchronous),
+        };
+        let writer = Writer::new(
+            options.clone().synchronous(level),
+            config.connect_timeout.0,
+            place,
+            durable,
+        );
         // Opened now: what is wrong with it is found out by the launch.
         let opened = writer.acquire(Patience::Wait).await;
         drop(opened.map_err(|error| file.explain(error))?);
@@ -219,6 +241,24 @@ impl SqlitePool {
         let busy_timeout = busy_timeout(patience, self.0.busy_timeout);
         let writer = self.0.writer.acquire(patience).await?;
         Ok(WholeWriter::new(writer, busy_timeout))
+    }
+}
+
+/// What syncs instead of SQLite, if commits are to survive a power cut.
+fn durable(synchronous: Synchronous) -> io::Result<Option<Durable>> {
+    match synchronous {
+        Synchronous::Off | Synchronous::Normal => Ok(None),
+        Synchronous::Full => Durable::new(false).map(Some),
+        Synchronous::Extra => Durable::new(true).map(Some),
+    }
+}
+
+fn level(synchronous: Synchronous) -> SqliteSynchronous {
+    match synchronous {
+        Synchronous::Off => SqliteSynchronous::Off,
+        Synchronous::Normal => SqliteSynchronous::Normal,
+        Synchronous::Full => SqliteSynchronous::Full,
+        Synchronous::Extra => SqliteSynchronous::Extra,
     }
 }
 
@@ -263,12 +303,8 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
         .busy_timeout(config.busy_timeout.0)
         .foreign_keys(true)
         .log_slow_statements(log::LevelFilter::Debug, SLOW)
-        .synchronous(match config.synchronous {
-            Synchronous::Off => SqliteSynchronous::Off,
-            Synchronous::Normal => SqliteSynchronous::Normal,
-            Synchronous::Full => SqliteSynchronous::Full,
-            Synchronous::Extra => SqliteSynchronous::Extra,
-        }))
+        // Migrations, above all, are synced by SQLite itself.
+        .synchronous(level(config.synchronous)))
 }
 
 fn pool_options(config: &Config) -> PoolOptions<Sqlite> {

@@ -4,6 +4,7 @@
 //! of its own, and the next request waits for that. Here the next one in the queue is woken at
 //! once.
 
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +12,15 @@ use std::time::Duration;
 
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow};
-use sqlx::{ConnectOptions, Connection, Execute, SqlSafeStr, Sqlite};
+use sqlx::{ConnectOptions, Connection, Execute, Executor, SqlSafeStr, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::Patience;
+use super::sqlite_sync::{Place, SharedSync, Wal};
 use super::sqlite_watch::Watch;
+use super::{Durability, Patience};
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
@@ -29,13 +32,44 @@ pub(super) struct Writer {
     /// Empty before first use, and after a connection was given up.
     open: Arc<Mutex<Option<Open>>>,
     closed: AtomicBool,
+    place: Arc<Place>,
+    durable: Option<Arc<Durable>>,
+}
+
+/// What makes commits durable that SQLite itself does not sync.
+pub(super) struct Durable {
+    sync: SharedSync,
+    /// `extra`.
+    with_folder: bool,
+    /// A sync has failed, and the file has not been checked since.
+    in_doubt: AtomicBool,
+}
+
+impl Durable {
+    pub(super) fn new(with_folder: bool) -> io::Result<Self> {
+        Ok(Self {
+            sync: SharedSync::start()?,
+            with_folder,
+            in_doubt: AtomicBool::new(false),
+        })
+    }
 }
 
 struct Open {
-    connection: SqliteConnection,
+    /// Empty only in `Drop`.
+    connection: Option<SqliteConnection>,
     watch: Arc<Watch>,
+    log: Option<Log>,
     /// What SQLite was last told, if that is certain.
     busy_timeout: Option<Duration>,
+}
+
+/// The write-ahead log of a connection whose commits are synced by us.
+struct Log {
+    durable: Arc<Durable>,
+    wal: Arc<Wal>,
+    /// Something was committed; a sync of it may be under way.
+    committed: bool,
 }
 
 /// The writer, borrowed. Dropping it lets the next request have it.
@@ -48,12 +82,19 @@ pub(super) struct LentWriter {
 const OPEN: &str = "the writer is open for as long as it is lent";
 
 impl Writer {
-    pub(super) fn new(options: SqliteConnectOptions, patience: Duration) -> Self {
+    pub(super) fn new(
+        options: SqliteConnectOptions,
+        patience: Duration,
+        place: Arc<Place>,
+        durable: Option<Durable>,
+    ) -> Self {
         Self {
             options,
             patience,
             open: Arc::default(),
             closed: AtomicBool::new(false),
+            place,
+            durable: durable.map(Arc::new),
         }
     }
 
@@ -70,18 +111,25 @@ impl Writer {
         if self.closed.load(Ordering::SeqCst) {
             return Err(sqlx::Error::PoolClosed);
         }
-        if let Some(Open { connection, .. }) = &mut *open
-            && connection.is_in_transaction()
+        self.place.check()?;
+        if let Some(found) = &mut *open
+            && !found.is_usable().await
         {
-            // A rollback may be queued; it is done when the ping is answered. If it was not, the
-            // connection believes in a transaction that SQLite has ended by itself.
-            let answered = connection.ping().await.is_ok();
-            if !answered || connection.is_in_transaction() {
-                *open = None;
-            }
+            *open = None;
         }
         if open.is_none() {
-            *open = Some(Box::pin(self.connect()).await?);
+            let connecting = connect(
+                self.options.clone(),
+                Arc::clone(&self.place),
+                self.durable.clone(),
+                open,
+            );
+            // A task of its own: it may have to check the whole file, and a client that goes away
+            // meanwhile must not have it begin anew. Everybody else waits in the queue.
+            open = match tokio::spawn(connecting).await {
+                Ok(opened) => opened?,
+                Err(_panicked) => return Err(sqlx::Error::WorkerCrashed),
+            };
         }
         Ok(LentWriter {
             open,
@@ -89,21 +137,19 @@ impl Writer {
         })
     }
 
-    async fn connect(&self) -> sqlx::Result<Open> {
-        let mut connection = self.options.connect().await?;
-        let watch = Arc::new(Watch::default());
-        Arc::clone(&watch).install(&mut connection).await?;
-        Ok(Open {
-            connection,
-            watch,
-            busy_timeout: None,
-        })
-    }
-
     /// Waits for whoever has it. Nobody gets it afterwards.
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        if let Some(Open { connection, .. }) = self.open.lock().await.take()
+        let Some(mut open) = self.open.lock().await.take() else {
+            return;
+        };
+        // The last connection deletes the log, which must be synced before.
+        if let Some(log) = &mut open.log
+            && log.durable.sync.sync(&log.wal).wait().await.is_ok()
+        {
+            log.committed = false;
+        }
+        if let Some(connection) = open.connection.take()
             && let Err(error) = connection.close().await
         {
             tracing::debug!(%error, "the writer did not end well");
@@ -111,7 +157,89 @@ impl Writer {
     }
 }
 
+/// Opens the writer's connection and puts it into its place.
+async fn connect(
+    options: SqliteConnectOptions,
+    place: Arc<Place>,
+    durable: Option<Arc<Durable>>,
+    mut empty: OwnedMutexGuard<Option<Open>>,
+) -> sqlx::Result<OwnedMutexGuard<Option<Open>>> {
+    let mut connection = options.connect().await?;
+    // Has SQLite open the log, and nobody delete it from now on.
+    connection
+        .execute("SELECT count(*) FROM sqlite_schema")
+        .await?;
+    let watch = Arc::new(Watch::default());
+    Arc::clone(&watch).install(&mut connection).await?;
+    let log = match durable {
+        None => None,
+        Some(durable) => {
+            let (with_folder, in_doubt) =
+                (durable.with_folder, durable.in_doubt.load(Ordering::SeqCst));
+            let opening = spawn_blocking(move || Wal::open(place, with_folder));
+            let wal = Arc::new(opening.await.map_err(io::Error::other)??);
+            if in_doubt {
+                check(&mut connection, &wal).await?;
+                durable.in_doubt.store(false, Ordering::SeqCst);
+            }
+            Some(Log {
+                durable,
+                wal,
+                committed: false,
+            })
+        }
+    };
+    *empty = Some(Open {
+        connection: Some(connection),
+        watch,
+        log,
+        busy_timeout: None,
+    });
+    Ok(empty)
+}
+
+/// After a sync that has failed. Nobody writes meanwhile, in no process.
+async fn check(connection: &mut SqliteConnection, wal: &Arc<Wal>) -> sqlx::Result<()> {
+    connection.execute("BEGIN IMMEDIATE").await?;
+    let wal = Arc::clone(wal);
+    let written = spawn_blocking(move || wal.write_anew()).await;
+    written.map_err(io::Error::other)??;
+    let said: String = sqlx::query_scalar("PRAGMA main.quick_check(1)")
+        .fetch_one(&mut *connection)
+        .await?;
+    connection.execute("ROLLBACK").await?;
+    if said != "ok" {
+        return Err(io::Error::other(format!(
+            "after a failed sync the file is damaged ({said}); restore it from a backup"
+        ))
+        .into());
+    }
+    tracing::warn!("after a failed sync the file was checked, and is written to again");
+    Ok(())
+}
+
 impl Open {
+    fn connection(&mut self) -> &mut SqliteConnection {
+        self.connection.as_mut().expect(OPEN)
+    }
+
+    /// Whether the next request may have it.
+    async fn is_usable(&mut self) -> bool {
+        if let Some(log) = &self.log
+            && log.wal.has_failed()
+        {
+            log.durable.in_doubt.store(true, Ordering::SeqCst);
+            return false;
+        }
+        let connection = self.connection();
+        if !connection.is_in_transaction() {
+            return true;
+        }
+        // A rollback may be queued; it is done when the ping is answered. If it was not, the
+        // connection believes in a transaction that SQLite has ended by itself.
+        connection.ping().await.is_ok() && !connection.is_in_transaction()
+    }
+
     /// What has SQLite wait so long for another process, unless it does anyway.
     fn setting(&self, busy_timeout: Duration) -> Option<String> {
         let millis = busy_timeout.as_millis();
@@ -119,7 +247,28 @@ impl Open {
     }
 }
 
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let (Some(log), Some(connection)) = (&self.log, self.connection.take())
+            && log.committed
+        {
+            log.durable.sync.drop_after_sync(connection);
+        }
+    }
+}
+
 impl LentWriter {
+    /// To be called when COMMIT has returned.
+    pub(super) fn committed(&mut self) -> Durability {
+        match &mut self.open.as_mut().expect(OPEN).log {
+            None => Durability::reached(),
+            Some(log) => {
+                log.committed = true;
+                log.durable.sync.sync(&log.wal)
+            }
+        }
+    }
+
     pub(super) fn watch(&self) -> &Watch {
         &self.open.as_ref().expect(OPEN).watch
     }
@@ -129,7 +278,7 @@ impl LentWriter {
         let Open {
             connection, watch, ..
         } = self.open.as_mut().expect(OPEN);
-        (connection, watch)
+        (connection.as_mut().expect(OPEN), watch)
     }
 
     /// Sends BEGIN IMMEDIATE, which waits `busy_timeout` at most for another process. One hop.
@@ -143,7 +292,7 @@ impl LentWriter {
         };
         // Dropped half-way, nobody knows which it is.
         open.busy_timeout = None;
-        Manager::begin(&mut open.connection, Some(begin)).await?;
+        Manager::begin(open.connection(), Some(begin)).await?;
         open.busy_timeout = Some(busy_timeout);
         Ok(())
     }
@@ -158,7 +307,8 @@ impl Deref for LentWriter {
     type Target = SqliteConnection;
 
     fn deref(&self) -> &SqliteConnection {
-        &self.open.as_ref().expect(OPEN).connection
+        let open = self.open.as_ref().expect(OPEN);
+        open.connection.as_ref().expect(OPEN)
     }
 }
 
@@ -194,6 +344,9 @@ impl WholeWriter {
     /// Runs the statements of `query` between BEGIN IMMEDIATE and COMMIT, all of it in one hop;
     /// returns the rows that they return.
     ///
+    /// It does not wait for the disk. Leases need not survive a power cut, which ends all their
+    /// holders too; and what is written under a lease is later in the same log.
+    ///
     /// Dropped half-way, it has the connection closed.
     pub(crate) async fn run(
         mut self,
@@ -213,7 +366,7 @@ impl WholeWriter {
         open.busy_timeout = None;
         open.watch.begun();
         open.watch.allow_commit(true);
-        let result = query.fetch_all(&mut open.connection).await;
+        let result = query.fetch_all(open.connection()).await;
         open.watch.allow_commit(false);
         match result {
             Ok(mut rows) => {
@@ -223,9 +376,7 @@ impl WholeWriter {
             }
             Err(error) => {
                 // After BUSY nothing is open, and SQLite says so.
-                let _nothing = sqlx::raw_sql("ROLLBACK")
-                    .execute(&mut open.connection)
-                    .await;
+                let _nothing = sqlx::raw_sql("ROLLBACK").execute(open.connection()).await;
                 self.writer.give_up = !matches!(error, sqlx::Error::Database(_));
                 Err(error)
             }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use super::Durability;
+
 /// How strictly a transaction is isolated from others.
 ///
 /// Ordered: a later variant promises all that an earlier one does. SQLite has only the last: its
@@ -84,6 +86,10 @@ pub enum CommitError {
     /// COMMIT was sent, and what became of it cannot be known.
     #[error("the connection failed while COMMIT was under way: {0}")]
     Unknown(#[source] sqlx::Error),
+
+    /// COMMIT was obeyed, but the disk failed to keep it, and what a restart finds cannot be known.
+    #[error("the commit could not be written to the disk for good: {0}")]
+    NotDurable(#[source] std::io::Error),
 }
 
 /// A connection borrowed from a pool, and how transactions are done on it.
@@ -109,7 +115,10 @@ pub trait Session: Send + Sync + 'static {
 
     /// Commits, or says why not. In one round trip it also proves what
     /// [`prepare`](Self::prepare) does, so that it is safe without.
-    fn commit(&mut self) -> impl Future<Output = Result<(), CommitError>> + Send;
+    ///
+    /// The session is free as soon as it returns; the commit is durable after
+    /// [`Durability::wait`].
+    fn commit(&mut self) -> impl Future<Output = Result<Durability, CommitError>> + Send;
 
     /// Rolls back. One round trip.
     fn rollback(&mut self) -> impl Future<Output = sqlx::Result<()>> + Send;
@@ -196,7 +205,7 @@ impl<S: Session> Transaction<S> {
     ///
     /// # Errors
     ///
-    /// Any [`CommitError`] but `Unknown`: nothing has been committed then.
+    /// Any [`CommitError`] but `Unknown` and `NotDurable`: nothing has been committed then.
     pub async fn prepare(&mut self) -> Result<(), CommitError> {
         self.state = State::Busy;
         let result = self.session.prepare().await;
@@ -206,7 +215,25 @@ impl<S: Session> Transaction<S> {
         result
     }
 
-    /// Commits.
+    /// Commits, gives the connection back, and waits until the commit is durable.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError`]; after anything but `Unknown` and `NotDurable` the transaction is rolled
+    /// back.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future does not stop a COMMIT that was sent: what became of it is unknown.
+    pub async fn commit(mut self) -> Result<(), CommitError> {
+        let committed = self.commit_without_waiting().await;
+        // Others may have the connection while this one waits for the disk.
+        drop(self);
+        committed?.wait().await
+    }
+
+    /// Commits, and leaves it to the caller to wait until the commit is durable: for work that goes
+    /// on with the same transaction, or that a power cut may undo.
     ///
     /// # Errors
     ///
@@ -215,11 +242,11 @@ impl<S: Session> Transaction<S> {
     /// # Cancellation
     ///
     /// Dropping the future does not stop a COMMIT that was sent: what became of it is unknown.
-    pub async fn commit(&mut self) -> Result<(), CommitError> {
+    pub async fn commit_without_waiting(&mut self) -> Result<Durability, CommitError> {
         self.state = State::Busy;
         let result = self.session.commit().await;
         self.state = match &result {
-            Ok(()) => State::Over,
+            Ok(_) => State::Over,
             Err(CommitError::Unknown(_)) => State::Busy,
             Err(_) => State::Open,
         };

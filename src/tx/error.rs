@@ -261,7 +261,9 @@ impl Error {
                 source: None,
             },
             CommitError::Refused(error) => Self::from(error),
-            CommitError::Unknown(_) => Self::Unknown(vec![database.to_owned()]),
+            CommitError::Unknown(_) | CommitError::NotDurable(_) => {
+                Self::Unknown(vec![database.to_owned()])
+            }
         }
     }
 }
