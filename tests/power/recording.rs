@@ -161,6 +161,8 @@ impl Recording {
 
 impl Recorder {
     /// One process; two on the same files; one that is killed, and its successor.
+    ///
+    /// A process is killed when no request is under way: what it did is recorded to the end.
     async fn run(&mut self) -> Vec<Told> {
         let requests = self.load.requests;
         let mut told = Vec::new();
@@ -174,12 +176,21 @@ impl Recorder {
         one.stop().await;
         self.look();
 
-        let (one, two) = (self.start().await, self.start().await);
+        // A process that syncs nothing begins the WAL, and is killed before a checkpoint. It promises
+        // nothing; what the other process promises stands behind it in the same WAL.
+        let (one, other) = (self.start().await, self.start_with("off").await);
+        let unsynced = self.send(&[&other], 40).await;
+        told.extend(unsynced.into_iter().filter(|told| told.id.is_none()));
+        other.signal("KILL");
+        drop(other);
+        told.extend(self.send(&[&one], requests / 20).await);
+        self.look();
+
+        let two = self.start().await;
         told.extend(self.send(&[&one, &two], requests * 2 / 10).await);
         one.stop().await;
         self.look();
         told.extend(self.send(&[&two], requests / 10).await);
-        // No request is under way: what it did is recorded to the end.
         two.signal("KILL");
         drop(two);
         self.look();
@@ -192,10 +203,14 @@ impl Recorder {
     }
 
     async fn start(&self) -> Service {
+        self.start_with(self.load.synchronous).await
+    }
+
+    async fn start_with(&self, synchronous: &str) -> Service {
         // Readers leave soon: then a writer that is closed may be the last connection.
         let setting = format!(
             r#"max_connections=4,idle_timeout="50ms",synchronous="{}""#,
-            self.load.synchronous
+            synchronous
         );
         let variables = [
             ("LD_PRELOAD", self.library.as_str()),
