@@ -15,7 +15,17 @@
 //! ```
 //!
 //! `POWER_SEED` draws load and cuts differently. A run that fails keeps its recording, and says by
-//! which variables (`POWER_RECORDING`, `POWER_CUT`) one of its cuts can be made again.
+//! which variables (`POWER_RECORDING`, `POWER_CUT`) one of its cuts can be made again, exactly:
+//!
+//! ```text
+//! POWER_RECORDING=/dev/shm/.tmpXXXXXX POWER_CUT=6091401:12212 tests/run power::sqlite::a_power_cut
+//! ```
+//!
+//! The load passes checkpoints, a log that begins anew, one that is removed and made again under a
+//! running process, two processes at once, a process that syncs nothing, a kill, and restarts; one
+//! request in seven is rolled back. What is checked after a cut: `PRAGMA integrity_check`; the rows
+//! are the first of those stored in the end, without a gap, so that nothing is there that was rolled
+//! back; and every acknowledged one is among them.
 
 mod cut;
 mod disk;
@@ -56,15 +66,16 @@ async fn cut(synchronous: &'static str) -> (Recording, cut::Report) {
         }
     };
     cut::check_recorder(&recording);
+    let wals = recording.log.wals();
+    assert!(wals >= 8, "the load passed {wals} beginnings of a log only");
     let cuts = match std::env::var("POWER_CUT") {
         Ok(one) => vec![one.parse().unwrap()],
         Err(_) => cut::drawn(&recording, setting("POWER_CUTS", 250), seed),
     };
     let report = cut::run(&recording, cuts).await;
     println!(
-        "synchronous={synchronous}, POWER_SEED={seed}, {} records, {} WALs, {} acknowledged: {report}",
+        "synchronous={synchronous}, POWER_SEED={seed}, {} records, {wals} WALs, {} acknowledged: {report}",
         recording.log.records.len(),
-        recording.log.wals(),
         recording.history.acknowledged.len(),
     );
     (recording, report)
@@ -74,7 +85,7 @@ mod sqlite {
     #[rocket::async_test]
     async fn a_power_cut_loses_nothing_that_was_acknowledged() {
         let (mut recording, report) = super::cut("full").await;
-        if !report.failures.is_empty() || std::env::var_os("POWER_KEEP").is_some() {
+        if !report.failures.is_empty() {
             recording.keep();
             panic!(
                 "{report}\nPOWER_RECORDING={}\n{}",

@@ -259,7 +259,7 @@ impl Recorder {
             8 => "commit",
             // SQLite rolls back by itself, and the writer is closed. Not all the time: the WAL is to
             // grow until it begins anew, too.
-            9 | 10 if number / STRETCH % 2 == 0 => "swallow",
+            9 | 10 if (number / STRETCH).is_multiple_of(2) => "swallow",
             _ => "",
         };
         let answer = service.new_todo(&title, fault).await;
