@@ -107,7 +107,7 @@ mod sqlite {
         service.stop().await;
     }
 
-    /// SQLite's own sync, of the header of a new log, fails within COMMIT.
+    /// SQLite syncs the header of a log that it begins anew, and that fails within COMMIT.
     #[rocket::async_test]
     async fn a_disk_that_fails_within_commit_is_unknown() {
         for synchronous in ["normal", "full"] {
@@ -116,6 +116,10 @@ mod sqlite {
                 .variable_with(&format!("max_connections=8,synchronous=\"{synchronous}\""));
             let service = disk
                 .service(&databases, &[("ROCKET_DATABASES", &settings)])
+                .await;
+            assert_eq!(service.new_todo("before", "").await.status, 201);
+            databases
+                .execute(In::Main, "PRAGMA wal_checkpoint(RESTART)")
                 .await;
             disk.order("fsync main.db-wal eio");
             let answer = service.new_todo("failed", "").await;

@@ -12,6 +12,7 @@ mod admin;
 mod aggregates;
 mod browser;
 mod changes;
+mod cluster;
 mod contract;
 mod crash;
 mod door;
@@ -31,8 +32,10 @@ mod openapi;
 mod opening;
 mod power;
 mod refusals;
+mod sessions;
 mod shutdown;
 mod site;
+mod sqlite_sessions;
 #[cfg(feature = "otel")]
 mod telemetry;
 mod together;

@@ -151,7 +151,7 @@ async fn leases_are_counted(backend: Backend) {
     for fault in ["", "respond=502", "delay=300@loaded"] {
         rename(&service.http, "milk", "a", fault).await;
     }
-    let slow = rename(&service.http, "milk", "slow", "delay=300@loaded");
+    let slow = rename(&service.http, "milk", "slow", "delay=1000@loaded");
     let waiting = async {
         crate::support::eventually("it is leased", async || {
             !crate::aggregates::leases(&service.http).await.is_empty()
@@ -168,7 +168,7 @@ async fn leases_are_counted(backend: Backend) {
         0.0
     );
     let waited = samples["rocket_tx_lease_wait_seconds_total"];
-    assert!((0.05..1.0).contains(&waited), "{waited}");
+    assert!((0.05..30.0).contains(&waited), "{waited}");
 }
 
 /// One database has committed, and nobody knows of the other.

@@ -7,24 +7,25 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rocket::figment::Figment;
-use sqlx::pool::{PoolConnection, PoolOptions};
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _, Sqlite};
 use sqlx_core::transaction::TransactionManager;
-use tokio::time::timeout;
 
 use super::config::{SLOW, Synchronous};
 use super::sqlite_file::SqliteFile;
-use super::sqlite_sync::Place;
-use super::sqlite_watch::Watch;
-use super::sqlite_writer::{Durable, LentWriter, WholeWriter, Writer};
+use super::sqlite_lent::{LentWriter, WholeWriter};
+use super::sqlite_place::Place;
+use super::sqlite_sync::SharedSync;
+use super::sqlite_writer::{Writer, WriterFile, unreachable};
 use super::{
     Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
-    Patience, Session, TransactionPool, pool,
+    Patience, RollbackError, Session, TransactionPool, pool, sqlite_readers,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -39,6 +40,7 @@ pub struct SqlitePool(Arc<Inner>);
 
 struct Inner {
     file: SqliteFile,
+    place: Arc<Place>,
     writer: Writer,
     readers: sqlx::SqlitePool,
     busy_timeout: Duration,
@@ -77,20 +79,6 @@ impl DerefMut for SqliteSession {
     }
 }
 
-impl SqliteSession {
-    /// Present on the writer.
-    fn watch(&self) -> Option<&Watch> {
-        match &self.lent {
-            Lent::Writer(writer) => Some(writer.watch()),
-            Lent::Reader(_) => None,
-        }
-    }
-
-    fn has_ended(&self) -> bool {
-        self.watch().is_some_and(Watch::has_ended)
-    }
-}
-
 impl Session for SqliteSession {
     type Connection = SqliteConnection;
 
@@ -107,74 +95,52 @@ impl Session for SqliteSession {
         match &mut self.lent {
             // IMMEDIATE takes the write lock now: a deferred transaction that reads first and
             // writes later fails with BUSY_SNAPSHOT, and no waiting helps.
-            Lent::Writer(writer) => writer.begin(busy_timeout).await?,
-            Lent::Reader(reader) => Manager::begin(reader, None).await?,
+            Lent::Writer(writer) => writer.begin(busy_timeout).await,
+            Lent::Reader(reader) => Manager::begin(reader, None).await,
         }
-        if let Some(watch) = self.watch() {
-            watch.begun();
-        }
-        Ok(())
     }
 
     /// SQLite has no aborted transactions. It is asked only whether the transaction still stands,
     /// and whether its deferred foreign keys hold.
     async fn prepare(&mut self) -> Result<(), CommitError> {
-        let Lent::Writer(writer) = &mut self.lent else {
-            return Ok(());
-        };
-        let (connection, watch) = writer.parts();
-        if watch.has_ended() {
-            return Err(CommitError::Ended { undone: true });
-        }
-        match watch.is_constraint_broken(connection).await {
-            Ok(false) => Ok(()),
-            Ok(true) => Err(CommitError::ConstraintBroken),
-            Err(error) => Err(CommitError::Refused(error)),
+        match &mut self.lent {
+            Lent::Writer(writer) => writer.prepare().await,
+            Lent::Reader(_) => Ok(()),
         }
     }
 
     async fn commit(&mut self) -> Result<Durability, CommitError> {
-        if self.has_ended() {
-            return Err(CommitError::Ended { undone: true });
+        let reader = match &mut self.lent {
+            Lent::Writer(writer) => return writer.commit().await,
+            Lent::Reader(reader) => reader,
+        };
+        while reader.is_in_transaction() {
+            let committed = Manager::commit(reader).await;
+            // Nothing was written, so nothing can be in doubt.
+            committed.map_err(CommitError::Refused)?;
         }
-        if let Some(watch) = self.watch() {
-            watch.allow_commit(true);
-        }
-        // More than once if a handler forgot a savepoint: sqlx releases one at a time.
-        let mut result = Ok(());
-        while result.is_ok() && self.is_in_transaction() {
-            result = Manager::commit(self).await;
-        }
-        if let (Err(sqlx::Error::Database(_)), Some(watch)) = (&result, self.watch()) {
-            watch.allow_commit(false);
-        }
-        match result {
-            Ok(()) => Ok(match &mut self.lent {
-                Lent::Writer(writer) => writer.committed(),
-                Lent::Reader(_) => Durability::reached(),
-            }),
-            Err(error @ sqlx::Error::Database(_)) => Err(CommitError::Refused(error)),
-            Err(error) => Err(CommitError::Unknown(error)),
-        }
+        Ok(Durability::reached())
     }
 
-    async fn rollback(&mut self) -> sqlx::Result<()> {
-        while self.is_in_transaction() {
-            match Manager::rollback(self).await {
-                // SQLite has nothing left to roll back, and sqlx counts a transaction that is none.
-                Err(sqlx::Error::Database(_)) if self.has_ended() => {
-                    self.close_on_drop();
-                    return Ok(());
-                }
-                result => result?,
-            }
+    async fn rollback(&mut self) -> Result<(), RollbackError> {
+        let reader = match &mut self.lent {
+            Lent::Writer(writer) => return writer.rollback().await,
+            Lent::Reader(reader) => reader,
+        };
+        while reader.is_in_transaction() {
+            Manager::rollback(reader).await?;
         }
         Ok(())
     }
 
     fn start_rollback(&mut self) {
-        for _ in 0..Manager::get_transaction_depth(self) {
-            Manager::start_rollback(self);
+        match &mut self.lent {
+            Lent::Writer(writer) => writer.start_rollback(),
+            Lent::Reader(reader) => {
+                for _ in 0..Manager::get_transaction_depth(reader) {
+                    Manager::start_rollback(reader);
+                }
+            }
         }
     }
 
@@ -198,34 +164,33 @@ impl SqlitePool {
         let options = options.create_if_missing(false);
         let opened = Place::of(&filename).and_then(|place| {
             place.sync_folder()?;
-            Ok((Arc::new(place), durable(config.synchronous)?))
+            Ok((Arc::new(place), shared_sync(config.synchronous)?))
         });
-        let (place, durable) = opened.map_err(|error| file.explain(error.into()))?;
-        let level = match durable {
-            Some(_) => SqliteSynchronous::Normal,
-            None => level(config.synchronous),
+        let (place, sync) = opened.map_err(|error| file.explain(error.into()))?;
+        let writers = match sync {
+            Some(_) => options.clone().synchronous(SqliteSynchronous::Normal),
+            None => options.clone(),
         };
-        let writer = Writer::new(
-            options.clone().synchronous(level),
-            config.connect_timeout.0,
+        let writer = WriterFile {
+            options: writers,
             place,
-            durable,
-        );
+            sync,
+            with_folder: config.synchronous == Synchronous::Extra,
+            in_doubt: AtomicBool::new(false),
+        };
+        let place = Arc::clone(&writer.place);
+        let writer = Writer::new(writer, config.connect_timeout.0);
         // Opened now: what is wrong with it is found out by the launch.
         let opened = writer.acquire(Patience::Wait).await;
         drop(opened.map_err(|error| file.explain(error))?);
-        let readers = pool_options(config)
-            .max_connections(config.max_connections.max(1))
-            .min_connections(config.min_connections)
-            // `query_only` holds even where the process may write the file; `read_only` would
-            // keep a reader from making the shared-memory file after the last writer left.
-            .connect_with(options.pragma("query_only", "ON"))
+        let readers = sqlite_readers::connect(config, options)
             .await
             .map_err(|error| file.explain(error))?;
         let identity = identity(&filename);
         let link = OnceLock::new();
         Ok(Self(Arc::new(Inner {
             file,
+            place,
             writer,
             readers,
             busy_timeout,
@@ -245,11 +210,10 @@ impl SqlitePool {
 }
 
 /// What syncs instead of SQLite, if commits are to survive a power cut.
-fn durable(synchronous: Synchronous) -> io::Result<Option<Durable>> {
+fn shared_sync(synchronous: Synchronous) -> io::Result<Option<SharedSync>> {
     match synchronous {
         Synchronous::Off | Synchronous::Normal => Ok(None),
-        Synchronous::Full => Durable::new(false).map(Some),
-        Synchronous::Extra => Durable::new(true).map(Some),
+        Synchronous::Full | Synchronous::Extra => SharedSync::start().map(Some),
     }
 }
 
@@ -307,48 +271,6 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
         .synchronous(level(config.synchronous)))
 }
 
-fn pool_options(config: &Config) -> PoolOptions<Sqlite> {
-    PoolOptions::new()
-        .acquire_timeout(config.connect_timeout.0)
-        .idle_timeout(config.idle_timeout.map(|timeout| timeout.0))
-        .max_lifetime(None)
-        // The other end is a thread of this process: a ping proves nothing and costs a hop.
-        .test_before_acquire(false)
-        .after_release(|connection: &mut SqliteConnection, _| {
-            Box::pin(async move {
-                if connection.is_in_transaction() {
-                    // A rollback may be queued; it is done when the ping is answered.
-                    connection.ping().await?;
-                }
-                Ok(!connection.is_in_transaction())
-            })
-        })
-}
-
-/// Takes a reader; with [`Patience::Never`] one that is idle, or a new one if there may be more.
-///
-/// What waits is boxed: the future of a handler that need not wait stays small.
-async fn reader(
-    readers: &sqlx::SqlitePool,
-    patience: Patience,
-) -> sqlx::Result<PoolConnection<Sqlite>> {
-    /// A new connection takes a moment, but nobody whom we might wait for is involved in it.
-    const CONNECTING: Duration = Duration::from_secs(1);
-
-    // Never past those who wait: the pool is fair.
-    if let Some(connection) = readers.try_acquire() {
-        return Ok(connection);
-    }
-    match patience {
-        Patience::Wait | Patience::AtMost(_) => Box::pin(readers.acquire()).await,
-        Patience::Never if readers.size() < readers.options().get_max_connections() => {
-            let connected = Box::pin(timeout(CONNECTING, readers.acquire())).await;
-            connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-        }
-        Patience::Never => Err(sqlx::Error::PoolTimedOut),
-    }
-}
-
 /// By device and inode where there are such, so that links are seen through.
 fn identity(file: &Path) -> Identity {
     #[cfg(unix)]
@@ -365,13 +287,20 @@ impl TransactionPool for SqlitePool {
 
     async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<SqliteSession> {
         let lent = match access {
-            Access::ReadOnly => Lent::Reader(reader(&self.0.readers, patience).await?),
+            Access::ReadOnly => {
+                self.0.place.check().map_err(unreachable)?;
+                Lent::Reader(sqlite_readers::acquire(&self.0.readers, patience).await?)
+            }
             Access::ReadWrite => Lent::Writer(self.0.writer.acquire(patience).await?),
         };
         Ok(SqliteSession {
             lent,
             busy_timeout: self.0.busy_timeout,
         })
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        self.0.writer.patience()
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {

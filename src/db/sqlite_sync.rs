@@ -12,9 +12,8 @@
 //! the database file and synced that too, which it does at `normal` as it does at `full`.
 
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -22,102 +21,7 @@ use std::thread;
 use tokio::sync::oneshot;
 
 use super::Durability;
-
-/// Which file a path leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileId {
-    #[cfg(unix)]
-    device: u64,
-    #[cfg(unix)]
-    inode: u64,
-}
-
-impl FileId {
-    fn of(metadata: &fs::Metadata) -> Self {
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt;
-            Self {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-            }
-        }
-        #[cfg(not(unix))]
-        {
-            let _ = metadata;
-            Self {}
-        }
-    }
-
-    pub(super) fn at(path: &Path) -> io::Result<Self> {
-        fs::metadata(path).map(|metadata| Self::of(&metadata))
-    }
-}
-
-/// Where the files of a database are, and which file it was when it was opened.
-#[derive(Debug)]
-pub(super) struct Place {
-    database: PathBuf,
-    id: FileId,
-    wal: PathBuf,
-    folder: PathBuf,
-    /// The log was replaced under open connections: nothing can be trusted until all are closed.
-    log_was_replaced: AtomicBool,
-}
-
-impl Place {
-    /// Of a file that exists.
-    pub(super) fn of(database: &Path) -> io::Result<Self> {
-        // The log stands beside the file itself, not beside a link to it.
-        let real = fs::canonicalize(database)?;
-        let mut wal = real.clone().into_os_string();
-        wal.push("-wal");
-        Ok(Self {
-            database: std::path::absolute(database)?,
-            id: FileId::at(&real)?,
-            wal: wal.into(),
-            folder: real.parent().unwrap_or(Path::new("/")).to_owned(),
-            log_was_replaced: AtomicBool::new(false),
-        })
-    }
-
-    /// Fails if the path no longer leads to the file that was opened: what is written through an
-    /// open connection would be gone with the file.
-    pub(super) fn check(&self) -> io::Result<()> {
-        let database = self.database.display();
-        if self.log_was_replaced.load(Ordering::SeqCst) {
-            return Err(io::Error::other(format!(
-                "the write-ahead log of {database} was moved, deleted or replaced while it was open; \
-                 restart the service"
-            )));
-        }
-        match FileId::at(&self.database) {
-            Ok(id) if id == self.id => Ok(()),
-            Ok(_) => Err(io::Error::other(format!(
-                "another file stands at {database} than the one that was opened; restart the service"
-            ))),
-            Err(error) => Err(io::Error::new(
-                error.kind(),
-                format!(
-                    "{database} was moved or deleted while it was open ({error}); put it back, or restart the service"
-                ),
-            )),
-        }
-    }
-
-    /// Has the names of new files survive a power cut.
-    pub(super) fn sync_folder(&self) -> io::Result<()> {
-        sync_folder(&self.folder)
-    }
-}
-
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    // Elsewhere a folder cannot be opened, and its entries are durable with their files.
-    if cfg!(unix) {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
-}
+use super::sqlite_place::{FileId, Place};
 
 /// The write-ahead log as one connection of the writer finds it. SQLite deletes it only with the
 /// last connection, so it stays the same file for as long as that one is open.
@@ -134,13 +38,10 @@ pub(super) struct Wal {
 }
 
 impl Wal {
-    /// Opens the log, which exists once the connection has read from the file. Syncs its name, and
-    /// what a process that was killed may have left in it.
+    /// Opens the log, which exists once the connection has read from the file.
     pub(super) fn open(place: Arc<Place>, with_folder: bool) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(&place.wal)?;
         let id = FileId::of(&file.metadata()?);
-        file.sync_data()?;
-        place.sync_folder()?;
         Ok(Self {
             place,
             file,
@@ -148,6 +49,50 @@ impl Wal {
             with_folder,
             failed: AtomicBool::new(false),
         })
+    }
+
+    /// Syncs the log's name, and what a process that was killed may have left in it: others may
+    /// read it from now on.
+    pub(super) fn sync_what_was_left(&self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.place.sync_folder()
+    }
+
+    /// Sees to it that COMMIT finds room for what SQLite still keeps in memory: with several
+    /// databases, the second one must not find the disk full when the first is committed.
+    ///
+    /// SQLite writes to the log before COMMIT what exceeds its cache, which is 2 MB unless somebody
+    /// sets `cache_size`. The blocks stay with the log, beyond its end. What this cannot reserve is
+    /// room in the `-shm` file, which grows by 32 KiB every 4,096 pages; and some file systems can
+    /// reserve nothing.
+    ///
+    /// # Errors
+    ///
+    /// There is no room.
+    pub(super) fn reserve(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::{FallocateFlags, fallocate};
+            use rustix::io::Errno;
+
+            const CACHE: u64 = 2_048_000;
+            /// Frames have headers, and what is in use when the cache is full comes on top.
+            const ROOM: u64 = CACHE + CACHE / 8;
+
+            let end = self.file.metadata()?.len();
+            if let Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) =
+                fallocate(&self.file, FallocateFlags::KEEP_SIZE, end, ROOM)
+            {
+                return Err(io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    format!(
+                        "{error}; {ROOM} bytes could not be reserved for the write-ahead log of {}",
+                        self.place.database.display()
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn has_failed(&self) -> bool {

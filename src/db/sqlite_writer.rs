@@ -5,96 +5,72 @@
 //! once.
 
 use std::io;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sqlx::query::Query;
-use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow};
-use sqlx::{ConnectOptions, Connection, Execute, Executor, SqlSafeStr, Sqlite};
-use sqlx_core::transaction::TransactionManager;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Connection, Executor};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::sqlite_sync::{Place, SharedSync, Wal};
-use super::sqlite_watch::Watch;
-use super::{Durability, Patience};
-
-type Manager = <Sqlite as sqlx::Database>::TransactionManager;
+use super::Patience;
+use super::error_class::while_connecting;
+use super::sqlite_lent::LentWriter;
+use super::sqlite_place::Place;
+use super::sqlite_sync::{SharedSync, Wal};
+use super::sqlite_watch::{Found, Watch};
 
 /// The writer of a file. First come, first served.
 pub(super) struct Writer {
-    options: SqliteConnectOptions,
+    file: Arc<WriterFile>,
     /// How long a request waits for its turn.
     patience: Duration,
     /// Empty before first use, and after a connection was given up.
-    open: Arc<Mutex<Option<Open>>>,
+    open: Slot,
     closed: AtomicBool,
-    place: Arc<Place>,
-    durable: Option<Arc<Durable>>,
 }
 
-/// What makes commits durable that SQLite itself does not sync.
-pub(super) struct Durable {
-    sync: SharedSync,
-    /// `extra`.
-    with_folder: bool,
-    /// A sync has failed, and the file has not been checked since.
-    in_doubt: AtomicBool,
+type Slot = Arc<Mutex<Option<Open>>>;
+
+/// The writer's place, held by one who has the turn.
+pub(super) type Turn = OwnedMutexGuard<Option<Open>>;
+
+/// What it takes to open the writer's connection.
+pub(super) struct WriterFile {
+    pub(super) options: SqliteConnectOptions,
+    pub(super) place: Arc<Place>,
+    /// Present if commits are to survive a power cut, which SQLite does not see to here.
+    pub(super) sync: Option<SharedSync>,
+    /// `extra`: the folder is synced with every sync.
+    pub(super) with_folder: bool,
+    /// The disk has failed, and the file has not been checked since.
+    pub(super) in_doubt: AtomicBool,
 }
 
-impl Durable {
-    pub(super) fn new(with_folder: bool) -> io::Result<Self> {
-        Ok(Self {
-            sync: SharedSync::start()?,
-            with_folder,
-            in_doubt: AtomicBool::new(false),
-        })
-    }
-}
-
-struct Open {
+/// The connection, with what belongs to it.
+pub(super) struct Open {
     /// Empty only in `Drop`.
     connection: Option<SqliteConnection>,
-    watch: Arc<Watch>,
-    log: Option<Log>,
-    /// What SQLite was last told, if that is certain.
-    busy_timeout: Option<Duration>,
+    pub(super) watch: Arc<Watch>,
+    pub(super) wal: Arc<Wal>,
+    pub(super) file: Arc<WriterFile>,
+    /// Something was committed, and a sync of it may be under way.
+    pub(super) unsynced: bool,
+    /// Its last transaction was left to be rolled back by the connection itself.
+    pub(super) rolls_back: bool,
 }
 
-/// The write-ahead log of a connection whose commits are synced by us.
-struct Log {
-    durable: Arc<Durable>,
-    wal: Arc<Wal>,
-    /// Something was committed; a sync of it may be under way.
-    committed: bool,
-}
-
-/// The writer, borrowed. Dropping it lets the next request have it.
-pub(super) struct LentWriter {
-    /// Never empty but in `Drop`.
-    open: OwnedMutexGuard<Option<Open>>,
-    give_up: bool,
-}
-
-const OPEN: &str = "the writer is open for as long as it is lent";
+const OPEN: &str = "the connection is there until it is dropped";
 
 impl Writer {
-    pub(super) fn new(
-        options: SqliteConnectOptions,
-        patience: Duration,
-        place: Arc<Place>,
-        durable: Option<Durable>,
-    ) -> Self {
+    pub(super) fn new(file: WriterFile, patience: Duration) -> Self {
         Self {
-            options,
+            file: Arc::new(file),
             patience,
             open: Arc::default(),
             closed: AtomicBool::new(false),
-            place,
-            durable: durable.map(Arc::new),
         }
     }
 
@@ -107,34 +83,28 @@ impl Writer {
                 timeout(self.patience, open.lock_owned()).await.ok()
             }
         };
-        let mut open = turn.ok_or(sqlx::Error::PoolTimedOut)?;
+        let mut turn = turn.ok_or(sqlx::Error::PoolTimedOut)?;
         if self.closed.load(Ordering::SeqCst) {
             return Err(sqlx::Error::PoolClosed);
         }
-        self.place.check()?;
-        if let Some(found) = &mut *open
+        self.file.place.check().map_err(unreachable)?;
+        if let Some(found) = &mut *turn
             && !found.is_usable().await
         {
-            *open = None;
+            *turn = None;
         }
-        if open.is_none() {
-            let connecting = connect(
-                self.options.clone(),
-                Arc::clone(&self.place),
-                self.durable.clone(),
-                open,
-            );
+        if turn.is_none() {
             // A task of its own: it may have to check the whole file, and a client that goes away
             // meanwhile must not have it begin anew. Everybody else waits in the queue.
-            open = match tokio::spawn(connecting).await {
-                Ok(opened) => opened?,
-                Err(_panicked) => return Err(sqlx::Error::WorkerCrashed),
-            };
+            let opening = Box::pin(tokio::spawn(open_in_turn(Arc::clone(&self.file), turn)));
+            turn = opening.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
         }
-        Ok(LentWriter {
-            open,
-            give_up: false,
-        })
+        Ok(LentWriter::new(turn))
+    }
+
+    /// How long a request waits for its turn.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// Waits for whoever has it. Nobody gets it afterwards.
@@ -144,10 +114,8 @@ impl Writer {
             return;
         };
         // The last connection deletes the log, which must be synced before.
-        if let Some(log) = &mut open.log
-            && log.durable.sync.sync(&log.wal).wait().await.is_ok()
-        {
-            log.committed = false;
+        if let Some(sync) = &open.file.sync {
+            open.unsynced &= sync.sync(&open.wal).wait().await.is_err();
         }
         if let Some(connection) = open.connection.take()
             && let Err(error) = connection.close().await
@@ -157,48 +125,111 @@ impl Writer {
     }
 }
 
-/// Opens the writer's connection and puts it into its place.
-async fn connect(
-    options: SqliteConnectOptions,
-    place: Arc<Place>,
-    durable: Option<Arc<Durable>>,
-    mut empty: OwnedMutexGuard<Option<Open>>,
-) -> sqlx::Result<OwnedMutexGuard<Option<Open>>> {
-    let mut connection = options.connect().await?;
-    // Has SQLite open the log, and nobody delete it from now on.
-    connection
-        .execute("SELECT count(*) FROM sqlite_schema")
-        .await?;
-    let watch = Arc::new(Watch::default());
-    Arc::clone(&watch).install(&mut connection).await?;
-    let log = match durable {
-        None => None,
-        Some(durable) => {
-            let (with_folder, in_doubt) =
-                (durable.with_folder, durable.in_doubt.load(Ordering::SeqCst));
-            let opening = spawn_blocking(move || Wal::open(place, with_folder));
-            let wal = Arc::new(opening.await.map_err(io::Error::other)??);
-            if in_doubt {
-                check(&mut connection, &wal).await?;
-                durable.in_doubt.store(false, Ordering::SeqCst);
-            }
-            Some(Log {
-                durable,
-                wal,
-                committed: false,
-            })
-        }
-    };
-    *empty = Some(Open {
-        connection: Some(connection),
-        watch,
-        log,
-        busy_timeout: None,
-    });
-    Ok(empty)
+async fn open_in_turn(file: Arc<WriterFile>, mut turn: Turn) -> sqlx::Result<Turn> {
+    *turn = Some(Open::open(file).await.map_err(while_connecting)?);
+    Ok(turn)
 }
 
-/// After a sync that has failed. Nobody writes meanwhile, in no process.
+/// The file that was opened is not there.
+pub(super) fn unreachable(error: io::Error) -> sqlx::Error {
+    while_connecting(sqlx::Error::Io(error))
+}
+
+impl Open {
+    pub(super) async fn open(file: Arc<WriterFile>) -> sqlx::Result<Self> {
+        let mut connection = file.options.connect().await?;
+        // Has SQLite open the log, and nobody delete it from now on.
+        connection
+            .execute("SELECT count(*) FROM sqlite_schema")
+            .await?;
+        let watch = Watch::new();
+        watch.install(&mut connection).await?;
+        let opening = Arc::clone(&file);
+        let wal = spawn_blocking(move || {
+            let wal = Wal::open(Arc::clone(&opening.place), opening.with_folder)?;
+            if opening.sync.is_some() {
+                wal.sync_what_was_left()?;
+            }
+            Ok::<_, io::Error>(Arc::new(wal))
+        });
+        let wal = wal.await.map_err(io::Error::other)??;
+        if file.in_doubt.load(Ordering::SeqCst) {
+            check(&mut connection, &wal).await?;
+            file.in_doubt.store(false, Ordering::SeqCst);
+        }
+        Ok(Self {
+            connection: Some(connection),
+            watch,
+            wal,
+            file,
+            unsynced: false,
+            rolls_back: false,
+        })
+    }
+
+    pub(super) fn connection(&self) -> &SqliteConnection {
+        self.connection.as_ref().expect(OPEN)
+    }
+
+    pub(super) fn connection_mut(&mut self) -> &mut SqliteConnection {
+        self.connection.as_mut().expect(OPEN)
+    }
+
+    /// The connection and its watch, to be used together.
+    pub(super) fn parts(&mut self) -> (&mut SqliteConnection, &Watch) {
+        (self.connection.as_mut().expect(OPEN), &self.watch)
+    }
+
+    /// Whether the next request may have it.
+    async fn is_usable(&mut self) -> bool {
+        if self.wal.has_failed() {
+            self.file.in_doubt.store(true, Ordering::SeqCst);
+            return false;
+        }
+        let (connection, watch) = self.parts();
+        if watch.is_blind() || watch.is_touched() {
+            return false;
+        }
+        if !connection.is_in_transaction() && !self.rolls_back {
+            return true;
+        }
+        // A rollback is queued; it is done when the ping is answered. If it was not, the connection
+        // believes in a transaction that SQLite, or a handler, has ended.
+        let (connection, watch) = self.parts();
+        let answered = connection.ping().await.is_ok();
+        let is_usable = answered && !connection.is_in_transaction() && watch.found() == Found::Open;
+        self.rolls_back = false;
+        is_usable
+    }
+
+    /// Closes it and waits until its locks are gone, then opens another one in its place.
+    pub(super) async fn replace(&mut self) -> sqlx::Result<()> {
+        let file = Arc::clone(&self.file);
+        if let Some(connection) = self.connection.take() {
+            // What it has committed may not be synced yet, and the last connection deletes the log.
+            if self.unsynced
+                && let Some(sync) = &file.sync
+            {
+                let _its_owner_is_told = sync.sync(&self.wal).wait().await;
+            }
+            connection.close().await?;
+        }
+        *self = Self::open(file).await.map_err(while_connecting)?;
+        Ok(())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let (Some(connection), Some(sync), true) =
+            (self.connection.take(), &self.file.sync, self.unsynced)
+        {
+            sync.drop_after_sync(connection);
+        }
+    }
+}
+
+/// After the disk has failed. Nobody writes meanwhile, in no process.
 async fn check(connection: &mut SqliteConnection, wal: &Arc<Wal>) -> sqlx::Result<()> {
     connection.execute("BEGIN IMMEDIATE").await?;
     let wal = Arc::clone(wal);
@@ -210,176 +241,10 @@ async fn check(connection: &mut SqliteConnection, wal: &Arc<Wal>) -> sqlx::Resul
     connection.execute("ROLLBACK").await?;
     if said != "ok" {
         return Err(io::Error::other(format!(
-            "after a failed sync the file is damaged ({said}); restore it from a backup"
+            "the disk has failed, and the file is damaged ({said}); restore it from a backup"
         ))
         .into());
     }
-    tracing::warn!("after a failed sync the file was checked, and is written to again");
+    tracing::warn!("the disk had failed; the file was checked, and is written to again");
     Ok(())
-}
-
-impl Open {
-    fn connection(&mut self) -> &mut SqliteConnection {
-        self.connection.as_mut().expect(OPEN)
-    }
-
-    /// Whether the next request may have it.
-    async fn is_usable(&mut self) -> bool {
-        if let Some(log) = &self.log
-            && log.wal.has_failed()
-        {
-            log.durable.in_doubt.store(true, Ordering::SeqCst);
-            return false;
-        }
-        let connection = self.connection();
-        if !connection.is_in_transaction() {
-            return true;
-        }
-        // A rollback may be queued; it is done when the ping is answered. If it was not, the
-        // connection believes in a transaction that SQLite has ended by itself.
-        connection.ping().await.is_ok() && !connection.is_in_transaction()
-    }
-
-    /// What has SQLite wait so long for another process, unless it does anyway.
-    fn setting(&self, busy_timeout: Duration) -> Option<String> {
-        let millis = busy_timeout.as_millis();
-        (self.busy_timeout != Some(busy_timeout)).then(|| format!("PRAGMA busy_timeout = {millis}"))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        if let (Some(log), Some(connection)) = (&self.log, self.connection.take())
-            && log.committed
-        {
-            log.durable.sync.drop_after_sync(connection);
-        }
-    }
-}
-
-impl LentWriter {
-    /// To be called when COMMIT has returned.
-    pub(super) fn committed(&mut self) -> Durability {
-        match &mut self.open.as_mut().expect(OPEN).log {
-            None => Durability::reached(),
-            Some(log) => {
-                log.committed = true;
-                log.durable.sync.sync(&log.wal)
-            }
-        }
-    }
-
-    pub(super) fn watch(&self) -> &Watch {
-        &self.open.as_ref().expect(OPEN).watch
-    }
-
-    /// The connection and its watch, to be used together.
-    pub(super) fn parts(&mut self) -> (&mut SqliteConnection, &Watch) {
-        let Open {
-            connection, watch, ..
-        } = self.open.as_mut().expect(OPEN);
-        (connection.as_mut().expect(OPEN), watch)
-    }
-
-    /// Sends BEGIN IMMEDIATE, which waits `busy_timeout` at most for another process. One hop.
-    pub(super) async fn begin(&mut self, busy_timeout: Duration) -> sqlx::Result<()> {
-        let open = self.open.as_mut().expect(OPEN);
-        let begin = match open.setting(busy_timeout) {
-            None => "BEGIN IMMEDIATE".into_sql_str(),
-            Some(setting) => {
-                sqlx::AssertSqlSafe(format!("{setting}; BEGIN IMMEDIATE")).into_sql_str()
-            }
-        };
-        // Dropped half-way, nobody knows which it is.
-        open.busy_timeout = None;
-        Manager::begin(open.connection(), Some(begin)).await?;
-        open.busy_timeout = Some(busy_timeout);
-        Ok(())
-    }
-
-    /// Has the connection closed when it comes back; the next request gets a new one.
-    pub(super) fn give_up(&mut self) {
-        self.give_up = true;
-    }
-}
-
-impl Deref for LentWriter {
-    type Target = SqliteConnection;
-
-    fn deref(&self) -> &SqliteConnection {
-        let open = self.open.as_ref().expect(OPEN);
-        open.connection.as_ref().expect(OPEN)
-    }
-}
-
-impl DerefMut for LentWriter {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
-        self.parts().0
-    }
-}
-
-impl Drop for LentWriter {
-    fn drop(&mut self) {
-        if self.give_up {
-            *self.open = None;
-        }
-    }
-}
-
-/// The writer, for a few statements that are a transaction of their own.
-pub(crate) struct WholeWriter {
-    writer: LentWriter,
-    /// How long they wait for another process.
-    busy_timeout: Duration,
-}
-
-impl WholeWriter {
-    pub(super) fn new(writer: LentWriter, busy_timeout: Duration) -> Self {
-        Self {
-            writer,
-            busy_timeout,
-        }
-    }
-
-    /// Runs the statements of `query` between BEGIN IMMEDIATE and COMMIT, all of it in one hop;
-    /// returns the rows that they return.
-    ///
-    /// It does not wait for the disk. Leases need not survive a power cut, which ends all their
-    /// holders too; and what is written under a lease is later in the same log.
-    ///
-    /// Dropped half-way, it has the connection closed.
-    pub(crate) async fn run(
-        mut self,
-        mut query: Query<'_, Sqlite, SqliteArguments>,
-    ) -> sqlx::Result<Vec<SqliteRow>> {
-        let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
-        let open = self.writer.open.as_mut().expect(OPEN);
-        let setting = open.setting(self.busy_timeout);
-        // The setting answers with a row of its own.
-        let not_ours = usize::from(setting.is_some());
-        let setting = setting.map_or(String::new(), |setting| format!("{setting}; "));
-        let sql = query.sql();
-        let sql = format!("{setting}BEGIN IMMEDIATE; {}; COMMIT", sql.as_str());
-        let query = sqlx::query_with(sqlx::AssertSqlSafe(sql), arguments.unwrap_or_default());
-        // Dropped half-way, nobody knows what it has done.
-        self.writer.give_up = true;
-        open.busy_timeout = None;
-        open.watch.begun();
-        open.watch.allow_commit(true);
-        let result = query.fetch_all(open.connection()).await;
-        open.watch.allow_commit(false);
-        match result {
-            Ok(mut rows) => {
-                open.busy_timeout = Some(self.busy_timeout);
-                self.writer.give_up = false;
-                Ok(rows.split_off(not_ours))
-            }
-            Err(error) => {
-                // After BUSY nothing is open, and SQLite says so.
-                let _nothing = sqlx::raw_sql("ROLLBACK").execute(open.connection()).await;
-                self.writer.give_up = !matches!(error, sqlx::Error::Database(_));
-                Err(error)
-            }
-        }
-    }
 }

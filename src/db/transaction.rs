@@ -4,8 +4,6 @@
 //! obeyed, nor close a connection that cannot be rolled back. Both are what settlement is made of.
 
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::Durability;
@@ -83,6 +81,11 @@ pub enum CommitError {
     #[error("the database refused: {0}")]
     Refused(#[source] sqlx::Error),
 
+    /// The connection was lost while COMMIT was under way, and the server says that nothing was
+    /// committed.
+    #[error("the connection failed while COMMIT was under way, and it was rolled back: {0}")]
+    Lost(#[source] sqlx::Error),
+
     /// COMMIT was sent, and what became of it cannot be known.
     #[error("the connection failed while COMMIT was under way: {0}")]
     Unknown(#[source] sqlx::Error),
@@ -90,6 +93,22 @@ pub enum CommitError {
     /// COMMIT was obeyed, but the disk failed to keep it, and what a restart finds cannot be known.
     #[error("the commit could not be written to the disk for good: {0}")]
     NotDurable(#[source] std::io::Error),
+}
+
+/// Why it is not certain that a transaction was rolled back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RollbackError {
+    /// The transaction that was begun was over already: the handler sent COMMIT or ROLLBACK itself.
+    #[error("the transaction had already ended before it was rolled back")]
+    Ended {
+        /// The backend made sure that nothing of it stays.
+        undone: bool,
+    },
+
+    /// The session does not answer. It is closed, and the server rolls back what it had open.
+    #[error("ROLLBACK was not answered; the session is closed instead: {0}")]
+    Lost(#[from] sqlx::Error),
 }
 
 /// A connection borrowed from a pool, and how transactions are done on it.
@@ -107,6 +126,11 @@ pub trait Session: Send + Sync + 'static {
     /// The connection itself, to look at.
     fn connection_ref(&self) -> &Self::Connection;
 
+    /// It was opened just now: if it does not work, another will not either.
+    fn is_new(&self) -> bool {
+        true
+    }
+
     /// Sends BEGIN. One round trip.
     fn begin(&mut self, options: BeginOptions) -> impl Future<Output = sqlx::Result<()>> + Send;
 
@@ -120,17 +144,11 @@ pub trait Session: Send + Sync + 'static {
     /// [`Durability::wait`].
     fn commit(&mut self) -> impl Future<Output = Result<Durability, CommitError>> + Send;
 
-    /// Rolls back. One round trip.
-    fn rollback(&mut self) -> impl Future<Output = sqlx::Result<()>> + Send;
+    /// Rolls back, and proves that it was this transaction. One round trip.
+    fn rollback(&mut self) -> impl Future<Output = Result<(), RollbackError>> + Send;
 
     /// Queues a rollback that the connection does before anything else; for `Drop`.
     fn start_rollback(&mut self);
-
-    /// Whoever borrows it will say, in `well`, that its statements met no error. Until then, and if
-    /// that is never said, it is asked whether it still answers before it is lent on.
-    fn vouched_for(&mut self, well: &Arc<AtomicBool>) {
-        let _ = well;
-    }
 
     /// Has the connection closed, instead of returned to its pool, when it is dropped.
     fn close_on_drop(&mut self);
@@ -257,8 +275,8 @@ impl<S: Session> Transaction<S> {
     ///
     /// # Errors
     ///
-    /// What the connection said; to be logged, there is nothing else to do.
-    pub async fn rollback(&mut self) -> sqlx::Result<()> {
+    /// [`RollbackError`]: something of it may stay, if a handler ended it by itself.
+    pub async fn rollback(&mut self) -> Result<(), RollbackError> {
         if self.state == State::Over {
             return Ok(());
         }
@@ -267,9 +285,12 @@ impl<S: Session> Transaction<S> {
             return Ok(());
         }
         self.state = State::Busy;
-        self.session.rollback().await?;
-        self.state = State::Over;
-        Ok(())
+        let result = self.session.rollback().await;
+        self.state = match &result {
+            Ok(()) | Err(RollbackError::Ended { .. }) => State::Over,
+            Err(RollbackError::Lost(_)) => State::Busy,
+        };
+        result
     }
 }
 

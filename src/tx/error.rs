@@ -10,7 +10,7 @@ use rocket::response::{self, Responder};
 use super::context::RequestContext;
 use super::problem::Problem;
 use super::verdict::Outcome;
-use crate::db::CommitError;
+use crate::db::{CommitError, ErrorClass, RollbackError};
 
 /// Why a request's transactions could not do what was asked of them.
 ///
@@ -91,6 +91,16 @@ pub enum Error {
     /// The connection was lost before any COMMIT was sent. 503.
     #[error("the connection to the database was lost: {0}; nothing was committed, retry")]
     ConnectionLost(#[source] sqlx::Error),
+
+    /// No connection to the database could be opened: it is down, starting, or behind a network
+    /// that does not answer. 503.
+    #[error("the database cannot be reached: {0}; retry")]
+    Unreachable(#[source] sqlx::Error),
+
+    /// The database takes no writes: a standby, a server that was made read-only, a full disk. 503;
+    /// as the answer of a request that had nothing but a read-only guard, 500: its handler is wrong.
+    #[error("the database takes no writes now: {0}; retry when it does")]
+    NotWritable(#[source] sqlx::Error),
 
     /// Settling took longer than `settle_timeout`, and no COMMIT had been sent. 503.
     #[error(
@@ -182,6 +192,8 @@ impl Error {
             Self::OutOfOrder(_)
             | Self::Busy(_)
             | Self::ConnectionLost(_)
+            | Self::Unreachable(_)
+            | Self::NotWritable(_)
             | Self::SettleTimeout(_) => Status::ServiceUnavailable,
             Self::Constraint { .. } | Self::Conflict(_) => Status::Conflict,
             Self::NotFound => Status::NotFound,
@@ -200,6 +212,14 @@ impl Error {
             Self::ConnectionLost(_) => (
                 "connection-lost",
                 "The connection to the database was lost. Nothing was changed; retry.".into(),
+            ),
+            Self::Unreachable(_) => (
+                "unreachable",
+                "The database cannot be reached. Nothing was changed; retry.".into(),
+            ),
+            Self::NotWritable(_) => (
+                "not-writable",
+                "The database takes no writes now. Nothing was changed; retry.".into(),
             ),
             Self::Constraint {
                 name: Some(name), ..
@@ -261,6 +281,7 @@ impl Error {
                 source: None,
             },
             CommitError::Refused(error) => Self::from(error),
+            CommitError::Lost(error) => Self::ConnectionLost(error),
             CommitError::Unknown(_) | CommitError::NotDurable(_) => {
                 Self::Unknown(vec![database.to_owned()])
             }
@@ -268,91 +289,34 @@ impl Error {
     }
 }
 
-impl From<sqlx::Error> for Error {
-    fn from(error: sqlx::Error) -> Self {
-        match &error {
-            sqlx::Error::RowNotFound => Self::NotFound,
-            sqlx::Error::PoolTimedOut => Self::Busy(error),
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed => Self::ConnectionLost(error),
-            sqlx::Error::Database(database) => match classify(&**database) {
-                Class::Busy => Self::Busy(error),
-                #[cfg(feature = "postgres")]
-                Class::Lost => Self::ConnectionLost(error),
-                #[cfg(feature = "postgres")]
-                Class::Aborted => Self::Aborted,
-                Class::Ended { undone } => Self::Ended { undone },
-                Class::Constraint => Self::Constraint {
-                    name: database.constraint().map(str::to_owned),
-                    source: Some(error),
-                },
-                Class::Other => Self::Database(error),
-            },
-            _ => Self::Database(error),
+impl From<RollbackError> for Error {
+    fn from(error: RollbackError) -> Self {
+        match error {
+            RollbackError::Ended { undone } => Self::Ended { undone },
+            RollbackError::Lost(error) => Self::ConnectionLost(error),
         }
     }
 }
 
-enum Class {
-    Busy,
-    #[cfg(feature = "postgres")]
-    Lost,
-    #[cfg(feature = "postgres")]
-    Aborted,
-    Ended {
-        undone: bool,
-    },
-    Constraint,
-    Other,
-}
-
-fn classify(error: &dyn sqlx::error::DatabaseError) -> Class {
-    let Some(code) = error.code() else {
-        return Class::Other;
-    };
-    #[cfg(feature = "postgres")]
-    if error
-        .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
-        .is_some()
-    {
-        return classify_sqlstate(&code);
-    }
-    code.parse().map_or(Class::Other, classify_sqlite)
-}
-
-/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
-#[cfg(feature = "postgres")]
-fn classify_sqlstate(code: &str) -> Class {
-    match code {
-        // serialization_failure, deadlock_detected, lock_not_available, query_canceled (a
-        // statement timeout), too_many_connections
-        "40001" | "40P01" | "55P03" | "57014" | "53300" => Class::Busy,
-        // in_failed_sql_transaction
-        "25P02" => Class::Aborted,
-        // no_active_sql_transaction
-        "25P01" => Class::Ended { undone: false },
-        // idle_in_transaction_session_timeout: the server ended the session
-        "25P03" => Class::Lost,
-        _ if code.starts_with("57P") || code.starts_with("08") => Class::Lost,
-        _ if code.starts_with("23") => Class::Constraint,
-        _ => Class::Other,
-    }
-}
-
-/// <https://www.sqlite.org/rescode.html>
-fn classify_sqlite(extended: i32) -> Class {
-    /// A commit hook refused: a COMMIT that settlement did not send.
-    const CONSTRAINT_COMMITHOOK: i32 = 531;
-
-    match (extended, extended & 0xff) {
-        (CONSTRAINT_COMMITHOOK, _) => Class::Ended { undone: true },
-        // BUSY, LOCKED
-        (_, 5 | 6) => Class::Busy,
-        // CONSTRAINT
-        (_, 19) => Class::Constraint,
-        _ => Class::Other,
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match ErrorClass::of(&error) {
+            ErrorClass::NotFound => Self::NotFound,
+            ErrorClass::Busy => Self::Busy(error),
+            ErrorClass::Unreachable => Self::Unreachable(error),
+            ErrorClass::Lost => Self::ConnectionLost(error),
+            ErrorClass::NotWritable => Self::NotWritable(error),
+            ErrorClass::Aborted => Self::Aborted,
+            ErrorClass::Ended { undone } => Self::Ended { undone },
+            ErrorClass::Constraint => Self::Constraint {
+                name: error
+                    .as_database_error()
+                    .and_then(|error| error.constraint())
+                    .map(str::to_owned),
+                source: Some(error),
+            },
+            ErrorClass::Other => Self::Database(error),
+        }
     }
 }
 

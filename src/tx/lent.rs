@@ -86,7 +86,7 @@ where
     }
 
     async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
-        Ok(self.transaction.rollback().await?)
+        self.transaction.rollback().await.map_err(Error::from)
     }
 }
 
