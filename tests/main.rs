@@ -31,6 +31,7 @@ mod lost;
 mod metrics;
 mod openapi;
 mod opening;
+mod power;
 mod refusals;
 mod sessions;
 mod shutdown;
