@@ -82,6 +82,10 @@ impl Observer for Panics {
     fn settled(&self, _: &rocket::Request<'_>, _: &rocket_tx::tx::Settled) {
         panic!("in `settled`")
     }
+
+    fn responded(&self, _: &Request<'_>, _: &response::Response<'_>) {
+        panic!("in `responded`")
+    }
 }
 
 #[post("/read-first")]
