@@ -26,6 +26,7 @@ mod locks;
 mod log;
 mod lost;
 mod metrics;
+mod network;
 mod openapi;
 mod opening;
 mod refusals;

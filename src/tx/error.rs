@@ -108,6 +108,10 @@ pub enum Error {
     )]
     SettleTimeout(Duration),
 
+    /// The handler took longer than [`bounded`](super::bounded) allows. 503.
+    #[error("the handler took longer than {0:?} and was given up; nothing was committed, retry")]
+    HandlerTimeout(Duration),
+
     /// A statement failed, the handler swallowed the error, and Postgres had given the transaction
     /// up. 500.
     #[error(
@@ -194,6 +198,7 @@ impl Error {
             | Self::ConnectionLost(_)
             | Self::Unreachable(_)
             | Self::NotWritable(_)
+            | Self::HandlerTimeout(_)
             | Self::SettleTimeout(_) => Status::ServiceUnavailable,
             Self::Constraint { .. } | Self::Conflict(_) => Status::Conflict,
             Self::NotFound => Status::NotFound,
@@ -244,6 +249,7 @@ impl Error {
             Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
             Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
             Self::Settled => ("settled", self.to_string().into()),
+            Self::HandlerTimeout(_) => ("handler-timeout", self.to_string().into()),
             Self::SettleTimeout(_) => ("settle-timeout", self.to_string().into()),
             Self::Aborted => ("aborted", self.to_string().into()),
             Self::Ended { .. } => ("ended", self.to_string().into()),

@@ -8,7 +8,8 @@
 //! | `stage` | a small service inside the test's process, for what the library promises |
 //! | `launch` | launches of a test's own making, above all those that are refused |
 //! | `stream` | server-sent events, read as they come |
-//! | `proxy` | breaks the connection to Postgres at a chosen statement |
+//! | `pgbouncer` | the connection pooler, in front of a test's databases |
+//! | `proxy` | breaks the connection to Postgres at a chosen statement, or the network |
 //! | `python` | somebody else's programs, to try the service with |
 //! | `service` | the reference service as a process, for what only a process can show |
 
@@ -16,6 +17,7 @@ pub mod browser;
 pub mod databases;
 pub mod http;
 pub mod launch;
+pub mod pgbouncer;
 pub mod proxy;
 pub mod python;
 pub mod service;
@@ -27,7 +29,8 @@ use std::time::Duration;
 pub use browser::Browser;
 pub use databases::{Backend, Databases, In};
 pub use http::{Answer, Http};
-pub use proxy::{Break, Proxy};
+pub use pgbouncer::{Mode, PgBouncer};
+pub use proxy::{Break, Newcomers, Proxy};
 pub use service::{Service, Starting};
 pub use stage::{Audit, Main, Stage};
 pub use stream::Events;
