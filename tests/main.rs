@@ -30,6 +30,7 @@ mod network;
 mod openapi;
 mod opening;
 mod refusals;
+mod sessions;
 mod shutdown;
 mod site;
 #[cfg(feature = "otel")]

@@ -111,6 +111,18 @@ pub struct Config {
     /// Postgres's `idle_in_transaction_session_timeout`. Default 15 s.
     #[serde(default = "fifteen_seconds")]
     pub idle_in_transaction_timeout: Seconds,
+    /// Postgres: how many prepared statements a session keeps; 0 for poolers that cannot have them.
+    /// Default 100, sqlx's own.
+    #[serde(default)]
+    pub statement_cache: Option<usize>,
+    /// Postgres: whether a session forgets, before anybody else uses it, what its user has set:
+    /// settings, role, temporary tables, advisory locks, cursors. Default true.
+    #[serde(default = "yes")]
+    pub reset_sessions: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn five_seconds() -> Seconds {

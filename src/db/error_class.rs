@@ -195,8 +195,6 @@ const CONSTRAINT_COMMITHOOK: i32 = 531;
 
 /// SQLite's primary result codes.
 mod primary {
-    /// At COMMIT: no transaction is open, or statements are under way.
-    pub(super) const ERROR: i32 = 1;
     pub(super) const BUSY: i32 = 5;
     pub(super) const LOCKED: i32 = 6;
     pub(super) const READONLY: i32 = 8;

@@ -16,7 +16,7 @@ use rocket::{Build, Orbit, Phase, Rocket};
 use rocket_db_pools::{Database, Pool};
 use tokio_util::task::TaskTracker;
 
-use super::{Error, Identity, Link, Migrations, TransactionPool};
+use super::{Error, Identity, Link, Migrations, Seconds, TransactionPool, setting};
 
 /// Attaches the database `D`: opens it, migrates it, and closes it at shutdown after the requests
 /// in flight.
@@ -205,6 +205,7 @@ impl Roster {
             rank: databases.len(),
             in_flight: self.in_flight.clone(),
             close_timeout: close_timeout(rocket),
+            settle_timeout: settle_timeout(rocket),
         });
         databases.push((key, D::NAME, pool.identity().clone()));
         Ok(())
@@ -214,6 +215,13 @@ impl Roster {
 fn name_of(databases: &[Attached], identity: &Identity) -> Option<&'static str> {
     let attached = databases.iter().find(|(.., known)| known == identity);
     attached.map(|(_, name, _)| *name)
+}
+
+/// What cannot be understood there stops the launch elsewhere.
+fn settle_timeout<P: Phase>(rocket: &Rocket<P>) -> Duration {
+    let configured = setting::<Seconds>(rocket.figment(), "settle_timeout");
+    let configured = configured.ok().flatten();
+    configured.map_or(Link::SETTLE_TIMEOUT, |timeout| timeout.0)
 }
 
 /// As long as Rocket itself waits for connections to end.

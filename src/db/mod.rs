@@ -3,13 +3,13 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `pool` | [`TransactionPool`]: what a pool must offer so that `tx` can lend from it |
+//! | `durability` | [`Durability`]: the wait that a COMMIT may leave for later |
 //! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
 //! | `sqlite` | one writer and N readers per file |
 //! | `sqlite_writer` | the connection that writes, and the queue in front of it |
 //! | `sqlite_watch` | what only SQLite can say about the writer's transaction |
 //! | `sqlite_file` | the one helper that every SQLite file is opened by |
-//! | `postgres` | the pool for requests and the read-only pool beside it |
-//! | `postgres_sessions` | sessions that were used a moment ago, in front of a pool |
+//! | `postgres` | the pool for requests and the read-only pool beside it, and how their sessions prove themselves |
 //! | `by_url` | [`UrlPool`]: the backend is chosen by the URL, the SQL stands once |
 //! | `initializer` | [`init`]: the fairing that attaches a database, in order, with good errors |
 //! | `error_class` | what an error of a database means: one table for all |
@@ -20,16 +20,13 @@
 
 mod by_url;
 mod config;
+mod durability;
 mod error;
-// Its last two functions wait for the sessions that call them.
-#[allow(dead_code)]
 mod error_class;
 mod initializer;
 mod pool;
 #[cfg(feature = "postgres")]
 mod postgres;
-#[cfg(feature = "postgres")]
-mod postgres_sessions;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 #[cfg(feature = "sqlite")]
@@ -42,19 +39,18 @@ mod transaction;
 
 pub use by_url::{Connection, UrlPool};
 pub use config::{Config, Seconds, Synchronous};
+pub use durability::Durability;
 pub use error::{Error, OpenError};
 pub use initializer::{Initializer, init};
 pub use pool::{Identity, Link, Migrations, TransactionPool};
 #[cfg(feature = "postgres")]
-pub use postgres::PostgresPool;
-#[cfg(feature = "postgres")]
-pub use postgres_sessions::PostgresSession;
+pub use postgres::{PostgresPool, PostgresSession};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqlitePool, SqliteSession};
 #[cfg(feature = "sqlite")]
 pub use sqlite_file::sqlite_open_retries;
 pub use transaction::{
-    Access, BeginOptions, CommitError, Isolation, Patience, Session, Transaction,
+    Access, BeginOptions, CommitError, Isolation, Patience, RollbackError, Session, Transaction,
 };
 
 pub(crate) use by_url::either;
@@ -62,7 +58,7 @@ pub(crate) use config::setting;
 pub(crate) use error_class::ErrorClass;
 pub(crate) use initializer::{Roster, same_database};
 #[cfg(feature = "postgres")]
-pub(crate) use postgres_sessions::{Fate, Need, Sessions};
+pub(crate) use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};
 #[cfg(feature = "sqlite")]
 pub(crate) use sqlite_file::is_sqlite_busy;
 #[cfg(feature = "sqlite")]

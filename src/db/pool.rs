@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rocket::figment::Figment;
 use tokio::time::timeout;
@@ -44,22 +44,23 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
         &self,
         options: BeginOptions,
     ) -> impl Future<Output = sqlx::Result<Transaction<Self::Session>>> + Send {
-        /// Each failure takes one dead session out of the pool; no pool is larger.
-        const MOST_DEAD: usize = 1_000;
-
         async move {
-            for _ in 0..MOST_DEAD {
+            let deadline = Instant::now() + self.connect_timeout();
+            loop {
                 let session = self.session(options.access, options.patience).await?;
+                let is_new = session.is_new();
                 match Transaction::begin(session, options).await {
-                    Err(error) if ends_session(&error) => {
+                    Err(error) if !is_new && ends_session(&error) && Instant::now() < deadline => {
                         tracing::debug!(%error, "a pooled session had died; taking another");
                     }
                     result => return result,
                 }
             }
-            Err(sqlx::Error::PoolTimedOut)
         }
     }
+
+    /// How long a request waits for a connection.
+    fn connect_timeout(&self) -> Duration;
 
     /// Brings the schema up to date. Safe to run from many processes at once.
     fn migrate(&self, migrations: &Migrations) -> impl Future<Output = Result<(), Error>> + Send;
@@ -92,9 +93,14 @@ pub struct Link {
     pub(crate) in_flight: TaskTracker,
     /// How long closing waits for them.
     pub(crate) close_timeout: Duration,
+    /// How long one request may take to be settled.
+    pub(crate) settle_timeout: Duration,
 }
 
 impl Link {
+    /// The default of `settle_timeout`; and what counts for a pool that is in no service.
+    pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
     /// Waits, bounded, until no request is in flight and the hooks are drained.
     ///
     /// Rocket runs all shutdown fairings at once, and rocket_db_pools closes in one: without this,

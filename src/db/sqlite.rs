@@ -21,8 +21,8 @@ use super::sqlite_file::SqliteFile;
 use super::sqlite_watch::Watch;
 use super::sqlite_writer::{LentWriter, WholeWriter, Writer};
 use super::{
-    Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience,
-    Session, TransactionPool, pool,
+    Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
+    Patience, RollbackError, Session, TransactionPool, pool,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -131,7 +131,7 @@ impl Session for SqliteSession {
         }
     }
 
-    async fn commit(&mut self) -> Result<(), CommitError> {
+    async fn commit(&mut self) -> Result<Durability, CommitError> {
         if self.has_ended() {
             return Err(CommitError::Ended { undone: true });
         }
@@ -146,13 +146,14 @@ impl Session for SqliteSession {
         if let (Err(sqlx::Error::Database(_)), Some(watch)) = (&result, self.watch()) {
             watch.allow_commit(false);
         }
-        result.map_err(|error| match error {
-            sqlx::Error::Database(_) => CommitError::Refused(error),
-            _ => CommitError::Unknown(error),
-        })
+        match result {
+            Ok(()) => Ok(Durability::reached()),
+            Err(error @ sqlx::Error::Database(_)) => Err(CommitError::Refused(error)),
+            Err(error) => Err(CommitError::Unknown(error)),
+        }
     }
 
-    async fn rollback(&mut self) -> sqlx::Result<()> {
+    async fn rollback(&mut self) -> Result<(), RollbackError> {
         while self.is_in_transaction() {
             match Manager::rollback(self).await {
                 // SQLite has nothing left to roll back, and sqlx counts a transaction that is none.
@@ -336,6 +337,10 @@ impl TransactionPool for SqlitePool {
             lent,
             busy_timeout: self.0.busy_timeout,
         })
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        self.0.writer.patience()
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {

@@ -89,6 +89,11 @@ impl Writer {
         })
     }
 
+    /// How long a request waits for its turn.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     async fn connect(&self) -> sqlx::Result<Open> {
         let mut connection = self.options.connect().await?;
         let watch = Arc::new(Watch::default());

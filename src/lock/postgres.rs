@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
@@ -15,8 +15,8 @@ use super::store::{
     spawn_before_closing,
 };
 use crate::db::{
-    self, Fate, Identity, Migrations, Need, Patience, PostgresPool, PostgresSession, Sessions,
-    TransactionPool,
+    self, Identity, Limits, Liveness, Migrations, OnReturn, Patience, PostgresPool,
+    PostgresSession, Sessions, Settings, TransactionPool,
 };
 
 /// Leases in a Postgres database, for services on more than one machine. All times are the
@@ -36,15 +36,16 @@ impl LeasePool for PostgresPool {
 
     fn leases(&self) -> PostgresLeases {
         // A lease that is lost in a crash of the server is caught by the fence.
-        let options = self
-            .connect_options()
+        let settings = self
+            .settings()
+            .clone()
             .application_name("rocket_tx leases")
-            .options([("synchronous_commit", "off")]);
+            .with("synchronous_commit", "off");
         PostgresLeases {
             requests: self.clone(),
-            sessions: sessions(&options, Duration::from_secs(1)),
-            listener: Listener::new(options.clone()),
-            options: Arc::new(options),
+            sessions: sessions(&settings, Duration::from_secs(1)),
+            listener: Listener::new(settings.connect_options()),
+            settings: Arc::new(settings),
         }
     }
 }
@@ -53,7 +54,7 @@ impl LeasePool for PostgresPool {
 #[derive(Clone)]
 pub struct PostgresLeases {
     requests: PostgresPool,
-    options: Arc<PgConnectOptions>,
+    settings: Arc<Settings>,
     /// Of their own, so that renewals and releases do not starve behind the traffic that they
     /// protect.
     sessions: Sessions,
@@ -64,17 +65,16 @@ pub struct PostgresLeases {
 const SESSIONS: u32 = 2;
 
 /// `lock_timeout` bounds how long a statement waits for a row that somebody is at.
-fn sessions(options: &PgConnectOptions, lock_timeout: Duration) -> Sessions {
-    let lock_timeout = lock_timeout.as_millis().max(1);
-    let options = options
-        .clone()
-        .options([("lock_timeout", format!("{lock_timeout}ms"))]);
-    Sessions::new(
-        sqlx::pool::PoolOptions::new()
-            .max_connections(SESSIONS)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(options),
-    )
+fn sessions(settings: &Settings, lock_timeout: Duration) -> Sessions {
+    let lock_timeout = lock_timeout.max(Duration::from_millis(1));
+    let settings = settings.clone().with_limit("lock_timeout", lock_timeout);
+    let limits = Limits {
+        most: SESSIONS,
+        least: 0,
+        wait: Duration::from_secs(5),
+        idle: Duration::from_secs(600),
+    };
+    Sessions::new(settings, limits, Arc::default())
 }
 
 /// lock_not_available, query_canceled, deadlock_detected, serialization_failure: somebody is at
@@ -85,15 +85,19 @@ fn is_contention(error: &sqlx::Error) -> bool {
 }
 
 impl PostgresLeases {
-    /// Runs statements on a session, which is looked at before it is lent on if one failed.
+    /// Runs statements on a session. They are ours, and all that comes back is read: if none failed,
+    /// the next one may have the session at once.
     async fn on_session<T>(
         &self,
         work: impl AsyncFnOnce(&mut PostgresSession) -> sqlx::Result<T>,
     ) -> sqlx::Result<T> {
-        let mut session = self.sessions.acquire(Patience::Wait, Need::Alive).await?;
+        let mut session = self
+            .sessions
+            .acquire(Patience::Wait, Liveness::Verified)
+            .await?;
         let result = work(&mut session).await;
-        if result.is_err() {
-            session.come_back(Fate::Checked);
+        if result.is_ok() {
+            session.set_on_return(OnReturn::Reuse);
         }
         result
     }
@@ -225,7 +229,7 @@ impl LeaseStore for PostgresLeases {
     }
 
     fn set_retry_interval(&mut self, interval: Duration) {
-        self.sessions = sessions(&self.options, interval);
+        self.sessions = sessions(&self.settings, interval);
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {

@@ -2,7 +2,6 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use rocket::fairing::{Fairing, Info, Kind};
@@ -62,10 +61,6 @@ impl Fairing for Answer {
                     Outcome::Unknown,
                 );
             }
-        }
-        if let Some(outstanding) = context.outstanding() {
-            let well = response.status().code < 500;
-            outstanding.well().store(well, Ordering::Relaxed);
         }
         context
             .span

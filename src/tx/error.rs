@@ -10,7 +10,7 @@ use rocket::response::{self, Responder};
 use super::context::RequestContext;
 use super::problem::Problem;
 use super::verdict::Outcome;
-use crate::db::{CommitError, ErrorClass};
+use crate::db::{CommitError, ErrorClass, RollbackError};
 
 /// Why a request's transactions could not do what was asked of them.
 ///
@@ -287,7 +287,19 @@ impl Error {
                 source: None,
             },
             CommitError::Refused(error) => Self::from(error),
-            CommitError::Unknown(_) => Self::Unknown(vec![database.to_owned()]),
+            CommitError::Lost(error) => Self::ConnectionLost(error),
+            CommitError::Unknown(_) | CommitError::NotDurable(_) => {
+                Self::Unknown(vec![database.to_owned()])
+            }
+        }
+    }
+}
+
+impl From<RollbackError> for Error {
+    fn from(error: RollbackError) -> Self {
+        match error {
+            RollbackError::Ended { undone } => Self::Ended { undone },
+            RollbackError::Lost(error) => Self::ConnectionLost(error),
         }
     }
 }

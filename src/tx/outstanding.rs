@@ -3,7 +3,6 @@
 use std::any::TypeId;
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -48,8 +47,6 @@ pub struct Outstanding {
     pub(super) request: RequestId,
     pub(super) live: Live,
     pub(super) observers: Observers,
-    /// The answer tells of no failure of the service: what was read through is sound.
-    well: Arc<AtomicBool>,
     panics: PanicWatch,
     /// Held across a wait on purpose: what two tasks of one request ask for, they get in turn. What
     /// one of them may wait for depends on what the request holds; it must not get more meanwhile.
@@ -125,7 +122,6 @@ impl Outstanding {
                 request: context.id,
                 live: settings.live.clone(),
                 observers: settings.observers.clone(),
-                well: Arc::default(),
                 panics: PanicWatch::here(),
                 turn: tokio::sync::Mutex::default(),
                 state: Mutex::default(),
@@ -252,10 +248,6 @@ impl Outstanding {
             .lock()
             .reading
             .retain(|reading| reading.database != TypeId::of::<D>());
-    }
-
-    pub(super) fn well(&self) -> &Arc<AtomicBool> {
-        &self.well
     }
 
     /// A guard failed before its handler ran.

@@ -93,7 +93,7 @@ where
         let asked = Instant::now();
         let span = tracing::debug_span!("read", database = D::NAME);
         let lending = pool.session(Access::ReadOnly, patience).instrument(span);
-        let mut session = match lending.await {
+        let session = match lending.await {
             Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
                 return Err(Error::OutOfOrder(D::NAME));
             }
@@ -103,7 +103,6 @@ where
         outstanding
             .observers
             .tell(|observer| observer.lent(outstanding.request, D::NAME, waited));
-        session.vouched_for(outstanding.well());
         Ok(Self {
             session,
             _reading: reading,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rocket::Request;
 use rocket::futures::FutureExt;
+use rocket::futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
@@ -17,6 +18,7 @@ use super::observe::{Action, Step};
 use super::resource::{Phase, Resource, Settling};
 use super::settlement::Settings;
 use super::verdict::Outcome;
+use crate::db::{CommitError, Durability};
 
 /// The settlement of one request: its resources, and how far it has come.
 pub(super) struct Run<'a, 'r> {
@@ -31,6 +33,8 @@ pub(super) struct Run<'a, 'r> {
     /// The database that asked to be committed last.
     last: Option<usize>,
     committed: Vec<String>,
+    /// Databases that have been committed and may not be told so yet.
+    not_yet_durable: Vec<(usize, Durability)>,
     /// The resources of which nobody can say what became of them.
     doubtful: Vec<usize>,
     deadline: Instant,
@@ -64,6 +68,7 @@ impl<'a, 'r> Run<'a, 'r> {
             databases,
             last: None,
             committed: Vec::new(),
+            not_yet_durable: Vec::new(),
             doubtful: Vec::new(),
             deadline,
             _lines: lines,
@@ -110,7 +115,44 @@ impl<'a, 'r> Run<'a, 'r> {
 
     async fn commit_or_refuse(&mut self) -> Result<(), Error> {
         self.prepare().await?;
-        self.commit_databases().await
+        let committed = self.commit_databases().await;
+        // Also if a later one refused: what is told as committed is durable.
+        self.wait_until_durable().await?;
+        committed
+    }
+
+    /// Waits until the databases that were committed survive a power cut, all side by side. Their
+    /// connections are back in their pools.
+    async fn wait_until_durable(&mut self) -> Result<(), Error> {
+        let waiting = std::mem::take(&mut self.not_yet_durable);
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let deadline = self.deadline;
+        let waits = waiting.into_iter().map(|(index, durability)| async move {
+            (index, timeout_at(deadline, durability.wait()).await)
+        });
+        let mut failed = Vec::new();
+        let span = tracing::debug_span!("durable");
+        for (index, result) in join_all(waits).instrument(span).await {
+            let error = match result {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error,
+                Err(_elapsed) => CommitError::NotDurable(std::io::ErrorKind::TimedOut.into()),
+            };
+            let name = &self.names[index];
+            tracing::error!(
+                request = %self.id, unknown = name, %error,
+                "committed, but perhaps not for good: a power cut may undo it"
+            );
+            self.committed.retain(|committed| committed != name);
+            self.doubtful.push(index);
+            failed.push(name.clone());
+        }
+        match failed.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Unknown(failed)),
+        }
     }
 
     /// Rolls everything back that is not committed. Each resource is tried, whatever the others
@@ -239,6 +281,12 @@ impl<'a, 'r> Run<'a, 'r> {
         }
         let over = matches!((&result, action), (Ok(()), Action::Commit));
         if over {
+            if index < self.databases {
+                let durability = resource.durability();
+                if !durability.is_reached() {
+                    self.not_yet_durable.push((index, durability));
+                }
+            }
             drop(resource);
             // Who waits for the connection goes on now, and not when this request has ended.
             tokio::task::yield_now().await;
