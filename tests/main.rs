@@ -12,6 +12,7 @@ mod admin;
 mod aggregates;
 mod browser;
 mod changes;
+mod cluster;
 mod contract;
 mod crash;
 mod door;

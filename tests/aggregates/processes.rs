@@ -75,6 +75,7 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
     })
     .await;
     stopped.signal("STOP");
+    let stopped_number = leases(&other.http).await[0]["fencing_token"].as_i64();
 
     let answer = rename(&other.http, "milk", "in time", "").await;
     assert_eq!(answer.told(), (200, Some("committed")));
@@ -88,6 +89,7 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
         !held.is_empty()
     })
     .await;
+    assert!(held[0]["fencing_token"].as_i64() > stopped_number);
     stopped.signal("CONT");
     let late = late.await.unwrap();
     assert_eq!(late.told(), (409, Some("rolled-back")), "{late:?}");

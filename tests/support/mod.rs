@@ -3,6 +3,7 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `browser` | a real browser, for what only that can show |
+//! | `cluster` | a Postgres cluster of a test's own, which can crash, fail over and have its clock set |
 //! | `databases` | databases of one test's own, and a look at what is really stored |
 //! | `http` | requests over a socket, and their answers |
 //! | `stage` | a small service inside the test's process, for what the library promises |
@@ -14,6 +15,7 @@
 //! | `service` | the reference service as a process, for what only a process can show |
 
 pub mod browser;
+pub mod cluster;
 pub mod databases;
 pub mod http;
 pub mod launch;
@@ -27,6 +29,7 @@ pub mod stream;
 use std::time::Duration;
 
 pub use browser::Browser;
+pub use cluster::Cluster;
 pub use databases::{Backend, Databases, In};
 pub use http::{Answer, Http};
 pub use pgbouncer::{Mode, PgBouncer};
