@@ -18,11 +18,12 @@ use tokio::time::timeout;
 
 use super::config::{SLOW, Synchronous};
 use super::sqlite_file::SqliteFile;
+use super::sqlite_readiness::Probe;
 use super::sqlite_watch::Watch;
 use super::sqlite_writer::{LentWriter, WholeWriter, Writer};
 use super::{
     Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
-    Patience, RollbackError, Session, TransactionPool, pool,
+    NotReady, Patience, RollbackError, Session, TransactionPool, pool,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -42,6 +43,7 @@ struct Inner {
     busy_timeout: Duration,
     identity: Identity,
     link: OnceLock<Link>,
+    probe: Probe,
 }
 
 /// A borrowed SQLite connection: the writer, or a reader.
@@ -210,6 +212,7 @@ impl SqlitePool {
             busy_timeout,
             identity,
             link,
+            probe: Probe::default(),
         })))
     }
 }
@@ -341,6 +344,10 @@ impl TransactionPool for SqlitePool {
 
     fn connect_timeout(&self) -> Duration {
         self.0.writer.patience()
+    }
+
+    async fn ready(&self) -> Result<(), NotReady> {
+        self.0.probe.ready(self.0.file.path()).await
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {

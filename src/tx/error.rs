@@ -1,6 +1,7 @@
 //! The failure table: what can go wrong with a request's transactions, and what the client is told.
 
 use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rocket::http::Status;
@@ -268,6 +269,15 @@ impl Error {
         Problem::new(self.status(), kind, detail)
     }
 
+    /// Whether a database is away, which is logged once when it begins and not for every request.
+    pub(super) fn is_known_trouble(&self, request: &Request<'_>) -> bool {
+        let is_known = matches!(self, Self::Unreachable(_) | Self::NotWritable(_));
+        if let (true, Some(context)) = (is_known, RequestContext::of(request)) {
+            context.is_known_trouble.store(true, Ordering::Relaxed);
+        }
+        is_known
+    }
+
     /// What really happened, when a request ended in this error.
     pub(super) fn outcome(&self) -> Outcome {
         match self {
@@ -328,13 +338,25 @@ impl From<sqlx::Error> for Error {
 
 impl<'r> Responder<'r, 'static> for Error {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
-        let problem = self.problem();
-        if self.status().class().is_server_error() {
-            let id = RequestContext::of(request).map(|context| context.id);
-            tracing::warn!(request = ?id, error = %Chain(&self), "a request failed");
+        let id = RequestContext::of(request).map(|context| context.id);
+        let error = match self {
+            // A mistake of the handler's, and not of the database.
+            Self::NotWritable(error) if !may_write(request) => Self::Database(error),
+            error => error,
+        };
+        if error.is_known_trouble(request) {
+            tracing::debug!(request = ?id, error = %Chain(&error), "a request failed");
+        } else if error.status().class().is_server_error() {
+            tracing::warn!(request = ?id, error = %Chain(&error), "a request failed");
         }
-        problem.respond_to(request)
+        error.problem().respond_to(request)
     }
+}
+
+/// Whether the request has a transaction that may write.
+fn may_write(request: &Request<'_>) -> bool {
+    let outstanding = RequestContext::of(request).and_then(RequestContext::outstanding);
+    outstanding.is_some_and(|outstanding| outstanding.may_write())
 }
 
 /// An error with its causes, for the log.

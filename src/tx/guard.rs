@@ -269,7 +269,10 @@ where
 
 /// A guard of ours has failed: whatever a catcher answers, the request is rolled back.
 pub(crate) fn failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
-    tracing::warn!(%error, uri = %request.uri(), "a request guard failed");
+    match error.is_known_trouble(request) {
+        true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
+        false => tracing::warn!(%error, uri = %request.uri(), "a request guard failed"),
+    }
     if let Ok(outstanding) = Outstanding::of(request) {
         outstanding.fail(error.problem());
     }

@@ -259,6 +259,12 @@ impl Outstanding {
         self.state.lock().failure.clone()
     }
 
+    pub(super) fn may_write(&self) -> bool {
+        let state = self.state.lock();
+        let mut databases = state.databases();
+        databases.any(|lending| lending.access == Access::ReadWrite)
+    }
+
     /// Its handler was dropped in the middle of whatever it did: what it has checked in is not to be
     /// used again, not even to roll back.
     pub(super) fn abandon(&self) {
