@@ -7,6 +7,7 @@ mod cancelled;
 mod fencing;
 mod leases;
 mod memory;
+mod network;
 
 use std::time::Duration;
 

@@ -68,7 +68,7 @@ async fn a_warning_bears_its_request_too(backend: Backend) {
 /// What hangs is never settled: it is warned about while it does, once.
 async fn it_is_warned_while_it_lasts(backend: Backend) {
     let service = service(backend, &[("ROCKET_SLOW_TRANSACTION", "200ms")]).await;
-    let hanging = service.new_todo("a", "delay=2000");
+    let hanging = service.new_todo("a", "delay=4000");
     let warned = async {
         eventually("it is warned", async || {
             service.log().contains("and still is")

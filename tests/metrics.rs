@@ -151,7 +151,7 @@ async fn leases_are_counted(backend: Backend) {
     for fault in ["", "respond=502", "delay=300@loaded"] {
         rename(&service.http, "milk", "a", fault).await;
     }
-    let slow = rename(&service.http, "milk", "slow", "delay=300@loaded");
+    let slow = rename(&service.http, "milk", "slow", "delay=1000@loaded");
     let waiting = async {
         crate::support::eventually("it is leased", async || {
             !crate::aggregates::leases(&service.http).await.is_empty()
@@ -168,20 +168,20 @@ async fn leases_are_counted(backend: Backend) {
         0.0
     );
     let waited = samples["rocket_tx_lease_wait_seconds_total"];
-    assert!((0.05..1.0).contains(&waited), "{waited}");
+    assert!((0.05..30.0).contains(&waited), "{waited}");
 }
 
-/// One database has committed, and nobody knows of the other.
+/// One database has committed, and the other never heard of its COMMIT.
 async fn each_database_is_counted_for_itself() {
     let mut databases = Databases::new(Backend::Postgres).await;
     let proxy = databases.by_proxy(In::Audit).await;
     let service = Service::on(Arc::new(databases), &[]).await;
-    proxy.set("COMMIT", Break::After);
+    proxy.set("COMMIT", Break::Before);
     let answer = service.new_todo("a", "").await;
     assert!(proxy.has_sprung());
-    assert_eq!(answer.outcome(), Some("unknown"));
+    assert_eq!(answer.outcome(), Some("partial"));
     let samples = scraped(&service).await;
-    for (database, outcome) in [("main", "committed"), ("audit", "unknown")] {
+    for (database, outcome) in [("main", "committed"), ("audit", "rolled-back")] {
         let name = format!(
             "rocket_tx_databases_settled_total{{database=\"{database}\",outcome=\"{outcome}\",reason=\"status\"}}"
         );

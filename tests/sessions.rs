@@ -299,7 +299,7 @@ mod postgres {
         ),
         (
             "SELECT pg_advisory_lock(4711)",
-            "SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory'",
+            "SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
         ),
         (
             "LISTEN gossip",

@@ -131,13 +131,11 @@ pub fn service(figment: Figment) -> Rocket<Build> {
                 .observer(faults::Crash),
         )
         .attach(metrics::Arrivals)
-        .attach(AdHoc::on_ignite("Metrics", |rocket| async {
-            metrics.attach(rocket)
-        }))
         .attach(AdHoc::try_on_ignite("Configuration", Config::manage))
         .attach(cors::Cors)
         .attach(site::shield())
         .manage(changes)
+        .manage(metrics)
         .mount("/", traced(routes))
         .register("/", problem_catchers())
         .register("/", catchers![no_such_address])

@@ -189,8 +189,8 @@ fn of_sqlstate(fatal: bool, state: &str) -> ErrorClass {
         // serialization_failure, deadlock_detected, lock_not_available, query_canceled (a
         // statement timeout), out_of_memory
         "40001" | "40P01" | "55P03" | "57014" | "53200" => ErrorClass::Busy,
-        // read_only_sql_transaction, disk_full
-        "25006" | "53100" => ErrorClass::NotWritable,
+        // disk_full. A write in a transaction that was begun to read is the handler's mistake.
+        "53100" => ErrorClass::NotWritable,
         // in_failed_sql_transaction
         "25P02" => ErrorClass::Aborted,
         // no_active_sql_transaction
@@ -237,6 +237,8 @@ fn of_sqlite(extended: i32) -> ErrorClass {
     match (extended, extended & 0xff) {
         (CONSTRAINT_COMMITHOOK, _) => ErrorClass::Ended { undone: true },
         (_, primary::BUSY | primary::LOCKED) => ErrorClass::Busy,
+        // Through a connection that only reads: the handler's mistake, not the file's.
+        (primary::READONLY, _) => ErrorClass::Other,
         (_, primary::READONLY | primary::FULL) => ErrorClass::NotWritable,
         (_, primary::CONSTRAINT) => ErrorClass::Constraint,
         _ => ErrorClass::Other,
@@ -272,7 +274,7 @@ mod tests {
             (true, "08P01", ErrorClass::Lost),
             (true, "08006", ErrorClass::Lost),
             (true, "XX000", ErrorClass::Lost),
-            (false, "25006", ErrorClass::NotWritable),
+            (false, "25006", ErrorClass::Other),
             (false, "53100", ErrorClass::NotWritable),
             (false, "25P01", ErrorClass::Ended { undone: false }),
             (false, "25P02", ErrorClass::Aborted),

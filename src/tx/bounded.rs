@@ -80,7 +80,8 @@ impl Handler for Bounded {
 fn give_up<'r>(request: &'r Request<'_>, limit: Duration) -> Outcome<'r> {
     let error = Error::HandlerTimeout(limit);
     if let Some(outstanding) = RequestContext::of(request).and_then(RequestContext::outstanding) {
-        outstanding.doom(Status::ServiceUnavailable, error.to_string());
+        // It fails only where the verdict has fallen, and no handler runs then.
+        let _ = outstanding.doom(Status::ServiceUnavailable, error.to_string());
         outstanding.abandon();
     }
     match error.respond_to(request) {

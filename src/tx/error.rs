@@ -81,7 +81,7 @@ pub enum Error {
     )]
     OutOfOrder(&'static str),
 
-    /// The answer has been decided: a guard, a resource or a hook came too late. 500.
+    /// The answer has been decided: a guard, a resource, a hook or a doom came too late. 500.
     #[error("this request has been settled; what comes after it needs a transaction of its own")]
     Settled,
 
@@ -98,8 +98,7 @@ pub enum Error {
     #[error("the database cannot be reached: {0}; retry")]
     Unreachable(#[source] sqlx::Error),
 
-    /// The database takes no writes: a standby, a server that was made read-only, a full disk. 503;
-    /// as the answer of a request that had nothing but a read-only guard, 500: its handler is wrong.
+    /// The database takes no writes: a standby, a server that was made read-only, a full disk. 503.
     #[error("the database takes no writes now: {0}; retry when it does")]
     NotWritable(#[source] sqlx::Error),
 
@@ -149,7 +148,8 @@ pub enum Error {
     /// A resource refused, for a reason of its own.
     #[error("{reason}")]
     Refused {
-        /// The status to answer with.
+        /// The status to answer with, from 400 to 599. A refusal is never told as a success: any
+        /// other becomes a 500, and is logged.
         status: Status,
         /// Shown to the client.
         reason: Cow<'static, str>,
@@ -158,11 +158,16 @@ pub enum Error {
     /// `outstanding.doom(status, reason)` was called.
     #[error("{reason}")]
     Doomed {
-        /// The status to answer with.
+        /// The status to answer with, from 400 to 599; any other becomes a 500, and is logged.
         status: Status,
         /// Shown to the client.
         reason: Cow<'static, str>,
     },
+
+    /// The response had a status below 200, which ends no request: HTTP servers send another one in
+    /// its place. 500.
+    #[error("the service answered with the status {}, which is not final; nothing was changed", .0.code)]
+    NotFinal(Status),
 
     /// A guard was still held when the response was ready. 500.
     #[error("the transaction of {} was still in use when the response was ready; guards must not outlive their handler", .0.join(", "))]
@@ -203,7 +208,9 @@ impl Error {
             | Self::SettleTimeout(_) => Status::ServiceUnavailable,
             Self::Constraint { .. } | Self::Conflict(_) => Status::Conflict,
             Self::NotFound => Status::NotFound,
-            Self::Refused { status, .. } | Self::Doomed { status, .. } => *status,
+            Self::Refused { status, .. } | Self::Doomed { status, .. } if is_failure(*status) => {
+                *status
+            }
             _ => Status::InternalServerError,
         }
     }
@@ -258,6 +265,7 @@ impl Error {
             Self::Conflict(_) => ("conflict", self.to_string().into()),
             Self::Refused { .. } => ("refused", self.to_string().into()),
             Self::Doomed { .. } => ("doomed", self.to_string().into()),
+            Self::NotFinal(_) => ("not-final", self.to_string().into()),
             Self::Leaked(_) => ("leaked", self.to_string().into()),
             Self::Panicked => (
                 "panicked",
@@ -276,6 +284,18 @@ impl Error {
             context.is_known_trouble.store(true, Ordering::Relaxed);
         }
         is_known
+    }
+
+    /// Says in the log that somebody gave a failure the status of a success.
+    pub(super) fn report_success(&self) {
+        if let Self::Refused { status, reason } | Self::Doomed { status, reason } = self
+            && !is_failure(*status)
+        {
+            tracing::error!(
+                status = status.code, %reason,
+                "a refusal cannot be answered with this status; it becomes a 500: give it one from 400 to 599"
+            );
+        }
     }
 
     /// What really happened, when a request ended in this error.
@@ -314,6 +334,11 @@ impl From<RollbackError> for Error {
     }
 }
 
+/// Whether it tells a client that nothing was done.
+fn is_failure(status: Status) -> bool {
+    (400..600).contains(&status.code)
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match ErrorClass::of(&error) {
@@ -338,25 +363,15 @@ impl From<sqlx::Error> for Error {
 
 impl<'r> Responder<'r, 'static> for Error {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
+        self.report_success();
         let id = RequestContext::of(request).map(|context| context.id);
-        let error = match self {
-            // A mistake of the handler's, and not of the database.
-            Self::NotWritable(error) if !may_write(request) => Self::Database(error),
-            error => error,
-        };
-        if error.is_known_trouble(request) {
-            tracing::debug!(request = ?id, error = %Chain(&error), "a request failed");
-        } else if error.status().class().is_server_error() {
-            tracing::warn!(request = ?id, error = %Chain(&error), "a request failed");
+        if self.is_known_trouble(request) {
+            tracing::debug!(request = ?id, error = %Chain(&self), "a request failed");
+        } else if self.status().class().is_server_error() {
+            tracing::warn!(request = ?id, error = %Chain(&self), "a request failed");
         }
-        error.problem().respond_to(request)
+        self.problem().respond_to(request)
     }
-}
-
-/// Whether the request has a transaction that may write.
-fn may_write(request: &Request<'_>) -> bool {
-    let outstanding = RequestContext::of(request).and_then(RequestContext::outstanding);
-    outstanding.is_some_and(|outstanding| outstanding.may_write())
 }
 
 /// An error with its causes, for the log.

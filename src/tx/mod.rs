@@ -13,6 +13,7 @@
 //! | `verdict` | [`Verdict`], [`Commit`], [`Rollback`]: what is to be done, and why |
 //! | `settlement` | [`Settlement`]: the fairing that a service attaches, and what it was told |
 //! | `answer` | the half of it that sees the response: reads the verdict off it, and has it settled |
+//! | `coming_last` | seeing to it that no response fairing runs after it |
 //! | `collected` | what is taken out of the registry to be settled |
 //! | `settle` | carrying the verdict out on every resource |
 //! | `replace` | making a response another one: what of it stays |
@@ -34,6 +35,7 @@ mod answer;
 mod bounded;
 mod checkout;
 mod collected;
+mod coming_last;
 mod context;
 mod error;
 mod feed;

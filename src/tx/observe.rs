@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rocket::Request;
+use rocket::http::Status;
 
 use super::context::RequestId;
 use super::error::Error;
 use super::live::Settled;
-use super::settle::shielded;
+use super::panics::shielded;
 
 /// What is done to a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -66,6 +67,10 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Everything is done; the response is about to leave.
     fn settled(&self, _request: &Request<'_>, _settled: &Settled) {}
+
+    /// The response of any request, with or without a transaction, leaves with this status.
+    /// Response fairings run before settlement, and may see another one.
+    fn responded(&self, _request: &Request<'_>, _status: Status) {}
 }
 
 /// All observers of a service. A panic in one harms nobody.

@@ -12,7 +12,7 @@ use rocket_db_pools::Database;
 use tracing::Instrument;
 
 use super::error::Error;
-use super::guard::failed;
+use super::guard::failed_to_read;
 use super::lent::ConnectionOf;
 use super::outstanding::Outstanding;
 use super::sentinel;
@@ -143,7 +143,7 @@ where
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
         match Self::of(request).await {
             Ok(read) => Outcome::Success(read),
-            Err(error) => failed(request, error),
+            Err(error) => failed_to_read(request, error),
         }
     }
 }

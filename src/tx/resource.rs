@@ -28,8 +28,9 @@ pub enum Phase {
 /// durable; then `commit` of the releases. If any prepare fails, or the verdict is rollback,
 /// `rollback` of all, databases first: each is tried, whatever the others did.
 ///
-/// All of it runs in the request's task, within `settle_timeout`, under `catch_unwind`. A future
-/// that takes longer is dropped, and the resource after it. A resource that is dropped unsettled
+/// All of it runs in the request's task, within `settle_timeout`, under `catch_unwind`. Prepare and
+/// the first commit have to leave a quarter of it, a second at most, for what follows; rollbacks and
+/// releases share what is left. A future that takes longer is dropped, and the resource after it. A resource that is dropped unsettled
 /// (the process ends) gets no call: keep what must survive that in a database.
 ///
 /// ```
@@ -115,7 +116,7 @@ impl Settling<'_> {
         self.request
     }
 
-    /// When settling must be over.
+    /// When the step that is being taken must be over; its future is dropped then.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }

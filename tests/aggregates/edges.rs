@@ -1,11 +1,12 @@
 //! What goes wrong between the steps: futures that are dropped half-way, tasks of one request that
 //! meet, responses that are never settled, projections that misbehave.
 
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rocket::fairing::AdHoc;
 use rocket::futures::future::join;
+use rocket::http::Status;
 use rocket::tokio::time::sleep;
 use rocket::{Build, Rocket, post, routes};
 use rocket_tx::aggregate::{self, Aggregate, Aggregates, EventRecord, Projection};
@@ -52,7 +53,7 @@ async fn add_number(
 
 /// Begun before, so that it is open when the flush is abandoned.
 #[post("/flush/dropped")]
-async fn flush_dropped(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
+async fn flush_dropped(counters: Counters, main: Begin<Main>) -> Result<Status, Error> {
     let mut all = counters.get_all(&["a", "b"]).await?;
     for counter in all.iter_mut().flatten() {
         counter.record(Added { number: 1 })?;
@@ -62,13 +63,17 @@ async fn flush_dropped(counters: Counters, main: Begin<Main>) -> Result<(), Erro
     drop(main.begin().await?);
     let mut flush = Box::pin(counters.flush());
     let polled = flush.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-    // A server on this machine may have answered already.
-    let is_done = polled.is_ready();
     drop(flush);
     sleep(20 * MS).await;
-    match is_done {
-        true => Err(Error::NotFound),
-        false => Ok(()),
+    Ok(abandoned(&polled))
+}
+
+/// A success either way; the test must see one that was abandoned. A server on this machine may
+/// have answered before the first poll ended.
+fn abandoned<T>(polled: &Poll<T>) -> Status {
+    match polled {
+        Poll::Ready(_) => Status::Ok,
+        Poll::Pending => Status::Accepted,
     }
 }
 
@@ -85,13 +90,13 @@ async fn flush_swallowed(counters: Counters) -> Result<(), Error> {
 }
 
 #[post("/begin/dropped")]
-async fn begin_dropped(counters: Counters, audit: Begin<Audit>) -> Result<(), Error> {
+async fn begin_dropped(counters: Counters, audit: Begin<Audit>) -> Result<Status, Error> {
     add(&counters, "a", 1).await?;
     // It begins the transaction of `main` first, and is abandoned in that.
     let mut begin = Box::pin(audit.begin());
-    let _done_or_not = begin.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    let is_abandoned = abandoned(&begin.as_mut().poll(&mut Context::from_waker(Waker::noop())));
     drop(begin);
-    Ok(())
+    Ok(is_abandoned)
 }
 
 /// Has the lease, and wants the database behind it.
@@ -167,7 +172,7 @@ async fn again(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
 async fn slow(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
     let mut counter = get(&counters, "a").await?;
     drop(main.begin().await?);
-    sleep(1_000 * MS).await;
+    sleep(2_500 * MS).await;
     counter.record(Added { number: 1 })?;
     Ok(counters.commit(&mut counter).await?)
 }
@@ -176,7 +181,7 @@ async fn slow(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
 #[post("/elsewhere")]
 async fn elsewhere(counters: Counters, audit: Begin<Audit>) -> Result<(), Error> {
     let _counter = get(&counters, "a").await?;
-    sleep(1_200 * MS).await;
+    sleep(2_500 * MS).await;
     Ok(note(&mut *audit.begin().await?, "under a lost lease").await?)
 }
 
@@ -211,8 +216,9 @@ impl Projection<Counter, Connection> for Misbehaving {
 
 async fn stage(backend: Backend) -> Stage {
     let settings = [
-        ("lease_ttl", "\"2s\""),
-        ("lease_max_wait", "\"3s\""),
+        // Renewed after 2 s. What is seen free within 5 s was released, and has not expired.
+        ("lease_ttl", "\"6s\""),
+        ("lease_max_wait", "\"60s\""),
         ("lease_retry_interval", "\"10ms\""),
         ("databases.audit.max_connections", "1"),
     ];
@@ -266,7 +272,7 @@ async fn free(stage: &Stage) {
         stage.databases.texts(In::Main, rows).await.is_empty()
     })
     .await;
-    assert!(started.elapsed() < 1_000 * MS, "it has expired");
+    assert!(started.elapsed() < 5_000 * MS, "it has expired");
     stage.nothing_is_stuck().await;
 }
 
@@ -285,22 +291,36 @@ async fn a_response_that_is_never_settled_leaves_nothing(backend: Backend) {
 
 async fn a_flush_is_done_or_dooms(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /flush/dropped").await;
-    assert_eq!(answer.outcome(), Some("rolled-back"), "{answer:?}");
-    assert_eq!(stored(&stage).await, BEFORE);
+    // Done is a success; until one was abandoned half-way nothing is shown.
+    let mut done = 0;
+    let answer = loop {
+        let answer = stage.send("POST /flush/dropped").await;
+        if answer.told() != (200, Some("committed")) {
+            break answer;
+        }
+        done += 1;
+        assert!(done < 100, "no flush was abandoned");
+    };
+    assert_eq!(answer.told(), (500, Some("rolled-back")), "{answer:?}");
+    assert_eq!(stored(&stage).await.len(), 2 + 2 * done);
+    let before = stored(&stage).await;
     let answer = stage.send("POST /flush/swallowed").await;
     assert_eq!(answer.outcome(), Some("rolled-back"));
     assert!([409, 500].contains(&answer.status), "{answer:?}");
-    assert_eq!(stored(&stage).await, BEFORE);
+    assert_eq!(stored(&stage).await, before);
     free(&stage).await;
 }
 
 async fn an_abandoned_begin_forgets_nothing(backend: Backend) {
     let stage = stage(backend).await;
-    for number in 2..5 {
+    let (mut sent, mut abandoned) = (0, 0);
+    while abandoned < 3 {
         let answer = stage.send("POST /begin/dropped").await;
-        assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
-        assert_eq!(stored(&stage).await.len(), number + 1);
+        assert_eq!(answer.outcome(), Some("committed"), "{answer:?}");
+        sent += 1;
+        abandoned += u32::from(answer.status == 202);
+        assert_eq!(stored(&stage).await.len(), 2 + sent);
+        assert!(sent < 100, "no begin was abandoned");
     }
     free(&stage).await;
 }
@@ -339,7 +359,7 @@ async fn tasks_of_one_request_ask_in_turn(backend: Backend) {
         assert_eq!(first.told(), (200, Some("committed")), "{first:?}");
         assert_eq!(second.told(), (200, Some("committed")), "{second:?}");
         assert!(
-            started.elapsed() < 2_000 * MS,
+            started.elapsed() < 30_000 * MS,
             "{one}: {:?}",
             started.elapsed()
         );
@@ -370,7 +390,8 @@ async fn a_renewal_that_waits_is_not_waited_for(backend: Backend) {
     let started = Instant::now();
     let answer = stage.send("POST /slow").await;
     assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
-    assert!(started.elapsed() < 2_000 * MS, "{:?}", started.elapsed());
+    // It would wait for the writer for `busy_timeout`, which is 5 s.
+    assert!(started.elapsed() < 7_000 * MS, "{:?}", started.elapsed());
     free(&stage).await;
 }
 

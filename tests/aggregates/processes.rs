@@ -2,10 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rocket::futures::future::{join, join_all};
-use rocket::serde::json::json;
+use rocket::serde::json::{Value, json};
+use rocket_db_pools::Pool;
+use rocket_tx::db::UrlPool;
+use rocket_tx::lock::{Hold, UrlLockManager};
 
 use super::{create, events, leases, rename, rename_that_is_lost};
 use crate::support::{Backend, Databases, Http, Service, Starting, eventually};
@@ -61,7 +65,7 @@ async fn eight_processes_lose_and_repeat_nothing(backend: Backend) {
 
 /// Stopped with a lease and nothing else, past its time to live, while another takes over.
 async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
-    let settings = [("ROCKET_LEASE_TTL", "500ms")];
+    let settings = [("ROCKET_LEASE_TTL", "2s"), ("ROCKET_LEASE_MAX_WAIT", "60s")];
     let services = processes(backend, 2, &settings).await;
     let [stopped, other] = &services[..] else {
         panic!("two were started");
@@ -69,7 +73,7 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
     create(&other.http, "milk").await;
     let http = stopped.http.clone();
     let late =
-        tokio::spawn(async move { rename(&http, "milk", "late", "delay=1000@loaded").await });
+        tokio::spawn(async move { rename(&http, "milk", "late", "delay=8000@loaded").await });
     eventually("it is leased", async || {
         !leases(&other.http).await.is_empty()
     })
@@ -82,7 +86,7 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
     // Yet another holder, while the first goes on.
     let http = other.http.clone();
     let holding =
-        tokio::spawn(async move { rename(&http, "milk", "holding", "delay=3000@loaded").await });
+        tokio::spawn(async move { rename(&http, "milk", "holding", "delay=8000@loaded").await });
     let mut held = Vec::new();
     eventually("it is leased again", async || {
         held = leases(&other.http).await;
@@ -105,88 +109,92 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
     assert_eq!(tasks, ["first", "in time", "holding"]);
 }
 
-/// Within its time to live, a retry interval with its jitter, and one bounded statement.
+/// When its time to live is over, and not before.
 async fn the_lease_of_a_killed_process_is_taken_over(backend: Backend) {
-    let settings = [("ROCKET_LEASE_TTL", "2s")];
+    let settings = [("ROCKET_LEASE_TTL", "2s"), ("ROCKET_LEASE_MAX_WAIT", "60s")];
     let mut services = processes(backend, 2, &settings).await;
     let other = services.pop().unwrap();
     let killed = services.pop().unwrap();
     create(&other.http, "milk").await;
+    let asked = Instant::now();
     let lost = rename_that_is_lost(&killed.http, "milk");
     eventually("it is leased", async || {
         !leases(&other.http).await.is_empty()
     })
     .await;
     killed.signal("KILL");
-    let started = Instant::now();
     let answer = rename(&other.http, "milk", "next", "").await;
-    let took = started.elapsed();
+    let took = asked.elapsed();
     assert_eq!(answer.told(), (200, Some("committed")));
     assert!(lost.await.unwrap());
-    // 2 s, 50 ms and half as much again, 50 ms; and as long again for a busy machine.
-    assert!(took < 2_000 * MS + 125 * MS + 1_000 * MS, "{took:?}");
-    assert!(took > 1_000 * MS, "{took:?}");
+    assert!((2_000 * MS..30_000 * MS).contains(&took), "{took:?}");
     let stored = events(&other.http, "milk").await;
     assert_eq!(stored.len(), 2);
 }
 
-/// 16 clients of each of two processes want the same aggregate all the time.
+/// 16 clients of each of two processes want the same aggregate all the time. A wait is counted in
+/// hand-overs: how many others had it since the client had it last.
 async fn nobody_waits_for_ever(backend: Backend) {
-    let services = processes(backend, 2, &[]).await;
+    const CLIENTS: usize = 32;
+    const RENAMES: u64 = 3_000;
+
+    let services = processes(backend, 2, &[("ROCKET_LEASE_MAX_WAIT", "60s")]).await;
     create(&services[0].http, "milk").await;
-    let until = Instant::now() + Duration::from_secs(20);
+    let newest = AtomicU64::new(1);
     let client = async |number: usize| {
         let http = &services[number % 2].http;
-        let (mut done, mut longest) = (0_u32, Duration::ZERO);
-        while Instant::now() < until {
-            let started = Instant::now();
+        let mut turns = vec![1];
+        while newest.load(Ordering::Relaxed) < RENAMES {
             let answer = rename(http, "milk", "again", "").await;
             assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
-            longest = longest.max(started.elapsed());
-            done += 1;
+            let version = answer.json::<Value>()["version"].as_u64().unwrap();
+            newest.fetch_max(version, Ordering::Relaxed);
+            turns.push(version);
         }
-        (done, longest)
+        turns
     };
-    let clients = join_all((0..32).map(client)).await;
-    let total: u32 = clients.iter().map(|(done, _)| done).sum();
-    let longest = clients.iter().map(|(_, longest)| *longest).max().unwrap();
-    println!("{backend:?}: {total} renames, the longest took {longest:?}");
-    // `lease_max_wait` is 5 s, and past it they would have been told 503. Where no process gives way
-    // to the other it comes to 4 s.
-    assert!(longest < Duration::from_millis(2_500), "{longest:?}");
+    let clients = join_all((0..CLIENTS).map(client)).await;
+    let total: usize = clients.iter().map(|turns| turns.len() - 1).sum();
+    let gaps = clients
+        .iter()
+        .flat_map(|turns| turns.windows(2).map(|pair| pair[1] - pair[0]));
+    let longest = gaps.max().unwrap();
+    println!("{backend:?}: {total} renames, the longest wait was for {longest} of them");
+    assert!(longest < 30 * CLIENTS as u64, "{longest}");
     let stored = events(&services[0].http, "milk").await;
-    assert_eq!(stored.len(), total as usize + 1);
+    assert_eq!(stored.len(), total + 1);
 }
 
-/// 200 wait for one key, and hold nothing that others need.
+/// 200 wait for one key, and hold nothing that others need: with four connections a database, others
+/// are answered before the first of them gives up.
 async fn waiters_hold_no_connection(backend: Backend) {
+    const WAITERS: usize = 200;
+
     let databases = Arc::new(Databases::new(backend).await);
     let few = databases.variable_with("max_connections=4");
     let settings = [
         ("ROCKET_DATABASES", few.as_str()),
-        ("ROCKET_LEASE_MAX_WAIT", "4s"),
+        ("ROCKET_LEASE_MAX_WAIT", "8s"),
         ("ROCKET_WORKERS", "2"),
     ];
-    let services = join_all([
-        Service::on(Arc::clone(&databases), &settings),
-        Service::on(Arc::clone(&databases), &settings),
-    ])
-    .await;
-    let (holder, http) = (&services[0].http, &services[1].http);
+    let service = Service::on(Arc::clone(&databases), &settings).await;
+    let http = &service.http;
     create(http, "milk").await;
-    let usual = others(http).await;
-    let held = holder.clone();
-    let held =
-        tokio::spawn(async move { rename(&held, "milk", "held", "delay=9000@loaded").await });
-    eventually("it is leased", async || !leases(http).await.is_empty()).await;
+    // Another process holds it, until the last of them has given up.
+    let figment = databases.figment().focus("databases.main");
+    let figment = figment.merge(("connect_timeout", 5));
+    let pool = UrlPool::init(&figment).await.unwrap();
+    let held = UrlLockManager::new(&pool).acquire("todo:milk").await;
+    let held = held.unwrap();
 
-    let started = Instant::now();
-    let waiters: Vec<_> = (0..200)
+    let given_up = Arc::new(AtomicU64::new(0));
+    let waiters: Vec<_> = (0..WAITERS)
         .map(|number| {
-            let http: Http = http.clone();
+            let (http, given_up): (Http, _) = (http.clone(), Arc::clone(&given_up));
             tokio::spawn(async move {
                 let started = Instant::now();
                 let answer = rename(&http, "milk", &number.to_string(), "").await;
+                given_up.fetch_add(1, Ordering::SeqCst);
                 (answer, started.elapsed())
             })
         })
@@ -195,36 +203,24 @@ async fn waiters_hold_no_connection(backend: Backend) {
         leases(http).await[0]["wanted"] == true
     })
     .await;
-    let meanwhile = others(http).await;
-    assert!(started.elapsed() < 4_000 * MS, "it was too slow to tell");
-    assert!(
-        meanwhile < usual * 10 + 20 * MS,
-        "{usual:?}, then {meanwhile:?}"
-    );
-    for waiter in waiters {
-        let (answer, took) = waiter.await.unwrap();
-        assert_eq!(answer.told(), (503, Some("rolled-back")), "{answer:?}");
-        assert_eq!(answer.header("retry-after"), Some("1"));
-        // From when the service has the request: a client of 200 takes its time.
-        assert!((3_900 * MS..8_000 * MS).contains(&took), "{took:?}");
-    }
-    assert_eq!(held.await.unwrap().told(), (200, Some("committed")));
-}
-
-/// How long other endpoints take to answer: the median of some rounds.
-async fn others(http: &Http) -> Duration {
-    let mut times = Vec::new();
-    for _ in 0..15 {
-        let started = Instant::now();
+    let mut rounds = 0;
+    while rounds < 15 && given_up.load(Ordering::SeqCst) == 0 {
         let answer = http.json("POST /todos", r#"{"title":"other"}"#).await;
         assert_eq!(answer.status, 201, "{answer:?}");
         for path in ["GET /todos", "GET /aggregates/todos", "GET /audit?limit=1"] {
             assert_eq!(http.send(path).await.status, 200);
         }
-        times.push(started.elapsed());
+        rounds += 1;
     }
-    times.sort();
-    times[times.len() / 2]
+    println!("{backend:?}: {rounds} rounds of others meanwhile");
+    assert!(rounds > 1, "others had to wait");
+    for waiter in waiters {
+        let (answer, took) = waiter.await.unwrap();
+        assert_eq!(answer.told(), (503, Some("rolled-back")), "{answer:?}");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        assert!(took > 7_900 * MS, "{took:?}");
+    }
+    held.release().await.unwrap();
 }
 
 /// All at once, of two processes, in opposite orders.
@@ -259,7 +255,8 @@ mod postgres_clock {
     async fn a_postgres_client_whose_clock_is_an_hour_off_changes_nothing() {
         let databases = Arc::new(Databases::new(Backend::Postgres).await);
         let settings = [
-            ("ROCKET_LEASE_TTL", "1s"),
+            ("ROCKET_LEASE_TTL", "2s"),
+            ("ROCKET_LEASE_MAX_WAIT", "60s"),
             // tokio's timers go by the monotonic clock, which no operator sets.
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ];
@@ -280,7 +277,7 @@ mod postgres_clock {
             for (holder, other) in [(&off, &honest), (&honest, &off)] {
                 let http = holder.http.clone();
                 let slow = tokio::spawn(async move {
-                    rename(&http, "milk", "slow", "delay=1500@loaded").await
+                    rename(&http, "milk", "slow", "delay=8000@loaded").await
                 });
                 let mut held = Vec::new();
                 eventually("it is leased", async || {
@@ -289,7 +286,7 @@ mod postgres_clock {
                 })
                 .await;
                 let expires = held[0]["expires_in_ms"].as_i64().unwrap();
-                assert!((0..=1_000).contains(&expires), "{held:?}");
+                assert!((0..=2_000).contains(&expires), "{held:?}");
                 let waited = rename(&other.http, "milk", "waited", "").await;
                 let slow = slow.await.unwrap();
                 assert_eq!(slow.told(), (200, Some("committed")), "{slow:?}");

@@ -13,7 +13,7 @@ use crate::support::{Backend, Main, Stage, eventually};
 
 async fn stage(backend: Backend) -> Stage {
     let settings = [
-        ("lease_max_wait", "\"3s\""),
+        ("lease_max_wait", "\"8s\""),
         ("lease_retry_interval", "\"10ms\""),
     ];
     let stage = Stage::with(backend, &settings, service).await;
@@ -106,16 +106,15 @@ async fn one_by_one_in_opposite_orders(backend: Backend) {
             let answer = stage.send(&format!("POST /one-by-one/{order}")).await;
             match answer.told() {
                 (200, Some("committed")) => done += 1,
-                (503, Some("rolled-back")) => {}
+                (503, Some("rolled-back")) => {
+                    assert!(answer.body.contains("must not wait"), "{answer:?}");
+                }
                 _ => panic!("{answer:?}"),
             }
         }
         done
     };
-    let started = Instant::now();
     let done: usize = join_all((0..6).map(client)).await.into_iter().sum();
-    let took = started.elapsed();
-    assert!(took < Duration::from_secs(10), "somebody waited: {took:?}");
     // Those that go forwards only wait.
     assert!(done >= 30, "{done}");
     assert_eq!(
@@ -160,12 +159,17 @@ async fn who_holds_a_transaction_never_waits(backend: Backend) {
             (503, Some("rolled-back")),
             "{what}: {answer:?}"
         );
-        assert!(took < Duration::from_secs(2), "{what}: {took:?}");
+        assert!(answer.body.contains("must not wait"), "{answer:?}");
+        assert!(took < Duration::from_secs(7), "{what}: {took:?}");
     }
     let started = Instant::now();
     let answer = stage.send("POST /add/a").await;
     assert_eq!(answer.told(), (503, Some("rolled-back")));
-    assert!(started.elapsed() > Duration::from_millis(2_900), "it waits");
+    assert!(
+        answer.body.contains("was held by somebody else for"),
+        "{answer:?}"
+    );
+    assert!(started.elapsed() > Duration::from_millis(7_900), "it waits");
     drop(held);
     free(&stage).await;
 }
@@ -192,7 +196,7 @@ async fn transactions_first_never_hang(backend: Backend) {
     };
     let started = Instant::now();
     let done: usize = join_all((0..9).map(client)).await.into_iter().sum();
-    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(started.elapsed() < Duration::from_secs(60));
     let stored = total_of(&stage, "a").await;
     assert!(
         stored.starts_with(&format!("{done} at ")),

@@ -150,7 +150,7 @@ async fn rows_of_others_are_not_told_as_ones_own(backend: Backend) {
     let service = Service::start(backend).await;
     let browser = open(&service, "/console").await;
     heard(&service).await;
-    let slow = service.new_todo("slow", "delay=1000");
+    let slow = service.new_todo("slow", "delay=3000");
     let quick = async {
         eventually("the first is under way", async || {
             let registry: Value = service.get("/registry").await.json();
@@ -230,8 +230,7 @@ async fn it_is_run_by_keyboard(backend: Backend) {
     browser
         .press(&[Key::Backspace, Key::Backspace, Key::Backspace])
         .await;
-    let field = browser.client.active_element().await.unwrap();
-    field.send_keys("418").await.unwrap();
+    browser.keys("418").await;
     browser.press(&[Key::Enter]).await;
     browser.shows(".request .status", &["→ 418"]).await;
     browser.shows(".request .badge", &["rolled-back"]).await;

@@ -169,7 +169,9 @@ async fn free_leases(service: &Service, browser: &Browser) {
     let stored: Value = service.get("/leases").await.json();
     if stored["leases"] != json!([]) {
         // By keyboard: the ages beside it change, and it keeps the focus.
-        browser.find(".leases button").await;
+        browser
+            .until("document.querySelector('.leases button')")
+            .await;
         browser
             .eval("document.querySelector('.leases button').focus()")
             .await;

@@ -26,8 +26,7 @@ async fn start_editing(browser: &Browser, place: usize) {
 async fn edit_to(browser: &Browser, title: &str, last: Key) {
     browser.eval("document.activeElement.select()").await;
     let keys = format!("{title}{}", char::from(last));
-    let field = browser.client.active_element().await.unwrap();
-    field.send_keys(&keys).await.unwrap();
+    browser.keys(&keys).await;
 }
 
 async fn it_is_a_todo_app(backend: Backend) {

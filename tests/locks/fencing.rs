@@ -34,9 +34,11 @@ impl Told {
         }
     }
 
-    /// Takes each key a few times, and leaves some leases unreleased.
-    async fn take(&mut self, manager: &UrlLockManager, what: &str) {
+    /// Takes each key a few times; a process that is gone then leaves some leases unreleased.
+    async fn take(&mut self, manager: &UrlLockManager, url: &str, what: &str) {
+        let dying = manager_on(url).await;
         for turn in 0..3 {
+            let manager = if turn < 2 { manager } else { &dying };
             for key in KEYS {
                 let lease = acquired(manager, key).await;
                 self.given(key, lease.fencing_token(), what);
@@ -97,12 +99,12 @@ async fn rounds_of_crashes(clock: Option<&str>) {
             0 => first.clone(),
             _ => manager_on(&url).await,
         };
-        told.take(&manager, &format!("round {round}")).await;
-        match round % 3 {
-            0 => cluster.crash().await,
-            1 => cluster.kill().await,
+        told.take(&manager, &url, &format!("round {round}")).await;
+        match (round % 3, clock) {
+            (0, _) => cluster.crash().await,
+            (1, _) | (_, Some(_)) => cluster.kill().await,
             // One of its processes is killed: the server starts anew by itself.
-            _ => {
+            (_, None) => {
                 let mut admin = cluster.admin().await;
                 cluster.signal_processes("KILL", |title| title.contains("checkpointer"));
                 eventually("connections end", async || admin.ping().await.is_err()).await;
@@ -139,11 +141,11 @@ mod postgres {
         let mut cluster = Cluster::start().await;
         cluster.set_clock("+0s");
         cluster.restart().await;
-        let (_, manager) = with_leases(&cluster).await;
+        let (url, manager) = with_leases(&cluster).await;
         let mut told = Told::default();
         for clock in ["+0s", "-1h", "-3h", "+1h", "-1h"] {
             cluster.set_clock(clock);
-            told.take(&manager, clock).await;
+            told.take(&manager, &url, clock).await;
         }
     }
 
@@ -152,21 +154,22 @@ mod postgres {
     async fn a_failover_repeats_no_fencing_token() {
         for (clock, has_the_first) in [("+0s", false), ("+0s", true), ("-1h", true)] {
             let mut primary = Cluster::start().await;
-            let (_, manager) = with_leases(&primary).await;
+            let (url, manager) = with_leases(&primary).await;
             let mut standby = primary.standby().await;
             standby.set_clock(clock);
             standby.restart().await;
             let mut told = Told::default();
             if has_the_first {
-                told.take(&manager, "before the standby lags").await;
+                told.take(&manager, &url, "before the standby lags").await;
             }
             primary.wait_for(&standby).await;
             primary.stop_replication();
-            told.take(&manager, "while the standby lags").await;
+            told.take(&manager, &url, "while the standby lags").await;
             primary.kill().await;
             standby.promote().await;
-            let manager = manager_on(&standby.url("main")).await;
-            told.take(&manager, &format!("after the failover, {clock}"))
+            let url = standby.url("main");
+            let manager = manager_on(&url).await;
+            told.take(&manager, &url, &format!("after the failover, {clock}"))
                 .await;
         }
     }
@@ -177,7 +180,7 @@ mod postgres {
         let cluster = Cluster::start().await;
         let (url, manager) = with_leases(&cluster).await;
         let mut told = Told::default();
-        told.take(&manager, "before the backup").await;
+        told.take(&manager, &url, "before the backup").await;
         let close = async |manager| {
             drop::<UrlLockManager>(manager);
             let mut admin = cluster.admin().await;
@@ -192,7 +195,7 @@ mod postgres {
             .await
             .unwrap();
         let manager = manager_on(&url).await;
-        told.take(&manager, "after the backup").await;
+        told.take(&manager, &url, "after the backup").await;
         let mut admin = close(manager).await;
         admin
             .execute("DROP DATABASE main WITH (FORCE)")
@@ -203,7 +206,7 @@ mod postgres {
             .await
             .unwrap();
         let manager = manager_on(&url).await;
-        told.take(&manager, "restored").await;
+        told.take(&manager, &url, "restored").await;
     }
 
     /// It comes to the row when another holder has come and gone: its number is greater, or it gets

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rocket::futures::future::{join, join_all};
-use rocket_tx::lock::{AsyncLock, AsyncLockManager, Hold, LockError};
+use rocket_tx::lock::{AsyncLock, AsyncLockManager, Hold, LockError, UrlLockManager};
 
 use super::Leases;
 use crate::support::{Backend, eventually};
@@ -22,8 +22,8 @@ async fn taken_contended_released(backend: Backend) {
 
     let row = &leases.rows().await[0];
     assert_eq!((row.key.as_str(), row.wanted), ("a", false));
-    assert!((29_000..=30_000).contains(&row.expires_in_ms), "{row:?}");
-    assert!((0..1_000).contains(&row.age_ms), "{row:?}");
+    assert!((20_000..=30_000).contains(&row.expires_in_ms), "{row:?}");
+    assert!((0..10_000).contains(&row.age_ms), "{row:?}");
 
     lease.release().await.unwrap();
     let lease = other.acquire("a").await.unwrap();
@@ -34,8 +34,9 @@ async fn taken_contended_released(backend: Backend) {
 /// Also with the same owner id: it is only a label.
 async fn two_processes_are_two_holders(backend: Backend) {
     let leases = Leases::new(backend).await;
-    let one = leases.manager.clone().with_owner_id("same");
-    let other = leases.another().await.with_owner_id("same");
+    let same = |manager: UrlLockManager| manager.with_owner_id("same").with_max_wait(None);
+    let one = same(leases.manager.clone());
+    let other = same(leases.another().await);
     let (inside, turns) = (AtomicU32::new(0), AtomicU32::new(0));
     let work = |number: u32| {
         let manager = if number.is_multiple_of(2) {
@@ -60,15 +61,19 @@ async fn two_processes_are_two_holders(backend: Backend) {
 async fn an_absent_row_is_inserted_by_one(backend: Backend) {
     let leases = Leases::new(backend).await;
     let other = leases.another().await;
-    for number in 0..30 {
-        let key = format!("new {number}");
+    // On SQLite a try may also find the file busy; then it shows nothing.
+    let (mut taken, mut tried) = (0, 0);
+    while taken < 30 {
+        let key = format!("new {tried}");
         let (one, two) = join(leases.manager.try_acquire(&key), other.try_acquire(&key)).await;
         let (one, two) = (one.unwrap(), two.unwrap());
-        // On SQLite a try may also find the file busy.
         assert!(one.is_none() || two.is_none(), "{key}: two holders");
         if backend == Backend::Postgres {
             assert!(one.is_some() || two.is_some(), "{key}: no holder");
         }
+        taken += u32::from(one.is_some() || two.is_some());
+        tried += 1;
+        assert!(tried < 3_000, "only {taken} of {tried} had a holder");
     }
 }
 
@@ -78,11 +83,12 @@ async fn an_expired_lease_is_taken_over(backend: Backend) {
     let stopped = leases.manager.clone().with_lease_ttl(300 * MS);
     let stopped = stopped.with_renewal_cap(Duration::ZERO);
     let other = leases.another().await;
-    let lost = stopped.acquire("a").await.unwrap();
+    let other = other.with_max_wait(None);
     let started = Instant::now();
+    let lost = stopped.acquire("a").await.unwrap();
     let taken = other.acquire("a").await.unwrap();
     let took = started.elapsed();
-    assert!((250 * MS..2_000 * MS).contains(&took), "{took:?}");
+    assert!((300 * MS..30_000 * MS).contains(&took), "{took:?}");
     assert!(taken.fencing_token() > lost.fencing_token());
 
     // Its release frees nobody else's lease.
@@ -97,7 +103,7 @@ async fn the_longest_wait_covers_gate_and_row(backend: Backend) {
     let leases = Leases::new(backend).await;
     let other = leases.another().await;
     let held = other.acquire("a").await.unwrap();
-    let manager = leases.another().await.with_max_wait(Some(300 * MS));
+    let manager = leases.another().await.with_max_wait(Some(2_000 * MS));
     // The second waits at the gate of the first.
     let measure = async || {
         let started = Instant::now();
@@ -111,8 +117,9 @@ async fn the_longest_wait_covers_gate_and_row(backend: Backend) {
         started.elapsed()
     };
     let ((one, two), three) = join(join(measure(), measure()), all).await;
+    // Once for the gate and once for the row would be twice as long.
     for took in [one, two, three] {
-        assert!((290 * MS..600 * MS).contains(&took), "{took:?}");
+        assert!((1_990 * MS..3_900 * MS).contains(&took), "{took:?}");
     }
     held.release().await.unwrap();
     leases.everything_is_free().await;
@@ -168,7 +175,7 @@ async fn fencing_tokens_only_grow(backend: Backend) {
 
 async fn sweeping_spares_what_lives(backend: Backend) {
     let leases = Leases::new(backend).await;
-    let sweeper = leases.another().await.with_lease_ttl(100 * MS);
+    let sweeper = leases.another().await.with_lease_ttl(5_000 * MS);
     let living = leases.manager.acquire("living").await.unwrap();
     // Expired, but not for longer than a time to live.
     let graced = leases.another().await.with_lease_ttl(50 * MS);
@@ -176,8 +183,10 @@ async fn sweeping_spares_what_lives(backend: Backend) {
     let expired = graced.acquire("expired").await.unwrap();
     rocket::tokio::time::sleep(70 * MS).await;
     assert_eq!(sweeper.sweep_expired().await.unwrap(), 0);
-    rocket::tokio::time::sleep(120 * MS).await;
-    assert_eq!(sweeper.sweep_expired().await.unwrap(), 1);
+    eventually("the expired one is swept", async || {
+        sweeper.sweep_expired().await.unwrap() == 1
+    })
+    .await;
     let rows = leases.rows().await;
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].key, "living");
@@ -187,8 +196,8 @@ async fn sweeping_spares_what_lives(backend: Backend) {
 
 async fn a_lease_is_renewed_while_it_is_held(backend: Backend) {
     let leases = Leases::new(backend).await;
-    let holder = leases.another().await.with_lease_ttl(300 * MS);
-    let other = leases.another().await.with_max_wait(Some(1_500 * MS));
+    let holder = leases.another().await.with_lease_ttl(3_000 * MS);
+    let other = leases.another().await.with_max_wait(Some(7_000 * MS));
     let lease = holder.acquire("a").await.unwrap();
     let refused = other.acquire("a").await.map(drop);
     assert!(matches!(refused, Err(LockError::TimedOut { .. })));
@@ -200,9 +209,10 @@ async fn renewal_ends_at_its_cap(backend: Backend) {
     let leases = Leases::new(backend).await;
     let holder = leases.another().await.with_lease_ttl(200 * MS);
     let holder = holder.with_renewal_cap(300 * MS);
-    let lease = holder.acquire("a").await.unwrap();
+    let other = leases.manager.clone().with_max_wait(None);
     let started = Instant::now();
-    let taken = leases.manager.acquire("a").await.unwrap();
+    let lease = holder.acquire("a").await.unwrap();
+    let taken = other.acquire("a").await.unwrap();
     let took = started.elapsed();
     assert!(took > 300 * MS, "{took:?}");
     drop((lease, taken));
@@ -299,10 +309,10 @@ mod postgres_only {
     #[rocket::async_test]
     async fn postgres_wakes_who_waits() {
         let leases = Leases::new(Backend::Postgres).await;
-        let slow = |manager: rocket_tx::lock::UrlLockManager| {
+        let slow = |manager: UrlLockManager| {
             manager
-                .with_retry_interval(Duration::from_secs(20))
-                .with_max_wait(Some(Duration::from_secs(30)))
+                .with_retry_interval(Duration::from_secs(120))
+                .with_max_wait(None)
         };
         let (one, other) = (slow(leases.another().await), slow(leases.another().await));
         for _ in 0..3 {
@@ -316,7 +326,7 @@ mod postgres_only {
             drop(lease);
             waiting.await.unwrap();
             let took = started.elapsed();
-            assert!(took < Duration::from_secs(3), "{took:?}");
+            assert!(took < Duration::from_secs(30), "{took:?}");
         }
     }
 }

@@ -78,7 +78,7 @@ async fn gives_up(lock: Lock) {
     )
     .await;
     let took = started.elapsed();
-    let bounds = Duration::from_millis(700)..Duration::from_secs(10);
+    let bounds = Duration::from_millis(700)..Duration::from_secs(60);
     assert!(bounds.contains(&took), "{lock:?}: it took {took:?}");
     drop(held);
 }

@@ -94,7 +94,7 @@ mod postgres {
         let (_listener, url) = listen().await;
         let started = Instant::now();
         main_at(&url, &["no answer within 1s"]).await;
-        assert!(started.elapsed() < Duration::from_secs(15));
+        assert!(started.elapsed() < Duration::from_secs(60));
     }
 
     #[rocket::async_test]

@@ -7,15 +7,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use fantoccini::elements::Element;
+use fantoccini::actions::{InputSource, KeyAction, KeyActions};
 use fantoccini::key::Key;
 use fantoccini::wd::{Capabilities, WebDriverCompatibleCommand};
-use fantoccini::{Client, ClientBuilder, Locator};
+use fantoccini::{Client, ClientBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use rocket::serde::json::{Value, json};
 use rocket::tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::eventually;
+use super::{eventually, eventually_or};
 
 /// Two of them on two cores leave the services that they look at no time.
 static TURN: Semaphore = Semaphore::const_new(1);
@@ -104,12 +104,7 @@ impl Browser {
 
     /// The text of each element that is shown.
     pub async fn texts(&self, css: &str) -> Vec<String> {
-        let css = json!(css);
-        let texts = self
-            .eval(&format!(
-                "[...document.querySelectorAll({css})].filter((e) => e.checkVisibility()).map((e) => e.innerText.trim())"
-            ))
-            .await;
+        let texts = self.eval(&shown(css)).await;
         let texts = texts.as_array().unwrap().iter();
         texts
             .map(|text| text.as_str().unwrap().to_owned())
@@ -118,44 +113,101 @@ impl Browser {
 
     /// Waits until the texts are these.
     pub async fn shows(&self, css: &str, texts: &[&str]) {
-        let mut last = Vec::new();
-        for _ in 0..200 {
-            last = self.texts(css).await;
-            if last == texts {
-                return;
+        let wanted = format!("{css} shows {texts:?}");
+        let script = format!("return {}", shown(css));
+        let mut last = Value::Null;
+        eventually_or(&wanted, &mut last, async |last| {
+            // A page that is being left answers nothing.
+            match self.client.execute(&script, Vec::new()).await {
+                Ok(value) => *last = value,
+                Err(error) => *last = json!(error.to_string()),
             }
-            rocket::tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("{css} should show {texts:?}, shows {last:?}");
+            *last == json!(texts)
+        })
+        .await;
     }
 
-    pub async fn find(&self, css: &str) -> Element {
-        let wait = self.client.wait().at_most(Duration::from_secs(10));
-        let found = wait.for_element(Locator::Css(css)).await;
-        found.unwrap_or_else(|error| panic!("{css}: {error}"))
-    }
-
+    /// Clicks an element when it is shown, enabled, and not covered by another.
+    ///
+    /// One script finds it and clicks it: a page that draws itself anew between two commands would
+    /// leave the second with an element that is not part of it any more.
     pub async fn click(&self, css: &str) {
-        self.find(css).await.click().await.unwrap();
+        self.once(
+            css,
+            "const { left, top, width, height } = element.getClientRects()[0];
+             const above = document.elementFromPoint(left + width / 2, top + height / 2);
+             if (!element.contains(above)) return false;
+             element.focus({ preventScroll: true });
+             if (document.activeElement !== element) document.activeElement.blur();
+             // The page may have drawn itself anew because of that.
+             if (!element.isConnected) return false;
+             element.click();
+             return true;",
+        )
+        .await;
     }
 
     /// Types as a reader would, after what is there.
     pub async fn type_in(&self, css: &str, text: &str) {
-        self.find(css).await.send_keys(text).await.unwrap();
+        self.once(
+            css,
+            "element.focus();
+             element.setSelectionRange(element.value.length, element.value.length);
+             return document.activeElement === element;",
+        )
+        .await;
+        self.keys(text).await;
     }
 
-    /// Types into whatever has the focus.
+    /// Types into the element that has the focus.
+    pub async fn keys(&self, text: &str) {
+        let mut keys = KeyActions::new("keyboard".to_owned());
+        for value in text.chars() {
+            keys = keys.then(KeyAction::Down { value });
+            keys = keys.then(KeyAction::Up { value });
+        }
+        self.client.perform_actions(keys).await.unwrap();
+    }
+
+    /// Presses keys in the element that has the focus.
     pub async fn press(&self, keys: &[Key]) {
-        let focused = self.client.active_element().await.unwrap();
         let keys: String = keys.iter().map(|key| char::from(*key)).collect();
-        focused.send_keys(&keys).await.unwrap();
+        self.keys(&keys).await;
     }
 
     /// Chooses an option of a select by its words.
     pub async fn choose(&self, css: &str, label: &str) {
-        let select = self.find(css).await;
-        let chosen = select.select_by_label(label).await;
-        chosen.unwrap_or_else(|error| panic!("{css} has no {label:?}: {error}"));
+        let script = format!(
+            "const option = [...element.options].find((one) => one.text.trim() === {});
+             if (!option || option.disabled) return false;
+             element.focus();
+             option.selected = true;
+             for (const name of ['input', 'change'])
+                 element.dispatchEvent(new Event(name, {{ bubbles: true }}));
+             return true;",
+            json!(label)
+        );
+        self.once(css, &script).await;
+    }
+
+    /// Runs a function body on the first `element` that is shown and enabled, again and again until
+    /// it returns `true`.
+    async fn once(&self, css: &str, body: &str) {
+        let script = format!(
+            "const element = document.querySelector({});
+             if (!element?.checkVisibility() || element.matches(':disabled')) return false;
+             element.scrollIntoView({{ block: 'nearest', behavior: 'instant' }});
+             {body}",
+            json!(css)
+        );
+        let mut last = Value::Null;
+        eventually_or(css, &mut last, async |last| {
+            let done = self.client.execute(&script, Vec::new()).await;
+            // What it clicks may leave the page before the answer comes.
+            *last = done.unwrap_or_else(|error| json!(error.to_string()));
+            *last == json!(true)
+        })
+        .await;
     }
 
     /// Everything that a page has logged as an error, but for the answers that were meant to be
@@ -257,6 +309,14 @@ fn capabilities(profile: &Path) -> Capabilities {
         "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
     });
     capabilities.as_object().unwrap().clone()
+}
+
+/// The texts of what is shown, as an expression.
+fn shown(css: &str) -> String {
+    let css = json!(css);
+    format!(
+        "[...document.querySelectorAll({css})].filter((e) => e.checkVisibility()).map((e) => e.innerText.trim())"
+    )
 }
 
 /// A command of Chromium's driver that is not in the WebDriver standard.

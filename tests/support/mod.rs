@@ -26,7 +26,8 @@ pub mod service;
 pub mod stage;
 pub mod stream;
 
-use std::time::Duration;
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
 
 pub use browser::Browser;
 pub use cluster::Cluster;
@@ -65,13 +66,25 @@ macro_rules! on_each_backend {
     };
 }
 
-/// Waits until `happened`, and fails after 20 s.
+/// Waits until `happened`, and fails after a minute: what takes long on a busy machine is no failure.
 pub async fn eventually(what: &str, mut happened: impl AsyncFnMut() -> bool) {
-    for _ in 0..2_000 {
-        if happened().await {
-            return;
-        }
+    eventually_or(what, &mut (), async |()| happened().await).await;
+}
+
+/// The same; a failure shows `last`, which `happened` is given to write to.
+pub async fn eventually_or<T: Debug>(
+    what: &str,
+    last: &mut T,
+    mut happened: impl AsyncFnMut(&mut T) -> bool,
+) {
+    const LONGEST: Duration = Duration::from_secs(60);
+
+    let started = Instant::now();
+    while !happened(last).await {
+        assert!(
+            started.elapsed() < LONGEST,
+            "it did not happen in {LONGEST:?}: {what}; at last: {last:?}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("it did not happen in 20 s: {what}");
 }

@@ -32,8 +32,8 @@ impl Events {
     /// Reads more; says whether there was more. Heartbeats are more too: who waits for an event
     /// must count.
     async fn read(&mut self) -> bool {
-        let part = timeout(Duration::from_secs(10), self.parts.next()).await;
-        let Some(part) = part.expect("nothing came for 10 s") else {
+        let part = timeout(Duration::from_secs(60), self.parts.next()).await;
+        let Some(part) = part.expect("nothing came for a minute") else {
             return false;
         };
         self.text += std::str::from_utf8(&part.unwrap()).unwrap();

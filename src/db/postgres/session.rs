@@ -107,6 +107,8 @@ pub struct PostgresSession {
 pub(super) struct OpenTransaction {
     /// It may write.
     pub(super) writes: bool,
+    /// COMMIT was refused: it is over, and the server has rolled it back.
+    pub(super) is_refused: bool,
     /// Its id, where that is known; with it, the server can be asked what became of it.
     pub(super) id: Option<String>,
 }

@@ -301,7 +301,8 @@ impl Inner {
 }
 
 async fn open_patiently(settings: &Settings, limit: Duration) -> sqlx::Result<Live> {
-    patiently(|| Live::open(settings), limit).await
+    let opened = patiently(|| Live::open(settings), limit).await;
+    opened.map_err(while_connecting)
 }
 
 /// Connects, and tries again for `limit` while the server starts or is not there yet.
@@ -334,13 +335,12 @@ where
             None => no_answer(limit),
         }),
     }
-    .map_err(while_connecting)
 }
 
 pub(super) fn no_answer(limit: Duration) -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(
         std::io::ErrorKind::TimedOut,
-        format!("the server did not answer within {limit:?}"),
+        format!("no answer within {limit:?}"),
     ))
 }
 

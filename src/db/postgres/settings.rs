@@ -52,8 +52,9 @@ impl Settings {
         .named()
     }
 
-    /// One setting more.
+    /// One setting more, or another value for it.
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.values.retain(|(known, _)| *known != name);
         self.values.push((name, value.into()));
         self
     }
@@ -69,13 +70,11 @@ impl Settings {
         self.named()
     }
 
-    fn named(mut self) -> Self {
+    fn named(self) -> Self {
         if self.set_by == SetBy::Statements
             && let Some(name) = self.options.get_application_name()
         {
             let name = name.to_owned();
-            self.values
-                .retain(|(known, _)| *known != "application_name");
             return self.with("application_name", name);
         }
         self

@@ -38,7 +38,10 @@ impl Session for PostgresSession {
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         self.set_on_return(OnReturn::Check);
         let writes = options.access == Access::ReadWrite;
-        self.transaction = OpenTransaction { writes, id: None };
+        self.transaction = OpenTransaction {
+            writes,
+            ..OpenTransaction::default()
+        };
         let begin = match (options.isolation, options.access) {
             (Isolation::Default, Access::ReadWrite) => "BEGIN",
             (Isolation::RepeatableRead, Access::ReadWrite) => {
@@ -149,9 +152,10 @@ impl Session for PostgresSession {
         let error = match timeout(limit, committing).await {
             Ok((_, true)) => return Ok(Durability::reached()),
             Ok((answers, false)) => {
-                let is_before_commit = answers.count < 2;
+                let answered = answers.count;
                 let error = answers.into_error();
-                if is_before_commit && is_certain_refusal(&error) {
+                if answered < 2 && is_certain_refusal(&error) {
+                    self.transaction.is_refused = answered == 1;
                     return Err(refusal(error));
                 }
                 error
@@ -172,6 +176,9 @@ impl Session for PostgresSession {
     /// It too proves that it ended the transaction that BEGIN began, and not what a handler made of
     /// it.
     async fn rollback(&mut self) -> Result<(), RollbackError> {
+        if self.transaction.is_refused {
+            return Ok(());
+        }
         let limit = self.sessions().settle_timeout() / 2;
         let back = format!("ROLLBACK TO {}", savepoint());
         let statements = [&*back, "ROLLBACK"];

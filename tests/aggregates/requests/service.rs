@@ -53,7 +53,7 @@ async fn twice(id: &str, counters: Counters) -> Result<String, Error> {
     add(&counters, id, 10).await?;
     add(&counters, id, 100).await?;
     let (two, three) = join(get(&counters, id), get(&counters, id)).await;
-    assert!(started.elapsed() < Duration::from_secs(3), "it waited");
+    assert!(started.elapsed() < Duration::from_secs(7), "it waited");
     assert!(two?.entity().is_leased());
     drop(one);
     Ok(three?.total.to_string())
@@ -131,13 +131,13 @@ async fn reading(id: &str, _read: Read<Audit>, counters: Counters) -> Result<(),
 }
 
 async fn released(leases: &Leases<Main>) {
-    for _ in 0..2_000 {
+    for _ in 0..20_000 {
         if leases.leases().await.unwrap().is_empty() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    panic!("it was not released in 2 s");
+    panic!("it was not released in 20 s");
 }
 
 #[post("/dropped/<id>")]
