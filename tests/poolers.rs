@@ -7,7 +7,7 @@ use rocket_tx::{Error, Read, Settlement, Tx};
 
 use crate::support::launch::refused;
 use crate::support::stage::{figment, note, run};
-use crate::support::{Audit, Backend, Break, Databases, In, Main, Mode, PgBouncer, Proxy, Stage};
+use crate::support::{Backend, Break, Databases, In, Main, Mode, PgBouncer, Proxy, Stage};
 
 /// What an operator writes into the pooler's configuration for drivers that send more at the start
 /// than it knows. It then drops both.

@@ -39,6 +39,8 @@ pub struct Proxy {
     pub port: u16,
     trap: Trap,
     network: Arc<Network>,
+    /// Where connections lead, as `host:port`.
+    server: Arc<Mutex<String>>,
 }
 
 struct Network {
@@ -55,7 +57,7 @@ struct Network {
 impl Proxy {
     /// Leads to the server of `url`.
     pub async fn to(url: &str) -> Self {
-        let server = authority(url).to_owned();
+        let server = Arc::new(Mutex::new(authority(url).to_owned()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let trap = Trap::default();
@@ -68,7 +70,7 @@ impl Proxy {
         });
         spawn(serve(
             listener,
-            server,
+            Arc::clone(&server),
             Arc::clone(&trap),
             Arc::clone(&network),
         ));
@@ -76,7 +78,13 @@ impl Proxy {
             port,
             trap,
             network,
+            server,
         }
+    }
+
+    /// Those who connect from now on come to the server of `url`.
+    pub fn lead_to(&self, url: &str) {
+        authority(url).clone_into(&mut self.server.lock());
     }
 
     /// From now on the connections that stand are silent. Nobody is told: they are not closed. New
@@ -140,7 +148,12 @@ fn sprung(trap: &Trap, message: &[u8]) -> Option<Break> {
     })
 }
 
-async fn serve(listener: TcpListener, server: String, trap: Trap, network: Arc<Network>) {
+async fn serve(
+    listener: TcpListener,
+    server: Arc<Mutex<String>>,
+    trap: Trap,
+    network: Arc<Network>,
+) {
     let address = listener.local_addr().unwrap();
     let mut listener = Some(listener);
     let mut newcomers = network.newcomers.subscribe();
@@ -167,7 +180,8 @@ async fn serve(listener: TcpListener, server: String, trap: Trap, network: Arc<N
         match now {
             Newcomers::Served => {
                 // The server itself may be down: then the client is cut off.
-                let Ok(server) = TcpStream::connect(&server).await else {
+                let address = server.lock().clone();
+                let Ok(server) = TcpStream::connect(&address).await else {
                     continue;
                 };
                 let (frozen, mut cut) = (network.frozen.subscribe(), network.cut.subscribe());
