@@ -301,16 +301,20 @@ impl Inner {
 }
 
 async fn open_patiently(settings: &Settings, limit: Duration) -> sqlx::Result<Live> {
-    let opened = patiently(|| Live::open(settings), limit).await;
+    let opened = patiently(|| Live::open(settings), may_pass, limit).await;
     opened.map_err(while_connecting)
 }
 
-/// Connects, and tries again for `limit` while the server starts or is not there yet.
+/// Connects, and tries again for `limit` after errors that may pass.
 ///
 /// # Errors
 ///
 /// What the last attempt met.
-pub(super) async fn patiently<T, F>(connect: impl FnMut() -> F, limit: Duration) -> sqlx::Result<T>
+pub(super) async fn patiently<T, F>(
+    connect: impl FnMut() -> F,
+    may_pass: impl FnMut(&sqlx::Error) -> bool,
+    limit: Duration,
+) -> sqlx::Result<T>
 where
     F: Future<Output = sqlx::Result<T>>,
 {
@@ -345,7 +349,7 @@ pub(super) fn no_answer(limit: Duration) -> sqlx::Error {
 }
 
 /// The server is starting, restarting or full, or is not there yet.
-fn may_pass(error: &sqlx::Error) -> bool {
+pub(super) fn may_pass(error: &sqlx::Error) -> bool {
     ends_session(error) || ErrorClass::of(error) == ErrorClass::Busy
 }
 
