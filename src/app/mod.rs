@@ -61,7 +61,7 @@ use rocket_db_pools::Database;
 use sqlx::migrate;
 
 use crate::db::{self, Migrations, UrlPool};
-use crate::tx::traced;
+use crate::tx::{bounded, traced};
 use crate::{Problem, Settlement, aggregate, problem_catchers};
 
 pub use self::log::{Log, start_log};
@@ -106,6 +106,10 @@ pub fn service(figment: Figment) -> Rocket<Build> {
     ];
     let routes = methods::complete(routes.into_iter().flatten().collect());
     let routes = faults::around(console::watched(routes));
+    let routes = bounded(
+        routes,
+        config::handler_timeout(&figment).unwrap_or_default(),
+    );
     #[cfg(feature = "otel")]
     let routes = telemetry::continued(routes);
     let metrics = Metrics::default();

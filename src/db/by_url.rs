@@ -10,7 +10,7 @@ use rocket::figment::Figment;
 
 use super::{
     Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
-    Patience, RollbackError, Session, TransactionPool,
+    NotReady, Patience, RollbackError, Session, TransactionPool,
 };
 #[cfg(feature = "postgres")]
 use super::{PostgresPool, PostgresSession};
@@ -204,6 +204,10 @@ impl TransactionPool for UrlPool {
 
     fn connect_timeout(&self) -> Duration {
         either!(Self, self, |pool| pool.connect_timeout())
+    }
+
+    async fn ready(&self) -> Result<(), NotReady> {
+        either!(Self, self, |pool| pool.ready().await)
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {

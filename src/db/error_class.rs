@@ -39,7 +39,10 @@ impl ErrorClass {
         match error {
             sqlx::Error::RowNotFound => Self::NotFound,
             sqlx::Error::PoolTimedOut => Self::Busy,
-            sqlx::Error::Io(error) if is_connecting(error) => Self::Unreachable,
+            sqlx::Error::Io(error) if mark(error).is_some() => match mark(error) {
+                Some(Mark::NotWritable(_)) => Self::NotWritable,
+                _ => Self::Unreachable,
+            },
             // Only the first bytes of a connection go through a TLS handshake.
             sqlx::Error::Tls(_) => Self::Unreachable,
             sqlx::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => {
@@ -68,6 +71,12 @@ pub(crate) fn ends_session(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Whether another session may do better than the one that met this error at its first statement: it
+/// had died while it was idle, or leads to a server that was the primary once.
+pub(crate) fn may_be_stale(error: &sqlx::Error) -> bool {
+    ends_session(error) || ErrorClass::of(error) == ErrorClass::NotWritable
+}
+
 /// Whether COMMIT, answered with this error, has certainly committed nothing.
 ///
 /// Postgres means it when it answers with severity ERROR: past its commit record an error is a
@@ -94,22 +103,46 @@ pub(crate) fn while_connecting(error: sqlx::Error) -> sqlx::Error {
         sqlx::Error::PoolClosed => error,
         // The server is there, and has no room: others must end first.
         sqlx::Error::Database(ref refusal) if refusal.code().as_deref() == Some("53300") => error,
-        sqlx::Error::Io(ref marked) if is_connecting(marked) => error,
+        sqlx::Error::Io(ref marked) if mark(marked).is_some() => error,
         error => {
             let kind = match &error {
                 sqlx::Error::Io(error) => error.kind(),
                 sqlx::Error::PoolTimedOut => io::ErrorKind::TimedOut,
                 _ => io::ErrorKind::Other,
             };
-            sqlx::Error::Io(io::Error::new(kind, Connecting(error)))
+            sqlx::Error::Io(io::Error::new(kind, Mark::Connecting(error)))
         }
     }
 }
 
-/// The mark of [`while_connecting`], inside an error that sqlx has a place for.
+/// Marks an error that the beginning of a transaction met which may write, if it says that nothing
+/// can be written there: a standby has no transaction ids to give, and refuses modes that write.
+#[cfg(feature = "postgres")]
+pub(crate) fn while_beginning_to_write(error: sqlx::Error) -> sqlx::Error {
+    let code = error.as_database_error().and_then(|error| error.code());
+    match code.as_deref() {
+        // object_not_in_prerequisite_state, feature_not_supported, read_only_sql_transaction
+        Some("55000" | "0A000" | "25006") => not_writable(error.to_string()),
+        _ => error,
+    }
+}
+
+/// That a database takes no writes.
+#[cfg(feature = "postgres")]
+pub(crate) fn not_writable(reason: String) -> sqlx::Error {
+    let kind = io::ErrorKind::ReadOnlyFilesystem;
+    sqlx::Error::Io(io::Error::new(kind, Mark::NotWritable(reason)))
+}
+
+/// What is known of an error beyond what it says, inside one that sqlx has a place for.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot connect: {}", describe(.0))]
-struct Connecting(#[source] sqlx::Error);
+enum Mark {
+    #[error("cannot connect: {}", describe(.0))]
+    Connecting(#[source] sqlx::Error),
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+    #[error("{0}")]
+    NotWritable(String),
+}
 
 /// The pool tries until it is out of time, and then says that it waited for others.
 fn describe(error: &sqlx::Error) -> String {
@@ -119,10 +152,8 @@ fn describe(error: &sqlx::Error) -> String {
     }
 }
 
-fn is_connecting(error: &io::Error) -> bool {
-    error
-        .get_ref()
-        .is_some_and(|error| error.is::<Connecting>())
+fn mark(error: &io::Error) -> Option<&Mark> {
+    error.get_ref()?.downcast_ref()
 }
 
 enum Code {

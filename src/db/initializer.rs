@@ -16,6 +16,7 @@ use rocket::{Build, Orbit, Phase, Rocket};
 use rocket_db_pools::{Database, Pool};
 use tokio_util::task::TaskTracker;
 
+use super::health::Health;
 use super::{Error, Identity, Link, Migrations, Seconds, TransactionPool, setting};
 
 /// Attaches the database `D`: opens it, migrates it, and closes it at shutdown after the requests
@@ -206,6 +207,7 @@ impl Roster {
             in_flight: self.in_flight.clone(),
             close_timeout: close_timeout(rocket),
             settle_timeout: settle_timeout(rocket),
+            health: Arc::new(Health::new(D::NAME)),
         });
         databases.push((key, D::NAME, pool.identity().clone()));
         Ok(())

@@ -16,6 +16,8 @@
 //! | `postgres` | the pool for requests and the read-only pool beside it, and how their sessions prove themselves |
 //! | `by_url` | [`UrlPool`]: the backend is chosen by the URL, the SQL stands once |
 //! | `initializer` | [`init`]: the fairing that attaches a database, in order, with good errors |
+//! | `health` | what is logged when a database goes away and comes back |
+//! | `readiness`, `sqlite_readiness` | [`NotReady`]: whether it can serve now, asked beside requests |
 //! | `error_class` | what an error of a database means: one table for all |
 //! | `config`, `error` | what `Rocket.toml` may say, and what can go wrong at launch |
 //!
@@ -27,10 +29,12 @@ mod config;
 mod durability;
 mod error;
 mod error_class;
+mod health;
 mod initializer;
 mod pool;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod readiness;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 #[cfg(feature = "sqlite")]
@@ -41,6 +45,8 @@ mod sqlite_lent;
 mod sqlite_place;
 #[cfg(feature = "sqlite")]
 mod sqlite_readers;
+#[cfg(feature = "sqlite")]
+mod sqlite_readiness;
 #[cfg(feature = "sqlite")]
 mod sqlite_sync;
 #[cfg(feature = "sqlite")]
@@ -57,6 +63,7 @@ pub use initializer::{Initializer, init};
 pub use pool::{Identity, Link, Migrations, TransactionPool};
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresPool, PostgresSession};
+pub use readiness::NotReady;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqlitePool, SqliteSession};
 #[cfg(feature = "sqlite")]

@@ -8,8 +8,9 @@ use rocket::figment::Figment;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use super::error_class::ends_session;
-use super::{Access, BeginOptions, Error, Patience, Session, Transaction};
+use super::error_class::may_be_stale;
+use super::health::Health;
+use super::{Access, BeginOptions, Error, NotReady, Patience, Session, Transaction};
 
 /// A pool that request-scoped transactions and reads are lent from.
 ///
@@ -50,8 +51,8 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
                 let session = self.session(options.access, options.patience).await?;
                 let is_new = session.is_new();
                 match Transaction::begin(session, options).await {
-                    Err(error) if !is_new && ends_session(&error) && Instant::now() < deadline => {
-                        tracing::debug!(%error, "a pooled session had died; taking another");
+                    Err(error) if !is_new && may_be_stale(&error) && Instant::now() < deadline => {
+                        tracing::debug!(%error, "a pooled session was of no use any more; taking another");
                     }
                     result => return result,
                 }
@@ -61,6 +62,18 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
 
     /// How long a request waits for a connection.
     fn connect_timeout(&self) -> Duration;
+
+    /// Whether the database can serve now: it answers, and takes writes. Asked beside the connections
+    /// of requests, and at most once a second, however often this is called; answered within 1.5 s.
+    /// For readiness probes.
+    ///
+    /// Postgres keeps one connection more for it, beside `max_connections`. On SQLite a file of 256
+    /// KiB is written in the database's folder, and removed.
+    ///
+    /// # Errors
+    ///
+    /// [`NotReady`] says why not.
+    fn ready(&self) -> impl Future<Output = Result<(), NotReady>> + Send;
 
     /// Brings the schema up to date. Safe to run from many processes at once.
     fn migrate(&self, migrations: &Migrations) -> impl Future<Output = Result<(), Error>> + Send;
@@ -95,6 +108,8 @@ pub struct Link {
     pub(crate) close_timeout: Duration,
     /// How long one request may take to be settled.
     pub(crate) settle_timeout: Duration,
+    /// Whether the database can be reached.
+    pub(crate) health: Arc<Health>,
 }
 
 impl Link {

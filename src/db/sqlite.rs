@@ -21,11 +21,12 @@ use super::config::{SLOW, Synchronous};
 use super::sqlite_file::SqliteFile;
 use super::sqlite_lent::{LentWriter, WholeWriter};
 use super::sqlite_place::Place;
+use super::sqlite_readiness::Probe;
 use super::sqlite_sync::SharedSync;
 use super::sqlite_writer::{Writer, WriterFile, unreachable};
 use super::{
     Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
-    Patience, RollbackError, Session, TransactionPool, pool, sqlite_readers,
+    NotReady, Patience, RollbackError, Session, TransactionPool, pool, sqlite_readers,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -46,6 +47,7 @@ struct Inner {
     busy_timeout: Duration,
     identity: Identity,
     link: OnceLock<Link>,
+    probe: Probe,
 }
 
 /// A borrowed SQLite connection: the writer, or a reader.
@@ -196,6 +198,7 @@ impl SqlitePool {
             busy_timeout,
             identity,
             link,
+            probe: Probe::default(),
         })))
     }
 }
@@ -301,6 +304,10 @@ impl TransactionPool for SqlitePool {
 
     fn connect_timeout(&self) -> Duration {
         self.0.writer.patience()
+    }
+
+    async fn ready(&self) -> Result<(), NotReady> {
+        self.0.probe.ready(self.0.file.path()).await
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {

@@ -271,6 +271,14 @@ impl<S: Session> Transaction<S> {
         result
     }
 
+    /// Gives the connection up: a statement of somebody else's may be under way on it.
+    /// [`rollback`](Self::rollback) leaves it alone, and dropping it closes it, which rolls back.
+    pub(crate) fn abandon(&mut self) {
+        if self.state == State::Open {
+            self.state = State::Busy;
+        }
+    }
+
     /// Rolls back. If it fails, the connection will be closed, which rolls back too.
     ///
     /// # Errors

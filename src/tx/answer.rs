@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use rocket::fairing::{Fairing, Info, Kind};
@@ -84,7 +85,11 @@ fn log_failure(request: &Request<'_>, context: &RequestContext, response: &Respo
     let (id, status) = (context.id, response.status().code);
     let route = request.route().and_then(|route| route.name.as_deref());
     let route = route.unwrap_or("-");
+    let is_known = context.is_known_trouble.load(Ordering::Relaxed);
     match status {
+        503 if is_known => {
+            tracing::debug!(request = %id, route, status, "the request could not be served");
+        }
         500 => tracing::error!(request = %id, route, status, "the service failed"),
         501.. => tracing::warn!(request = %id, route, status, "the request could not be served"),
         _ => {}

@@ -65,6 +65,8 @@ pub(super) struct RequestContext {
     answered: AtomicBool,
     /// The problem document that the response carries, to be completed with the outcome.
     problem: Mutex<Option<Problem>>,
+    /// It failed because a database is away, which was logged when that began.
+    pub(super) is_known_trouble: AtomicBool,
     /// What is logged about the request is logged in it.
     pub(super) span: Span,
     /// Holds up the closing of the pools until the request is dropped, its body included.
@@ -102,6 +104,7 @@ impl RequestContext {
             outstanding: OnceLock::new(),
             answered: AtomicBool::new(false),
             problem: Mutex::new(None),
+            is_known_trouble: AtomicBool::new(false),
             _in_flight: in_flight,
         }
     }

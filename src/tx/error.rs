@@ -1,6 +1,7 @@
 //! The failure table: what can go wrong with a request's transactions, and what the client is told.
 
 use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rocket::http::Status;
@@ -104,8 +105,7 @@ pub enum Error {
     #[error("the database cannot be reached: {0}; retry")]
     Unreachable(#[source] sqlx::Error),
 
-    /// The database takes no writes: a standby, a server that was made read-only, a full disk. 503;
-    /// as the answer of a request that had nothing but a read-only guard, 500: its handler is wrong.
+    /// The database takes no writes: a standby, a server that was made read-only, a full disk. 503.
     #[error("the database takes no writes now: {0}; retry when it does")]
     NotWritable(#[source] sqlx::Error),
 
@@ -114,6 +114,10 @@ pub enum Error {
         "settling took longer than {0:?} and nothing was committed; retry, or raise `settle_timeout`"
     )]
     SettleTimeout(Duration),
+
+    /// The handler took longer than [`bounded`](super::bounded) allows. 503.
+    #[error("the handler took longer than {0:?} and was given up; nothing was committed, retry")]
+    HandlerTimeout(Duration),
 
     /// A statement failed, the handler swallowed the error, and Postgres had given the transaction
     /// up. 500.
@@ -207,6 +211,7 @@ impl Error {
             | Self::ConnectionLost(_)
             | Self::Unreachable(_)
             | Self::NotWritable(_)
+            | Self::HandlerTimeout(_)
             | Self::SettleTimeout(_) => Status::ServiceUnavailable,
             Self::Constraint { .. } | Self::Conflict(_) => Status::Conflict,
             Self::NotFound => Status::NotFound,
@@ -260,6 +265,7 @@ impl Error {
             Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
             Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
             Self::Settled => ("settled", self.to_string().into()),
+            Self::HandlerTimeout(_) => ("handler-timeout", self.to_string().into()),
             Self::SettleTimeout(_) => ("settle-timeout", self.to_string().into()),
             Self::Aborted => ("aborted", self.to_string().into()),
             Self::Ended { .. } => ("ended", self.to_string().into()),
@@ -277,6 +283,15 @@ impl Error {
             Self::Partial { .. } => ("partial", self.to_string().into()),
         };
         Problem::new(self.status(), kind, detail)
+    }
+
+    /// Whether a database is away, which is logged once when it begins and not for every request.
+    pub(super) fn is_known_trouble(&self, request: &Request<'_>) -> bool {
+        let is_known = matches!(self, Self::Unreachable(_) | Self::NotWritable(_));
+        if let (true, Some(context)) = (is_known, RequestContext::of(request)) {
+            context.is_known_trouble.store(true, Ordering::Relaxed);
+        }
+        is_known
     }
 
     /// Says in the log that somebody gave a failure the status of a success.
@@ -356,13 +371,14 @@ impl From<sqlx::Error> for Error {
 
 impl<'r> Responder<'r, 'static> for Error {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
-        let problem = self.problem();
         self.report_success();
-        if self.status().class().is_server_error() {
-            let id = RequestContext::of(request).map(|context| context.id);
+        let id = RequestContext::of(request).map(|context| context.id);
+        if self.is_known_trouble(request) {
+            tracing::debug!(request = ?id, error = %Chain(&self), "a request failed");
+        } else if self.status().class().is_server_error() {
             tracing::warn!(request = ?id, error = %Chain(&self), "a request failed");
         }
-        problem.respond_to(request)
+        self.problem().respond_to(request)
     }
 }
 

@@ -279,7 +279,10 @@ pub(crate) fn failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error
 
 /// A guard of ours has failed. Whatever else is outstanding is rolled back.
 pub(super) fn failed_to_read<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
-    tracing::warn!(%error, uri = %request.uri(), "a request guard failed");
+    match error.is_known_trouble(request) {
+        true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
+        false => tracing::warn!(%error, uri = %request.uri(), "a request guard failed"),
+    }
     if let Ok(outstanding) = Outstanding::of(request) {
         outstanding.fail(error.problem());
     }

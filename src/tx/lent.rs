@@ -94,6 +94,10 @@ where
 pub(super) trait Loan: Send + Sync {
     /// Takes the transaction out for good, unless somebody holds it.
     fn take(&self) -> Taken;
+
+    /// Has the transaction rolled back by closing its connection. One that somebody holds is
+    /// condemned anyway.
+    fn abandon(&self);
 }
 
 /// What was found in a loan.
@@ -116,6 +120,14 @@ where
             Ok(Some(lent)) => Taken::Resource(Box::new(lent)),
             Ok(None) => Taken::Nothing,
             Err(_) => Taken::CheckedOut,
+        }
+    }
+
+    fn abandon(&self) {
+        if let Ok(mut lent) = self.try_lock()
+            && let Some(lent) = lent.as_mut()
+        {
+            lent.transaction.abandon();
         }
     }
 }

@@ -20,6 +20,7 @@
 //! | `hooks` | work for after the commit, and for after the rollback |
 //! | `sentinel` | what a service must have so that guards work, checked at launch |
 //! | `observe` | [`Observer`]: told before and after each step |
+//! | `bounded` | [`bounded`]: handlers that are given up when they take too long |
 //! | `traced` | [`traced`]: handlers inside the span of their request |
 //! | `error`, `problem` | the failure table, and how it is told to clients |
 //! | `context` | what every request carries: its id, its method, its place among those in flight |
@@ -31,6 +32,7 @@
 //! The room knows nothing of locks, aggregates or the reference service.
 
 mod answer;
+mod bounded;
 mod checkout;
 mod collected;
 mod coming_last;
@@ -57,6 +59,7 @@ mod slow;
 mod traced;
 mod verdict;
 
+pub use bounded::bounded;
 pub use context::RequestId;
 pub use error::Error;
 pub use feed::{Event, Happened, Heard, Listener};

@@ -298,6 +298,14 @@ impl Outstanding {
         self.state.lock().failure.clone()
     }
 
+    /// Its handler was dropped in the middle of whatever it did: what it has checked in is not to be
+    /// used again, not even to roll back.
+    pub(super) fn abandon(&self) {
+        for lending in self.state.lock().databases() {
+            lending.loan.abandon();
+        }
+    }
+
     pub(super) fn choose(&self, choice: Choice) {
         self.state.lock().choice = Some(choice);
     }

@@ -9,7 +9,8 @@
 //! | `stage` | a small service inside the test's process, for what the library promises |
 //! | `launch` | launches of a test's own making, above all those that are refused |
 //! | `stream` | server-sent events, read as they come |
-//! | `proxy` | breaks the connection to Postgres at a chosen statement |
+//! | `pgbouncer` | the connection pooler, in front of a test's databases |
+//! | `proxy` | breaks the connection to Postgres at a chosen statement, or the network |
 //! | `python` | somebody else's programs, to try the service with |
 //! | `service` | the reference service as a process, for what only a process can show |
 
@@ -18,6 +19,7 @@ pub mod cluster;
 pub mod databases;
 pub mod http;
 pub mod launch;
+pub mod pgbouncer;
 pub mod proxy;
 pub mod python;
 pub mod service;
@@ -31,7 +33,8 @@ pub use browser::Browser;
 pub use cluster::Cluster;
 pub use databases::{Backend, Databases, In};
 pub use http::{Answer, Http};
-pub use proxy::{Break, Proxy};
+pub use pgbouncer::{Mode, PgBouncer};
+pub use proxy::{Break, Newcomers, Proxy};
 pub use service::{Service, Starting};
 pub use stage::{Audit, Main, Stage};
 pub use stream::Events;

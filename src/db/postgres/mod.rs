@@ -9,11 +9,13 @@
 //! | `proof` | asking a session so that only the right answer can be taken for one |
 //! | `transaction` | BEGIN, the proof that COMMIT will mean COMMIT, COMMIT and ROLLBACK |
 //! | `fate` | what became of a transaction whose end was not answered |
+//! | `readiness` | whether it answers and takes writes, asked beside requests |
 //! | `pooler` | what stands between this process and the server |
 
 mod fate;
 mod pooler;
 mod proof;
+mod readiness;
 mod session;
 mod sessions;
 mod settings;
@@ -28,6 +30,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Row};
 
 use self::pooler::Opened;
+use self::readiness::Probe;
 pub(crate) use self::session::OnReturn;
 pub use self::session::PostgresSession;
 pub(crate) use self::sessions::{Limits, Liveness, Sessions};
@@ -35,7 +38,8 @@ use self::settings::SetBy;
 pub(crate) use self::settings::Settings;
 use super::config::SLOW;
 use super::{
-    Access, Config, Error, Identity, Link, Migrations, OpenError, Patience, TransactionPool, pool,
+    Access, Config, Error, Identity, Link, Migrations, NotReady, OpenError, Patience,
+    TransactionPool, pool,
 };
 
 /// A Postgres database: `max_connections` for requests, and as many read-only sessions.
@@ -49,6 +53,7 @@ struct Inner {
     readers: Sessions,
     identity: Identity,
     link: Arc<OnceLock<Link>>,
+    probe: Probe,
 }
 
 impl PostgresPool {
@@ -82,6 +87,7 @@ impl PostgresPool {
             readers: Sessions::new(readers, kept_for_readers, Arc::clone(&link)),
             identity,
             link,
+            probe: Probe::default(),
         })))
     }
 
@@ -184,6 +190,10 @@ impl TransactionPool for PostgresPool {
 
     fn connect_timeout(&self) -> Duration {
         self.0.sessions.wait()
+    }
+
+    async fn ready(&self) -> Result<(), NotReady> {
+        self.0.probe.ready(self.settings()).await
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Row};
 
 use super::session::Live;
-use super::sessions::patiently;
+use super::sessions::{may_pass, patiently};
 use super::settings::Settings;
 use crate::db::OpenError;
 
@@ -32,7 +32,9 @@ pub(super) async fn open(
     limit: Duration,
 ) -> Result<Opened, OpenError> {
     let options = by_startup.connect_options();
-    let refused = match patiently(|| options.connect(), limit).await {
+    // A parameter that is refused once is refused always, though the session ends with it.
+    let may_pass_unrefused = |error: &sqlx::Error| may_pass(error) && !is_refusal(error);
+    let refused = match patiently(|| options.connect(), may_pass_unrefused, limit).await {
         Ok(connection) => {
             must_own_its_session(connection, &by_startup).await?;
             match Live::open(&by_startup).await {
@@ -48,8 +50,7 @@ pub(super) async fn open(
             }
         }
         Err(error) => {
-            let code = error.as_database_error().and_then(|error| error.code());
-            if code.as_deref() != Some(PROTOCOL_VIOLATION) {
+            if !is_refusal(&error) {
                 return Err(OpenError::Database(error));
             }
             Some(error)
@@ -58,7 +59,9 @@ pub(super) async fn open(
     if by_statements.connect_options().get_options().is_some() {
         return Err(OpenError::OptionsDropped);
     }
-    match by_statements.connect_options().connect().await {
+    // What is refused again is not a parameter: the pooler may not reach the server yet.
+    let options = by_statements.connect_options();
+    match patiently(|| options.connect(), may_pass, limit).await {
         Ok(connection) => must_own_its_session(connection, &by_statements).await?,
         // Not because of the parameters, then.
         Err(error) => return Err(OpenError::Database(refused.unwrap_or(error))),
@@ -69,6 +72,11 @@ pub(super) async fn open(
         settings: by_statements,
         first,
     })
+}
+
+fn is_refusal(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some(PROTOCOL_VIOLATION)
 }
 
 /// Refuses a pooler in transaction or statement mode. Each of two connections is asked, in turn,

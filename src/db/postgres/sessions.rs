@@ -5,6 +5,7 @@
 //! proves that with its own COMMIT or ROLLBACK, in the same round trip; what was lent for anything
 //! else proves it in a task of its own, so that no request waits for it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::session::{Live, PROMPT, Place, PostgresSession, say_goodbye};
 use super::settings::Settings;
 use crate::db::error_class::{ends_session, while_connecting};
+use crate::db::health::Health;
 use crate::db::{ErrorClass, Link, Patience};
 
 /// A session that was used this recently is taken as alive.
@@ -62,6 +64,46 @@ struct Inner {
     /// the pool is closed.
     idle: Mutex<Option<Vec<Idle>>>,
     lent: TaskTracker,
+    opening: Opening,
+}
+
+/// Since when sessions are being opened without success.
+struct Opening {
+    made: Instant,
+    /// In milliseconds after `made`, and one more; 0 if the last attempt succeeded.
+    since: AtomicU64,
+}
+
+impl Opening {
+    fn new() -> Self {
+        Self {
+            made: Instant::now(),
+            since: AtomicU64::new(0),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn start(&self) {
+        let now = self.now() + 1;
+        // Lost only to another who is opening too.
+        let _ = (self.since).compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn succeed(&self) {
+        if self.since.load(Ordering::Relaxed) != 0 {
+            self.since.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn has_failed_for(&self, limit: Duration) -> bool {
+        match self.since.load(Ordering::Relaxed) {
+            0 => false,
+            since => Duration::from_millis(self.now().saturating_sub(since - 1)) >= limit,
+        }
+    }
 }
 
 struct Idle {
@@ -79,6 +121,7 @@ impl Sessions {
             permits: Arc::new(Semaphore::new(limits.most.max(1) as usize)),
             idle: Mutex::new(Some(Vec::new())),
             lent: TaskTracker::new(),
+            opening: Opening::new(),
         });
         tokio::spawn(keep(Arc::downgrade(&inner)));
         Self(inner)
@@ -104,8 +147,53 @@ impl Sessions {
         link.map_or(Link::SETTLE_TIMEOUT, |link| link.settle_timeout)
     }
 
+    pub(super) fn health(&self) -> Option<&Health> {
+        Some(&self.0.link.get()?.health)
+    }
+
+    /// Opens a session. Others see for how long none could be opened.
+    async fn open(&self, patience: Patience, limit: Duration) -> sqlx::Result<Live> {
+        self.0.opening.start();
+        let opened = match patience {
+            Patience::Wait | Patience::AtMost(_) => open_patiently(&self.0.settings, limit).await,
+            // A new session takes a moment, but nobody whom we might wait for is involved in it.
+            Patience::Never => timeout(PROMPT, Live::open(&self.0.settings))
+                .await
+                .unwrap_or_else(|_| Err(no_answer(PROMPT)))
+                .map_err(while_connecting),
+        };
+        match &opened {
+            Ok(_) => {
+                self.0.opening.succeed();
+                if let Some(health) = self.health() {
+                    health.is_reached();
+                }
+            }
+            Err(error) => {
+                if let (ErrorClass::Unreachable, Some(health)) =
+                    (ErrorClass::of(error), self.health())
+                {
+                    health.is_unreachable(error);
+                }
+            }
+        }
+        opened
+    }
+
+    /// Why no session became free in time.
+    fn none_free(&self) -> sqlx::Error {
+        let none = sqlx::Error::PoolTimedOut;
+        match self.0.permits.is_closed() {
+            true => sqlx::Error::PoolClosed,
+            // Who has the places waits for the server, not for others.
+            false if self.0.opening.has_failed_for(self.wait() / 2) => while_connecting(none),
+            false => none,
+        }
+    }
+
     /// Takes back a session that has proved itself.
     pub(super) fn put(&self, live: Live) {
+        self.0.opening.succeed();
         if let Some(idle) = &mut *self.0.idle.lock() {
             let since = Instant::now();
             idle.push(Idle { live, since });
@@ -139,10 +227,7 @@ impl Sessions {
             }
         };
         let Some(permit) = permit else {
-            return Err(match self.0.permits.is_closed() {
-                true => sqlx::Error::PoolClosed,
-                false => sqlx::Error::PoolTimedOut,
-            });
+            return Err(self.none_free());
         };
         let place = Place {
             sessions: self.clone(),
@@ -161,17 +246,8 @@ impl Sessions {
             }
         }
         // Boxed: the future of a handler that finds a session here stays small.
-        let live = match patience {
-            Patience::Wait | Patience::AtMost(_) => {
-                let limit = deadline - tokio::time::Instant::now();
-                Box::pin(open_patiently(&self.0.settings, limit)).await?
-            }
-            // A new session takes a moment, but nobody whom we might wait for is involved in it.
-            Patience::Never => Box::pin(timeout(PROMPT, Live::open(&self.0.settings)))
-                .await
-                .unwrap_or_else(|_| Err(no_answer(PROMPT)))
-                .map_err(while_connecting)?,
-        };
+        let limit = deadline - tokio::time::Instant::now();
+        let live = Box::pin(self.open(patience, limit)).await?;
         Ok(PostgresSession::new(live, true, place))
     }
 
@@ -225,16 +301,20 @@ impl Inner {
 }
 
 async fn open_patiently(settings: &Settings, limit: Duration) -> sqlx::Result<Live> {
-    let opened = patiently(|| Live::open(settings), limit).await;
+    let opened = patiently(|| Live::open(settings), may_pass, limit).await;
     opened.map_err(while_connecting)
 }
 
-/// Connects, and tries again for `limit` while the server starts or is not there yet.
+/// Connects, and tries again for `limit` after errors that may pass.
 ///
 /// # Errors
 ///
 /// What the last attempt met.
-pub(super) async fn patiently<T, F>(connect: impl FnMut() -> F, limit: Duration) -> sqlx::Result<T>
+pub(super) async fn patiently<T, F>(
+    connect: impl FnMut() -> F,
+    may_pass: impl FnMut(&sqlx::Error) -> bool,
+    limit: Duration,
+) -> sqlx::Result<T>
 where
     F: Future<Output = sqlx::Result<T>>,
 {
@@ -269,7 +349,7 @@ pub(super) fn no_answer(limit: Duration) -> sqlx::Error {
 }
 
 /// The server is starting, restarting or full, or is not there yet.
-fn may_pass(error: &sqlx::Error) -> bool {
+pub(super) fn may_pass(error: &sqlx::Error) -> bool {
     ends_session(error) || ErrorClass::of(error) == ErrorClass::Busy
 }
 

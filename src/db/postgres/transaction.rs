@@ -9,8 +9,12 @@ use super::fate::Fate;
 use super::proof::{Answers, nonce, savepoint};
 use super::session::{OnReturn, OpenTransaction, PROMPT, PostgresSession, depth};
 use super::sessions::no_answer;
-use crate::db::error_class::is_certain_refusal;
-use crate::db::{Access, BeginOptions, CommitError, Durability, Isolation, RollbackError, Session};
+use crate::db::error_class::{
+    is_certain_refusal, not_writable, while_beginning_to_write, while_connecting,
+};
+use crate::db::{
+    Access, BeginOptions, CommitError, Durability, ErrorClass, Isolation, RollbackError, Session,
+};
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
 
@@ -58,8 +62,14 @@ impl Session for PostgresSession {
             true => (
                 format!(
                     "{begin}; SAVEPOINT {savepoint}; \
-                     SELECT pg_current_xact_id()::text, '{nonce}'"
+                     SELECT pg_current_xact_id()::text, \
+                         current_setting('transaction_read_only'), '{nonce}'"
                 ),
+                3,
+            ),
+            // Not a query: it fixes no snapshot.
+            false if writes => (
+                format!("{begin}; SAVEPOINT {savepoint}; SHOW transaction_read_only"),
                 3,
             ),
             false => (format!("{begin}; SAVEPOINT {savepoint}"), 2),
@@ -68,19 +78,36 @@ impl Session for PostgresSession {
             enter(self).await?;
             let answers = Answers::to(self, sql).await;
             let is_answered = answers.error.is_none() && answers.count == statements;
-            if !is_answered || statements == 3 && !answers.prove(statements, &nonce) {
+            let has_id = writes && options.isolation == Isolation::Default;
+            if !is_answered || has_id && !answers.prove(statements, &nonce) {
                 return Err(answers.into_error());
             }
-            self.transaction.id = answers.text(0).map(str::to_owned);
+            let read_only = answers.text(usize::from(has_id));
+            if writes && read_only != Some("off") {
+                let reason = "transactions are read-only by default at the server";
+                return Err(not_writable(reason.into()));
+            }
+            if has_id {
+                self.transaction.id = answers.text(0).map(str::to_owned);
+            }
             Ok(())
         };
         // It waits for no lock.
         let begun = timeout(PROMPT, beginning).await;
-        begun.unwrap_or_else(|_| {
+        let begun = begun.unwrap_or_else(|_| {
             // The network, or the server, is silent: the others will not answer either.
             self.sessions().forget_idle();
-            Err(no_answer(PROMPT))
-        })
+            Err(match self.is_new {
+                true => while_connecting(no_answer(PROMPT)),
+                false => no_answer(PROMPT),
+            })
+        });
+        let begun = begun.map_err(|error| match writes {
+            true => while_beginning_to_write(error),
+            false => error,
+        });
+        self.note_health(writes, &begun);
+        begun
     }
 
     /// The savepoint that BEGIN made lives as long as that transaction:
@@ -191,6 +218,32 @@ impl Session for PostgresSession {
 }
 
 impl PostgresSession {
+    fn note_health(&self, writes: bool, begun: &sqlx::Result<()>) {
+        let health = self.sessions().health();
+        match begun {
+            Ok(()) => {
+                if let (true, Some(health)) = (writes, health) {
+                    health.takes_writes();
+                }
+            }
+            Err(error) => match ErrorClass::of(error) {
+                ErrorClass::NotWritable => {
+                    // The others lead to the same server.
+                    self.sessions().forget_idle();
+                    if let (true, Some(health)) = (self.is_new, health) {
+                        health.takes_no_writes(error);
+                    }
+                }
+                ErrorClass::Unreachable => {
+                    if let Some(health) = health {
+                        health.is_unreachable(error);
+                    }
+                }
+                _ => {}
+            },
+        }
+    }
+
     /// What became of the transaction, after its end was not answered.
     async fn fate(&self) -> Option<Fate> {
         let id = self.transaction.id.as_deref()?;
