@@ -10,7 +10,7 @@ use prometheus::{
 };
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::http::{ContentType, Status};
-use rocket::{Data, Request, Route, State, get, routes};
+use rocket::{Data, Request, Response, Route, State, get, routes};
 
 use crate::aggregate::Leases;
 use crate::db::sqlite_open_retries;
@@ -241,10 +241,10 @@ impl Observer for Metrics {
         seconds.observe(settled.took.as_secs_f64());
     }
 
-    fn responded(&self, request: &Request<'_>, status: Status) {
+    fn responded(&self, request: &Request<'_>, response: &Response<'_>) {
         let route = request.route().and_then(|route| route.name.as_deref());
         let route = route.unwrap_or("none");
-        let status = status.code.to_string();
+        let status = response.status().code.to_string();
         let arrived = request.local_cache(|| Arrived(Instant::now())).0;
         self.http.with_label_values(&[route, &status]).inc();
         let seconds = self.http_seconds.with_label_values(&[route]);

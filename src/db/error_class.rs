@@ -45,6 +45,9 @@ impl ErrorClass {
             },
             // Only the first bytes of a connection go through a TLS handshake.
             sqlx::Error::Tls(_) => Self::Unreachable,
+            sqlx::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Self::NotWritable
+            }
             sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Self::Lost,
             sqlx::Error::Database(error) => match code(&**error) {
                 Some(Code::Postgres { fatal, state }) => of_sqlstate(fatal, &state),

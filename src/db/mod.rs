@@ -7,6 +7,10 @@
 //! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
 //! | `sqlite` | one writer and N readers per file |
 //! | `sqlite_writer` | the connection that writes, and the queue in front of it |
+//! | `sqlite_lent` | that connection while one transaction has it |
+//! | `sqlite_readers` | the connections that only read |
+//! | `sqlite_place` | whether the file is still the one that was opened |
+//! | `sqlite_sync` | one sync of the write-ahead log for all commits before it |
 //! | `sqlite_watch` | what only SQLite can say about the writer's transaction |
 //! | `sqlite_file` | the one helper that every SQLite file is opened by |
 //! | `postgres` | the pool for requests and the read-only pool beside it, and how their sessions prove themselves |
@@ -36,7 +40,15 @@ mod sqlite;
 #[cfg(feature = "sqlite")]
 mod sqlite_file;
 #[cfg(feature = "sqlite")]
+mod sqlite_lent;
+#[cfg(feature = "sqlite")]
+mod sqlite_place;
+#[cfg(feature = "sqlite")]
+mod sqlite_readers;
+#[cfg(feature = "sqlite")]
 mod sqlite_readiness;
+#[cfg(feature = "sqlite")]
+mod sqlite_sync;
 #[cfg(feature = "sqlite")]
 mod sqlite_watch;
 #[cfg(feature = "sqlite")]
@@ -69,4 +81,4 @@ pub(crate) use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};
 #[cfg(feature = "sqlite")]
 pub(crate) use sqlite_file::is_sqlite_busy;
 #[cfg(feature = "sqlite")]
-pub(crate) use sqlite_writer::WholeWriter;
+pub(crate) use sqlite_lent::WholeWriter;

@@ -75,8 +75,8 @@ impl Fairing for Answer {
             .span
             .in_scope(|| log_failure(request, context, response));
         response.set_header(Header::new("X-Request-Id", context.id.to_string()));
-        let status = response.status();
-        settings.observe(|observer| observer.responded(request, status));
+        let response = &*response;
+        settings.observe(|observer| observer.responded(request, response));
     }
 }
 

@@ -122,9 +122,14 @@ impl RequestContext {
         Some(request.local_cache(|| Self::new(request, settings.in_flight.token())))
     }
 
+    /// Whether `Settlement` has seen the request, and so will settle it.
+    pub(super) fn is_entered(&self) -> bool {
+        self.method.get().is_some()
+    }
+
     /// The method as it was asked.
     pub(super) fn method(&self, request: &Request<'_>) -> Method {
-        *self.method.get_or_init(|| request.method())
+        self.method.get().copied().unwrap_or(request.method())
     }
 
     /// The request's registry, if anything has used it.

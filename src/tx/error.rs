@@ -36,6 +36,13 @@ pub enum Error {
     )]
     NoSettlement,
 
+    /// Nobody would settle this request: no fairing sees a request that Rocket cannot read, but a
+    /// catcher does, and a request fairing that is attached before `Settlement` comes too early. 500.
+    #[error(
+        "no fairing has begun this request, and none will settle it: Rocket could not read it, or a request fairing asks that is attached before `Settlement`; attach `Settlement` first"
+    )]
+    NotEntered,
+
     /// A guard names a database that is not attached. 500.
     #[error(
         "the database `{0}` is not attached; add `.attach(rocket_tx::db::init::<{0}>())` to the launch code"
@@ -249,6 +256,7 @@ impl Error {
                 "The database failed. Nothing was changed.".into(),
             ),
             Self::NoSettlement => ("no-settlement", self.to_string().into()),
+            Self::NotEntered => ("not-entered", self.to_string().into()),
             Self::NotAttached(_) => ("not-attached", self.to_string().into()),
             Self::NoAggregates(_) => ("no-aggregates", self.to_string().into()),
             Self::CheckedOut(_) => ("checked-out", self.to_string().into()),

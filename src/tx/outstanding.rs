@@ -115,9 +115,13 @@ impl Outstanding {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSettlement`] in a service without `Settlement`.
+    /// [`Error::NoSettlement`] in a service without `Settlement`; [`Error::NotEntered`] where
+    /// `Settlement` has not seen the request.
     pub fn of<'r>(request: &'r Request<'_>) -> Result<&'r Arc<Self>, Error> {
         let context = RequestContext::of(request).ok_or(Error::NoSettlement)?;
+        if !context.is_entered() {
+            return Err(Error::NotEntered);
+        }
         let settings = request
             .rocket()
             .state::<Settings>()

@@ -1,15 +1,17 @@
 //! Settlement has the last word on a response, whoever attaches fairings, and when.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rocket::fairing::{AdHoc, Fairing};
 use rocket::http::{Header, Status};
 use rocket::tokio::time::timeout;
-use rocket::{Build, Rocket, get, post, routes};
-use rocket_tx::{Error, Settlement, Tx, db, problem_catchers};
+use rocket::{Build, Request, Response, Rocket, get, post, routes};
+use rocket_tx::{Error, Observer, Settlement, Tx, db, problem_catchers};
 
 use crate::support::launch::{logged, refused};
-use crate::support::stage::{figment, note};
+use crate::support::stage::{figment, note, run};
 use crate::support::{Answer, Audit, Backend, Databases, Main, Stage};
 
 #[post("/status/<code>")]
@@ -107,6 +109,44 @@ async fn a_fairing_that_comes_too_late_ends_a_service_without_guards(backend: Ba
     assert!(log.contains("`Turns`"), "{log}");
 }
 
+/// A status, and an outcome.
+type Seen = (u16, Option<String>);
+
+/// Keeps what is seen of every response.
+#[derive(Clone, Default)]
+struct Watches(Arc<Mutex<Vec<Seen>>>);
+
+impl Observer for Watches {
+    fn responded(&self, _: &Request<'_>, response: &Response<'_>) {
+        let outcome = response.headers().get_one("Transaction-Outcome");
+        let told = (response.status().code, outcome.map(str::to_owned));
+        self.0.lock().push(told);
+    }
+}
+
+#[post("/constraint")]
+async fn constraint(mut main: Tx<Main>) -> Result<Status, Error> {
+    run(&mut main, "INSERT INTO pairs (id, partner) VALUES (1, 2)").await?;
+    Ok(Status::Created)
+}
+
+async fn an_observer_sees_what_the_client_is_told(backend: Backend) {
+    let watches = Watches::default();
+    let stage = Stage::new(backend, |rocket| {
+        rocket
+            .mount("/", routes![status, constraint])
+            .attach(Settlement::new().observer(watches.clone()))
+            .attach(stage_of(1))
+    })
+    .await;
+    for path in ["POST /constraint", "POST /status/418", "GET /nowhere"] {
+        let answer = stage.send(path).await;
+        let (status, outcome) = answer.told();
+        let seen = std::mem::take(&mut *watches.0.lock());
+        assert_eq!(seen, [(status, outcome.map(str::to_owned))], "{path}");
+    }
+}
+
 #[get("/forged?<code>")]
 fn forged(code: u16) -> Forged {
     Forged(Status::new(code))
@@ -167,5 +207,6 @@ on_each_backend!(
     fairings_of_the_launch_code_run_before_settlement,
     a_fairing_that_comes_too_late_stops_the_launch,
     a_fairing_that_comes_too_late_ends_a_service_without_guards,
+    an_observer_sees_what_the_client_is_told,
     nobody_else_sets_the_headers_of_settlement,
 );

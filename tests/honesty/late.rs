@@ -12,7 +12,7 @@ use rocket::response::stream::ReaderStream;
 use rocket::response::{self, Responder};
 use rocket::tokio::task::JoinHandle;
 use rocket::tokio::time::sleep;
-use rocket::{Request, get, post, routes};
+use rocket::{Request, catch, catchers, get, post, routes};
 use rocket_tx::{Begin, Error, Observer, Outstanding, Read, RequestId, Settlement, Tx};
 
 use crate::support::stage::{note, run};
@@ -81,6 +81,10 @@ impl Observer for Panics {
 
     fn settled(&self, _: &rocket::Request<'_>, _: &rocket_tx::tx::Settled) {
         panic!("in `settled`")
+    }
+
+    fn responded(&self, _: &Request<'_>, _: &response::Response<'_>) {
+        panic!("in `responded`")
     }
 }
 
@@ -226,7 +230,37 @@ async fn a_body_comes_after_the_verdict_too(backend: Backend) {
     stage.nothing_is_stuck().await;
 }
 
+/// Writes, and calls it a success.
+#[catch(400)]
+async fn writes_and_soothes(request: &Request<'_>) -> (Status, String) {
+    let written = match request.guard::<Tx<Main>>().await {
+        Outcome::Success(mut main) => note(&mut main, "written").await.map_err(Error::from),
+        Outcome::Error((_, error)) => Err(error),
+        Outcome::Forward(_) => Err(Error::NotFound),
+    };
+    match written {
+        Ok(()) => (Status::Ok, "written".into()),
+        Err(error) => (error.status(), error.to_string()),
+    }
+}
+
+/// Rocket asks a catcher at once, and no fairing ever sees the request.
+async fn a_request_that_rocket_cannot_read_writes_nothing(backend: Backend) {
+    let stage = Stage::new(backend, |rocket| {
+        rocket
+            .register("/", catchers![writes_and_soothes])
+            .attach(Settlement::new())
+    })
+    .await;
+    let answer = stage.send("NONSENSE /anywhere").await;
+    assert_eq!(answer.told(), (500, None), "{}", answer.body);
+    assert!(answer.body.contains("no fairing"), "{}", answer.body);
+    assert_eq!(stage.notes().await, [""; 0]);
+    stage.nothing_is_stuck().await;
+}
+
 on_each_backend!(
+    a_request_that_rocket_cannot_read_writes_nothing,
     what_comes_after_the_verdict_is_told_so,
     a_body_comes_after_the_verdict_too,
     the_id_may_be_asked_for_before_settlement,
