@@ -98,9 +98,14 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn a_pooler_in_transaction_mode_is_refused_at_launch() {
-        for settings in [&[][..], &IGNORING] {
-            let (databases, _pooler) = pooled(Mode::Transaction, settings).await;
+    async fn a_pooler_that_shares_sessions_is_refused_at_launch() {
+        let ignoring: &[_] = &IGNORING;
+        for (mode, settings) in [
+            (Mode::Transaction, &[][..]),
+            (Mode::Transaction, ignoring),
+            (Mode::Statement, ignoring),
+        ] {
+            let (databases, _pooler) = pooled(mode, settings).await;
             let log = refused(
                 rocket::custom(figment(&databases, &SETTINGS))
                     .attach(db::init::<Main>())

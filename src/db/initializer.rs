@@ -16,6 +16,7 @@ use rocket::{Build, Orbit, Phase, Rocket};
 use rocket_db_pools::{Database, Pool};
 use tokio_util::task::TaskTracker;
 
+#[cfg(feature = "postgres")]
 use super::health::Health;
 use super::{Error, Identity, Link, Migrations, Seconds, TransactionPool, setting};
 
@@ -207,6 +208,7 @@ impl Roster {
             in_flight: self.in_flight.clone(),
             close_timeout: close_timeout(rocket),
             settle_timeout: settle_timeout(rocket),
+            #[cfg(feature = "postgres")]
             health: Arc::new(Health::new(D::NAME)),
         });
         databases.push((key, D::NAME, pool.identity().clone()));

@@ -29,6 +29,7 @@ mod config;
 mod durability;
 mod error;
 mod error_class;
+#[cfg(feature = "postgres")]
 mod health;
 mod initializer;
 mod pool;

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::error_class::may_be_stale;
+#[cfg(feature = "postgres")]
 use super::health::Health;
 use super::{Access, BeginOptions, Error, NotReady, Patience, Session, Transaction};
 
@@ -109,6 +110,7 @@ pub struct Link {
     /// How long one request may take to be settled.
     pub(crate) settle_timeout: Duration,
     /// Whether the database can be reached.
+    #[cfg(feature = "postgres")]
     pub(crate) health: Arc<Health>,
 }
 

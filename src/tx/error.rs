@@ -287,7 +287,11 @@ impl Error {
 
     /// Whether a database is away, which is logged once when it begins and not for every request.
     pub(super) fn is_known_trouble(&self, request: &Request<'_>) -> bool {
-        let is_known = matches!(self, Self::Unreachable(_) | Self::NotWritable(_));
+        // What a statement of the handler's met is news.
+        let is_known = matches!(
+            self,
+            Self::Unreachable(_) | Self::NotWritable(sqlx::Error::Io(_))
+        );
         if let (true, Some(context)) = (is_known, RequestContext::of(request)) {
             context.is_known_trouble.store(true, Ordering::Relaxed);
         }

@@ -15,6 +15,7 @@ use super::eventually;
 pub enum Mode {
     Session,
     Transaction,
+    Statement,
 }
 
 /// Dropping it ends it.
@@ -131,6 +132,7 @@ fn configuration(
     let mode = match mode {
         Mode::Session => "session",
         Mode::Transaction => "transaction",
+        Mode::Statement => "statement",
     };
     let mut text = format!(
         "[databases]\n\
