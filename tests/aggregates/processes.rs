@@ -73,7 +73,7 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
     create(&other.http, "milk").await;
     let http = stopped.http.clone();
     let late =
-        tokio::spawn(async move { rename(&http, "milk", "late", "delay=8000@loaded").await });
+        tokio::spawn(async move { rename(&http, "milk", "late", "delay=3000@loaded").await });
     eventually("it is leased", async || {
         !leases(&other.http).await.is_empty()
     })
