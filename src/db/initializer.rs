@@ -18,7 +18,9 @@ use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "postgres")]
 use super::health::Health;
-use super::{Error, Identity, Link, Migrations, Seconds, TransactionPool, setting};
+use super::{Error, Identity, Link, Migrations, TransactionPool};
+#[cfg(feature = "postgres")]
+use super::{Seconds, setting};
 
 /// Attaches the database `D`: opens it, migrates it, and closes it at shutdown after the requests
 /// in flight.
@@ -207,6 +209,7 @@ impl Roster {
             rank: databases.len(),
             in_flight: self.in_flight.clone(),
             close_timeout: close_timeout(rocket),
+            #[cfg(feature = "postgres")]
             settle_timeout: settle_timeout(rocket),
             #[cfg(feature = "postgres")]
             health: Arc::new(Health::new(D::NAME)),
@@ -222,6 +225,7 @@ fn name_of(databases: &[Attached], identity: &Identity) -> Option<&'static str> 
 }
 
 /// What cannot be understood there stops the launch elsewhere.
+#[cfg(feature = "postgres")]
 fn settle_timeout<P: Phase>(rocket: &Rocket<P>) -> Duration {
     let configured = setting::<Seconds>(rocket.figment(), "settle_timeout");
     let configured = configured.ok().flatten();

@@ -107,7 +107,8 @@ pub struct Link {
     pub(crate) in_flight: TaskTracker,
     /// How long closing waits for them.
     pub(crate) close_timeout: Duration,
-    /// How long one request may take to be settled.
+    /// How long one request may take to be settled: what a lost COMMIT is asked about within.
+    #[cfg(feature = "postgres")]
     pub(crate) settle_timeout: Duration,
     /// Whether the database can be reached.
     #[cfg(feature = "postgres")]
@@ -116,6 +117,7 @@ pub struct Link {
 
 impl Link {
     /// The default of `settle_timeout`; and what counts for a pool that is in no service.
+    #[cfg(feature = "postgres")]
     pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
     /// Waits, bounded, until no request is in flight and the hooks are drained.
