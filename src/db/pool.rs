@@ -108,6 +108,7 @@ pub struct Link {
     /// How long closing waits for them.
     pub(crate) close_timeout: Duration,
     /// How long one request may take to be settled.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     pub(crate) settle_timeout: Duration,
     /// Whether the database can be reached.
     #[cfg(feature = "postgres")]
