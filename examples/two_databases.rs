@@ -36,7 +36,7 @@ async fn order(
         .await?;
     charge(&mut ledger, order, cents).await?;
     // Not before it is certain.
-    outstanding.after_commit(async move { println!("order {order} goes to the warehouse") });
+    outstanding.after_commit(async move { println!("order {order} goes to the warehouse") })?;
     Ok(Status::Created)
 }
 

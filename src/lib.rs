@@ -52,7 +52,7 @@
 //!
 //! # What decides
 //!
-//! The status of the response: below 400 commits, 400 and above rolls back. Before it come, in this
+//! The status of the response: 200 to 399 commits, 400 and above rolls back. Before it come, in this
 //! order, a guard that outlived its handler, a panic, a guard that failed, a doom, the handler's own
 //! word, and the service's veto; see [`tx::Reason`]. The handler's word is its return type:
 //!
@@ -74,7 +74,9 @@
 //! ```
 //!
 //! A catcher's answer is judged by its status like any other: one that redirects to a login page
-//! answers 303, and 303 commits.
+//! answers 303, and 303 commits. After a panic or a guard that failed a success or a redirect does not
+//! leave: the client is told of the failure. Only [`Rollback`] and the veto leave a success standing
+//! that was rolled back.
 //!
 //! # Several databases
 //!
@@ -120,10 +122,10 @@
 //! happen after it is a hook:
 //!
 //! ```
-//! # use rocket_tx::Outstanding;
+//! # use rocket_tx::{Error, Outstanding};
 //! #[rocket::post("/orders")]
-//! fn order(outstanding: &Outstanding) {
-//!     outstanding.after_commit(async { println!("tell the warehouse") });
+//! fn order(outstanding: &Outstanding) -> Result<(), Error> {
+//!     outstanding.after_commit(async { println!("tell the warehouse") })
 //! }
 //! ```
 //!

@@ -52,8 +52,8 @@ impl Resource for Lease {
                 })
                 .await?;
             note(transaction.connection(), "released after").await?;
-            transaction
-                .commit()
+            let _nobody_waits = transaction
+                .commit_without_waiting()
                 .await
                 .map_err(|error| Error::Conflict(error.to_string().into()))?;
         }

@@ -26,29 +26,29 @@ async fn hooks(
     mut audit: Tx<Audit>,
 ) -> Result<(Status, ()), Error> {
     note(&mut main, "written").await?;
-    outstanding.after_commit(say(Arc::clone(said), "first"));
+    outstanding.after_commit(say(Arc::clone(said), "first"))?;
     outstanding.after_commit(async {
         if true {
             panic!("in a hook");
         }
-    });
-    outstanding.after_rollback(say(Arc::clone(said), "rolled back"));
-    outstanding.after_commit(async { Err::<(), _>("as told") });
+    })?;
+    outstanding.after_rollback(say(Arc::clone(said), "rolled back"))?;
+    outstanding.after_commit(async { Err::<(), _>("as told") })?;
     note(&mut audit, "written").await?;
     let last = Arc::clone(said);
     outstanding.after_commit(async move {
         rocket::tokio::task::yield_now().await;
         say(last, "last").await;
-    });
+    })?;
     Ok((Status::new(code), ()))
 }
 
 /// Hooks without anything outstanding belong to a request all the same.
 #[post("/hooks-alone/<code>")]
-fn alone(code: u16, outstanding: &Outstanding, said: &State<Said>) -> (Status, ()) {
-    outstanding.after_commit(say(Arc::clone(said), "committed"));
-    outstanding.after_rollback(say(Arc::clone(said), "rolled back"));
-    (Status::new(code), ())
+fn alone(code: u16, outstanding: &Outstanding, said: &State<Said>) -> Result<(Status, ()), Error> {
+    outstanding.after_commit(say(Arc::clone(said), "committed"))?;
+    outstanding.after_rollback(say(Arc::clone(said), "rolled back"))?;
+    Ok((Status::new(code), ()))
 }
 
 async fn stage(backend: Backend) -> (Stage, Said) {

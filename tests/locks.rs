@@ -4,11 +4,14 @@
 //! processes are.
 
 mod cancelled;
+mod fencing;
 mod leases;
 mod memory;
+mod network;
 
 use std::time::Duration;
 
+use rocket::figment::Figment;
 use rocket_db_pools::Pool;
 use rocket_tx::db::UrlPool;
 use rocket_tx::lock::{LeaseRow, UrlLockManager};
@@ -49,8 +52,14 @@ impl Leases {
 }
 
 async fn manager(databases: &Databases) -> UrlLockManager {
-    let figment = databases.figment().focus("databases.main");
-    let figment = figment.merge(("connect_timeout", 5));
+    manager_on(&databases.main).await
+}
+
+/// What a process has that knows this URL.
+async fn manager_on(url: &str) -> UrlLockManager {
+    let figment = Figment::from(("url", url))
+        .merge(("max_connections", 4))
+        .merge(("connect_timeout", 5));
     let pool = UrlPool::init(&figment).await.unwrap();
     UrlLockManager::new(&pool).with_retry_interval(Duration::from_millis(20))
 }

@@ -99,10 +99,10 @@ async fn awkward(
     let (committed, rolled_back) = (Arc::clone(ran), Arc::clone(ran));
     outstanding.after_commit(async move {
         committed.after_commit.fetch_add(1, Ordering::SeqCst);
-    });
+    })?;
     outstanding.after_rollback(async move {
         rolled_back.after_rollback.fetch_add(1, Ordering::SeqCst);
-    });
+    })?;
     let (first, last) = match place {
         "first" => (Some(awkward), None),
         _ => (None, Some(awkward)),

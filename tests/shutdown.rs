@@ -217,12 +217,12 @@ async fn slow(mut main: Tx<Main>) -> Result<Status, Error> {
 }
 
 #[post("/hook/<millis>")]
-fn hook(millis: u64, outstanding: &Outstanding, ran: &State<Arc<AtomicBool>>) {
+fn hook(millis: u64, outstanding: &Outstanding, ran: &State<Arc<AtomicBool>>) -> Result<(), Error> {
     let ran = Arc::clone(ran);
     outstanding.after_commit(async move {
         sleep(Duration::from_millis(millis)).await;
         ran.store(true, Ordering::SeqCst);
-    });
+    })
 }
 
 /// Gives connections two seconds to end.

@@ -130,7 +130,7 @@ fn status_code(span: &Span) -> StatusCode {
     status.map_or(StatusCode::Unset, |status| status.code())
 }
 
-/// Each step of a settlement, as `resource action`.
+/// Each step of a settlement, as `resource action`; but for the wait for SQLite's disk.
 fn steps(spans: &[&Span]) -> Vec<String> {
     let step = |span: &&Span| {
         assert_eq!(span.name, "step");
@@ -138,7 +138,8 @@ fn steps(spans: &[&Span]) -> Vec<String> {
         let action = text(&span.attributes, "action");
         format!("{resource} {action}")
     };
-    spans.iter().map(step).collect()
+    let steps = spans.iter().filter(|span| span.name != "durable");
+    steps.map(step).collect()
 }
 
 async fn service(backend: Backend, variables: &[(&str, &str)]) -> Service {

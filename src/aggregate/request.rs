@@ -90,7 +90,8 @@ impl Unfinished<'_> {
     fn doom_by(&self, error: &Error) {
         // The first doom counts.
         if let (Error::Conflict(_), Some(outstanding)) = (error, self.0) {
-            outstanding.doom(Status::Conflict, error.to_string());
+            // After the verdict nothing is left to be doomed.
+            let _settled = outstanding.doom(Status::Conflict, error.to_string());
         }
     }
 }
@@ -99,7 +100,7 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if let Some(outstanding) = self.0 {
             let reason = "Events could not be stored. Nothing was changed.";
-            outstanding.doom(Status::InternalServerError, reason);
+            let _settled = outstanding.doom(Status::InternalServerError, reason);
         }
     }
 }
@@ -207,7 +208,10 @@ where
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, crate::Error> {
         match RequestRepository::of(request) {
-            Ok(repository) => Outcome::Success(Self::new(repository)),
+            Ok(repository) => {
+                repository.held.outstanding.wants();
+                Outcome::Success(Self::new(repository))
+            }
             Err(error) => crate::tx::failed(request, error),
         }
     }

@@ -49,6 +49,7 @@ impl Config {
     }
 
     fn read(figment: &Figment) -> Result<Self, String> {
+        handler_timeout(figment)?;
         let debug = figment.profile() == rocket::Config::DEBUG_PROFILE;
         let url: Option<String> = read(figment, "downstream_url")?;
         let timeout: Option<Seconds> = read(figment, "downstream_timeout")?;
@@ -71,6 +72,38 @@ impl Config {
             downstream_timeout: timeout.map_or(Duration::from_secs(1), |timeout| timeout.0),
         })
     }
+}
+
+/// How long a handler may take. By default a little longer than a statement and what it may have
+/// waited for: where the database lives, its own limit comes first.
+pub(super) fn handler_timeout(figment: &Figment) -> Result<Duration, String> {
+    const MARGIN: Duration = Duration::from_secs(5);
+
+    let seconds = |key: &str, default: u64| -> Result<Duration, String> {
+        let configured: Option<Seconds> = read(figment, key)?;
+        Ok(
+            configured.map_or(Duration::from_secs(default), |Seconds(configured)| {
+                configured
+            }),
+        )
+    };
+    let configured: Option<Seconds> = read(figment, "handler_timeout")?;
+    if let Some(Seconds(configured)) = configured {
+        return match configured.is_zero() {
+            true => Err("`handler_timeout`: nothing is done in no time; leave it out".into()),
+            false => Ok(configured),
+        };
+    }
+    let mut waits = seconds("downstream_timeout", 1)?;
+    let mut statement = Duration::ZERO;
+    for database in ["main", "audit"] {
+        waits += seconds(&format!("databases.{database}.connect_timeout"), 5)?;
+        statement = statement.max(seconds(
+            &format!("databases.{database}.statement_timeout"),
+            30,
+        )?);
+    }
+    Ok(waits + statement + MARGIN)
 }
 
 /// `host:port` without a scheme is a URL too, whose scheme is the host's name.

@@ -10,7 +10,7 @@ use prometheus::{
 };
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::http::{ContentType, Status};
-use rocket::{Build, Data, Request, Response, Rocket, Route, State, get, routes};
+use rocket::{Data, Request, Response, Route, State, get, routes};
 
 use crate::aggregate::Leases;
 use crate::db::sqlite_open_retries;
@@ -240,6 +240,16 @@ impl Observer for Metrics {
         let seconds = self.settle_seconds.with_label_values(&[outcome]);
         seconds.observe(settled.took.as_secs_f64());
     }
+
+    fn responded(&self, request: &Request<'_>, response: &Response<'_>) {
+        let route = request.route().and_then(|route| route.name.as_deref());
+        let route = route.unwrap_or("none");
+        let status = response.status().code.to_string();
+        let arrived = request.local_cache(|| Arrived(Instant::now())).0;
+        self.http.with_label_values(&[route, &status]).inc();
+        let seconds = self.http_seconds.with_label_values(&[route]);
+        seconds.observe(arrived.elapsed().as_secs_f64());
+    }
 }
 
 /// Notes when requests come.
@@ -259,37 +269,6 @@ impl Fairing for Arrivals {
 
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
         request.local_cache(|| Arrived(Instant::now()));
-    }
-}
-
-/// Counts answers as they leave: attached while the service ignites, behind `Settlement`, which may
-/// make another answer of one.
-struct Answers(Metrics);
-
-#[rocket::async_trait]
-impl Fairing for Answers {
-    fn info(&self) -> Info {
-        Info {
-            name: "Metrics: answers",
-            kind: Kind::Response,
-        }
-    }
-
-    async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
-        let route = request.route().and_then(|route| route.name.as_deref());
-        let route = route.unwrap_or("none");
-        let status = response.status().code.to_string();
-        let arrived = request.local_cache(|| Arrived(Instant::now())).0;
-        self.0.http.with_label_values(&[route, &status]).inc();
-        let seconds = self.0.http_seconds.with_label_values(&[route]);
-        seconds.observe(arrived.elapsed().as_secs_f64());
-    }
-}
-
-impl Metrics {
-    /// To be called in an ignite fairing that is attached behind `Settlement`.
-    pub(super) fn attach(self, rocket: Rocket<Build>) -> Rocket<Build> {
-        rocket.manage(self.clone()).attach(Answers(self))
     }
 }
 

@@ -61,7 +61,7 @@ use rocket_db_pools::Database;
 use sqlx::migrate;
 
 use crate::db::{self, Migrations, UrlPool};
-use crate::tx::traced;
+use crate::tx::{bounded, traced};
 use crate::{Problem, Settlement, aggregate, problem_catchers};
 
 pub use self::log::{Log, start_log};
@@ -106,6 +106,10 @@ pub fn service(figment: Figment) -> Rocket<Build> {
     ];
     let routes = methods::complete(routes.into_iter().flatten().collect());
     let routes = faults::around(console::watched(routes));
+    let routes = bounded(
+        routes,
+        config::handler_timeout(&figment).unwrap_or_default(),
+    );
     #[cfg(feature = "otel")]
     let routes = telemetry::continued(routes);
     let metrics = Metrics::default();
@@ -127,13 +131,11 @@ pub fn service(figment: Figment) -> Rocket<Build> {
                 .observer(faults::Crash),
         )
         .attach(metrics::Arrivals)
-        .attach(AdHoc::on_ignite("Metrics", |rocket| async {
-            metrics.attach(rocket)
-        }))
         .attach(AdHoc::try_on_ignite("Configuration", Config::manage))
         .attach(cors::Cors)
         .attach(site::shield())
         .manage(changes)
+        .manage(metrics)
         .mount("/", traced(routes))
         .register("/", problem_catchers())
         .register("/", catchers![no_such_address])

@@ -1,17 +1,19 @@
 //! How the service is: what is outstanding, and whether it can serve.
 
+use rocket::futures::future::join;
 use rocket::http::Status;
 use rocket::serde::json::Json;
 use rocket::{Route, State, get, routes};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::Problem;
+use crate::db::TransactionPool;
 use crate::tx::{Live, LiveTransaction, Outcome};
-use crate::{Read, with_backend};
 
 use super::config::Config;
 use super::openapi::Fails;
-use super::{Audit, Error, Main};
+use super::{Audit, Main};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![healthz, readyz]
@@ -76,17 +78,21 @@ fn healthz() -> Status {
     Status::NoContent
 }
 
-/// Both databases answer.
+/// Both databases answer and take writes.
 #[utoipa::path(responses((status = 204, description = "They do."), Fails<503>))]
 #[get("/readyz")]
-async fn readyz(mut main: Read<Main>, mut audit: Read<Audit>) -> Result<Status, Error> {
-    with_backend!(main, |db| sqlx::query("SELECT 1")
-        .execute(db)
-        .await
-        .map(drop))?;
-    with_backend!(audit, |db| sqlx::query("SELECT 1")
-        .execute(db)
-        .await
-        .map(drop))?;
-    Ok(Status::NoContent)
+async fn readyz(main: &State<Main>, audit: &State<Audit>) -> Result<Status, Problem> {
+    let (main, audit) = join(main.ready(), audit.ready()).await;
+    let reasons: Vec<String> = [("main", main), ("audit", audit)]
+        .into_iter()
+        .filter_map(|(name, ready)| Some(format!("the database `{name}` {}", ready.err()?)))
+        .collect();
+    match reasons.is_empty() {
+        true => Ok(Status::NoContent),
+        false => Err(Problem::new(
+            Status::ServiceUnavailable,
+            "not-ready",
+            format!("Not ready: {}.", reasons.join("; ")),
+        )),
+    }
 }

@@ -3,14 +3,14 @@
 //! Typed drivers behind an enum, and a macro that instantiates the same query for each: it costs a
 //! match, and every type that both drivers know works as in either.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use rocket::figment::Figment;
 
 use super::{
-    Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience,
-    Session, TransactionPool,
+    Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
+    NotReady, Patience, RollbackError, Session, TransactionPool,
 };
 #[cfg(feature = "postgres")]
 use super::{PostgresPool, PostgresSession};
@@ -132,6 +132,10 @@ impl Session for Connection {
         self
     }
 
+    fn is_new(&self) -> bool {
+        either!(Self, self, |session| session.is_new())
+    }
+
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         either!(Self, self, |session| Session::begin(session, options).await)
     }
@@ -140,20 +144,16 @@ impl Session for Connection {
         either!(Self, self, |session| session.prepare().await)
     }
 
-    async fn commit(&mut self) -> Result<(), CommitError> {
+    async fn commit(&mut self) -> Result<Durability, CommitError> {
         either!(Self, self, |session| session.commit().await)
     }
 
-    async fn rollback(&mut self) -> sqlx::Result<()> {
+    async fn rollback(&mut self) -> Result<(), RollbackError> {
         either!(Self, self, |session| session.rollback().await)
     }
 
     fn start_rollback(&mut self) {
         either!(Self, self, |session| session.start_rollback())
-    }
-
-    fn vouched_for(&mut self, well: &Arc<AtomicBool>) {
-        either!(Self, self, |session| session.vouched_for(well));
     }
 
     fn close_on_drop(&mut self) {
@@ -200,6 +200,14 @@ impl TransactionPool for UrlPool {
                 .await
                 .map(Connection::Postgres),
         }
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        either!(Self, self, |pool| pool.connect_timeout())
+    }
+
+    async fn ready(&self) -> Result<(), NotReady> {
+        either!(Self, self, |pool| pool.ready().await)
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {

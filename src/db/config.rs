@@ -102,7 +102,8 @@ pub struct Config {
     /// After how long an idle connection is closed. Default: never on SQLite, 10 min on Postgres.
     #[serde(default)]
     pub idle_timeout: Option<Seconds>,
-    /// SQLite's `PRAGMA synchronous`. Default `normal`.
+    /// What SQLite waits for before a commit is answered. Default `full`: a power cut takes back
+    /// nothing that was answered.
     #[serde(default)]
     pub synchronous: Synchronous,
     /// Postgres's `statement_timeout`. Default 30 s.
@@ -111,6 +112,18 @@ pub struct Config {
     /// Postgres's `idle_in_transaction_session_timeout`. Default 15 s.
     #[serde(default = "fifteen_seconds")]
     pub idle_in_transaction_timeout: Seconds,
+    /// Postgres: how many prepared statements a session keeps; 0 for poolers that cannot have them.
+    /// Default 100, sqlx's own.
+    #[serde(default)]
+    pub statement_cache: Option<usize>,
+    /// Postgres: whether a session forgets, before anybody else uses it, what its user has set:
+    /// settings, role, temporary tables, advisory locks, cursors. Default true.
+    #[serde(default = "yes")]
+    pub reset_sessions: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn five_seconds() -> Seconds {
@@ -125,21 +138,25 @@ fn thirty_seconds() -> Seconds {
     Seconds(Duration::from_secs(30))
 }
 
-/// SQLite's `PRAGMA synchronous`.
+/// What a SQLite commit waits for before it is told.
 ///
-/// In WAL mode `normal` cannot corrupt the file, but a power loss may undo the last commits;
-/// `full` waits for the disk at every commit. See the
-/// [manual](https://www.sqlite.org/pragma.html#pragma_synchronous).
+/// The names are those of SQLite's own
+/// [`PRAGMA synchronous`](https://www.sqlite.org/pragma.html#pragma_synchronous), and so is what
+/// they promise. `full` costs less here than in SQLite: the writer does not wait for the disk. It
+/// goes on to the next request at once, and one sync serves all commits before it; only the answers
+/// wait. Meanwhile others may read what is not yet durable.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Synchronous {
-    /// No waiting for the disk at all.
+    /// Never waits for the disk. A power cut may undo the last commits, or damage the file.
     Off,
-    /// Waits at checkpoints.
-    #[default]
+    /// Waits at checkpoints. A power cut may undo the last commits, which were answered as
+    /// committed; it does not damage the file.
     Normal,
-    /// Waits at every commit.
+    /// Answers after a sync that began when COMMIT had returned. Nothing that was answered is
+    /// undone.
+    #[default]
     Full,
-    /// As `full`, and syncs the directory too.
+    /// As `full`, and syncs the folder too.
     Extra,
 }

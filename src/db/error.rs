@@ -99,9 +99,21 @@ pub enum OpenError {
         mode: String,
     },
 
+    /// A pooler gives a client another session with each transaction.
+    #[error(
+        "a pooler in transaction or statement mode stands before it (two connections were served by one session of the server, or one by two); leases, LISTEN and read-only sessions need a session of their own: use the pooler's session mode (pgbouncer: `pool_mode = session`), or connect to the server itself"
+    )]
+    SharedSessions,
+
+    /// The URL has `options`, and a pooler drops them.
+    #[error(
+        "the URL's `options` do not get through the pooler before it; set them for the role or the database instead (`ALTER ROLE … SET …`), or connect to the server itself"
+    )]
+    OptionsDropped,
+
     /// Everything else, in the database's own words.
     #[error(
         "cannot open it: {0}; check that the address is right and that the database is running"
     )]
-    Database(#[source] sqlx::Error),
+    Database(#[from] sqlx::Error),
 }

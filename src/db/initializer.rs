@@ -5,7 +5,7 @@
 
 use std::any::TypeId;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,6 +16,8 @@ use rocket::{Build, Orbit, Phase, Rocket};
 use rocket_db_pools::{Database, Pool};
 use tokio_util::task::TaskTracker;
 
+#[cfg(feature = "postgres")]
+use super::health::Health;
 use super::{Error, Identity, Link, Migrations, TransactionPool};
 
 /// Attaches the database `D`: opens it, migrates it, and closes it at shutdown after the requests
@@ -161,6 +163,8 @@ type Attached = (TypeId, &'static str, Identity);
 pub(crate) struct Roster {
     databases: Arc<Mutex<Vec<Attached>>>,
     pub(crate) in_flight: TaskTracker,
+    /// How long one request may take to be settled; `Settlement` says so.
+    pub(crate) settle_timeout: Arc<OnceLock<Duration>>,
 }
 
 impl Roster {
@@ -205,6 +209,10 @@ impl Roster {
             rank: databases.len(),
             in_flight: self.in_flight.clone(),
             close_timeout: close_timeout(rocket),
+            #[cfg(feature = "postgres")]
+            settle_timeout: Arc::clone(&self.settle_timeout),
+            #[cfg(feature = "postgres")]
+            health: Arc::new(Health::new(D::NAME)),
         });
         databases.push((key, D::NAME, pool.identity().clone()));
         Ok(())

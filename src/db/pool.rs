@@ -2,13 +2,16 @@
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rocket::figment::Figment;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use super::{Access, BeginOptions, Error, Patience, Session, Transaction};
+use super::error_class::may_be_stale;
+#[cfg(feature = "postgres")]
+use super::health::Health;
+use super::{Access, BeginOptions, Error, NotReady, Patience, Session, Transaction};
 
 /// A pool that request-scoped transactions and reads are lent from.
 ///
@@ -43,22 +46,35 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
         &self,
         options: BeginOptions,
     ) -> impl Future<Output = sqlx::Result<Transaction<Self::Session>>> + Send {
-        /// Each failure takes one dead session out of the pool; no pool is larger.
-        const MOST_DEAD: usize = 1_000;
-
         async move {
-            for _ in 0..MOST_DEAD {
+            let deadline = Instant::now() + self.connect_timeout();
+            loop {
                 let session = self.session(options.access, options.patience).await?;
+                let is_new = session.is_new();
                 match Transaction::begin(session, options).await {
-                    Err(error) if is_lost(&error) => {
-                        tracing::debug!(%error, "a pooled session had died; taking another");
+                    Err(error) if !is_new && may_be_stale(&error) && Instant::now() < deadline => {
+                        tracing::debug!(%error, "a pooled session was of no use any more; taking another");
                     }
                     result => return result,
                 }
             }
-            Err(sqlx::Error::PoolTimedOut)
         }
     }
+
+    /// How long a request waits for a connection.
+    fn connect_timeout(&self) -> Duration;
+
+    /// Whether the database can serve now: it answers, and takes writes. Asked beside the connections
+    /// of requests, and at most once a second, however often this is called; answered within 1.5 s.
+    /// For readiness probes.
+    ///
+    /// Postgres keeps one connection more for it, beside `max_connections`. On SQLite a file of 256
+    /// KiB is written in the database's folder, and removed.
+    ///
+    /// # Errors
+    ///
+    /// [`NotReady`] says why not.
+    fn ready(&self) -> impl Future<Output = Result<(), NotReady>> + Send;
 
     /// Brings the schema up to date. Safe to run from many processes at once.
     fn migrate(&self, migrations: &Migrations) -> impl Future<Output = Result<(), Error>> + Send;
@@ -91,9 +107,20 @@ pub struct Link {
     pub(crate) in_flight: TaskTracker,
     /// How long closing waits for them.
     pub(crate) close_timeout: Duration,
+    /// How long one request may take to be settled: a lost COMMIT is asked about within it. Known
+    /// once `Settlement` is attached.
+    #[cfg(feature = "postgres")]
+    pub(crate) settle_timeout: Arc<OnceLock<Duration>>,
+    /// Whether the database can be reached.
+    #[cfg(feature = "postgres")]
+    pub(crate) health: Arc<Health>,
 }
 
 impl Link {
+    /// What counts for a pool that is in no service.
+    #[cfg(feature = "postgres")]
+    pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
     /// Waits, bounded, until no request is in flight and the hooks are drained.
     ///
     /// Rocket runs all shutdown fairings at once, and rocket_db_pools closes in one: without this,
@@ -170,15 +197,5 @@ impl Migrations {
     pub fn postgres(mut self, migrator: sqlx::migrate::Migrator) -> Self {
         self.postgres = Some(Arc::new(migrator));
         self
-    }
-}
-
-/// The session is gone: the socket failed, or the server said that it is ending it (class 57P,
-/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>).
-fn is_lost(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
-        _ => false,
     }
 }

@@ -3,26 +3,30 @@
 //! SQLite has one writer at a time anyway. Letting requests queue for one connection, with real
 //! wake-ups, beats several connections that spin on BUSY; and one writer can carry a commit hook.
 
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rocket::figment::Figment;
-use sqlx::pool::{PoolConnection, PoolOptions};
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _, Sqlite};
 use sqlx_core::transaction::TransactionManager;
-use tokio::time::timeout;
 
 use super::config::{SLOW, Synchronous};
 use super::sqlite_file::SqliteFile;
-use super::sqlite_watch::Watch;
-use super::sqlite_writer::{LentWriter, WholeWriter, Writer};
+use super::sqlite_lent::{LentWriter, WholeWriter};
+use super::sqlite_place::Place;
+use super::sqlite_readiness::Probe;
+use super::sqlite_sync::SharedSync;
+use super::sqlite_writer::{Writer, WriterFile, unreachable};
 use super::{
-    Access, BeginOptions, CommitError, Config, Error, Identity, Link, Migrations, Patience,
-    Session, TransactionPool, pool,
+    Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
+    NotReady, Patience, RollbackError, Session, TransactionPool, pool, sqlite_readers,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -37,11 +41,13 @@ pub struct SqlitePool(Arc<Inner>);
 
 struct Inner {
     file: SqliteFile,
+    place: Arc<Place>,
     writer: Writer,
     readers: sqlx::SqlitePool,
     busy_timeout: Duration,
     identity: Identity,
     link: OnceLock<Link>,
+    probe: Probe,
 }
 
 /// A borrowed SQLite connection: the writer, or a reader.
@@ -75,20 +81,6 @@ impl DerefMut for SqliteSession {
     }
 }
 
-impl SqliteSession {
-    /// Present on the writer.
-    fn watch(&self) -> Option<&Watch> {
-        match &self.lent {
-            Lent::Writer(writer) => Some(writer.watch()),
-            Lent::Reader(_) => None,
-        }
-    }
-
-    fn has_ended(&self) -> bool {
-        self.watch().is_some_and(Watch::has_ended)
-    }
-}
-
 impl Session for SqliteSession {
     type Connection = SqliteConnection;
 
@@ -105,70 +97,52 @@ impl Session for SqliteSession {
         match &mut self.lent {
             // IMMEDIATE takes the write lock now: a deferred transaction that reads first and
             // writes later fails with BUSY_SNAPSHOT, and no waiting helps.
-            Lent::Writer(writer) => writer.begin(busy_timeout).await?,
-            Lent::Reader(reader) => Manager::begin(reader, None).await?,
+            Lent::Writer(writer) => writer.begin(busy_timeout).await,
+            Lent::Reader(reader) => Manager::begin(reader, None).await,
         }
-        if let Some(watch) = self.watch() {
-            watch.begun();
-        }
-        Ok(())
     }
 
     /// SQLite has no aborted transactions. It is asked only whether the transaction still stands,
     /// and whether its deferred foreign keys hold.
     async fn prepare(&mut self) -> Result<(), CommitError> {
-        let Lent::Writer(writer) = &mut self.lent else {
-            return Ok(());
+        match &mut self.lent {
+            Lent::Writer(writer) => writer.prepare().await,
+            Lent::Reader(_) => Ok(()),
+        }
+    }
+
+    async fn commit(&mut self) -> Result<Durability, CommitError> {
+        let reader = match &mut self.lent {
+            Lent::Writer(writer) => return writer.commit().await,
+            Lent::Reader(reader) => reader,
         };
-        let (connection, watch) = writer.parts();
-        if watch.has_ended() {
-            return Err(CommitError::Ended { undone: true });
+        while reader.is_in_transaction() {
+            let committed = Manager::commit(reader).await;
+            // Nothing was written, so nothing can be in doubt.
+            committed.map_err(CommitError::Refused)?;
         }
-        match watch.is_constraint_broken(connection).await {
-            Ok(false) => Ok(()),
-            Ok(true) => Err(CommitError::ConstraintBroken),
-            Err(error) => Err(CommitError::Refused(error)),
-        }
+        Ok(Durability::reached())
     }
 
-    async fn commit(&mut self) -> Result<(), CommitError> {
-        if self.has_ended() {
-            return Err(CommitError::Ended { undone: true });
-        }
-        if let Some(watch) = self.watch() {
-            watch.allow_commit(true);
-        }
-        // More than once if a handler forgot a savepoint: sqlx releases one at a time.
-        let mut result = Ok(());
-        while result.is_ok() && self.is_in_transaction() {
-            result = Manager::commit(self).await;
-        }
-        if let (Err(sqlx::Error::Database(_)), Some(watch)) = (&result, self.watch()) {
-            watch.allow_commit(false);
-        }
-        result.map_err(|error| match error {
-            sqlx::Error::Database(_) => CommitError::Refused(error),
-            _ => CommitError::Unknown(error),
-        })
-    }
-
-    async fn rollback(&mut self) -> sqlx::Result<()> {
-        while self.is_in_transaction() {
-            match Manager::rollback(self).await {
-                // SQLite has nothing left to roll back, and sqlx counts a transaction that is none.
-                Err(sqlx::Error::Database(_)) if self.has_ended() => {
-                    self.close_on_drop();
-                    return Ok(());
-                }
-                result => result?,
-            }
+    async fn rollback(&mut self) -> Result<(), RollbackError> {
+        let reader = match &mut self.lent {
+            Lent::Writer(writer) => return writer.rollback().await,
+            Lent::Reader(reader) => reader,
+        };
+        while reader.is_in_transaction() {
+            Manager::rollback(reader).await?;
         }
         Ok(())
     }
 
     fn start_rollback(&mut self) {
-        for _ in 0..Manager::get_transaction_depth(self) {
-            Manager::start_rollback(self);
+        match &mut self.lent {
+            Lent::Writer(writer) => writer.start_rollback(),
+            Lent::Reader(reader) => {
+                for _ in 0..Manager::get_transaction_depth(reader) {
+                    Manager::start_rollback(reader);
+                }
+            }
         }
     }
 
@@ -188,27 +162,43 @@ impl SqlitePool {
         let file = SqliteFile::new(options.clone(), busy_timeout);
         file.prepare().await?;
 
-        let writer = Writer::new(options.clone(), config.connect_timeout.0);
+        // Made by now: another one must not appear in its place when it is gone.
+        let options = options.create_if_missing(false);
+        let opened = Place::of(&filename).and_then(|place| {
+            place.sync_folder()?;
+            Ok((Arc::new(place), shared_sync(config.synchronous)?))
+        });
+        let (place, sync) = opened.map_err(|error| file.explain(error.into()))?;
+        let writers = match sync {
+            Some(_) => options.clone().synchronous(SqliteSynchronous::Normal),
+            None => options.clone(),
+        };
+        let writer = WriterFile {
+            options: writers,
+            place,
+            sync,
+            with_folder: config.synchronous == Synchronous::Extra,
+            in_doubt: AtomicBool::new(false),
+        };
+        let place = Arc::clone(&writer.place);
+        let writer = Writer::new(writer, config.connect_timeout.0);
         // Opened now: what is wrong with it is found out by the launch.
         let opened = writer.acquire(Patience::Wait).await;
         drop(opened.map_err(|error| file.explain(error))?);
-        let readers = pool_options(config)
-            .max_connections(config.max_connections.max(1))
-            .min_connections(config.min_connections)
-            // `query_only` holds even where the process may write the file; `read_only` would
-            // keep a reader from making the shared-memory file after the last writer left.
-            .connect_with(options.pragma("query_only", "ON"))
+        let readers = sqlite_readers::connect(config, options)
             .await
             .map_err(|error| file.explain(error))?;
         let identity = identity(&filename);
         let link = OnceLock::new();
         Ok(Self(Arc::new(Inner {
             file,
+            place,
             writer,
             readers,
             busy_timeout,
             identity,
             link,
+            probe: Probe::default(),
         })))
     }
 }
@@ -219,6 +209,23 @@ impl SqlitePool {
         let busy_timeout = busy_timeout(patience, self.0.busy_timeout);
         let writer = self.0.writer.acquire(patience).await?;
         Ok(WholeWriter::new(writer, busy_timeout))
+    }
+}
+
+/// What syncs instead of SQLite, if commits are to survive a power cut.
+fn shared_sync(synchronous: Synchronous) -> io::Result<Option<SharedSync>> {
+    match synchronous {
+        Synchronous::Off | Synchronous::Normal => Ok(None),
+        Synchronous::Full | Synchronous::Extra => SharedSync::start().map(Some),
+    }
+}
+
+fn level(synchronous: Synchronous) -> SqliteSynchronous {
+    match synchronous {
+        Synchronous::Off => SqliteSynchronous::Off,
+        Synchronous::Normal => SqliteSynchronous::Normal,
+        Synchronous::Full => SqliteSynchronous::Full,
+        Synchronous::Extra => SqliteSynchronous::Extra,
     }
 }
 
@@ -263,54 +270,8 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
         .busy_timeout(config.busy_timeout.0)
         .foreign_keys(true)
         .log_slow_statements(log::LevelFilter::Debug, SLOW)
-        .synchronous(match config.synchronous {
-            Synchronous::Off => SqliteSynchronous::Off,
-            Synchronous::Normal => SqliteSynchronous::Normal,
-            Synchronous::Full => SqliteSynchronous::Full,
-            Synchronous::Extra => SqliteSynchronous::Extra,
-        }))
-}
-
-fn pool_options(config: &Config) -> PoolOptions<Sqlite> {
-    PoolOptions::new()
-        .acquire_timeout(config.connect_timeout.0)
-        .idle_timeout(config.idle_timeout.map(|timeout| timeout.0))
-        .max_lifetime(None)
-        // The other end is a thread of this process: a ping proves nothing and costs a hop.
-        .test_before_acquire(false)
-        .after_release(|connection: &mut SqliteConnection, _| {
-            Box::pin(async move {
-                if connection.is_in_transaction() {
-                    // A rollback may be queued; it is done when the ping is answered.
-                    connection.ping().await?;
-                }
-                Ok(!connection.is_in_transaction())
-            })
-        })
-}
-
-/// Takes a reader; with [`Patience::Never`] one that is idle, or a new one if there may be more.
-///
-/// What waits is boxed: the future of a handler that need not wait stays small.
-async fn reader(
-    readers: &sqlx::SqlitePool,
-    patience: Patience,
-) -> sqlx::Result<PoolConnection<Sqlite>> {
-    /// A new connection takes a moment, but nobody whom we might wait for is involved in it.
-    const CONNECTING: Duration = Duration::from_secs(1);
-
-    // Never past those who wait: the pool is fair.
-    if let Some(connection) = readers.try_acquire() {
-        return Ok(connection);
-    }
-    match patience {
-        Patience::Wait | Patience::AtMost(_) => Box::pin(readers.acquire()).await,
-        Patience::Never if readers.size() < readers.options().get_max_connections() => {
-            let connected = Box::pin(timeout(CONNECTING, readers.acquire())).await;
-            connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-        }
-        Patience::Never => Err(sqlx::Error::PoolTimedOut),
-    }
+        // Migrations, above all, are synced by SQLite itself.
+        .synchronous(level(config.synchronous)))
 }
 
 /// By device and inode where there are such, so that links are seen through.
@@ -329,13 +290,24 @@ impl TransactionPool for SqlitePool {
 
     async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<SqliteSession> {
         let lent = match access {
-            Access::ReadOnly => Lent::Reader(reader(&self.0.readers, patience).await?),
+            Access::ReadOnly => {
+                self.0.place.check().map_err(unreachable)?;
+                Lent::Reader(sqlite_readers::acquire(&self.0.readers, patience).await?)
+            }
             Access::ReadWrite => Lent::Writer(self.0.writer.acquire(patience).await?),
         };
         Ok(SqliteSession {
             lent,
             busy_timeout: self.0.busy_timeout,
         })
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        self.0.writer.patience()
+    }
+
+    async fn ready(&self) -> Result<(), NotReady> {
+        self.0.probe.ready(self.0.file.path()).await
     }
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {

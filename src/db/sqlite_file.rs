@@ -4,7 +4,7 @@
 //! places that its own busy handler does not cover (the switch to WAL above all), so the opening as
 //! a whole is retried, on BUSY and LOCKED only, bounded in attempts and in time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,10 @@ impl SqliteFile {
             options,
             patience,
         }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Makes the file (and its folder) if it is missing, and sees to it that it is in WAL mode.

@@ -1,11 +1,19 @@
-//! What only SQLite itself can say about the writer's transaction: whether it still stands, and
-//! whether its COMMIT would be refused.
+//! What only SQLite itself can say about the writer's transaction: whether it still stands, whether
+//! its COMMIT would be refused, and whether the connection is as we made it.
+//!
+//! The connection lives on a thread of its own, with a queue before it; a statement that its caller
+//! has given up may still be in the queue. So what must be known before the next statement is asked
+//! in the queue too: a [`Question`] stands right before it, and nobody waits for its answer. It
+//! costs no hop. The answer comes by way of a collation of ours, which SQLite calls on that thread.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cmp::Ordering as Order;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use sqlx::Executor;
-use sqlx::sqlite::SqliteConnection;
+use rocket::futures::{FutureExt, StreamExt};
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::{Connection, Executor, Sqlite};
 
 /// What the writer's callbacks and our transactions tell each other. One for each connection.
 ///
@@ -14,15 +22,88 @@ use sqlx::sqlite::SqliteConnection;
 /// <https://www.sqlite.org/lang_transaction.html>
 #[derive(Default)]
 pub(super) struct Watch {
-    /// Set only around a COMMIT of ours; any other commit becomes a rollback.
+    /// Set only between a question of ours and the COMMIT behind it; any other commit becomes a
+    /// rollback.
     may_commit: AtomicBool,
     /// The transaction that we began is over.
     ended: AtomicBool,
+    /// How the last question found the transaction.
+    found: AtomicU8,
+    /// How the last question found the connection.
+    is_as_made: AtomicBool,
+    /// What says whether the connection is as we made it, when it was just made.
+    made: OnceLock<String>,
+    /// Somebody has replaced a callback that the truth depends on.
+    is_blind: AtomicBool,
+    /// Somebody has replaced another callback.
+    is_touched: AtomicBool,
+    /// Nobody else can ask: a number that is drawn for each connection.
+    secret: String,
     /// The parent of the row in [`PROBE`] was looked for.
     looked_for: AtomicBool,
     /// The probe tells the truth on this version of SQLite.
     probe_works: AtomicBool,
 }
+
+/// What is asked on the connection's own thread, right before the next statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Does our transaction stand? Then the COMMIT behind this may pass.
+    Commit,
+    /// The same if the connection is also as we made it.
+    CommitIfAsMade,
+    /// Does our transaction stand?
+    Rollback,
+}
+
+impl Question {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Commit => "commit",
+            Self::CommitIfAsMade => "commit if as made",
+            Self::Rollback => "rollback",
+        }
+    }
+}
+
+/// How a question found our transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The question never came to be asked.
+    Nothing,
+    /// It stands.
+    Open,
+    /// It is over.
+    Ended,
+}
+
+const NOTHING: u8 = 0;
+const OPEN: u8 = 1;
+const ENDED: u8 = 2;
+
+const COLLATION: &str = "rocket_tx_probe";
+
+const ASK: &str = "SELECT $1 = $2 COLLATE rocket_tx_probe";
+
+/// What a request may leave behind that the next one would feel, in one text. What can be changed
+/// outside a transaction alone is not among it: a connection whose transaction was ended by a
+/// handler is closed. Nor is what changes no result, such as the size of the cache.
+macro_rules! state {
+    () => {
+        "(SELECT group_concat(name) FROM pragma_database_list) \
+         || (SELECT ':' || count(*) || ifnull(group_concat(name), '') FROM temp.sqlite_schema) \
+         || (SELECT ':' || query_only FROM pragma_query_only) \
+         || (SELECT ':' || locking_mode FROM pragma_locking_mode) \
+         || (SELECT ':' || ignore_check_constraints FROM pragma_ignore_check_constraints) \
+         || (SELECT ':' || recursive_triggers FROM pragma_recursive_triggers) \
+         || (SELECT ':' || reverse_unordered_selects FROM pragma_reverse_unordered_selects) \
+         || (SELECT ':' || writable_schema FROM pragma_writable_schema) \
+         || ('a' LIKE 'A')"
+    };
+}
+pub(super) use state;
+
+const ASK_FOR_STATE: &str = concat!("SELECT $1 = (", state!(), ") COLLATE rocket_tx_probe");
 
 /// A deferred foreign key that is broken is found by COMMIT alone, which is too late when another
 /// database has been committed already; and SQLite's counter of broken ones is not to be had
@@ -45,16 +126,38 @@ const PROBE: &str = "\
     ROLLBACK TO rocket_tx_probe;
     RELEASE rocket_tx_probe";
 
+/// Belongs to a callback. SQLite has one of each kind; when somebody sets another, or removes it,
+/// sqlx drops ours, and this with it.
+struct Tripwire(Arc<Watch>, fn(&Watch) -> &AtomicBool);
+
+impl Drop for Tripwire {
+    fn drop(&mut self) {
+        (self.1)(&self.0).store(true, Ordering::SeqCst);
+    }
+}
+
+/// Operations of SQLite's machine between two calls of a progress handler that does nothing.
+pub(super) const SELDOM: i32 = 1_000_000_000;
+
 impl Watch {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            secret: format!("{:032x}", fastrand::u128(..)),
+            ..Self::default()
+        })
+    }
+
+    /// Makes the connection one that can be watched.
     pub(super) async fn install(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         connection: &mut SqliteConnection,
     ) -> sqlx::Result<()> {
+        let watch = Arc::clone(self);
+        let tripwire = self.blinded();
         let mut handle = connection.lock_handle().await?;
-        let watch = Arc::clone(&self);
-        handle.create_collation("rocket_tx_probe", move |one, other| {
-            watch.looked_for.store(true, Ordering::SeqCst);
-            one.cmp(other)
+        handle.create_collation(COLLATION, move |one, other| {
+            let _belongs_to_it = &tripwire;
+            watch.compare(one, other)
         })?;
         drop(handle);
         connection.execute("PRAGMA temp_store = memory").await?;
@@ -64,12 +167,110 @@ impl Watch {
         self.probe_works.store(true, Ordering::SeqCst);
         let broken = self.is_constraint_broken(connection).await?;
         self.probe_works.store(!broken, Ordering::SeqCst);
+        let made = sqlx::query_scalar(concat!("SELECT ", state!()))
+            .fetch_one(&mut *connection)
+            .await?;
+        self.made.get_or_init(|| made);
 
         let mut handle = connection.lock_handle().await?;
-        let watch = Arc::clone(&self);
-        handle.set_commit_hook(move || watch.may_commit.load(Ordering::SeqCst));
-        handle.set_rollback_hook(move || self.ended.store(true, Ordering::SeqCst));
+        let (watch, tripwire) = (Arc::clone(self), self.blinded());
+        handle.set_commit_hook(move || {
+            let _belongs_to_it = &tripwire;
+            watch.may_commit.swap(false, Ordering::SeqCst)
+        });
+        let (watch, tripwire) = (Arc::clone(self), self.blinded());
+        handle.set_rollback_hook(move || {
+            let _belongs_to_it = &tripwire;
+            watch.ended.store(true, Ordering::SeqCst);
+        });
+        let tripwire = self.touched();
+        handle.set_update_hook(move |_| {
+            let _belongs_to_it = &tripwire;
+        });
+        let tripwire = self.touched();
+        handle.set_progress_handler(SELDOM, move || {
+            let _belongs_to_it = &tripwire;
+            true
+        });
         Ok(())
+    }
+
+    fn blinded(self: &Arc<Self>) -> Tripwire {
+        Tripwire(Arc::clone(self), |watch| &watch.is_blind)
+    }
+
+    fn touched(self: &Arc<Self>) -> Tripwire {
+        Tripwire(Arc::clone(self), |watch| &watch.is_touched)
+    }
+
+    /// The collation. It is called for keys of the probe, and to answer what we ask.
+    fn compare(&self, one: &str, other: &str) -> Order {
+        let asked = match (one == self.secret, other == self.secret) {
+            (true, _) => Some(other),
+            (_, true) => Some(one),
+            _ => None,
+        };
+        match asked {
+            Some(asked) => self.answer(asked),
+            None => self.looked_for.store(true, Ordering::SeqCst),
+        }
+        one.cmp(other)
+    }
+
+    fn answer(&self, asked: &str) {
+        let stands = !self.ended.load(Ordering::SeqCst);
+        let is_as_made = self.is_as_made.load(Ordering::SeqCst);
+        let may_commit = if asked == Question::Commit.text() {
+            stands
+        } else if asked == Question::CommitIfAsMade.text() {
+            stands && is_as_made
+        } else if asked == Question::Rollback.text() {
+            false
+        } else {
+            let is_as_made = self.made.get().is_some_and(|made| asked == made);
+            return self.is_as_made.store(is_as_made, Ordering::SeqCst);
+        };
+        self.may_commit.store(may_commit, Ordering::SeqCst);
+        let found = if stands { OPEN } else { ENDED };
+        self.found.store(found, Ordering::SeqCst);
+    }
+
+    /// Has the connection answer on its own thread before it does anything else.
+    pub(super) fn ask(&self, connection: &mut SqliteConnection, question: Question) {
+        self.found.store(NOTHING, Ordering::SeqCst);
+        let asked = sqlx::query(ASK).bind(&self.secret).bind(question.text());
+        send(connection, asked);
+    }
+
+    /// How the last question found our transaction; to be called when the statement behind it was
+    /// answered.
+    pub(super) fn found(&self) -> Found {
+        match self.found.load(Ordering::SeqCst) {
+            OPEN => Found::Open,
+            ENDED => Found::Ended,
+            _ => Found::Nothing,
+        }
+    }
+
+    /// Asks, in the same way, whether the connection is as we made it.
+    pub(super) fn ask_for_state(&self, connection: &mut SqliteConnection) {
+        self.is_as_made.store(false, Ordering::SeqCst);
+        send(connection, sqlx::query(ASK_FOR_STATE).bind(&self.secret));
+    }
+
+    /// Whether it is; to be called when the statement behind the question was answered.
+    pub(super) fn is_as_made(&self) -> bool {
+        self.is_as_made.load(Ordering::SeqCst) && !self.is_touched() && !self.is_blind()
+    }
+
+    /// Nothing that this one says can be believed: its callbacks were replaced.
+    pub(super) fn is_blind(&self) -> bool {
+        self.is_blind.load(Ordering::SeqCst)
+    }
+
+    /// Callbacks were set that the next request must not find.
+    pub(super) fn is_touched(&self) -> bool {
+        self.is_touched.load(Ordering::SeqCst)
     }
 
     pub(super) fn begun(&self) {
@@ -77,12 +278,13 @@ impl Watch {
         self.ended.store(false, Ordering::SeqCst);
     }
 
+    /// Certain once a statement was answered that was sent after all others.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
 
-    pub(super) fn allow_commit(&self, allowed: bool) {
-        self.may_commit.store(allowed, Ordering::SeqCst);
+    pub(super) fn forbid_commit(&self) {
+        self.may_commit.store(false, Ordering::SeqCst);
     }
 
     /// Whether COMMIT would find a deferred foreign key broken. One hop.
@@ -91,10 +293,18 @@ impl Watch {
         connection: &mut SqliteConnection,
     ) -> sqlx::Result<bool> {
         if !self.probe_works.load(Ordering::SeqCst) {
+            // What is still in the queue must be done all the same.
+            connection.ping().await?;
             return Ok(false);
         }
         self.looked_for.store(false, Ordering::SeqCst);
         connection.execute(sqlx::raw_sql(PROBE)).await?;
         Ok(self.looked_for.load(Ordering::SeqCst))
     }
+}
+
+/// Puts a statement into the connection's queue, and does not wait for what it says. If the queue is
+/// full it is not sent, and the question remains unanswered.
+fn send(connection: &mut SqliteConnection, query: Query<'_, Sqlite, SqliteArguments>) {
+    let _under_way = connection.fetch_many(query).next().now_or_never();
 }

@@ -4,53 +4,70 @@
 //! of its own, and the next request waits for that. Here the next one in the queue is woken at
 //! once.
 
-use std::ops::{Deref, DerefMut};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sqlx::query::Query;
-use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow};
-use sqlx::{ConnectOptions, Connection, Execute, SqlSafeStr, Sqlite};
-use sqlx_core::transaction::TransactionManager;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Connection, Executor};
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::Patience;
-use super::sqlite_watch::Watch;
-
-type Manager = <Sqlite as sqlx::Database>::TransactionManager;
+use super::error_class::while_connecting;
+use super::sqlite_lent::LentWriter;
+use super::sqlite_place::Place;
+use super::sqlite_sync::{SharedSync, Wal};
+use super::sqlite_watch::{Found, Watch};
 
 /// The writer of a file. First come, first served.
 pub(super) struct Writer {
-    options: SqliteConnectOptions,
+    file: Arc<WriterFile>,
     /// How long a request waits for its turn.
     patience: Duration,
     /// Empty before first use, and after a connection was given up.
-    open: Arc<Mutex<Option<Open>>>,
+    open: Slot,
     closed: AtomicBool,
 }
 
-struct Open {
-    connection: SqliteConnection,
-    watch: Arc<Watch>,
-    /// What SQLite was last told, if that is certain.
-    busy_timeout: Option<Duration>,
+type Slot = Arc<Mutex<Option<Open>>>;
+
+/// The writer's place, held by one who has the turn.
+pub(super) type Turn = OwnedMutexGuard<Option<Open>>;
+
+/// What it takes to open the writer's connection.
+pub(super) struct WriterFile {
+    pub(super) options: SqliteConnectOptions,
+    pub(super) place: Arc<Place>,
+    /// Present if commits are to survive a power cut, which SQLite does not see to here.
+    pub(super) sync: Option<SharedSync>,
+    /// `extra`: the folder is synced with every sync.
+    pub(super) with_folder: bool,
+    /// The disk has failed, and the file has not been checked since.
+    pub(super) in_doubt: AtomicBool,
 }
 
-/// The writer, borrowed. Dropping it lets the next request have it.
-pub(super) struct LentWriter {
-    /// Never empty but in `Drop`.
-    open: OwnedMutexGuard<Option<Open>>,
-    give_up: bool,
+/// The connection, with what belongs to it.
+pub(super) struct Open {
+    /// Empty only in `Drop`.
+    connection: Option<SqliteConnection>,
+    pub(super) watch: Arc<Watch>,
+    pub(super) wal: Arc<Wal>,
+    pub(super) file: Arc<WriterFile>,
+    /// Something was committed, and a sync of it may be under way.
+    pub(super) unsynced: bool,
+    /// Its last transaction was left to be rolled back by the connection itself.
+    pub(super) rolls_back: bool,
 }
 
-const OPEN: &str = "the writer is open for as long as it is lent";
+const OPEN: &str = "the connection is there until it is dropped";
 
 impl Writer {
-    pub(super) fn new(options: SqliteConnectOptions, patience: Duration) -> Self {
+    pub(super) fn new(file: WriterFile, patience: Duration) -> Self {
         Self {
-            options,
+            file: Arc::new(file),
             patience,
             open: Arc::default(),
             closed: AtomicBool::new(false),
@@ -66,44 +83,41 @@ impl Writer {
                 timeout(self.patience, open.lock_owned()).await.ok()
             }
         };
-        let mut open = turn.ok_or(sqlx::Error::PoolTimedOut)?;
+        let mut turn = turn.ok_or(sqlx::Error::PoolTimedOut)?;
         if self.closed.load(Ordering::SeqCst) {
             return Err(sqlx::Error::PoolClosed);
         }
-        if let Some(Open { connection, .. }) = &mut *open
-            && connection.is_in_transaction()
+        self.file.place.check().map_err(unreachable)?;
+        if let Some(found) = &mut *turn
+            && !found.is_usable().await
         {
-            // A rollback may be queued; it is done when the ping is answered. If it was not, the
-            // connection believes in a transaction that SQLite has ended by itself.
-            let answered = connection.ping().await.is_ok();
-            if !answered || connection.is_in_transaction() {
-                *open = None;
-            }
+            *turn = None;
         }
-        if open.is_none() {
-            *open = Some(Box::pin(self.connect()).await?);
+        if turn.is_none() {
+            // A task of its own: it may have to check the whole file, and a client that goes away
+            // meanwhile must not have it begin anew. Everybody else waits in the queue.
+            let opening = Box::pin(tokio::spawn(open_in_turn(Arc::clone(&self.file), turn)));
+            turn = opening.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
         }
-        Ok(LentWriter {
-            open,
-            give_up: false,
-        })
+        Ok(LentWriter::new(turn))
     }
 
-    async fn connect(&self) -> sqlx::Result<Open> {
-        let mut connection = self.options.connect().await?;
-        let watch = Arc::new(Watch::default());
-        Arc::clone(&watch).install(&mut connection).await?;
-        Ok(Open {
-            connection,
-            watch,
-            busy_timeout: None,
-        })
+    /// How long a request waits for its turn.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// Waits for whoever has it. Nobody gets it afterwards.
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        if let Some(Open { connection, .. }) = self.open.lock().await.take()
+        let Some(mut open) = self.open.lock().await.take() else {
+            return;
+        };
+        // The last connection deletes the log, which must be synced before.
+        if let Some(sync) = &open.file.sync {
+            open.unsynced &= sync.sync(&open.wal).wait().await.is_err();
+        }
+        if let Some(connection) = open.connection.take()
             && let Err(error) = connection.close().await
         {
             tracing::debug!(%error, "the writer did not end well");
@@ -111,124 +125,126 @@ impl Writer {
     }
 }
 
-impl Open {
-    /// What has SQLite wait so long for another process, unless it does anyway.
-    fn setting(&self, busy_timeout: Duration) -> Option<String> {
-        let millis = busy_timeout.as_millis();
-        (self.busy_timeout != Some(busy_timeout)).then(|| format!("PRAGMA busy_timeout = {millis}"))
-    }
+async fn open_in_turn(file: Arc<WriterFile>, mut turn: Turn) -> sqlx::Result<Turn> {
+    *turn = Some(Open::open(file).await.map_err(while_connecting)?);
+    Ok(turn)
 }
 
-impl LentWriter {
-    pub(super) fn watch(&self) -> &Watch {
-        &self.open.as_ref().expect(OPEN).watch
+/// The file that was opened is not there.
+pub(super) fn unreachable(error: io::Error) -> sqlx::Error {
+    while_connecting(sqlx::Error::Io(error))
+}
+
+impl Open {
+    pub(super) async fn open(file: Arc<WriterFile>) -> sqlx::Result<Self> {
+        let mut connection = file.options.connect().await?;
+        // Has SQLite open the log, and nobody delete it from now on.
+        connection
+            .execute("SELECT count(*) FROM sqlite_schema")
+            .await?;
+        let watch = Watch::new();
+        watch.install(&mut connection).await?;
+        let opening = Arc::clone(&file);
+        let wal = spawn_blocking(move || {
+            let wal = Wal::open(Arc::clone(&opening.place), opening.with_folder)?;
+            if opening.sync.is_some() {
+                wal.sync_what_was_left()?;
+            }
+            Ok::<_, io::Error>(Arc::new(wal))
+        });
+        let wal = wal.await.map_err(io::Error::other)??;
+        if file.in_doubt.load(Ordering::SeqCst) {
+            check(&mut connection, &wal).await?;
+            file.in_doubt.store(false, Ordering::SeqCst);
+        }
+        Ok(Self {
+            connection: Some(connection),
+            watch,
+            wal,
+            file,
+            unsynced: false,
+            rolls_back: false,
+        })
+    }
+
+    pub(super) fn connection(&self) -> &SqliteConnection {
+        self.connection.as_ref().expect(OPEN)
+    }
+
+    pub(super) fn connection_mut(&mut self) -> &mut SqliteConnection {
+        self.connection.as_mut().expect(OPEN)
     }
 
     /// The connection and its watch, to be used together.
     pub(super) fn parts(&mut self) -> (&mut SqliteConnection, &Watch) {
-        let Open {
-            connection, watch, ..
-        } = self.open.as_mut().expect(OPEN);
-        (connection, watch)
+        (self.connection.as_mut().expect(OPEN), &self.watch)
     }
 
-    /// Sends BEGIN IMMEDIATE, which waits `busy_timeout` at most for another process. One hop.
-    pub(super) async fn begin(&mut self, busy_timeout: Duration) -> sqlx::Result<()> {
-        let open = self.open.as_mut().expect(OPEN);
-        let begin = match open.setting(busy_timeout) {
-            None => "BEGIN IMMEDIATE".into_sql_str(),
-            Some(setting) => {
-                sqlx::AssertSqlSafe(format!("{setting}; BEGIN IMMEDIATE")).into_sql_str()
+    /// Whether the next request may have it.
+    async fn is_usable(&mut self) -> bool {
+        if self.wal.has_failed() {
+            self.file.in_doubt.store(true, Ordering::SeqCst);
+            return false;
+        }
+        let (connection, watch) = self.parts();
+        if watch.is_blind() || watch.is_touched() {
+            return false;
+        }
+        if !connection.is_in_transaction() && !self.rolls_back {
+            return true;
+        }
+        // A rollback is queued; it is done when the ping is answered. If it was not, the connection
+        // believes in a transaction that SQLite, or a handler, has ended.
+        let (connection, watch) = self.parts();
+        let answered = connection.ping().await.is_ok();
+        let is_usable = answered && !connection.is_in_transaction() && watch.found() == Found::Open;
+        self.rolls_back = false;
+        is_usable
+    }
+
+    /// Closes it and waits until its locks are gone, then opens another one in its place.
+    pub(super) async fn replace(&mut self) -> sqlx::Result<()> {
+        let file = Arc::clone(&self.file);
+        if let Some(connection) = self.connection.take() {
+            // What it has committed may not be synced yet, and the last connection deletes the log.
+            if self.unsynced
+                && let Some(sync) = &file.sync
+            {
+                let _its_owner_is_told = sync.sync(&self.wal).wait().await;
             }
-        };
-        // Dropped half-way, nobody knows which it is.
-        open.busy_timeout = None;
-        Manager::begin(&mut open.connection, Some(begin)).await?;
-        open.busy_timeout = Some(busy_timeout);
+            connection.close().await?;
+        }
+        *self = Self::open(file).await.map_err(while_connecting)?;
         Ok(())
     }
-
-    /// Has the connection closed when it comes back; the next request gets a new one.
-    pub(super) fn give_up(&mut self) {
-        self.give_up = true;
-    }
 }
 
-impl Deref for LentWriter {
-    type Target = SqliteConnection;
-
-    fn deref(&self) -> &SqliteConnection {
-        &self.open.as_ref().expect(OPEN).connection
-    }
-}
-
-impl DerefMut for LentWriter {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
-        self.parts().0
-    }
-}
-
-impl Drop for LentWriter {
+impl Drop for Open {
     fn drop(&mut self) {
-        if self.give_up {
-            *self.open = None;
+        if let (Some(connection), Some(sync), true) =
+            (self.connection.take(), &self.file.sync, self.unsynced)
+        {
+            sync.drop_after_sync(connection);
         }
     }
 }
 
-/// The writer, for a few statements that are a transaction of their own.
-pub(crate) struct WholeWriter {
-    writer: LentWriter,
-    /// How long they wait for another process.
-    busy_timeout: Duration,
-}
-
-impl WholeWriter {
-    pub(super) fn new(writer: LentWriter, busy_timeout: Duration) -> Self {
-        Self {
-            writer,
-            busy_timeout,
-        }
+/// After the disk has failed. Nobody writes meanwhile, in no process.
+async fn check(connection: &mut SqliteConnection, wal: &Arc<Wal>) -> sqlx::Result<()> {
+    connection.execute("BEGIN IMMEDIATE").await?;
+    let wal = Arc::clone(wal);
+    let written = spawn_blocking(move || wal.write_anew()).await;
+    written.map_err(io::Error::other)??;
+    let said: String = sqlx::query_scalar("PRAGMA main.quick_check(1)")
+        .fetch_one(&mut *connection)
+        .await?;
+    connection.execute("ROLLBACK").await?;
+    if said != "ok" {
+        return Err(io::Error::other(format!(
+            "the disk has failed, and the file is damaged ({said}); restore it from a backup"
+        ))
+        .into());
     }
-
-    /// Runs the statements of `query` between BEGIN IMMEDIATE and COMMIT, all of it in one hop;
-    /// returns the rows that they return.
-    ///
-    /// Dropped half-way, it has the connection closed.
-    pub(crate) async fn run(
-        mut self,
-        mut query: Query<'_, Sqlite, SqliteArguments>,
-    ) -> sqlx::Result<Vec<SqliteRow>> {
-        let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
-        let open = self.writer.open.as_mut().expect(OPEN);
-        let setting = open.setting(self.busy_timeout);
-        // The setting answers with a row of its own.
-        let not_ours = usize::from(setting.is_some());
-        let setting = setting.map_or(String::new(), |setting| format!("{setting}; "));
-        let sql = query.sql();
-        let sql = format!("{setting}BEGIN IMMEDIATE; {}; COMMIT", sql.as_str());
-        let query = sqlx::query_with(sqlx::AssertSqlSafe(sql), arguments.unwrap_or_default());
-        // Dropped half-way, nobody knows what it has done.
-        self.writer.give_up = true;
-        open.busy_timeout = None;
-        open.watch.begun();
-        open.watch.allow_commit(true);
-        let result = query.fetch_all(&mut open.connection).await;
-        open.watch.allow_commit(false);
-        match result {
-            Ok(mut rows) => {
-                open.busy_timeout = Some(self.busy_timeout);
-                self.writer.give_up = false;
-                Ok(rows.split_off(not_ours))
-            }
-            Err(error) => {
-                // After BUSY nothing is open, and SQLite says so.
-                let _nothing = sqlx::raw_sql("ROLLBACK")
-                    .execute(&mut open.connection)
-                    .await;
-                self.writer.give_up = !matches!(error, sqlx::Error::Database(_));
-                Err(error)
-            }
-        }
-    }
+    tracing::warn!("the disk had failed; the file was checked, and is written to again");
+    Ok(())
 }

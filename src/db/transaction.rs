@@ -4,9 +4,9 @@
 //! obeyed, nor close a connection that cannot be rolled back. Both are what settlement is made of.
 
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+
+use super::Durability;
 
 /// How strictly a transaction is isolated from others.
 ///
@@ -81,9 +81,34 @@ pub enum CommitError {
     #[error("the database refused: {0}")]
     Refused(#[source] sqlx::Error),
 
+    /// The connection was lost while COMMIT was under way, and the server says that nothing was
+    /// committed.
+    #[error("the connection failed while COMMIT was under way, and it was rolled back: {0}")]
+    Lost(#[source] sqlx::Error),
+
     /// COMMIT was sent, and what became of it cannot be known.
     #[error("the connection failed while COMMIT was under way: {0}")]
     Unknown(#[source] sqlx::Error),
+
+    /// COMMIT was obeyed, but the disk failed to keep it, and what a restart finds cannot be known.
+    #[error("the commit could not be written to the disk for good: {0}")]
+    NotDurable(#[source] std::io::Error),
+}
+
+/// Why it is not certain that a transaction was rolled back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RollbackError {
+    /// The transaction that was begun was over already: the handler sent COMMIT or ROLLBACK itself.
+    #[error("the transaction had already ended before it was rolled back")]
+    Ended {
+        /// The backend made sure that nothing of it stays.
+        undone: bool,
+    },
+
+    /// The session does not answer. It is closed, and the server rolls back what it had open.
+    #[error("ROLLBACK was not answered; the session is closed instead: {0}")]
+    Lost(#[from] sqlx::Error),
 }
 
 /// A connection borrowed from a pool, and how transactions are done on it.
@@ -101,6 +126,11 @@ pub trait Session: Send + Sync + 'static {
     /// The connection itself, to look at.
     fn connection_ref(&self) -> &Self::Connection;
 
+    /// It was opened just now: if it does not work, another will not either.
+    fn is_new(&self) -> bool {
+        true
+    }
+
     /// Sends BEGIN. One round trip.
     fn begin(&mut self, options: BeginOptions) -> impl Future<Output = sqlx::Result<()>> + Send;
 
@@ -109,19 +139,16 @@ pub trait Session: Send + Sync + 'static {
 
     /// Commits, or says why not. In one round trip it also proves what
     /// [`prepare`](Self::prepare) does, so that it is safe without.
-    fn commit(&mut self) -> impl Future<Output = Result<(), CommitError>> + Send;
+    ///
+    /// The session is free as soon as it returns; the commit is durable after
+    /// [`Durability::wait`].
+    fn commit(&mut self) -> impl Future<Output = Result<Durability, CommitError>> + Send;
 
-    /// Rolls back. One round trip.
-    fn rollback(&mut self) -> impl Future<Output = sqlx::Result<()>> + Send;
+    /// Rolls back, and proves that it was this transaction. One round trip.
+    fn rollback(&mut self) -> impl Future<Output = Result<(), RollbackError>> + Send;
 
     /// Queues a rollback that the connection does before anything else; for `Drop`.
     fn start_rollback(&mut self);
-
-    /// Whoever borrows it will say, in `well`, that its statements met no error. Until then, and if
-    /// that is never said, it is asked whether it still answers before it is lent on.
-    fn vouched_for(&mut self, well: &Arc<AtomicBool>) {
-        let _ = well;
-    }
 
     /// Has the connection closed, instead of returned to its pool, when it is dropped.
     fn close_on_drop(&mut self);
@@ -196,7 +223,7 @@ impl<S: Session> Transaction<S> {
     ///
     /// # Errors
     ///
-    /// Any [`CommitError`] but `Unknown`: nothing has been committed then.
+    /// Any [`CommitError`] but `Unknown` and `NotDurable`: nothing has been committed then.
     pub async fn prepare(&mut self) -> Result<(), CommitError> {
         self.state = State::Busy;
         let result = self.session.prepare().await;
@@ -206,7 +233,25 @@ impl<S: Session> Transaction<S> {
         result
     }
 
-    /// Commits.
+    /// Commits, gives the connection back, and waits until the commit is durable.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError`]; after anything but `Unknown` and `NotDurable` the transaction is rolled
+    /// back.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future does not stop a COMMIT that was sent: what became of it is unknown.
+    pub async fn commit(mut self) -> Result<(), CommitError> {
+        let committed = self.commit_without_waiting().await;
+        // Others may have the connection while this one waits for the disk.
+        drop(self);
+        committed?.wait().await
+    }
+
+    /// Commits, and leaves it to the caller to wait until the commit is durable: for work that goes
+    /// on with the same transaction, or that a power cut may undo.
     ///
     /// # Errors
     ///
@@ -215,23 +260,31 @@ impl<S: Session> Transaction<S> {
     /// # Cancellation
     ///
     /// Dropping the future does not stop a COMMIT that was sent: what became of it is unknown.
-    pub async fn commit(&mut self) -> Result<(), CommitError> {
+    pub async fn commit_without_waiting(&mut self) -> Result<Durability, CommitError> {
         self.state = State::Busy;
         let result = self.session.commit().await;
         self.state = match &result {
-            Ok(()) => State::Over,
+            Ok(_) => State::Over,
             Err(CommitError::Unknown(_)) => State::Busy,
             Err(_) => State::Open,
         };
         result
     }
 
+    /// Gives the connection up: a statement of somebody else's may be under way on it.
+    /// [`rollback`](Self::rollback) leaves it alone, and dropping it closes it, which rolls back.
+    pub(crate) fn abandon(&mut self) {
+        if self.state == State::Open {
+            self.state = State::Busy;
+        }
+    }
+
     /// Rolls back. If it fails, the connection will be closed, which rolls back too.
     ///
     /// # Errors
     ///
-    /// What the connection said; to be logged, there is nothing else to do.
-    pub async fn rollback(&mut self) -> sqlx::Result<()> {
+    /// [`RollbackError`]: something of it may stay, if a handler ended it by itself.
+    pub async fn rollback(&mut self) -> Result<(), RollbackError> {
         if self.state == State::Over {
             return Ok(());
         }
@@ -240,9 +293,12 @@ impl<S: Session> Transaction<S> {
             return Ok(());
         }
         self.state = State::Busy;
-        self.session.rollback().await?;
-        self.state = State::Over;
-        Ok(())
+        let result = self.session.rollback().await;
+        self.state = match &result {
+            Ok(()) | Err(RollbackError::Ended { .. }) => State::Over,
+            Err(RollbackError::Lost(_)) => State::Busy,
+        };
+        result
     }
 }
 

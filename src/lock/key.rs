@@ -11,10 +11,10 @@ use super::LockError;
 use super::deadline::Deadline;
 use super::gate::{Gate, Pass};
 use super::keyed::Keyed;
-use super::lease::Lease;
+use super::lease::{Lease, release_patiently};
 use super::stats::Counters;
 use super::store::{Attempt, Claim, LeaseStore, Token};
-use crate::db::Patience;
+use crate::db::{ErrorClass, Patience};
 
 /// What a manager was told.
 #[derive(Clone)]
@@ -173,13 +173,14 @@ impl<S: LeaseStore> Key<S> {
         loop {
             // Before the attempt: a release that comes right after it must not be missed.
             let freed = self.store.freed(&self.name);
+            let sent = Instant::now();
             let wanted = match self.store.take(&claim, patience).await {
                 Ok(Attempt::Taken {
                     fencing_token,
                     taken_over,
                 }) => {
                     self.counters.acquired(asked.elapsed(), taken_over);
-                    let lease = Lease::new(Arc::clone(&self), claim, fencing_token, pass);
+                    let lease = Lease::new(Arc::clone(&self), claim, fencing_token, sent, pass);
                     // Given back by a caller that is gone, it is dropped here, and so released.
                     let _ = answer.send(Ok(Some(lease)));
                     return;
@@ -194,9 +195,16 @@ impl<S: LeaseStore> Key<S> {
                     wanted
                 }
                 Err(error) => {
-                    // Its answer was lost; it may have been obeyed.
-                    let _ = self.store.release(&claim.key, &claim.token).await;
+                    let was_sent = !matches!(
+                        ErrorClass::of(&error),
+                        ErrorClass::Unreachable | ErrorClass::Busy
+                    );
                     let _ = answer.send(Err(error.into()));
+                    drop(pass);
+                    if was_sent {
+                        // It may have been obeyed, and its answer lost. Nobody waits for this.
+                        release_patiently(&self.store, &claim, interval, false).await;
+                    }
                     return;
                 }
             };

@@ -28,6 +28,7 @@ struct Held<S: LeaseStore> {
     key: Arc<Key<S>>,
     claim: Claim,
     fencing_token: i64,
+    ours_until: OursUntil,
     renewal: Renewal,
     /// Where it is released, from whatever thread it is dropped on.
     runtime: Handle,
@@ -38,12 +39,21 @@ struct Held<S: LeaseStore> {
 const HELD: &str = "a lease is emptied only when it is consumed";
 
 impl<S: LeaseStore> Lease<S> {
-    pub(super) fn new(key: Arc<Key<S>>, claim: Claim, fencing_token: i64, pass: Pass) -> Self {
-        let renewal = Renewal::start(&key, &claim);
+    /// `asked`: before the statement was sent that took it.
+    pub(super) fn new(
+        key: Arc<Key<S>>,
+        claim: Claim,
+        fencing_token: i64,
+        asked: Instant,
+        pass: Pass,
+    ) -> Self {
+        let ours_until = OursUntil::new(asked, claim.ttl);
+        let renewal = Renewal::start(&key, &claim, &ours_until);
         Self(Some(Held {
             key,
             claim,
             fencing_token,
+            ours_until,
             renewal,
             runtime: Handle::current(),
             _pass: pass,
@@ -98,7 +108,7 @@ impl<S: LeaseStore> Hold for Lease<S> {
 
     fn keep(&mut self) {
         let held = self.0.as_mut().expect(HELD);
-        held.renewal = Renewal::start(&held.key, &held.claim);
+        held.renewal = Renewal::start(&held.key, &held.claim, &held.ours_until);
     }
 
     async fn release(mut self) -> Result<(), LockError> {
@@ -159,26 +169,65 @@ impl<S: LeaseStore> Held<S> {
     /// Tries until the row would have expired anyway.
     async fn release(self) -> Option<Released> {
         self.renewal.stop().await;
-        let until = Instant::now() + self.claim.ttl;
-        let mut pause = self.key.settings.retry_interval;
+        let was_ours = !self.ours_until.has_passed();
         let (store, claim) = (&self.key.store, &self.claim);
-        loop {
-            match store.release(&claim.key, &claim.token).await {
-                Ok(released) => {
-                    self.key.released(released.wanted);
-                    return Some(released);
-                }
-                Err(error) if Instant::now() + pause < until => {
-                    tracing::debug!(key = %claim.key, %error, "a lease is not released yet");
-                }
-                Err(error) => {
-                    tracing::warn!(key = %claim.key, %error, "a lease was left to expire");
-                    return None;
-                }
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(1));
+        let pause = self.key.settings.retry_interval;
+        let released = release_patiently(store, claim, pause, was_ours).await;
+        if let Some(released) = released {
+            self.key.released(released.wanted);
         }
+        released
+    }
+}
+
+/// Deletes the row of a lease, or lets it expire.
+///
+/// An answer may be lost after the row was deleted, and the next attempt finds none. It is taken for
+/// the one that `was_ours` when the first was made.
+pub(super) async fn release_patiently<S: LeaseStore>(
+    store: &S,
+    claim: &Claim,
+    mut pause: Duration,
+    was_ours: bool,
+) -> Option<Released> {
+    let until = Instant::now() + claim.ttl;
+    let mut is_first = true;
+    loop {
+        match store.release(&claim.key, &claim.token).await {
+            Ok(released) => {
+                let ours = released.ours || (was_ours && !is_first);
+                return Some(Released { ours, ..released });
+            }
+            Err(error) if Instant::now() + pause < until => {
+                tracing::debug!(key = %claim.key, %error, "a lease is not released yet");
+            }
+            Err(error) => {
+                tracing::warn!(key = %claim.key, %error, "a lease was left to expire");
+                return None;
+            }
+        }
+        is_first = false;
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Until when nobody can have taken a lease over, by the clock of this process: counted from before
+/// the last statement that was obeyed was sent.
+#[derive(Clone)]
+struct OursUntil(Arc<parking_lot::Mutex<Instant>>);
+
+impl OursUntil {
+    fn new(asked: Instant, ttl: Duration) -> Self {
+        Self(Arc::new(parking_lot::Mutex::new(asked + ttl)))
+    }
+
+    fn renewed(&self, asked: Instant, ttl: Duration) {
+        *self.0.lock() = asked + ttl;
+    }
+
+    fn has_passed(&self) -> bool {
+        Instant::now() >= *self.0.lock()
     }
 }
 
@@ -186,18 +235,23 @@ impl<S: LeaseStore> Held<S> {
 struct Renewal(Arc<Renewing>);
 
 /// What the lease and the task that renews it tell each other.
-#[derive(Default)]
 struct Renewing {
     stopped: CancellationToken,
     /// Held while a statement is under way.
     under_way: Mutex<()>,
     /// The row was somebody else's.
     lost: AtomicBool,
+    ours_until: OursUntil,
 }
 
 impl Renewal {
-    fn start<S: LeaseStore>(key: &Key<S>, claim: &Claim) -> Self {
-        let renewing = Arc::<Renewing>::default();
+    fn start<S: LeaseStore>(key: &Key<S>, claim: &Claim, ours_until: &OursUntil) -> Self {
+        let renewing = Arc::new(Renewing {
+            stopped: CancellationToken::new(),
+            under_way: Mutex::default(),
+            lost: AtomicBool::new(false),
+            ours_until: ours_until.clone(),
+        });
         let cap = key.settings.renewal_cap;
         let renewal = Arc::clone(&renewing).renew(key.store.clone(), claim.clone(), cap);
         tokio::spawn(renewal);
@@ -232,8 +286,12 @@ impl Renewing {
             if self.stopped.is_cancelled() {
                 return;
             }
+            let asked = Instant::now();
             pause = match store.renew(&claim, &self.stopped).await {
-                Ok(true) => interval,
+                Ok(true) => {
+                    self.ours_until.renewed(asked, claim.ttl);
+                    interval
+                }
                 Ok(false) => {
                     tracing::warn!(key = %claim.key, owner = %claim.owner, "a lease was lost");
                     self.lost.store(true, Ordering::SeqCst);

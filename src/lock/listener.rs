@@ -6,9 +6,10 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use sqlx::Executor;
 use sqlx::postgres::{PgConnectOptions, PgListener};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::keyed::Keyed;
@@ -39,13 +40,17 @@ impl Drop for Bell {
     }
 }
 
-/// Sixteen digits that stand for a key: FNV-1a, the same in every build of every process. Two keys
-/// with the same bell wake each other's waiters for nothing.
-pub(super) fn bell(key: &str) -> String {
-    let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+/// FNV-1a: the same in every build of every process.
+pub(super) fn hash(key: &str) -> u64 {
+    key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("{hash:016x}")
+    })
+}
+
+/// Sixteen digits that stand for a key. Two keys with the same bell wake each other's waiters for
+/// nothing.
+pub(super) fn bell(key: &str) -> String {
+    format!("{:016x}", hash(key))
 }
 
 impl Listener {
@@ -85,9 +90,20 @@ impl Listener {
     }
 }
 
+/// After how long without a notification the server is asked whether it is still there. A peer that
+/// vanished closes no connection, and nothing is sent on this one that could fail.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// How long a living server takes at most for what is asked here.
+const ANSWER: Duration = Duration::from_secs(3);
+
 async fn listen(options: PgConnectOptions, bells: Keyed<Bell>) {
+    let mut was_heard = true;
     loop {
-        if let Err(error) = hear(&options, &bells).await {
+        let heard = hear(&options, &bells, &mut was_heard).await;
+        if let Err(error) = heard
+            && std::mem::take(&mut was_heard)
+        {
             tracing::warn!(%error, "not listening for released leases; polling meanwhile");
         }
         // Whatever was said meanwhile was not heard.
@@ -96,19 +112,49 @@ async fn listen(options: PgConnectOptions, bells: Keyed<Bell>) {
     }
 }
 
-async fn hear(options: &PgConnectOptions, bells: &Keyed<Bell>) -> sqlx::Result<()> {
+/// Until the connection ends, or the server does not answer. It is left to sqlx then, which takes
+/// leave in a task of its own, until the network tells that there is nobody.
+async fn hear(
+    options: &PgConnectOptions,
+    bells: &Keyed<Bell>,
+    is_heard: &mut bool,
+) -> sqlx::Result<()> {
     let pool = sqlx::pool::PoolOptions::new()
         .max_connections(1)
+        .acquire_timeout(ANSWER)
         .idle_timeout(None)
         .max_lifetime(None)
         .connect_lazy_with(options.clone());
     let mut listener = PgListener::connect_with(&pool).await?;
-    listener.listen(CHANNEL).await?;
+    listener.eager_reconnect(false);
+    answered(listener.listen(CHANNEL)).await?;
+    if !std::mem::replace(is_heard, true) {
+        tracing::info!("listening for released leases again");
+    }
     bells.for_each(|bell| bell.rung.notify_waiters());
-    while let Some(notification) = listener.try_recv().await? {
+    loop {
+        let Ok(heard) = timeout(QUIET, listener.try_recv()).await else {
+            answered((&mut listener).execute("SELECT 1")).await?;
+            continue;
+        };
+        let Some(notification) = heard? else {
+            return Ok(());
+        };
         if let Some(bell) = bells.find(notification.payload()) {
             bell.rung.notify_waiters();
         }
     }
-    Ok(())
+}
+
+async fn answered<T>(asked: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let answer = timeout(ANSWER, asked).await;
+    answer.unwrap_or_else(|_| Err(no_answer(ANSWER)))
+}
+
+/// The network is silent, or the server is.
+pub(super) fn no_answer(limit: Duration) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(
+        std::io::ErrorKind::TimedOut,
+        format!("the server did not answer within {limit:?}"),
+    ))
 }

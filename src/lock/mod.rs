@@ -11,6 +11,7 @@
 //! | `lease` | [`Lease`]: one that is ours; renewal and release |
 //! | `store` | [`LeaseStore`]: what a backend does to the rows of `aggregate_locks` |
 //! | `statements` | all SQL of that table |
+//! | `fencing` | where fencing tokens come from on Postgres, and why they grow |
 //! | `sqlite`, `postgres` | the rows in a SQLite file, and in Postgres |
 //! | `by_url` | the rows in whichever of them a URL names |
 //! | `listener` | waking who waits, by LISTEN and NOTIFY |
@@ -26,6 +27,8 @@ mod async_lock;
 mod by_url;
 mod deadline;
 mod error;
+#[cfg(feature = "postgres")]
+mod fencing;
 mod gate;
 mod key;
 mod keyed;

@@ -4,19 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
-use super::listener::Listener;
+use super::listener::{Listener, no_answer};
 use super::statements::postgres as statements;
 use super::store::{
-    Attempt, Claim, Exclusion, Found, LeasePool, LeaseRow, LeaseStore, Released, Token,
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token,
     spawn_before_closing,
 };
 use crate::db::{
-    self, Fate, Identity, Migrations, Need, Patience, PostgresPool, PostgresSession, Sessions,
-    TransactionPool,
+    self, Identity, Limits, Liveness, Migrations, OnReturn, Patience, PostgresPool,
+    PostgresSession, Sessions, Settings, TransactionPool,
 };
 
 /// Leases in a Postgres database, for services on more than one machine. All times are the
@@ -36,15 +37,17 @@ impl LeasePool for PostgresPool {
 
     fn leases(&self) -> PostgresLeases {
         // A lease that is lost in a crash of the server is caught by the fence.
-        let options = self
-            .connect_options()
+        let settings = self
+            .settings()
+            .clone()
             .application_name("rocket_tx leases")
-            .options([("synchronous_commit", "off")]);
+            .with("synchronous_commit", "off");
         PostgresLeases {
             requests: self.clone(),
-            sessions: sessions(&options, Duration::from_secs(1)),
-            listener: Listener::new(options.clone()),
-            options: Arc::new(options),
+            sessions: sessions(&settings, LOCK_TIMEOUT),
+            listener: Listener::new(settings.connect_options()),
+            lock_timeout: LOCK_TIMEOUT,
+            settings: Arc::new(settings),
         }
     }
 }
@@ -53,28 +56,34 @@ impl LeasePool for PostgresPool {
 #[derive(Clone)]
 pub struct PostgresLeases {
     requests: PostgresPool,
-    options: Arc<PgConnectOptions>,
+    settings: Arc<Settings>,
     /// Of their own, so that renewals and releases do not starve behind the traffic that they
     /// protect.
     sessions: Sessions,
     listener: Listener,
+    lock_timeout: Duration,
 }
 
 /// Sessions for lease statements; each takes one round trip.
 const SESSIONS: u32 = 2;
 
+/// How long a lease statement takes at most on a server that answers, beside its wait for a row.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// Until the retry interval is set.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// `lock_timeout` bounds how long a statement waits for a row that somebody is at.
-fn sessions(options: &PgConnectOptions, lock_timeout: Duration) -> Sessions {
-    let lock_timeout = lock_timeout.as_millis().max(1);
-    let options = options
-        .clone()
-        .options([("lock_timeout", format!("{lock_timeout}ms"))]);
-    Sessions::new(
-        sqlx::pool::PoolOptions::new()
-            .max_connections(SESSIONS)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(options),
-    )
+fn sessions(settings: &Settings, lock_timeout: Duration) -> Sessions {
+    let lock_timeout = lock_timeout.max(Duration::from_millis(1));
+    let settings = settings.clone().with_limit("lock_timeout", lock_timeout);
+    let limits = Limits {
+        most: SESSIONS,
+        least: 0,
+        wait: Duration::from_secs(5),
+        idle: Duration::from_secs(600),
+    };
+    Sessions::new(settings, limits, Arc::default())
 }
 
 /// lock_not_available, query_canceled, deadlock_detected, serialization_failure: somebody is at
@@ -85,17 +94,54 @@ fn is_contention(error: &sqlx::Error) -> bool {
 }
 
 impl PostgresLeases {
-    /// Runs statements on a session, which is looked at before it is lent on if one failed.
+    /// Runs statements on a session. They are ours, and all that comes back is read: if none failed,
+    /// the next one may have the session at once.
+    ///
+    /// On a dead network it fails after the longest wait for a session, and [`ANSWER`].
     async fn on_session<T>(
         &self,
         work: impl AsyncFnOnce(&mut PostgresSession) -> sqlx::Result<T>,
     ) -> sqlx::Result<T> {
-        let mut session = self.sessions.acquire(Patience::Wait, Need::Alive).await?;
-        let result = work(&mut session).await;
-        if result.is_err() {
-            session.come_back(Fate::Checked);
-        }
-        result
+        let mut session = self
+            .sessions
+            .acquire(Patience::Wait, Liveness::Verified)
+            .await?;
+        let limit = self.lock_timeout + ANSWER;
+        let result = timeout(limit, work(&mut session)).await;
+        session.set_on_return(match &result {
+            Ok(Ok(_)) => OnReturn::Reuse,
+            Ok(Err(_)) => OnReturn::Check,
+            Err(_) => OnReturn::Close,
+        });
+        result.unwrap_or_else(|_| Err(no_answer(limit)))
+    }
+
+    async fn try_take(&self, claim: &Claim) -> sqlx::Result<Attempt> {
+        self.on_session(async |db| {
+            let mut tried = statements::take(db, claim).await?;
+            if !tried.fence_is_open {
+                statements::open_fence(db).await?;
+                tried = statements::take(db, claim).await?;
+            }
+            Ok(match tried.fencing_token {
+                Some(fencing_token) => Attempt::Taken {
+                    fencing_token,
+                    taken_over: tried.lives == Some(false),
+                },
+                // If none lives, somebody came between.
+                None => Attempt::Held {
+                    wanted: tried.lives == Some(true) && tried.wanted == Some(true),
+                },
+            })
+        })
+        .await
+    }
+}
+
+/// Wakes those who wait for `keys`. What is freed is free, whether they hear of it or not.
+async fn wake(db: &mut PgConnection, keys: &[impl AsRef<str>]) {
+    if let Err(error) = statements::notify(db, keys).await {
+        tracing::debug!(%error, "those who wait were not woken; they poll");
     }
 }
 
@@ -108,30 +154,10 @@ impl LeaseStore for PostgresLeases {
 
     /// No request ever holds one of the sessions that it needs, so it need not be impatient.
     async fn take(&self, claim: &Claim, _patience: Patience) -> sqlx::Result<Attempt> {
-        let taken = self.on_session(async |db| {
-            let found = statements::look(db, &claim.key, Some(&claim.token)).await?;
-            if let Found::Held { wanted } = found {
-                return Ok(Attempt::Held { wanted });
-            }
-            let taken = match statements::take(db, claim).await {
-                Err(error) if is_contention(&error) => return Ok(Attempt::Held { wanted: false }),
-                taken => taken?,
-            };
-            let fencing_token = match taken {
-                // Somebody came between.
-                None => return Ok(Attempt::Held { wanted: false }),
-                Some((fencing_token, true)) => Some(fencing_token),
-                Some((_, false)) => statements::renumber(db, claim).await?,
-            };
-            Ok(match fencing_token {
-                Some(fencing_token) => Attempt::Taken {
-                    fencing_token,
-                    taken_over: found == Found::Expired,
-                },
-                None => Attempt::Held { wanted: false },
-            })
-        });
-        taken.await
+        match self.try_take(claim).await {
+            Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: false }),
+            result => result,
+        }
     }
 
     fn needs_read_committed(&self) -> bool {
@@ -146,9 +172,15 @@ impl LeaseStore for PostgresLeases {
         Ok(Exclusion::None)
     }
 
-    async fn renew(&self, claim: &Claim, _stopped: &CancellationToken) -> sqlx::Result<bool> {
-        self.on_session(async |db| statements::renew(db, claim).await)
-            .await
+    async fn renew(&self, claim: &Claim, stopped: &CancellationToken) -> sqlx::Result<bool> {
+        /// How long a request that is settled waits for a renewal that is under way.
+        const MOMENT: Duration = Duration::from_secs(1);
+
+        let renewing = self.on_session(async |db| statements::renew(db, claim).await);
+        tokio::select! {
+            renewed = renewing => renewed,
+            () = async { stopped.cancelled().await; sleep(MOMENT).await } => Err(no_answer(MOMENT)),
+        }
     }
 
     async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
@@ -156,7 +188,7 @@ impl LeaseStore for PostgresLeases {
             let released = statements::release(db, key, token).await?;
             // Only if wanted: NOTIFY takes a lock of the whole cluster at commit.
             if released.wanted {
-                statements::notify(db, key).await?;
+                wake(db, &[key]).await;
             }
             Ok(released)
         })
@@ -172,7 +204,7 @@ impl LeaseStore for PostgresLeases {
     }
 
     async fn announce(&self, key: &str) -> sqlx::Result<()> {
-        self.on_session(async |db| statements::notify(db, key).await)
+        self.on_session(async |db| statements::notify(db, &[key]).await)
             .await
     }
 
@@ -188,8 +220,8 @@ impl LeaseStore for PostgresLeases {
     async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
         self.on_session(async |db| {
             let swept = statements::sweep(db, grace).await?;
-            for key in &swept {
-                statements::notify(db, key).await?;
+            if !swept.is_empty() {
+                wake(db, &swept).await;
             }
             Ok(swept.len() as u64)
         })
@@ -204,7 +236,7 @@ impl LeaseStore for PostgresLeases {
         self.on_session(async |db| {
             let freed = statements::free(db, token).await?;
             if let Some(key) = &freed {
-                statements::notify(db, key).await?;
+                wake(db, &[key]).await;
             }
             Ok(freed.is_some())
         })
@@ -225,7 +257,8 @@ impl LeaseStore for PostgresLeases {
     }
 
     fn set_retry_interval(&mut self, interval: Duration) {
-        self.sessions = sessions(&self.options, interval);
+        self.sessions = sessions(&self.settings, interval);
+        self.lock_timeout = interval;
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {

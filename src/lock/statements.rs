@@ -7,32 +7,10 @@
 /// waited for a row must not go by the time at which it came.
 macro_rules! statements {
     ($database:ty, $connection:ty, now = $now:literal) => {
-        use crate::lock::store::{Found, LeaseRow, Released, Token};
+        use crate::lock::store::{LeaseRow, Released, Token};
 
         pub(in crate::lock) fn millis(duration: std::time::Duration) -> i64 {
             i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-        }
-
-        /// What there is of a key that is not `ours`.
-        pub(in crate::lock) async fn look(
-            db: &mut $connection,
-            key: &str,
-            ours: Option<&Token>,
-        ) -> sqlx::Result<Found> {
-            let row: Option<(bool, bool)> = sqlx::query_as::<$database, _>(concat!(
-                "SELECT expires_at > ",
-                $now,
-                ", wanted FROM aggregate_locks WHERE lock_key = $1 AND token <> $2"
-            ))
-            .bind(key)
-            .bind(ours.map_or("", Token::as_str))
-            .fetch_optional(db)
-            .await?;
-            Ok(match row {
-                None => Found::Free,
-                Some((false, _)) => Found::Expired,
-                Some((true, wanted)) => Found::Held { wanted },
-            })
         }
 
         /// `$1` key, `$2` token, `$3` milliseconds.
@@ -94,6 +72,29 @@ pub(super) mod sqlite {
         now = "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)"
     );
 
+    use crate::lock::store::Found;
+
+    /// What there is of a key that is not `ours`.
+    pub(in crate::lock) async fn look(
+        db: &mut sqlx::SqliteConnection,
+        key: &str,
+        ours: Option<&Token>,
+    ) -> sqlx::Result<Found> {
+        let row: Option<(bool, bool)> = sqlx::query_as::<sqlx::Sqlite, _>(
+            "SELECT expires_at > CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER), wanted \
+             FROM aggregate_locks WHERE lock_key = $1 AND token <> $2",
+        )
+        .bind(key)
+        .bind(ours.map_or("", Token::as_str))
+        .fetch_optional(db)
+        .await?;
+        Ok(match row {
+            None => Found::Free,
+            Some((false, _)) => Found::Expired,
+            Some((true, wanted)) => Found::Held { wanted },
+        })
+    }
+
     /// `$1` key, `$2` owner, `$3` token, `$4` milliseconds. For a transaction of its own: nobody
     /// comes between.
     ///
@@ -131,6 +132,7 @@ pub(super) mod postgres {
         now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
     );
 
+    use crate::lock::fencing::{OPEN, is_open, turn};
     use crate::lock::store::Claim;
 
     pub(in crate::lock) async fn renew(
@@ -152,52 +154,75 @@ pub(super) mod postgres {
         Ok(marked.is_some())
     }
 
-    /// One atomic statement: insert, take over what has expired, or take again what is ours since an
-    /// attempt whose answer was lost. The sequence outlives rows and is never rolled back, so fencing
-    /// tokens only grow. `false`: others have drawn numbers since this insert drew its own.
+    /// What became of an attempt to take a lease.
+    #[derive(sqlx::FromRow)]
+    pub(in crate::lock) struct Tried {
+        /// The lease is ours.
+        pub(in crate::lock) fencing_token: Option<i64>,
+        /// There is, or was, a lease of somebody else, which lives or has expired.
+        pub(in crate::lock) lives: Option<bool>,
+        pub(in crate::lock) wanted: Option<bool>,
+        /// If not, nothing was tried.
+        pub(in crate::lock) fence_is_open: bool,
+    }
+
+    /// `$1` key, `$2` owner, `$3` token, `$4` milliseconds, `$5` and `$6` the key's advisory lock.
+    ///
+    /// Reads what is there, and writes only where nothing or something expired is; then one atomic
+    /// insert, or takeover, or once more what is ours since an attempt whose answer was lost.
+    ///
+    /// An insert may have to wait for a row that is being deleted, and then uses the number that it
+    /// had drawn before. Meanwhile nobody else must draw one for this key and come first; so who
+    /// draws has the key's advisory lock, until the statement has committed.
+    const TAKE: &str = concat!(
+        "WITH held AS ( \
+             SELECT expires_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS lives, \
+                    wanted \
+             FROM aggregate_locks WHERE lock_key = $1 AND token <> $3 \
+         ), open AS (SELECT EXISTS (",
+        is_open!(),
+        ") AS is_open), turn AS MATERIALIZED ( \
+             SELECT pg_advisory_xact_lock($5, $6) FROM open \
+             WHERE is_open AND NOT EXISTS (SELECT FROM held WHERE lives) \
+         ), taken AS ( \
+             INSERT INTO aggregate_locks AS before \
+                 (lock_key, owner_id, token, fencing_token, acquired_at, expires_at, wanted) \
+             SELECT $1, $2, $3, nextval('aggregate_locks_fence'), \
+                    (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
+                    (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $4, FALSE \
+             FROM turn \
+             ON CONFLICT (lock_key) DO UPDATE \
+             SET owner_id = excluded.owner_id, token = excluded.token, \
+                 fencing_token = excluded.fencing_token, \
+                 acquired_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
+                 expires_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $4 \
+             WHERE before.expires_at <= (extract(epoch FROM clock_timestamp()) * 1000)::bigint \
+                 OR before.token = excluded.token \
+             RETURNING fencing_token \
+         ) \
+         SELECT fencing_token, lives, wanted, is_open AS fence_is_open \
+         FROM open LEFT JOIN held ON TRUE LEFT JOIN taken ON TRUE"
+    );
+
     pub(in crate::lock) async fn take(
         db: &mut sqlx::PgConnection,
         claim: &Claim,
-    ) -> sqlx::Result<Option<(i64, bool)>> {
-        sqlx::query_as(
-            "INSERT INTO aggregate_locks AS held \
-                 (lock_key, owner_id, token, fencing_token, acquired_at, expires_at, wanted) \
-             VALUES ($1, $2, $3, nextval('aggregate_locks_fence'), \
-                     (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
-                     (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $4, FALSE) \
-             ON CONFLICT (lock_key) DO UPDATE \
-             SET owner_id = excluded.owner_id, token = excluded.token, \
-                 fencing_token = nextval('aggregate_locks_fence'), \
-                 acquired_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
-                 expires_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $4 \
-             WHERE held.expires_at <= (extract(epoch FROM clock_timestamp()) * 1000)::bigint \
-                 OR held.token = excluded.token \
-             RETURNING fencing_token, \
-                 fencing_token = (SELECT last_value FROM aggregate_locks_fence)",
-        )
-        .bind(&*claim.key)
-        .bind(&*claim.owner)
-        .bind(claim.token.as_str())
-        .bind(millis(claim.ttl))
-        .fetch_optional(db)
-        .await
+    ) -> sqlx::Result<Tried> {
+        let (class, number) = turn(&claim.key);
+        sqlx::query_as(TAKE)
+            .bind(&*claim.key)
+            .bind(&*claim.owner)
+            .bind(claim.token.as_str())
+            .bind(millis(claim.ttl))
+            .bind(class)
+            .bind(number)
+            .fetch_one(db)
+            .await
     }
 
-    /// Draws another number for a lease that is ours. If its insert had to wait for a row to go, one
-    /// of those who drew numbers meanwhile may have been a holder of this key; now nobody else can
-    /// be.
-    pub(in crate::lock) async fn renumber(
-        db: &mut sqlx::PgConnection,
-        claim: &Claim,
-    ) -> sqlx::Result<Option<i64>> {
-        sqlx::query_scalar(
-            "UPDATE aggregate_locks SET fencing_token = nextval('aggregate_locks_fence') \
-             WHERE lock_key = $1 AND token = $2 RETURNING fencing_token",
-        )
-        .bind(&*claim.key)
-        .bind(claim.token.as_str())
-        .fetch_optional(db)
-        .await
+    pub(in crate::lock) async fn open_fence(db: &mut sqlx::PgConnection) -> sqlx::Result<()> {
+        sqlx::raw_sql(OPEN).execute(db).await?;
+        Ok(())
     }
 
     /// The key that was freed, if there was such a lease.
@@ -241,10 +266,13 @@ pub(super) mod postgres {
     /// commit that it rides on.
     pub(in crate::lock) async fn notify(
         db: &mut sqlx::PgConnection,
-        key: &str,
+        keys: &[impl AsRef<str>],
     ) -> sqlx::Result<()> {
-        sqlx::query("SELECT pg_notify('aggregate_locks', $1)")
-            .bind(crate::lock::listener::bell(key))
+        let bells = keys
+            .iter()
+            .map(|key| crate::lock::listener::bell(key.as_ref()));
+        sqlx::query("SELECT pg_notify('aggregate_locks', bell) FROM unnest($1::text[]) AS bell")
+            .bind(bells.collect::<Vec<_>>())
             .execute(db)
             .await?;
         Ok(())

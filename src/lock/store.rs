@@ -83,6 +83,7 @@ pub enum Attempt {
 }
 
 /// What a look at a row has found.
+#[cfg(feature = "sqlite")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
     /// No row, or one of our own.

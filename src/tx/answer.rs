@@ -18,11 +18,15 @@ use super::feed::{Happened, micros};
 use super::hooks::Hooks;
 use super::live::{LiveFlags, Settled, short_type};
 use super::outstanding::{Entry, Lending, Outstanding, State};
-use super::replace::{replace, strip};
+use super::panics::shielded;
+use super::replace::{OUTCOME, drop_upgrades, replace, strip};
 use super::require::Missing;
-use super::settle::{Run, shielded};
+use super::settle::{Deadlines, Run};
 use super::settlement::{Settings, Vetoed};
-use super::verdict::{Choice, Outcome, Reason, Verdict};
+use super::verdict::{Facts, Outcome, Reason, Verdict};
+
+/// As Rocket lists it.
+pub(super) const NAME: &str = "Settlement of responses";
 
 /// The half that sees the response.
 pub(super) struct Answer;
@@ -31,8 +35,9 @@ pub(super) struct Answer;
 impl Fairing for Answer {
     fn info(&self) -> Info {
         Info {
-            name: "Settlement",
-            kind: Kind::Response,
+            name: NAME,
+            // A singleton leaves its former place when it is attached again.
+            kind: Kind::Response | Kind::Singleton,
         }
     }
 
@@ -42,6 +47,9 @@ impl Fairing for Answer {
         let (Some(context), Some(settings)) = (context, settings) else {
             return;
         };
+        // Nobody else says what became of a transaction.
+        response.remove_header(OUTCOME);
+        context.answer();
         if let Some(outstanding) = context.outstanding() {
             let settling = Settle {
                 settings,
@@ -63,14 +71,12 @@ impl Fairing for Answer {
                 );
             }
         }
-        if let Some(outstanding) = context.outstanding() {
-            let well = response.status().code < 500;
-            outstanding.well().store(well, Ordering::Relaxed);
-        }
         context
             .span
             .in_scope(|| log_failure(request, context, response));
         response.set_header(Header::new("X-Request-Id", context.id.to_string()));
+        let response = &*response;
+        settings.observe(|observer| observer.responded(request, response));
     }
 }
 
@@ -79,7 +85,11 @@ fn log_failure(request: &Request<'_>, context: &RequestContext, response: &Respo
     let (id, status) = (context.id, response.status().code);
     let route = request.route().and_then(|route| route.name.as_deref());
     let route = route.unwrap_or("-");
+    let is_known = context.is_known_trouble.load(Ordering::Relaxed);
     match status {
+        503 if is_known => {
+            tracing::debug!(request = %id, route, status, "the request could not be served");
+        }
         500 => tracing::error!(request = %id, route, status, "the service failed"),
         501.. => tracing::warn!(request = %id, route, status, "the request could not be served"),
         _ => {}
@@ -105,12 +115,14 @@ impl<'r> Settle<'_, 'r, '_> {
         let started = Instant::now();
         let mut state = self.outstanding.close();
         let hooks = std::mem::take(&mut state.hooks);
-        if !state.used && hooks.is_empty() {
+        let panicked = self.outstanding.has_panicked();
+        let transactional = state.used || (state.wanted && panicked);
+        if !transactional && hooks.is_empty() {
             return;
         }
         self.warn_of_slow(&state);
         let missing = state.missing();
-        let deadline = tokio::time::Instant::now() + self.settings.settle_timeout;
+        let deadlines = Deadlines::within(self.settings.settle_timeout);
         let mut collected = Collected::default();
         let mut held = collected.take(std::mem::take(&mut state.entries));
         let leaked: Vec<String> = held.iter().map(|lending| lending.name.to_owned()).collect();
@@ -124,7 +136,15 @@ impl<'r> Settle<'_, 'r, '_> {
             .iter()
             .map(|lending| (lending.name.to_owned(), Outcome::RolledBack));
         let mut databases: Vec<_> = condemned.collect();
-        let verdict = self.verdict(leaked, &state, response);
+        let facts = Facts {
+            leaked,
+            panicked,
+            guard_failed: state.failure.is_some(),
+            doomed: state.doom.as_ref().map(|(_, reason)| reason.clone()),
+            choice: state.choice,
+            status: response.status(),
+        };
+        let verdict = Verdict::of(facts, || self.vetoed(response));
         self.settings
             .live
             .tell(self.context.id, || Happened::Verdict {
@@ -135,7 +155,9 @@ impl<'r> Settle<'_, 'r, '_> {
         if let Verdict::Commit(_) = verdict
             && !missing.is_empty()
         {
-            complete = self.open_missing(missing, &mut collected, deadline).await;
+            complete = self
+                .open_missing(missing, &mut collected, deadlines.commit)
+                .await;
         }
         let Collected { resources, lines } = collected;
         let mut run = Run::new(
@@ -144,24 +166,23 @@ impl<'r> Settle<'_, 'r, '_> {
             self.context.id,
             resources,
             lines,
-            deadline,
+            deadlines,
         );
         let result = match &verdict {
             Verdict::Commit(_) => match complete {
                 Ok(()) => run.commit().await,
-                Err(error) => {
-                    run.rollback().await;
-                    Err(error)
+                Err(error) => Err(run.rollback().await.unwrap_or(error)),
+            },
+            Verdict::Rollback(reason) => match run.rollback().await {
+                // What a handler has committed by itself stays, whatever was decided.
+                Some(kept) => Err(kept),
+                None => {
+                    databases.extend(run.outcomes());
+                    drop(run);
+                    let carried_out = CarriedOut { databases, started };
+                    return self.rolled_back(reason, state, hooks, carried_out, response);
                 }
             },
-            Verdict::Rollback(reason) => {
-                let anything = !run.is_empty();
-                run.rollback().await;
-                databases.extend(run.outcomes());
-                drop(run);
-                let carried_out = CarriedOut { databases, started };
-                return self.rolled_back(reason, anything, state, hooks, carried_out, response);
-            }
         };
         databases.extend(run.outcomes());
         drop(run);
@@ -171,6 +192,7 @@ impl<'r> Settle<'_, 'r, '_> {
             Err(error) => error.outcome(),
         };
         if let Err(error) = &result {
+            error.report_success();
             replace(self.request, response, error.problem(), outcome);
         }
         self.done(verdict, outcome, hooks, carried_out, response);
@@ -192,38 +214,13 @@ impl<'r> Settle<'_, 'r, '_> {
         Ok(())
     }
 
-    /// First match wins.
-    fn verdict(&self, leaked: Vec<String>, state: &State, response: &Response<'r>) -> Verdict {
-        let status = response.status();
-        if !leaked.is_empty() {
-            Verdict::Rollback(Reason::Leaked(leaked))
-        } else if self.outstanding.has_panicked() {
-            Verdict::Rollback(Reason::Panicked)
-        } else if state.failure.is_some() {
-            Verdict::Rollback(Reason::GuardFailed)
-        } else if let Some((_, reason)) = &state.doom {
-            Verdict::Rollback(Reason::Doomed(reason.clone()))
-        } else if let Some(choice) = state.choice {
-            match choice {
-                Choice::Commit => Verdict::Commit(Reason::Handler),
-                Choice::Rollback => Verdict::Rollback(Reason::Handler),
-            }
-        } else if self.vetoed(response) {
-            Verdict::Rollback(Reason::Vetoed)
-        } else if status.code < 400 {
-            Verdict::Commit(Reason::Status(status))
-        } else {
-            Verdict::Rollback(Reason::Status(status))
-        }
-    }
-
     fn vetoed(&self, response: &Response<'r>) -> bool {
         let Some(veto) = &self.settings.veto else {
             return false;
         };
         let vetoed = Vetoed {
             request: self.request,
-            method: self.context.method,
+            method: self.context.method(self.request),
             response,
         };
         shielded("a veto", || veto(&vetoed)).unwrap_or(true)
@@ -233,24 +230,24 @@ impl<'r> Settle<'_, 'r, '_> {
     fn rolled_back(
         &self,
         reason: &Reason,
-        anything: bool,
         state: State,
         hooks: Hooks,
         carried_out: CarriedOut,
         response: &mut Response<'r>,
     ) {
         let status = response.status();
-        let claims_success = status.code < 300 && anything;
-        let problem = match reason {
-            Reason::Leaked(names) => Some(Error::Leaked(names.clone()).problem()),
-            Reason::Panicked if claims_success => Some(Error::Panicked.problem()),
-            Reason::GuardFailed if claims_success => state.failure,
-            Reason::Doomed(_) if status.code < 400 => state
-                .doom
-                .map(|(status, reason)| Error::Doomed { status, reason }.problem()),
-            _ => None,
-        };
-        if let Some(problem) = problem {
+        if !reason.lets_stand(status) {
+            let error = match (reason, state.doom) {
+                (Reason::Leaked(names), _) => Error::Leaked(names.clone()),
+                (Reason::Doomed(_), Some((status, reason))) => Error::Doomed { status, reason },
+                (Reason::Panicked, _) => Error::Panicked,
+                _ => Error::NotFinal(status),
+            };
+            error.report_success();
+            let problem = match state.failure {
+                Some(failure) if *reason == Reason::GuardFailed => failure,
+                _ => error.problem(),
+            };
             replace(self.request, response, problem, Outcome::RolledBack);
         }
         self.done(
@@ -279,7 +276,10 @@ impl<'r> Settle<'_, 'r, '_> {
                 problem.with_outcome(outcome).write(self.request, response);
             }
         }
-        response.set_header(Header::new("Transaction-Outcome", outcome.as_str()));
+        if outcome != Outcome::Committed && response.status().code >= 400 {
+            drop_upgrades(self.request, response);
+        }
+        response.set_header(Header::new(OUTCOME, outcome.as_str()));
         self.settings.live.count(outcome);
         let settled = Settled {
             request: self.context.id,

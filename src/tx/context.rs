@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -15,6 +16,7 @@ use uuid::Uuid;
 
 use super::outstanding::Outstanding;
 use super::problem::Problem;
+use super::settlement::Settings;
 
 /// The id of a request: a UUID version 7, minted here and never taken from the client, so that
 /// what the audit trail says cannot be forged.
@@ -54,12 +56,17 @@ impl<'r> FromRequest<'r> for RequestId {
 /// Kept in Rocket's request-local cache, so that it survives a forwarding route and a catcher.
 pub(super) struct RequestContext {
     pub(super) id: RequestId,
-    /// Rocket turns a HEAD without a route of its own into a GET; this is what was asked.
-    pub(super) method: Method,
+    /// Rocket turns a HEAD without a route of its own into a GET; this is what was asked, as
+    /// `Settlement` saw it.
+    method: OnceLock<Method>,
     /// The registry, made on first use.
     outstanding: OnceLock<Arc<Outstanding>>,
+    /// The response has been settled: a registry that is made now is closed.
+    answered: AtomicBool,
     /// The problem document that the response carries, to be completed with the outcome.
     problem: Mutex<Option<Problem>>,
+    /// It failed because a database is away, which was logged when that began.
+    pub(super) is_known_trouble: AtomicBool,
     /// What is logged about the request is logged in it.
     pub(super) span: Span,
     /// Holds up the closing of the pools until the request is dropped, its body included.
@@ -79,35 +86,50 @@ impl Drop for RequestContext {
     }
 }
 
-/// `None` in a service without `Settlement`.
-struct Slot(Option<RequestContext>);
-
 impl RequestContext {
-    /// Called once, before routing.
-    pub(super) fn enter(request: &Request<'_>, in_flight: TaskTrackerToken) {
-        request.local_cache(|| {
-            let id = RequestId(Uuid::now_v7());
-            Slot(Some(Self {
-                id,
-                method: request.method(),
-                span: tracing::info_span!(
-                    "request",
-                    %id,
-                    method = %request.method(),
-                    route = Empty,
-                    verdict = Empty,
-                    outcome = Empty,
-                    status = Empty,
-                ),
-                outstanding: OnceLock::new(),
-                problem: Mutex::new(None),
-                _in_flight: in_flight,
-            }))
-        });
+    fn new(request: &Request<'_>, in_flight: TaskTrackerToken) -> Self {
+        let id = RequestId(Uuid::now_v7());
+        Self {
+            id,
+            method: OnceLock::new(),
+            span: tracing::info_span!(
+                "request",
+                %id,
+                method = %request.method(),
+                route = Empty,
+                verdict = Empty,
+                outcome = Empty,
+                status = Empty,
+            ),
+            outstanding: OnceLock::new(),
+            answered: AtomicBool::new(false),
+            problem: Mutex::new(None),
+            is_known_trouble: AtomicBool::new(false),
+            _in_flight: in_flight,
+        }
     }
 
+    /// Called by `Settlement` before routing. Another fairing may have asked for the context before.
+    pub(super) fn enter(request: &Request<'_>) {
+        if let Some(context) = Self::of(request) {
+            context.method.get_or_init(|| request.method());
+        }
+    }
+
+    /// Made on first use. `None` in a service without `Settlement`.
     pub(super) fn of<'r>(request: &'r Request<'_>) -> Option<&'r Self> {
-        request.local_cache(|| Slot(None)).0.as_ref()
+        let settings = request.rocket().state::<Settings>()?;
+        Some(request.local_cache(|| Self::new(request, settings.in_flight.token())))
+    }
+
+    /// Whether `Settlement` has seen the request, and so will settle it.
+    pub(super) fn is_entered(&self) -> bool {
+        self.method.get().is_some()
+    }
+
+    /// The method as it was asked.
+    pub(super) fn method(&self, request: &Request<'_>) -> Method {
+        self.method.get().copied().unwrap_or(request.method())
     }
 
     /// The request's registry, if anything has used it.
@@ -119,7 +141,20 @@ impl RequestContext {
         &self,
         make: impl FnOnce() -> Arc<Outstanding>,
     ) -> &Arc<Outstanding> {
-        self.outstanding.get_or_init(make)
+        let mut is_new = false;
+        let outstanding = self.outstanding.get_or_init(|| {
+            is_new = true;
+            make()
+        });
+        if is_new && self.answered.load(Ordering::SeqCst) {
+            drop(outstanding.close());
+        }
+        outstanding
+    }
+
+    /// From now on nothing joins that nobody would settle: a body may ask for the registry first.
+    pub(super) fn answer(&self) {
+        self.answered.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn set_problem(&self, problem: Problem) {

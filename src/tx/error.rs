@@ -1,6 +1,7 @@
 //! The failure table: what can go wrong with a request's transactions, and what the client is told.
 
 use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rocket::http::Status;
@@ -10,7 +11,7 @@ use rocket::response::{self, Responder};
 use super::context::RequestContext;
 use super::problem::Problem;
 use super::verdict::Outcome;
-use crate::db::CommitError;
+use crate::db::{CommitError, ErrorClass, RollbackError};
 
 /// Why a request's transactions could not do what was asked of them.
 ///
@@ -34,6 +35,13 @@ pub enum Error {
         "`Settlement` is not attached; add `.attach(rocket_tx::Settlement::new())` to the launch code"
     )]
     NoSettlement,
+
+    /// Nobody would settle this request: no fairing sees a request that Rocket cannot read, but a
+    /// catcher does, and a request fairing that is attached before `Settlement` comes too early. 500.
+    #[error(
+        "no fairing has begun this request, and none will settle it: Rocket could not read it, or a request fairing asks that is attached before `Settlement`; attach `Settlement` first"
+    )]
+    NotEntered,
 
     /// A guard names a database that is not attached. 500.
     #[error(
@@ -80,7 +88,7 @@ pub enum Error {
     )]
     OutOfOrder(&'static str),
 
-    /// The answer has been decided: a guard, a resource or a hook came too late. 500.
+    /// The answer has been decided: a guard, a resource, a hook or a doom came too late. 500.
     #[error("this request has been settled; what comes after it needs a transaction of its own")]
     Settled,
 
@@ -92,11 +100,24 @@ pub enum Error {
     #[error("the connection to the database was lost: {0}; nothing was committed, retry")]
     ConnectionLost(#[source] sqlx::Error),
 
+    /// No connection to the database could be opened: it is down, starting, or behind a network
+    /// that does not answer. 503.
+    #[error("the database cannot be reached: {0}; retry")]
+    Unreachable(#[source] sqlx::Error),
+
+    /// The database takes no writes: a standby, a server that was made read-only, a full disk. 503.
+    #[error("the database takes no writes now: {0}; retry when it does")]
+    NotWritable(#[source] sqlx::Error),
+
     /// Settling took longer than `settle_timeout`, and no COMMIT had been sent. 503.
     #[error(
         "settling took longer than {0:?} and nothing was committed; retry, or raise `settle_timeout`"
     )]
     SettleTimeout(Duration),
+
+    /// The handler took longer than [`bounded`](super::bounded) allows. 503.
+    #[error("the handler took longer than {0:?} and was given up; nothing was committed, retry")]
+    HandlerTimeout(Duration),
 
     /// A statement failed, the handler swallowed the error, and Postgres had given the transaction
     /// up. 500.
@@ -134,7 +155,8 @@ pub enum Error {
     /// A resource refused, for a reason of its own.
     #[error("{reason}")]
     Refused {
-        /// The status to answer with.
+        /// The status to answer with, from 400 to 599. A refusal is never told as a success: any
+        /// other becomes a 500, and is logged.
         status: Status,
         /// Shown to the client.
         reason: Cow<'static, str>,
@@ -143,11 +165,16 @@ pub enum Error {
     /// `outstanding.doom(status, reason)` was called.
     #[error("{reason}")]
     Doomed {
-        /// The status to answer with.
+        /// The status to answer with, from 400 to 599; any other becomes a 500, and is logged.
         status: Status,
         /// Shown to the client.
         reason: Cow<'static, str>,
     },
+
+    /// The response had a status below 200, which ends no request: HTTP servers send another one in
+    /// its place. 500.
+    #[error("the service answered with the status {}, which is not final; nothing was changed", .0.code)]
+    NotFinal(Status),
 
     /// A guard was still held when the response was ready. 500.
     #[error("the transaction of {} was still in use when the response was ready; guards must not outlive their handler", .0.join(", "))]
@@ -182,10 +209,15 @@ impl Error {
             Self::OutOfOrder(_)
             | Self::Busy(_)
             | Self::ConnectionLost(_)
+            | Self::Unreachable(_)
+            | Self::NotWritable(_)
+            | Self::HandlerTimeout(_)
             | Self::SettleTimeout(_) => Status::ServiceUnavailable,
             Self::Constraint { .. } | Self::Conflict(_) => Status::Conflict,
             Self::NotFound => Status::NotFound,
-            Self::Refused { status, .. } | Self::Doomed { status, .. } => *status,
+            Self::Refused { status, .. } | Self::Doomed { status, .. } if is_failure(*status) => {
+                *status
+            }
             _ => Status::InternalServerError,
         }
     }
@@ -200,6 +232,14 @@ impl Error {
             Self::ConnectionLost(_) => (
                 "connection-lost",
                 "The connection to the database was lost. Nothing was changed; retry.".into(),
+            ),
+            Self::Unreachable(_) => (
+                "unreachable",
+                "The database cannot be reached. Nothing was changed; retry.".into(),
+            ),
+            Self::NotWritable(_) => (
+                "not-writable",
+                "The database takes no writes now. Nothing was changed; retry.".into(),
             ),
             Self::Constraint {
                 name: Some(name), ..
@@ -216,6 +256,7 @@ impl Error {
                 "The database failed. Nothing was changed.".into(),
             ),
             Self::NoSettlement => ("no-settlement", self.to_string().into()),
+            Self::NotEntered => ("not-entered", self.to_string().into()),
             Self::NotAttached(_) => ("not-attached", self.to_string().into()),
             Self::NoAggregates(_) => ("no-aggregates", self.to_string().into()),
             Self::CheckedOut(_) => ("checked-out", self.to_string().into()),
@@ -224,6 +265,7 @@ impl Error {
             Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
             Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
             Self::Settled => ("settled", self.to_string().into()),
+            Self::HandlerTimeout(_) => ("handler-timeout", self.to_string().into()),
             Self::SettleTimeout(_) => ("settle-timeout", self.to_string().into()),
             Self::Aborted => ("aborted", self.to_string().into()),
             Self::Ended { .. } => ("ended", self.to_string().into()),
@@ -231,6 +273,7 @@ impl Error {
             Self::Conflict(_) => ("conflict", self.to_string().into()),
             Self::Refused { .. } => ("refused", self.to_string().into()),
             Self::Doomed { .. } => ("doomed", self.to_string().into()),
+            Self::NotFinal(_) => ("not-final", self.to_string().into()),
             Self::Leaked(_) => ("leaked", self.to_string().into()),
             Self::Panicked => (
                 "panicked",
@@ -240,6 +283,31 @@ impl Error {
             Self::Partial { .. } => ("partial", self.to_string().into()),
         };
         Problem::new(self.status(), kind, detail)
+    }
+
+    /// Whether a database is away, which is logged once when it begins and not for every request.
+    pub(super) fn is_known_trouble(&self, request: &Request<'_>) -> bool {
+        // What a statement of the handler's met is news.
+        let is_known = matches!(
+            self,
+            Self::Unreachable(_) | Self::NotWritable(sqlx::Error::Io(_))
+        );
+        if let (true, Some(context)) = (is_known, RequestContext::of(request)) {
+            context.is_known_trouble.store(true, Ordering::Relaxed);
+        }
+        is_known
+    }
+
+    /// Says in the log that somebody gave a failure the status of a success.
+    pub(super) fn report_success(&self) {
+        if let Self::Refused { status, reason } | Self::Doomed { status, reason } = self
+            && !is_failure(*status)
+        {
+            tracing::error!(
+                status = status.code, %reason,
+                "a refusal cannot be answered with this status; it becomes a 500: give it one from 400 to 599"
+            );
+        }
     }
 
     /// What really happened, when a request ended in this error.
@@ -261,107 +329,60 @@ impl Error {
                 source: None,
             },
             CommitError::Refused(error) => Self::from(error),
-            CommitError::Unknown(_) => Self::Unknown(vec![database.to_owned()]),
+            CommitError::Lost(error) => Self::ConnectionLost(error),
+            CommitError::Unknown(_) | CommitError::NotDurable(_) => {
+                Self::Unknown(vec![database.to_owned()])
+            }
         }
     }
+}
+
+impl From<RollbackError> for Error {
+    fn from(error: RollbackError) -> Self {
+        match error {
+            RollbackError::Ended { undone } => Self::Ended { undone },
+            RollbackError::Lost(error) => Self::ConnectionLost(error),
+        }
+    }
+}
+
+/// Whether it tells a client that nothing was done.
+fn is_failure(status: Status) -> bool {
+    (400..600).contains(&status.code)
 }
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        match &error {
-            sqlx::Error::RowNotFound => Self::NotFound,
-            sqlx::Error::PoolTimedOut => Self::Busy(error),
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed => Self::ConnectionLost(error),
-            sqlx::Error::Database(database) => match classify(&**database) {
-                Class::Busy => Self::Busy(error),
-                #[cfg(feature = "postgres")]
-                Class::Lost => Self::ConnectionLost(error),
-                #[cfg(feature = "postgres")]
-                Class::Aborted => Self::Aborted,
-                Class::Ended { undone } => Self::Ended { undone },
-                Class::Constraint => Self::Constraint {
-                    name: database.constraint().map(str::to_owned),
-                    source: Some(error),
-                },
-                Class::Other => Self::Database(error),
+        match ErrorClass::of(&error) {
+            ErrorClass::NotFound => Self::NotFound,
+            ErrorClass::Busy => Self::Busy(error),
+            ErrorClass::Unreachable => Self::Unreachable(error),
+            ErrorClass::Lost => Self::ConnectionLost(error),
+            ErrorClass::NotWritable => Self::NotWritable(error),
+            ErrorClass::Aborted => Self::Aborted,
+            ErrorClass::Ended { undone } => Self::Ended { undone },
+            ErrorClass::Constraint => Self::Constraint {
+                name: error
+                    .as_database_error()
+                    .and_then(|error| error.constraint())
+                    .map(str::to_owned),
+                source: Some(error),
             },
-            _ => Self::Database(error),
+            ErrorClass::Other => Self::Database(error),
         }
-    }
-}
-
-enum Class {
-    Busy,
-    #[cfg(feature = "postgres")]
-    Lost,
-    #[cfg(feature = "postgres")]
-    Aborted,
-    Ended {
-        undone: bool,
-    },
-    Constraint,
-    Other,
-}
-
-fn classify(error: &dyn sqlx::error::DatabaseError) -> Class {
-    let Some(code) = error.code() else {
-        return Class::Other;
-    };
-    #[cfg(feature = "postgres")]
-    if error
-        .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
-        .is_some()
-    {
-        return classify_sqlstate(&code);
-    }
-    code.parse().map_or(Class::Other, classify_sqlite)
-}
-
-/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
-#[cfg(feature = "postgres")]
-fn classify_sqlstate(code: &str) -> Class {
-    match code {
-        // serialization_failure, deadlock_detected, lock_not_available, query_canceled (a
-        // statement timeout), too_many_connections
-        "40001" | "40P01" | "55P03" | "57014" | "53300" => Class::Busy,
-        // in_failed_sql_transaction
-        "25P02" => Class::Aborted,
-        // no_active_sql_transaction
-        "25P01" => Class::Ended { undone: false },
-        // idle_in_transaction_session_timeout: the server ended the session
-        "25P03" => Class::Lost,
-        _ if code.starts_with("57P") || code.starts_with("08") => Class::Lost,
-        _ if code.starts_with("23") => Class::Constraint,
-        _ => Class::Other,
-    }
-}
-
-/// <https://www.sqlite.org/rescode.html>
-fn classify_sqlite(extended: i32) -> Class {
-    /// A commit hook refused: a COMMIT that settlement did not send.
-    const CONSTRAINT_COMMITHOOK: i32 = 531;
-
-    match (extended, extended & 0xff) {
-        (CONSTRAINT_COMMITHOOK, _) => Class::Ended { undone: true },
-        // BUSY, LOCKED
-        (_, 5 | 6) => Class::Busy,
-        // CONSTRAINT
-        (_, 19) => Class::Constraint,
-        _ => Class::Other,
     }
 }
 
 impl<'r> Responder<'r, 'static> for Error {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
-        let problem = self.problem();
-        if self.status().class().is_server_error() {
-            let id = RequestContext::of(request).map(|context| context.id);
+        self.report_success();
+        let id = RequestContext::of(request).map(|context| context.id);
+        if self.is_known_trouble(request) {
+            tracing::debug!(request = ?id, error = %Chain(&self), "a request failed");
+        } else if self.status().class().is_server_error() {
             tracing::warn!(request = ?id, error = %Chain(&self), "a request failed");
         }
-        problem.respond_to(request)
+        self.problem().respond_to(request)
     }
 }
 

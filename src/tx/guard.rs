@@ -218,6 +218,7 @@ where
 
     fn of(request: &Request<'_>) -> Result<Self, Error> {
         let outstanding = Outstanding::of(request)?;
+        outstanding.wants();
         let database = sentinel::attached::<D>(request)?;
         Ok(Self::new(outstanding, database))
     }
@@ -267,9 +268,21 @@ where
     }
 }
 
-/// A guard of ours has failed: whatever a catcher answers, the request is rolled back.
+/// A guard of ours has failed by which something would be outstanding: the request is rolled back,
+/// and no catcher makes a success of it.
 pub(crate) fn failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
-    tracing::warn!(%error, uri = %request.uri(), "a request guard failed");
+    if let Ok(outstanding) = Outstanding::of(request) {
+        outstanding.tries();
+    }
+    failed_to_read(request, error)
+}
+
+/// A guard of ours has failed. Whatever else is outstanding is rolled back.
+pub(super) fn failed_to_read<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
+    match error.is_known_trouble(request) {
+        true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
+        false => tracing::warn!(%error, uri = %request.uri(), "a request guard failed"),
+    }
     if let Ok(outstanding) = Outstanding::of(request) {
         outstanding.fail(error.problem());
     }

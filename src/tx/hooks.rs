@@ -8,7 +8,7 @@ use rocket::futures::FutureExt;
 use tokio_util::task::TaskTracker;
 
 use super::live::Live;
-use super::settle::message;
+use super::panics::message;
 use super::verdict::Outcome;
 
 /// Says whether it failed.

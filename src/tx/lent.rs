@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::error::Error;
 use super::live::LiveEntry;
 use super::resource::{Phase, Resource, Settling};
-use crate::db::{Session, Transaction, TransactionPool};
+use crate::db::{Durability, Session, Transaction, TransactionPool};
 
 /// The transaction of database `D`, with its line in the service's list of what is outstanding.
 /// Dropping it rolls back and takes the line away.
@@ -19,6 +19,8 @@ where
     D::Pool: TransactionPool,
 {
     transaction: Transaction<<D::Pool as TransactionPool>::Session>,
+    /// The rest of its COMMIT.
+    durability: Durability,
     _live: LiveEntry,
 }
 
@@ -40,6 +42,7 @@ where
     ) -> Self {
         Self {
             transaction,
+            durability: Durability::reached(),
             _live: live,
         }
     }
@@ -73,14 +76,17 @@ where
     }
 
     async fn commit(&mut self) -> Result<(), Error> {
-        self.transaction
-            .commit()
-            .await
-            .map_err(|error| Error::of_commit(error, D::NAME))
+        let committed = self.transaction.commit_without_waiting().await;
+        self.durability = committed.map_err(|error| Error::of_commit(error, D::NAME))?;
+        Ok(())
+    }
+
+    fn durability(&mut self) -> Durability {
+        std::mem::replace(&mut self.durability, Durability::reached())
     }
 
     async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
-        Ok(self.transaction.rollback().await?)
+        self.transaction.rollback().await.map_err(Error::from)
     }
 }
 
@@ -88,6 +94,10 @@ where
 pub(super) trait Loan: Send + Sync {
     /// Takes the transaction out for good, unless somebody holds it.
     fn take(&self) -> Taken;
+
+    /// Has the transaction rolled back by closing its connection. One that somebody holds is
+    /// condemned anyway.
+    fn abandon(&self);
 }
 
 /// What was found in a loan.
@@ -110,6 +120,14 @@ where
             Ok(Some(lent)) => Taken::Resource(Box::new(lent)),
             Ok(None) => Taken::Nothing,
             Err(_) => Taken::CheckedOut,
+        }
+    }
+
+    fn abandon(&self) {
+        if let Ok(mut lent) = self.try_lock()
+            && let Some(lent) = lent.as_mut()
+        {
+            lent.transaction.abandon();
         }
     }
 }

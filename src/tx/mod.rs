@@ -13,12 +13,14 @@
 //! | `verdict` | [`Verdict`], [`Commit`], [`Rollback`]: what is to be done, and why |
 //! | `settlement` | [`Settlement`]: the fairing that a service attaches, and what it was told |
 //! | `answer` | the half of it that sees the response: reads the verdict off it, and has it settled |
+//! | `coming_last` | seeing to it that no response fairing runs after it |
 //! | `collected` | what is taken out of the registry to be settled |
 //! | `settle` | carrying the verdict out on every resource |
 //! | `replace` | making a response another one: what of it stays |
 //! | `hooks` | work for after the commit, and for after the rollback |
 //! | `sentinel` | what a service must have so that guards work, checked at launch |
 //! | `observe` | [`Observer`]: told before and after each step |
+//! | `bounded` | [`bounded`]: handlers that are given up when they take too long |
 //! | `traced` | [`traced`]: handlers inside the span of their request |
 //! | `error`, `problem` | the failure table, and how it is told to clients |
 //! | `context` | what every request carries: its id, its method, its place among those in flight |
@@ -30,8 +32,10 @@
 //! The room knows nothing of locks, aggregates or the reference service.
 
 mod answer;
+mod bounded;
 mod checkout;
 mod collected;
+mod coming_last;
 mod context;
 mod error;
 mod feed;
@@ -55,6 +59,7 @@ mod slow;
 mod traced;
 mod verdict;
 
+pub use bounded::bounded;
 pub use context::RequestId;
 pub use error::Error;
 pub use feed::{Event, Happened, Heard, Listener};

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket::Request;
+use rocket::{Request, Response};
 
 use super::context::RequestId;
 use super::error::Error;
 use super::live::Settled;
-use super::settle::shielded;
+use super::panics::shielded;
 
 /// What is done to a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -64,8 +64,13 @@ pub trait Observer: Send + Sync + 'static {
     /// A step was taken.
     fn after(&self, _step: &Step<'_, '_>, _result: Result<(), &Error>, _took: Duration) {}
 
-    /// Everything is done; the response is about to leave.
+    /// Everything is done; the response is about to leave. Called for requests that had something
+    /// outstanding, or tried to.
     fn settled(&self, _request: &Request<'_>, _settled: &Settled) {}
+
+    /// The response is about to leave, of whatever request: status and headers are those that the
+    /// client is told. Response fairings run before settlement, and may see another status.
+    fn responded(&self, _request: &Request<'_>, _response: &Response<'_>) {}
 }
 
 /// All observers of a service. A panic in one harms nobody.

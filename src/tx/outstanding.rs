@@ -3,10 +3,9 @@
 use std::any::TypeId;
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome as Guard, Request};
 use rocket::{Ignite, Rocket, Sentinel};
@@ -34,22 +33,23 @@ use crate::db::{Access, Isolation, Patience};
 /// leave work for after the commit. It is made on first use, lives as long as the request, and
 /// survives a forwarding route and a catcher.
 ///
+/// When the response is ready the verdict falls. What a task or a body asks of the registry after
+/// that is refused with [`Error::Settled`].
+///
 /// ```
 /// use rocket::http::Status;
-/// use rocket_tx::Outstanding;
+/// use rocket_tx::{Error, Outstanding};
 ///
 /// #[rocket::post("/orders")]
-/// fn order(outstanding: &Outstanding) -> Status {
-///     outstanding.after_commit(async { println!("tell the warehouse") });
-///     Status::Created
+/// fn order(outstanding: &Outstanding) -> Result<Status, Error> {
+///     outstanding.after_commit(async { println!("tell the warehouse") })?;
+///     Ok(Status::Created)
 /// }
 /// ```
 pub struct Outstanding {
     pub(super) request: RequestId,
     pub(super) live: Live,
     pub(super) observers: Observers,
-    /// The answer tells of no failure of the service: what was read through is sound.
-    well: Arc<AtomicBool>,
     panics: PanicWatch,
     /// Held across a wait on purpose: what two tasks of one request ask for, they get in turn. What
     /// one of them may wait for depends on what the request holds; it must not get more meanwhile.
@@ -76,6 +76,8 @@ pub(super) struct State {
     pub(super) route: Option<Cow<'static, str>>,
     /// Something was outstanding, or tried to be.
     pub(super) used: bool,
+    /// A guard by which something can become outstanding was taken.
+    pub(super) wanted: bool,
     /// The verdict has fallen; nothing joins any more.
     pub(super) closed: bool,
 }
@@ -113,9 +115,13 @@ impl Outstanding {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSettlement`] in a service without `Settlement`.
+    /// [`Error::NoSettlement`] in a service without `Settlement`; [`Error::NotEntered`] where
+    /// `Settlement` has not seen the request.
     pub fn of<'r>(request: &'r Request<'_>) -> Result<&'r Arc<Self>, Error> {
         let context = RequestContext::of(request).ok_or(Error::NoSettlement)?;
+        if !context.is_entered() {
+            return Err(Error::NotEntered);
+        }
         let settings = request
             .rocket()
             .state::<Settings>()
@@ -125,7 +131,6 @@ impl Outstanding {
                 request: context.id,
                 live: settings.live.clone(),
                 observers: settings.observers.clone(),
-                well: Arc::default(),
                 panics: PanicWatch::here(),
                 turn: tokio::sync::Mutex::default(),
                 state: Mutex::default(),
@@ -142,10 +147,7 @@ impl Outstanding {
     ///
     /// [`Error::Settled`] when the verdict has fallen; the resource is dropped.
     pub fn join<R: Resource>(&self, resource: R) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        if state.closed {
-            return Err(Error::Settled);
-        }
+        let mut state = self.open_state()?;
         let name = resource.name().into_owned().into();
         let live = self.live.enter(
             self.request,
@@ -161,30 +163,57 @@ impl Outstanding {
     }
 
     /// Decides that everything will be rolled back, whatever the handler answers. An answer that
-    /// says failure stays; one that says success becomes `status`, with `reason` in its body. The
-    /// first doom counts.
-    pub fn doom(&self, status: Status, reason: impl Into<Cow<'static, str>>) {
-        let mut state = self.state.lock();
+    /// says failure stays; any other becomes `status`, with `reason` in its body. The first doom
+    /// counts.
+    ///
+    /// `status` is a failure, from 400 to 599. Any other becomes a 500, and is logged: a rollback is
+    /// never told as a success.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settled`] when the verdict has fallen: it is too late to change it.
+    pub fn doom(&self, status: Status, reason: impl Into<Cow<'static, str>>) -> Result<(), Error> {
+        let mut state = self.open_state()?;
         state.used = true;
         state.doom.get_or_insert((status, reason.into()));
+        Ok(())
     }
 
     /// Runs `hook` once everything has been committed, outside the request's time, after the hooks
     /// that were left before it. It runs never if anything is rolled back or in doubt. Shutdown
     /// waits for it, bounded; a process that is killed forgets it.
-    pub fn after_commit<F>(&self, hook: F)
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settled`] when the verdict has fallen; the hook is dropped, and never runs.
+    pub fn after_commit<F>(&self, hook: F) -> Result<(), Error>
     where
         F: Future<Output: HookOutput> + Send + 'static,
     {
-        self.state.lock().hooks.after_commit(hook);
+        self.open_state()?.hooks.after_commit(hook);
+        Ok(())
     }
 
     /// The twin of [`after_commit`](Self::after_commit) for when everything was rolled back.
-    pub fn after_rollback<F>(&self, hook: F)
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settled`] when the verdict has fallen; the hook is dropped, and never runs.
+    pub fn after_rollback<F>(&self, hook: F) -> Result<(), Error>
     where
         F: Future<Output: HookOutput> + Send + 'static,
     {
-        self.state.lock().hooks.after_rollback(hook);
+        self.open_state()?.hooks.after_rollback(hook);
+        Ok(())
+    }
+
+    /// The state, as long as the verdict has not fallen.
+    fn open_state(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let state = self.state.lock();
+        if state.closed {
+            return Err(Error::Settled);
+        }
+        Ok(state)
     }
 
     /// The request that it is the registry of.
@@ -197,6 +226,12 @@ impl Outstanding {
     pub fn holds_a_connection(&self) -> bool {
         let state = self.state.lock();
         state.databases().next().is_some() || !state.reading.is_empty()
+    }
+
+    /// A guard is taken by which something can become outstanding: a panic after it is told as a
+    /// failure, although nothing was begun yet.
+    pub(crate) fn wants(&self) {
+        self.state.lock().wanted = true;
     }
 
     /// Something is tried that would be outstanding: the answer tells the outcome.
@@ -254,10 +289,6 @@ impl Outstanding {
             .retain(|reading| reading.database != TypeId::of::<D>());
     }
 
-    pub(super) fn well(&self) -> &Arc<AtomicBool> {
-        &self.well
-    }
-
     /// A guard failed before its handler ran.
     pub(super) fn fail(&self, problem: Problem) {
         self.state.lock().failure.get_or_insert(problem);
@@ -265,6 +296,14 @@ impl Outstanding {
 
     pub(super) fn failure(&self) -> Option<Problem> {
         self.state.lock().failure.clone()
+    }
+
+    /// Its handler was dropped in the middle of whatever it did: what it has checked in is not to be
+    /// used again, not even to roll back.
+    pub(super) fn abandon(&self) {
+        for lending in self.state.lock().databases() {
+            lending.loan.abandon();
+        }
     }
 
     pub(super) fn choose(&self, choice: Choice) {
@@ -327,7 +366,10 @@ impl<'r> FromRequest<'r> for &'r Outstanding {
 
     async fn from_request(request: &'r Request<'_>) -> Guard<Self, Error> {
         match Outstanding::of(request) {
-            Ok(outstanding) => Guard::Success(outstanding),
+            Ok(outstanding) => {
+                outstanding.wants();
+                Guard::Success(outstanding)
+            }
             Err(error) => failed(request, error),
         }
     }

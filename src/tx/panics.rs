@@ -1,11 +1,14 @@
 //! Noticing a panic that a catcher would paper over.
 //!
-//! Rocket catches a handler's panic and asks the catcher for 500, which may answer with a redirect.
+//! Rocket catches a handler's panic and asks the catcher for 500, which may answer with a success.
 //! Nothing in the response tells that from a success. A guard that is dropped by the panic knows,
 //! but a panic in a responder, or after the last guard was dropped, passes none. So a panic hook,
 //! chained before whatever hook the process has, marks the request whose task it is in.
 
+use std::any::Any;
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Once};
 use std::thread::ThreadId;
@@ -28,6 +31,11 @@ impl Place {
     }
 }
 
+thread_local! {
+    /// How many calls of `shielded` this thread is in.
+    static SHIELDED: Cell<usize> = const { Cell::new(0) };
+}
+
 static WATCHED: LazyLock<Mutex<HashMap<Place, Vec<Arc<AtomicBool>>>>> =
     LazyLock::new(Mutex::default);
 
@@ -39,7 +47,9 @@ pub(super) fn install() {
     INSTALL.call_once(|| {
         let next = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            if let Some(requests) = WATCHED.lock().get(&Place::here()) {
+            if is_shielded() {
+                // It is caught, and is none of the request's.
+            } else if let Some(requests) = WATCHED.lock().get(&Place::here()) {
                 for panicked in requests {
                     panicked.store(true, Ordering::SeqCst);
                 }
@@ -89,4 +99,47 @@ impl Drop for PanicWatch {
             }
         }
     }
+}
+
+/// Runs code of the service's own beside a request: an observer, a veto, the `Drop` of a body. A
+/// panic in it is logged, and is not the request's.
+pub(super) fn shielded<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
+    let _entered = Shield::enter();
+    match std::panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(value) => Some(value),
+        Err(panic) => {
+            tracing::error!(panic = message(&*panic), "{what} panicked");
+            None
+        }
+    }
+}
+
+/// What a panic said.
+pub(super) fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)")
+}
+
+/// This thread is in a call of `shielded`, until it is dropped.
+struct Shield;
+
+impl Shield {
+    fn enter() -> Self {
+        SHIELDED.set(SHIELDED.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Shield {
+    fn drop(&mut self) {
+        SHIELDED.set(SHIELDED.get() - 1);
+    }
+}
+
+/// Asked by the panic hook, maybe of a thread that is ending.
+fn is_shielded() -> bool {
+    SHIELDED.try_with(Cell::get).is_ok_and(|depth| depth > 0)
 }

@@ -12,7 +12,7 @@ use rocket_db_pools::Database;
 use tracing::Instrument;
 
 use super::error::Error;
-use super::guard::failed;
+use super::guard::failed_to_read;
 use super::lent::ConnectionOf;
 use super::outstanding::Outstanding;
 use super::sentinel;
@@ -93,7 +93,7 @@ where
         let asked = Instant::now();
         let span = tracing::debug_span!("read", database = D::NAME);
         let lending = pool.session(Access::ReadOnly, patience).instrument(span);
-        let mut session = match lending.await {
+        let session = match lending.await {
             Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
                 return Err(Error::OutOfOrder(D::NAME));
             }
@@ -103,7 +103,6 @@ where
         outstanding
             .observers
             .tell(|observer| observer.lent(outstanding.request, D::NAME, waited));
-        session.vouched_for(outstanding.well());
         Ok(Self {
             session,
             _reading: reading,
@@ -144,7 +143,7 @@ where
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
         match Self::of(request).await {
             Ok(read) => Outcome::Success(read),
-            Err(error) => failed(request, error),
+            Err(error) => failed_to_read(request, error),
         }
     }
 }

@@ -3,9 +3,12 @@
 use rocket::http::Header;
 use rocket::{Request, Response};
 
+use super::panics::shielded;
 use super::problem::Problem;
-use super::settle::shielded;
 use super::verdict::Outcome;
+
+/// The header that tells what became of the request's transactions.
+pub(super) const OUTCOME: &str = "Transaction-Outcome";
 
 /// Makes the response a problem. Keeps the headers that fairings set.
 pub(super) fn replace<'r>(
@@ -16,7 +19,7 @@ pub(super) fn replace<'r>(
 ) {
     strip(response);
     problem.with_outcome(outcome).write(request, response);
-    response.set_header(Header::new("Transaction-Outcome", outcome.as_str()));
+    response.set_header(Header::new(OUTCOME, outcome.as_str()));
 }
 
 /// Drops body, upgrade handlers, and the headers that speak of them or of a success.
@@ -30,6 +33,17 @@ pub(super) fn strip(response: &mut Response<'_>) {
     }
     let old = std::mem::replace(response, bare);
     shielded("the body of a response", || drop(old));
+}
+
+/// Drops upgrade handlers, and nothing else. Rocket answers 101, whatever the status is, where the
+/// client asks for a protocol that the response has a handler for.
+pub(super) fn drop_upgrades(request: &Request<'_>, response: &mut Response<'_>) {
+    if !request.headers().contains("Upgrade") {
+        return;
+    }
+    let old = std::mem::take(response);
+    // Merging takes status, headers and body.
+    shielded("an upgrade handler", || response.merge(old));
 }
 
 fn survives(name: &str) -> bool {

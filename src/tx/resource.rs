@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::context::RequestId;
 use super::error::Error;
 use super::lent::Lent;
-use crate::db::{Transaction, TransactionPool};
+use crate::db::{Durability, Transaction, TransactionPool};
 
 /// When a resource is committed. Prepare goes the other way round: what releases write is proved by
 /// the databases after it.
@@ -24,11 +24,13 @@ pub enum Phase {
 /// Anything that is settled together with a request's transactions.
 ///
 /// The order of a settlement: `prepare` of all, releases first, because they may write, and each
-/// phase in joining order; then `commit` of the databases, then of the releases. If any prepare fails, or the verdict is
-/// rollback, `rollback` of all, databases first: each is tried, whatever the others did.
+/// phase in joining order; then `commit` of the databases; then the wait until all of them are
+/// durable; then `commit` of the releases. If any prepare fails, or the verdict is rollback,
+/// `rollback` of all, databases first: each is tried, whatever the others did.
 ///
-/// All of it runs in the request's task, within `settle_timeout`, under `catch_unwind`. A future
-/// that takes longer is dropped, and the resource after it. A resource that is dropped unsettled
+/// All of it runs in the request's task, within `settle_timeout`, under `catch_unwind`. Prepare and
+/// the first commit have to leave a quarter of it, a second at most, for what follows; rollbacks and
+/// releases share what is left. A future that takes longer is dropped, and the resource after it. A resource that is dropped unsettled
 /// (the process ends) gets no call: keep what must survive that in a database.
 ///
 /// ```
@@ -80,6 +82,14 @@ pub trait Resource: Any + Send {
     /// other if it was not. In the release phase errors are logged and change nothing.
     async fn commit(&mut self) -> Result<(), Error>;
 
+    /// The wait until what was committed survives a power cut. Asked for once, after a `commit`
+    /// that succeeded; the resource is dropped before the wait begins. The waits of all databases
+    /// run side by side; one that fails, or lasts longer than `settle_timeout`, makes the outcome
+    /// `unknown`. Only databases are asked.
+    fn durability(&mut self) -> Durability {
+        Durability::reached()
+    }
+
     /// Undoes what was done before, as far as it was done.
     ///
     /// # Errors
@@ -106,7 +116,7 @@ impl Settling<'_> {
         self.request
     }
 
-    /// When settling must be over.
+    /// When the step that is being taken must be over; its future is dropped then.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }

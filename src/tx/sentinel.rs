@@ -9,13 +9,16 @@ use super::error::Error;
 use super::settlement::Settings;
 use crate::db::{Roster, TransactionPool, same_database};
 
-/// The service has no `Settlement`: says so, with the line that is missing.
+/// The service has no `Settlement`, or one that cannot keep its word: says so, with the line that is
+/// missing.
 pub(super) fn is_missing<P: Phase>(rocket: &Rocket<P>) -> bool {
-    let missing = rocket.state::<Settings>().is_none();
-    if missing {
-        tracing::error!("{}", Error::NoSettlement);
+    match rocket.state::<Settings>() {
+        Some(settings) => settings.comes_too_early(rocket),
+        None => {
+            tracing::error!("{}", Error::NoSettlement);
+            true
+        }
     }
-    missing
 }
 
 /// The database of a guard, for guards that no sentinel has seen too.

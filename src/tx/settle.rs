@@ -1,11 +1,11 @@
 //! Carrying a verdict out on every resource.
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use rocket::Request;
 use rocket::futures::FutureExt;
+use rocket::futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
@@ -17,6 +17,31 @@ use super::observe::{Action, Step};
 use super::resource::{Phase, Resource, Settling};
 use super::settlement::Settings;
 use super::verdict::Outcome;
+use crate::db::{CommitError, Durability};
+
+/// How long a settlement may take, all of it together.
+#[derive(Clone, Copy)]
+pub(super) struct Deadlines {
+    /// For begin, prepare and the first COMMIT: some of the time is kept for what follows, the
+    /// rollback of what did not make it or the releases of what did.
+    pub(super) commit: Instant,
+    /// For everything. What is not rolled back by then is closed, and the response leaves.
+    whole: Instant,
+}
+
+impl Deadlines {
+    /// From now on.
+    pub(super) fn within(limit: Duration) -> Self {
+        const ENOUGH: Duration = Duration::from_secs(1);
+
+        let whole = Instant::now() + limit;
+        let kept = (limit / 4).min(ENOUGH);
+        Self {
+            commit: whole - kept,
+            whole,
+        }
+    }
+}
 
 /// The settlement of one request: its resources, and how far it has come.
 pub(super) struct Run<'a, 'r> {
@@ -30,10 +55,13 @@ pub(super) struct Run<'a, 'r> {
     databases: usize,
     /// The database that asked to be committed last.
     last: Option<usize>,
-    committed: Vec<String>,
+    /// The databases that were committed, by index: a resource may have the name of another.
+    committed: Vec<usize>,
+    /// Databases that have been committed and may not be told so yet.
+    not_yet_durable: Vec<(usize, Durability)>,
     /// The resources of which nobody can say what became of them.
     doubtful: Vec<usize>,
-    deadline: Instant,
+    deadlines: Deadlines,
     /// Their lines in the list of what is live, until the settlement is over.
     _lines: Vec<LiveEntry>,
 }
@@ -45,7 +73,7 @@ impl<'a, 'r> Run<'a, 'r> {
         id: RequestId,
         mut resources: Vec<Box<dyn Resource>>,
         lines: Vec<LiveEntry>,
-        deadline: Instant,
+        deadlines: Deadlines,
     ) -> Self {
         resources.sort_by_key(|resource| resource.phase());
         let databases = resources
@@ -64,14 +92,11 @@ impl<'a, 'r> Run<'a, 'r> {
             databases,
             last: None,
             committed: Vec::new(),
+            not_yet_durable: Vec::new(),
             doubtful: Vec::new(),
-            deadline,
+            deadlines,
             _lines: lines,
         }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.resources.is_empty()
     }
 
     /// What has become of each database, in joining order.
@@ -79,7 +104,7 @@ impl<'a, 'r> Run<'a, 'r> {
         let databases = self.names[..self.databases].iter().enumerate();
         databases
             .map(|(index, name)| {
-                let outcome = if self.committed.contains(name) {
+                let outcome = if self.committed.contains(&index) {
                     Outcome::Committed
                 } else if self.doubtful.contains(&index) {
                     Outcome::Unknown
@@ -94,13 +119,16 @@ impl<'a, 'r> Run<'a, 'r> {
     /// Commits everything, or rolls everything back and says why.
     pub(super) async fn commit(&mut self) -> Result<(), Error> {
         if let Err(error) = self.commit_or_refuse().await {
-            self.rollback().await;
-            return Err(error);
+            return Err(match self.rollback().await {
+                // The error says that nothing was committed, and the database says otherwise.
+                Some(ended) if error.outcome() == Outcome::RolledBack => ended,
+                _ => error,
+            });
         }
         // What is committed stays committed: a release can only be reported.
-        self.deadline = Instant::now() + self.settings.settle_timeout;
         for index in self.databases..self.resources.len() {
-            if let Err(error) = self.call(index, Action::Commit).await {
+            let deadline = self.fair_share(index);
+            if let Err(error) = self.call(index, Action::Commit, deadline).await {
                 let resource = &self.names[index];
                 tracing::error!(request = %self.id, %resource, error = %error.text(), "committed, but not released");
             }
@@ -110,19 +138,75 @@ impl<'a, 'r> Run<'a, 'r> {
 
     async fn commit_or_refuse(&mut self) -> Result<(), Error> {
         self.prepare().await?;
-        self.commit_databases().await
+        let committed = self.commit_databases().await;
+        // Also if a later one refused: what is told as committed is durable.
+        self.wait_until_durable().await?;
+        committed
+    }
+
+    /// Waits until the databases that were committed survive a power cut, all side by side. Their
+    /// connections are back in their pools.
+    async fn wait_until_durable(&mut self) -> Result<(), Error> {
+        let waiting = std::mem::take(&mut self.not_yet_durable);
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let deadline = self.deadlines.whole;
+        let waits = waiting.into_iter().map(|(index, durability)| async move {
+            (index, timeout_at(deadline, durability.wait()).await)
+        });
+        let mut failed = Vec::new();
+        let span = tracing::debug_span!("durable");
+        for (index, result) in join_all(waits).instrument(span).await {
+            let error = match result {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error,
+                Err(_elapsed) => CommitError::NotDurable(std::io::ErrorKind::TimedOut.into()),
+            };
+            let name = &self.names[index];
+            tracing::error!(
+                request = %self.id, unknown = name, %error,
+                "committed, but perhaps not for good: a power cut may undo it"
+            );
+            self.committed.retain(|committed| *committed != index);
+            self.doubtful.push(index);
+            failed.push(name.clone());
+        }
+        match failed.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Unknown(failed)),
+        }
     }
 
     /// Rolls everything back that is not committed. Each resource is tried, whatever the others
     /// did; a connection that cannot be rolled back is closed when it is dropped.
-    pub(super) async fn rollback(&mut self) {
-        self.deadline = Instant::now() + self.settings.settle_timeout;
+    ///
+    /// Returns the first error by which something may stay all the same: a handler had sent COMMIT
+    /// by itself.
+    pub(super) async fn rollback(&mut self) -> Option<Error> {
+        let mut kept = None;
         for index in 0..self.resources.len() {
-            if let Err(error) = self.call(index, Action::Rollback).await {
+            let deadline = self.fair_share(index);
+            if let Err(error) = self.call(index, Action::Rollback, deadline).await {
                 let resource = &self.names[index];
                 tracing::warn!(request = %self.id, %resource, error = %error.text(), "cannot be rolled back; it will be closed instead");
+                if let Failure::Error(error) = error
+                    && error.outcome() == Outcome::Unknown
+                {
+                    kept.get_or_insert(error);
+                }
             }
         }
+        kept
+    }
+
+    /// What is left for the resource at `index`, so that one that hangs leaves time for the rest.
+    fn fair_share(&self, index: usize) -> Instant {
+        let now = Instant::now();
+        let left = self.deadlines.whole.saturating_duration_since(now);
+        let sharers = self.resources[index..].iter().flatten().count();
+        let sharers = u32::try_from(sharers.max(1)).unwrap_or(u32::MAX);
+        now + left / sharers
     }
 
     async fn prepare(&mut self) -> Result<(), Error> {
@@ -133,7 +217,7 @@ impl<'a, 'r> Run<'a, 'r> {
         // Releases first: they may write, and then the databases prove that it holds.
         let order = (self.databases..self.resources.len()).chain(0..self.databases);
         for index in order {
-            self.call(index, Action::Prepare)
+            self.call(index, Action::Prepare, self.deadlines.commit)
                 .await
                 .map_err(|failure| match failure {
                     Failure::Error(error) => error,
@@ -151,18 +235,23 @@ impl<'a, 'r> Run<'a, 'r> {
             order.push(last);
         }
         for (done, &index) in order.iter().enumerate() {
-            if done == 0 && Instant::now() >= self.deadline {
+            // After the first COMMIT the others are worth all the time that there is.
+            let deadline = match done {
+                0 => self.deadlines.commit,
+                _ => self.deadlines.whole,
+            };
+            if done == 0 && Instant::now() >= deadline {
                 return Err(Error::SettleTimeout(self.settings.settle_timeout));
             }
-            match self.call(index, Action::Commit).await {
-                Ok(()) => self.committed.push(self.names[index].clone()),
+            match self.call(index, Action::Commit, deadline).await {
+                Ok(()) => self.committed.push(index),
                 Err(Failure::Error(error)) if !matches!(error, Error::Unknown(_)) => {
                     return Err(self.refused(error, &order[done..]));
                 }
                 // It was sent, and nobody can say what became of it.
                 Err(failure) => {
                     tracing::error!(
-                        request = %self.id, committed = ?self.committed,
+                        request = %self.id, committed = ?self.names_of(&self.committed),
                         unknown = self.names[index], error = failure.text(),
                         "a COMMIT was not answered; it may have been obeyed"
                     );
@@ -178,20 +267,27 @@ impl<'a, 'r> Run<'a, 'r> {
             return error;
         }
         tracing::error!(
-            request = %self.id, committed = ?self.committed, error = %Chain(&error),
+            request = %self.id, committed = ?self.names_of(&self.committed), error = %Chain(&error),
             "one database was committed and a later one refused"
         );
         Error::Partial {
-            committed: self.committed.clone(),
-            refused: rest
-                .iter()
-                .map(|&index| self.names[index].clone())
-                .collect(),
+            committed: self.names_of(&self.committed),
+            refused: self.names_of(rest),
         }
     }
 
+    fn names_of(&self, indices: &[usize]) -> Vec<String> {
+        let names = indices.iter().map(|&index| self.names[index].clone());
+        names.collect()
+    }
+
     /// One step on one resource, bounded, under `catch_unwind`, with the observers around it.
-    async fn call(&mut self, index: usize, action: Action) -> Result<(), Failure> {
+    async fn call(
+        &mut self,
+        index: usize,
+        action: Action,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
         let Some(mut resource) = self.resources[index].take() else {
             return Ok(());
         };
@@ -205,7 +301,7 @@ impl<'a, 'r> Run<'a, 'r> {
         let started = Instant::now();
         let mut settling = Settling {
             request: self.id,
-            deadline: self.deadline,
+            deadline,
             others: &mut self.resources,
             last: &mut self.last,
         };
@@ -218,7 +314,7 @@ impl<'a, 'r> Run<'a, 'r> {
             }
         };
         let result = match timeout_at(
-            self.deadline,
+            deadline,
             AssertUnwindSafe(work.instrument(span)).catch_unwind(),
         )
         .await
@@ -239,6 +335,12 @@ impl<'a, 'r> Run<'a, 'r> {
         }
         let over = matches!((&result, action), (Ok(()), Action::Commit));
         if over {
+            if index < self.databases {
+                let durability = resource.durability();
+                if !durability.is_reached() {
+                    self.not_yet_durable.push((index, durability));
+                }
+            }
             drop(resource);
             // Who waits for the connection goes on now, and not when this request has ended.
             tokio::task::yield_now().await;
@@ -285,24 +387,4 @@ impl Failure {
             Self::TimedOut => "it took longer than `settle_timeout`".into(),
         }
     }
-}
-
-/// Runs code of the service's own; a panic in it harms nobody.
-pub(super) fn shielded<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
-    match std::panic::catch_unwind(AssertUnwindSafe(run)) {
-        Ok(value) => Some(value),
-        Err(panic) => {
-            tracing::error!(panic = message(&*panic), "{what} panicked");
-            None
-        }
-    }
-}
-
-/// What a panic said.
-pub(super) fn message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no message)")
 }

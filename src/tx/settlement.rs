@@ -1,15 +1,15 @@
 //! The fairing that a service attaches, and what it was told.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::figment::Figment;
 use rocket::http::Method;
-use rocket::{Build, Data, Orbit, Request, Response, Rocket};
+use rocket::{Build, Data, Orbit, Phase, Request, Response, Rocket};
 use tokio_util::task::TaskTracker;
 
-use super::answer::Answer;
+use super::coming_last::{ComesLast, what_runs_later};
 use super::context::RequestContext;
 use super::live::Live;
 use super::observe::{Observer, Observers};
@@ -31,8 +31,10 @@ type Veto = Arc<dyn Fn(&Vetoed<'_, '_>) -> bool + Send + Sync>;
 /// The fairing that settles every request: below 400 commits, 400 and above rolls back, and what
 /// [`Reason`](super::Reason) lists comes first.
 ///
-/// It runs after the response fairings that are attached at build time, wherever in the launch
-/// code it stands. Attach it once.
+/// It runs after all other response fairings, wherever in the launch code it stands: after those of
+/// the launch code, of its stages ([`AdHoc::on_ignite`](rocket::fairing::AdHoc::on_ignite) and the
+/// like), and of three generations of stages below them. A service where a response fairing would
+/// still come later does not launch, and is told which one it is. Attach it once.
 ///
 /// ```
 /// use rocket::http::Method;
@@ -42,8 +44,9 @@ type Veto = Arc<dyn Fn(&Vetoed<'_, '_>) -> bool + Send + Sync>;
 /// let settlement = Settlement::new().veto(|vetoed| vetoed.method == Method::Get);
 /// ```
 ///
-/// It reads from `Rocket.toml`: `settle_timeout` (default `"10s"`), the bound on settling one
-/// request, and `slow_transaction` (default `"1s"`), past which what is outstanding is warned about,
+/// It reads from `Rocket.toml`: `settle_timeout`, the bound on settling one request, rollback and
+/// releases included; the default is `"10s"`, or a second less than Rocket waits at shutdown
+/// (`shutdown.grace` and `shutdown.mercy`) if that is shorter. And `slow_transaction` (default `"1s"`), past which what is outstanding is warned about,
 /// while it is.
 ///
 /// It installs a panic hook, before the one that the process has, so that a panic rolls back even
@@ -85,9 +88,23 @@ pub(super) struct Settings {
     pub(super) veto: Option<Veto>,
     pub(super) observers: Observers,
     pub(super) in_flight: TaskTracker,
+    /// Why responses are not settled last, once it was looked at.
+    late: OnceLock<Option<String>>,
 }
 
 impl Settings {
+    /// Says in the log, once, if a response fairing runs after the settlement.
+    pub(super) fn comes_too_early<P: Phase>(&self, rocket: &Rocket<P>) -> bool {
+        let late = self.late.get_or_init(|| {
+            let late = what_runs_later(rocket);
+            if let Some(late) = &late {
+                tracing::error!("{late}");
+            }
+            late
+        });
+        late.is_some()
+    }
+
     pub(super) fn observe(&self, tell: impl Fn(&dyn Observer)) {
         self.observers.tell(tell);
     }
@@ -104,7 +121,7 @@ impl Fairing for Settlement {
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
         let durations = (
-            duration(rocket.figment(), "settle_timeout", Duration::from_secs(10)),
+            settle_timeout(rocket.figment()),
             duration(rocket.figment(), "slow_transaction", Duration::from_secs(1)),
         );
         let (settle_timeout, slow_transaction) = match durations {
@@ -116,6 +133,7 @@ impl Fairing for Settlement {
         };
         panics::install();
         let (rocket, roster) = Roster::of(rocket);
+        roster.settle_timeout.get_or_init(|| settle_timeout);
         let live = Live::default();
         let settings = Settings {
             live: live.clone(),
@@ -124,13 +142,18 @@ impl Fairing for Settlement {
             veto: self.veto.clone(),
             observers: Observers::new(&self.observers),
             in_flight: roster.in_flight,
+            late: OnceLock::new(),
         };
-        // Attached from here it runs after all that were attached at build time.
-        Ok(rocket.manage(settings).manage(live).attach(Answer))
+        let rocket = rocket.manage(settings).manage(live);
+        Ok(rocket.attach(ComesLast::new()))
     }
 
     async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
         if let Some(settings) = rocket.state::<Settings>() {
+            // Where no guard of ours stands in a handler's signature, nothing was asked before.
+            if settings.comes_too_early(rocket) {
+                rocket.shutdown().notify();
+            }
             let live = settings.live.clone();
             let watch = slow::watch(live, settings.slow_transaction, rocket.shutdown());
             tokio::spawn(watch);
@@ -138,10 +161,32 @@ impl Fairing for Settlement {
     }
 
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
-        if let Some(settings) = request.rocket().state::<Settings>() {
-            RequestContext::enter(request, settings.in_flight.token());
-        }
+        RequestContext::enter(request);
     }
+}
+
+/// How long a settlement may take: less than Rocket waits for requests at shutdown, unless the
+/// configuration wants it otherwise.
+fn settle_timeout(figment: &Figment) -> Result<Duration, Box<rocket::figment::Error>> {
+    const DEFAULT: Duration = Duration::from_secs(10);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    // What is wrong with it is for Rocket to say.
+    let shutdown: rocket::config::Shutdown = figment
+        .extract_inner(rocket::Config::SHUTDOWN)
+        .unwrap_or_default();
+    let waits = Duration::from_secs(u64::from(shutdown.grace) + u64::from(shutdown.mercy));
+    let default = DEFAULT.min(waits.saturating_sub(SECOND)).max(SECOND);
+    let limit = duration(figment, "settle_timeout", default)?;
+    if limit >= waits {
+        tracing::warn!(
+            settle_timeout = ?limit, shutdown = ?waits,
+            "`settle_timeout` is not shorter than `shutdown.grace` and `shutdown.mercy` together: a \
+             shutdown may cut a request off that is committed, and its client is not told; correct \
+             them in Rocket.toml"
+        );
+    }
+    Ok(limit)
 }
 
 fn duration(

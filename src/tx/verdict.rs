@@ -19,7 +19,49 @@ pub enum Verdict {
     Rollback(Reason),
 }
 
+/// What is known of a request when its response is ready.
+pub(super) struct Facts {
+    /// The databases whose transactions a guard still holds.
+    pub(super) leaked: Vec<String>,
+    pub(super) panicked: bool,
+    /// A guard of this library failed.
+    pub(super) guard_failed: bool,
+    /// Why the request was doomed.
+    pub(super) doomed: Option<Cow<'static, str>>,
+    pub(super) choice: Option<Choice>,
+    /// The status that the response has now.
+    pub(super) status: Status,
+}
+
 impl Verdict {
+    /// The first rule that applies decides. `vetoed` is asked only if no rule before it applies.
+    pub(super) fn of(facts: Facts, vetoed: impl FnOnce() -> bool) -> Self {
+        let status = facts.status;
+        if !facts.leaked.is_empty() {
+            return Self::Rollback(Reason::Leaked(facts.leaked));
+        }
+        if facts.panicked {
+            return Self::Rollback(Reason::Panicked);
+        }
+        if facts.guard_failed {
+            return Self::Rollback(Reason::GuardFailed);
+        }
+        if let Some(reason) = facts.doomed {
+            return Self::Rollback(Reason::Doomed(reason));
+        }
+        // It ends no request: the client would get another status, or no answer.
+        if status.code < 200 {
+            return Self::Rollback(Reason::Status(status));
+        }
+        match facts.choice {
+            Some(Choice::Commit) if status.code < 500 => Self::Commit(Reason::Handler),
+            Some(Choice::Rollback) => Self::Rollback(Reason::Handler),
+            _ if vetoed() => Self::Rollback(Reason::Vetoed),
+            _ if status.code < 400 => Self::Commit(Reason::Status(status)),
+            _ => Self::Rollback(Reason::Status(status)),
+        }
+    }
+
     /// Why.
     pub fn reason(&self) -> &Reason {
         match self {
@@ -46,6 +88,20 @@ pub enum Reason {
     Vetoed,
     /// The status of the response.
     Status(Status),
+}
+
+impl Reason {
+    /// Whether the client may be told `status` after a rollback for this reason. A success or a
+    /// redirect stands only where the service asked for a rollback behind it.
+    pub(super) fn lets_stand(&self, status: Status) -> bool {
+        match self {
+            Self::Leaked(_) => false,
+            Self::Handler | Self::Vetoed => status.code >= 200,
+            Self::Panicked | Self::GuardFailed | Self::Doomed(_) | Self::Status(_) => {
+                status.code >= 400
+            }
+        }
+    }
 }
 
 impl fmt::Display for Reason {
@@ -102,10 +158,11 @@ pub(super) enum Choice {
     Rollback,
 }
 
-/// A response after which everything is committed, whatever its status below 500: a 404 that
+/// A response after which everything is committed, whatever its status from 200 to 499: a 404 that
 /// records the attempt, say.
 ///
-/// It speaks when the inner responder succeeds, or fails with a 4xx; a 5xx rolls back.
+/// It speaks when the inner responder succeeds, or fails with a 4xx. A 5xx rolls back: the
+/// responder's own, and one that a catcher or a fairing makes of the response.
 ///
 /// ```
 /// use rocket::http::Status;
@@ -163,5 +220,154 @@ impl<'r, 'o: 'r, R: Responder<'r, 'o>> Responder<'r, 'o> for Rollback<R> {
 fn choose(request: &Request<'_>, choice: Choice) {
     if let Some(outstanding) = RequestContext::of(request).and_then(RequestContext::outstanding) {
         outstanding.choose(choice);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(status: u16) -> Facts {
+        Facts {
+            leaked: Vec::new(),
+            panicked: false,
+            guard_failed: false,
+            doomed: None,
+            choice: None,
+            status: Status::new(status),
+        }
+    }
+
+    /// Everything that can be known, together.
+    fn every_fact() -> Vec<(Facts, bool)> {
+        let mut all = Vec::new();
+        for status in [
+            0, 100, 101, 199, 200, 204, 303, 304, 399, 400, 404, 499, 500, 503, 999,
+        ] {
+            for bits in 0..32 {
+                let bit = |n: u32| bits & (1 << n) != 0;
+                for choice in [None, Some(Choice::Commit), Some(Choice::Rollback)] {
+                    let facts = Facts {
+                        leaked: bit(0).then(|| "main".to_owned()).into_iter().collect(),
+                        panicked: bit(1),
+                        guard_failed: bit(2),
+                        doomed: bit(3).then_some("doomed".into()),
+                        choice,
+                        ..facts(status)
+                    };
+                    all.push((facts, bit(4)));
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn a_success_stands_only_with_a_commit_or_by_the_services_own_word() {
+        for (facts, vetoed) in every_fact() {
+            let (status, choice) = (facts.status, facts.choice);
+            let verdict = Verdict::of(facts, || vetoed);
+            let what = format!("{verdict:?} of {status}, {choice:?}, {vetoed}");
+            match &verdict {
+                Verdict::Commit(Reason::Handler) => {
+                    assert!((200..500).contains(&status.code), "{what}");
+                }
+                Verdict::Commit(reason) => {
+                    assert_eq!(*reason, Reason::Status(status), "{what}");
+                    assert!((200..400).contains(&status.code), "{what}");
+                }
+                Verdict::Rollback(reason) if reason.lets_stand(status) && status.code < 400 => {
+                    assert!(status.code >= 200, "{what}");
+                    let asked_for = choice == Some(Choice::Rollback) || vetoed;
+                    assert!(asked_for, "{what}");
+                    assert!(matches!(reason, Reason::Handler | Reason::Vetoed), "{what}");
+                }
+                Verdict::Rollback(_) => {}
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_applies_decides() {
+        let leaked = || vec!["main".to_owned()];
+        let (panicked, guard_failed) = (true, true);
+        let doomed = || Some(Cow::from("doomed"));
+        let choice = Some(Choice::Commit);
+        let table = [
+            (
+                Facts {
+                    leaked: leaked(),
+                    panicked,
+                    guard_failed,
+                    doomed: doomed(),
+                    choice,
+                    ..facts(200)
+                },
+                Verdict::Rollback(Reason::Leaked(leaked())),
+            ),
+            (
+                Facts {
+                    panicked,
+                    guard_failed,
+                    doomed: doomed(),
+                    choice,
+                    ..facts(200)
+                },
+                Verdict::Rollback(Reason::Panicked),
+            ),
+            (
+                Facts {
+                    guard_failed,
+                    doomed: doomed(),
+                    choice,
+                    ..facts(200)
+                },
+                Verdict::Rollback(Reason::GuardFailed),
+            ),
+            (
+                Facts {
+                    doomed: doomed(),
+                    choice,
+                    ..facts(200)
+                },
+                Verdict::Rollback(Reason::Doomed("doomed".into())),
+            ),
+            (
+                Facts {
+                    choice,
+                    ..facts(404)
+                },
+                Verdict::Commit(Reason::Handler),
+            ),
+            (
+                Facts {
+                    choice,
+                    ..facts(500)
+                },
+                Verdict::Rollback(Reason::Vetoed),
+            ),
+            (facts(201), Verdict::Rollback(Reason::Vetoed)),
+            (
+                facts(150),
+                Verdict::Rollback(Reason::Status(Status::new(150))),
+            ),
+        ];
+        for (facts, expected) in table {
+            assert_eq!(Verdict::of(facts, || true), expected);
+        }
+        for (status, commits) in [
+            (200, true),
+            (303, true),
+            (304, true),
+            (400, false),
+            (500, false),
+        ] {
+            let reason = Reason::Status(Status::new(status));
+            let expected = match commits {
+                true => Verdict::Commit(reason),
+                false => Verdict::Rollback(reason),
+            };
+            assert_eq!(Verdict::of(facts(status), || false), expected);
+        }
     }
 }

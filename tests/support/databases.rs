@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::Proxy;
+use super::{Cluster, Proxy};
 use rocket::figment::Figment;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqliteConnection};
@@ -58,6 +58,20 @@ impl Databases {
             audit,
             proxied: [None, None],
         }
+    }
+
+    /// On a cluster of the test's own.
+    pub async fn on_cluster(cluster: &Cluster) -> Self {
+        let databases = Self {
+            folder: tempfile::tempdir().unwrap(),
+            backend: Backend::Postgres,
+            main: cluster.create_database("main").await,
+            audit: cluster.create_database("audit").await,
+            proxied: [None, None],
+        };
+        databases.execute(In::Main, TABLES).await;
+        databases.execute(In::Audit, TABLES).await;
+        databases
     }
 
     /// With the tables `notes` and `pairs` in both.
@@ -150,6 +164,11 @@ impl Databases {
         let url = proxy.url(self.url(database));
         self.proxied[database as usize] = Some(url);
         proxy
+    }
+
+    /// Has the service reach `database` at another address; the test itself does not.
+    pub fn reach_at(&mut self, database: In, url: String) {
+        self.proxied[database as usize] = Some(url);
     }
 
     /// As `Rocket.toml` says it.

@@ -3,19 +3,23 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `browser` | a real browser, for what only that can show |
+//! | `cluster` | a Postgres cluster of a test's own, which can crash, fail over and have its clock set |
 //! | `databases` | databases of one test's own, and a look at what is really stored |
 //! | `http` | requests over a socket, and their answers |
 //! | `stage` | a small service inside the test's process, for what the library promises |
 //! | `launch` | launches of a test's own making, above all those that are refused |
 //! | `stream` | server-sent events, read as they come |
-//! | `proxy` | breaks the connection to Postgres at a chosen statement |
+//! | `pgbouncer` | the connection pooler, in front of a test's databases |
+//! | `proxy` | breaks the connection to Postgres at a chosen statement, or the network |
 //! | `python` | somebody else's programs, to try the service with |
 //! | `service` | the reference service as a process, for what only a process can show |
 
 pub mod browser;
+pub mod cluster;
 pub mod databases;
 pub mod http;
 pub mod launch;
+pub mod pgbouncer;
 pub mod proxy;
 pub mod python;
 pub mod service;
@@ -26,9 +30,11 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 pub use browser::Browser;
+pub use cluster::Cluster;
 pub use databases::{Backend, Databases, In};
 pub use http::{Answer, Http};
-pub use proxy::{Break, Proxy};
+pub use pgbouncer::{Mode, PgBouncer};
+pub use proxy::{Break, Newcomers, Proxy};
 pub use service::{Service, Starting};
 pub use stage::{Audit, Main, Stage};
 pub use stream::Events;

@@ -95,8 +95,10 @@ async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'
         Fault::Panic => panic!("the fault `panic`"),
         Fault::Delay(time) => sleep(*time).await,
         Fault::Doom => {
-            if let Ok(outstanding) = Outstanding::of(request) {
-                outstanding.doom(Status::Conflict, "The fault `doom` was asked for.");
+            let outstanding = Outstanding::of(request);
+            let reason = "The fault `doom` was asked for.";
+            if let Err(error) = outstanding.and_then(|it| it.doom(Status::Conflict, reason)) {
+                tracing::warn!(%error, "the fault `doom` failed by itself");
             }
         }
         Fault::Commit => with_transaction(request, sql::break_a_deferred_constraint).await,

@@ -1,0 +1,249 @@
+//! Postgres: a pool for requests, and a read-only one beside it.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `mod` | [`PostgresPool`]: opened, asked for sessions, migrated, closed |
+//! | `sessions` | the sessions of a database, each with one user at a time |
+//! | `session` | one session, and what becomes of it when it comes back |
+//! | `settings` | what a session is set to, and how it gets back there |
+//! | `proof` | asking a session so that only the right answer can be taken for one |
+//! | `transaction` | BEGIN, the proof that COMMIT will mean COMMIT, COMMIT and ROLLBACK |
+//! | `fate` | what became of a transaction whose end was not answered |
+//! | `readiness` | whether it answers and takes writes, asked beside requests |
+//! | `pooler` | what stands between this process and the server |
+
+mod fate;
+mod pooler;
+mod proof;
+mod readiness;
+mod session;
+mod sessions;
+mod settings;
+mod transaction;
+
+use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rocket::figment::Figment;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Row};
+
+use self::pooler::Opened;
+use self::readiness::Probe;
+pub(crate) use self::session::OnReturn;
+pub use self::session::PostgresSession;
+pub(crate) use self::sessions::{Limits, Liveness, Sessions};
+use self::settings::SetBy;
+pub(crate) use self::settings::Settings;
+use super::config::SLOW;
+use super::{
+    Access, Config, Error, Identity, Link, Migrations, NotReady, OpenError, Patience,
+    TransactionPool, pool,
+};
+
+/// A Postgres database: `max_connections` for requests, and as many read-only sessions.
+#[derive(Clone)]
+pub struct PostgresPool(Arc<Inner>);
+
+struct Inner {
+    sessions: Sessions,
+    /// With `default_transaction_read_only`. A pool of its own: a session that was made read-only
+    /// must never come back as one that writes.
+    readers: Sessions,
+    identity: Identity,
+    link: Arc<OnceLock<Link>>,
+    probe: Probe,
+}
+
+impl PostgresPool {
+    pub(super) async fn connect(config: &Config) -> Result<Self, Error> {
+        let options = connect_options(config)?;
+        let limits = Limits {
+            most: config.max_connections,
+            least: config.min_connections,
+            wait: config.connect_timeout.0,
+            idle: config
+                .idle_timeout
+                .map_or(Duration::from_secs(600), |timeout| timeout.0),
+        };
+        let Opened {
+            settings,
+            mut first,
+        } = pooler::open(
+            settings(&options, SetBy::Startup, config),
+            settings(&options, SetBy::Statements, config),
+            limits.wait,
+        )
+        .await?;
+        let identity = identity(&mut first.connection)
+            .await
+            .map_err(OpenError::Database)?;
+        let link = Arc::new(OnceLock::new());
+        let readers = settings.clone().with("default_transaction_read_only", "on");
+        let kept_for_readers = Limits { least: 0, ..limits };
+        Ok(Self(Arc::new(Inner {
+            sessions: Sessions::new(settings, limits, Arc::clone(&link)).with(first),
+            readers: Sessions::new(readers, kept_for_readers, Arc::clone(&link)),
+            identity,
+            link,
+            probe: Probe::default(),
+        })))
+    }
+
+    /// What its sessions for requests are set to.
+    pub(crate) fn settings(&self) -> &Settings {
+        self.0.sessions.settings()
+    }
+
+    /// A session for statements that no BEGIN of ours precedes: a `Read`'s, or those of
+    /// rocket_db_pools' own guard. sqlx counts no transaction on it.
+    async fn plain(&self, from: &Sessions, patience: Patience) -> sqlx::Result<PostgresSession> {
+        let mut session = from.acquire(patience, Liveness::Verified).await?;
+        transaction::leave(&mut session).await?;
+        Ok(session)
+    }
+}
+
+fn connect_options(config: &Config) -> Result<PgConnectOptions, Error> {
+    let url = |reason: String, advice| Error::Url { reason, advice };
+    if hosts(&config.url) > 1 {
+        return Err(url(
+            "it names several hosts, and the driver connects to one".into(),
+            "name one: a virtual address, a DNS name or a pooler that leads to the primary",
+        ));
+    }
+    let options = PgConnectOptions::from_str(&config.url).map_err(|error| {
+        url(
+            error.to_string(),
+            "write it as postgres://user:password@host:port/database",
+        )
+    })?;
+    let options = match options.get_application_name() {
+        None => options.application_name("rocket_tx"),
+        Some(_) => options,
+    };
+    let options = match config.statement_cache {
+        Some(statements) => options.statement_cache_capacity(statements),
+        None => options,
+    };
+    Ok(options.log_slow_statements(log::LevelFilter::Debug, SLOW))
+}
+
+fn settings(options: &PgConnectOptions, set_by: SetBy, config: &Config) -> Settings {
+    Settings::new(options.clone(), set_by, config.reset_sessions)
+        .with_limit("statement_timeout", config.statement_timeout.0)
+        .with_limit(
+            "idle_in_transaction_session_timeout",
+            config.idle_in_transaction_timeout.0,
+        )
+}
+
+/// As libpq writes them: `postgres://user@one:5432,two:5432/database`.
+/// <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-MULTIPLE-HOSTS>
+fn hosts(url: &str) -> usize {
+    let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = after_scheme.split(['/', '?']).next().unwrap_or_default();
+    let hosts = authority.rsplit('@').next().unwrap_or_default();
+    let in_authority = hosts.split(',').count();
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let in_query = query
+        .split('&')
+        .filter_map(|one| one.strip_prefix("host="))
+        .map(|hosts| {
+            hosts
+                .replace("%2C", ",")
+                .replace("%2c", ",")
+                .split(',')
+                .count()
+        })
+        .max();
+    in_authority.max(in_query.unwrap_or(1))
+}
+
+/// The cluster by its start and the database by its oid: `localhost` and `127.0.0.1`, a socket and
+/// a connection pooler all lead to the same.
+async fn identity(connection: &mut PgConnection) -> sqlx::Result<Identity> {
+    let name = sqlx::raw_sql(
+        "SELECT format('postgres:%s:%s', extract(epoch FROM pg_postmaster_start_time()), oid) \
+         FROM pg_database WHERE datname = current_database()",
+    )
+    .fetch_one(connection)
+    .await?
+    .try_get(0)?;
+    Ok(Identity(name))
+}
+
+impl TransactionPool for PostgresPool {
+    type Session = PostgresSession;
+
+    async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<PostgresSession> {
+        match access {
+            Access::ReadOnly => self.plain(&self.0.readers, patience).await,
+            Access::ReadWrite => {
+                (self.0.sessions)
+                    .acquire(patience, Liveness::Unchecked)
+                    .await
+            }
+        }
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        self.0.sessions.wait()
+    }
+
+    async fn ready(&self) -> Result<(), NotReady> {
+        self.0.probe.ready(self.settings()).await
+    }
+
+    async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
+        let Some(migrator) = &migrations.postgres else {
+            return Ok(());
+        };
+        // A session of its own: what bounds the statements of requests is no bound for a migration,
+        // nor for waiting until another process has done it; and the advisory lock of a migration
+        // that failed ends with its session.
+        let unbounded = self.settings().clone().with("statement_timeout", "0");
+        let mut session = session::Live::open(&unbounded)
+            .await
+            .map_err(OpenError::Database)?;
+        let result = migrator
+            .run_direct(None, &mut session.connection, false)
+            .await;
+        session::say_goodbye(session).await;
+        result.map_err(|source| Error::Migrate {
+            source,
+            remains: "it left nothing behind, those before it stay",
+        })
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    fn link(&self) -> &OnceLock<Link> {
+        &self.0.link
+    }
+}
+
+#[rocket::async_trait]
+impl rocket_db_pools::Pool for PostgresPool {
+    type Connection = PostgresSession;
+    type Error = Error;
+
+    async fn init(figment: &Figment) -> Result<Self, Error> {
+        Self::connect(&figment.extract()?).await
+    }
+
+    async fn get(&self) -> Result<PostgresSession, Error> {
+        Ok(self.plain(&self.0.sessions, Patience::Wait).await?)
+    }
+
+    async fn close(&self) {
+        pool::close(&self.0.link, async {
+            self.0.readers.close().await;
+            self.0.sessions.close().await;
+        })
+        .await;
+    }
+}

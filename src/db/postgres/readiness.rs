@@ -1,0 +1,67 @@
+//! Whether the server answers and takes writes, on a connection beside those of requests.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{ConnectOptions, Row};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::settings::Settings;
+use crate::db::readiness::{LIMIT, NotReady, Readiness};
+
+/// Asks, and keeps the connection for the next time.
+#[derive(Default)]
+pub(super) struct Probe {
+    last: Readiness,
+    kept: Mutex<Option<PgConnection>>,
+}
+
+impl Probe {
+    pub(super) async fn ready(&self, settings: &Settings) -> Result<(), NotReady> {
+        self.last.verdict(self.ask(settings)).await
+    }
+
+    async fn ask(&self, settings: &Settings) -> Result<(), NotReady> {
+        let mut kept = self.kept.lock().await;
+        if let Some(mut connection) = kept.take() {
+            let answer = timeout(LIMIT / 3, takes_writes(&mut connection)).await;
+            if let Ok(Ok(true)) = answer {
+                *kept = Some(connection);
+                return Ok(());
+            }
+            // It may lead to where the address led before.
+        }
+        let mut connection = match settings.connect_options().connect().await {
+            Ok(connection) => connection,
+            // It is there, and full; requests have connections of their own.
+            Err(error) if is_full(&error) => return Ok(()),
+            Err(error) => {
+                tracing::debug!(%error, "the database is not ready");
+                return Err(NotReady::Unreachable);
+            }
+        };
+        match takes_writes(&mut connection).await {
+            Ok(true) => {
+                *kept = Some(connection);
+                Ok(())
+            }
+            Ok(false) => Err(NotReady::ReadOnly),
+            Err(error) => {
+                tracing::debug!(%error, "the database is not ready");
+                Err(NotReady::Unreachable)
+            }
+        }
+    }
+}
+
+/// On a standby transactions are read-only too.
+async fn takes_writes(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    let row = sqlx::raw_sql("SHOW transaction_read_only")
+        .fetch_one(connection)
+        .await?;
+    Ok(row.try_get::<&str, _>(0)? == "off")
+}
+
+fn is_full(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some("53300")
+}

@@ -1,0 +1,222 @@
+//! One session: how it is opened, and what becomes of it when its user gives it back.
+
+use std::ops::{Deref, DerefMut};
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::PgConnection;
+use sqlx::{ConnectOptions, Connection, Postgres};
+use sqlx_core::transaction::TransactionManager;
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::fate::Backend;
+use super::proof::{Answers, nonce};
+use super::sessions::Sessions;
+use super::settings::{CleanUp, Settings};
+
+/// How long a living server takes at most for what needs no lock and no disk. A session that takes
+/// longer is closed.
+pub(super) const PROMPT: Duration = Duration::from_secs(2);
+
+/// A session that is open, whoever has it.
+pub(super) struct Live {
+    pub(super) connection: PgConnection,
+    pub(super) backend: Backend,
+    pub(super) opened: Instant,
+    clean_up: CleanUp,
+}
+
+impl Live {
+    /// Connects, and sees to it that the session is set as it should be.
+    pub(super) async fn open(settings: &Settings) -> sqlx::Result<Self> {
+        let mut connection = settings.connect_options().connect().await?;
+        let answers = Answers::to(&mut connection, settings.opening()).await;
+        let (pid, started, holds) = (answers.text(0), answers.text(1), answers.text(2));
+        let (Some(pid), Some(started), Some(holds)) = (pid, started, holds) else {
+            return Err(answers.into_error());
+        };
+        if holds != "true" {
+            return Err(sqlx::Error::Configuration(
+                "the settings of the session were dropped on the way to the server; \
+                 a pooler between must pass them on"
+                    .into(),
+            ));
+        }
+        let backend = Backend::new(pid.to_owned(), started.to_owned(), &mut connection).await;
+        Ok(Self {
+            connection,
+            backend,
+            opened: Instant::now(),
+            clean_up: settings.clean_up(),
+        })
+    }
+
+    /// Ends whatever transaction is open, takes back what the session was set to, and has it prove
+    /// that it answers. `false`: nobody may use it any more.
+    ///
+    /// Reads what is left of an answer that its user did not wait for.
+    async fn is_clean(&mut self) -> bool {
+        /// BEGIN first: outside of a transaction ROLLBACK alone would be a warning in the server's
+        /// log each time.
+        const END: [&str; 2] = ["BEGIN", "ROLLBACK"];
+
+        // Deeper in transactions than ours, its user has forgotten a savepoint.
+        if depth(&self.connection) > 1 {
+            return false;
+        }
+        let nonce = nonce();
+        let (sql, statements) = self.clean_up.after(&END, &nonce);
+        let asked = Answers::to(&mut self.connection, sql);
+        let answers = timeout(PROMPT, asked).await;
+        answers.is_ok_and(|answers| answers.prove(statements, &nonce))
+    }
+}
+
+/// How deep in transactions sqlx counts it.
+pub(super) fn depth(connection: &PgConnection) -> usize {
+    <Postgres as sqlx::Database>::TransactionManager::get_transaction_depth(connection)
+}
+
+/// What becomes of a session when it comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum OnReturn {
+    /// It has just proved itself, or ran statements of ours alone, and all were answered: the next
+    /// one has it at once.
+    Reuse,
+    /// It proves itself in a task of its own before anybody else gets it.
+    Check,
+    /// It is closed.
+    Close,
+}
+
+/// A session that is lent. Dropping it gives it back.
+pub struct PostgresSession {
+    /// Empty only in `Drop`.
+    live: Option<Live>,
+    pub(super) is_new: bool,
+    on_return: OnReturn,
+    /// What its transaction is, while it is at one.
+    pub(super) transaction: OpenTransaction,
+    place: Option<Place>,
+}
+
+/// What is known of the transaction that a session is at.
+#[derive(Default)]
+pub(super) struct OpenTransaction {
+    /// It may write.
+    pub(super) writes: bool,
+    /// COMMIT was refused: it is over, and the server has rolled it back.
+    pub(super) is_refused: bool,
+    /// Its id, where that is known; with it, the server can be asked what became of it.
+    pub(super) id: Option<String>,
+}
+
+/// A place among the sessions of a pool: while it is held, another may not be opened.
+pub(super) struct Place {
+    pub(super) sessions: Sessions,
+    pub(super) _permit: OwnedSemaphorePermit,
+    pub(super) _lent: TaskTrackerToken,
+}
+
+const LENT: &str = "a session is there for as long as it is lent";
+
+impl PostgresSession {
+    /// Whatever its user does not say more about is checked when it comes back.
+    pub(super) fn new(live: Live, is_new: bool, place: Place) -> Self {
+        Self {
+            live: Some(live),
+            is_new,
+            on_return: OnReturn::Check,
+            transaction: OpenTransaction::default(),
+            place: Some(place),
+        }
+    }
+
+    /// What becomes of it when it comes back; but what is to be closed stays so.
+    pub(crate) fn set_on_return(&mut self, on_return: OnReturn) {
+        if self.on_return != OnReturn::Close {
+            self.on_return = on_return;
+        }
+    }
+
+    /// Those that it is one of.
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.place.as_ref().expect(LENT).sessions
+    }
+
+    pub(super) fn live(&mut self) -> &mut Live {
+        self.live.as_mut().expect(LENT)
+    }
+
+    pub(super) fn backend(&self) -> &Backend {
+        &self.live.as_ref().expect(LENT).backend
+    }
+
+    /// Runs `before`, which must end the transaction, and what cleans up after it. Says whether all
+    /// of it was answered; then the next one may have the session at once.
+    pub(super) async fn run_last(&mut self, before: &[&str]) -> (Answers, bool) {
+        let Live {
+            connection,
+            clean_up,
+            ..
+        } = self.live();
+        let nonce = nonce();
+        let (sql, statements) = clean_up.after(before, &nonce);
+        let answers = Answers::to(connection, sql).await;
+        let proved = answers.prove(statements, &nonce);
+        if proved {
+            // Deeper in transactions than ours, a handler has forgotten a savepoint.
+            self.set_on_return(match depth(self) {
+                0 | 1 => OnReturn::Reuse,
+                _ => OnReturn::Close,
+            });
+        }
+        (answers, proved)
+    }
+}
+
+impl Deref for PostgresSession {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.live.as_ref().expect(LENT).connection
+    }
+}
+
+impl DerefMut for PostgresSession {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.live().connection
+    }
+}
+
+impl Drop for PostgresSession {
+    fn drop(&mut self) {
+        let (Some(mut live), Some(place)) = (self.live.take(), self.place.take()) else {
+            return;
+        };
+        match self.on_return {
+            OnReturn::Reuse => place.sessions.put(live),
+            // Dropping the socket ends the session: the server rolls back.
+            OnReturn::Close => {}
+            OnReturn::Check => {
+                // Without a runtime the process ends.
+                if let Ok(runtime) = Handle::try_current() {
+                    runtime.spawn(async move {
+                        if live.is_clean().await {
+                            place.sessions.put(live);
+                        }
+                        drop(place);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Says goodbye to a server that may not be there any more.
+pub(super) async fn say_goodbye(live: Live) {
+    // Closing is a courtesy: the server would notice the end of the socket too.
+    let _ = timeout(PROMPT, live.connection.close()).await;
+}

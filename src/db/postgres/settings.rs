@@ -1,0 +1,180 @@
+//! What a session is set to, and how it gets back there after somebody has used it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+
+/// The name under which every session has the statement that proves it. `DEALLOCATE ALL` takes it
+/// away, together with the statements that sqlx believes to be there.
+const PROOF: &str = "rocket_tx_proof";
+
+/// How the server is told what a session is set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SetBy {
+    /// By the startup message. `RESET ALL` then returns to these values by itself.
+    Startup,
+    /// By statements, after connecting and after every reset: poolers drop what the startup message
+    /// says, or refuse it.
+    Statements,
+}
+
+/// The settings of one kind of session, and whether sessions are reset between two uses.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    options: PgConnectOptions,
+    values: Vec<(&'static str, String)>,
+    set_by: SetBy,
+    reset: bool,
+}
+
+impl Settings {
+    /// `reset`: whether a session forgets what its user has set.
+    pub(super) fn new(options: PgConnectOptions, set_by: SetBy, reset: bool) -> Self {
+        // sqlx asks for two digits more than servers before version 12 gave by themselves; poolers
+        // refuse that parameter.
+        let options = options.extra_float_digits(None);
+        let values = match set_by {
+            SetBy::Startup => Vec::new(),
+            // A reset takes back what the pooler had set from the startup message.
+            SetBy::Statements => vec![
+                ("DateStyle", "ISO, MDY".to_owned()),
+                ("TimeZone", "UTC".to_owned()),
+                ("client_encoding", "UTF8".to_owned()),
+            ],
+        };
+        Self {
+            options,
+            values,
+            set_by,
+            reset,
+        }
+        .named()
+    }
+
+    /// One setting more, or another value for it.
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.values.retain(|(known, _)| *known != name);
+        self.values.push((name, value.into()));
+        self
+    }
+
+    /// As [`with`](Self::with), in milliseconds.
+    pub(crate) fn with_limit(self, name: &'static str, limit: Duration) -> Self {
+        self.with(name, format!("{}ms", limit.as_millis()))
+    }
+
+    /// Another name in the server's list of sessions.
+    pub(crate) fn application_name(mut self, name: &str) -> Self {
+        self.options = self.options.application_name(name);
+        self.named()
+    }
+
+    fn named(self) -> Self {
+        if self.set_by == SetBy::Statements
+            && let Some(name) = self.options.get_application_name()
+        {
+            let name = name.to_owned();
+            return self.with("application_name", name);
+        }
+        self
+    }
+
+    /// How sqlx connects.
+    pub(crate) fn connect_options(&self) -> PgConnectOptions {
+        match self.set_by {
+            SetBy::Startup => self
+                .options
+                .clone()
+                .options(self.values.iter().map(|(name, value)| (*name, value))),
+            SetBy::Statements => self.options.clone(),
+        }
+    }
+
+    /// The statements that set what the startup message has not.
+    fn sets(&self) -> impl Iterator<Item = String> + '_ {
+        let by_statements = self.set_by == SetBy::Statements;
+        let values = self.values.iter().filter(move |_| by_statements);
+        values.map(|(name, value)| format!("SET {name} = {}", literal(value)))
+    }
+
+    /// Run once on a new session. The last statement answers with one row: the process that serves
+    /// the session, when it started, and whether the settings are what they should be.
+    pub(super) fn opening(&self) -> String {
+        let mut statements: Vec<String> = self.sets().collect();
+        statements.push(format!(
+            "PREPARE {PROOF}(text) AS SELECT pg_advisory_unlock_all(), $1"
+        ));
+        let holds = self.values.iter().map(|(name, value)| {
+            // `set_config` answers with the value in the server's own spelling.
+            let value = literal(value);
+            format!("current_setting('{name}') = set_config('{name}', {value}, true)")
+        });
+        let holds: Vec<String> = holds.collect();
+        let holds = match holds.is_empty() {
+            true => "TRUE".to_owned(),
+            false => holds.join(" AND "),
+        };
+        statements.push(format!(
+            "SELECT pg_backend_pid()::text, \
+                 (SELECT backend_start::text FROM pg_stat_get_activity(pg_backend_pid())), \
+                 ({holds})::text"
+        ));
+        statements.join("; ")
+    }
+
+    pub(super) fn clean_up(&self) -> CleanUp {
+        let mut statements: Vec<String> = Vec::new();
+        if self.reset {
+            statements.extend(RESET.map(str::to_owned));
+            statements.extend(self.sets());
+        }
+        CleanUp {
+            count: statements.len() + 1,
+            statements: statements.join("; ").into(),
+        }
+    }
+}
+
+/// All that a session can keep beyond a transaction, but for statements that were prepared by SQL:
+/// `DISCARD ALL` would take sqlx's own with them.
+/// <https://www.postgresql.org/docs/current/sql-discard.html>
+///
+/// Advisory locks go with [`PROOF`].
+const RESET: [&str; 6] = [
+    // The first, because it decides what the user may reset; it ends SET ROLE too.
+    "RESET SESSION AUTHORIZATION",
+    "RESET ALL",
+    "CLOSE ALL",
+    "UNLISTEN *",
+    "DISCARD TEMP",
+    "DISCARD SEQUENCES",
+];
+
+/// What returns a session to what it was when it was opened, and proves that it answers to what it
+/// is asked.
+#[derive(Debug, Clone)]
+pub(super) struct CleanUp {
+    statements: Arc<str>,
+    count: usize,
+}
+
+impl CleanUp {
+    /// The statements that end in the row with `nonce`, and how many they are. They must not stand
+    /// in a transaction.
+    pub(super) fn after(&self, before: &[&str], nonce: &str) -> (String, usize) {
+        let mut sql = before.join("; ");
+        for statement in [&*self.statements, &format!("EXECUTE {PROOF}('{nonce}')")] {
+            if !sql.is_empty() && !statement.is_empty() {
+                sql.push_str("; ");
+            }
+            sql.push_str(statement);
+        }
+        (sql, before.len() + self.count)
+    }
+}
+
+/// A string as SQL writes it; `standard_conforming_strings` is on since version 9.1.
+fn literal(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "''"))
+}

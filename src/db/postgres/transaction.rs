@@ -1,0 +1,295 @@
+//! A transaction on a session: begun, proved, committed, rolled back.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{Postgres, SqlSafeStr};
+use sqlx_core::transaction::TransactionManager;
+use tokio::time::timeout;
+
+use super::fate::Fate;
+use super::proof::{Answers, nonce, savepoint};
+use super::session::{OnReturn, OpenTransaction, PROMPT, PostgresSession, depth};
+use super::sessions::no_answer;
+use crate::db::error_class::{
+    is_certain_refusal, not_writable, while_beginning_to_write, while_connecting,
+};
+use crate::db::{
+    Access, BeginOptions, CommitError, Durability, ErrorClass, Isolation, RollbackError, Session,
+};
+
+type Manager = <Postgres as sqlx::Database>::TransactionManager;
+
+impl Session for PostgresSession {
+    type Connection = PgConnection;
+
+    fn connection(&mut self) -> &mut PgConnection {
+        self
+    }
+
+    fn connection_ref(&self) -> &PgConnection {
+        self
+    }
+
+    fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// The id of the transaction comes in the same round trip, where a query may come first: at the
+    /// higher levels the first query fixes the snapshot, and that must be the handler's.
+    async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
+        self.set_on_return(OnReturn::Check);
+        let writes = options.access == Access::ReadWrite;
+        self.transaction = OpenTransaction {
+            writes,
+            ..OpenTransaction::default()
+        };
+        let begin = match (options.isolation, options.access) {
+            (Isolation::Default, Access::ReadWrite) => "BEGIN",
+            (Isolation::RepeatableRead, Access::ReadWrite) => {
+                "BEGIN ISOLATION LEVEL REPEATABLE READ"
+            }
+            (Isolation::Serializable, Access::ReadWrite) => "BEGIN ISOLATION LEVEL SERIALIZABLE",
+            (Isolation::Default, Access::ReadOnly) => "BEGIN READ ONLY",
+            (Isolation::RepeatableRead, Access::ReadOnly) => {
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+            }
+            (Isolation::Serializable, Access::ReadOnly) => {
+                "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY"
+            }
+        };
+        let savepoint = savepoint();
+        let nonce = nonce();
+        let (sql, statements) = match writes && options.isolation == Isolation::Default {
+            true => (
+                format!(
+                    "{begin}; SAVEPOINT {savepoint}; \
+                     SELECT pg_current_xact_id()::text, \
+                         current_setting('transaction_read_only'), '{nonce}'"
+                ),
+                3,
+            ),
+            // Not a query: it fixes no snapshot.
+            false if writes => (
+                format!("{begin}; SAVEPOINT {savepoint}; SHOW transaction_read_only"),
+                3,
+            ),
+            false => (format!("{begin}; SAVEPOINT {savepoint}"), 2),
+        };
+        let beginning = async {
+            enter(self).await?;
+            let answers = Answers::to(self, sql).await;
+            let is_answered = answers.error.is_none() && answers.count == statements;
+            let has_id = writes && options.isolation == Isolation::Default;
+            if !is_answered || has_id && !answers.prove(statements, &nonce) {
+                return Err(answers.into_error());
+            }
+            let read_only = answers.text(usize::from(has_id));
+            if writes && read_only != Some("off") {
+                let reason = "transactions are read-only by default at the server";
+                return Err(not_writable(reason.into()));
+            }
+            if has_id {
+                self.transaction.id = answers.text(0).map(str::to_owned);
+            }
+            Ok(())
+        };
+        // It waits for no lock.
+        let begun = timeout(PROMPT, beginning).await;
+        let begun = begun.unwrap_or_else(|_| {
+            // The network, or the server, is silent: the others will not answer either.
+            self.sessions().forget_idle();
+            Err(match self.is_new {
+                true => while_connecting(no_answer(PROMPT)),
+                false => no_answer(PROMPT),
+            })
+        });
+        let begun = begun.map_err(|error| match writes {
+            true => while_beginning_to_write(error),
+            false => error,
+        });
+        self.note_health(writes, &begun);
+        begun
+    }
+
+    /// The savepoint that BEGIN made lives as long as that transaction:
+    ///
+    /// - an aborted transaction cannot release it (25P02);
+    /// - nor can what stands outside one (25P01), or another, which the handler began or chained
+    ///   (3B001);
+    /// - deferred constraints are checked now, and every later statement at once.
+    ///
+    /// A setting that ends with the transaction would do as well, and spare the subtransaction, but
+    /// looking at it costs the server several times what a savepoint does.
+    async fn prepare(&mut self) -> Result<(), CommitError> {
+        let savepoint = savepoint();
+        let nonce = nonce();
+        let sql = format!(
+            "RELEASE {savepoint}; SAVEPOINT {savepoint}; SET CONSTRAINTS ALL IMMEDIATE; \
+             SELECT pg_current_xact_id_if_assigned()::text, '{nonce}'"
+        );
+        let answers = Answers::to(self, sql).await;
+        if !answers.prove(4, &nonce) {
+            // Nothing was committed, whatever became of the connection.
+            return Err(refusal(answers.into_error()));
+        }
+        if let Some(id) = answers.text(0) {
+            self.transaction.id = Some(id.to_owned());
+        }
+        Ok(())
+    }
+
+    /// The proof, COMMIT and what cleans up in one simple query: the server stops at the first
+    /// statement that fails, so COMMIT, which checks deferred constraints by itself, is reached only
+    /// if the proof holds.
+    async fn commit(&mut self) -> Result<Durability, CommitError> {
+        if self.transaction.writes && self.transaction.id.is_none() {
+            self.prepare().await?;
+        }
+        // What is left is for asking what became of it.
+        let limit = self.sessions().settle_timeout() / 2;
+        let release = format!("RELEASE {}", savepoint());
+        let statements = [&*release, "COMMIT"];
+        let committing = self.run_last(&statements);
+        let error = match timeout(limit, committing).await {
+            Ok((_, true)) => return Ok(Durability::reached()),
+            Ok((answers, false)) => {
+                let answered = answers.count;
+                let error = answers.into_error();
+                if answered < 2 && is_certain_refusal(&error) {
+                    self.transaction.is_refused = answered == 1;
+                    return Err(refusal(error));
+                }
+                error
+            }
+            Err(_) => no_answer(limit),
+        };
+        self.set_on_return(OnReturn::Close);
+        if !self.transaction.writes {
+            return Ok(Durability::reached());
+        }
+        match self.fate().await {
+            Some(Fate::Committed) => Ok(Durability::reached()),
+            Some(Fate::RolledBack) => Err(CommitError::Lost(error)),
+            None => Err(CommitError::Unknown(error)),
+        }
+    }
+
+    /// It too proves that it ended the transaction that BEGIN began, and not what a handler made of
+    /// it.
+    async fn rollback(&mut self) -> Result<(), RollbackError> {
+        if self.transaction.is_refused {
+            return Ok(());
+        }
+        let limit = self.sessions().settle_timeout() / 2;
+        let back = format!("ROLLBACK TO {}", savepoint());
+        let statements = [&*back, "ROLLBACK"];
+        let rolling_back = self.run_last(&statements);
+        let error = match timeout(limit, rolling_back).await {
+            Ok((_, true)) => return Ok(()),
+            Ok((answers, false)) => match refusal(answers.into_error()) {
+                CommitError::Ended { undone } => return Err(RollbackError::Ended { undone }),
+                CommitError::Refused(error) => error,
+                other => sqlx::Error::Protocol(other.to_string()),
+            },
+            Err(_) => no_answer(limit),
+        };
+        self.set_on_return(OnReturn::Close);
+        match self.fate().await {
+            // The handler had sent COMMIT by itself.
+            Some(Fate::Committed) => Err(RollbackError::Ended { undone: false }),
+            Some(Fate::RolledBack) => Ok(()),
+            None => Err(RollbackError::Lost(error)),
+        }
+    }
+
+    fn start_rollback(&mut self) {
+        // Deeper, a handler has forgotten a savepoint, and sqlx would roll back to it alone.
+        match depth(self) {
+            1 => {
+                Manager::start_rollback(self);
+                self.set_on_return(OnReturn::Check);
+            }
+            _ => self.set_on_return(OnReturn::Close),
+        }
+    }
+
+    fn close_on_drop(&mut self) {
+        self.set_on_return(OnReturn::Close);
+    }
+}
+
+impl PostgresSession {
+    fn note_health(&self, writes: bool, begun: &sqlx::Result<()>) {
+        let health = self.sessions().health();
+        match begun {
+            Ok(()) => {
+                if let (true, Some(health)) = (writes, health) {
+                    health.takes_writes();
+                }
+            }
+            Err(error) => match ErrorClass::of(error) {
+                ErrorClass::NotWritable => {
+                    // The others lead to the same server.
+                    self.sessions().forget_idle();
+                    if let (true, Some(health)) = (self.is_new, health) {
+                        health.takes_no_writes(error);
+                    }
+                }
+                ErrorClass::Unreachable => {
+                    if let Some(health) = health {
+                        health.is_unreachable(error);
+                    }
+                }
+                _ => {}
+            },
+        }
+    }
+
+    /// What became of the transaction, after its end was not answered.
+    async fn fate(&self) -> Option<Fate> {
+        let id = self.transaction.id.as_deref()?;
+        let sessions = self.sessions();
+        let limit = sessions.settle_timeout() * 2 / 5;
+        self.backend().fate(id, sessions.settings(), limit).await
+    }
+}
+
+/// Has sqlx count the session as one deep in transactions, so that `begin` on it makes a savepoint
+/// within ours.
+///
+/// Only sqlx's own COMMIT would count back, and that one cannot carry the proof; so a session of
+/// ours stays counted as one deep, in a transaction or not.
+async fn enter(connection: &mut PgConnection) -> sqlx::Result<()> {
+    if depth(connection) == 0 {
+        Manager::begin(connection, Some("BEGIN".into_sql_str())).await?;
+        let answers = Answers::to(connection, "ROLLBACK".into()).await;
+        if answers.error.is_some() || answers.count != 1 {
+            return Err(answers.into_error());
+        }
+    }
+    Ok(())
+}
+
+/// The opposite, for statements that no BEGIN of ours precedes.
+pub(super) async fn leave(connection: &mut PgConnection) -> sqlx::Result<()> {
+    if depth(connection) == 0 {
+        return Ok(());
+    }
+    let leaving = async {
+        let answers = Answers::to(connection, "BEGIN".into()).await;
+        if answers.error.is_some() || answers.count != 1 {
+            return Err(answers.into_error());
+        }
+        Manager::rollback(connection).await
+    };
+    let left = timeout(PROMPT, leaving).await;
+    left.unwrap_or_else(|_| Err(no_answer(PROMPT)))
+}
+
+fn refusal(error: sqlx::Error) -> CommitError {
+    let code = error.as_database_error().and_then(|error| error.code());
+    match code.as_deref() {
+        Some("25P02") => CommitError::Aborted,
+        Some("25P01" | "3B001") => CommitError::Ended { undone: false },
+        _ => CommitError::Refused(error),
+    }
+}

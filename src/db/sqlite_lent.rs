@@ -1,0 +1,316 @@
+//! The writer while one transaction has it.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
+use sqlx::{AssertSqlSafe, Execute, SqlSafeStr, Sqlite};
+use sqlx_core::transaction::TransactionManager;
+
+use super::error_class::is_certain_refusal;
+use super::sqlite_watch::{Found, Question};
+use super::sqlite_writer::{Open, Turn, unreachable};
+use super::{CommitError, Durability, RollbackError};
+
+type Manager = <Sqlite as sqlx::Database>::TransactionManager;
+
+/// The writer, borrowed. Dropping it lets the next request have it.
+pub(super) struct LentWriter {
+    /// Never empty but in `Drop`, and when a connection could not be replaced.
+    turn: Turn,
+    give_up: bool,
+}
+
+const LENT: &str = "the writer is open for as long as it is lent";
+
+impl LentWriter {
+    pub(super) fn new(turn: Turn) -> Self {
+        Self {
+            turn,
+            give_up: false,
+        }
+    }
+
+    fn open(&self) -> &Open {
+        self.turn.as_ref().expect(LENT)
+    }
+
+    fn open_mut(&mut self) -> &mut Open {
+        self.turn.as_mut().expect(LENT)
+    }
+
+    /// Sends BEGIN IMMEDIATE, which waits `busy_timeout` at most for another process. One hop.
+    ///
+    /// A connection on which an earlier request has left something is found out, and replaced.
+    pub(super) async fn begin(&mut self, busy_timeout: Duration) -> sqlx::Result<()> {
+        if self.try_begin(busy_timeout).await? {
+            return Ok(());
+        }
+        tracing::debug!("a request had changed the writer's connection; opening another one");
+        self.replace().await?;
+        match self.try_begin(busy_timeout).await? {
+            true => Ok(()),
+            // A new one is as it was made.
+            false => Err(sqlx::Error::BeginFailed),
+        }
+    }
+
+    /// Says whether the connection is as it was made.
+    async fn try_begin(&mut self, busy_timeout: Duration) -> sqlx::Result<bool> {
+        let (connection, watch) = self.open_mut().parts();
+        watch.ask_for_state(connection);
+        let begin = format!("{}; BEGIN IMMEDIATE", set(busy_timeout));
+        let begin = AssertSqlSafe(begin).into_sql_str();
+        let begun = Manager::begin(connection, Some(begin)).await;
+        if !watch.is_as_made() {
+            // Then it may be the reason of the failure too.
+            return Ok(false);
+        }
+        watch.begun();
+        begun.map(|()| true)
+    }
+
+    async fn replace(&mut self) -> sqlx::Result<()> {
+        // Boxed: the future of a handler that needs none of this stays small.
+        let replaced = Box::pin(self.open_mut().replace()).await;
+        self.give_up |= replaced.is_err();
+        replaced
+    }
+
+    /// Proves that COMMIT would mean COMMIT, and have room. One hop.
+    pub(super) async fn prepare(&mut self) -> Result<(), CommitError> {
+        let open = self.open_mut();
+        if open.watch.is_blind() {
+            return Err(self.is_blind());
+        }
+        let (connection, watch) = open.parts();
+        let broken = watch.is_constraint_broken(connection).await;
+        // Read now: what was still in the queue is done.
+        if watch.has_ended() {
+            return Err(CommitError::Ended { undone: true });
+        }
+        match broken {
+            Ok(false) => {}
+            Ok(true) => return Err(CommitError::ConstraintBroken),
+            Err(error) => return Err(CommitError::Refused(error)),
+        }
+        let open = self.open();
+        let there = open.file.place.check();
+        there.map_err(|error| CommitError::Refused(unreachable(error)))?;
+        let room = open.wal.reserve();
+        room.map_err(|error| CommitError::Refused(error.into()))
+    }
+
+    /// Commits, or says why not. One hop.
+    pub(super) async fn commit(&mut self) -> Result<Durability, CommitError> {
+        let open = self.open_mut();
+        if open.watch.is_blind() {
+            return Err(self.is_blind());
+        }
+        if let Err(error) = open.file.place.check() {
+            return Err(CommitError::Refused(unreachable(error)));
+        }
+        let (connection, watch) = open.parts();
+        // A handler forgot a savepoint: sqlx releases one at a time.
+        let mut result = Ok(());
+        while result.is_ok() && Manager::get_transaction_depth(connection) > 1 {
+            result = Manager::commit(connection).await;
+        }
+        if Manager::get_transaction_depth(connection) == 0 {
+            return Err(CommitError::Ended { undone: true });
+        }
+        let mut found = Found::Nothing;
+        if result.is_ok() {
+            watch.ask(connection, Question::Commit);
+            result = Manager::commit(connection).await;
+            watch.forbid_commit();
+            found = watch.found();
+        }
+        let Err(error) = result else {
+            return match found {
+                Found::Open => Ok(open.committed()),
+                // No hook of ours was asked.
+                Found::Ended | Found::Nothing => Err(self.is_blind()),
+            };
+        };
+        if found != Found::Open && watch.has_ended() {
+            return Err(CommitError::Ended { undone: true });
+        }
+        if is_certain_refusal(&error) {
+            return Err(CommitError::Refused(error));
+        }
+        // What the disk has of it is not known; the file is checked before anything else is written.
+        open.file.in_doubt.store(true, Ordering::SeqCst);
+        Err(CommitError::Unknown(error))
+    }
+
+    /// Rolls back, and makes sure that it was this transaction. One hop.
+    pub(super) async fn rollback(&mut self) -> Result<(), RollbackError> {
+        let open = self.open_mut();
+        let is_blind = open.watch.is_blind();
+        let (connection, watch) = open.parts();
+        let mut result = Ok(());
+        while result.is_ok() && Manager::get_transaction_depth(connection) > 0 {
+            if Manager::get_transaction_depth(connection) == 1 {
+                watch.ask(connection, Question::Rollback);
+            }
+            result = Manager::rollback(connection).await;
+        }
+        let (found, has_ended) = (watch.found(), watch.has_ended());
+        if is_blind {
+            drop(self.is_blind());
+            return Err(RollbackError::Ended { undone: false });
+        }
+        match result {
+            Ok(()) if found == Found::Open => Ok(()),
+            Err(error) if !has_ended => Err(RollbackError::Lost(error)),
+            // It had ended, and nothing of it stays: our hook refuses any other COMMIT. But the
+            // connection may have been changed outside of it.
+            Ok(()) | Err(_) => {
+                self.give_up();
+                Ok(())
+            }
+        }
+    }
+
+    /// Queues a rollback that the connection does before anything else.
+    pub(super) fn start_rollback(&mut self) {
+        let open = self.open_mut();
+        open.rolls_back = true;
+        let (connection, watch) = open.parts();
+        watch.ask(connection, Question::Rollback);
+        for _ in 0..Manager::get_transaction_depth(connection) {
+            Manager::start_rollback(connection);
+        }
+    }
+
+    /// A callback of ours was replaced: whatever the handler ended, nobody has seen it.
+    fn is_blind(&mut self) -> CommitError {
+        tracing::error!(
+            "a handler has set a commit or rollback hook, or the collation `rocket_tx_probe`, on the \
+             writer's connection; nobody can say what became of its transaction"
+        );
+        self.give_up();
+        CommitError::Ended { undone: false }
+    }
+
+    /// Has the connection closed when it comes back; the next request gets a new one.
+    pub(super) fn give_up(&mut self) {
+        self.give_up = true;
+    }
+}
+
+impl Open {
+    /// To be called when COMMIT has returned.
+    fn committed(&mut self) -> Durability {
+        match &self.file.sync {
+            None => Durability::reached(),
+            Some(sync) => {
+                self.unsynced = true;
+                sync.sync(&self.wal)
+            }
+        }
+    }
+}
+
+/// How long SQLite waits for another process. Set each time: a handler may have changed it.
+fn set(busy_timeout: Duration) -> String {
+    format!("PRAGMA busy_timeout = {}", busy_timeout.as_millis())
+}
+
+impl Deref for LentWriter {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        self.open().connection()
+    }
+}
+
+impl DerefMut for LentWriter {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        self.open_mut().connection_mut()
+    }
+}
+
+impl Drop for LentWriter {
+    fn drop(&mut self) {
+        if self.give_up {
+            *self.turn = None;
+        }
+    }
+}
+
+/// The writer, for a few statements that are a transaction of their own.
+pub(crate) struct WholeWriter {
+    writer: LentWriter,
+    /// How long they wait for another process.
+    busy_timeout: Duration,
+}
+
+impl WholeWriter {
+    pub(super) fn new(writer: LentWriter, busy_timeout: Duration) -> Self {
+        Self {
+            writer,
+            busy_timeout,
+        }
+    }
+
+    /// Runs the statements of `query` between BEGIN IMMEDIATE and COMMIT, all of it in one hop;
+    /// returns the rows that they return.
+    ///
+    /// It does not wait for the disk. Leases need not survive a power cut, which ends all their
+    /// holders too; and what is written under a lease stands behind it in the same log.
+    ///
+    /// Dropped half-way, it has the connection closed.
+    pub(crate) async fn run(
+        mut self,
+        mut query: Query<'_, Sqlite, SqliteArguments>,
+    ) -> sqlx::Result<Vec<SqliteRow>> {
+        let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
+        let arguments = arguments.unwrap_or_default();
+        let sql = query.sql();
+        let sql = format!(
+            "{}; BEGIN IMMEDIATE; {}; COMMIT",
+            set(self.busy_timeout),
+            sql.as_str()
+        );
+        // Dropped half-way, nobody knows what it has done.
+        self.writer.give_up = true;
+        let result = self.try_run(&sql, arguments.clone()).await;
+        let result = match self.writer.open().watch.is_as_made() {
+            true => result,
+            // Our hook has undone it.
+            false => {
+                self.writer.replace().await?;
+                self.try_run(&sql, arguments).await
+            }
+        };
+        self.writer.give_up = matches!(&result, Err(error) if !is_certain_refusal(error));
+        result
+    }
+
+    async fn try_run(
+        &mut self,
+        sql: &str,
+        arguments: SqliteArguments,
+    ) -> sqlx::Result<Vec<SqliteRow>> {
+        let (connection, watch) = self.writer.open_mut().parts();
+        let query = sqlx::query_with(AssertSqlSafe(sql.to_owned()), arguments);
+        watch.begun();
+        watch.ask_for_state(connection);
+        watch.ask(connection, Question::CommitIfAsMade);
+        let result = query.fetch_all(&mut *connection).await;
+        watch.forbid_commit();
+        match result {
+            // The setting answers with a row of its own.
+            Ok(mut rows) => Ok(rows.split_off(1)),
+            Err(error) => {
+                // After BUSY nothing is open, and SQLite says so.
+                let _nothing = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+                Err(error)
+            }
+        }
+    }
+}

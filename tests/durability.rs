@@ -1,0 +1,155 @@
+//! What was answered survives a power cut: on SQLite the answer waits for the disk, and the writer
+//! does not.
+
+#[path = "durability/disk.rs"]
+mod disk;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rocket::tokio;
+
+use self::disk::Disk;
+use crate::support::{Backend, Databases, In, eventually};
+
+const TITLES: &str = "SELECT title FROM todos ORDER BY title";
+
+/// Both databases lie on a disk that is told what to do.
+async fn databases() -> (Arc<Databases>, Disk) {
+    let databases = Arc::new(Databases::new(Backend::Sqlite).await);
+    let disk = Disk::of(&databases);
+    (databases, disk)
+}
+
+mod sqlite {
+    use super::*;
+
+    /// Two commits are seen from outside while neither is answered: the writer has gone on.
+    #[rocket::async_test]
+    async fn answers_wait_for_the_disk_and_the_writer_does_not() {
+        let (databases, disk) = databases().await;
+        let service = Arc::new(disk.service(&databases, &[]).await);
+        assert_eq!(service.new_todo("before", "").await.status, 201);
+
+        disk.order("fdatasync -wal stuck");
+        let requests: Vec<_> = ["one", "two"]
+            .map(|title| {
+                let service = Arc::clone(&service);
+                tokio::spawn(async move { service.new_todo(title, "").await })
+            })
+            .into();
+        eventually("both are stored", async || {
+            databases.texts(In::Main, TITLES).await == ["before", "one", "two"]
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(requests.iter().all(|request| !request.is_finished()));
+
+        disk.mend();
+        for request in requests {
+            let answer = request.await.unwrap();
+            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+        }
+    }
+
+    #[rocket::async_test]
+    async fn a_disk_that_does_not_answer_in_time_is_unknown() {
+        let (databases, disk) = databases().await;
+        let service = disk
+            .service(&databases, &[("ROCKET_SETTLE_TIMEOUT", "\"1s\"")])
+            .await;
+        assert_eq!(service.new_todo("before", "").await.status, 201);
+
+        disk.order("fdatasync -wal stuck");
+        let sent = Instant::now();
+        let answer = service.new_todo("late", "").await;
+        assert_eq!(answer.told(), (500, Some("unknown")), "{}", answer.body);
+        assert!(sent.elapsed() < Duration::from_secs(5));
+
+        disk.mend();
+        let answer = service.new_todo("after", "").await;
+        assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+        assert_eq!(
+            databases.texts(In::Main, TITLES).await,
+            ["after", "before", "late"]
+        );
+        service.stop().await;
+    }
+
+    /// The kernel tells of a failed sync once; a second one that succeeds proves nothing.
+    #[rocket::async_test]
+    async fn a_failed_sync_is_unknown_and_nothing_is_written_before_a_check() {
+        let (databases, disk) = databases().await;
+        let service = disk.service(&databases, &[]).await;
+        assert_eq!(service.new_todo("before", "").await.status, 201);
+
+        disk.order("fdatasync main.db-wal eio");
+        let answer = service.new_todo("failed", "").await;
+        assert_eq!(answer.told(), (500, Some("unknown")), "{}", answer.body);
+        assert!(answer.body.contains("main"), "{}", answer.body);
+        assert!(!answer.body.contains("audit"), "{}", answer.body);
+        // It is still broken: nothing is begun.
+        for _ in 0..3 {
+            let answer = service.new_todo("refused", "").await;
+            assert_eq!(answer.told(), (503, Some("rolled-back")), "{}", answer.body);
+        }
+        // Reading goes on.
+        assert_eq!(service.get("/todos").await.status, 200);
+
+        disk.mend();
+        let answer = service.new_todo("after", "").await;
+        assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+        assert!(service.log().contains("was checked"), "{}", service.log());
+        assert_eq!(
+            databases.texts(In::Main, TITLES).await,
+            ["after", "before", "failed"]
+        );
+        service.stop().await;
+    }
+
+    /// SQLite syncs the header of a log that it begins anew, and that fails within COMMIT.
+    #[rocket::async_test]
+    async fn a_disk_that_fails_within_commit_is_unknown() {
+        for synchronous in ["normal", "full"] {
+            let (databases, disk) = databases().await;
+            let settings = databases
+                .variable_with(&format!("max_connections=8,synchronous=\"{synchronous}\""));
+            let service = disk
+                .service(&databases, &[("ROCKET_DATABASES", &settings)])
+                .await;
+            assert_eq!(service.new_todo("before", "").await.status, 201);
+            databases
+                .execute(In::Main, "PRAGMA wal_checkpoint(RESTART)")
+                .await;
+            disk.order("fsync main.db-wal eio");
+            let answer = service.new_todo("failed", "").await;
+            assert_eq!(
+                answer.told(),
+                (500, Some("unknown")),
+                "{synchronous}: {}",
+                answer.body
+            );
+            disk.mend();
+            let answer = service.new_todo("after", "").await;
+            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+            service.stop().await;
+        }
+    }
+
+    #[rocket::async_test]
+    async fn who_wants_no_sync_waits_for_none() {
+        for synchronous in ["normal", "off"] {
+            let (databases, disk) = databases().await;
+            let settings = databases
+                .variable_with(&format!("max_connections=8,synchronous=\"{synchronous}\""));
+            let service = disk
+                .service(&databases, &[("ROCKET_DATABASES", &settings)])
+                .await;
+            disk.order("fdatasync -wal stuck");
+            let answer = service.new_todo("at once", "").await;
+            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+            disk.mend();
+            service.stop().await;
+        }
+    }
+}

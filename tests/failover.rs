@@ -1,0 +1,215 @@
+//! A Postgres server that stops, starts, hangs, and gives its place to another.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rocket::http::Status;
+use rocket::{get, post, routes};
+use rocket_tx::tx::{RepeatableRead, Serializable, bounded};
+use rocket_tx::{Error, Read, Settlement, Tx};
+
+use crate::support::stage::{note, run};
+use crate::support::{Cluster, Databases, In, Main, Proxy, Stage, eventually};
+
+#[post("/notes/<text>")]
+async fn write(text: &str, mut main: Tx<Main>) -> Result<Status, Error> {
+    note(&mut main, text).await?;
+    Ok(Status::Created)
+}
+
+#[post("/repeatable/<text>")]
+async fn repeatable(text: &str, mut main: Tx<Main, RepeatableRead>) -> Result<Status, Error> {
+    note(&mut main, text).await?;
+    Ok(Status::Created)
+}
+
+#[post("/serializable/<text>")]
+async fn serializable(text: &str, mut main: Tx<Main, Serializable>) -> Result<Status, Error> {
+    note(&mut main, text).await?;
+    Ok(Status::Created)
+}
+
+#[get("/notes")]
+async fn read(mut main: Read<Main>) -> Result<(), Error> {
+    Ok(run(&mut main, "SELECT count(*) FROM notes").await?)
+}
+
+const HANDLER: Duration = Duration::from_secs(3);
+
+/// `connect_timeout`, the handler's and `settle_timeout`, and some for a busy machine.
+const BOUND: Duration = Duration::from_secs(1 + HANDLER.as_secs() + 1 + 3);
+
+/// A service whose database `main` is on `cluster`, behind a proxy that can lead elsewhere.
+async fn stage(cluster: &Cluster) -> (Stage, Proxy) {
+    let mut databases = Databases::on_cluster(cluster).await;
+    let proxy = databases.by_proxy(In::Main).await;
+    let settings = [
+        ("settle_timeout", "\"1s\""),
+        ("databases.main.connect_timeout", "\"1s\""),
+    ];
+    let stage = Stage::on(databases, &settings, |rocket| {
+        let routes = routes![write, repeatable, serializable, read];
+        rocket
+            .mount("/", bounded(routes, HANDLER))
+            .attach(Settlement::new())
+    })
+    .await;
+    (stage, proxy)
+}
+
+/// Writes and reads, from several sides, for as long as `meanwhile` takes; what failures they are
+/// answered with. Every answer comes in time, and is a refusal that may be retried, or in doubt.
+async fn under_load(stage: &Stage, meanwhile: impl Future<Output = ()>) -> BTreeSet<String> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+    let is_over = AtomicBool::new(false);
+    let client = async || {
+        let mut kinds = BTreeSet::new();
+        while !is_over.load(Ordering::SeqCst) {
+            let number = NEXT.fetch_add(1, Ordering::SeqCst);
+            for what in [format!("POST /notes/{number}"), "GET /notes".to_owned()] {
+                let sent = Instant::now();
+                let answer = stage.send(&what).await;
+                let took = sent.elapsed();
+                assert!(took < BOUND, "{what} took {took:?}: {answer:?}");
+                match answer.status {
+                    200 | 201 => {}
+                    503 => {
+                        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+                        kinds.insert(answer.kind());
+                    }
+                    _ => {
+                        assert_eq!(answer.outcome(), Some("unknown"), "{what}: {answer:?}");
+                        kinds.insert(answer.kind());
+                    }
+                }
+            }
+        }
+        kinds
+    };
+    let over = async {
+        meanwhile.await;
+        is_over.store(true, Ordering::SeqCst);
+    };
+    let clients = rocket::futures::future::join_all((0..6).map(|_| client()));
+    let (kinds, ()) = rocket::tokio::join!(clients, over);
+    kinds.into_iter().flatten().collect()
+}
+
+async fn works(stage: &Stage) {
+    for what in ["POST /notes/works", "GET /notes"] {
+        eventually("it works again", async || {
+            stage.send(what).await.status < 300
+        })
+        .await;
+    }
+    stage.nothing_is_stuck().await;
+}
+
+mod postgres {
+    use super::*;
+
+    #[rocket::async_test]
+    async fn a_server_that_restarts_is_away_for_a_while_and_never_fails() {
+        let mut cluster = Cluster::start().await;
+        let (stage, _proxy) = stage(&cluster).await;
+        works(&stage).await;
+        stage.databases.empty().await;
+        let kinds = under_load(&stage, async {
+            for _ in 0..2 {
+                cluster.crash().await;
+                cluster.restart().await;
+                cluster.restart().await;
+            }
+        })
+        .await;
+        println!("told {kinds:?}");
+        assert!(!kinds.contains("database"), "{kinds:?}");
+        works(&stage).await;
+    }
+
+    /// A host that hangs: its processes do nothing, and its connections stand.
+    #[rocket::async_test]
+    async fn a_server_that_hangs_keeps_nobody_waiting() {
+        let cluster = Cluster::start().await;
+        let (stage, _proxy) = stage(&cluster).await;
+        works(&stage).await;
+        stage.databases.empty().await;
+        for only_backends in [true, false] {
+            let kinds = under_load(&stage, async {
+                match only_backends {
+                    true => cluster.signal_backends("STOP"),
+                    false => cluster.freeze(),
+                }
+                rocket::tokio::time::sleep(2 * HANDLER).await;
+                cluster.thaw();
+            })
+            .await;
+            println!("told {kinds:?}");
+            assert!(!kinds.contains("database"), "{kinds:?}");
+            works(&stage).await;
+            stage.databases.empty().await;
+        }
+    }
+
+    /// The address leads to a standby before that is promoted.
+    #[rocket::async_test]
+    async fn a_standby_takes_no_writes_until_it_is_promoted() {
+        let mut primary = Cluster::start().await;
+        let (stage, proxy) = stage(&primary).await;
+        works(&stage).await;
+        let mut standby = primary.standby().await;
+        primary.kill().await;
+        proxy.lead_to(&standby.url("main"));
+        for what in ["notes", "repeatable", "serializable"] {
+            for _ in 0..2 {
+                let answer = stage.send(&format!("POST /{what}/standby")).await;
+                assert_eq!(answer.told(), (503, Some("rolled-back")), "{}", answer.body);
+                assert_eq!(answer.kind(), "not-writable", "{what}");
+                assert!(answer.header("retry-after").is_some());
+            }
+        }
+        assert_eq!(stage.send("GET /notes").await.status, 200);
+        standby.promote().await;
+        for what in ["notes", "repeatable", "serializable"] {
+            let answer = stage.send(&format!("POST /{what}/{what}")).await;
+            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+        }
+    }
+
+    /// The sessions that stand lead to a server that takes no writes any more, new ones elsewhere.
+    #[rocket::async_test]
+    async fn a_session_on_a_server_that_takes_no_writes_any_more_is_replaced() {
+        let mut primary = Cluster::start().await;
+        let (stage, proxy) = stage(&primary).await;
+        works(&stage).await;
+        let mut standby = primary.standby().await;
+        primary.wait_for(&standby).await;
+        standby.promote().await;
+        let mut admin = primary.admin().await;
+        for sql in [
+            "ALTER SYSTEM SET default_transaction_read_only = on",
+            "SELECT pg_reload_conf()",
+        ] {
+            sqlx::raw_sql(sql).execute(&mut admin).await.unwrap();
+        }
+        eventually("the old primary takes no writes", async || {
+            let mut session = stage.databases.postgres(In::Main).await;
+            let read_only: String = sqlx::query_scalar("SHOW transaction_read_only")
+                .fetch_one(&mut session)
+                .await
+                .unwrap();
+            read_only == "on"
+        })
+        .await;
+        let answer = stage.send("POST /notes/before").await;
+        assert_eq!(answer.kind(), "not-writable");
+        proxy.lead_to(&standby.url("main"));
+        for what in ["notes", "repeatable", "serializable"] {
+            let answer = stage.send(&format!("POST /{what}/{what}")).await;
+            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+        }
+        primary.stop().await;
+    }
+}

@@ -1,0 +1,190 @@
+//! `settle_timeout` is one deadline for a settlement: prepare, COMMIT, rollback and releases.
+
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
+
+use rocket::http::Status;
+use rocket::{post, routes};
+use rocket_tx::tx::{Phase, Settling};
+use rocket_tx::{Begin, Error, Outstanding, Resource, Settlement, Tx};
+
+use crate::support::launch::logged;
+use crate::support::stage::{figment, note};
+use crate::support::{Audit, Backend, Break, Databases, In, Main, Stage};
+
+const LIMIT: Duration = Duration::from_secs(2);
+/// What a busy machine may need beside it; less than a second deadline would take.
+const SLACK: Duration = Duration::from_millis(1_500);
+
+/// Never ends at some of its steps.
+struct Hangs {
+    at: String,
+    phase: Phase,
+}
+
+impl Hangs {
+    async fn step(&self, step: &str) -> Result<(), Error> {
+        if self.at.contains(step) {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+#[rocket::async_trait]
+impl Resource for Hangs {
+    fn name(&self) -> Cow<'_, str> {
+        "hangs".into()
+    }
+
+    fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+        self.step("prepare").await
+    }
+
+    async fn commit(&mut self) -> Result<(), Error> {
+        self.step("commit").await
+    }
+
+    async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+        self.step("rollback").await
+    }
+}
+
+/// Two resources that hang, around two databases.
+#[post("/hang/<at>/<phase>/<code>")]
+async fn hang(
+    at: &str,
+    phase: &str,
+    code: u16,
+    outstanding: &Outstanding,
+    main: Begin<Main>,
+    audit: Begin<Audit>,
+) -> Result<(Status, ()), Error> {
+    let hangs = || Hangs {
+        at: at.to_owned(),
+        phase: match phase {
+            "database" => Phase::Database,
+            _ => Phase::Release,
+        },
+    };
+    outstanding.join(hangs())?;
+    note(&mut *main.begin().await?, "written").await?;
+    note(&mut *audit.begin().await?, "written").await?;
+    outstanding.join(hangs())?;
+    Ok((Status::new(code), ()))
+}
+
+#[post("/both")]
+async fn both(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
+    note(&mut main, "written").await?;
+    note(&mut audit, "written").await?;
+    Ok(Status::Created)
+}
+
+async fn stage(databases: Databases) -> Stage {
+    Stage::on(databases, &[("settle_timeout", "\"2s\"")], |rocket| {
+        rocket
+            .mount("/", routes![hang, both])
+            .attach(Settlement::new())
+    })
+    .await
+}
+
+async fn a_settlement_has_one_deadline(backend: Backend) {
+    let stage = stage(Databases::with_tables(backend).await).await;
+    for (path, told, rows) in [
+        ("prepare+rollback/database/201", (503, "rolled-back"), 0),
+        ("prepare+rollback/release/201", (503, "rolled-back"), 0),
+        ("commit+rollback/database/201", (500, "unknown"), 0),
+        ("commit/release/201", (201, "committed"), 2),
+        ("rollback/database/409", (409, "rolled-back"), 0),
+        ("rollback/release/409", (409, "rolled-back"), 0),
+    ] {
+        let started = Instant::now();
+        let answer = stage.send(&format!("POST /hang/{path}")).await;
+        let took = started.elapsed();
+        assert_eq!(answer.told(), (told.0, Some(told.1)), "{path}");
+        assert!(took < LIMIT + SLACK, "{path} took {took:?}");
+        // The databases around what hangs had time of their own.
+        assert_eq!(stage.notes().await.len(), rows, "{path}");
+        stage.nothing_is_stuck().await;
+        stage.databases.empty().await;
+    }
+}
+
+mod of_postgres {
+    use super::*;
+
+    /// A server that answers nothing any more, ROLLBACK neither.
+    #[rocket::async_test]
+    async fn a_silent_server_is_waited_for_once() {
+        for (at, told) in [
+            ("SET CONSTRAINTS ALL IMMEDIATE", (503, "rolled-back")),
+            // Another session ends the silent one, and finds that nothing was committed there.
+            ("COMMIT", (500, "partial")),
+        ] {
+            // The server keeps the row's lock for as long as the session lives.
+            let mut databases = Databases::with_tables(Backend::Postgres).await;
+            let proxy = databases.by_proxy(In::Audit).await;
+            let stage = stage(databases).await;
+            proxy.set(at, Break::Stall);
+            let started = Instant::now();
+            let answer = stage.send("POST /both").await;
+            let took = started.elapsed();
+            assert_eq!(answer.told(), (told.0, Some(told.1)), "{at}");
+            assert!(proxy.has_sprung(), "{at}");
+            assert!(took < LIMIT + SLACK, "{at} took {took:?}");
+            stage.nothing_is_stuck().await;
+        }
+    }
+}
+
+/// What a launch with these settings says about them.
+async fn said_at_launch(settings: &[(&str, &str)]) -> String {
+    let databases = Databases::new(Backend::Sqlite).await;
+    let rocket = rocket::custom(figment(&databases, settings)).attach(Settlement::new());
+    let (ignited, log) = logged(rocket.ignite()).await;
+    drop(ignited.unwrap());
+    log
+}
+
+#[rocket::async_test]
+async fn a_shutdown_that_waits_too_short_is_warned_about() {
+    for (settings, is_warned) in [
+        (&[][..], false),
+        (&[("settle_timeout", "\"4s\"")], false),
+        (&[("settle_timeout", "\"5s\"")], true),
+        (
+            &[("settle_timeout", "\"5s\""), ("shutdown.grace", "3")],
+            false,
+        ),
+        (&[("shutdown.grace", "1"), ("shutdown.mercy", "1")], false),
+        (&[("shutdown.grace", "0"), ("shutdown.mercy", "1")], true),
+    ] {
+        let log = said_at_launch(settings).await;
+        let said = log.contains("`settle_timeout` is not shorter than `shutdown.grace`");
+        assert_eq!(said, is_warned, "{settings:?}: {log}");
+    }
+}
+
+/// By default a settlement is shorter than the shutdown, which Rocket gives 5 s.
+async fn a_settlement_is_shorter_than_a_shutdown(backend: Backend) {
+    let stage = Stage::new(backend, |rocket| {
+        rocket.mount("/", routes![hang]).attach(Settlement::new())
+    })
+    .await;
+    let started = Instant::now();
+    let answer = stage.send("POST /hang/rollback/release/409").await;
+    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+on_each_backend!(
+    a_settlement_has_one_deadline,
+    a_settlement_is_shorter_than_a_shutdown,
+);

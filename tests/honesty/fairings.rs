@@ -1,0 +1,212 @@
+//! Settlement has the last word on a response, whoever attaches fairings, and when.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rocket::fairing::{AdHoc, Fairing};
+use rocket::http::{Header, Status};
+use rocket::tokio::time::timeout;
+use rocket::{Build, Request, Response, Rocket, get, post, routes};
+use rocket_tx::{Error, Observer, Settlement, Tx, db, problem_catchers};
+
+use crate::support::launch::{logged, refused};
+use crate::support::stage::{figment, note, run};
+use crate::support::{Answer, Audit, Backend, Databases, Main, Stage};
+
+#[post("/status/<code>")]
+async fn status(code: u16, mut main: Tx<Main>) -> Result<(Status, ()), Error> {
+    note(&mut main, "written").await?;
+    Ok((Status::new(code), ()))
+}
+
+/// Turns 202 into 503, and 418 into 200.
+fn turns() -> AdHoc {
+    AdHoc::on_response("Turns", |_, response| {
+        Box::pin(async move {
+            match response.status().code {
+                202 => response.set_status(Status::ServiceUnavailable),
+                418 => response.set_status(Status::Ok),
+                _ => {}
+            }
+        })
+    })
+}
+
+/// A stage that attaches `turns` when it is ignited, `depth` stages further down.
+fn stage_of(depth: usize) -> AdHoc {
+    AdHoc::on_ignite("A stage", move |rocket| async move {
+        match depth {
+            1 => rocket.attach(turns()),
+            _ => rocket.attach(stage_of(depth - 1)),
+        }
+    })
+}
+
+async fn settled_by_what_is_told(stage: &Stage, what: &str) {
+    let failed = stage.send("POST /status/202").await;
+    assert_eq!(failed.told(), (503, Some("rolled-back")), "{what}");
+    assert_eq!(stage.notes().await, [""; 0], "{what}");
+
+    let succeeded = stage.send("POST /status/418").await;
+    assert_eq!(succeeded.told(), (200, Some("committed")), "{what}");
+    assert_eq!(stage.notes().await, ["written"], "{what}");
+    stage.databases.empty().await;
+}
+
+async fn fairings_that_stages_attach_run_before_settlement(backend: Backend) {
+    for depth in [1, 2, 3] {
+        for stage_is_first in [true, false] {
+            let stage = Stage::new(backend, |rocket| {
+                let rocket = rocket.mount("/", routes![status]);
+                match stage_is_first {
+                    true => rocket.attach(stage_of(depth)).attach(Settlement::new()),
+                    false => rocket.attach(Settlement::new()).attach(stage_of(depth)),
+                }
+            })
+            .await;
+            settled_by_what_is_told(&stage, &format!("{depth}, {stage_is_first}")).await;
+        }
+    }
+}
+
+async fn fairings_of_the_launch_code_run_before_settlement(backend: Backend) {
+    let stage = Stage::new(backend, |rocket| {
+        rocket
+            .mount("/", routes![status])
+            .attach(Settlement::new())
+            .attach(turns())
+    })
+    .await;
+    settled_by_what_is_told(&stage, "the launch code").await;
+}
+
+fn launching(databases: &Databases, last: impl Fairing) -> Rocket<Build> {
+    rocket::custom(figment(databases, &[]))
+        .attach(db::init::<Main>())
+        .attach(db::init::<Audit>())
+        .attach(Settlement::new())
+        .attach(last)
+        .register("/", problem_catchers())
+}
+
+async fn a_fairing_that_comes_too_late_stops_the_launch(backend: Backend) {
+    let databases = Databases::with_tables(backend).await;
+    let rocket = launching(&databases, stage_of(12)).mount("/", routes![status]);
+    let log = refused(rocket).await;
+    assert!(log.contains("`Turns`"), "{log}");
+    assert!(log.contains("attach it in the launch code"), "{log}");
+}
+
+/// No guard of ours is in a handler's signature, so nothing is asked before the launch.
+async fn a_fairing_that_comes_too_late_ends_a_service_without_guards(backend: Backend) {
+    let databases = Databases::with_tables(backend).await;
+    let rocket = launching(&databases, stage_of(12));
+    let launch = timeout(Duration::from_secs(20), rocket.launch());
+    let (ended, log) = logged(launch).await;
+    let ended = ended.expect("it goes on");
+    drop(ended.unwrap());
+    assert!(log.contains("`Turns`"), "{log}");
+}
+
+/// A status, and an outcome.
+type Seen = (u16, Option<String>);
+
+/// Keeps what is seen of every response.
+#[derive(Clone, Default)]
+struct Watches(Arc<Mutex<Vec<Seen>>>);
+
+impl Observer for Watches {
+    fn responded(&self, _: &Request<'_>, response: &Response<'_>) {
+        let outcome = response.headers().get_one("Transaction-Outcome");
+        let told = (response.status().code, outcome.map(str::to_owned));
+        self.0.lock().push(told);
+    }
+}
+
+#[post("/constraint")]
+async fn constraint(mut main: Tx<Main>) -> Result<Status, Error> {
+    run(&mut main, "INSERT INTO pairs (id, partner) VALUES (1, 2)").await?;
+    Ok(Status::Created)
+}
+
+async fn an_observer_sees_what_the_client_is_told(backend: Backend) {
+    let watches = Watches::default();
+    let stage = Stage::new(backend, |rocket| {
+        rocket
+            .mount("/", routes![status, constraint])
+            .attach(Settlement::new().observer(watches.clone()))
+            .attach(stage_of(1))
+    })
+    .await;
+    for path in ["POST /constraint", "POST /status/418", "GET /nowhere"] {
+        let answer = stage.send(path).await;
+        let (status, outcome) = answer.told();
+        let seen = std::mem::take(&mut *watches.0.lock());
+        assert_eq!(seen, [(status, outcome.map(str::to_owned))], "{path}");
+    }
+}
+
+#[get("/forged?<code>")]
+fn forged(code: u16) -> Forged {
+    Forged(Status::new(code))
+}
+
+#[post("/forged?<code>")]
+async fn forged_with_tx(code: u16, mut main: Tx<Main>) -> Result<Forged, Error> {
+    note(&mut main, "written").await?;
+    Ok(Forged(Status::new(code)))
+}
+
+/// An answer that bears the library's own headers.
+struct Forged(Status);
+
+impl<'r> rocket::response::Responder<'r, 'static> for Forged {
+    fn respond_to(self, _: &'r rocket::Request<'_>) -> rocket::response::Result<'static> {
+        let mut response = rocket::Response::build();
+        response.status(self.0);
+        for outcome in ["committed", "rolled-back"] {
+            response.header_adjoin(Header::new("Transaction-Outcome", outcome));
+            response.header_adjoin(Header::new("x-request-id", "mine"));
+        }
+        response.ok()
+    }
+}
+
+fn all(answer: &Answer, name: &str) -> Vec<String> {
+    let values = answer.headers.get_all(name).iter();
+    values.map(|it| it.to_str().unwrap().to_owned()).collect()
+}
+
+async fn nobody_else_sets_the_headers_of_settlement(backend: Backend) {
+    let stage = Stage::new(backend, |rocket| {
+        rocket
+            .mount("/", routes![forged, forged_with_tx])
+            .attach(Settlement::new())
+    })
+    .await;
+    for code in [200, 404, 500] {
+        let answer = stage.send(&format!("GET /forged?code={code}")).await;
+        assert_eq!(answer.told(), (code, None), "nothing was outstanding");
+        let ids = all(&answer, "x-request-id");
+        assert!(ids.len() == 1 && ids[0] != "mine", "{ids:?}");
+
+        let answer = stage.send(&format!("POST /forged?code={code}")).await;
+        let outcome = match code {
+            200 => "committed",
+            _ => "rolled-back",
+        };
+        assert_eq!(all(&answer, "transaction-outcome"), [outcome]);
+        let ids = all(&answer, "x-request-id");
+        assert!(ids.len() == 1 && ids[0] != "mine", "{ids:?}");
+    }
+}
+
+on_each_backend!(
+    fairings_that_stages_attach_run_before_settlement,
+    fairings_of_the_launch_code_run_before_settlement,
+    a_fairing_that_comes_too_late_stops_the_launch,
+    a_fairing_that_comes_too_late_ends_a_service_without_guards,
+    an_observer_sees_what_the_client_is_told,
+    nobody_else_sets_the_headers_of_settlement,
+);

@@ -1,0 +1,258 @@
+//! A network that dies without a word, and a server that is not there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rocket::http::Status;
+use rocket::tokio::sync::{Barrier, Semaphore};
+use rocket::{Build, Rocket, State, get, post, routes};
+use rocket_tx::tx::bounded;
+use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
+
+use crate::support::stage::{note, run};
+use crate::support::{
+    Answer, Audit, Backend, Databases, In, Main, Newcomers, Proxy, Stage, eventually,
+};
+
+/// As many as a database has connections here.
+const CONNECTIONS: usize = 4;
+
+const CONNECT: Duration = Duration::from_secs(1);
+const HANDLER: Duration = Duration::from_secs(3);
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Within which everything is answered; the machine may be busy with other tests.
+const BOUND: Duration =
+    Duration::from_secs(CONNECT.as_secs() + HANDLER.as_secs() + SETTLE.as_secs() + 3);
+
+#[post("/notes/<text>")]
+async fn write(text: &str, mut main: Tx<Main>) -> Result<Status, Error> {
+    note(&mut main, text).await?;
+    Ok(Status::Created)
+}
+
+#[post("/both/<text>")]
+async fn both(text: &str, mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
+    note(&mut main, text).await?;
+    note(&mut audit, text).await?;
+    Ok(Status::Created)
+}
+
+#[get("/notes")]
+async fn count(mut main: Read<Main>) -> Result<String, Error> {
+    let count: i64 = with_backend!(main, |db| sqlx::query_scalar("SELECT count(*) FROM notes")
+        .fetch_one(db)
+        .await)?;
+    Ok(count.to_string())
+}
+
+/// Opens as many sessions as there may be: none ends before all have begun.
+#[post("/together")]
+async fn together(mut main: Tx<Main>, all: &State<Barrier>) -> Result<(), Error> {
+    run(&mut main, "SELECT 1").await?;
+    all.wait().await;
+    Ok(())
+}
+
+#[get("/together")]
+async fn read_together(mut main: Read<Main>, all: &State<Barrier>) -> Result<(), Error> {
+    run(&mut main, "SELECT 1").await?;
+    all.wait().await;
+    Ok(())
+}
+
+/// Two steps, and the test goes between them.
+struct Steps {
+    first_done: Semaphore,
+    go_on: Semaphore,
+}
+
+#[post("/steps")]
+async fn steps(mut main: Tx<Main>, steps: &State<Arc<Steps>>) -> Result<Status, Error> {
+    note(&mut main, "first").await?;
+    steps.first_done.add_permits(1);
+    if let Ok(permit) = steps.go_on.acquire().await {
+        permit.forget();
+    }
+    note(&mut main, "second").await?;
+    Ok(Status::Created)
+}
+
+fn service(rocket: Rocket<Build>, steps_between: &Arc<Steps>) -> Rocket<Build> {
+    let routes = routes![write, both, count, together, read_together, steps];
+    rocket
+        .manage(Barrier::new(CONNECTIONS))
+        .manage(Arc::clone(steps_between))
+        .mount("/", bounded(routes, HANDLER))
+        .attach(Settlement::new())
+}
+
+const SETTINGS: [(&str, &str); 3] = [
+    ("settle_timeout", "\"1s\""),
+    ("databases.main.connect_timeout", "\"1s\""),
+    ("databases.audit.connect_timeout", "\"1s\""),
+];
+
+struct Scene {
+    stage: Stage,
+    proxy: Proxy,
+    steps: Arc<Steps>,
+}
+
+/// A service whose database `main` is behind a proxy.
+async fn scene() -> Scene {
+    let mut databases = Databases::with_tables(Backend::Postgres).await;
+    let proxy = databases.by_proxy(In::Main).await;
+    let steps = Arc::new(Steps {
+        first_done: Semaphore::new(0),
+        go_on: Semaphore::new(0),
+    });
+    let stage = Stage::on(databases, &SETTINGS, |rocket| service(rocket, &steps)).await;
+    Scene {
+        stage,
+        proxy,
+        steps,
+    }
+}
+
+impl Scene {
+    /// All of these at once.
+    async fn at_once(&self, requests: impl IntoIterator<Item = String>) -> Vec<Answer> {
+        let requests = requests
+            .into_iter()
+            .map(async |what| self.timed(&what).await);
+        rocket::futures::future::join_all(requests).await
+    }
+
+    /// An answer that comes in time.
+    async fn timed(&self, what: &str) -> Answer {
+        let sent = Instant::now();
+        let answer = self.stage.send(what).await;
+        let took = sent.elapsed();
+        assert!(took < BOUND, "{what} took {took:?}: {answer:?}");
+        answer
+    }
+
+    /// Every session that there may be is open, and idle.
+    async fn open_all(&self) {
+        for what in ["POST /together", "GET /together"] {
+            let answers = self.at_once(vec![what.to_owned(); CONNECTIONS]).await;
+            assert!(answers.iter().all(|answer| answer.status == 200));
+        }
+    }
+
+    /// Writes and reads work again, `within` of now.
+    async fn recovers(&self, within: Duration) {
+        let broken = Instant::now();
+        for (what, well) in [("POST /notes/recovered", 201), ("GET /notes", 200)] {
+            eventually("it works again", async || {
+                self.timed(what).await.status == well
+            })
+            .await;
+        }
+        let took = broken.elapsed();
+        println!("recovered after {took:?}");
+        assert!(took < within, "it took {took:?}");
+        // It is there, and once: the table has a unique key.
+        let notes = self.stage.databases.notes(In::Main).await;
+        assert!(notes.contains(&"recovered".to_owned()), "{notes:?}");
+    }
+}
+
+/// A refusal that a client may answer by trying again.
+fn is_refused(answer: &Answer, kind: &str, what: &str) {
+    assert_eq!(answer.status, 503, "{what}: {answer:?}");
+    assert_ne!(answer.outcome(), Some("unknown"), "{what}: {answer:?}");
+    assert_eq!(answer.kind(), kind, "{what}: {}", answer.body);
+    assert!(answer.header("retry-after").is_some(), "{what}");
+}
+
+mod postgres {
+    use super::*;
+
+    /// No packet of the old connections arrives any more; new ones work.
+    #[rocket::async_test]
+    async fn connections_that_died_silently_are_found_out_and_replaced() {
+        let scene = scene().await;
+        scene.open_all().await;
+        scene.proxy.freeze();
+        let broken = Instant::now();
+        let writes = (0..2 * CONNECTIONS).map(|number| format!("POST /notes/{number}"));
+        let reads = (0..2 * CONNECTIONS).map(|_| "GET /notes".to_owned());
+        let answers = scene.at_once(writes.chain(reads)).await;
+        println!("answered in {:?}", broken.elapsed());
+        let mut written = Vec::new();
+        for (number, answer) in answers.iter().enumerate() {
+            match (answer.status, answer.outcome()) {
+                (201, Some("committed")) => written.push(number.to_string()),
+                (200, None) => {}
+                (503, Some("rolled-back") | None) => {}
+                told => panic!("request {number} was told {told:?}: {answer:?}"),
+            }
+        }
+        scene.recovers(Duration::from_secs(10)).await;
+        written.push("recovered".into());
+        written.sort();
+        assert_eq!(scene.stage.databases.notes(In::Main).await, written);
+        scene.proxy.thaw();
+        scene.stage.nothing_is_stuck().await;
+    }
+
+    /// Neither old nor new connections get an answer.
+    #[rocket::async_test]
+    async fn a_database_behind_a_dead_network_cannot_be_reached_and_recovers_with_it() {
+        let scene = scene().await;
+        scene.open_all().await;
+        scene.proxy.freeze();
+        scene.proxy.newcomers(Newcomers::Ignored).await;
+        // The sessions that stand are found out first.
+        let requests = (0..3 * CONNECTIONS).map(|number| format!("POST /notes/{number}"));
+        for answer in scene.at_once(requests).await {
+            assert_eq!(answer.status, 503, "{answer:?}");
+        }
+        for what in ["POST /notes/1", "POST /both/1", "GET /notes"] {
+            is_refused(&scene.timed(what).await, "unreachable", what);
+        }
+        assert_eq!(scene.stage.notes().await, [""; 0]);
+        scene.proxy.newcomers(Newcomers::Served).await;
+        scene.recovers(Duration::from_secs(5)).await;
+        scene.proxy.thaw();
+        scene.stage.nothing_is_stuck().await;
+    }
+
+    #[rocket::async_test]
+    async fn a_statement_that_is_never_answered_is_given_up_with_its_handler() {
+        let scene = scene().await;
+        let test = async {
+            scene.steps.first_done.acquire().await.unwrap().forget();
+            scene.proxy.freeze();
+            scene.steps.go_on.add_permits(1);
+        };
+        let (answer, ()) = rocket::tokio::join!(scene.timed("POST /steps"), test);
+        assert_eq!(answer.told(), (503, Some("rolled-back")), "{}", answer.body);
+        is_refused(&answer, "handler-timeout", "a statement");
+        scene.recovers(Duration::from_secs(5)).await;
+        scene.proxy.thaw();
+        scene.stage.nothing_is_stuck().await;
+        assert_eq!(scene.stage.notes().await, ["recovered"]);
+    }
+
+    #[rocket::async_test]
+    async fn a_server_that_is_down_cannot_be_reached_and_is_not_called_busy() {
+        let scene = scene().await;
+        scene.open_all().await;
+        scene.proxy.newcomers(Newcomers::Refused).await;
+        scene.proxy.cut();
+        for _ in 0..2 {
+            for what in ["POST /notes/1", "POST /both/1", "GET /notes"] {
+                let answer = scene.timed(what).await;
+                is_refused(&answer, "unreachable", what);
+                assert!(answer.body.contains("cannot be reached"), "{}", answer.body);
+                assert!(!answer.body.contains("busy"), "{}", answer.body);
+            }
+        }
+        scene.proxy.newcomers(Newcomers::Served).await;
+        scene.recovers(Duration::from_secs(5)).await;
+        scene.stage.nothing_is_stuck().await;
+    }
+}

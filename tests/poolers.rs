@@ -1,0 +1,169 @@
+//! A connection pooler between the service and Postgres.
+
+use rocket::http::Status;
+use rocket::{get, post, routes};
+use rocket_tx::db::{self, Connection};
+use rocket_tx::{Error, Read, Settlement, Tx};
+
+use crate::support::launch::refused;
+use crate::support::stage::{figment, note, run};
+use crate::support::{Backend, Break, Databases, In, Main, Mode, PgBouncer, Proxy, Stage};
+
+/// What an operator writes into the pooler's configuration for drivers that send more at the start
+/// than it knows. It then drops both.
+const IGNORING: [(&str, &str); 1] = [("ignore_startup_parameters", "extra_float_digits,options")];
+
+#[post("/notes/<text>")]
+async fn write(text: &str, mut main: Tx<Main>) -> Result<Status, Error> {
+    note(&mut main, text).await?;
+    Ok(Status::Created)
+}
+
+async fn setting(connection: &mut Connection, sql: &'static str) -> Result<String, Error> {
+    let Connection::Postgres(connection) = connection else {
+        return Ok(String::new());
+    };
+    Ok(sqlx::query_scalar(sql).fetch_one(&mut **connection).await?)
+}
+
+/// What a transaction's session is set to; and a handler that changes it for itself.
+#[get("/limits")]
+async fn limits(mut main: Tx<Main>) -> Result<String, Error> {
+    let statement = setting(&mut main, "SHOW statement_timeout").await?;
+    let idle = setting(&mut main, "SHOW idle_in_transaction_session_timeout").await?;
+    run(&mut main, "SET statement_timeout = 0").await?;
+    Ok(format!("{statement} {idle}"))
+}
+
+#[get("/read-only")]
+async fn read_only(mut main: Read<Main>) -> Result<String, Error> {
+    setting(&mut main, "SHOW transaction_read_only").await
+}
+
+#[post("/through-read")]
+async fn through_read(mut main: Read<Main>) -> Result<(), Error> {
+    Ok(note(&mut main, "never").await?)
+}
+
+const SETTINGS: [(&str, &str); 3] = [
+    ("settle_timeout", "\"2s\""),
+    ("databases.main.statement_timeout", "\"7s\""),
+    ("databases.main.idle_in_transaction_timeout", "\"8s\""),
+];
+
+async fn pooled(mode: Mode, settings: &[(&str, &str)]) -> (Databases, PgBouncer) {
+    let mut databases = Databases::with_tables(Backend::Postgres).await;
+    let pooler = PgBouncer::to(databases.url(In::Main), mode, settings).await;
+    for database in [In::Main, In::Audit] {
+        let url = pooler.url(databases.url(database));
+        databases.reach_at(database, url);
+    }
+    (databases, pooler)
+}
+
+async fn stage(databases: Databases) -> Stage {
+    Stage::on(databases, &SETTINGS, |rocket| {
+        rocket
+            .mount("/", routes![write, limits, read_only, through_read])
+            .attach(Settlement::new())
+    })
+    .await
+}
+
+mod postgres {
+    use super::*;
+
+    #[rocket::async_test]
+    async fn a_pooler_in_session_mode_serves_as_the_server_itself() {
+        for settings in [&[][..], &IGNORING] {
+            let (databases, _pooler) = pooled(Mode::Session, settings).await;
+            let stage = stage(databases).await;
+            let answer = stage.send("POST /notes/written").await;
+            assert_eq!(answer.told(), (201, Some("committed")), "{settings:?}");
+            // Of each session, and again after what a handler did to it.
+            for _ in 0..6 {
+                let answer = stage.send("GET /limits").await;
+                assert_eq!(
+                    (answer.status, &*answer.body),
+                    (200, "7s 8s"),
+                    "{settings:?}"
+                );
+                let answer = stage.send("GET /read-only").await;
+                assert_eq!((answer.status, &*answer.body), (200, "on"), "{settings:?}");
+                assert_eq!(stage.send("POST /through-read").await.status, 500);
+            }
+            assert_eq!(stage.notes().await, ["written"]);
+            stage.nothing_is_stuck().await;
+        }
+    }
+
+    #[rocket::async_test]
+    async fn a_pooler_that_shares_sessions_is_refused_at_launch() {
+        let ignoring: &[_] = &IGNORING;
+        for (mode, settings) in [
+            (Mode::Transaction, &[][..]),
+            (Mode::Transaction, ignoring),
+            (Mode::Statement, ignoring),
+        ] {
+            let (databases, _pooler) = pooled(mode, settings).await;
+            let log = refused(
+                rocket::custom(figment(&databases, &SETTINGS))
+                    .attach(db::init::<Main>())
+                    .attach(Settlement::new()),
+            )
+            .await;
+            for said in ["`main`", "transaction", "pool_mode = session"] {
+                assert!(log.contains(said), "{said:?} is missing from\n{log}");
+            }
+        }
+    }
+
+    #[rocket::async_test]
+    async fn several_hosts_in_a_url_are_refused_with_the_reason() {
+        let mut databases = Databases::new(Backend::Postgres).await;
+        let url = "postgres://user:secret@one:5432,two:5432/main";
+        databases.reach_at(In::Main, url.into());
+        let log = refused(
+            rocket::custom(figment(&databases, &SETTINGS))
+                .attach(db::init::<Main>())
+                .attach(Settlement::new()),
+        )
+        .await;
+        assert!(log.contains("several hosts"), "{log}");
+        assert!(!log.contains("secret"), "{log}");
+    }
+
+    /// The server's end of a session is cut at COMMIT, and the pooler answers in its place.
+    #[rocket::async_test]
+    async fn a_commit_that_a_pooler_lost_is_told_as_what_became_of_it() {
+        const ROUNDS: usize = 10;
+
+        let mut databases = Databases::with_tables(Backend::Postgres).await;
+        let proxy = Proxy::to(databases.url(In::Main)).await;
+        let behind = proxy.url(databases.url(In::Main));
+        let pooler = PgBouncer::to(&behind, Mode::Session, &[]).await;
+        let url = pooler.url(databases.url(In::Main));
+        databases.reach_at(In::Main, url);
+        let stage = stage(databases).await;
+        let mut resolved = 0;
+        for round in 0..ROUNDS {
+            for (kind_of_break, is_stored) in [(Break::Before, false), (Break::After, true)] {
+                proxy.set("COMMIT", kind_of_break);
+                let answer = stage.send(&format!("POST /notes/{round}")).await;
+                assert!(proxy.has_sprung());
+                let notes = stage.databases.notes(In::Main).await;
+                let what = format!("{kind_of_break:?}: {answer:?}");
+                assert_eq!(!notes.is_empty(), is_stored, "{what}");
+                match (answer.outcome(), is_stored) {
+                    (Some("unknown"), _) => {}
+                    (Some("committed"), true) | (Some("rolled-back"), false) => resolved += 1,
+                    _ => panic!("told a lie: stored is {is_stored}, {what}"),
+                }
+                assert_eq!(answer.outcome() == Some("committed"), answer.status == 201);
+                stage.nothing_is_stuck().await;
+                stage.databases.empty().await;
+            }
+        }
+        println!("{resolved} of {} were found out", 2 * ROUNDS);
+    }
+}

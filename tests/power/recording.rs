@@ -1,0 +1,374 @@
+//! A load on the real service, and all that is known of it afterwards: what its processes did to
+//! their files, what it answered and when, and what was stored in the end.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use fastrand::Rng;
+use rocket::serde::json::{Value, serde_json};
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, Executor};
+use tempfile::TempDir;
+
+use crate::support::{Backend, Databases, In, Service, eventually};
+
+use super::log::Log;
+
+/// One line a row, in the order of their ids.
+pub const ROWS: [(&str, &str, &str); 2] = [
+    (
+        "main.db",
+        "todos",
+        "SELECT group_concat(id || ' ' || title, char(10)) FROM (SELECT * FROM todos ORDER BY id)",
+    ),
+    (
+        "audit.db",
+        "audit",
+        "SELECT group_concat(id || ' ' || request_id || ' ' || subject, char(10)) \
+         FROM (SELECT * FROM audit ORDER BY id)",
+    ),
+];
+
+const CLIENTS: usize = 16;
+
+/// How long a sync takes at most, in microseconds: long enough for other commits to fall into it.
+const SYNC: &str = "4000";
+
+/// The writer is closed now and then for so many requests, and not for as many.
+const STRETCH: usize = 300;
+
+/// What is recorded.
+pub struct Load {
+    pub seed: u64,
+    /// How many, over all phases.
+    pub requests: usize,
+    /// The setting of both databases.
+    pub synchronous: &'static str,
+}
+
+/// All that is known of a load.
+pub struct Recording {
+    /// Goes with it, unless it is kept.
+    folder: Option<TempDir>,
+    pub path: PathBuf,
+    pub log: Log,
+    pub history: History,
+    /// What lay in the folder at some positions of the log, to compare the simulator with.
+    pub seen: Vec<(u64, BTreeMap<String, Vec<u8>>)>,
+    /// What lay there before the first process started.
+    pub before: BTreeMap<String, (u64, Vec<u8>)>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct History {
+    /// Names and inodes of the files that were there before; they lie beside this.
+    before: Vec<(String, u64)>,
+    /// In the order of their positions.
+    pub acknowledged: Vec<Acknowledged>,
+    /// What is stored in the end, by [`ROWS`]. Rows are only added, and a transaction that is rolled
+    /// back gives its id back: what a cut leaves must be a beginning of it.
+    pub stored: [String; 2],
+}
+
+/// An answer that promises: a todo and its line of the trail are stored.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub struct Acknowledged {
+    /// How long the log was when the answer had been read.
+    pub position: u64,
+    /// The ids in both databases.
+    pub rows: [usize; 2],
+}
+
+/// One answer to a client.
+struct Told {
+    title: String,
+    request: String,
+    position: u64,
+    /// The id of the todo, if it is promised to be stored; `None` if it is promised not to be.
+    id: Option<usize>,
+}
+
+/// A load that is under way.
+struct Recorder {
+    load: Load,
+    library: String,
+    log: PathBuf,
+    databases: Arc<Databases>,
+    sent: AtomicUsize,
+    seen: Vec<(u64, BTreeMap<String, Vec<u8>>)>,
+}
+
+impl Load {
+    pub async fn record(self) -> Recording {
+        let folder = super::scratch();
+        let databases = Arc::new(Databases::new(Backend::Sqlite).await);
+        let before = with_small_pages(&databases).await;
+        let mut recorder = Recorder {
+            library: compiled(folder.path()),
+            log: folder.path().join("log"),
+            databases,
+            sent: AtomicUsize::new(0),
+            seen: Vec::new(),
+            load: self,
+        };
+        let told = recorder.run().await;
+        let history = recorder.history(told, &before).await;
+        for (name, (_, content)) in &before {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
+        let json = serde_json::to_vec(&history).unwrap();
+        std::fs::write(folder.path().join("history"), json).unwrap();
+
+        let mut recording = Recording::read(folder.path());
+        recording.seen = recorder.seen;
+        recording.folder = Some(folder);
+        recording
+    }
+}
+
+impl Recording {
+    /// One that was kept.
+    pub fn read(path: &Path) -> Self {
+        let history = std::fs::read(path.join("history")).unwrap();
+        let history: History = serde_json::from_slice(&history).unwrap();
+        let before = history.before.iter();
+        let before = before.map(|(name, inode)| {
+            let content = std::fs::read(path.join(name)).unwrap();
+            (name.clone(), (*inode, content))
+        });
+        Self {
+            folder: None,
+            path: path.to_owned(),
+            log: Log::read(&path.join("log")),
+            before: before.collect(),
+            history,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Leaves it on the disk, to cut it again.
+    pub fn keep(&mut self) {
+        if let Some(folder) = self.folder.take() {
+            self.path = folder.keep();
+        }
+    }
+}
+
+impl Recorder {
+    /// One process; two on the same files; one that is killed, and its successor.
+    ///
+    /// A process is killed when no request is under way: what it did is recorded to the end.
+    async fn run(&mut self) -> Vec<Told> {
+        let requests = self.load.requests;
+        let mut told = Vec::new();
+
+        let one = self.start().await;
+        told.extend(self.send(&[&one], requests * 3 / 10).await);
+        self.close_the_writer(&one).await;
+        told.extend(self.send(&[&one], requests * 2 / 10).await);
+        self.look();
+        // The last one to close a file removes its WAL.
+        one.stop().await;
+        self.look();
+
+        // A process that syncs nothing begins the WAL, and is killed before a checkpoint. It promises
+        // nothing; what the other process promises stands behind it in the same WAL.
+        let (one, other) = (self.start().await, self.start_with("off").await);
+        let unsynced = self.send(&[&other], 40).await;
+        told.extend(unsynced.into_iter().filter(|told| told.id.is_none()));
+        other.signal("KILL");
+        drop(other);
+        told.extend(self.send(&[&one], requests / 20).await);
+        self.look();
+
+        let two = self.start().await;
+        told.extend(self.send(&[&one, &two], requests * 2 / 10).await);
+        one.stop().await;
+        self.look();
+        told.extend(self.send(&[&two], requests / 10).await);
+        two.signal("KILL");
+        drop(two);
+        self.look();
+
+        let one = self.start().await;
+        told.extend(self.send(&[&one], requests * 2 / 10).await);
+        one.stop().await;
+        self.look();
+        told
+    }
+
+    async fn start(&self) -> Service {
+        self.start_with(self.load.synchronous).await
+    }
+
+    async fn start_with(&self, synchronous: &str) -> Service {
+        // Readers leave soon: then a writer that is closed may be the last connection.
+        let setting = format!(
+            r#"max_connections=4,idle_timeout="50ms",synchronous="{}""#,
+            synchronous
+        );
+        let variables = [
+            ("LD_PRELOAD", self.library.as_str()),
+            ("POWER_LOG", self.log.to_str().unwrap()),
+            ("POWER_FOLDER", self.databases.folder().to_str().unwrap()),
+            ("POWER_SYNC", SYNC),
+            ("ROCKET_DATABASES", &self.databases.variable_with(&setting)),
+        ];
+        Service::on(Arc::clone(&self.databases), &variables).await
+    }
+
+    async fn send(&self, services: &[&Service], requests: usize) -> Vec<Told> {
+        let last = self.sent.load(Ordering::Relaxed) + requests;
+        let clients = (0..CLIENTS).map(|client| async move {
+            let mut told = Vec::new();
+            loop {
+                let number = self.sent.fetch_add(1, Ordering::Relaxed);
+                if number >= last {
+                    self.sent.store(last, Ordering::Relaxed);
+                    return told;
+                }
+                let service = services[client % services.len()];
+                told.extend(self.new_todo(service, number).await);
+            }
+        });
+        let told: Vec<_> = rocket::futures::future::join_all(clients).await;
+        told.into_iter().flatten().collect()
+    }
+
+    /// Once readers have left too, the last connection of `main` is closed: SQLite removes the WAL,
+    /// and makes another one for the next request.
+    async fn close_the_writer(&self, service: &Service) {
+        let answer = service.new_todo("closes the writer", "swallow").await;
+        assert_eq!(answer.outcome(), Some("rolled-back"), "{answer:?}");
+        let wal = self.databases.folder().join("main.db-wal");
+        eventually("the WAL is removed", async || !wal.exists()).await;
+    }
+
+    /// `None` if the answer promises nothing.
+    async fn new_todo(&self, service: &Service, number: usize) -> Option<Told> {
+        let mut rng = Rng::with_seed(self.load.seed ^ (number as u64) << 32);
+        let filler: String = (0..rng.usize(..480)).map(|_| rng.alphanumeric()).collect();
+        let title = format!("{number} {filler}");
+        let fault = match rng.u8(..64) {
+            0..8 => "respond=502",
+            8 => "commit",
+            // SQLite rolls back by itself, and the writer is closed. Not all the time: the WAL is to
+            // grow until it begins anew, too.
+            9 | 10 if (number / STRETCH).is_multiple_of(2) => "swallow",
+            _ => "",
+        };
+        let answer = service.new_todo(&title, fault).await;
+        let position = length(&self.log);
+        let id = match answer.told() {
+            (201, Some("committed")) if fault.is_empty() => {
+                let todo: Value = answer.json();
+                Some(todo["id"].as_u64().unwrap().try_into().unwrap())
+            }
+            // 503: the other process was faster for too long.
+            (400.., Some("rolled-back")) => None,
+            (_, Some("unknown" | "partial")) => return None,
+            _ => panic!("{answer:?}\n{}", service.log()),
+        };
+        Some(Told {
+            title,
+            request: answer.header("x-request-id").unwrap().to_owned(),
+            position,
+            id,
+        })
+    }
+
+    /// Nothing is under way.
+    fn look(&mut self) {
+        let mut files = BTreeMap::new();
+        for entry in std::fs::read_dir(self.databases.folder()).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            if name.contains(".db") && !name.ends_with("-shm") {
+                files.insert(name, std::fs::read(entry.path()).unwrap());
+            }
+        }
+        self.seen.push((length(&self.log), files));
+    }
+
+    /// Compares what was told with what is stored.
+    async fn history(&self, told: Vec<Told>, before: &BTreeMap<String, (u64, Vec<u8>)>) -> History {
+        let mut stored = [String::new(), String::new()];
+        for (database, rows) in [In::Main, In::Audit].into_iter().zip(&mut stored) {
+            let found = self.databases.texts(database, ROWS[database as usize].2);
+            *rows = found.await.pop().unwrap();
+        }
+        let lines: HashMap<&str, usize> = stored[1]
+            .lines()
+            .zip(1..)
+            .map(|(line, id)| (line.split(' ').nth(1).unwrap(), id))
+            .collect();
+        let titles: Vec<&str> = stored[0].lines().collect();
+        for rows in &stored {
+            for (line, id) in rows.lines().zip(1_usize..) {
+                assert!(line.starts_with(&format!("{id} ")), "a gap before {line}");
+            }
+        }
+
+        let mut acknowledged = Vec::new();
+        for one in told {
+            let line = lines.get(one.request.as_str());
+            match one.id {
+                Some(id) => {
+                    assert_eq!(titles[id - 1], format!("{id} {}", one.title));
+                    acknowledged.push(Acknowledged {
+                        position: one.position,
+                        rows: [id, *line.unwrap()],
+                    });
+                }
+                None => {
+                    let row = format!(" {}", one.title);
+                    assert!(!titles.iter().any(|title| title.ends_with(&row)), "{row}");
+                    assert!(line.is_none(), "{row}");
+                }
+            }
+        }
+        acknowledged.sort_by_key(|one| one.position);
+        let before = before.iter();
+        History {
+            before: before.map(|(name, it)| (name.clone(), it.0)).collect(),
+            acknowledged,
+            stored,
+        }
+    }
+}
+
+/// Makes one of the two files beforehand, with the smallest pages: a checkpoint comes after a number
+/// of pages, and a todo needs several of these.
+async fn with_small_pages(databases: &Databases) -> BTreeMap<String, (u64, Vec<u8>)> {
+    let path = databases.folder().join("main.db");
+    let options = SqliteConnectOptions::new().filename(&path).page_size(512);
+    let mut connection = options.create_if_missing(true).connect().await.unwrap();
+    connection.execute("PRAGMA user_version = 1").await.unwrap();
+    connection.close().await.unwrap();
+    let inode = std::fs::metadata(&path).unwrap().ino();
+    BTreeMap::from([("main.db".to_owned(), (inode, std::fs::read(&path).unwrap()))])
+}
+
+/// Compiles the recorder.
+fn compiled(folder: &Path) -> String {
+    let library = folder.join("recorder.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/power/recorder.c");
+    let compiled = Command::new("cc")
+        .args([
+            "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o",
+        ])
+        .args([library.as_path(), Path::new(source)])
+        .args(["-ldl", "-lpthread"])
+        .status();
+    assert!(compiled.unwrap().success());
+    library.into_os_string().into_string().unwrap()
+}
+
+fn length(log: &Path) -> u64 {
+    std::fs::metadata(log).map_or(0, |it| it.len())
+}

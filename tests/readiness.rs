@@ -1,0 +1,216 @@
+//! What the service says of itself: `/readyz`, and the log when a database goes away.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    Answer, Backend, Cluster, Databases, In, Newcomers, Proxy, Service, eventually,
+};
+
+/// Two seconds, and some for a busy machine.
+const BOUND: Duration = Duration::from_secs(3);
+
+async fn readyz(service: &Service) -> Answer {
+    let sent = Instant::now();
+    let answer = service.get("/readyz").await;
+    let took = sent.elapsed();
+    assert!(took < BOUND, "it took {took:?}: {answer:?}");
+    answer
+}
+
+/// Becomes 503 for this reason.
+async fn is_not_ready(service: &Service, reason: &str) {
+    eventually("it is not ready", async || {
+        readyz(service).await.status == 503
+    })
+    .await;
+    let answer = readyz(service).await;
+    assert_eq!(answer.kind(), "not-ready", "{answer:?}");
+    assert!(answer.body.contains(reason), "{reason}: {}", answer.body);
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+}
+
+async fn is_ready(service: &Service) {
+    eventually("it is ready", async || readyz(service).await.status == 204).await;
+}
+
+async fn a_service_whose_databases_take_writes_is_ready(backend: Backend) {
+    let service = Service::start(backend).await;
+    let answers = (0..20).map(|_| readyz(&service));
+    for answer in rocket::futures::future::join_all(answers).await {
+        assert_eq!(answer.status, 204, "{answer:?}");
+    }
+}
+
+/// Nobody else gets a connection meanwhile.
+async fn readiness_needs_no_connection_that_requests_have(backend: Backend) {
+    let databases = Arc::new(Databases::new(backend).await);
+    let few = databases.variable_with("max_connections=1");
+    let service = Service::on(databases, &[("ROCKET_DATABASES", &few)]).await;
+    let busy = service.new_todo("a", "delay=4000");
+    let probes = async {
+        eventually("the request holds its connections", async || {
+            let registry: rocket::serde::json::Value = service.get("/registry").await.json();
+            registry["outstanding"].as_array().unwrap().len() == 2
+        })
+        .await;
+        for _ in 0..3 {
+            assert_eq!(readyz(&service).await.status, 204);
+        }
+    };
+    let (answer, ()) = rocket::tokio::join!(busy, probes);
+    assert_eq!(answer.told(), (201, Some("committed")));
+}
+
+on_each_backend!(
+    a_service_whose_databases_take_writes_is_ready,
+    readiness_needs_no_connection_that_requests_have,
+);
+
+/// A service whose database `main` is behind a proxy.
+async fn behind_a_proxy() -> (Service, Proxy) {
+    let mut databases = Databases::new(Backend::Postgres).await;
+    let proxy = databases.by_proxy(In::Main).await;
+    let settings = databases.variable_with("max_connections=4,connect_timeout=1");
+    let service = Service::on(Arc::new(databases), &[("ROCKET_DATABASES", &settings)]).await;
+    (service, proxy)
+}
+
+mod postgres_alone {
+    use super::*;
+
+    mod postgres {
+        use super::*;
+
+        #[rocket::async_test]
+        async fn a_dead_network_is_told_in_time() {
+            let (service, proxy) = behind_a_proxy().await;
+            is_ready(&service).await;
+            proxy.freeze();
+            proxy.newcomers(Newcomers::Ignored).await;
+            is_not_ready(&service, "`main` cannot be reached").await;
+            let probes = (0..20).map(|_| readyz(&service));
+            for answer in rocket::futures::future::join_all(probes).await {
+                assert_eq!(answer.status, 503);
+            }
+            proxy.newcomers(Newcomers::Served).await;
+            // The connections of before stay silent.
+            is_ready(&service).await;
+        }
+
+        #[rocket::async_test]
+        async fn a_server_that_was_made_read_only_is_not_ready() {
+            let cluster = Cluster::start().await;
+            let databases = Arc::new(Databases::on_cluster(&cluster).await);
+            let service = Service::on(databases, &[]).await;
+            is_ready(&service).await;
+            let mut admin = cluster.admin().await;
+            for (value, writes) in [("on", false), ("off", true)] {
+                let set = format!("ALTER SYSTEM SET default_transaction_read_only = {value}");
+                for sql in [&*set, "SELECT pg_reload_conf()"] {
+                    sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()))
+                        .execute(&mut admin)
+                        .await
+                        .unwrap();
+                }
+                match writes {
+                    false => {
+                        is_not_ready(&service, "`main` takes no writes").await;
+                        let answer = service.new_todo("a", "").await;
+                        assert_eq!(answer.kind(), "not-writable", "{answer:?}");
+                    }
+                    true => is_ready(&service).await,
+                }
+            }
+        }
+
+        /// However many requests fail meanwhile.
+        #[rocket::async_test]
+        async fn a_database_that_goes_away_and_comes_back_is_two_lines_of_the_log() {
+            let (service, proxy) = behind_a_proxy().await;
+            assert_eq!(service.new_todo("before", "").await.status, 201);
+            proxy.newcomers(Newcomers::Refused).await;
+            proxy.cut();
+            for _ in 0..3 {
+                let requests = (0..6).map(|_| service.new_todo("meanwhile", ""));
+                for answer in rocket::futures::future::join_all(requests).await {
+                    assert_eq!(answer.kind(), "unreachable", "{answer:?}");
+                }
+            }
+            proxy.newcomers(Newcomers::Served).await;
+            eventually("it works again", async || {
+                service.new_todo("after", "").await.status == 201
+            })
+            .await;
+            let log = service.log();
+            let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+            assert_eq!(lines("the database cannot be reached"), 1, "{log}");
+            assert_eq!(lines("can be reached again"), 1, "{log}");
+            for a_line_each in [
+                "a request guard failed",
+                "a request failed",
+                "not be served",
+            ] {
+                assert_eq!(lines(a_line_each), 0, "{log}");
+            }
+        }
+    }
+}
+
+/// A library that, preloaded, has writes to files fail whose name holds `.db` while the file
+/// `$FULL_DISK` is there, as on a disk without room.
+fn full_disk(folder: &Path) -> String {
+    let source = folder.join("full_disk.c");
+    let library = folder.join("full_disk.so");
+    std::fs::write(&source, include_str!("support/full_disk.c")).unwrap();
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .args([&library, &source])
+        .arg("-ldl")
+        .status()
+        .unwrap();
+    assert!(built.success());
+    library.to_str().unwrap().to_owned()
+}
+
+mod sqlite_alone {
+    use super::*;
+
+    mod sqlite {
+        use super::*;
+
+        #[rocket::async_test]
+        async fn a_full_disk_is_not_ready_and_a_write_to_it_is_not_lost_in_silence() {
+            let databases = Arc::new(Databases::new(Backend::Sqlite).await);
+            let library = full_disk(databases.folder());
+            let full = databases.folder().join("full");
+            let variables = [
+                ("LD_PRELOAD", &*library),
+                ("FULL_DISK", full.to_str().unwrap()),
+            ];
+            let service = Service::on(Arc::clone(&databases), &variables).await;
+            is_ready(&service).await;
+            assert_eq!(service.new_todo("before", "").await.status, 201);
+            std::fs::write(&full, "").unwrap();
+            is_not_ready(&service, "`main` has no room left on its disk").await;
+            let answer = service.new_todo("meanwhile", "").await;
+            assert!(answer.status >= 500, "{answer:?}");
+            std::fs::remove_file(&full).unwrap();
+            is_ready(&service).await;
+            let left_behind = std::fs::read_dir(databases.folder()).unwrap();
+            let left_behind =
+                left_behind.filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+            assert!(!left_behind.into_iter().any(|name| name.contains("canary")));
+        }
+
+        #[rocket::async_test]
+        async fn a_database_whose_file_was_removed_is_not_ready() {
+            let service = Service::start(Backend::Sqlite).await;
+            is_ready(&service).await;
+            std::fs::remove_file(service.databases.folder().join("audit.db")).unwrap();
+            is_not_ready(&service, "`audit` is gone").await;
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What a request leaves on its connection.
+
+use std::time::Duration;
+
+use rocket::futures::StreamExt;
+use rocket::http::Status;
+use rocket::{Route, post};
+use rocket_tx::{Read, Tx};
+
+use super::{send_sql, sqlite, stage};
+use crate::support::Main;
+
+/// Each changes something for all later statements of a connection.
+const LEFTOVERS: [&str; 17] = [
+    "ATTACH ':memory:' AS other",
+    "CREATE TEMP TABLE notes (text)",
+    "CREATE TEMP VIEW pairs AS SELECT 1 AS id",
+    "CREATE TEMP TRIGGER mine AFTER INSERT ON main.notes BEGIN DELETE FROM notes; END",
+    "DROP TABLE temp.rocket_tx_child",
+    "PRAGMA query_only = 1",
+    "PRAGMA query_only = 0",
+    "PRAGMA locking_mode = exclusive",
+    "PRAGMA ignore_check_constraints = 1",
+    "PRAGMA recursive_triggers = 1",
+    "PRAGMA reverse_unordered_selects = 1",
+    "PRAGMA writable_schema = 1",
+    "PRAGMA case_sensitive_like = 1",
+    "PRAGMA busy_timeout = 1",
+    "ROLLBACK; PRAGMA foreign_keys = 0; PRAGMA synchronous = 0; BEGIN",
+    "ROLLBACK; PRAGMA foreign_keys = 0; BEGIN; ATTACH ':memory:' AS other",
+    "BEGIN",
+];
+
+pub(super) fn routes() -> Vec<Route> {
+    rocket::routes![callbacks, callbacks_of_read, first_row]
+}
+
+#[rocket::async_test]
+async fn nothing_that_one_request_sets_is_seen_by_the_next() {
+    let stage = stage().await;
+    let states = async || {
+        let tx = stage.send("GET /state/tx").await;
+        let read = stage.send("GET /state/read").await;
+        assert_eq!((tx.status, read.status), (200, 200), "{tx:?} {read:?}");
+        (tx.body, read.body)
+    };
+    let as_made = states().await;
+    for sql in LEFTOVERS {
+        for guard in ["tx", "read", "connection"] {
+            for status in [201, 422] {
+                send_sql(&stage, &format!("POST /run/{guard}/{status}"), sql).await;
+                assert_eq!(states().await, as_made, "{sql}, through {guard}, {status}");
+            }
+        }
+    }
+    let answer = stage.send("POST /note/after").await;
+    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    assert_eq!(stage.send("GET /notes").await.body, "after");
+    stage.nothing_is_stuck().await;
+}
+
+/// A transaction that stays open would show the file as it was then.
+#[rocket::async_test]
+async fn a_reader_that_was_left_in_a_transaction_shows_later_commits() {
+    let stage = stage().await;
+    for (guard, number) in [("read", 1), ("connection", 2)] {
+        let path = format!("POST /run/{guard}/200");
+        send_sql(&stage, &path, "BEGIN; SELECT count(*) FROM notes").await;
+        let written = stage.send(&format!("POST /note/{number}")).await;
+        assert_eq!(written.told(), (201, Some("committed")));
+        let seen = stage.send("GET /notes").await.body;
+        assert!(seen.ends_with(&number.to_string()), "{guard}: {seen}");
+    }
+}
+
+/// Whatever a request sets on it.
+#[rocket::async_test]
+async fn what_only_reads_stores_nothing() {
+    let stage = stage().await;
+    for guard in ["read", "connection"] {
+        for sql in [
+            "PRAGMA query_only = 0; INSERT INTO notes VALUES ('sneaked in')",
+            "PRAGMA query_only = 0; BEGIN; INSERT INTO notes VALUES ('sneaked in'); COMMIT",
+        ] {
+            send_sql(&stage, &format!("POST /run/{guard}/201"), sql).await;
+            assert_eq!(stage.notes().await, [""; 0], "{guard}: {sql}");
+        }
+    }
+    stage.nothing_is_stuck().await;
+}
+
+/// Callbacks that would interrupt whatever comes next.
+#[post("/callbacks")]
+async fn callbacks(mut tx: Tx<Main>) -> Status {
+    let mut handle = sqlite(&mut tx).lock_handle().await.unwrap();
+    handle.set_update_hook(|_| panic!("this belonged to another request"));
+    handle.set_progress_handler(1, || false);
+    Status::Ok
+}
+
+#[post("/callbacks-of-read")]
+async fn callbacks_of_read(mut read: Read<Main>) -> Status {
+    let mut handle = sqlite(&mut read).lock_handle().await.unwrap();
+    handle.set_progress_handler(1, || false);
+    Status::Ok
+}
+
+#[rocket::async_test]
+async fn callbacks_end_with_their_request() {
+    let stage = stage().await;
+    for path in ["callbacks", "callbacks-of-read"] {
+        stage.send(&format!("POST /{path}")).await;
+        let answer = stage.send(&format!("POST /note/after-{path}")).await;
+        assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+        let read = stage.send("GET /notes").await;
+        assert_eq!(read.status, 200, "{path}: {read:?}");
+    }
+}
+
+/// Takes one row of very many, and the rest is never asked for.
+#[post("/first-row/<guard>")]
+async fn first_row(guard: &str, read: Option<Read<Main>>) -> Status {
+    let Some(mut read) = read else {
+        return Status::NotImplemented;
+    };
+    assert_eq!(guard, "read");
+    let mut rows = sqlx::query(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000000)
+         SELECT i FROM n WHERE i = 1 OR i % 50000000 = 0",
+    )
+    .fetch(sqlite(&mut read));
+    let first = rows.next().await;
+    assert!(first.is_some_and(|row| row.is_ok()));
+    Status::Ok
+}
+
+/// SQLite works on towards the second row; nobody waits for it but the connection itself.
+#[rocket::async_test]
+async fn a_query_that_was_given_up_keeps_no_other_request() {
+    let databases = crate::support::Databases::with_tables(crate::support::Backend::Sqlite).await;
+    let settings = [("databases.main.max_connections", "2")];
+    let stage = crate::support::Stage::on(databases, &settings, |rocket| {
+        rocket
+            .mount("/", rocket::routes![first_row, super::notes])
+            .attach(rocket_tx::Settlement::new())
+    })
+    .await;
+    assert_eq!(stage.send("POST /first-row/read").await.status, 200);
+    for _ in 0..5 {
+        let sent = std::time::Instant::now();
+        assert_eq!(stage.send("GET /notes").await.status, 200);
+        assert!(sent.elapsed() < Duration::from_secs(1));
+    }
+}

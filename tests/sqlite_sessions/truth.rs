@@ -1,0 +1,177 @@
+//! Statements that come late, and callbacks that a handler replaces.
+
+use std::time::Duration;
+
+use rocket::http::Status;
+use rocket::{Route, post};
+use rocket_db_pools::Pool;
+use rocket_tx::db::{
+    Access, BeginOptions, Isolation, Patience, RollbackError, SqlitePool, TransactionPool,
+};
+use rocket_tx::{Error, Tx};
+use sqlx::{Executor, SqliteConnection};
+use tokio::time::timeout;
+
+use super::{sqlite, stage};
+use crate::support::stage::note;
+use crate::support::{Audit, Backend, Databases, In, Main};
+
+pub(super) fn routes() -> Vec<Route> {
+    rocket::routes![late, late_in_both, hooked]
+}
+
+/// Keeps SQLite busy for a while.
+const SLOW: &str = "\
+    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000)
+    SELECT max(i) FROM n";
+
+/// Statements that the handler waits for no longer, and that are still to be run.
+async fn give_up(connection: &mut SqliteConnection, statements: &[&'static str]) {
+    for statement in statements {
+        let run = timeout(Duration::from_millis(20), connection.execute(*statement)).await;
+        assert!(run.is_err(), "{statement} was to come late");
+    }
+}
+
+const LATE: [&str; 3] = [SLOW, "ROLLBACK", "INSERT INTO notes VALUES ('late')"];
+
+#[post("/late/<status>")]
+async fn late(status: u16, mut tx: Tx<Main>) -> Result<(Status, ()), Error> {
+    note(&mut tx, "before").await?;
+    give_up(sqlite(&mut tx), &LATE).await;
+    Ok((Status::new(status), ()))
+}
+
+#[post("/late-in-both/<status>")]
+async fn late_in_both(
+    status: u16,
+    mut main: Tx<Main>,
+    mut audit: Tx<Audit>,
+) -> Result<(Status, ()), Error> {
+    note(&mut main, "before").await?;
+    note(&mut audit, "before").await?;
+    give_up(sqlite(&mut main), &LATE).await;
+    Ok((Status::new(status), ()))
+}
+
+#[rocket::async_test]
+async fn statements_that_come_late_store_nothing() {
+    let stage = stage().await;
+    for path in ["late", "late-in-both"] {
+        let answer = stage.send(&format!("POST /{path}/201")).await;
+        assert_eq!(answer.told(), (500, Some("rolled-back")), "{answer:?}");
+        assert_eq!(answer.kind(), "ended");
+        assert_eq!(stage.notes().await, [""; 0], "{path}");
+        let answer = stage.send(&format!("POST /{path}/422")).await;
+        assert_eq!(answer.told(), (422, Some("rolled-back")), "{answer:?}");
+        assert_eq!(stage.notes().await, [""; 0], "{path}");
+        stage.nothing_is_stuck().await;
+    }
+}
+
+/// Replaces hooks of ours, and does what they would have prevented.
+#[post("/hooked/<what>/<how>/<status>")]
+async fn hooked(
+    what: &str,
+    how: &str,
+    status: u16,
+    mut tx: Tx<Main>,
+) -> Result<(Status, ()), Error> {
+    note(&mut tx, "first").await?;
+    let connection = sqlite(&mut tx);
+    let mut handle = connection.lock_handle().await?;
+    match what {
+        "set" => {
+            handle.set_commit_hook(|| true);
+            handle.set_rollback_hook(|| ());
+        }
+        "removed" => {
+            handle.remove_commit_hook();
+            handle.remove_rollback_hook();
+        }
+        _ => handle.create_collation("rocket_tx_probe", |one, other| one.cmp(other))?,
+    }
+    drop(handle);
+    let statements = match how {
+        "commit" => "COMMIT",
+        "commit-and-go-on" => "COMMIT; BEGIN",
+        "rollback-and-go-on" => "ROLLBACK; BEGIN",
+        _ => "SELECT 1",
+    };
+    let _swallowed = connection.execute(statements).await;
+    let _swallowed = connection
+        .execute("INSERT INTO notes VALUES ('second')")
+        .await;
+    Ok((Status::new(status), ()))
+}
+
+/// What the hooks did not see cannot be vouched for; it is neither a success nor "nothing changed".
+#[rocket::async_test]
+async fn who_replaces_hooks_is_told_that_nobody_knows() {
+    let stage = stage().await;
+    for what in ["set", "removed", "collation"] {
+        for how in [
+            "commit",
+            "commit-and-go-on",
+            "rollback-and-go-on",
+            "nothing",
+        ] {
+            let path = format!("POST /hooked/{what}/{how}/201");
+            let answer = stage.send(&path).await;
+            assert_eq!(
+                answer.told(),
+                (500, Some("unknown")),
+                "{what}, {how}: {answer:?}"
+            );
+            stage.databases.empty().await;
+            // The next request has ours.
+            let raw = "INSERT INTO notes VALUES ('raw'); COMMIT";
+            let raw = super::send_sql(&stage, "POST /run/tx/201", raw).await;
+            assert_eq!(raw.told(), (500, Some("rolled-back")), "{what}, {how}");
+            assert_eq!(stage.notes().await, [""; 0], "{what}, {how}");
+            stage.nothing_is_stuck().await;
+        }
+    }
+}
+
+/// Outside a request: a rollback that came too late says so.
+#[rocket::async_test]
+async fn a_rollback_behind_hooks_that_were_replaced_claims_nothing() {
+    let databases = Databases::with_tables(Backend::Sqlite).await;
+    let figment = rocket::figment::Figment::new()
+        .merge(("url", databases.url(In::Main)))
+        .merge(("max_connections", 1))
+        .merge(("connect_timeout", 5));
+    let pool = SqlitePool::init(&figment).await.unwrap();
+    let options = BeginOptions {
+        isolation: Isolation::Default,
+        access: Access::ReadWrite,
+        patience: Patience::Wait,
+    };
+    let mut transaction = pool.open(options).await.unwrap();
+    let connection = transaction.connection();
+    let insert = "INSERT INTO notes VALUES ('stays')";
+    connection.execute(insert).await.unwrap();
+    let mut handle = connection.lock_handle().await.unwrap();
+    handle.remove_commit_hook();
+    drop(handle);
+    connection.execute("COMMIT").await.unwrap();
+    let claimed = transaction.rollback().await;
+    assert!(
+        matches!(claimed, Err(RollbackError::Ended { undone: false })),
+        "{claimed:?}"
+    );
+    drop(transaction);
+    assert_eq!(databases.notes(In::Main).await, ["stays"]);
+
+    // The next one has our hooks, and its rollback means what it says.
+    let mut transaction = pool.open(options).await.unwrap();
+    let insert = "INSERT INTO notes VALUES ('goes'); COMMIT";
+    let refused = transaction
+        .connection()
+        .execute(sqlx::raw_sql(insert))
+        .await;
+    assert!(refused.is_err());
+    transaction.rollback().await.unwrap();
+    assert_eq!(databases.notes(In::Main).await, ["stays"]);
+}
