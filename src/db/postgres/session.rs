@@ -198,14 +198,16 @@ impl Drop for PostgresSession {
         };
         match self.on_return {
             OnReturn::Reuse => place.sessions.put(live),
-            // Dropping the socket ends the session: the server rolls back.
-            OnReturn::Close => {}
+            // Dropping the socket ends the session: the server rolls back. Its place is free only
+            // then, or one more than there may be would be open for a moment.
+            OnReturn::Close => drop(live),
             OnReturn::Check => {
                 // Without a runtime the process ends.
                 if let Ok(runtime) = Handle::try_current() {
                     runtime.spawn(async move {
-                        if live.is_clean().await {
-                            place.sessions.put(live);
+                        match live.is_clean().await {
+                            true => place.sessions.put(live),
+                            false => drop(live),
                         }
                         drop(place);
                     });

@@ -235,6 +235,10 @@ impl Sessions {
             _permit: permit,
             _lent: self.0.lent.token(),
         };
+        // The pool may have been closed after the permit was taken, and did not wait for this.
+        if self.0.permits.is_closed() {
+            return Err(sqlx::Error::PoolClosed);
+        }
         while let Some(Idle { mut live, since }) = self.take() {
             if liveness == Liveness::Unchecked || since.elapsed() < FRESH {
                 return Ok(PostgresSession::new(live, false, place));

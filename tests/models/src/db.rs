@@ -1,0 +1,63 @@
+//! Pools: what they lend, to whom, in what state.
+
+pub mod postgres;
+#[path = "../../../src/db/sqlite_writer.rs"]
+mod sqlite_writer;
+pub mod writer;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use writer::{sqlite_lent, sqlite_place, sqlite_sync, sqlite_watch};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    Never,
+    Wait,
+    AtMost(Duration),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorClass {
+    Busy,
+    Unreachable,
+    Other,
+}
+
+impl ErrorClass {
+    pub fn of(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::PoolTimedOut => Self::Busy,
+            _ => Self::Other,
+        }
+    }
+}
+
+pub mod error_class {
+    pub fn while_connecting(error: sqlx::Error) -> sqlx::Error {
+        error
+    }
+
+    pub fn ends_session(_: &sqlx::Error) -> bool {
+        false
+    }
+}
+
+pub mod health {
+    pub struct Health;
+
+    impl Health {
+        pub fn is_unreachable(&self, _: &sqlx::Error) {}
+        pub fn is_reached(&self) {}
+    }
+}
+
+pub struct Link {
+    pub rank: usize,
+    pub settle_timeout: Arc<OnceLock<Duration>>,
+    pub health: health::Health,
+}
+
+impl Link {
+    pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+}

@@ -1,0 +1,239 @@
+//! The writer of a SQLite file: stand-ins for what it talks to, and scenes.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use shuttle::future::yield_now;
+use shuttle::rand::{Rng, thread_rng};
+
+use super::Patience;
+use super::sqlite_writer::{Writer, WriterFile};
+use crate::sqlite::SqliteConnectOptions;
+use crate::{Server, dropped_after, everywhere};
+
+pub mod sqlite_place {
+    use std::io;
+
+    pub struct Place;
+
+    impl Place {
+        pub fn check(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+}
+
+pub mod sqlite_sync {
+    use std::io;
+    use std::sync::Arc;
+
+    use super::super::sqlite_place::Place;
+
+    pub struct Wal;
+
+    impl Wal {
+        pub fn open(_: Arc<Place>, _: bool) -> io::Result<Self> {
+            Ok(Self)
+        }
+
+        pub fn sync_what_was_left(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        pub fn has_failed(&self) -> bool {
+            false
+        }
+
+        pub fn write_anew(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    pub struct SharedSync;
+    pub struct Synced;
+
+    impl SharedSync {
+        pub fn sync(&self, _: &Arc<Wal>) -> Synced {
+            Synced
+        }
+
+        pub fn drop_after_sync(&self, connection: impl Send + 'static) {
+            drop(connection);
+        }
+    }
+
+    impl Synced {
+        pub async fn wait(self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+}
+
+pub mod sqlite_watch {
+    use std::sync::Arc;
+
+    use crate::sqlite::SqliteConnection;
+
+    #[derive(PartialEq, Eq)]
+    pub enum Found {
+        Open,
+    }
+
+    pub struct Watch;
+
+    impl Watch {
+        pub fn new() -> Arc<Self> {
+            Arc::new(Self)
+        }
+
+        pub async fn install(&self, _: &mut SqliteConnection) -> sqlx::Result<()> {
+            Ok(())
+        }
+
+        pub fn is_blind(&self) -> bool {
+            false
+        }
+
+        pub fn is_touched(&self) -> bool {
+            false
+        }
+
+        pub fn found(&self) -> Found {
+            Found::Open
+        }
+    }
+}
+
+pub mod sqlite_lent {
+    use super::super::sqlite_writer::{Open, Turn};
+
+    /// Of the real one only its holding the turn, and its giving up a connection.
+    pub struct LentWriter {
+        turn: Turn,
+        pub give_up: bool,
+    }
+
+    impl LentWriter {
+        pub(in crate::db) fn new(turn: Turn) -> Self {
+            let give_up = false;
+            Self { turn, give_up }
+        }
+
+        pub(in crate::db) fn open(&mut self) -> &mut Open {
+            self.turn.as_mut().unwrap()
+        }
+    }
+
+    impl Drop for LentWriter {
+        fn drop(&mut self) {
+            if self.give_up {
+                *self.turn = None;
+            }
+        }
+    }
+}
+
+fn writer(server: &Server) -> Arc<Writer> {
+    let file = WriterFile {
+        options: SqliteConnectOptions(server.clone()),
+        place: Arc::new(sqlite_place::Place),
+        sync: None,
+        with_folder: false,
+        in_doubt: AtomicBool::new(false),
+    };
+    Arc::new(Writer::new(file, Duration::from_secs(5)))
+}
+
+/// One request: takes its turn, begins, and ends in one of the ways in which requests end.
+async fn request(writer: &Writer, number: usize, users: &Mutex<Vec<usize>>) -> bool {
+    let acquiring = async {
+        match number {
+            0 => writer.acquire(Patience::Never).await,
+            _ => writer.acquire(Patience::Wait).await,
+        }
+    };
+    let patience = match number {
+        1 => Some(thread_rng().gen_range(0..8)),
+        _ => None,
+    };
+    let mut lent = match dropped_after(patience, acquiring).await {
+        Some(Ok(lent)) => lent,
+        Some(Err(sqlx::Error::PoolTimedOut)) if number == 0 => return false,
+        Some(Err(sqlx::Error::PoolClosed)) | None => return false,
+        Some(Err(error)) => panic!("{error}"),
+    };
+    users.lock().push(number);
+    assert_eq!(users.lock().len(), 1, "two have the writer");
+    let open = lent.open();
+    assert!(
+        !open.connection().is_in_transaction(),
+        "a transaction of the one before is open"
+    );
+    open.connection_mut().socket.state.in_transaction = true;
+    yield_now().await;
+    let how = thread_rng().gen_range(0..3);
+    let connection = lent.open().connection_mut();
+    match how {
+        // Settled.
+        0 => connection.socket.state.in_transaction = false,
+        // Dropped: a rollback is queued.
+        1 => {
+            connection.rollback_queued = true;
+            lent.open().rolls_back = true;
+        }
+        _ => lent.give_up = true,
+    }
+    users.lock().pop();
+    true
+}
+
+async fn the_turn_goes_round() {
+    let server = Server::default();
+    let writer = writer(&server);
+    let users = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = Vec::new();
+    for number in 0..4 {
+        let (writer, users) = (Arc::clone(&writer), Arc::clone(&users));
+        let work = async move { request(&writer, number, &users).await };
+        tasks.push(tokio::spawn(work));
+    }
+    let mut done = 0;
+    for task in tasks {
+        done += usize::from(task.await.unwrap());
+    }
+    assert!(done >= 2, "those who wait get it");
+    assert_eq!(server.0.lock().most, 1, "two connections that write");
+    // Whatever became of the others, the next one gets it.
+    drop(writer.acquire(Patience::Wait).await.unwrap());
+    writer.close().await;
+    assert_eq!(server.0.lock().open, 0, "a connection is left");
+}
+
+pub fn the_writer_goes_from_one_to_the_next_in_order_and_clean() {
+    everywhere(the_turn_goes_round);
+}
+
+async fn closed_under_load() {
+    let server = Server::default();
+    let writer = writer(&server);
+    let users = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = Vec::new();
+    for number in 1..4 {
+        let (writer, users) = (Arc::clone(&writer), Arc::clone(&users));
+        let work = async move { request(&writer, number, &users).await };
+        tasks.push(tokio::spawn(work));
+    }
+    writer.close().await;
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let late = writer.acquire(Patience::Wait).await;
+    assert!(matches!(late, Err(sqlx::Error::PoolClosed)));
+    assert_eq!(server.0.lock().open, 0, "a connection is left");
+}
+
+pub fn the_writer_is_closed_for_good() {
+    everywhere(closed_under_load);
+}

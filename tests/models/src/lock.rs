@@ -1,0 +1,70 @@
+//! The gate in front of a lease.
+
+#[path = "../../../src/lock/gate.rs"]
+mod gate;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use shuttle::future::yield_now;
+use shuttle::rand::{Rng, thread_rng};
+
+use crate::{dropped_after, everywhere};
+use gate::Gate;
+
+/// Tasks enter, are dropped while they wait, fail, and try without waiting.
+async fn one_at_a_time_and_no_turn_is_lost() {
+    let gate = Arc::new(Gate::default());
+    let inside = Arc::new(AtomicUsize::new(0));
+    let mut tasks = Vec::new();
+    for number in 0..4 {
+        let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
+        tasks.push(tokio::spawn(async move {
+            let pass = match number {
+                0 => gate.try_enter(),
+                1 => dropped_after(Some(thread_rng().gen_range(0..3)), gate.enter()).await,
+                _ => Some(gate.enter().await),
+            };
+            if let Some(_pass) = pass {
+                assert_eq!(inside.fetch_add(1, SeqCst), 0, "two are inside");
+                yield_now().await;
+                gate.released(true);
+                inside.fetch_sub(1, SeqCst);
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(gate.try_enter().is_some(), "a turn was lost");
+}
+
+pub fn the_gate_lets_one_in_at_a_time_and_loses_no_turn() {
+    everywhere(one_at_a_time_and_no_turn_is_lost);
+}
+
+/// Each of several tasks releases and asks; with enough turns, exactly one of those who ask after it
+/// is due gives way.
+async fn gives_way_once() {
+    let gate = Arc::new(Gate::default());
+    for _ in 0..4 {
+        gate.released(true);
+    }
+    let mut tasks = Vec::new();
+    for _ in 0..3 {
+        let gate = Arc::clone(&gate);
+        tasks.push(tokio::spawn(async move {
+            yield_now().await;
+            usize::from(gate.should_yield())
+        }));
+    }
+    let mut yielded = 0;
+    for task in tasks {
+        yielded += task.await.unwrap();
+    }
+    assert_eq!(yielded, 1);
+}
+
+pub fn the_gate_gives_way_once_when_it_is_due() {
+    everywhere(gives_way_once);
+}

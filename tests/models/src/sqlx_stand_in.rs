@@ -1,0 +1,191 @@
+//! Databases that know who uses them. A connection is in nobody's transaction when it is lent, and
+//! nothing of its last user is left in it.
+
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use shuttle::future::yield_now;
+
+pub use sqlx_errors::{Error, Result};
+
+/// What a user does to a connection, and what the server would say of it.
+#[derive(Default)]
+pub struct State {
+    /// What its last user has left in it.
+    pub left: Option<usize>,
+    pub in_transaction: bool,
+    /// It is used by one at a time.
+    pub users: usize,
+}
+
+/// All connections that were ever opened to one server, and how many are open.
+#[derive(Clone, Default)]
+pub struct Server(pub Arc<Mutex<Counts>>);
+
+#[derive(Default)]
+pub struct Counts {
+    pub opened: usize,
+    pub open: usize,
+    pub most: usize,
+}
+
+/// A connection to either backend.
+pub struct Socket {
+    pub server: Server,
+    pub state: State,
+}
+
+impl Socket {
+    fn open(server: &Server) -> Self {
+        let mut counts = server.0.lock();
+        counts.opened += 1;
+        counts.open += 1;
+        counts.most = counts.most.max(counts.open);
+        Self {
+            server: server.clone(),
+            state: State::default(),
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.server.0.lock().open -= 1;
+    }
+}
+
+pub trait ConnectOptions {
+    type Connection;
+    fn connect(&self) -> impl Future<Output = Result<Self::Connection>> + Send;
+}
+
+pub trait Connection: Sized {
+    fn ping(&mut self) -> impl Future<Output = Result<()>> + Send;
+    fn close(self) -> impl Future<Output = Result<()>> + Send;
+}
+
+pub trait Executor {
+    fn execute(self, sql: &str) -> impl Future<Output = Result<()>> + Send;
+}
+
+pub trait Database {
+    type TransactionManager;
+}
+
+pub mod transaction {
+    pub trait TransactionManager {
+        type Connection;
+        fn get_transaction_depth(connection: &Self::Connection) -> usize;
+    }
+}
+
+pub mod postgres {
+    use super::{ConnectOptions, Connection, Result, Server, Socket, yield_now};
+
+    pub struct PgConnection(pub Socket);
+
+    pub struct PgConnectOptions(pub Server);
+
+    impl ConnectOptions for PgConnectOptions {
+        type Connection = PgConnection;
+
+        async fn connect(&self) -> Result<PgConnection> {
+            yield_now().await;
+            Ok(PgConnection(Socket::open(&self.0)))
+        }
+    }
+
+    impl Connection for PgConnection {
+        async fn ping(&mut self) -> Result<()> {
+            yield_now().await;
+            Ok(())
+        }
+
+        async fn close(self) -> Result<()> {
+            yield_now().await;
+            Ok(())
+        }
+    }
+}
+
+pub struct Postgres;
+pub struct Manager;
+
+impl Database for Postgres {
+    type TransactionManager = Manager;
+}
+
+impl transaction::TransactionManager for Manager {
+    type Connection = postgres::PgConnection;
+
+    fn get_transaction_depth(connection: &postgres::PgConnection) -> usize {
+        usize::from(connection.0.state.in_transaction)
+    }
+}
+
+pub mod sqlite {
+    use super::{ConnectOptions, Connection, Executor, Result, Server, Socket, yield_now};
+
+    pub struct SqliteConnection {
+        pub socket: Socket,
+        /// Its thread will roll back before it does anything else.
+        pub rollback_queued: bool,
+    }
+
+    pub struct SqliteConnectOptions(pub Server);
+
+    impl ConnectOptions for SqliteConnectOptions {
+        type Connection = SqliteConnection;
+
+        async fn connect(&self) -> Result<SqliteConnection> {
+            yield_now().await;
+            Ok(SqliteConnection {
+                socket: Socket::open(&self.0),
+                rollback_queued: false,
+            })
+        }
+    }
+
+    impl SqliteConnection {
+        pub fn is_in_transaction(&self) -> bool {
+            self.socket.state.in_transaction
+        }
+    }
+
+    impl Connection for SqliteConnection {
+        /// What is queued before it is done first.
+        async fn ping(&mut self) -> Result<()> {
+            yield_now().await;
+            if std::mem::take(&mut self.rollback_queued) {
+                self.socket.state.in_transaction = false;
+            }
+            Ok(())
+        }
+
+        async fn close(self) -> Result<()> {
+            yield_now().await;
+            Ok(())
+        }
+    }
+
+    impl Executor for &mut SqliteConnection {
+        async fn execute(self, _: &str) -> Result<()> {
+            yield_now().await;
+            Ok(())
+        }
+    }
+}
+
+pub struct QueryScalar;
+
+pub fn query_scalar(_: &str) -> QueryScalar {
+    QueryScalar
+}
+
+impl QueryScalar {
+    pub async fn fetch_one<T: FromStr>(self, _: &mut sqlite::SqliteConnection) -> Result<T> {
+        "ok".parse().map_err(|_| Error::WorkerCrashed)
+    }
+}
