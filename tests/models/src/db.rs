@@ -1,5 +1,6 @@
 //! Pools: what they lend, to whom, in what state.
 
+pub mod pools;
 pub mod postgres;
 #[path = "../../../src/db/sqlite_writer.rs"]
 mod sqlite_writer;
@@ -8,6 +9,9 @@ pub mod writer;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use pools::{
+    Access, BeginOptions, CommitError, Durability, Isolation, Session, Transaction, TransactionPool,
+};
 use writer::{sqlite_lent, sqlite_place, sqlite_sync, sqlite_watch};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,6 +11,7 @@
 //! | `lock` | `src/lock/gate.rs` | none |
 //! | `db` | `src/db/sqlite_writer.rs` | SQLite, the watch, the log and its sync |
 //! | `db::postgres` | `src/db/postgres/{session,sessions}.rs` | Postgres, the proof's wire format |
+//! | `tx` | `src/tx/{outstanding,checkout,lent,collected,require,mode}.rs` | pools, settlement, the rest of a request |
 //! //!
 //! Not tried: `std` atomics, of which each is one step here; time, which does not pass, except that
 //! a future is dropped half-way as a timeout drops it.
@@ -36,6 +37,7 @@ pub mod lock;
 mod schedule;
 mod sqlx_stand_in;
 mod tracker;
+pub mod tx;
 
 pub use schedule::{at_random, dropped_after, everywhere};
 pub use sqlx_stand_in::*;

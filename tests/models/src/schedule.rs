@@ -9,7 +9,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner};
 
 /// How many schedules of each kind.
-const TIMES: usize = 2_000;
+const TIMES: usize = 1_000;
 
 fn config() -> Config {
     let mut config = Config::new();

@@ -42,3 +42,14 @@ mod postgres {
             as a_pool_that_is_closed_has_no_session_left,
     );
 }
+
+mod registry {
+    use rocket_tx_models::tx;
+
+    scenes!(
+        tx::a_registry_is_settled_under_its_tasks as a_registry_is_settled_under_its_tasks,
+        tx::opposite_orders_never_meet_in_a_circle as opposite_orders_never_meet_in_a_circle,
+        tx::tasks_of_a_request_share_one_transaction_of_a_database
+            as tasks_of_a_request_share_one_transaction_of_a_database,
+    );
+}

@@ -1,0 +1,271 @@
+//! Pools of one connection whose transactions are counted, for the registry.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use rocket::figment::Figment;
+use shuttle::future::yield_now;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{Link, Patience};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isolation {
+    Default,
+    RepeatableRead,
+    Serializable,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct BeginOptions {
+    pub isolation: Isolation,
+    pub access: Access,
+    pub patience: Patience,
+}
+
+#[derive(Debug)]
+pub struct CommitError;
+
+pub struct Durability;
+
+impl Durability {
+    pub fn reached() -> Self {
+        Self
+    }
+}
+
+pub trait Session: Send + Sync + 'static {
+    type Connection: Send + Sync + 'static;
+}
+
+pub trait TransactionPool: rocket_db_pools::Pool<Error = sqlx::Error> + Clone {
+    type Session: Session;
+
+    fn open(
+        &self,
+        options: BeginOptions,
+    ) -> impl Future<Output = sqlx::Result<Transaction<Self::Session>>> + Send;
+
+    fn link(&self) -> &OnceLock<Link>;
+}
+
+/// What became of every transaction of a scene.
+#[derive(Clone, Default)]
+pub struct Transactions(Arc<Mutex<Ends>>);
+
+#[derive(Default)]
+struct Ends {
+    begun: usize,
+    committed: usize,
+    rolled_back: usize,
+    /// Of those, the ones that a handler had written to.
+    lost: usize,
+    /// By rank.
+    open: [usize; 2],
+}
+
+impl Transactions {
+    /// Everything that was begun has ended, and so much of it in a commit. Nothing that was written
+    /// is rolled back when the client is told of a commit. Tasks that keep a guard end by themselves.
+    pub async fn all_are_over(&self, committed: usize, told_committed: bool) {
+        loop {
+            {
+                let ends = self.0.lock();
+                if ends.begun == ends.committed + ends.rolled_back {
+                    assert_eq!(ends.committed, committed);
+                    assert!(
+                        !told_committed || ends.lost == 0,
+                        "told committed, and lost"
+                    );
+                    return;
+                }
+            }
+            yield_now().await;
+        }
+    }
+}
+
+/// A pool with one connection.
+#[derive(Clone)]
+pub struct Pool {
+    link: Arc<OnceLock<Link>>,
+    rank: usize,
+    one: Arc<Semaphore>,
+    transactions: Transactions,
+}
+
+impl Pool {
+    pub fn new(rank: usize, transactions: &Transactions) -> Self {
+        let link = OnceLock::new();
+        let _ = link.set(Link {
+            rank,
+            settle_timeout: Arc::default(),
+            health: super::health::Health,
+        });
+        Self {
+            link: Arc::new(link),
+            rank,
+            one: Arc::new(Semaphore::new(1)),
+            transactions: transactions.clone(),
+        }
+    }
+}
+
+#[rocket::async_trait]
+impl rocket_db_pools::Pool for Pool {
+    type Connection = ();
+    type Error = sqlx::Error;
+
+    async fn init(_: &Figment) -> sqlx::Result<Self> {
+        Err(sqlx::Error::PoolClosed)
+    }
+
+    async fn get(&self) -> sqlx::Result<()> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
+}
+
+pub struct Connected;
+
+impl Session for Connected {
+    type Connection = ();
+}
+
+impl TransactionPool for Pool {
+    type Session = Connected;
+
+    async fn open(&self, options: BeginOptions) -> sqlx::Result<Transaction<Connected>> {
+        let one = Arc::clone(&self.one);
+        let permit = match options.patience {
+            Patience::Never => one.try_acquire_owned().ok(),
+            _ => one.acquire_owned().await.ok(),
+        };
+        let permit = permit.ok_or(sqlx::Error::PoolTimedOut)?;
+        let transaction = Transaction::new(self, permit);
+        // BEGIN is on its way.
+        yield_now().await;
+        Ok(transaction)
+    }
+
+    fn link(&self) -> &OnceLock<Link> {
+        &self.link
+    }
+}
+
+pub struct Transaction<S> {
+    transactions: Transactions,
+    rank: usize,
+    is_over: bool,
+    is_written: bool,
+    _permit: OwnedSemaphorePermit,
+    session: PhantomData<S>,
+}
+
+impl<S> Transaction<S> {
+    fn new(pool: &Pool, permit: OwnedSemaphorePermit) -> Self {
+        let mut ends = pool.transactions.0.lock();
+        ends.begun += 1;
+        ends.open[pool.rank] += 1;
+        assert_eq!(ends.open[pool.rank], 1, "two transactions of one database");
+        drop(ends);
+        Self {
+            transactions: pool.transactions.clone(),
+            rank: pool.rank,
+            is_over: false,
+            is_written: false,
+            _permit: permit,
+            session: PhantomData,
+        }
+    }
+
+    /// A statement of a handler.
+    pub fn write(&mut self) {
+        assert!(!self.is_over, "it is written to after its end");
+        self.is_written = true;
+    }
+
+    pub async fn prepare(&mut self) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    pub async fn commit_without_waiting(&mut self) -> Result<Durability, CommitError> {
+        yield_now().await;
+        self.end(true);
+        Ok(Durability)
+    }
+
+    pub async fn rollback(&mut self) -> Result<(), CommitError> {
+        self.end(false);
+        Ok(())
+    }
+
+    pub fn abandon(&mut self) {}
+
+    fn end(&mut self, commits: bool) {
+        assert!(!self.is_over, "it ends twice");
+        self.is_over = true;
+        let mut ends = self.transactions.0.lock();
+        ends.open[self.rank] -= 1;
+        match commits {
+            true => ends.committed += 1,
+            false => {
+                ends.rolled_back += 1;
+                ends.lost += usize::from(self.is_written);
+            }
+        }
+    }
+}
+
+impl<S> Drop for Transaction<S> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.end(false);
+        }
+    }
+}
+
+macro_rules! databases {
+    ($($database:ident = $name:literal),+) => {
+        $(
+            pub struct $database(Pool);
+
+            impl From<Pool> for $database {
+                fn from(pool: Pool) -> Self {
+                    Self(pool)
+                }
+            }
+
+            impl Deref for $database {
+                type Target = Pool;
+
+                fn deref(&self) -> &Pool {
+                    &self.0
+                }
+            }
+
+            impl DerefMut for $database {
+                fn deref_mut(&mut self) -> &mut Pool {
+                    &mut self.0
+                }
+            }
+
+            impl rocket_db_pools::Database for $database {
+                type Pool = Pool;
+                const NAME: &'static str = $name;
+            }
+        )+
+    };
+}
+
+databases!(First = "first", Second = "second");

@@ -1,0 +1,233 @@
+//! The registry of one request: what several tasks of it, its settlement and late guards do to each
+//! other.
+
+#[path = "../../../src/tx/checkout.rs"]
+mod checkout;
+#[path = "../../../src/tx/collected.rs"]
+mod collected;
+#[path = "../../../src/tx/lent.rs"]
+mod lent;
+#[path = "../../../src/tx/mode.rs"]
+mod mode;
+#[path = "../../../src/tx/outstanding.rs"]
+mod outstanding;
+#[path = "../../../src/tx/require.rs"]
+mod require;
+mod stand_ins;
+
+pub use mode::{ReadWrite, Serializable};
+pub use outstanding::Outstanding;
+pub use stand_ins::Begin;
+use stand_ins::{
+    context, error, guard, hooks, live, observe, panics, problem, resource, sentinel, settlement,
+    verdict,
+};
+
+use std::sync::{Arc, LazyLock};
+
+use rocket::local::asynchronous::Client;
+use rocket_db_pools::Database;
+use shuttle::future::yield_now;
+use shuttle::rand::{Rng, thread_rng};
+
+use crate::db::pools::{First, Pool, Second, Transactions};
+use crate::{dropped_after, everywhere};
+use collected::Collected;
+use error::Error;
+
+/// A Rocket that is never launched: for the registry to be made as in a request.
+static ROCKET: LazyLock<Client> = LazyLock::new(|| {
+    let rocket = rocket::build().manage(settlement::Settings::default());
+    let client = rocket::execute(Client::untracked(rocket));
+    client.unwrap_or_else(|error| panic!("{error}"))
+});
+
+fn registry() -> Arc<Outstanding> {
+    let request = ROCKET.get("/");
+    let outstanding = Outstanding::of(request.inner());
+    Arc::clone(outstanding.unwrap_or_else(|error| panic!("{error:?}")))
+}
+
+/// What a guard does: begins or checks out, works, checks in.
+async fn work<D: Database<Pool = Pool>>(
+    outstanding: &Arc<Outstanding>,
+    pool: &Pool,
+    keep: bool,
+) -> Result<(), Error> {
+    let begun = outstanding.begin::<D, ReadWrite>(pool, "guard").await;
+    let mut loaned = begun?;
+    let transaction = loaned.lent.as_mut().map(|lent| lent.transaction());
+    let Some(transaction) = transaction else {
+        panic!("a guard has an empty cell");
+    };
+    transaction.write();
+    yield_now().await;
+    if keep {
+        // A task that outlives its request keeps the guard.
+        tokio::spawn(async move {
+            yield_now().await;
+            if let Some(lent) = loaned.lent.as_mut() {
+                lent.transaction().write();
+            }
+        });
+    }
+    Ok(())
+}
+
+/// As settlement does it: closes, collects, condemns what is held, and commits if nothing is.
+async fn settle(outstanding: &Arc<Outstanding>) -> (usize, usize) {
+    let mut state = outstanding.close();
+    let missing = state.missing();
+    let mut collected = Collected::default();
+    let held = collected.take(std::mem::take(&mut state.entries));
+    let mut resources = collected.resources;
+    let leaked = held.len();
+    if leaked == 0 {
+        let opened = outstanding.open_missing(missing).await;
+        resources.extend(opened.unwrap_or_else(|error| panic!("{error:?}")));
+        for resource in &mut resources {
+            resource
+                .commit()
+                .await
+                .unwrap_or_else(|error| panic!("{error:?}"));
+        }
+    }
+    (resources.len(), leaked)
+}
+
+/// Three tasks of one request, one of which may leak or be abandoned, beside the settlement.
+async fn settled_under_its_tasks() {
+    let transactions = Transactions::default();
+    let (first, second) = (Pool::new(0, &transactions), Pool::new(1, &transactions));
+    let outstanding = registry();
+    let mut tasks = Vec::new();
+    for number in 0..3 {
+        let outstanding = Arc::clone(&outstanding);
+        let (first, second) = (first.clone(), second.clone());
+        let (keep, times) = {
+            let mut random = thread_rng();
+            (number == 0 && random.gen_bool(0.5), random.gen_range(0..6))
+        };
+        tasks.push(tokio::spawn(async move {
+            let done = async {
+                match number {
+                    0 => work::<First>(&outstanding, &first, keep).await,
+                    1 => {
+                        work::<First>(&outstanding, &first, false).await?;
+                        work::<Second>(&outstanding, &second, false).await
+                    }
+                    _ => work::<Second>(&outstanding, &second, false).await,
+                }
+            };
+            let patience = (number == 2).then_some(times);
+            match dropped_after(patience, done).await {
+                None | Some(Ok(())) => {}
+                Some(Err(Error::CheckedOut(_) | Error::Settled | Error::OutOfOrder(_))) => {}
+                Some(Err(error)) => panic!("{error:?}"),
+            }
+        }));
+    }
+    yield_now().await;
+    let (taken, leaked) = settle(&outstanding).await;
+    // Nothing joins any more, and nothing that was committed is in a guard's hands.
+    let late = work::<First>(&outstanding, &first, false).await;
+    assert!(matches!(late, Err(Error::Settled)), "{late:?}");
+    assert!(outstanding.close().entries.is_empty());
+    for task in tasks {
+        task.await.unwrap_or_else(|error| panic!("{error}"));
+    }
+    let committed = if leaked == 0 { taken } else { 0 };
+    transactions.all_are_over(committed, leaked == 0).await;
+}
+
+pub fn a_registry_is_settled_under_its_tasks() {
+    LazyLock::force(&ROCKET);
+    everywhere(settled_under_its_tasks);
+}
+
+/// Without a settlement meanwhile, tasks of one request share one transaction of a database. One that
+/// is abandoned while it begins leaves the registry as it was.
+async fn one_transaction_of_a_database() {
+    let transactions = Transactions::default();
+    let (first, second) = (Pool::new(0, &transactions), Pool::new(1, &transactions));
+    let outstanding = registry();
+    let mut tasks = Vec::new();
+    let times = thread_rng().gen_range(0..4);
+    for number in 0..3 {
+        let outstanding = Arc::clone(&outstanding);
+        let (first, second) = (first.clone(), second.clone());
+        tasks.push(tokio::spawn(async move {
+            match number {
+                0 => {
+                    let abandoned = work::<Second>(&outstanding, &second, false);
+                    let done = dropped_after(Some(times), abandoned).await;
+                    done.unwrap_or(Ok(()))
+                }
+                1 => {
+                    let required = outstanding.require::<First>(&first);
+                    required?;
+                    work::<Second>(&outstanding, &second, false).await
+                }
+                _ => work::<First>(&outstanding, &first, false).await,
+            }
+        }));
+    }
+    for task in tasks {
+        match task.await.unwrap_or_else(|error| panic!("{error}")) {
+            Ok(()) | Err(Error::CheckedOut(_) | Error::OutOfOrder(_)) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    // Nobody holds anything: everything can be had.
+    let second = work::<Second>(&outstanding, &second, false).await;
+    second.unwrap_or_else(|error| panic!("{error:?}"));
+    let first = work::<First>(&outstanding, &first, false).await;
+    first.unwrap_or_else(|error| panic!("{error:?}"));
+    let (taken, leaked) = settle(&outstanding).await;
+    assert_eq!(leaked, 0);
+    assert_eq!(taken, 2);
+    transactions.all_are_over(taken, true).await;
+}
+
+pub fn tasks_of_a_request_share_one_transaction_of_a_database() {
+    LazyLock::force(&ROCKET);
+    everywhere(one_transaction_of_a_database);
+}
+
+/// Two requests want two databases with one connection each, in opposite orders.
+async fn opposite_orders() {
+    let transactions = Transactions::default();
+    let (first, second) = (Pool::new(0, &transactions), Pool::new(1, &transactions));
+    let mut tasks = Vec::new();
+    for number in 0..3 {
+        let (first, second) = (first.clone(), second.clone());
+        tasks.push(tokio::spawn(async move {
+            let outstanding = registry();
+            let one = match number {
+                0 => work::<Second>(&outstanding, &second, false).await,
+                _ => work::<First>(&outstanding, &first, false).await,
+            };
+            assert!(one.is_ok(), "who holds nothing waits: {one:?}");
+            let other = match number {
+                0 => work::<First>(&outstanding, &first, false).await,
+                _ => work::<Second>(&outstanding, &second, false).await,
+            };
+            match other {
+                Ok(()) => {}
+                Err(Error::OutOfOrder(_)) if number == 0 => {}
+                Err(error) => panic!("{error:?}"),
+            }
+            settle(&outstanding).await.0
+        }));
+    }
+    let mut taken = 0;
+    for task in tasks {
+        taken += task.await.unwrap_or_else(|error| panic!("{error}"));
+    }
+    transactions.all_are_over(taken, true).await;
+}
+
+pub fn opposite_orders_never_meet_in_a_circle() {
+    LazyLock::force(&ROCKET);
+    everywhere(opposite_orders);
+}
