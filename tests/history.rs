@@ -32,6 +32,7 @@ const CLIENTS: u64 = 8;
 const SETTINGS: &[(&str, &str)] = &[
     ("ROCKET_LEASE_TTL", "1s"),
     ("ROCKET_LEASE_MAX_WAIT", "5s"),
+    ("ROCKET_LEASE_SWEEP_INTERVAL", "1s"),
     ("ROCKET_KEEP_ALIVE", "300"),
 ];
 
@@ -206,9 +207,9 @@ async fn chaos(places: &[Place; 2], seed: u64, done: &AtomicBool) -> (usize, usi
     let mut rng = Rng::with_seed(seed.wrapping_mul(1_000).wrapping_add(CLIENTS));
     let (mut kills, mut stops) = (0, 0);
     while !done.load(SeqCst) {
-        sleep(Duration::from_millis(rng.u64(300..1_500))).await;
+        sleep(Duration::from_millis(rng.u64(300..2_000))).await;
         let service = places[rng.usize(..2)].service.lock().await;
-        let pause = Duration::from_millis(rng.u64(20..1_500));
+        let pause = Duration::from_millis(rng.u64(20..1_300));
         if rng.u8(..3) == 0 {
             service.signal("KILL");
             kills += 1;
@@ -250,7 +251,7 @@ async fn stored(databases: &Databases) -> Stored {
 async fn what_is_stored_is_what_was_told(backend: Backend) {
     let (seed, steps) = (
         variable("HISTORY_SEED", 20_261_125),
-        variable("HISTORY_STEPS", 60),
+        variable("HISTORY_STEPS", 40),
     );
     println!("{backend:?}: HISTORY_SEED={seed} HISTORY_STEPS={steps}");
     let started = Instant::now();
@@ -268,6 +269,7 @@ async fn what_is_stored_is_what_was_told(backend: Backend) {
         history
     };
     let (history, (kills, stops)) = join(clients, chaos(places, seed, &done)).await;
+    let took = started.elapsed();
 
     for place in places {
         let http = place.http();
@@ -282,14 +284,14 @@ async fn what_is_stored_is_what_was_told(backend: Backend) {
         held.is_empty()
     })
     .await;
+    let settled = started.elapsed() - took;
 
     let count = |counter: fn(&Place) -> &AtomicUsize| -> usize {
         places.iter().map(|place| counter(place).load(SeqCst)).sum()
     };
     println!(
-        "{backend:?}: {} requests in {:?}: {:?}; {kills} kills, {stops} stops, {} restarts, {} launches refused, {} silences",
+        "{backend:?}: {} requests in {took:.1?}, and {settled:.1?} until nothing was leased: {:?}; {kills} kills, {stops} stops, {} restarts, {} launches refused, {} silences",
         history.len(),
-        started.elapsed(),
         summary(&history),
         count(|place| &place.restarts),
         count(|place| &place.refusals),
