@@ -251,7 +251,7 @@ async fn stored(databases: &Databases) -> Stored {
 async fn what_is_stored_is_what_was_told(backend: Backend) {
     let (seed, steps) = (
         variable("HISTORY_SEED", 20_261_125),
-        variable("HISTORY_STEPS", 40),
+        variable("HISTORY_STEPS", 30),
     );
     println!("{backend:?}: HISTORY_SEED={seed} HISTORY_STEPS={steps}");
     let started = Instant::now();
