@@ -5,7 +5,7 @@
 
 use std::any::TypeId;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,8 +19,6 @@ use tokio_util::task::TaskTracker;
 #[cfg(feature = "postgres")]
 use super::health::Health;
 use super::{Error, Identity, Link, Migrations, TransactionPool};
-#[cfg(feature = "postgres")]
-use super::{Seconds, setting};
 
 /// Attaches the database `D`: opens it, migrates it, and closes it at shutdown after the requests
 /// in flight.
@@ -165,6 +163,8 @@ type Attached = (TypeId, &'static str, Identity);
 pub(crate) struct Roster {
     databases: Arc<Mutex<Vec<Attached>>>,
     pub(crate) in_flight: TaskTracker,
+    /// How long one request may take to be settled; `Settlement` says so.
+    pub(crate) settle_timeout: Arc<OnceLock<Duration>>,
 }
 
 impl Roster {
@@ -210,7 +210,7 @@ impl Roster {
             in_flight: self.in_flight.clone(),
             close_timeout: close_timeout(rocket),
             #[cfg(feature = "postgres")]
-            settle_timeout: settle_timeout(rocket),
+            settle_timeout: Arc::clone(&self.settle_timeout),
             #[cfg(feature = "postgres")]
             health: Arc::new(Health::new(D::NAME)),
         });
@@ -222,14 +222,6 @@ impl Roster {
 fn name_of(databases: &[Attached], identity: &Identity) -> Option<&'static str> {
     let attached = databases.iter().find(|(.., known)| known == identity);
     attached.map(|(_, name, _)| *name)
-}
-
-/// What cannot be understood there stops the launch elsewhere.
-#[cfg(feature = "postgres")]
-fn settle_timeout<P: Phase>(rocket: &Rocket<P>) -> Duration {
-    let configured = setting::<Seconds>(rocket.figment(), "settle_timeout");
-    let configured = configured.ok().flatten();
-    configured.map_or(Link::SETTLE_TIMEOUT, |timeout| timeout.0)
 }
 
 /// As long as Rocket itself waits for connections to end.

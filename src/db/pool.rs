@@ -107,16 +107,17 @@ pub struct Link {
     pub(crate) in_flight: TaskTracker,
     /// How long closing waits for them.
     pub(crate) close_timeout: Duration,
-    /// How long one request may take to be settled: what a lost COMMIT is asked about within.
+    /// How long one request may take to be settled: a lost COMMIT is asked about within it. Known
+    /// once `Settlement` is attached.
     #[cfg(feature = "postgres")]
-    pub(crate) settle_timeout: Duration,
+    pub(crate) settle_timeout: Arc<OnceLock<Duration>>,
     /// Whether the database can be reached.
     #[cfg(feature = "postgres")]
     pub(crate) health: Arc<Health>,
 }
 
 impl Link {
-    /// The default of `settle_timeout`; and what counts for a pool that is in no service.
+    /// What counts for a pool that is in no service.
     #[cfg(feature = "postgres")]
     pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 

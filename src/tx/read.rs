@@ -21,7 +21,8 @@ use crate::db::{Access, Patience, Session, TransactionPool};
 /// A connection of `D` that only reads: no transaction, one round trip a query.
 ///
 /// A write through it fails at the database: on SQLite the connection is `query_only`, on Postgres
-/// the session is read-only. Each query sees the latest commits; for one view across several take
+/// the session's transactions are read-only unless they say otherwise. That stops a mistake; a
+/// handler that sends `BEGIN READ WRITE` by itself can write there. Each query sees the latest commits; for one view across several take
 /// [`Tx<D, ReadOnly>`](super::ReadOnly).
 ///
 /// A `Read` is not outstanding: it may be moved into the response, and a body may stream from it.

@@ -133,6 +133,7 @@ impl Fairing for Settlement {
         };
         panics::install();
         let (rocket, roster) = Roster::of(rocket);
+        roster.settle_timeout.get_or_init(|| settle_timeout);
         let live = Live::default();
         let settings = Settings {
             live: live.clone(),

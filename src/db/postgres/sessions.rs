@@ -144,7 +144,8 @@ impl Sessions {
     /// How long one request may take to be settled.
     pub(super) fn settle_timeout(&self) -> Duration {
         let link = self.0.link.get();
-        link.map_or(Link::SETTLE_TIMEOUT, |link| link.settle_timeout)
+        let known = link.and_then(|link| link.settle_timeout.get());
+        known.copied().unwrap_or(Link::SETTLE_TIMEOUT)
     }
 
     pub(super) fn health(&self) -> Option<&Health> {
