@@ -20,6 +20,7 @@ mod durability;
 mod failover;
 mod feed;
 mod guards;
+mod history;
 mod honesty;
 mod hooks;
 mod input;
