@@ -215,10 +215,12 @@ mod postgres {
     async fn an_insert_that_had_to_wait_bears_no_smaller_number() {
         let cluster = Cluster::start().await;
         let (url, manager) = with_leases(&cluster).await;
-        let late = manager_on(&url).await;
-        let late = late.with_retry_interval(Duration::from_secs(10));
         let mut told = Told::default();
         for round in 0..5 {
+            // New each round: one that has had several turns gives way to others, and would not
+            // even try.
+            let late = manager_on(&url).await;
+            let late = late.with_retry_interval(Duration::from_secs(10));
             let held = manager.acquire("a").await.unwrap();
             told.given("a", held.fencing_token(), "held");
             // As a commit that takes its time.
@@ -231,14 +233,13 @@ mod postgres {
                 .execute("BEGIN; DELETE FROM aggregate_locks")
                 .await
                 .unwrap();
-            let late = late.clone();
             let waiting = rocket::tokio::spawn(async move { late.acquire("a").await });
             let mut backend: Option<i32> = None;
             let mut admin = cluster.admin().await;
             eventually("it waits for the row", async || {
                 backend = sqlx::query_scalar(
                     "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
-                     AND application_name = 'rocket_tx leases'",
+                     AND application_name = 'rocket_tx leases' AND query LIKE 'WITH held%'",
                 )
                 .fetch_optional(&mut admin)
                 .await
