@@ -10,7 +10,7 @@ use rocket::figment::Figment;
 
 use super::{
     Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
-    NotReady, Patience, RollbackError, Session, TransactionPool,
+    NotReady, Patience, RollbackError, Session, TransactionId, TransactionPool,
 };
 #[cfg(feature = "postgres")]
 use super::{PostgresPool, PostgresSession};
@@ -130,6 +130,10 @@ impl Session for Connection {
 
     fn connection_ref(&self) -> &Self {
         self
+    }
+
+    fn owner(&mut self) -> &mut Option<TransactionId> {
+        either!(Self, self, |session| session.owner())
     }
 
     fn is_new(&self) -> bool {

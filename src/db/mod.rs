@@ -71,6 +71,7 @@ pub use sqlite::{SqlitePool, SqliteSession};
 pub use sqlite_file::sqlite_open_retries;
 pub use transaction::{
     Access, BeginOptions, CommitError, Isolation, Patience, RollbackError, Session, Transaction,
+    TransactionId,
 };
 
 pub(crate) use by_url::either;

@@ -26,7 +26,8 @@ use super::sqlite_sync::SharedSync;
 use super::sqlite_writer::{Writer, WriterFile, unreachable};
 use super::{
     Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
-    NotReady, Patience, RollbackError, Session, TransactionPool, pool, sqlite_readers,
+    NotReady, Patience, RollbackError, Session, TransactionId, TransactionPool, pool,
+    sqlite_readers,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -54,6 +55,7 @@ struct Inner {
 pub struct SqliteSession {
     lent: Lent,
     busy_timeout: Duration,
+    owner: Option<TransactionId>,
 }
 
 enum Lent {
@@ -90,6 +92,10 @@ impl Session for SqliteSession {
 
     fn connection_ref(&self) -> &SqliteConnection {
         self
+    }
+
+    fn owner(&mut self) -> &mut Option<TransactionId> {
+        &mut self.owner
     }
 
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
@@ -299,6 +305,7 @@ impl TransactionPool for SqlitePool {
         Ok(SqliteSession {
             lent,
             busy_timeout: self.0.busy_timeout,
+            owner: None,
         })
     }
 

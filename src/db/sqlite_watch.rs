@@ -90,7 +90,7 @@ const ASK: &str = "SELECT $1 = $2 COLLATE rocket_tx_probe";
 /// handler is closed. Nor is what changes no result, such as the size of the cache.
 macro_rules! state {
     () => {
-        "(SELECT group_concat(name) FROM pragma_database_list) \
+        "(SELECT group_concat(name || ' ' || file) FROM pragma_database_list) \
          || (SELECT ':' || count(*) || ifnull(group_concat(name), '') FROM temp.sqlite_schema) \
          || (SELECT ':' || query_only FROM pragma_query_only) \
          || (SELECT ':' || locking_mode FROM pragma_locking_mode) \
@@ -98,7 +98,11 @@ macro_rules! state {
          || (SELECT ':' || recursive_triggers FROM pragma_recursive_triggers) \
          || (SELECT ':' || reverse_unordered_selects FROM pragma_reverse_unordered_selects) \
          || (SELECT ':' || writable_schema FROM pragma_writable_schema) \
-         || ('a' LIKE 'A')"
+         || (SELECT ':' || short_column_names FROM pragma_short_column_names) \
+         || (SELECT ':' || full_column_names FROM pragma_full_column_names) \
+         || (SELECT ':' || legacy_alter_table FROM pragma_legacy_alter_table) \
+         || (SELECT ':' || max_page_count FROM pragma_max_page_count) \
+         || ('a' LIKE 'A') || ('a' = 'A' COLLATE NOCASE) || ('a' = 'b' COLLATE NOCASE)"
     };
 }
 pub(super) use state;

@@ -4,6 +4,7 @@
 //! obeyed, nor close a connection that cannot be rolled back. Both are what settlement is made of.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Durability;
@@ -111,6 +112,21 @@ pub enum RollbackError {
     Lost(#[from] sqlx::Error),
 }
 
+/// Tells a transaction from every other of this process.
+///
+/// Safe code can exchange two sessions through the guards that lend them. A transaction therefore
+/// settles only the session that it began on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransactionId(u64);
+
+impl TransactionId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// A connection borrowed from a pool, and how transactions are done on it.
 ///
 /// Implemented for each backend; users meet it only in type signatures. Futures that are dropped
@@ -130,6 +146,9 @@ pub trait Session: Send + Sync + 'static {
     fn is_new(&self) -> bool {
         true
     }
+
+    /// The transaction that began on it last.
+    fn owner(&mut self) -> &mut Option<TransactionId>;
 
     /// Sends BEGIN. One round trip.
     fn begin(&mut self, options: BeginOptions) -> impl Future<Output = sqlx::Result<()>> + Send;
@@ -160,6 +179,7 @@ pub trait Session: Send + Sync + 'static {
 /// pool; a connection that was abandoned in the middle of a statement of ours is closed instead.
 pub struct Transaction<S: Session> {
     session: S,
+    id: TransactionId,
     state: State,
     access: Access,
 }
@@ -177,6 +197,7 @@ impl<S: Session> Transaction<S> {
     pub async fn begin(session: S, options: BeginOptions) -> sqlx::Result<Self> {
         let mut transaction = Self {
             session,
+            id: TransactionId::next(),
             state: State::Over,
             access: options.access,
         };
@@ -195,6 +216,7 @@ impl<S: Session> Transaction<S> {
         }
         self.state = State::Busy;
         self.access = options.access;
+        *self.session.owner() = Some(self.id);
         let result = self.session.begin(options).await;
         self.state = match result {
             Ok(()) => State::Open,
@@ -226,6 +248,9 @@ impl<S: Session> Transaction<S> {
     /// Any [`CommitError`] but `Unknown` and `NotDurable`: nothing has been committed then.
     pub async fn prepare(&mut self) -> Result<(), CommitError> {
         self.state = State::Busy;
+        if !self.has_its_session() {
+            return Err(CommitError::Ended { undone: false });
+        }
         let result = self.session.prepare().await;
         // Reaching this line means that the statement was answered, or that the connection is
         // broken in a way that rollback and the pool's own check find out.
@@ -262,6 +287,9 @@ impl<S: Session> Transaction<S> {
     /// Dropping the future does not stop a COMMIT that was sent: what became of it is unknown.
     pub async fn commit_without_waiting(&mut self) -> Result<Durability, CommitError> {
         self.state = State::Busy;
+        if !self.has_its_session() {
+            return Err(CommitError::Ended { undone: false });
+        }
         let result = self.session.commit().await;
         self.state = match &result {
             Ok(_) => State::Over,
@@ -269,6 +297,12 @@ impl<S: Session> Transaction<S> {
             Err(_) => State::Open,
         };
         result
+    }
+
+    /// `false`: a handler has exchanged it for another one. What became of this transaction is for
+    /// whoever has its session; the one that is here is closed.
+    fn has_its_session(&mut self) -> bool {
+        *self.session.owner() == Some(self.id)
     }
 
     /// Gives the connection up: a statement of somebody else's may be under way on it.
@@ -293,6 +327,9 @@ impl<S: Session> Transaction<S> {
             return Ok(());
         }
         self.state = State::Busy;
+        if !self.has_its_session() {
+            return Err(RollbackError::Ended { undone: false });
+        }
         let result = self.session.rollback().await;
         self.state = match &result {
             Ok(()) | Err(RollbackError::Ended { .. }) => State::Over,

@@ -15,6 +15,7 @@ use super::fate::Backend;
 use super::proof::{Answers, nonce};
 use super::sessions::Sessions;
 use super::settings::{CleanUp, Settings};
+use crate::db::TransactionId;
 
 /// How long a living server takes at most for what needs no lock and no disk. A session that takes
 /// longer is closed.
@@ -26,13 +27,16 @@ pub(super) struct Live {
     pub(super) backend: Backend,
     pub(super) opened: Instant,
     clean_up: CleanUp,
+    /// Comes back with each proof: safe code can exchange the connections of two sessions.
+    secret: String,
 }
 
 impl Live {
     /// Connects, and sees to it that the session is set as it should be.
     pub(super) async fn open(settings: &Settings) -> sqlx::Result<Self> {
         let mut connection = settings.connect_options().connect().await?;
-        let answers = Answers::to(&mut connection, settings.opening()).await;
+        let secret = nonce();
+        let answers = Answers::to(&mut connection, settings.opening(&secret)).await;
         let (pid, started, holds) = (answers.text(0), answers.text(1), answers.text(2));
         let (Some(pid), Some(started), Some(holds)) = (pid, started, holds) else {
             return Err(answers.into_error());
@@ -50,6 +54,7 @@ impl Live {
             backend,
             opened: Instant::now(),
             clean_up: settings.clean_up(),
+            secret,
         })
     }
 
@@ -57,7 +62,7 @@ impl Live {
     /// that it answers. `false`: nobody may use it any more.
     ///
     /// Reads what is left of an answer that its user did not wait for.
-    async fn is_clean(&mut self) -> bool {
+    pub(super) async fn is_clean(&mut self) -> bool {
         /// BEGIN first: outside of a transaction ROLLBACK alone would be a warning in the server's
         /// log each time.
         const END: [&str; 2] = ["BEGIN", "ROLLBACK"];
@@ -70,9 +75,14 @@ impl Live {
         let (sql, statements) = self.clean_up.after(&END, &nonce);
         let asked = Answers::to(&mut self.connection, sql);
         let answers = timeout(PROMPT, asked).await;
-        answers.is_ok_and(|answers| answers.prove(statements, &nonce))
+        answers.is_ok_and(|answers| {
+            answers.prove(statements, &nonce) && answers.text(SECRET) == Some(&self.secret)
+        })
     }
 }
+
+/// The column of a proof that holds the session's secret.
+const SECRET: usize = 1;
 
 /// How deep in transactions sqlx counts it.
 pub(super) fn depth(connection: &PgConnection) -> usize {
@@ -99,6 +109,7 @@ pub struct PostgresSession {
     on_return: OnReturn,
     /// What its transaction is, while it is at one.
     pub(super) transaction: OpenTransaction,
+    pub(super) owner: Option<TransactionId>,
     place: Option<Place>,
 }
 
@@ -130,6 +141,7 @@ impl PostgresSession {
             is_new,
             on_return: OnReturn::Check,
             transaction: OpenTransaction::default(),
+            owner: None,
             place: Some(place),
         }
     }
@@ -160,12 +172,13 @@ impl PostgresSession {
         let Live {
             connection,
             clean_up,
+            secret,
             ..
         } = self.live();
         let nonce = nonce();
         let (sql, statements) = clean_up.after(before, &nonce);
         let answers = Answers::to(connection, sql).await;
-        let proved = answers.prove(statements, &nonce);
+        let proved = answers.prove(statements, &nonce) && answers.text(SECRET) == Some(&**secret);
         if proved {
             // Deeper in transactions than ours, a handler has forgotten a savepoint.
             self.set_on_return(match depth(self) {

@@ -98,12 +98,12 @@ impl Settings {
         values.map(|(name, value)| format!("SET {name} = {}", literal(value)))
     }
 
-    /// Run once on a new session. The last statement answers with one row: the process that serves
+    /// Run once on a new session, which can be told from every other one by its `secret`. The last statement answers with one row: the process that serves
     /// the session, when it started, and whether the settings are what they should be.
-    pub(super) fn opening(&self) -> String {
+    pub(super) fn opening(&self, secret: &str) -> String {
         let mut statements: Vec<String> = self.sets().collect();
         statements.push(format!(
-            "PREPARE {PROOF}(text) AS SELECT pg_advisory_unlock_all(), $1"
+            "PREPARE {PROOF}(text) AS SELECT pg_advisory_unlock_all(), '{secret}', $1"
         ));
         let holds = self.values.iter().map(|(name, value)| {
             // `set_config` answers with the value in the server's own spelling.

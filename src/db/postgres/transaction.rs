@@ -14,6 +14,7 @@ use crate::db::error_class::{
 };
 use crate::db::{
     Access, BeginOptions, CommitError, Durability, ErrorClass, Isolation, RollbackError, Session,
+    TransactionId,
 };
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
@@ -27,6 +28,10 @@ impl Session for PostgresSession {
 
     fn connection_ref(&self) -> &PgConnection {
         self
+    }
+
+    fn owner(&mut self) -> &mut Option<TransactionId> {
+        &mut self.owner
     }
 
     fn is_new(&self) -> bool {
@@ -177,7 +182,12 @@ impl Session for PostgresSession {
     /// it.
     async fn rollback(&mut self) -> Result<(), RollbackError> {
         if self.transaction.is_refused {
-            return Ok(());
+            // Unless it was the refusal of another statement, which was read late.
+            if self.live().is_clean().await {
+                self.set_on_return(OnReturn::Reuse);
+                return Ok(());
+            }
+            return self.not_proved(no_answer(PROMPT)).await;
         }
         let limit = self.sessions().settle_timeout() / 2;
         let back = format!("ROLLBACK TO {}", savepoint());
@@ -192,13 +202,7 @@ impl Session for PostgresSession {
             },
             Err(_) => no_answer(limit),
         };
-        self.set_on_return(OnReturn::Close);
-        match self.fate().await {
-            // The handler had sent COMMIT by itself.
-            Some(Fate::Committed) => Err(RollbackError::Ended { undone: false }),
-            Some(Fate::RolledBack) => Ok(()),
-            None => Err(RollbackError::Lost(error)),
-        }
+        self.not_proved(error).await
     }
 
     fn start_rollback(&mut self) {
@@ -241,6 +245,17 @@ impl PostgresSession {
                 }
                 _ => {}
             },
+        }
+    }
+
+    /// ROLLBACK was not answered as it should be: the server is asked.
+    async fn not_proved(&mut self, error: sqlx::Error) -> Result<(), RollbackError> {
+        self.set_on_return(OnReturn::Close);
+        match self.fate().await {
+            // The handler had sent COMMIT by itself.
+            Some(Fate::Committed) => Err(RollbackError::Ended { undone: false }),
+            Some(Fate::RolledBack) => Ok(()),
+            None => Err(RollbackError::Lost(error)),
         }
     }
 

@@ -56,6 +56,9 @@ pub mod health {
     }
 }
 
+#[derive(Clone, Copy)]
+pub struct TransactionId;
+
 pub struct Link {
     pub rank: usize,
     pub settle_timeout: Arc<OnceLock<Duration>>,

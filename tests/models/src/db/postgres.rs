@@ -42,7 +42,7 @@ mod settings {
             PgConnectOptions(self.0.clone())
         }
 
-        pub fn opening(&self) -> String {
+        pub fn opening(&self, _: &str) -> String {
             String::new()
         }
 
@@ -67,8 +67,9 @@ mod proof {
     /// Whether they are those of what was asked.
     pub struct Answers(bool);
 
+    /// As [`Answers::text`] tells it: no connections are exchanged here.
     pub fn nonce() -> String {
-        String::new()
+        "1".into()
     }
 
     impl Answers {
