@@ -48,4 +48,5 @@ mod telemetry;
 mod together;
 mod tour;
 mod truth;
+mod unproved;
 mod verdict;

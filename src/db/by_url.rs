@@ -9,8 +9,8 @@ use std::time::Duration;
 use rocket::figment::Figment;
 
 use super::{
-    Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
-    NotReady, Patience, RollbackError, Session, TransactionId, TransactionPool,
+    Access, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity, Link,
+    Migrations, NotReady, Patience, RollbackError, Session, TransactionId, TransactionPool,
 };
 #[cfg(feature = "postgres")]
 use super::{PostgresPool, PostgresSession};
@@ -154,6 +154,10 @@ impl Session for Connection {
 
     async fn rollback(&mut self) -> Result<(), RollbackError> {
         either!(Self, self, |session| session.rollback().await)
+    }
+
+    fn ending(&self) -> Ending {
+        either!(Self, self, |session| session.ending())
     }
 
     fn start_rollback(&mut self) {

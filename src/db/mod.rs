@@ -27,6 +27,7 @@
 mod by_url;
 mod config;
 mod durability;
+mod ending;
 mod error;
 mod error_class;
 #[cfg(feature = "postgres")]
@@ -59,6 +60,7 @@ mod transaction;
 pub use by_url::{Connection, UrlPool};
 pub use config::{Config, Seconds, Synchronous};
 pub use durability::Durability;
+pub use ending::{Ended, Ending};
 pub use error::{Error, OpenError};
 pub use initializer::{Initializer, init};
 pub use pool::{Identity, Link, Migrations, TransactionPool};

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::Durability;
+use super::{Durability, Ended, Ending};
 
 /// How strictly a transaction is isolated from others.
 ///
@@ -166,6 +166,11 @@ pub trait Session: Send + Sync + 'static {
     /// Rolls back, and proves that it was this transaction. One round trip.
     fn rollback(&mut self) -> impl Future<Output = Result<(), RollbackError>> + Send;
 
+    /// Ends its transaction from outside; to be asked for when it has begun.
+    fn ending(&self) -> Ending {
+        Ending::by_closing()
+    }
+
     /// Queues a rollback that the connection does before anything else; for `Drop`.
     fn start_rollback(&mut self);
 
@@ -187,8 +192,10 @@ pub struct Transaction<S: Session> {
 #[derive(PartialEq, Eq)]
 enum State {
     Open,
-    /// One of our own statements is under way. Found by `Drop`, it was abandoned there.
+    /// A statement may be under way that nobody waits for: one of our own, until it is answered.
     Busy,
+    /// Nothing more can be found out. `Drop` closes the session.
+    Closing,
     Over,
 }
 
@@ -249,6 +256,7 @@ impl<S: Session> Transaction<S> {
     pub async fn prepare(&mut self) -> Result<(), CommitError> {
         self.state = State::Busy;
         if !self.has_its_session() {
+            self.state = State::Closing;
             return Err(CommitError::Ended { undone: false });
         }
         let result = self.session.prepare().await;
@@ -288,12 +296,13 @@ impl<S: Session> Transaction<S> {
     pub async fn commit_without_waiting(&mut self) -> Result<Durability, CommitError> {
         self.state = State::Busy;
         if !self.has_its_session() {
+            self.state = State::Closing;
             return Err(CommitError::Ended { undone: false });
         }
         let result = self.session.commit().await;
         self.state = match &result {
             Ok(_) => State::Over,
-            Err(CommitError::Unknown(_)) => State::Busy,
+            Err(CommitError::Unknown(_)) => State::Closing,
             Err(_) => State::Open,
         };
         result
@@ -305,8 +314,13 @@ impl<S: Session> Transaction<S> {
         *self.session.owner() == Some(self.id)
     }
 
+    /// Ends the transaction from outside, whoever has its connection.
+    pub(crate) fn ending(&self) -> Ending {
+        self.session.ending()
+    }
+
     /// Gives the connection up: a statement of somebody else's may be under way on it.
-    /// [`rollback`](Self::rollback) leaves it alone, and dropping it closes it, which rolls back.
+    /// [`rollback`](Self::rollback) ends it from outside, and dropping it closes it.
     pub(crate) fn abandon(&mut self) {
         if self.state == State::Open {
             self.state = State::Busy;
@@ -319,22 +333,29 @@ impl<S: Session> Transaction<S> {
     ///
     /// [`RollbackError`]: something of it may stay, if a handler ended it by itself.
     pub async fn rollback(&mut self) -> Result<(), RollbackError> {
-        if self.state == State::Over {
-            return Ok(());
+        match self.state {
+            State::Over | State::Closing => return Ok(()),
+            State::Busy => {
+                self.state = State::Closing;
+                if !self.has_its_session() {
+                    return Err(RollbackError::Ended { undone: false });
+                }
+                return match self.session.ending().end().await {
+                    Ended::Before => Err(RollbackError::Ended { undone: false }),
+                    // Nobody sends COMMIT any more: `Drop` closes the session.
+                    Ended::RolledBack | Ended::Unasked => Ok(()),
+                };
+            }
+            State::Open => {}
         }
-        if self.state == State::Busy {
-            // Abandoned in the middle: only closing is certain, and `Drop` does it.
-            return Ok(());
-        }
-        self.state = State::Busy;
+        self.state = State::Closing;
         if !self.has_its_session() {
             return Err(RollbackError::Ended { undone: false });
         }
         let result = self.session.rollback().await;
-        self.state = match &result {
-            Ok(()) | Err(RollbackError::Ended { .. }) => State::Over,
-            Err(RollbackError::Lost(_)) => State::Busy,
-        };
+        if let Ok(()) | Err(RollbackError::Ended { .. }) = &result {
+            self.state = State::Over;
+        }
         result
     }
 }
@@ -344,7 +365,7 @@ impl<S: Session> Drop for Transaction<S> {
         match self.state {
             State::Over => {}
             State::Open => self.session.start_rollback(),
-            State::Busy => {
+            State::Busy | State::Closing => {
                 self.session.start_rollback();
                 self.session.close_on_drop();
             }

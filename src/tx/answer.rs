@@ -7,8 +7,10 @@ use std::time::Instant;
 
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::futures::FutureExt;
+use rocket::futures::future::join_all;
 use rocket::http::Header;
 use rocket::{Request, Response};
+use tokio::time::timeout_at;
 use tracing::Instrument;
 
 use super::collected::Collected;
@@ -24,6 +26,7 @@ use super::require::Missing;
 use super::settle::{Deadlines, Run};
 use super::settlement::{Settings, Vetoed};
 use super::verdict::{Facts, Outcome, Reason, Verdict};
+use crate::db::Ended;
 
 /// As Rocket lists it.
 pub(super) const NAME: &str = "Settlement of responses";
@@ -130,12 +133,17 @@ impl<'r> Settle<'_, 'r, '_> {
             // What holds it may be the response itself: its body, its upgrade handler.
             strip(response);
             held = collected.take(held.into_iter().map(Entry::Database).collect());
-            held.iter().for_each(|lending| self.condemn(lending));
         }
-        let condemned = held
+        // Boxed: the future of a request that leaks nothing stays small.
+        let mut databases = match &held[..] {
+            [] => Vec::new(),
+            held => Box::pin(self.condemn_all(held, deadlines)).await,
+        };
+        let is_kept = |(_, outcome): &(_, Outcome)| *outcome == Outcome::Unknown;
+        let kept = databases
             .iter()
-            .map(|lending| (lending.name.to_owned(), Outcome::RolledBack));
-        let mut databases: Vec<_> = condemned.collect();
+            .any(is_kept)
+            .then_some(Error::Ended { undone: false });
         let facts = Facts {
             leaked,
             panicked,
@@ -173,7 +181,7 @@ impl<'r> Settle<'_, 'r, '_> {
                 Ok(()) => run.commit().await,
                 Err(error) => Err(run.rollback().await.unwrap_or(error)),
             },
-            Verdict::Rollback(reason) => match run.rollback().await {
+            Verdict::Rollback(reason) => match run.rollback().await.or(kept) {
                 // What a handler has committed by itself stays, whatever was decided.
                 Some(kept) => Err(kept),
                 None => {
@@ -327,6 +335,24 @@ impl<'r> Settle<'_, 'r, '_> {
         }
     }
 
+    /// Sees to it that guards which outlive the request can commit nothing. Says what became of
+    /// each transaction.
+    async fn condemn_all(&self, held: &[Lending], deadlines: Deadlines) -> Vec<(String, Outcome)> {
+        held.iter().for_each(|lending| self.condemn(lending));
+        let ends = held.iter().map(|lending| async {
+            let Some(ending) = &lending.ending else {
+                return Outcome::RolledBack; // it is not begun, and will not be
+            };
+            match timeout_at(deadlines.commit, ending.end()).await {
+                Ok(Ended::RolledBack) => Outcome::RolledBack,
+                // Its holder may commit it yet, or has done so.
+                Ok(Ended::Before | Ended::Unasked) | Err(_) => Outcome::Unknown,
+            }
+        });
+        let names = held.iter().map(|lending| lending.name.to_owned());
+        names.zip(join_all(ends).await).collect()
+    }
+
     fn condemn(&self, lending: &Lending) {
         if let Some(flags) = &lending.flags {
             flags.condemn();
@@ -334,8 +360,7 @@ impl<'r> Settle<'_, 'r, '_> {
         tracing::error!(
             request = %self.context.id, route = self.route(), guard = short_type(lending.guard),
             database = lending.name,
-            "a guard outlives its request; its transaction can never commit, and rolls back when \
-             the guard is dropped"
+            "a guard outlives its request; its transaction can never commit"
         );
     }
 

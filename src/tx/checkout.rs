@@ -145,6 +145,7 @@ impl Outstanding {
             loan: Arc::clone(&cell) as Arc<dyn Loan>,
             cell: Box::new(cell),
             flags: None,
+            ending: None,
         }));
         let options = BeginOptions {
             isolation: M::ISOLATION,
@@ -233,6 +234,7 @@ where
             .enter(self.outstanding.request, route, name, self.guard);
         let flags = live.flags();
         lending.flags = Some(flags.clone());
+        lending.ending = Some(transaction.ending());
         *lent = Some(Lent::new(transaction, live));
         Ok(Loaned { lent, flags })
     }

@@ -57,8 +57,9 @@ use crate::db::TransactionPool;
 ///
 /// # Drop
 ///
-/// Checks the connection in. A guard that outlives its request makes the answer a 500; its
-/// transaction can never commit, and rolls back when the guard is dropped.
+/// Checks the connection in. A guard that outlives its request makes the answer a 500, and its
+/// transaction can never commit. On Postgres its session is ended at the server before the answer
+/// leaves, and every later statement fails; on SQLite it rolls back when the guard is dropped.
 pub struct Tx<D, M = ReadWrite>
 where
     D: Database,

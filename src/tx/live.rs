@@ -63,8 +63,8 @@ pub struct LiveTransaction {
     pub age_ms: u64,
     /// A guard holds it at this moment.
     pub checked_out: bool,
-    /// Its request was answered while a guard held it. It can never commit, and rolls back when
-    /// its holder drops it.
+    /// Its request was answered while a guard held it. It can never commit. On
+    /// Postgres it is over; on SQLite it rolls back when its holder drops it.
     pub condemned: bool,
 }
 
@@ -78,7 +78,7 @@ pub struct Settled {
     /// What really happened.
     pub outcome: Outcome,
     /// What happened in each database that the request had a transaction of, in joining order. One
-    /// that is condemned counts as rolled back: its holder does that.
+    /// that is condemned counts as rolled back, unless its holder may have committed it.
     pub databases: Vec<(String, Outcome)>,
     /// The status that the client is told.
     pub status: Status,

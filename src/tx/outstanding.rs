@@ -25,7 +25,7 @@ use super::resource::Resource;
 use super::sentinel;
 use super::settlement::Settings;
 use super::verdict::Choice;
-use crate::db::{Access, Isolation, Patience};
+use crate::db::{Access, Ending, Isolation, Patience};
 
 /// Everything that a request has begun and not yet committed or rolled back.
 ///
@@ -106,8 +106,10 @@ pub(super) struct Lending {
     pub(super) loan: Arc<dyn Loan>,
     /// The same as `loan`, as the typed cell that guards lock.
     pub(super) cell: Box<dyn std::any::Any + Send + Sync>,
-    /// Present once it is begun.
+    /// Present once it is begun, as is what follows.
     pub(super) flags: Option<LiveFlags>,
+    /// For when a guard outlives its request.
+    pub(super) ending: Option<Ending>,
 }
 
 impl Outstanding {

@@ -8,11 +8,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rocket::futures::FutureExt;
+use rocket::futures::future::BoxFuture;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::sessions::Sessions;
 use super::settings::Settings;
+use crate::db::Ended;
+use crate::db::ending::End;
 
 /// The server's process behind a session.
 #[derive(Debug, Clone)]
@@ -60,28 +65,12 @@ impl Backend {
         }
     }
 
-    /// What became of the transaction `xid` that this process was at. `None`: it cannot be known.
+    /// What became of the transaction `xid`, which a statement of ours was to end on this process.
+    /// `None`: it cannot be known.
     ///
     /// Ends the process. Dropped half-way, it may have done so.
-    pub(super) async fn fate(
-        &self,
-        xid: &str,
-        settings: &Settings,
-        limit: Duration,
-    ) -> Option<Fate> {
-        let deadline = Instant::now() + limit;
-        let asking = async {
-            loop {
-                match self.ask(xid, settings).await {
-                    Ok(Some(answer)) => return answer,
-                    // The process is not gone yet.
-                    Ok(None) => {}
-                    Err(error) => tracing::debug!(%error, "asking for the fate of a transaction"),
-                }
-                sleep(Duration::from_millis(50)).await;
-            }
-        };
-        let fate = timeout_at(deadline, asking).await.ok().flatten();
+    pub(super) async fn fate(&self, xid: &str, sessions: &Sessions) -> Option<Fate> {
+        let fate = self.end(Some(xid), sessions).await.fate;
         tracing::warn!(
             ?fate,
             xid,
@@ -90,19 +79,46 @@ impl Backend {
         fate
     }
 
-    /// `Ok(None)`: ask again. `Ok(Some(None))`: nobody can know.
-    async fn ask(&self, xid: &str, settings: &Settings) -> sqlx::Result<Option<Option<Fate>>> {
-        let Some(before) = &self.incarnation else {
-            return Ok(Some(None));
+    /// Ends the process, and waits until it is gone.
+    async fn end(&self, xid: Option<&str>, sessions: &Sessions) -> Seen {
+        // What is left is for the answer.
+        let deadline = Instant::now() + sessions.settle_timeout() * 2 / 5;
+        let mut seen = Seen::default();
+        let asking = async {
+            loop {
+                match self.ask(xid, sessions.settings(), &mut seen).await {
+                    Ok(Asked::Enough) => return,
+                    Ok(Asked::IsThere) => {}
+                    Err(error) => tracing::debug!(%error, "asking for the fate of a transaction"),
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
         };
+        // After it, `seen` says how far it came.
+        let _elapsed = timeout_at(deadline, asking).await;
+        seen
+    }
+
+    async fn ask(
+        &self,
+        xid: Option<&str>,
+        settings: &Settings,
+        seen: &mut Seen,
+    ) -> sqlx::Result<Asked> {
         let mut connection = settings.connect_options().connect().await?;
-        if incarnation(&mut connection).await? != **before {
-            return Ok(Some(None));
+        if let Some(before) = &self.incarnation
+            && incarnation(&mut connection).await? != **before
+        {
+            return Ok(Asked::Enough);
         }
         let Self { pid, started, .. } = self;
+        let stands = match xid {
+            Some(xid) => format!("backend_xid IS NOT DISTINCT FROM '{xid}'::xid8::xid"),
+            None => "state IS DISTINCT FROM 'idle'".into(),
+        };
         // COMMIT may wait for a standby: ended there, it would stand on this server alone.
         let end = format!(
-            "SELECT wait_event IS NOT DISTINCT FROM 'SyncRep', \
+            "SELECT ({stands})::text, (wait_event IS NOT DISTINCT FROM 'SyncRep')::text, \
                  CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' \
                  THEN pg_terminate_backend(pid) END \
              FROM pg_stat_activity WHERE pid = {pid} AND backend_start = '{started}'"
@@ -111,19 +127,79 @@ impl Backend {
             .fetch_optional(&mut connection)
             .await?;
         if let Some(process) = process {
-            let waits: &str = process.try_get(0)?;
-            return Ok((waits == "t").then_some(None));
+            let (stands, waits): (&str, &str) = (process.try_get(0)?, process.try_get(1)?);
+            seen.stood.get_or_insert(stands == "true");
+            return Ok(match waits {
+                "true" => Asked::Enough,
+                _ => Asked::IsThere,
+            });
         }
+        seen.is_gone = true;
+        let (Some(xid), Some(_)) = (xid, &self.incarnation) else {
+            return Ok(Asked::Enough);
+        };
         let status = format!("SELECT pg_xact_status('{xid}')");
         let status = sqlx::raw_sql(AssertSqlSafe(status))
             .fetch_one(&mut connection)
             .await?;
         let status: Option<&str> = status.try_get(0)?;
-        Ok(match status {
-            Some("committed") => Some(Some(Fate::Committed)),
-            Some("aborted") => Some(Some(Fate::RolledBack)),
-            Some(_) => None,
-            None => Some(None),
-        })
+        seen.fate = match status {
+            Some("committed") => Some(Fate::Committed),
+            Some("aborted") => Some(Fate::RolledBack),
+            Some(_) => return Ok(Asked::IsThere),
+            None => None,
+        };
+        Ok(Asked::Enough)
+    }
+}
+
+/// What is known of a process that was to be ended.
+#[derive(Default)]
+struct Seen {
+    /// At first sight it was at the transaction.
+    stood: Option<bool>,
+    is_gone: bool,
+    fate: Option<Fate>,
+}
+
+enum Asked {
+    /// More cannot be known.
+    Enough,
+    /// The process is not gone yet.
+    IsThere,
+}
+
+/// A transaction, as it is ended from outside its session.
+pub(super) struct Outside {
+    pub(super) backend: Arc<Backend>,
+    /// Its id, where that is known.
+    pub(super) id: Option<Arc<str>>,
+    pub(super) sessions: Sessions,
+}
+
+impl End for Outside {
+    fn end(&self) -> BoxFuture<'_, Ended> {
+        async {
+            let seen = self.backend.end(self.id.as_deref(), &self.sessions).await;
+            match seen {
+                Seen { is_gone: false, .. } => Ended::Unasked,
+                Seen {
+                    fate: Some(Fate::Committed),
+                    ..
+                }
+                | Seen {
+                    stood: Some(false), ..
+                } => Ended::Before,
+                Seen {
+                    fate: Some(Fate::RolledBack),
+                    ..
+                }
+                | Seen {
+                    stood: Some(true), ..
+                } => Ended::RolledBack,
+                Seen { .. } => Ended::Unasked,
+            }
+        }
+        .boxed()
     }
 }

@@ -1,6 +1,7 @@
 //! One session: how it is opened, and what becomes of it when its user gives it back.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnection;
@@ -24,7 +25,7 @@ pub(super) const PROMPT: Duration = Duration::from_secs(2);
 /// A session that is open, whoever has it.
 pub(super) struct Live {
     pub(super) connection: PgConnection,
-    pub(super) backend: Backend,
+    pub(super) backend: Arc<Backend>,
     pub(super) opened: Instant,
     clean_up: CleanUp,
     /// Comes back with each proof: safe code can exchange the connections of two sessions.
@@ -51,7 +52,7 @@ impl Live {
         let backend = Backend::new(pid.to_owned(), started.to_owned(), &mut connection).await;
         Ok(Self {
             connection,
-            backend,
+            backend: Arc::new(backend),
             opened: Instant::now(),
             clean_up: settings.clean_up(),
             secret,
@@ -121,7 +122,7 @@ pub(super) struct OpenTransaction {
     /// COMMIT was refused: it is over, and the server has rolled it back.
     pub(super) is_refused: bool,
     /// Its id, where that is known; with it, the server can be asked what became of it.
-    pub(super) id: Option<String>,
+    pub(super) id: Option<Arc<str>>,
 }
 
 /// A place among the sessions of a pool: while it is held, another may not be opened.
@@ -162,7 +163,7 @@ impl PostgresSession {
         self.live.as_mut().expect(LENT)
     }
 
-    pub(super) fn backend(&self) -> &Backend {
+    pub(super) fn backend(&self) -> &Arc<Backend> {
         &self.live.as_ref().expect(LENT).backend
     }
 

@@ -1,11 +1,13 @@
 //! A transaction on a session: begun, proved, committed, rolled back.
 
+use std::sync::Arc;
+
 use sqlx::postgres::PgConnection;
 use sqlx::{Postgres, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
-use super::fate::Fate;
+use super::fate::{Fate, Outside};
 use super::proof::{Answers, nonce, savepoint};
 use super::session::{OnReturn, OpenTransaction, PROMPT, PostgresSession, depth};
 use super::sessions::no_answer;
@@ -13,8 +15,8 @@ use crate::db::error_class::{
     is_certain_refusal, not_writable, while_beginning_to_write, while_connecting,
 };
 use crate::db::{
-    Access, BeginOptions, CommitError, Durability, ErrorClass, Isolation, RollbackError, Session,
-    TransactionId,
+    Access, BeginOptions, CommitError, Durability, Ending, ErrorClass, Isolation, RollbackError,
+    Session, TransactionId,
 };
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
@@ -93,7 +95,7 @@ impl Session for PostgresSession {
                 return Err(not_writable(reason.into()));
             }
             if has_id {
-                self.transaction.id = answers.text(0).map(str::to_owned);
+                self.transaction.id = answers.text(0).map(Arc::from);
             }
             Ok(())
         };
@@ -137,7 +139,7 @@ impl Session for PostgresSession {
             return Err(refusal(answers.into_error()));
         }
         if let Some(id) = answers.text(0) {
-            self.transaction.id = Some(id.to_owned());
+            self.transaction.id = Some(id.into());
         }
         Ok(())
     }
@@ -205,6 +207,14 @@ impl Session for PostgresSession {
         self.not_proved(error).await
     }
 
+    fn ending(&self) -> Ending {
+        Ending::by(Outside {
+            backend: Arc::clone(self.backend()),
+            id: self.transaction.id.clone(),
+            sessions: self.sessions().clone(),
+        })
+    }
+
     fn start_rollback(&mut self) {
         // Deeper, a handler has forgotten a savepoint, and sqlx would roll back to it alone.
         match depth(self) {
@@ -262,9 +272,7 @@ impl PostgresSession {
     /// What became of the transaction, after its end was not answered.
     async fn fate(&self) -> Option<Fate> {
         let id = self.transaction.id.as_deref()?;
-        let sessions = self.sessions();
-        let limit = sessions.settle_timeout() * 2 / 5;
-        self.backend().fate(id, sessions.settings(), limit).await
+        self.backend().fate(id, self.sessions()).await
     }
 }
 

@@ -10,7 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use pools::{
-    Access, BeginOptions, CommitError, Durability, Isolation, Session, Transaction, TransactionPool,
+    Access, BeginOptions, CommitError, Durability, Ending, Isolation, Session, Transaction,
+    TransactionPool,
 };
 use writer::{sqlite_lent, sqlite_place, sqlite_sync, sqlite_watch};
 

@@ -163,6 +163,10 @@ impl TransactionPool for Pool {
     }
 }
 
+/// No task commits by itself here.
+#[derive(Clone)]
+pub struct Ending;
+
 pub struct Transaction<S> {
     transactions: Transactions,
     rank: usize,
@@ -193,6 +197,10 @@ impl<S> Transaction<S> {
     pub fn write(&mut self) {
         assert!(!self.is_over, "it is written to after its end");
         self.is_written = true;
+    }
+
+    pub fn ending(&self) -> Ending {
+        Ending
     }
 
     pub async fn prepare(&mut self) -> Result<(), CommitError> {

@@ -1,0 +1,176 @@
+//! Transactions that no ROLLBACK of ours can prove: their handler was given up in the middle, or a
+//! task still has them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rocket::http::Status;
+use rocket::tokio::sync::Semaphore;
+use rocket::tokio::task::spawn;
+use rocket::{State, post, routes};
+use rocket_tx::tx::{Mode, ReadWrite, RepeatableRead, Serializable, bounded};
+use rocket_tx::{Begin, Error, Settlement, Tx};
+
+use crate::support::stage::{note, run};
+use crate::support::{Backend, Main, Stage};
+
+/// What a handler does before it is given up, or answers.
+async fn work<M: Mode>(tx: &mut Tx<Main, M>, what: &str) -> Result<(), Error> {
+    note(tx, "first").await?;
+    match what {
+        "nothing" => {}
+        // SQLite refuses each of these.
+        "commit" => drop(run(tx, "COMMIT").await),
+        "commit-and-begin" => {
+            drop(run(tx, "COMMIT").await);
+            drop(run(tx, "BEGIN").await);
+            drop(note(tx, "second").await);
+        }
+        "roll-back-and-commit-another" => {
+            drop(run(tx, "ROLLBACK").await);
+            drop(run(tx, "BEGIN").await);
+            drop(note(tx, "second").await);
+            drop(run(tx, "COMMIT").await);
+        }
+        _ => return Err(Error::NotFound),
+    }
+    Ok(())
+}
+
+async fn begun<M: Mode>(begin: Begin<Main, M>, what: &str) -> Result<Tx<Main, M>, Error> {
+    let mut tx = begin.begin().await?;
+    work(&mut tx, what).await?;
+    Ok(tx)
+}
+
+async fn never() -> Status {
+    std::future::pending().await
+}
+
+#[post("/given-up/default/<what>")]
+async fn given_up(what: &str, begin: Begin<Main, ReadWrite>) -> Result<Status, Error> {
+    let _held = begun(begin, what).await?;
+    Ok(never().await)
+}
+
+#[post("/given-up/repeatable-read/<what>")]
+async fn given_up_above(what: &str, begin: Begin<Main, RepeatableRead>) -> Result<Status, Error> {
+    let _held = begun(begin, what).await?;
+    Ok(never().await)
+}
+
+#[post("/given-up/serializable/<what>")]
+async fn given_up_on_top(what: &str, begin: Begin<Main, Serializable>) -> Result<Status, Error> {
+    let _held = begun(begin, what).await?;
+    Ok(never().await)
+}
+
+#[post("/leaked/default/<what>")]
+async fn leaked(
+    what: &str,
+    begin: Begin<Main, ReadWrite>,
+    late: &State<Late>,
+) -> Result<Status, Error> {
+    leak(begun(begin, what).await?, late)
+}
+
+#[post("/leaked/repeatable-read/<what>")]
+async fn leaked_above(
+    what: &str,
+    begin: Begin<Main, RepeatableRead>,
+    late: &State<Late>,
+) -> Result<Status, Error> {
+    leak(begun(begin, what).await?, late)
+}
+
+#[post("/leaked/serializable/<what>")]
+async fn leaked_on_top(
+    what: &str,
+    begin: Begin<Main, Serializable>,
+    late: &State<Late>,
+) -> Result<Status, Error> {
+    leak(begun(begin, what).await?, late)
+}
+
+/// A task commits as soon as it may.
+fn leak<M: Mode>(mut tx: Tx<Main, M>, late: &Late) -> Result<Status, Error> {
+    let late = Arc::clone(late);
+    spawn(async move {
+        let _may = late.acquire().await;
+        drop(run(&mut tx, "COMMIT").await);
+    });
+    Ok(Status::Created)
+}
+
+/// Has a permit when the answer has left.
+type Late = Arc<Semaphore>;
+
+const GIVEN_UP_AFTER: Duration = Duration::from_millis(300);
+
+async fn stage(backend: Backend) -> (Stage, Late) {
+    let late = Late::new(Semaphore::new(0));
+    let stage = Stage::new(backend, |rocket| {
+        let routes = routes![given_up, given_up_above, given_up_on_top];
+        rocket
+            .manage(Arc::clone(&late))
+            .mount("/", bounded(routes, GIVEN_UP_AFTER))
+            .mount("/", routes![leaked, leaked_above, leaked_on_top])
+            .attach(Settlement::new())
+    })
+    .await;
+    (stage, late)
+}
+
+const LEVELS: [&str; 3] = ["default", "repeatable-read", "serializable"];
+
+async fn what_stands_is_rolled_back_before_the_answer(backend: Backend) {
+    for (how, status) in [("given-up", 503), ("leaked", 500)] {
+        for level in LEVELS {
+            let path = format!("/{how}/{level}/nothing");
+            let (stage, late) = stage(backend).await;
+            let answer = stage.send(&format!("POST {path}")).await;
+            let told = (status, Some("rolled-back"));
+            assert_eq!(answer.told(), told, "{path}: {}", answer.body);
+            late.add_permits(1);
+            stage.nothing_is_stuck().await;
+            assert_eq!(stage.notes().await, [""; 0], "{path}");
+        }
+    }
+}
+
+async fn what_its_handler_has_committed_is_not_told_as_rolled_back(backend: Backend) {
+    let ends = ["commit", "commit-and-begin", "roll-back-and-commit-another"];
+    for how in ["given-up", "leaked"] {
+        for (level, ends) in [
+            ("default", &ends[..]),
+            // Above, nobody can tell from outside whether a transaction is the one that began.
+            ("repeatable-read", &ends[..1]),
+            ("serializable", &ends[..1]),
+        ] {
+            for end in ends {
+                let path = format!("/{how}/{level}/{end}");
+                let (stage, late) = stage(backend).await;
+                let answer = stage.send(&format!("POST {path}")).await;
+                late.add_permits(1);
+                stage.nothing_is_stuck().await;
+                let stored = stage.notes().await;
+                match backend {
+                    Backend::Sqlite => assert_eq!(stored, [""; 0], "{path}"),
+                    Backend::Postgres => assert_eq!(stored.len(), 1, "{path}: {stored:?}"),
+                }
+                let outcome = if stored.is_empty() {
+                    "rolled-back"
+                } else {
+                    "unknown"
+                };
+                let (_, told) = answer.told();
+                assert_eq!(told, Some(outcome), "{path}: {}", answer.body);
+            }
+        }
+    }
+}
+
+on_each_backend!(
+    what_stands_is_rolled_back_before_the_answer,
+    what_its_handler_has_committed_is_not_told_as_rolled_back,
+);
