@@ -1,6 +1,6 @@
 //! A Postgres server that stops, starts, hangs, and gives its place to another.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use rocket_tx::tx::{RepeatableRead, Serializable, bounded};
 use rocket_tx::{Error, Read, Settlement, Tx};
 
 use crate::support::stage::{note, run};
-use crate::support::{Cluster, Databases, In, Main, Proxy, Stage, eventually};
+use crate::support::{Break, Cluster, Databases, In, Main, Proxy, Stage, eventually};
 
 #[post("/notes/<text>")]
 async fn write(text: &str, mut main: Tx<Main>) -> Result<Status, Error> {
@@ -127,6 +127,54 @@ mod postgres {
         println!("told {kinds:?}");
         assert!(!kinds.contains("database"), "{kinds:?}");
         works(&stage).await;
+    }
+
+    /// The answer to COMMIT is lost, and the server with it.
+    #[rocket::async_test]
+    async fn a_crash_at_commit_is_told_as_it_went_or_as_unknown() {
+        let mut cluster = Cluster::start().await;
+        let mut databases = Databases::on_cluster(&cluster).await;
+        let proxy = databases.by_proxy(In::Main).await;
+        let settings = [("settle_timeout", "\"8s\""), ("shutdown.grace", "10")];
+        let stage = Stage::on(databases, &settings, |rocket| {
+            let routes = routes![write, repeatable, serializable, read];
+            rocket.mount("/", routes).attach(Settlement::new())
+        })
+        .await;
+        let mut told = BTreeMap::<_, usize>::new();
+        for (round, kind) in [Break::Before, Break::After, Break::Stall]
+            .into_iter()
+            .cycle()
+            .enumerate()
+            .take(9)
+        {
+            let level = ["notes", "repeatable", "serializable"][round / 3];
+            proxy.set("COMMIT", kind);
+            let crashing = async {
+                eventually("COMMIT is on its way", async || proxy.has_sprung()).await;
+                match round % 2 {
+                    0 => cluster.kill().await,
+                    _ => cluster.crash().await,
+                }
+                cluster.restart().await;
+            };
+            let write = format!("POST /{level}/{round}");
+            let (answer, ()) = rocket::tokio::join!(stage.send(&write), crashing);
+            let is_stored = !stage.databases.notes(In::Main).await.is_empty();
+            let what = format!("{write}, {kind:?}, stored: {is_stored}: {answer:?}");
+            match answer.told() {
+                (201, Some("committed")) => assert!(is_stored, "{what}"),
+                (503, Some("rolled-back")) => assert!(!is_stored, "{what}"),
+                (500, Some("unknown")) => {}
+                _ => panic!("{what}"),
+            }
+            *told
+                .entry((format!("{kind:?}"), answer.status))
+                .or_default() += 1;
+            works(&stage).await;
+            stage.databases.empty().await;
+        }
+        println!("told {told:?}");
     }
 
     /// A host that hangs: its processes do nothing, and its connections stand.

@@ -175,7 +175,14 @@ mod postgres {
         pair().await;
         let statements = || {
             let log = cluster.log();
-            log.matches("LOG:  execute ").count() + log.matches("LOG:  statement: ").count()
+            let entries = log.split("LOG:  ");
+            let statements = entries
+                .filter(|entry| entry.starts_with("execute ") || entry.starts_with("statement: "));
+            // On a machine that stood still for a while, a silent session is replaced.
+            let opening = ["PREPARE rocket_tx_proof", "pg_control_system"];
+            statements
+                .filter(|statement| !opening.iter().any(|text| statement.contains(text)))
+                .count()
         };
         let before = statements();
         for _ in 0..5 {
