@@ -11,6 +11,7 @@ mod support;
 mod admin;
 mod aggregates;
 mod browser;
+mod cancelled;
 mod changes;
 mod cluster;
 mod contract;
