@@ -35,7 +35,7 @@ pub enum Disturbance {
     CommitLost,
     /// A COMMIT arrives, its answer does not, and its connection is closed.
     AnswerLost,
-    /// A COMMIT does not arrive, and its connection is silent.
+    /// A COMMIT does not arrive, and its connection is silent for longer than the service waits.
     CommitSilent,
     /// The answer of a COMMIT is lost, and nobody can connect for longer than the service asks what
     /// became of it.
@@ -148,7 +148,13 @@ impl Network {
                 ways.iter().for_each(Proxy::cut);
             }
             Disturbance::CommitLost | Disturbance::AnswerLost | Disturbance::CommitSilent => {
-                return lose_a_commit(&self.ways[one], disturbance).await;
+                let way = &self.ways[one];
+                let is_lost = lose_a_commit(way, disturbance).await;
+                if disturbance == Disturbance::CommitSilent {
+                    sleep(SETTLE + Duration::from_millis(300)).await;
+                    way.cut();
+                }
+                return is_lost;
             }
             Disturbance::AnswerLostAndRefused | Disturbance::CommitLostAndRefused => {
                 let way = &self.ways[one];

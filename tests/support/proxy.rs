@@ -225,9 +225,13 @@ async fn serve(
                 });
             }
             Newcomers::Ignored | Newcomers::Refused => {
+                let (mut cut, mut reset) = (network.cut.subscribe(), network.reset.subscribe());
                 spawn(async move {
                     let _client = client;
-                    pending::<()>().await;
+                    select! {
+                        _ = cut.wait_for(|last| *last >= number) => {}
+                        _ = reset.wait_for(|last| *last >= number) => {}
+                    }
                 });
             }
         }
