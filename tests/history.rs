@@ -295,6 +295,7 @@ async fn what_is_stored_is_what_was_told(backend: Backend) {
     let count = |counter: fn(&Place) -> &AtomicUsize| -> usize {
         places.iter().map(|place| counter(place).load(SeqCst)).sum()
     };
+    let silences = count(|place| &place.silences);
     let (told, fates, seen) = (
         summary(&history),
         fates(&databases),
@@ -308,12 +309,17 @@ async fn what_is_stored_is_what_was_told(backend: Backend) {
         history.len(),
         count(|place| &place.restarts),
         count(|place| &place.refusals),
-        count(|place| &place.silences),
+        silences,
         seen.leases(),
         seen.looks,
     );
     let (stored, listed, snapshots) = stored(&databases).await;
     let mut found = check(&history, &stored);
+    if silences > 0 {
+        found.push(format!(
+            "{silences} requests got no answer from a process that lives"
+        ));
+    }
     found.extend(models::check(&stored.events, &listed, &snapshots));
     found.extend(seen.check());
     if steps >= LONG {

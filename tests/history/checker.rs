@@ -145,6 +145,11 @@ pub fn check(history: &[Entry], stored: &Stored) -> Vec<String> {
         if (200..300).contains(&answered.status) && outcome != Some("committed") {
             found.push(format!("a success that is not committed: {entry}"));
         }
+        // Whatever happens to databases and network has an answer that says so.
+        let is_doubtful = matches!(outcome, Some("unknown" | "partial"));
+        if answered.status == 500 && entry.fault.is_empty() && !is_doubtful {
+            found.push(format!("a failure for no reason: {entry}"));
+        }
         if !matches!(
             outcome,
             None | Some("committed" | "rolled-back" | "unknown" | "partial")

@@ -194,8 +194,20 @@ fn a_success_without_commit_is_found() {
         });
     }
     forged("an outcome", |history, _| {
-        history.push(todo("new", 500, "maybe"))
+        history.push(todo("new", 502, "maybe"))
     });
+}
+
+#[test]
+fn a_failure_for_no_reason_is_found() {
+    forged("for no reason", |history, _| {
+        history.push(todo("new", 500, "rolled-back"));
+    });
+    let (mut history, stored) = true_history();
+    let mut failed = todo("new", 500, "rolled-back");
+    failed.fault = "panic";
+    history.push(failed);
+    assert_eq!(check(&history, &stored), [""; 0]);
 }
 
 #[test]
