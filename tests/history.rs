@@ -1,40 +1,53 @@
 //! A randomised history: many clients, faults and kills drawn at random, and then one question: can
 //! what is stored be explained by what the clients were told?
 //!
+//! | drawn | where |
+//! | --- | --- |
+//! | operations, and faults of the service | here |
+//! | processes that are killed, stopped, and started again | `places` |
+//! | on Postgres, what the network and the server do | `network` |
+//!
+//! | checked | where |
+//! | --- | --- |
+//! | answers against rows, audit lines and events; streams are gapless | `checker` |
+//! | lists and snapshots against events | `models` |
+//! | fencing tokens, as clients see them | `tokens` |
+//!
 //! A seed reproduces the operations and faults of each client and of the chaos, not their
-//! scheduling: a second run of the same seed may go another way. The long form:
+//! scheduling: a second run of the same seed may go another way. The long form, which fails too if
+//! one of the outcomes or faults did not come up:
 //!
 //! ```text
 //! HISTORY_STEPS=2000 HISTORY_SEED=7 tests/run history
 //! ```
 
 mod checker;
+mod models;
+mod network;
+mod places;
+mod tokens;
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fastrand::Rng;
-use rocket::futures::future::{join, join_all};
-use rocket::serde::json::{Value, json};
-use rocket::tokio;
-use rocket::tokio::time::{sleep, timeout};
+use rocket::futures::future::{join, join_all, join3};
 
-use self::checker::{Answered, Entry, Operation, Stored, check, summary};
-use crate::aggregates::{create, leases};
-use crate::support::{Backend, Databases, Http, In, Service, Starting, eventually_or};
+use self::checker::{Entry, Event, Operation, Stored, check, summary};
+use self::models::{Listed, Snapshot};
+use self::network::{Disturbance, Disturbances, Network};
+use self::places::{Place, kill_and_stop};
+use self::tokens::Seen;
+use crate::aggregates::leases;
+use crate::support::{Backend, Databases, In, eventually_or};
 
 const CLIENTS: u64 = 8;
 
-/// A stopped process stays so for longer than a lease lasts, now and then. Idle connections outlive
-/// it, so that only a process that ends takes a connection away.
-const SETTINGS: &[(&str, &str)] = &[
-    ("ROCKET_LEASE_TTL", "1s"),
-    ("ROCKET_LEASE_MAX_WAIT", "5s"),
-    ("ROCKET_LEASE_SWEEP_INTERVAL", "1s"),
-    ("ROCKET_KEEP_ALIVE", "300"),
-];
+/// From so many steps on a run has to meet everything that may happen.
+const LONG: u64 = 300;
 
 const FAULTS: &[&str] = &[
     "respond=502",
@@ -44,8 +57,10 @@ const FAULTS: &[&str] = &[
     "swallow",
     "leak=50",
     "delay=20",
+    "delay=20@loaded",
     "disconnect",
     "downstream=502",
+    "downstream=timeout",
     "expire-lease",
 ];
 
@@ -64,14 +79,62 @@ fn draw_fault(rng: &mut Rng) -> &'static str {
     }
 }
 
-fn draw_operation(rng: &mut Rng, unique: String) -> Operation {
-    match rng.u8(..2) {
-        0 => Operation::Todo { title: unique },
-        _ => Operation::Rename {
-            stream: format!("h{}", rng.u8(..3)),
-            task: unique,
-        },
+/// A client, and what it may come back to.
+#[derive(Default)]
+struct Client {
+    /// New todos, with their titles.
+    todos: Vec<(i64, String)>,
+    /// Streams that it has asked for.
+    streams: Vec<String>,
+}
+
+impl Client {
+    /// What it draws does not depend on answers; but it cannot share a todo that it has not got.
+    fn draw(&mut self, rng: &mut Rng, unique: String) -> Operation {
+        let (what, stream) = (rng.u8(..10), rng.u8(..3));
+        match what {
+            0..4 => Operation::Todo { title: unique },
+            4..8 => Operation::Rename {
+                stream: format!("h{stream}"),
+                task: unique,
+            },
+            8 => match self.streams.pop() {
+                Some(stream) => Operation::Complete { stream },
+                None => {
+                    let stream = format!("new-{unique}");
+                    self.streams.push(stream.clone());
+                    Operation::Create { stream }
+                }
+            },
+            _ => match self.todos.pop() {
+                Some((id, title)) => Operation::Share { id, title },
+                None => Operation::Todo { title: unique },
+            },
+        }
     }
+}
+
+async fn client(places: &[Place; 2], seed: u64, number: u64, steps: u64) -> Vec<Entry> {
+    let mut rng = Rng::with_seed(seed);
+    let mut client = Client::default();
+    let mut history = Vec::new();
+    for step in 0..steps {
+        let operation = client.draw(&mut rng, format!("{number}-{step}"));
+        let fault = draw_fault(&mut rng);
+        let place = &places[rng.usize(..2)];
+        let answered = place.ask(&operation, fault).await;
+        if let Operation::Todo { title } = &operation
+            && let Some(id) = answered.as_ref().and_then(|answered| answered.id)
+        {
+            client.todos.push((id, title.clone()));
+        }
+        history.push(Entry {
+            operation,
+            fault,
+            answered,
+        });
+    }
+    history
 }
 
 fn variable<T: FromStr>(name: &str, default: T) -> T {
@@ -83,192 +146,135 @@ fn variable<T: FromStr>(name: &str, default: T) -> T {
     }
 }
 
-/// Where a process of the service is; another takes its place when it has ended.
-struct Place {
-    http: Mutex<Http>,
-    /// Locked by whoever sends signals, or starts the next. It is not reaped otherwise.
-    service: tokio::sync::Mutex<Service>,
-    restarts: AtomicUsize,
-    refusals: AtomicUsize,
-    /// Requests that a process which goes on living did not answer.
-    silences: AtomicUsize,
-}
-
-impl Place {
-    async fn new(databases: &Arc<Databases>) -> Self {
-        let service = Service::on(Arc::clone(databases), SETTINGS).await;
-        Self {
-            http: Mutex::new(service.http.clone()),
-            service: tokio::sync::Mutex::new(service),
-            restarts: AtomicUsize::new(0),
-            refusals: AtomicUsize::new(0),
-            silences: AtomicUsize::new(0),
-        }
-    }
-
-    fn http(&self) -> Http {
-        self.http.lock().unwrap().clone()
-    }
-
-    /// Sends one request, once; `None` if the connection ends without an answer. A process that
-    /// cannot be connected to was never asked, and its successor is.
-    async fn ask(&self, operation: &Operation, fault: &str) -> Option<Answered> {
-        loop {
-            let http = self.http();
-            let error = match request(&http, operation, fault).send().await {
-                Ok(answer) => return Some(answered(&answer)),
-                Err(error) => error,
-            };
-            if !self.revive(&http).await {
-                println!("no answer from a process that lives: {operation:?}, {fault}: {error:?}");
-                self.silences.fetch_add(1, SeqCst);
-            }
-            if !error.is_connect() {
-                return None;
-            }
-        }
-    }
-
-    /// After a request without an answer: starts the service again, unless it lives or another
-    /// client has done so. Says whether the process that was asked has ended.
-    async fn revive(&self, asked: &Http) -> bool {
-        let mut service = self.service.lock().await;
-        if service.http.base != asked.base {
-            return true;
-        }
-        let ended = timeout(Duration::from_secs(2), service.ended());
-        if ended.await.is_err() {
-            return false;
-        }
-        for _ in 0..20 {
-            let databases = Arc::clone(&service.databases);
-            match Starting::new(databases, &[], SETTINGS).launched().await {
-                Ok(next) => {
-                    *self.http.lock().unwrap() = next.http.clone();
-                    *service = next;
-                    self.restarts.fetch_add(1, SeqCst);
-                    return true;
-                }
-                // The other process may be stopped while it writes.
-                Err((status, log)) => {
-                    println!("a launch was refused, {status}:\n{log}");
-                    self.refusals.fetch_add(1, SeqCst);
-                }
-            }
-        }
-        panic!("the service does not launch any more");
-    }
-}
-
-fn request(http: &Http, operation: &Operation, fault: &str) -> reqwest::RequestBuilder {
-    let (what, body) = match operation {
-        Operation::Todo { title } => ("POST /todos".to_owned(), json!({ "title": title })),
-        Operation::Rename { stream, task } => (
-            format!("POST /aggregates/todos/{stream}/rename"),
-            json!({ "task": task }),
-        ),
-    };
-    http.request(&what)
-        .header("Content-Type", "application/json")
-        .header("X-Fault", fault)
-        .body(body.to_string())
-        .timeout(Duration::from_secs(60))
-}
-
-/// The headers alone tell the outcome.
-fn answered(answer: &reqwest::Response) -> Answered {
-    let header = |name| Some(answer.headers().get(name)?.to_str().unwrap().to_owned());
-    Answered {
-        status: answer.status().as_u16(),
-        outcome: header("Transaction-Outcome"),
-        request_id: header("X-Request-Id"),
-    }
-}
-
-async fn client(places: &[Place; 2], seed: u64, number: u64, steps: u64) -> Vec<Entry> {
-    let mut rng = Rng::with_seed(seed.wrapping_mul(1_000).wrapping_add(number));
-    let mut history = Vec::new();
-    for step in 0..steps {
-        let operation = draw_operation(&mut rng, format!("{number}-{step}"));
-        let fault = draw_fault(&mut rng);
-        let place = &places[rng.usize(..2)];
-        let answered = place.ask(&operation, fault).await;
-        history.push(Entry {
-            operation,
-            fault,
-            answered,
-        });
-    }
-    history
-}
-
-/// Kills or stops one of the processes, time and again.
-async fn chaos(places: &[Place; 2], seed: u64, done: &AtomicBool) -> (usize, usize) {
-    let mut rng = Rng::with_seed(seed.wrapping_mul(1_000).wrapping_add(CLIENTS));
-    let (mut kills, mut stops) = (0, 0);
-    while !done.load(SeqCst) {
-        sleep(Duration::from_millis(rng.u64(300..2_000))).await;
-        let service = places[rng.usize(..2)].service.lock().await;
-        let pause = Duration::from_millis(rng.u64(20..1_300));
-        if rng.u8(..3) == 0 {
-            service.signal("KILL");
-            kills += 1;
-        } else {
-            service.signal("STOP");
-            sleep(pause).await;
-            service.signal("CONT");
-            stops += 1;
-        }
-    }
-    (kills, stops)
-}
-
-async fn stored(databases: &Databases) -> Stored {
-    let events = "SELECT stream || ' ' || sequence || ' ' || payload FROM aggregate_events \
-                  ORDER BY stream, sequence";
-    let events = databases.texts(In::Main, events).await;
-    let events = events.iter().map(|event| {
-        let mut parts = event.splitn(3, ' ');
-        let mut part = || parts.next().unwrap();
-        let stream = part().trim_start_matches("todo:").to_owned();
-        let sequence = part().parse().unwrap();
-        let payload: Value = rocket::serde::json::from_str(part()).unwrap();
-        let task = payload["task"].as_str().unwrap().to_owned();
-        (stream, sequence, task)
+/// What `sql` finds, in columns of texts.
+async fn rows<const N: usize>(
+    databases: &Databases,
+    database: In,
+    sql: &'static str,
+) -> Vec<[String; N]> {
+    let rows = databases.texts(database, sql).await;
+    let rows = rows.iter().map(|row| {
+        let columns: Vec<String> = row.splitn(N, '|').map(Into::into).collect();
+        columns.try_into().unwrap()
     });
-    Stored {
+    rows.collect()
+}
+
+fn id(stream: &str) -> String {
+    stream.trim_start_matches("todo:").to_owned()
+}
+
+async fn stored(databases: &Databases) -> (Stored, Vec<Listed>, Vec<Snapshot>) {
+    const EVENTS: &str = "SELECT stream || '|' || sequence || '|' || name || '|' || payload \
+                          FROM aggregate_events ORDER BY stream, sequence";
+    const SHARED: &str = "SELECT title FROM todos WHERE shared";
+    const LISTED: &str = "SELECT id || '|' || user_id || '|' || task || '|' || version || '|' || \
+                          CASE WHEN completed THEN 'completed' ELSE '' END FROM todo_list";
+    const SNAPSHOTS: &str =
+        "SELECT stream || '|' || sequence || '|' || state FROM aggregate_snapshots";
+
+    let json = |text: &str| rocket::serde::json::from_str(text).unwrap();
+    let events = rows(databases, In::Main, EVENTS).await.into_iter();
+    let events = events.map(|[stream, sequence, name, payload]| Event {
+        stream: id(&stream),
+        sequence: sequence.parse().unwrap(),
+        name,
+        payload: json(&payload),
+    });
+    let listed = rows(databases, In::Main, LISTED).await.into_iter();
+    let listed = listed.map(|[id, user_id, task, version, completed]| Listed {
+        id,
+        user_id,
+        task,
+        completed: !completed.is_empty(),
+        version: version.parse().unwrap(),
+    });
+    let snapshots = rows(databases, In::Main, SNAPSHOTS).await.into_iter();
+    let snapshots = snapshots.map(|[stream, sequence, state]| Snapshot {
+        stream: id(&stream),
+        sequence: sequence.parse().unwrap(),
+        state: json(&state),
+    });
+    let stored = Stored {
         events: events.collect(),
         titles: databases.texts(In::Main, "SELECT title FROM todos").await,
+        shared: databases.texts(In::Main, SHARED).await,
         audited: databases
-            .texts(
-                In::Audit,
-                "SELECT request_id FROM audit WHERE action <> 'aggregate created'",
-            )
+            .texts(In::Audit, "SELECT request_id FROM audit")
             .await,
+    };
+    (stored, listed.collect(), snapshots.collect())
+}
+
+/// What the services found out about COMMITs that were not answered, by their logs.
+fn fates(databases: &Databases) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    for file in std::fs::read_dir(databases.folder()).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "log") {
+            continue;
+        }
+        let log = std::fs::read(path).unwrap();
+        for line in String::from_utf8_lossy(&log).lines() {
+            for fate in ["Some(Committed)", "Some(RolledBack)", "None"] {
+                if line.contains("was asked what became of it")
+                    && line.contains(&format!("fate={fate}"))
+                {
+                    *counts.entry(fate).or_default() += 1;
+                }
+            }
+        }
     }
+    counts
 }
 
 async fn what_is_stored_is_what_was_told(backend: Backend) {
     let (seed, steps) = (
-        variable("HISTORY_SEED", 20_261_125),
-        variable("HISTORY_STEPS", 30),
+        variable("HISTORY_SEED", 20_261_125_u64),
+        variable("HISTORY_STEPS", 25),
     );
     println!("{backend:?}: HISTORY_SEED={seed} HISTORY_STEPS={steps}");
-    let started = Instant::now();
-    let databases = Arc::new(Databases::new(backend).await);
+    let seed_of = |number: u64| seed.wrapping_mul(1_000).wrapping_add(number);
+    let (mut network, databases) = match backend {
+        Backend::Sqlite => (None, Databases::new(backend).await),
+        Backend::Postgres => {
+            let (network, databases) = Network::new().await;
+            (Some(network), databases)
+        }
+    };
+    let databases = Arc::new(databases);
     let places = &[Place::new(&databases).await, Place::new(&databases).await];
+    let started = Instant::now();
+    let mut history = Vec::new();
     for number in 0..3 {
-        create(&places[0].http(), &format!("h{number}")).await;
+        let stream = format!("h{number}");
+        let operation = Operation::Create { stream };
+        history.push(Entry {
+            answered: places[0].ask(&operation, "").await,
+            operation,
+            fault: "",
+        });
     }
 
     let done = AtomicBool::new(false);
     let clients = async {
-        let clients = (0..CLIENTS).map(|number| client(places, seed, number, steps));
-        let history: Vec<Entry> = join_all(clients).await.into_iter().flatten().collect();
+        let clients = (0..CLIENTS).map(|number| client(places, seed_of(number), number, steps));
+        let entries = join_all(clients).await;
         done.store(true, SeqCst);
-        history
+        entries
     };
-    let (history, (kills, stops)) = join(clients, chaos(places, seed, &done)).await;
+    let trouble = async {
+        match &mut network {
+            Some(network) => network.trouble(seed_of(CLIENTS + 1), &done).await,
+            None => Disturbances::new(),
+        }
+    };
+    let seen = Mutex::new(Seen::default());
+    let watching = join_all(places.iter().map(|it| it.watch(started, &done, &seen)));
+    let killing = kill_and_stop(places, seed_of(CLIENTS), &done);
+    let ((entries, _), (kills, stops), disturbances) =
+        join3(join(clients, watching), killing, trouble).await;
+    history.extend(entries.into_iter().flatten());
     let took = started.elapsed();
 
     for place in places {
@@ -289,22 +295,68 @@ async fn what_is_stored_is_what_was_told(backend: Backend) {
     let count = |counter: fn(&Place) -> &AtomicUsize| -> usize {
         places.iter().map(|place| counter(place).load(SeqCst)).sum()
     };
-    println!(
-        "{backend:?}: {} requests in {took:.1?}, and {settled:.1?} until nothing was leased: {:?}; {kills} kills, {stops} stops, {} restarts, {} launches refused, {} silences",
-        history.len(),
+    let silences = count(|place| &place.silences);
+    let (told, fates, seen) = (
         summary(&history),
+        fates(&databases),
+        seen.into_inner().unwrap(),
+    );
+    println!(
+        "{backend:?}: {} requests in {took:.1?}, and {settled:.1?} until nothing was leased: {told:?}\n\
+         {backend:?}: {kills} kills, {stops} stops, {} restarts, {} launches refused, {} silences; \
+         {} leases in {} looks\n\
+         {backend:?}: {disturbances:?}; unanswered COMMITs that were asked about: {fates:?}",
+        history.len(),
         count(|place| &place.restarts),
         count(|place| &place.refusals),
-        count(|place| &place.silences),
+        silences,
+        seen.leases(),
+        seen.looks,
     );
-    let stored = stored(&databases).await;
-    let found = check(&history, &stored);
+    let (stored, listed, snapshots) = stored(&databases).await;
+    let mut found = check(&history, &stored);
+    if silences > 0 {
+        found.push(format!(
+            "{silences} requests got no answer from a process that lives"
+        ));
+    }
+    found.extend(models::check(&stored.events, &listed, &snapshots));
+    found.extend(seen.check());
+    if steps >= LONG {
+        found.extend(never(backend, &told, &fates, &disturbances));
+    }
     assert!(
         found.is_empty(),
         "{backend:?}, HISTORY_SEED={seed} HISTORY_STEPS={steps}, {} found:\n{}",
         found.len(),
         found.join("\n")
     );
+}
+
+/// What did not come up in a long run.
+fn never(
+    backend: Backend,
+    told: &BTreeMap<&str, usize>,
+    fates: &BTreeMap<&str, usize>,
+    disturbances: &Disturbances,
+) -> Vec<String> {
+    let outcomes = ["committed", "rolled-back", "no answer"].iter();
+    let mut missing: Vec<String> = Vec::new();
+    let outcomes = outcomes.chain(match backend {
+        Backend::Sqlite => [].iter(),
+        Backend::Postgres => ["unknown", "partial"].iter(),
+    });
+    let outcomes = outcomes.filter(|outcome| !told.contains_key(**outcome));
+    missing.extend(outcomes.map(|outcome| format!("nobody was told {outcome}")));
+    if backend == Backend::Postgres {
+        let fate = ["Some(Committed)", "Some(RolledBack)"].iter();
+        let fate = fate.filter(|fate| !fates.contains_key(**fate));
+        missing.extend(fate.map(|fate| format!("no fate was found out to be {fate}")));
+        let kinds = Disturbance::ALL.iter();
+        let kinds = kinds.filter(|kind| !disturbances.contains_key(kind));
+        missing.extend(kinds.map(|kind| format!("{kind:?} never happened")));
+    }
+    missing
 }
 
 on_each_backend!(what_is_stored_is_what_was_told);

@@ -3,12 +3,15 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use std::sync::Arc;
+
 use reqwest::Url;
-use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use rocket::tokio::net::{TcpListener, TcpSocket, TcpStream};
+use rocket::tokio::time::timeout;
 
 use super::refused;
-use crate::support::{Backend, Databases};
+use crate::support::{Backend, Databases, Starting};
 
 const PASSWORD: &str = "hunter2-of-the-test";
 
@@ -77,8 +80,55 @@ fn url_of(address: SocketAddr) -> String {
     format!("postgres://app:{PASSWORD}@{address}/todos")
 }
 
+/// Serves so many connections, by the server of `url`, and never answers the others. Returns its own
+/// URL.
+async fn tired_after(served: usize, mut url: Url) -> Url {
+    let server = ("127.0.0.1", url.port().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    url.set_port(Some(listener.local_addr().unwrap().port()))
+        .unwrap();
+    rocket::tokio::spawn(async move {
+        let mut ignored = Vec::new();
+        for number in 0.. {
+            let (mut client, _) = listener.accept().await.unwrap();
+            if number >= served {
+                ignored.push(client);
+                continue;
+            }
+            let mut server = TcpStream::connect(server).await.unwrap();
+            rocket::tokio::spawn(async move {
+                let _over = copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    url
+}
+
 mod postgres {
     use super::*;
+
+    /// A launch opens a handful of connections, one after another.
+    #[rocket::async_test]
+    async fn a_server_that_stops_answering_during_a_launch_is_given_up() {
+        for served in 1..=8 {
+            let databases = Databases::new(Backend::Postgres).await;
+            let url = tired_after(served, databases.main.parse().unwrap()).await;
+            let variable = format!(
+                r#"{{main={{url="{url}",connect_timeout="1s"}},audit={{url="{}"}}}}"#,
+                databases.audit
+            );
+            let variables = [("ROCKET_DATABASES", &*variable)];
+            let starting = Starting::new(Arc::new(databases), &[], &variables);
+            match timeout(Duration::from_secs(50), starting.launched()).await {
+                Ok(Ok(_)) => println!("{served} connections are enough"),
+                Ok(Err((status, log))) => {
+                    assert_eq!(status.code(), Some(1), "{served}: {log}");
+                    assert!(log.contains("no answer within "), "{served}: {log}");
+                }
+                Err(_) => panic!("with {served} connections it neither launches nor ends"),
+            }
+        }
+    }
 
     #[rocket::async_test]
     async fn a_server_that_is_not_there_is_named_as_the_cause() {

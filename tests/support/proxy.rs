@@ -51,6 +51,8 @@ struct Network {
     frozen: watch::Sender<u64>,
     /// Those up to this number are over.
     cut: watch::Sender<u64>,
+    /// Those up to this number are over, and what was on its way is thrown away.
+    reset: watch::Sender<u64>,
     last: AtomicU64,
 }
 
@@ -58,7 +60,7 @@ impl Proxy {
     /// Leads to the server of `url`.
     pub async fn to(url: &str) -> Self {
         let server = Arc::new(Mutex::new(authority(url).to_owned()));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listen().await;
         let port = listener.local_addr().unwrap().port();
         let trap = Trap::default();
         let network = Arc::new(Network {
@@ -66,6 +68,7 @@ impl Proxy {
             applied: watch::Sender::new(Newcomers::Served),
             frozen: watch::Sender::new(0),
             cut: watch::Sender::new(0),
+            reset: watch::Sender::new(0),
             last: AtomicU64::new(0),
         });
         spawn(serve(
@@ -103,6 +106,11 @@ impl Proxy {
         self.network.cut.send_replace(self.connections());
     }
 
+    /// Resets the connections that stand, at both ends.
+    pub fn reset(&self) {
+        self.network.reset.send_replace(self.connections());
+    }
+
     /// What becomes of those who connect from now on.
     pub async fn newcomers(&self, newcomers: Newcomers) {
         self.network.newcomers.send_replace(newcomers);
@@ -128,6 +136,23 @@ impl Proxy {
     pub fn has_sprung(&self) -> bool {
         self.trap.lock().is_none()
     }
+
+    /// Takes the trap away. `true`: it had not sprung.
+    pub fn unset(&self) -> bool {
+        self.trap.lock().take().is_some()
+    }
+}
+
+/// Below the ports that Linux hands out by itself: no outgoing connection takes this one while
+/// newcomers are refused.
+async fn listen() -> TcpListener {
+    for _ in 0..100 {
+        let port = fastrand::u16(20_000..32_000);
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await {
+            return listener;
+        }
+    }
+    panic!("no free port was found for the proxy");
 }
 
 /// `host:port`
@@ -181,22 +206,32 @@ async fn serve(
             Newcomers::Served => {
                 // The server itself may be down: then the client is cut off.
                 let address = server.lock().clone();
-                let Ok(server) = TcpStream::connect(&address).await else {
+                let Ok(mut server) = TcpStream::connect(&address).await else {
                     continue;
                 };
-                let (frozen, mut cut) = (network.frozen.subscribe(), network.cut.subscribe());
-                let relay = relay(client, server, Arc::clone(&trap), frozen, number);
+                let mut client = client;
+                let (trap, frozen) = (Arc::clone(&trap), network.frozen.subscribe());
+                let (mut cut, mut reset) = (network.cut.subscribe(), network.reset.subscribe());
                 spawn(async move {
-                    select! {
-                        _ = relay => {}
-                        _ = cut.wait_for(|last| *last >= number) => {}
+                    let is_reset = select! {
+                        _ = relay(&mut client, &mut server, trap, frozen, number) => false,
+                        _ = cut.wait_for(|last| *last >= number) => false,
+                        _ = reset.wait_for(|last| *last >= number) => true,
+                    };
+                    if is_reset {
+                        client.set_zero_linger().unwrap();
+                        server.set_zero_linger().unwrap();
                     }
                 });
             }
             Newcomers::Ignored | Newcomers::Refused => {
+                let (mut cut, mut reset) = (network.cut.subscribe(), network.reset.subscribe());
                 spawn(async move {
                     let _client = client;
-                    pending::<()>().await;
+                    select! {
+                        _ = cut.wait_for(|last| *last >= number) => {}
+                        _ = reset.wait_for(|last| *last >= number) => {}
+                    }
                 });
             }
         }
@@ -204,8 +239,8 @@ async fn serve(
 }
 
 async fn relay(
-    mut client: TcpStream,
-    mut server: TcpStream,
+    client: &mut TcpStream,
+    server: &mut TcpStream,
     trap: Trap,
     mut frozen: watch::Receiver<u64>,
     number: u64,

@@ -28,12 +28,14 @@ use std::time::Duration;
 use rocket::figment::Figment;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Row};
+use tokio::time::timeout;
 
 use self::pooler::Opened;
 use self::readiness::Probe;
 pub(crate) use self::session::OnReturn;
 pub use self::session::PostgresSession;
 pub(crate) use self::sessions::{Limits, Liveness, Sessions};
+use self::sessions::{may_pass, no_answer, patiently};
 use self::settings::SetBy;
 pub(crate) use self::settings::Settings;
 use super::config::SLOW;
@@ -76,8 +78,9 @@ impl PostgresPool {
             limits.wait,
         )
         .await?;
-        let identity = identity(&mut first.connection)
+        let identity = timeout(limits.wait, identity(&mut first.connection))
             .await
+            .unwrap_or_else(|_| Err(no_answer(limits.wait)))
             .map_err(OpenError::Database)?;
         let link = Arc::new(OnceLock::new());
         let readers = settings.clone().with("default_transaction_read_only", "on");
@@ -204,7 +207,8 @@ impl TransactionPool for PostgresPool {
         // nor for waiting until another process has done it; and the advisory lock of a migration
         // that failed ends with its session.
         let unbounded = self.settings().clone().with("statement_timeout", "0");
-        let mut session = session::Live::open(&unbounded)
+        let open = || session::Live::open(&unbounded);
+        let mut session = patiently(open, may_pass, self.connect_timeout())
             .await
             .map_err(OpenError::Database)?;
         let result = migrator

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Row};
+use tokio::time::timeout;
 
 use super::session::Live;
-use super::sessions::{may_pass, patiently};
+use super::sessions::{may_pass, no_answer, patiently};
 use super::settings::Settings;
 use crate::db::OpenError;
 
@@ -20,7 +21,7 @@ pub(super) struct Opened {
 }
 
 /// Opens the first session, and finds out how sessions to this address are set. Tries again for
-/// `limit`, while the server starts or is not there yet.
+/// `limit`, while the server starts or is not there yet; nothing here waits for longer than that.
 ///
 /// # Errors
 ///
@@ -36,8 +37,8 @@ pub(super) async fn open(
     let may_pass_unrefused = |error: &sqlx::Error| may_pass(error) && !is_refusal(error);
     let refused = match patiently(|| options.connect(), may_pass_unrefused, limit).await {
         Ok(connection) => {
-            must_own_its_session(connection, &by_startup).await?;
-            match Live::open(&by_startup).await {
+            must_own_its_session(connection, &by_startup, limit).await?;
+            match patiently(|| Live::open(&by_startup), may_pass, limit).await {
                 Ok(first) => {
                     return Ok(Opened {
                         settings: by_startup,
@@ -62,11 +63,11 @@ pub(super) async fn open(
     // What is refused again is not a parameter: the pooler may not reach the server yet.
     let options = by_statements.connect_options();
     match patiently(|| options.connect(), may_pass, limit).await {
-        Ok(connection) => must_own_its_session(connection, &by_statements).await?,
+        Ok(connection) => must_own_its_session(connection, &by_statements, limit).await?,
         // Not because of the parameters, then.
         Err(error) => return Err(OpenError::Database(refused.unwrap_or(error))),
     }
-    let first = Live::open(&by_statements).await?;
+    let first = patiently(|| Live::open(&by_statements), may_pass, limit).await?;
     tracing::info!("a pooler drops startup parameters; statements set the sessions instead");
     Ok(Opened {
         settings: by_statements,
@@ -81,13 +82,26 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 
 /// Refuses a pooler in transaction or statement mode. Each of two connections is asked, in turn,
 /// for the process that serves it: each must have one, and keep it.
-async fn must_own_its_session(mut one: PgConnection, settings: &Settings) -> Result<(), OpenError> {
-    const TURNS: usize = 3;
-
+async fn must_own_its_session(
+    one: PgConnection,
+    settings: &Settings,
+    limit: Duration,
+) -> Result<(), OpenError> {
     // Without a second connection nothing can be compared; a server that is full says so later.
-    let Ok(mut other) = settings.connect_options().connect().await else {
+    let options = settings.connect_options();
+    let Ok(Ok(other)) = timeout(limit, options.connect()).await else {
         return Ok(());
     };
+    let compared = timeout(limit, have_a_session_each(one, other)).await;
+    match compared.unwrap_or_else(|_| Err(no_answer(limit)))? {
+        true => Ok(()),
+        false => Err(OpenError::SharedSessions),
+    }
+}
+
+async fn have_a_session_each(mut one: PgConnection, mut other: PgConnection) -> sqlx::Result<bool> {
+    const TURNS: usize = 3;
+
     let mut seen = Vec::new();
     for _ in 0..TURNS {
         for connection in [&mut one, &mut other] {
@@ -99,8 +113,5 @@ async fn must_own_its_session(mut one: PgConnection, settings: &Settings) -> Res
     }
     let is_kept = seen.iter().step_by(2).all(|pid| *pid == seen[0])
         && seen.iter().skip(1).step_by(2).all(|pid| *pid == seen[1]);
-    match is_kept && seen[0] != seen[1] {
-        true => Ok(()),
-        false => Err(OpenError::SharedSessions),
-    }
+    Ok(is_kept && seen[0] != seen[1])
 }

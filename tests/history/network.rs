@@ -1,0 +1,199 @@
+//! What the network and the server do to the service, drawn at random.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use fastrand::Rng;
+use rocket::tokio::time::sleep;
+
+use super::places::SETTLE;
+use crate::support::{Break, Cluster, Databases, In, Newcomers, Proxy};
+
+/// A server of the history's own, and the way to its databases `main` and `audit`.
+pub struct Network {
+    cluster: Cluster,
+    ways: [Proxy; 2],
+}
+
+/// One thing that goes wrong, until [`Network::disturb`] returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Disturbance {
+    /// Connections are closed.
+    Cut,
+    /// Connections are reset, and lose what was on its way.
+    Reset,
+    /// Connections are silent, and then go on: what was sent meanwhile arrives late.
+    Silent,
+    /// Connections are silent, and then closed.
+    SilentAndCut,
+    /// Connections are closed, and nobody can connect.
+    Refused,
+    /// Connections are closed, and new ones are never answered.
+    Ignored,
+    /// A COMMIT does not arrive, and its connection is closed.
+    CommitLost,
+    /// A COMMIT arrives, its answer does not, and its connection is closed.
+    AnswerLost,
+    /// A COMMIT does not arrive, and its connection is silent for longer than the service waits.
+    CommitSilent,
+    /// The answer of a COMMIT is lost, and nobody can connect for longer than the service asks what
+    /// became of it.
+    AnswerLostAndRefused,
+    /// The same, of a COMMIT that does not arrive.
+    CommitLostAndRefused,
+    /// The server crashes.
+    Crash,
+    /// All processes of the server are killed, and connections are reset.
+    Kill,
+}
+
+impl Disturbance {
+    pub const ALL: [Self; 13] = [
+        Self::Cut,
+        Self::Reset,
+        Self::Silent,
+        Self::SilentAndCut,
+        Self::Refused,
+        Self::Ignored,
+        Self::CommitLost,
+        Self::AnswerLost,
+        Self::CommitSilent,
+        Self::AnswerLostAndRefused,
+        Self::CommitLostAndRefused,
+        Self::Crash,
+        Self::Kill,
+    ];
+
+    /// A lost COMMIT is what it is all about.
+    fn draw(rng: &mut Rng) -> Self {
+        match rng.u8(..3) {
+            0 => Self::ALL[rng.usize(6..9)],
+            _ => Self::ALL[rng.usize(..Self::ALL.len())],
+        }
+    }
+
+    fn lost_commit(self) -> Option<Break> {
+        match self {
+            Self::CommitLost | Self::CommitLostAndRefused => Some(Break::Before),
+            Self::AnswerLost | Self::AnswerLostAndRefused => Some(Break::After),
+            Self::CommitSilent => Some(Break::Stall),
+            _ => None,
+        }
+    }
+}
+
+/// How often each has happened.
+pub type Disturbances = BTreeMap<Disturbance, usize>;
+
+impl Network {
+    pub async fn new() -> (Self, Databases) {
+        let cluster = Cluster::start().await;
+        let mut databases = Databases::on_cluster(&cluster).await;
+        let main = databases.by_proxy(In::Main).await;
+        let audit = databases.by_proxy(In::Audit).await;
+        let ways = [main, audit];
+        (Self { cluster, ways }, databases)
+    }
+
+    /// Disturbs time and again; all is well when it returns.
+    pub async fn trouble(&mut self, seed: u64, done: &AtomicBool) -> Disturbances {
+        let mut rng = Rng::with_seed(seed);
+        let mut happened = Disturbances::new();
+        while !done.load(SeqCst) {
+            sleep(Duration::from_millis(rng.u64(50..800))).await;
+            let disturbance = Disturbance::draw(&mut rng);
+            if self.disturb(disturbance, &mut rng).await {
+                *happened.entry(disturbance).or_default() += 1;
+            }
+        }
+        happened
+    }
+
+    /// Says whether it has happened: nobody may have sent a COMMIT.
+    async fn disturb(&mut self, disturbance: Disturbance, rng: &mut Rng) -> bool {
+        let time = Duration::from_millis(rng.u64(20..1_500));
+        let at_both = rng.bool();
+        let one = rng.usize(..2);
+        let ways = match at_both {
+            true => &self.ways[..],
+            false => &self.ways[one..=one],
+        };
+        let newcomers = async |newcomers| {
+            for way in ways {
+                way.newcomers(newcomers).await;
+            }
+        };
+        match disturbance {
+            Disturbance::Cut => ways.iter().for_each(Proxy::cut),
+            Disturbance::Reset => ways.iter().for_each(Proxy::reset),
+            Disturbance::Silent | Disturbance::SilentAndCut => {
+                ways.iter().for_each(Proxy::freeze);
+                sleep(time).await;
+                if disturbance == Disturbance::SilentAndCut {
+                    ways.iter().for_each(Proxy::cut);
+                }
+                ways.iter().for_each(Proxy::thaw);
+            }
+            Disturbance::Refused | Disturbance::Ignored => {
+                newcomers(match disturbance {
+                    Disturbance::Refused => Newcomers::Refused,
+                    _ => Newcomers::Ignored,
+                })
+                .await;
+                ways.iter().for_each(Proxy::cut);
+                sleep(time).await;
+                newcomers(Newcomers::Served).await;
+                // Those who were ignored need not wait any longer.
+                ways.iter().for_each(Proxy::cut);
+            }
+            Disturbance::CommitLost | Disturbance::AnswerLost | Disturbance::CommitSilent => {
+                let way = &self.ways[one];
+                let is_lost = lose_a_commit(way, disturbance).await;
+                if disturbance == Disturbance::CommitSilent {
+                    sleep(SETTLE + Duration::from_millis(300)).await;
+                    way.cut();
+                }
+                return is_lost;
+            }
+            Disturbance::AnswerLostAndRefused | Disturbance::CommitLostAndRefused => {
+                let way = &self.ways[one];
+                way.newcomers(Newcomers::Refused).await;
+                let is_lost = lose_a_commit(way, disturbance).await;
+                if is_lost {
+                    sleep(SETTLE + Duration::from_millis(300)).await;
+                }
+                way.newcomers(Newcomers::Served).await;
+                return is_lost;
+            }
+            Disturbance::Crash => {
+                self.cluster.crash().await;
+                sleep(time).await;
+                self.cluster.restart().await;
+            }
+            Disturbance::Kill => {
+                // Nobody sees the server end: connections are over before.
+                ways.iter().for_each(Proxy::reset);
+                self.cluster.kill().await;
+                sleep(time).await;
+                self.cluster.restart().await;
+            }
+        }
+        true
+    }
+}
+
+/// Waits a while for somebody to send a COMMIT.
+async fn lose_a_commit(way: &Proxy, disturbance: Disturbance) -> bool {
+    let Some(how) = disturbance.lost_commit() else {
+        return false;
+    };
+    way.set("COMMIT", how);
+    for _ in 0..100 {
+        if way.has_sprung() {
+            return true;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    !way.unset()
+}

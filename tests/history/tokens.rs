@@ -1,0 +1,164 @@
+//! Fencing tokens, as `GET /leases` shows them while the history goes on: for each key they grow.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::time::Duration;
+
+use rocket::serde::json::Value;
+
+/// Milliseconds are cut off twice, at the acquisition and at the look; and the clocks of the test and
+/// of the database do not tick at the same moment.
+const INEXACT: i64 = 3_000;
+
+/// The fault `expire-lease` writes this instead of the holder's proof; it acquires nothing.
+const FORGED: &str = "expire-lease";
+
+/// When a lease was acquired, in microseconds since the start of the history: not before the first,
+/// not after the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Acquired {
+    earliest: i64,
+    latest: i64,
+}
+
+/// Every lease that was seen.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// By key and fencing token; the name is what proves the lease its holder's.
+    leases: BTreeMap<(String, i64), (String, Acquired)>,
+    found: Vec<String>,
+    /// How many answers were read.
+    pub looks: usize,
+}
+
+impl Seen {
+    /// The leases of one answer. It was asked for and came at these times since the start.
+    pub fn look(&mut self, rows: &[Value], asked: Duration, answered: Duration) {
+        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap();
+        self.looks += 1;
+        for row in rows {
+            let name = row["token"].as_str().unwrap();
+            let age = row["age_ms"].as_i64().unwrap() * 1_000;
+            let acquired = Acquired {
+                earliest: micros(asked) - age - INEXACT,
+                latest: micros(answered) - age + INEXACT,
+            };
+            let key = row["key"].as_str().unwrap();
+            let number = row["fencing_token"].as_i64().unwrap();
+            if name != FORGED {
+                self.lease(key, number, name, acquired);
+            }
+        }
+    }
+
+    fn lease(&mut self, key: &str, number: i64, name: &str, acquired: Acquired) {
+        match self.leases.entry((key.to_owned(), number)) {
+            Entry::Vacant(entry) => drop(entry.insert((name.to_owned(), acquired))),
+            Entry::Occupied(mut entry) => {
+                let (known, span) = entry.get_mut();
+                if known != name {
+                    self.found.push(format!(
+                        "two leases of {key} have the fencing token {number}: {known} and {name}"
+                    ));
+                }
+                span.earliest = span.earliest.max(acquired.earliest);
+                span.latest = span.latest.min(acquired.latest);
+            }
+        }
+    }
+
+    /// How many leases were seen.
+    pub fn leases(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Every two leases of a key of which the later one has the smaller fencing token, or the same.
+    pub fn check(mut self) -> Vec<String> {
+        /// A key, and what was acquired last of all that has a smaller token.
+        type Last<'a> = (&'a str, i64, Acquired);
+
+        let mut last: Option<Last<'_>> = None;
+        for ((key, number), (_, acquired)) in &self.leases {
+            let lower = last.filter(|last| last.0 == key);
+            if let Some((_, before, later)) = lower
+                && later.earliest > acquired.latest
+            {
+                self.found.push(format!(
+                    "a lease of {key} has the fencing token {before}, {later:?}, and an earlier one had {number}, {acquired:?}"
+                ));
+            }
+            if lower.is_none_or(|lower| lower.2.earliest < acquired.earliest) {
+                last = Some((key, *number, *acquired));
+            }
+        }
+        self.found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rocket::serde::json::json;
+
+    use super::*;
+
+    /// A look of 2 ms at `now` (ms) at leases with their key, name, number and age in ms.
+    fn look(seen: &mut Seen, now: u64, leases: &[(&str, &str, i64, i64)]) {
+        let rows = leases.iter().map(|(key, name, number, age)| {
+            json!({ "key": key, "token": name, "fencing_token": number, "age_ms": age })
+        });
+        let rows: Vec<Value> = rows.collect();
+        let now = Duration::from_millis(now);
+        seen.look(&rows, now, now + Duration::from_millis(2));
+    }
+
+    fn true_looks() -> Seen {
+        let mut seen = Seen::default();
+        look(&mut seen, 1_000, &[("a", "x", 5, 10), ("b", "y", 9, 900)]);
+        look(&mut seen, 1_050, &[("a", "x", 5, 60)]);
+        look(&mut seen, 1_055, &[("a", "expire-lease", 5, 65)]);
+        look(&mut seen, 1_100, &[("a", "z", 8, 20), ("b", "w", 12, 1)]);
+        seen
+    }
+
+    fn forged(expected: &str, now: u64, lease: (&str, &str, i64, i64)) {
+        let mut seen = true_looks();
+        look(&mut seen, now, &[lease]);
+        let found = seen.check();
+        let is_found = found.len() == 1 && found[0].contains(expected);
+        assert!(is_found, "{expected}: {found:?}");
+    }
+
+    #[test]
+    fn tokens_that_grow_are_believed() {
+        let seen = true_looks();
+        assert_eq!((seen.looks, seen.leases()), (4, 4));
+        assert_eq!(seen.check(), [""; 0]);
+    }
+
+    /// A crash of the server may bring back the row of a lease that is over: it is no new one.
+    #[test]
+    fn an_old_lease_that_is_seen_again_is_believed() {
+        let mut seen = true_looks();
+        look(&mut seen, 1_200, &[("a", "x", 5, 210)]);
+        assert_eq!(seen.check(), [""; 0]);
+    }
+
+    #[test]
+    fn two_leases_that_may_have_been_taken_in_either_order_are_believed() {
+        let mut seen = true_looks();
+        look(&mut seen, 1_101, &[("a", "v", 7, 21)]);
+        assert_eq!(seen.check(), [""; 0]);
+    }
+
+    #[test]
+    fn a_later_lease_with_a_smaller_token_is_found() {
+        forged("an earlier one had 8", 1_200, ("a", "v", 7, 20));
+        forged("an earlier one had 5", 1_200, ("a", "v", 4, 130));
+        forged("an earlier one had 12", 1_200, ("b", "v", 10, 20));
+    }
+
+    #[test]
+    fn a_token_that_is_given_twice_is_found() {
+        forged("two leases", 1_200, ("a", "v", 8, 120));
+    }
+}
