@@ -83,8 +83,10 @@ pub(super) struct State {
 }
 
 /// A database that a `Read` holds a connection of.
+#[derive(Clone)]
 struct Reading {
     database: TypeId,
+    name: &'static str,
     rank: usize,
 }
 
@@ -278,8 +280,18 @@ impl Outstanding {
             return Err(Error::SecondConnection(D::NAME));
         }
         let patience = state.patience(rank);
-        state.reading.push(Reading { database, rank });
+        state.reading.push(Reading {
+            database,
+            name: D::NAME,
+            rank,
+        });
         Ok(patience)
+    }
+
+    /// The databases that a `Read` of the request holds a connection of.
+    pub(super) fn read_from(&self) -> Vec<&'static str> {
+        let state = self.state.lock();
+        state.reading.iter().map(|reading| reading.name).collect()
     }
 
     pub(super) fn reading_ends<D: Database>(&self) {
@@ -318,12 +330,15 @@ impl Outstanding {
         self.panics.has_panicked()
     }
 
-    /// Lets nothing join any more, and hands everything over.
+    /// Lets nothing join any more, and hands everything over. A `Read` stays with the request: the
+    /// body of the response may go on with it.
     pub(super) fn close(&self) -> State {
         let mut state = self.state.lock();
+        let reading = state.reading.clone();
         std::mem::replace(
             &mut *state,
             State {
+                reading,
                 closed: true,
                 ..State::default()
             },
