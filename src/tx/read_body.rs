@@ -168,11 +168,12 @@ impl Watch {
                 Client::Gone => return,
             };
             let peer = self.peer;
-            let not_taken = spawn_blocking(move || peer.not_taken()).await.ok().flatten();
+            let not_taken = spawn_blocking(move || peer.not_taken())
+                .await
+                .ok()
+                .flatten();
             let seen = last
-                .filter(|last: &LastSeen| {
-                    (last.awaited, last.not_taken) == (awaited, not_taken)
-                })
+                .filter(|last: &LastSeen| (last.awaited, last.not_taken) == (awaited, not_taken))
                 .unwrap_or(LastSeen {
                     awaited,
                     not_taken,

@@ -9,6 +9,7 @@ use rocket::fairing::AdHoc;
 use rocket::tokio::sync::oneshot;
 use rocket::tokio::task::JoinHandle;
 use rocket::{Build, Ignite, Rocket, Shutdown};
+use tracing::Subscriber;
 use tracing::instrument::WithSubscriber;
 
 use super::Http;
@@ -64,18 +65,33 @@ pub async fn refused(rocket: Rocket<Build>) -> String {
 /// What `work` logs, itself and not in tasks of its own.
 pub async fn logged<T>(work: impl Future<Output = T>) -> (T, String) {
     let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let result = work.with_subscriber(subscriber).await;
-    let said = String::from_utf8_lossy(&log.0.lock()).into_owned();
-    (result, said)
+    let result = work.with_subscriber(log.subscriber()).await;
+    (result, log.text())
+}
+
+/// What this thread logs meanwhile, in whatever task.
+pub fn logged_here(work: impl FnOnce()) -> String {
+    let log = Log::default();
+    tracing::subscriber::with_default(log.subscriber(), work);
+    log.text()
 }
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn subscriber(&self) -> impl Subscriber + use<> {
+        let writer = self.clone();
+        tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock()).into_owned()
+    }
+}
 
 impl io::Write for Log {
     fn write(&mut self, said: &[u8]) -> io::Result<usize> {
