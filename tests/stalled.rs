@@ -2,6 +2,7 @@
 
 use std::io::Cursor;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -38,9 +39,14 @@ const ROWS: &str = "\
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
     SELECT text FROM notes CROSS JOIN n LIMIT ";
 
+/// How many bodies there are.
+type Bodies = Arc<()>;
+
 #[get("/stream/<chunks>")]
-fn stream(mut read: Read<Main>, chunks: usize) -> TextStream![String] {
+fn stream(mut read: Read<Main>, chunks: usize, bodies: &State<Bodies>) -> TextStream![String] {
+    let body = Arc::clone(bodies);
     TextStream! {
+        let _body = body;
         let rows = sqlx::AssertSqlSafe(format!("{ROWS}{chunks}"));
         match &mut *read {
             Connection::Sqlite(db) => {
@@ -62,6 +68,7 @@ fn stream(mut read: Read<Main>, chunks: usize) -> TextStream![String] {
 
 /// A body of known size that holds a `Read`.
 struct Sized {
+    _body: Arc<()>,
     _read: Read<Main>,
     text: Cursor<Vec<u8>>,
 }
@@ -96,10 +103,11 @@ impl<'r> Responder<'r, 'static> for Sized {
 }
 
 #[get("/sized/<chunks>")]
-fn sized(read: Read<Main>, chunks: usize) -> Sized {
+fn sized(read: Read<Main>, chunks: usize, bodies: &State<Bodies>) -> Sized {
     let mut text = vec![b'x'; chunks * CHUNK];
     text.extend_from_slice(END.as_bytes());
     Sized {
+        _body: Arc::clone(bodies),
         _read: read,
         text: Cursor::new(text),
     }
@@ -135,30 +143,63 @@ async fn write(text: &str, mut tx: Tx<Main>) -> Result<(), Error> {
     Ok(())
 }
 
-fn service(rocket: Rocket<Build>) -> Rocket<Build> {
+struct Scene {
+    stage: Stage,
+    bodies: Bodies,
+}
+
+fn service(rocket: Rocket<Build>, bodies: &Bodies) -> Rocket<Build> {
     rocket
+        .manage(Arc::clone(bodies))
         .manage(Semaphore::new(0))
         .mount("/", routes![stream, sized, waiting, go_on, count, write])
         .attach(Settlement::new())
 }
 
-async fn stage_with(backend: Backend, read_idle_timeout: &str) -> Stage {
+async fn scene_with(backend: Backend, read_idle_timeout: &str) -> Scene {
     let databases = Databases::with_tables(backend).await;
     let settings = [
         ("read_idle_timeout", read_idle_timeout),
         ("databases.main.connect_timeout", "\"300ms\""),
     ];
-    let stage = Stage::on(databases, &settings, service).await;
+    let bodies = Bodies::default();
+    let stage = Stage::on(databases, &settings, |rocket| service(rocket, &bodies)).await;
     let row = match backend {
         Backend::Sqlite => "INSERT INTO notes VALUES (hex(zeroblob(32768)))",
         Backend::Postgres => "INSERT INTO notes VALUES (repeat('x', 65536))",
     };
     stage.databases.execute(In::Main, row).await;
-    stage
+    Scene { stage, bodies }
 }
 
-async fn stage(backend: Backend) -> Stage {
-    stage_with(backend, "1").await
+async fn scene(backend: Backend) -> Scene {
+    scene_with(backend, "1").await
+}
+
+impl Scene {
+    /// All that may read wait for clients that do not.
+    async fn stall(&self, path: &str) -> Vec<Client> {
+        let mut clients = Vec::new();
+        for _ in 0..READERS {
+            clients.push(Client::asks(&self.stage.http, &format!("GET {path}/{CHUNKS}")).await);
+        }
+        let answer = self.stage.send("GET /count").await;
+        assert_eq!(answer.told(), (503, None), "all are taken: {answer:?}");
+        clients
+    }
+
+    /// There is no body any more, and others read.
+    async fn is_freed(&self) {
+        eventually("the bodies are dropped", async || {
+            // The service's own, and the test's.
+            Arc::strong_count(&self.bodies) == 2
+        })
+        .await;
+        eventually("others read", async || {
+            self.stage.send("GET /count").await.told() == (200, None)
+        })
+        .await;
+    }
 }
 
 /// A client that reads when the test says so.
@@ -203,28 +244,11 @@ impl Client {
 /// How a chunked response ends that is complete.
 const LAST_CHUNK: &str = "\r\n0\r\n\r\n";
 
-/// All that may read wait for clients that do not.
-async fn stall(stage: &Stage, path: &str) -> Vec<Client> {
-    let mut clients = Vec::new();
-    for _ in 0..READERS {
-        clients.push(Client::asks(&stage.http, &format!("GET {path}/{CHUNKS}")).await);
-    }
-    let answer = stage.send("GET /count").await;
-    assert_eq!(answer.told(), (503, None), "all are taken: {answer:?}");
-    clients
-}
-
-async fn is_freed(stage: &Stage) {
-    eventually("others read again", async || {
-        stage.send("GET /count").await.told() == (200, None)
-    })
-    .await;
-}
-
 async fn reads_of_clients_that_take_nothing_come_free_and_their_bodies_are_cut(backend: Backend) {
-    let stage = stage(backend).await;
-    let mut clients = stall(&stage, "/stream").await;
-    is_freed(&stage).await;
+    let scene = scene(backend).await;
+    let stage = &scene.stage;
+    let mut clients = scene.stall("/stream").await;
+    scene.is_freed().await;
     for client in &mut clients {
         let rest = client.rest(LAST_CHUNK, Duration::ZERO).await;
         assert!(rest.len() < CHUNKS * CHUNK, "{}", rest.len());
@@ -239,7 +263,8 @@ async fn reads_of_clients_that_take_nothing_come_free_and_their_bodies_are_cut(b
 }
 
 async fn bodies_of_known_size_are_cut_too(backend: Backend) {
-    let stage = stage(backend).await;
+    let scene = scene(backend).await;
+    let stage = &scene.stage;
     let size = CHUNKS * CHUNK + END.len();
     let answer = stage.send(&format!("GET /sized/{CHUNKS}")).await;
     assert_eq!(
@@ -247,8 +272,8 @@ async fn bodies_of_known_size_are_cut_too(backend: Backend) {
         Some(size.to_string().as_str())
     );
     assert_eq!(answer.body.len(), size);
-    let mut clients = stall(&stage, "/sized").await;
-    is_freed(&stage).await;
+    let mut clients = scene.stall("/sized").await;
+    scene.is_freed().await;
     for client in &mut clients {
         let rest = client.rest(END, Duration::ZERO).await;
         assert!(rest.len() < size, "{}", rest.len());
@@ -257,7 +282,8 @@ async fn bodies_of_known_size_are_cut_too(backend: Backend) {
 }
 
 async fn a_client_that_reads_slowly_gets_everything(backend: Backend) {
-    let stage = stage(backend).await;
+    let scene = scene(backend).await;
+    let stage = &scene.stage;
     let chunks = 48;
     let started = Instant::now();
     let mut client = Client::asks(&stage.http, &format!("GET /stream/{chunks}")).await;
@@ -270,7 +296,8 @@ async fn a_client_that_reads_slowly_gets_everything(backend: Backend) {
 }
 
 async fn a_body_that_waits_for_something_else_than_its_client_is_not_cut(backend: Backend) {
-    let stage = stage(backend).await;
+    let scene = scene(backend).await;
+    let stage = &scene.stage;
     let mut client = Client::asks(&stage.http, "GET /waiting").await;
     let beginning = client.rest("the beginning, \r\n", Duration::ZERO).await;
     assert!(beginning.ends_with("the beginning, \r\n"));
@@ -282,7 +309,8 @@ async fn a_body_that_waits_for_something_else_than_its_client_is_not_cut(backend
 }
 
 async fn a_connection_that_waits_between_two_requests_is_not_cut(backend: Backend) {
-    let stage = stage(backend).await;
+    let scene = scene(backend).await;
+    let stage = &scene.stage;
     let mut client = Client::asks(&stage.http, "GET /stream/1").await;
     for _ in 0..2 {
         let rest = client.rest(LAST_CHUNK, Duration::ZERO).await;
@@ -294,13 +322,14 @@ async fn a_connection_that_waits_between_two_requests_is_not_cut(backend: Backen
 
 /// By far not after the bound: it is the longest that there is.
 async fn a_head_and_a_client_that_leaves_keep_nothing(backend: Backend) {
-    let stage = stage_with(backend, "\"24days\"").await;
+    let scene = scene_with(backend, "\"24days\"").await;
+    let stage = &scene.stage;
     let tasks = || {
         rocket::tokio::runtime::Handle::current()
             .metrics()
             .num_alive_tasks()
     };
-    is_freed(&stage).await;
+    scene.is_freed().await;
     stage.nothing_is_stuck().await;
     let before = tasks();
     for _ in 0..2 * READERS {
@@ -309,10 +338,10 @@ async fn a_head_and_a_client_that_leaves_keep_nothing(backend: Backend) {
             assert_eq!((answer.told(), answer.body.as_str()), ((200, None), ""));
         }
     }
-    is_freed(&stage).await;
+    scene.is_freed().await;
     for path in ["/stream", "/sized"] {
-        drop(stall(&stage, path).await);
-        is_freed(&stage).await;
+        drop(scene.stall(path).await);
+        scene.is_freed().await;
     }
     stage.nothing_is_stuck().await;
     eventually("their tasks have ended", async || tasks() <= before).await;
@@ -324,18 +353,22 @@ mod files {
     /// Whether all of the log can be put into the file and the log begun anew.
     async fn is_reset(databases: &Databases) -> bool {
         let mut connection = databases.sqlite(In::Main).await;
-        let (busy, ..): (i64, i64, i64) =
-            sqlx::query_as("PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE)")
-                .fetch_one(&mut connection)
-                .await
-                .unwrap();
+        sqlx::query("PRAGMA busy_timeout = 0")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        let (busy, ..): (i64, i64, i64) = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
         busy == 0
     }
 
     #[rocket::async_test]
     async fn a_client_that_takes_nothing_does_not_keep_the_log_growing() {
-        let stage = stage(Backend::Sqlite).await;
-        let _clients = stall(&stage, "/stream").await;
+        let scene = scene(Backend::Sqlite).await;
+        let stage = &scene.stage;
+        let _clients = scene.stall("/stream").await;
         let answer = stage.send("POST /notes/after").await;
         assert_eq!(answer.told(), (200, Some("committed")));
         assert!(!is_reset(&stage.databases).await, "the readers keep it");
@@ -355,9 +388,9 @@ fn one_line_says_whose_connection_was_closed() {
         .unwrap();
     let log = logged_here(|| {
         runtime.block_on(async {
-            let stage = stage(Backend::Sqlite).await;
-            let clients = stall(&stage, "/stream").await;
-            is_freed(&stage).await;
+            let scene = scene(Backend::Sqlite).await;
+            let clients = scene.stall("/stream").await;
+            scene.is_freed().await;
             // The others follow by themselves.
             for mut client in clients {
                 client.rest(LAST_CHUNK, Duration::ZERO).await;
