@@ -288,6 +288,11 @@ impl Outstanding {
         Ok(patience)
     }
 
+    /// Whether a `Read` of the request holds a connection.
+    pub(super) fn is_read_from(&self) -> bool {
+        !self.state.lock().reading.is_empty()
+    }
+
     /// The databases that a `Read` of the request holds a connection of.
     pub(super) fn read_from(&self) -> Vec<&'static str> {
         let state = self.state.lock();

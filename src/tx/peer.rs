@@ -17,7 +17,8 @@ pub(super) struct Peer {
 
 /// The socket of a client, as the process numbers it.
 #[derive(Clone, Copy)]
-pub(super) struct Socket(#[cfg_attr(not(unix), expect(dead_code))] i32);
+#[cfg_attr(not(unix), allow(dead_code))]
+pub(super) struct Socket(i32);
 
 #[cfg(unix)]
 impl Peer {
@@ -133,30 +134,30 @@ fn hex(address: SocketAddr) -> String {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::{self, Read, Write};
     use std::net::{TcpListener, TcpStream};
 
     use super::Peer;
 
     /// A connection within the process, which has both ends: its client, the service's end, and what
     /// the service knows of it.
-    fn connection(host: &str) -> (TcpStream, TcpStream, Peer) {
-        let listener = TcpListener::bind((host, 0)).unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (service, address) = listener.accept().unwrap();
-        let local_port = listener.local_addr().unwrap().port();
+    fn connection(host: &str) -> io::Result<(TcpStream, TcpStream, Peer)> {
+        let listener = TcpListener::bind((host, 0))?;
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        let (service, address) = listener.accept()?;
+        let local_port = listener.local_addr()?.port();
         let peer = Peer {
             address,
             local_port,
         };
-        (client, service, peer)
+        Ok((client, service, peer))
     }
 
     #[test]
     fn the_end_of_the_service_is_found_and_cut_and_what_was_sent_arrives() {
         for host in ["127.0.0.1", "::1"] {
-            let (mut client, mut service, peer) = connection(host);
-            let (_other, mut untouched, _) = connection(host);
+            let (mut client, mut service, peer) = connection(host).unwrap();
+            let (_other, mut untouched, _) = connection(host).unwrap();
             service.write_all(b"half an answ").unwrap();
             let socket = peer.socket().unwrap().unwrap();
             peer.cut(socket).unwrap();
@@ -170,8 +171,8 @@ mod tests {
 
     #[test]
     fn a_number_that_is_not_the_connection_is_left_alone() {
-        let (client, service, peer) = connection("127.0.0.1");
-        let (_other_client, mut other, other_peer) = connection("127.0.0.1");
+        let (client, service, peer) = connection("127.0.0.1").unwrap();
+        let (_other_client, mut other, other_peer) = connection("127.0.0.1").unwrap();
         let socket = other_peer.socket().unwrap().unwrap();
         assert!(peer.cut(socket).is_err());
         other.write_all(b"an answer").unwrap();
@@ -182,7 +183,7 @@ mod tests {
     #[test]
     fn the_kernel_tells_how_much_the_client_has_not_taken() {
         for host in ["127.0.0.1", "::1"] {
-            let (mut client, mut service, peer) = connection(host);
+            let (mut client, mut service, peer) = connection(host).unwrap();
             assert_eq!(peer.not_taken(), Some(0), "{host}");
             service.set_nonblocking(true).unwrap();
             let mut sent = 0;

@@ -5,6 +5,7 @@
 //! Then Rocket drops the body, and the session goes back to its pool. Nothing else would be honest
 //! either: Rocket ends a streamed body that fails in the same way as one that is complete.
 
+use std::borrow::Cow;
 use std::io::{self, SeekFrom};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,10 +17,11 @@ use rocket::response::Body;
 use rocket::tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 use rocket::{Request, Response};
 use tokio::task::{AbortHandle, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 use tracing::Instrument;
 
 use super::context::RequestContext;
+use super::outstanding::Outstanding;
 use super::peer::Peer;
 
 /// Bounds how long the body of `response` waits for its client, if a `Read` is open: then the body
@@ -33,8 +35,7 @@ pub(super) async fn bound(
     let Some(outstanding) = context.outstanding() else {
         return;
     };
-    let databases = outstanding.read_from();
-    if databases.is_empty() || response.body().is_none() {
+    if !outstanding.is_read_from() || response.body().is_none() {
         return;
     }
     // Without an address it is no connection, but a test's local client.
@@ -48,7 +49,8 @@ pub(super) async fn bound(
             local_port: request.rocket().config().port,
         },
         limit,
-        databases,
+        outstanding: Arc::clone(outstanding),
+        is_missed: false,
         route: request.route().and_then(|route| route.name.clone()),
     };
     let size = response.body_mut().size().await;
@@ -136,8 +138,10 @@ struct Watch {
     client: Arc<Mutex<Client>>,
     peer: Peer,
     limit: Duration,
-    databases: Vec<&'static str>,
-    route: Option<std::borrow::Cow<'static, str>>,
+    outstanding: Arc<Outstanding>,
+    /// The connection was looked for once, and not found.
+    is_missed: bool,
+    route: Option<Cow<'static, str>>,
 }
 
 /// When the client was last seen to take bytes, and what it had not taken then.
@@ -150,36 +154,30 @@ struct LastSeen {
 }
 
 impl Watch {
-    async fn run(self) {
+    async fn run(mut self) {
         const SHORTEST: Duration = Duration::from_millis(10);
         const LONGEST: Duration = Duration::from_secs(10);
 
-        let mut tick = interval((self.limit / 4).clamp(SHORTEST, LONGEST));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let pause = (self.limit / 4).clamp(SHORTEST, LONGEST);
         let mut last = None;
         loop {
-            tick.tick().await;
+            sleep(pause).await;
             let awaited = match *self.client.lock() {
-                Client::Awaited(since) => since,
-                Client::Ready => {
-                    last = None;
-                    continue;
-                }
+                // The kernel is not asked about clients that take their bodies well.
+                Client::Awaited(since) if since.elapsed() >= pause => since,
+                Client::Awaited(_) | Client::Ready => continue,
                 Client::Gone => return,
             };
             let peer = self.peer;
-            let not_taken = spawn_blocking(move || peer.not_taken())
-                .await
-                .ok()
-                .flatten();
-            let seen = last
-                .filter(|last: &LastSeen| (last.awaited, last.not_taken) == (awaited, not_taken))
-                .unwrap_or(LastSeen {
-                    awaited,
-                    not_taken,
-                    // Where the kernel tells nothing, only that the body was asked for more.
-                    at: not_taken.map_or(awaited, |_| Instant::now()),
-                });
+            let asked = spawn_blocking(move || peer.not_taken()).await;
+            let not_taken = asked.ok().flatten();
+            let is_same = |last: &LastSeen| (last.awaited, last.not_taken) == (awaited, not_taken);
+            let seen = last.filter(is_same).unwrap_or_else(|| LastSeen {
+                awaited,
+                not_taken,
+                // Where the kernel tells nothing, only that the body was asked for more.
+                at: not_taken.map_or(awaited, |_| Instant::now()),
+            });
             last = Some(seen);
             let idle = seen.at.elapsed();
             if idle >= self.limit && self.cut(awaited, idle).await {
@@ -188,11 +186,17 @@ impl Watch {
         }
     }
 
-    /// Closes the connection, if the body still waits since then. Returns whether the watch is over.
-    async fn cut(&self, awaited: Instant, idle: Duration) -> bool {
+    /// Closes the connection, if the body still waits since then and a `Read` is still open. Returns
+    /// whether the watch is over.
+    async fn cut(&mut self, awaited: Instant, idle: Duration) -> bool {
+        let databases = self.outstanding.read_from();
+        if databases.is_empty() {
+            return false;
+        }
         let peer = self.peer;
         let found = spawn_blocking(move || peer.socket()).await;
-        let result = match found.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+        let found = found.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        let result = match found {
             Ok(Some(socket)) => {
                 // Locked: until the connection is closed the body does not go on, so it cannot come
                 // to its end, and the connection not to its next request.
@@ -206,31 +210,28 @@ impl Watch {
                 }
                 result
             }
-            // It has just ended, and the body is about to.
-            Ok(None) => return false,
+            Ok(None) => Err(io::ErrorKind::NotConnected.into()),
             Err(error) => Err(error),
         };
-        let (route, databases) = (self.route.as_deref().unwrap_or("-"), &self.databases);
+        let route = self.route.as_deref().unwrap_or("-");
         let idle_ms = idle.as_millis();
         match result {
-            Ok(()) => {
-                tracing::warn!(
-                    client = %peer.address, route, ?databases, idle_ms,
-                    "the client took nothing of a response that holds a `Read` for longer than \
-                     `read_idle_timeout`; its connection was closed"
-                );
-                true
+            Ok(()) => tracing::warn!(
+                client = %peer.address, route, ?databases, idle_ms,
+                "the client took nothing of a response that holds a `Read` for longer than \
+                 `read_idle_timeout`; its connection was closed"
+            ),
+            // It may have ended by itself: then the body is about to.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected && !self.is_missed => {
+                self.is_missed = true;
+                return false;
             }
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => false,
-            Err(error) => {
-                tracing::error!(
-                    client = %peer.address, route, ?databases, idle_ms, %error,
-                    "the client takes nothing of a response that holds a `Read`, and its connection \
-                     cannot be closed: the system does not allow it; the `Read` is held until the \
-                     client goes on or leaves"
-                );
-                true
-            }
+            Err(error) => tracing::error!(
+                client = %peer.address, route, ?databases, idle_ms, %error,
+                "the client takes nothing of a response that holds a `Read`, and its connection \
+                 cannot be closed; the `Read` is held until the client goes on or leaves"
+            ),
         }
+        true
     }
 }

@@ -1,7 +1,7 @@
 //! Launches of a test's own making, in the test's process.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use rocket::error::ErrorKind;
@@ -9,8 +9,8 @@ use rocket::fairing::AdHoc;
 use rocket::tokio::sync::oneshot;
 use rocket::tokio::task::JoinHandle;
 use rocket::{Build, Ignite, Rocket, Shutdown};
-use tracing::Subscriber;
 use tracing::instrument::WithSubscriber;
+use tracing::{Dispatch, Subscriber};
 
 use super::Http;
 
@@ -81,6 +81,14 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     fn subscriber(&self) -> impl Subscriber + use<> {
+        /// While a process has one subscriber alone, `tracing` asks the subscriber of the thread
+        /// that meets a line first, for all threads and for good: that of another test, which has
+        /// none.
+        static SECOND: LazyLock<Dispatch> = LazyLock::new(|| {
+            Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish())
+        });
+
+        LazyLock::force(&SECOND);
         let writer = self.clone();
         tracing_subscriber::fmt()
             .with_ansi(false)
