@@ -126,6 +126,44 @@ fn early(mut read: Read<Main>, chunks: usize) -> TextStream![String] {
     }
 }
 
+/// Fails, or panics, in the middle.
+struct Broken {
+    _read: Read<Main>,
+    panics: bool,
+    has_begun: bool,
+}
+
+impl AsyncRead for Broken {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.has_begun {
+            assert!(!self.panics, "as asked");
+            return Poll::Ready(Err(std::io::Error::other("as asked")));
+        }
+        self.has_begun = true;
+        buffer.put_slice(b"the beginning");
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<'r> Responder<'r, 'static> for Broken {
+    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
+        Response::build().streamed_body(self).ok()
+    }
+}
+
+#[get("/broken/<how>")]
+fn broken(read: Read<Main>, how: &str) -> Broken {
+    Broken {
+        _read: read,
+        panics: how == "panics",
+        has_begun: false,
+    }
+}
+
 /// A body that waits for something else than its client.
 #[get("/waiting")]
 fn waiting<'r>(read: Read<Main>, go_on: &'r State<Semaphore>) -> TextStream![&'static str + 'r] {
@@ -172,7 +210,7 @@ fn service(rocket: Rocket<Build>, bodies: &Bodies) -> Rocket<Build> {
         .manage(Semaphore::new(0))
         .mount(
             "/",
-            routes![stream, sized, early, waiting, go_on, count, write],
+            routes![stream, sized, early, broken, waiting, go_on, count, write],
         )
         .attach(Settlement::new())
 }
@@ -227,23 +265,31 @@ impl Scene {
 struct Client(TcpStream);
 
 impl Client {
-    /// Asks, and has the beginning of the response.
-    async fn asks(http: &Http, what: &str) -> Self {
+    async fn of(http: &Http) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         // What does not fit stays with the service.
         socket.set_recv_buffer_size(16 * 1024).unwrap();
         let address = http.base.trim_start_matches("http://").parse().unwrap();
-        let mut client = Self(socket.connect(address).await.unwrap());
+        Self(socket.connect(address).await.unwrap())
+    }
+
+    /// Asks, and has the beginning of the response.
+    async fn asks(http: &Http, what: &str) -> Self {
+        let mut client = Self::of(http).await;
         client.ask(what).await;
         client
     }
 
     async fn ask(&mut self, what: &str) {
-        let request = format!("{what} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        self.0.write_all(request.as_bytes()).await.unwrap();
+        self.send(what).await;
         let mut status = [0; 12];
         self.0.read_exact(&mut status).await.unwrap();
         assert_eq!(&status, b"HTTP/1.1 200", "{what}");
+    }
+
+    async fn send(&mut self, what: &str) {
+        let request = format!("{what} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        self.0.write_all(request.as_bytes()).await.unwrap();
     }
 
     /// Reads until `end` has come, or the connection has ended.
@@ -338,6 +384,17 @@ async fn a_body_that_has_given_its_read_back_may_wait_for_its_client(backend: Ba
     sleep(3 * LIMIT).await;
     let rest = client.rest(LAST_CHUNK).await;
     assert!(rest.ends_with(&format!("{END}{LAST_CHUNK}")));
+}
+
+async fn a_body_that_fails_does_not_look_complete(backend: Backend) {
+    let scene = scene(backend).await;
+    for what in ["GET /broken/fails", "GET /broken/panics"] {
+        let mut client = Client::of(&scene.stage.http).await;
+        client.send(what).await;
+        let rest = client.rest(LAST_CHUNK).await;
+        assert!(!rest.ends_with(LAST_CHUNK), "{what}: {rest}");
+    }
+    scene.stage.nothing_is_stuck().await;
 }
 
 async fn a_connection_that_waits_between_two_requests_is_not_cut(backend: Backend) {
@@ -457,6 +514,7 @@ on_each_backend!(
     a_client_that_reads_slowly_gets_everything,
     a_body_that_waits_for_something_else_than_its_client_is_not_cut,
     a_body_that_has_given_its_read_back_may_wait_for_its_client,
+    a_body_that_fails_does_not_look_complete,
     a_connection_that_waits_between_two_requests_is_not_cut,
     a_head_and_a_client_that_leaves_keep_nothing,
 );

@@ -2,8 +2,10 @@
 //!
 //! A client that takes no bytes stops the body where it is: Rocket asks it for no more, so neither
 //! the body nor Rocket can end the wait. A watch beside it closes the client's connection instead.
-//! Then Rocket drops the body, and the session goes back to its pool. Nothing else would be honest
-//! either: Rocket ends a streamed body that fails in the same way as one that is complete.
+//! Then Rocket drops the body, and the session goes back to its pool.
+//!
+//! Nothing else would be honest either: Rocket ends a streamed body that fails in the same way as one
+//! that is complete. So a body that fails has its connection closed too.
 
 use std::borrow::Cow;
 use std::io::{self, SeekFrom};
@@ -42,12 +44,13 @@ pub(super) async fn bound(
     let Some(address) = request.remote() else {
         return;
     };
+    let peer = Peer {
+        address,
+        local_port: request.rocket().config().port,
+    };
     let watch = Watch {
         client: Arc::default(),
-        peer: Peer {
-            address,
-            local_port: request.rocket().config().port,
-        },
+        peer,
         limit,
         outstanding: Arc::clone(outstanding),
         is_missed: false,
@@ -60,6 +63,7 @@ pub(super) async fn bound(
     let body = ReadBody {
         body: response.body_mut().take(),
         client,
+        peer,
         watching: watching.abort_handle(),
     };
     match size {
@@ -73,6 +77,7 @@ pub(super) async fn bound(
 struct ReadBody<'r> {
     body: Body<'r>,
     client: Arc<Mutex<Client>>,
+    peer: Peer,
     watching: AbortHandle,
 }
 
@@ -97,6 +102,32 @@ impl Drop for ReadBody<'_> {
     fn drop(&mut self) {
         *self.client.lock() = Client::Gone;
         self.watching.abort();
+        if std::thread::panicking() {
+            self.cut_short("it panicked");
+        }
+    }
+}
+
+impl ReadBody<'_> {
+    /// The body ends here, and not as it should. Rocket would end the response like a complete one.
+    fn cut_short(&self, error: &str) {
+        let socket = self.peer.socket();
+        let result = socket.and_then(|socket| match socket {
+            Some(socket) => self.peer.cut(socket),
+            None => Ok(()),
+        });
+        match result {
+            Ok(()) => tracing::warn!(
+                client = %self.peer.address, error,
+                "the body of a response that holds a `Read` failed; its connection was closed, so that \
+                 it does not look complete"
+            ),
+            Err(cannot) => tracing::error!(
+                client = %self.peer.address, error, %cannot,
+                "the body of a response that holds a `Read` failed, and its connection cannot be \
+                 closed: the client takes it for complete"
+            ),
+        }
     }
 }
 
@@ -115,6 +146,9 @@ impl AsyncRead for ReadBody<'_> {
             *client = Client::Ready;
         }
         let read = Pin::new(&mut self.body).poll_read(context, buffer);
+        if let Poll::Ready(Err(error)) = &read {
+            self.cut_short(&error.to_string());
+        }
         if read.is_ready() {
             *self.client.lock() = Client::Awaited(Instant::now());
         }
