@@ -43,6 +43,7 @@ mod sessions;
 mod shutdown;
 mod site;
 mod sqlite_sessions;
+mod stalled;
 mod swapped;
 #[cfg(feature = "otel")]
 mod telemetry;

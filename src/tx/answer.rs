@@ -21,6 +21,7 @@ use super::hooks::Hooks;
 use super::live::{LiveFlags, Settled, short_type};
 use super::outstanding::{Entry, Lending, Outstanding, State};
 use super::panics::shielded;
+use super::read_body;
 use super::replace::{OUTCOME, drop_upgrades, replace, strip};
 use super::require::Missing;
 use super::settle::{Deadlines, Run};
@@ -78,6 +79,7 @@ impl Fairing for Answer {
             .span
             .in_scope(|| log_failure(request, context, response));
         response.set_header(Header::new("X-Request-Id", context.id.to_string()));
+        read_body::bound(settings.read_idle_timeout, context, request, response).await;
         let response = &*response;
         settings.observe(|observer| observer.responded(request, response));
     }

@@ -35,7 +35,7 @@ use super::error::Error;
 /// handler itself. Let it be longer than `connect_timeout` and `statement_timeout` together: where the
 /// server lives, its own timeout should come first, because it ends the statement at the server too.
 /// Settling the request comes after it, with a bound of its own, `settle_timeout`; so does a body
-/// that streams, which nothing bounds here.
+/// that streams: one that holds a [`Read`](super::Read) must make progress within `read_idle_timeout`.
 ///
 /// # Cancellation
 ///

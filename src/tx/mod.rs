@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | `guard` | [`Tx`] and [`Begin`], the guards that handlers write through |
 //! | `read` | [`Read`], the guard for handlers that only read |
+//! | `read_body` | bodies that hold a `Read`: how long they may wait for their client |
+//! | `peer` | the connection of one client: whether its bytes arrive, and closing it |
 //! | `mode` | isolation and access, as part of a guard's type |
 //! | `outstanding` | [`Outstanding`]: everything begun in this request and not yet settled |
 //! | `checkout` | checking a transaction out of it, begun on first use |
@@ -47,8 +49,10 @@ mod mode;
 mod observe;
 mod outstanding;
 mod panics;
+mod peer;
 mod problem;
 mod read;
+mod read_body;
 mod replace;
 mod require;
 mod resource;

@@ -83,8 +83,10 @@ pub(super) struct State {
 }
 
 /// A database that a `Read` holds a connection of.
+#[derive(Clone)]
 struct Reading {
     database: TypeId,
+    name: &'static str,
     rank: usize,
 }
 
@@ -280,8 +282,23 @@ impl Outstanding {
             return Err(Error::SecondConnection(D::NAME));
         }
         let patience = state.patience(rank);
-        state.reading.push(Reading { database, rank });
+        state.reading.push(Reading {
+            database,
+            name: D::NAME,
+            rank,
+        });
         Ok(patience)
+    }
+
+    /// Whether a `Read` of the request holds a connection.
+    pub(super) fn is_read_from(&self) -> bool {
+        !self.state.lock().reading.is_empty()
+    }
+
+    /// The databases that a `Read` of the request holds a connection of.
+    pub(super) fn read_from(&self) -> Vec<&'static str> {
+        let state = self.state.lock();
+        state.reading.iter().map(|reading| reading.name).collect()
     }
 
     pub(super) fn reading_ends<D: Database>(&self) {
@@ -320,12 +337,15 @@ impl Outstanding {
         self.panics.has_panicked()
     }
 
-    /// Lets nothing join any more, and hands everything over.
+    /// Lets nothing join any more, and hands everything over. A `Read` stays with the request: the
+    /// body of the response may go on with it.
     pub(super) fn close(&self) -> State {
         let mut state = self.state.lock();
+        let reading = state.reading.clone();
         std::mem::replace(
             &mut *state,
             State {
+                reading,
                 closed: true,
                 ..State::default()
             },

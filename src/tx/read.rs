@@ -26,6 +26,15 @@ use crate::db::{Access, Patience, Session, TransactionPool};
 /// [`Tx<D, ReadOnly>`](super::ReadOnly).
 ///
 /// A `Read` is not outstanding: it may be moved into the response, and a body may stream from it.
+/// Then the client sets the pace, and has a limit: when it takes no byte of the body for
+/// `read_idle_timeout` (30 s by default), its connection is closed, and the body is dropped. The client
+/// sees that the response is not complete. The limit does not count while the body waits for its own
+/// statement; there `statement_timeout` does, on Postgres. It does not hold for an upgraded connection
+/// (a WebSocket), nor for a [`rocket_db_pools::Connection`] in a body.
+///
+/// Dropped in the middle of a query's rows, the session is drained or closed before another request
+/// gets it.
+///
 /// A request has one connection of a database at most, so `Read<D>` beside an open `Tx<D>`, or
 /// another `Read<D>`, is [`Error::SecondConnection`]. Reads of several databases are taken in the
 /// order of attachment, as transactions are.

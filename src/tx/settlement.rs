@@ -47,7 +47,8 @@ type Veto = Arc<dyn Fn(&Vetoed<'_, '_>) -> bool + Send + Sync>;
 /// It reads from `Rocket.toml`: `settle_timeout`, the bound on settling one request, rollback and
 /// releases included; the default is `"10s"`, or a second less than Rocket waits at shutdown
 /// (`shutdown.grace` and `shutdown.mercy`) if that is shorter. And `slow_transaction` (default `"1s"`), past which what is outstanding is warned about,
-/// while it is.
+/// while it is. And `read_idle_timeout` (default `"30s"`, at least `"100ms"`), after which the
+/// connection of a client is closed that takes nothing of a body which holds a [`Read`](super::Read).
 ///
 /// It installs a panic hook, before the one that the process has, so that a panic rolls back even
 /// where a catcher answers it with a success.
@@ -85,6 +86,7 @@ pub(super) struct Settings {
     pub(super) live: Live,
     pub(super) settle_timeout: Duration,
     pub(super) slow_transaction: Duration,
+    pub(super) read_idle_timeout: Duration,
     pub(super) veto: Option<Veto>,
     pub(super) observers: Observers,
     pub(super) in_flight: TaskTracker,
@@ -120,13 +122,14 @@ impl Fairing for Settlement {
     }
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
-        let durations = (
-            settle_timeout(rocket.figment()),
-            duration(rocket.figment(), "slow_transaction", Duration::from_secs(1)),
-        );
-        let (settle_timeout, slow_transaction) = match durations {
-            (Ok(settle), Ok(slow)) => (settle, slow),
-            (Err(error), _) | (_, Err(error)) => {
+        let durations = Durations::of(rocket.figment());
+        let Durations {
+            settle_timeout,
+            slow_transaction,
+            read_idle_timeout,
+        } = match durations {
+            Ok(durations) => durations,
+            Err(error) => {
                 tracing::error!("Settlement cannot start: {error}; correct it in Rocket.toml");
                 return Err(rocket);
             }
@@ -139,6 +142,7 @@ impl Fairing for Settlement {
             live: live.clone(),
             settle_timeout,
             slow_transaction,
+            read_idle_timeout,
             veto: self.veto.clone(),
             observers: Observers::new(&self.observers),
             in_flight: roster.in_flight,
@@ -163,6 +167,43 @@ impl Fairing for Settlement {
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
         RequestContext::enter(request);
     }
+}
+
+/// What the configuration says.
+struct Durations {
+    settle_timeout: Duration,
+    slow_transaction: Duration,
+    read_idle_timeout: Duration,
+}
+
+impl Durations {
+    fn of(figment: &Figment) -> Result<Self, Box<rocket::figment::Error>> {
+        const SECOND: Duration = Duration::from_secs(1);
+
+        Ok(Self {
+            settle_timeout: settle_timeout(figment)?,
+            slow_transaction: duration(figment, "slow_transaction", SECOND)?,
+            read_idle_timeout: read_idle_timeout(figment)?,
+        })
+    }
+}
+
+/// How long a body that holds a `Read` may wait for its client.
+fn read_idle_timeout(figment: &Figment) -> Result<Duration, Box<rocket::figment::Error>> {
+    const KEY: &str = "read_idle_timeout";
+    const DEFAULT: Duration = Duration::from_secs(30);
+    /// No network is faster than that all the time.
+    const SHORTEST: Duration = Duration::from_millis(100);
+
+    let limit = duration(figment, KEY, DEFAULT)?;
+    if limit < SHORTEST {
+        let error = format!(
+            "`{KEY}` is {limit:?}: it must be {SHORTEST:?} or longer, or clients of a body that reads \
+             are cut off while they take it; leave it out for {DEFAULT:?}"
+        );
+        return Err(Box::new(error.into()));
+    }
+    Ok(limit)
 }
 
 /// How long a settlement may take: less than Rocket waits for requests at shutdown, unless the

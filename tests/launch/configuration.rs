@@ -85,6 +85,7 @@ mod sqlite {
         for (variable, key) in [
             ("ROCKET_SETTLE_TIMEOUT", "settle_timeout"),
             ("ROCKET_SLOW_TRANSACTION", "slow_transaction"),
+            ("ROCKET_READ_IDLE_TIMEOUT", "read_idle_timeout"),
             ("ROCKET_DOWNSTREAM_TIMEOUT", "downstream_timeout"),
             ("ROCKET_FAULTS", "faults"),
             ("ROCKET_DOWNSTREAM_URL", "downstream_url"),
@@ -92,6 +93,19 @@ mod sqlite {
             refused((variable, "maybe"), &[key]).await;
         }
         refused(("ROCKET_SETTLE_TIMEOUT", "-1"), &["settle_timeout"]).await;
+        // Clients that take their bodies well would be cut off.
+        for value in ["0", "\"99ms\""] {
+            refused(
+                ("ROCKET_READ_IDLE_TIMEOUT", value),
+                &["`read_idle_timeout`", "100ms or longer"],
+            )
+            .await;
+        }
+        refused(
+            ("ROCKET_READ_IDLE_TIMEOUT", "18446744073709551615"),
+            &["read_idle_timeout", "24 days"],
+        )
+        .await;
         // URLs both, but of nothing that can be called.
         for url in ["localhost:9000/share", "ftp://localhost/share"] {
             refused(

@@ -1,7 +1,7 @@
 //! Launches of a test's own making, in the test's process.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use rocket::error::ErrorKind;
@@ -10,6 +10,7 @@ use rocket::tokio::sync::oneshot;
 use rocket::tokio::task::JoinHandle;
 use rocket::{Build, Ignite, Rocket, Shutdown};
 use tracing::instrument::WithSubscriber;
+use tracing::{Dispatch, Subscriber};
 
 use super::Http;
 
@@ -64,18 +65,41 @@ pub async fn refused(rocket: Rocket<Build>) -> String {
 /// What `work` logs, itself and not in tasks of its own.
 pub async fn logged<T>(work: impl Future<Output = T>) -> (T, String) {
     let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let result = work.with_subscriber(subscriber).await;
-    let said = String::from_utf8_lossy(&log.0.lock()).into_owned();
-    (result, said)
+    let result = work.with_subscriber(log.subscriber()).await;
+    (result, log.text())
+}
+
+/// What this thread logs meanwhile, in whatever task.
+pub fn logged_here(work: impl FnOnce()) -> String {
+    let log = Log::default();
+    tracing::subscriber::with_default(log.subscriber(), work);
+    log.text()
 }
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn subscriber(&self) -> impl Subscriber + use<> {
+        /// While a process has one subscriber alone, `tracing` asks the subscriber of the thread
+        /// that meets a line first, for all threads and for good: that of another test, which has
+        /// none.
+        static SECOND: LazyLock<Dispatch> = LazyLock::new(|| {
+            Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish())
+        });
+
+        LazyLock::force(&SECOND);
+        let writer = self.clone();
+        tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock()).into_owned()
+    }
+}
 
 impl io::Write for Log {
     fn write(&mut self, said: &[u8]) -> io::Result<usize> {

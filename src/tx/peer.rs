@@ -1,0 +1,204 @@
+//! The connection of one client: whether its bytes arrive, and closing it.
+//!
+//! Rocket hands its sockets to nobody. So the socket is found among those of the process, by the
+//! address of the client.
+
+use std::io;
+use std::net::SocketAddr;
+
+/// One client of the service, by both ends of its connection.
+#[derive(Clone, Copy)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    /// Where the service listens. Without it a client could pass for a server that the service is
+    /// connected to: clients choose their own port.
+    pub(super) local_port: u16,
+}
+
+/// The socket of a client, as the process numbers it.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(unix), allow(dead_code))]
+pub(super) struct Socket(i32);
+
+#[cfg(unix)]
+impl Peer {
+    /// The socket, if the connection still stands. Reads a folder of the kernel's: it may take
+    /// milliseconds where a process has thousands of connections.
+    pub(super) fn socket(self) -> io::Result<Option<Socket>> {
+        #[cfg(target_os = "linux")]
+        const DESCRIPTORS: &str = "/proc/self/fd";
+        #[cfg(not(target_os = "linux"))]
+        const DESCRIPTORS: &str = "/dev/fd";
+
+        for entry in std::fs::read_dir(DESCRIPTORS)? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.parse().ok());
+            let socket = number.map(Socket).filter(|socket| self.is_at(*socket));
+            if socket.is_some() {
+                return Ok(socket);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Closes the connection for both sides. What was sent before it still arrives.
+    ///
+    /// By now the number may be that of another connection, so it is looked at once more. No await
+    /// and no lock stands between this look and the call: only a connection that is opened within
+    /// microseconds could be closed in its place, as by a network that fails. Files are safe: the
+    /// number is never duplicated or closed, which would drop SQLite's locks.
+    pub(super) fn cut(self, socket: Socket) -> io::Result<()> {
+        use nix::sys::socket::{Shutdown, shutdown};
+
+        if !self.is_at(socket) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        shutdown(socket.0, Shutdown::Both).map_err(io::Error::from)
+    }
+
+    /// Whether `socket` is the connection. It asks and changes nothing: any number may be asked.
+    fn is_at(self, socket: Socket) -> bool {
+        use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
+
+        let peer = getpeername::<SockaddrStorage>(socket.0);
+        let is_peer = peer.ok().and_then(|peer| internet(&peer)).is_some_and(
+            // IPv6 addresses may have a flow label beside.
+            |peer| (peer.ip(), peer.port()) == (self.address.ip(), self.address.port()),
+        );
+        let is_ours = || {
+            let ours = getsockname::<SockaddrStorage>(socket.0);
+            let ours = ours.ok().and_then(|ours| internet(&ours));
+            ours.is_some_and(|ours| ours.port() == self.local_port)
+        };
+        is_peer && is_ours()
+    }
+}
+
+#[cfg(unix)]
+fn internet(address: &nix::sys::socket::SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::from(*v4));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::from(*v6)))
+}
+
+#[cfg(not(unix))]
+impl Peer {
+    pub(super) fn socket(self) -> io::Result<Option<Socket>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn cut(self, _: Socket) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl Peer {
+    /// How many bytes the client's machine has not taken yet, where the kernel tells it.
+    #[cfg(target_os = "linux")]
+    pub(super) fn not_taken(self) -> Option<u64> {
+        let table = match self.address {
+            SocketAddr::V4(_) => "/proc/self/net/tcp",
+            SocketAddr::V6(_) => "/proc/self/net/tcp6",
+        };
+        let (remote, local) = (hex(self.address), format!(":{:04X}", self.local_port));
+        let table = std::fs::read_to_string(table).ok()?;
+        // "sl local_address rem_address st tx_queue:rx_queue ..."
+        table.lines().find_map(|line| {
+            let mut fields = line.split_ascii_whitespace().skip(1);
+            let is_it = fields.next()?.ends_with(&local) && fields.next()? == remote;
+            let queues = fields.nth(1).filter(|_| is_it)?;
+            u64::from_str_radix(queues.split(':').next()?, 16).ok()
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn not_taken(self) -> Option<u64> {
+        None
+    }
+}
+
+/// An address as Linux's tables of connections write it: words of four bytes, in the byte order of
+/// the machine.
+#[cfg(target_os = "linux")]
+fn hex(address: SocketAddr) -> String {
+    let words: String = match address {
+        SocketAddr::V4(v4) => format!("{:08X}", u32::from_ne_bytes(v4.ip().octets())),
+        SocketAddr::V6(v6) => {
+            let octets = v6.ip().octets();
+            let (words, _) = octets.as_chunks();
+            words
+                .iter()
+                .map(|word| format!("{:08X}", u32::from_ne_bytes(*word)))
+                .collect()
+        }
+    };
+    format!("{words}:{:04X}", address.port())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::io::{self, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::Peer;
+
+    /// A connection within the process, which has both ends: its client, the service's end, and what
+    /// the service knows of it.
+    fn connection(host: &str) -> io::Result<(TcpStream, TcpStream, Peer)> {
+        let listener = TcpListener::bind((host, 0))?;
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        let (service, address) = listener.accept()?;
+        let local_port = listener.local_addr()?.port();
+        let peer = Peer {
+            address,
+            local_port,
+        };
+        Ok((client, service, peer))
+    }
+
+    #[test]
+    fn the_end_of_the_service_is_found_and_cut_and_what_was_sent_arrives() {
+        for host in ["127.0.0.1", "::1"] {
+            let (mut client, mut service, peer) = connection(host).unwrap();
+            let (_other, mut untouched, _) = connection(host).unwrap();
+            service.write_all(b"half an answ").unwrap();
+            let socket = peer.socket().unwrap().unwrap();
+            peer.cut(socket).unwrap();
+            let mut received = String::new();
+            client.read_to_string(&mut received).unwrap();
+            assert_eq!(received, "half an answ");
+            assert!(service.write_all(b"er").is_err());
+            untouched.write_all(b"an answer").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_not_the_connection_is_left_alone() {
+        let (client, service, peer) = connection("127.0.0.1").unwrap();
+        let (_other_client, mut other, other_peer) = connection("127.0.0.1").unwrap();
+        let socket = other_peer.socket().unwrap().unwrap();
+        assert!(peer.cut(socket).is_err());
+        other.write_all(b"an answer").unwrap();
+        drop((client, service));
+        assert!(peer.socket().unwrap().is_none(), "nobody has it any more");
+    }
+
+    #[test]
+    fn the_kernel_tells_how_much_the_client_has_not_taken() {
+        for host in ["127.0.0.1", "::1"] {
+            let (mut client, mut service, peer) = connection(host).unwrap();
+            assert_eq!(peer.not_taken(), Some(0), "{host}");
+            service.set_nonblocking(true).unwrap();
+            let mut sent = 0;
+            while let Ok(length) = service.write(&[0; 64 * 1024]) {
+                sent += length;
+            }
+            let full = peer.not_taken().unwrap();
+            assert!(full > 0, "{host}");
+            let mut received = vec![0; sent];
+            client.read_exact(&mut received).unwrap();
+            while peer.not_taken() != Some(0) {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
