@@ -59,8 +59,10 @@ impl LentWriter {
 
     /// Says whether the connection is as it was made.
     async fn try_begin(&mut self, busy_timeout: Duration) -> sqlx::Result<bool> {
-        let (connection, watch) = self.open_mut().parts();
-        watch.ask_for_state(connection);
+        let open = self.open_mut();
+        // As a rule it was asked when it came back, and has answered by now.
+        open.ask_for_state();
+        let (connection, watch) = open.parts();
         let begin = format!("{}; BEGIN IMMEDIATE", set(busy_timeout));
         let begin = AssertSqlSafe(begin).into_sql_str();
         let begun = Manager::begin(connection, Some(begin)).await;
@@ -207,10 +209,7 @@ impl Open {
     fn committed(&mut self) -> Durability {
         match &self.file.sync {
             None => Durability::reached(),
-            Some(sync) => {
-                self.unsynced = true;
-                sync.sync(&self.wal)
-            }
+            Some(sync) => sync.committed(&self.wal, !self.wal.is_unwritten()),
         }
     }
 }
@@ -230,7 +229,10 @@ impl Deref for LentWriter {
 
 impl DerefMut for LentWriter {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
-        self.open_mut().connection_mut()
+        let open = self.open_mut();
+        // The only way for others to use it.
+        open.is_asked_for_state = false;
+        open.connection_mut()
     }
 }
 
@@ -238,6 +240,9 @@ impl Drop for LentWriter {
     fn drop(&mut self) {
         if self.give_up {
             *self.turn = None;
+        } else if let Some(open) = &mut *self.turn {
+            // Now, while nobody waits for it: the next request is about to be woken.
+            open.ask_for_state();
         }
     }
 }
@@ -296,10 +301,11 @@ impl WholeWriter {
         sql: &str,
         arguments: SqliteArguments,
     ) -> sqlx::Result<Vec<SqliteRow>> {
-        let (connection, watch) = self.writer.open_mut().parts();
+        let open = self.writer.open_mut();
         let query = sqlx::query_with(AssertSqlSafe(sql.to_owned()), arguments);
-        watch.begun();
-        watch.ask_for_state(connection);
+        open.watch.begun();
+        open.ask_for_state();
+        let (connection, watch) = open.parts();
         watch.ask(connection, Question::CommitIfAsMade);
         let result = query.fetch_all(&mut *connection).await;
         watch.forbid_commit();

@@ -56,10 +56,10 @@ pub(super) struct Open {
     pub(super) watch: Arc<Watch>,
     pub(super) wal: Arc<Wal>,
     pub(super) file: Arc<WriterFile>,
-    /// Something was committed, and a sync of it may be under way.
-    pub(super) unsynced: bool,
     /// Its last transaction was left to be rolled back by the connection itself.
     pub(super) rolls_back: bool,
+    /// It was asked whether it is as we made it, and nobody has used it since.
+    pub(super) is_asked_for_state: bool,
 }
 
 const OPEN: &str = "the connection is there until it is dropped";
@@ -115,7 +115,7 @@ impl Writer {
         };
         // The last connection deletes the log, which must be synced before.
         if let Some(sync) = &open.file.sync {
-            open.unsynced &= sync.sync(&open.wal).wait().await.is_err();
+            let _its_owner_is_told = sync.sync(&open.wal).wait().await;
         }
         if let Some(connection) = open.connection.take()
             && let Err(error) = connection.close().await
@@ -153,6 +153,9 @@ impl Open {
             Ok::<_, io::Error>(Arc::new(wal))
         });
         let wal = wal.await.map_err(io::Error::other)??;
+        if file.sync.is_some() {
+            watch.mark_before_commit(&wal);
+        }
         if file.in_doubt.load(Ordering::SeqCst) {
             check(&mut connection, &wal).await?;
             file.in_doubt.store(false, Ordering::SeqCst);
@@ -162,8 +165,8 @@ impl Open {
             watch,
             wal,
             file,
-            unsynced: false,
             rolls_back: false,
+            is_asked_for_state: false,
         })
     }
 
@@ -178,6 +181,15 @@ impl Open {
     /// The connection and its watch, to be used together.
     pub(super) fn parts(&mut self) -> (&mut SqliteConnection, &Watch) {
         (self.connection.as_mut().expect(OPEN), &self.watch)
+    }
+
+    /// Has the connection find out whether it is as we made it, unless it is doing that already.
+    pub(super) fn ask_for_state(&mut self) {
+        if !self.is_asked_for_state {
+            let (connection, watch) = self.parts();
+            watch.ask_for_state(connection);
+            self.is_asked_for_state = true;
+        }
     }
 
     /// Whether the next request may have it.
@@ -207,7 +219,7 @@ impl Open {
         let file = Arc::clone(&self.file);
         if let Some(connection) = self.connection.take() {
             // What it has committed may not be synced yet, and the last connection deletes the log.
-            if self.unsynced
+            if !self.wal.is_synced()
                 && let Some(sync) = &file.sync
             {
                 let _its_owner_is_told = sync.sync(&self.wal).wait().await;
@@ -221,9 +233,11 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if let (Some(connection), Some(sync), true) =
-            (self.connection.take(), &self.file.sync, self.unsynced)
-        {
+        if let (Some(connection), Some(sync), true) = (
+            self.connection.take(),
+            &self.file.sync,
+            !self.wal.is_synced(),
+        ) {
             sync.drop_after_sync(connection);
         }
     }
