@@ -22,7 +22,6 @@ use super::{Config, Patience};
 const STATE: &str = concat!(
     "SELECT ",
     state!(),
-    " || (SELECT ':' || timeout FROM pragma_busy_timeout)",
     " || ('' = ':' COLLATE rocket_tx_touched); BEGIN; ROLLBACK"
 );
 

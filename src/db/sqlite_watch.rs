@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use rocket::futures::{FutureExt, StreamExt};
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
-use sqlx::{Connection, Executor, Sqlite};
+use sqlx::{Connection, Execute, Executor, Sqlite};
 
 use super::sqlite_sync::Wal;
 
@@ -111,16 +111,30 @@ macro_rules! state {
          || (SELECT ':' || legacy_alter_table FROM pragma_legacy_alter_table) \
          || (SELECT ':' || trusted_schema FROM pragma_trusted_schema) \
          || (SELECT ':' || max_page_count FROM pragma_max_page_count) \
+         || (SELECT ':' || timeout FROM pragma_busy_timeout) \
          || ('a' LIKE 'A') || ('a' = 'A' COLLATE NOCASE) || ('a' = 'b' COLLATE NOCASE)"
     };
 }
 pub(super) use state;
 
-const ASK_FOR_STATE: &str = concat!(
-    "SELECT $1 = ($2 || ' ' || ",
-    state!(),
-    ") COLLATE rocket_tx_probe"
-);
+/// SQL, and behind it the question for the state, which the connection asks itself at once.
+macro_rules! and_ask_for_state {
+    ($sql:literal) => {
+        concat!(
+            $sql,
+            "SELECT $1 = ($2 || ' ' || ",
+            state!(),
+            ") COLLATE rocket_tx_probe"
+        )
+    };
+}
+
+/// How a transaction ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum End {
+    Commit,
+    Rollback,
+}
 
 /// A deferred foreign key that is broken is found by COMMIT alone, which is too late when another
 /// database has been committed already; and SQLite's counter of broken ones is not to be had
@@ -295,11 +309,29 @@ impl Watch {
     /// Asks, in the same way, whether the connection is as we made it. Holds until somebody uses the
     /// connection.
     pub(super) fn ask_for_state(&self, connection: &mut SqliteConnection) {
+        let question = self.for_state(and_ask_for_state!(""));
+        send(connection, question);
+    }
+
+    /// Ends the transaction, and asks for the state right behind it: the connection looks while its
+    /// thread would wait for the next request. One hop, and nobody waits for the question.
+    pub(super) async fn end(
+        &self,
+        connection: &mut SqliteConnection,
+        end: End,
+    ) -> sqlx::Result<()> {
+        let sql = match end {
+            End::Commit => and_ask_for_state!("COMMIT; "),
+            End::Rollback => and_ask_for_state!("ROLLBACK; "),
+        };
+        first_answer(connection, self.for_state(sql)).await
+    }
+
+    fn for_state(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
         // Numbered: the answer to an earlier question may still be to come, and this one may not
         // have been sent.
         let number = self.asked_for_state.fetch_add(1, Ordering::SeqCst) + 1;
-        let asked = sqlx::query(ASK_FOR_STATE).bind(&self.secret);
-        send(connection, asked.bind(number.to_string()));
+        sqlx::query(sql).bind(&self.secret).bind(number.to_string())
     }
 
     fn is_state_as_made(&self) -> bool {
@@ -356,6 +388,17 @@ impl Watch {
 
 /// Puts a statement into the connection's queue, and does not wait for what it says. If the queue is
 /// full it is not sent, and the question remains unanswered.
-fn send(connection: &mut SqliteConnection, query: Query<'_, Sqlite, SqliteArguments>) {
+pub(super) fn send<'q>(connection: &mut SqliteConnection, query: impl Execute<'q, Sqlite> + 'q) {
     let _under_way = connection.fetch_many(query).next().now_or_never();
+}
+
+/// Waits for the first of the statements in `query`, which returns no rows.
+pub(super) async fn first_answer<'q>(
+    connection: &mut SqliteConnection,
+    query: impl Execute<'q, Sqlite> + 'q,
+) -> sqlx::Result<()> {
+    match connection.fetch_many(query).next().await {
+        Some(answer) => answer.map(drop),
+        None => Err(sqlx::Error::WorkerCrashed),
+    }
 }
