@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -76,6 +77,10 @@ fn main() -> ExitCode {
             }
         }
     }
+    println!(
+        "a sync of one page takes {:.2} ms here (median of 200)",
+        sync_takes()
+    );
     measure(
         rounds,
         None,
@@ -225,6 +230,18 @@ async fn load(one: &impl AsyncFn(String)) -> (u64, Slice) {
         p99: millis(0.99),
     };
     (all.len(), slice)
+}
+
+/// Milliseconds of one `fdatasync` after one page was appended, as a commit appends to the log.
+fn sync_takes() -> f64 {
+    let mut file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let synced = (0..200).map(|_| {
+        file.write_all(&[1; 4_096]).unwrap();
+        let started = Instant::now();
+        file.sync_data().unwrap();
+        started.elapsed().as_secs_f64() * 1_000.0
+    });
+    median(synced)
 }
 
 /// Compiles what stands in front of the disk.

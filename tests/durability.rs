@@ -3,6 +3,8 @@
 
 #[path = "durability/disk.rs"]
 mod disk;
+#[path = "durability/unwritten.rs"]
+mod unwritten;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -63,10 +63,11 @@ const STATE: &str = "\
         || ' query_only=' || query_only || ' locking=' || locking_mode
         || ' checks=' || ignore_check_constraints || ' triggers=' || recursive_triggers
         || ' reverse=' || reverse_unordered_selects || ' schema=' || writable_schema
+        || ' trusted=' || trusted_schema || ' pages=' || max_page_count
         || ' busy=' || timeout || ' keys=' || foreign_keys || ' synchronous=' || synchronous
-    FROM pragma_query_only, pragma_locking_mode, pragma_ignore_check_constraints,
+    FROM pragma_query_only, pragma_locking_mode('main'), pragma_ignore_check_constraints,
         pragma_recursive_triggers, pragma_reverse_unordered_selects, pragma_writable_schema,
-        pragma_busy_timeout, pragma_foreign_keys, pragma_synchronous";
+        pragma_trusted_schema, pragma_max_page_count, pragma_busy_timeout, pragma_foreign_keys, pragma_synchronous";
 
 async fn state_of(connection: &mut AnyConnection) -> Result<String, Error> {
     let state = sqlx::query_scalar(STATE);

@@ -4,7 +4,7 @@
 //!     cargo bench -- sqlite                              # one
 //!     tests/run --postgres cargo bench -- rounds=20
 //!
-//! Each round loads four routes for two seconds each, in another order than the round before, so
+//! Each round loads five routes for two seconds each, in another order than the round before, so
 //! that whatever else the machine does meets all of them alike. What counts is the ratio of two
 //! routes within a round; the median of the rounds is printed, with the least and the greatest.
 
@@ -23,10 +23,11 @@ use server::{Backend, Server};
 const SLICE: Duration = Duration::from_secs(2);
 
 /// The routes, and the server that has each: one with the library, one without.
-const ROUTES: [(&str, &str, bool); 4] = [
+const ROUTES: [(&str, &str, bool); 5] = [
     ("write, Tx", "POST /tx", true),
     ("write, by hand", "POST /hand", false),
     ("read, Read", "GET /read", true),
+    ("read, by hand", "GET /hand", false),
     ("read, Tx", "GET /tx", true),
 ];
 
@@ -70,14 +71,16 @@ async fn main() -> ExitCode {
 async fn measure(backend: Backend, rounds: usize) {
     let mut with = Server::start(backend, "with").await;
     let mut without = Server::start(backend, "without").await;
-    let mut slices: [Vec<Slice>; 4] = Default::default();
+    let mut slices: [Vec<Slice>; ROUTES.len()] = Default::default();
     // The first round only warms up.
     for round in 0..=rounds {
         for turn in 0..ROUTES.len() {
             let route = (turn + round) % ROUTES.len();
             let (_, what, has_library) = ROUTES[route];
             let server = if has_library { &mut with } else { &mut without };
-            let slice = load::run(server.port, what, SLICE).await;
+            let before = server.cpu_time();
+            let mut slice = load::run(server.port, what, SLICE).await;
+            slice.cpu = (server.cpu_time() - before) / slice.answers as f64;
             if round > 0 {
                 slices[route].push(slice);
             }
@@ -90,17 +93,19 @@ async fn measure(backend: Backend, rounds: usize) {
         load::CLIENTS
     );
     println!(
-        "{:<16}{:>12}{:>10}{:>10}",
-        "route", "requests/s", "p50", "p99"
+        "{:<16}{:>12}{:>10}{:>10}{:>14}",
+        "route", "requests/s", "p50", "p99", "CPU/request"
     );
     for ((name, ..), slices) in ROUTES.iter().zip(&slices) {
         let rate = median(slices.iter().map(|slice| slice.per_second));
         let p50 = median(slices.iter().map(|slice| slice.p50));
         let p99 = median(slices.iter().map(|slice| slice.p99));
-        println!("{name:<16}{rate:>12.0}{p50:>7.2} ms{p99:>7.2} ms");
+        let cpu = median(slices.iter().map(|slice| slice.cpu));
+        println!("{name:<16}{rate:>12.0}{p50:>7.2} ms{p99:>7.2} ms{cpu:>11.0} us");
     }
-    ratio("write: Tx / by hand", &slices[0], &slices[1], 0.97);
-    ratio("read: Read / Tx", &slices[2], &slices[3], 1.5);
+    ratio("write: Tx / by hand", &slices[0], &slices[1], 0.95);
+    ratio("read: Read / by hand", &slices[2], &slices[3], 0.90);
+    ratio("read: Read / Tx", &slices[2], &slices[4], 1.5);
 
     with.stop().await;
     without.stop().await;

@@ -10,6 +10,7 @@
 //! | `sqlite_lent` | that connection while one transaction has it |
 //! | `sqlite_readers` | the connections that only read |
 //! | `sqlite_place` | whether the file is still the one that was opened |
+//! | `sqlite_mark` | whether a transaction has written to the write-ahead log |
 //! | `sqlite_sync` | one sync of the write-ahead log for all commits before it |
 //! | `sqlite_watch` | what only SQLite can say about the writer's transaction |
 //! | `sqlite_file` | the one helper that every SQLite file is opened by |
@@ -43,6 +44,8 @@ mod sqlite;
 mod sqlite_file;
 #[cfg(feature = "sqlite")]
 mod sqlite_lent;
+#[cfg(feature = "sqlite")]
+mod sqlite_mark;
 #[cfg(feature = "sqlite")]
 mod sqlite_place;
 #[cfg(feature = "sqlite")]

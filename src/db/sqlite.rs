@@ -181,6 +181,7 @@ impl SqlitePool {
         };
         let writer = WriterFile {
             options: writers,
+            busy_timeout,
             place,
             sync,
             with_folder: config.synchronous == Synchronous::Extra,

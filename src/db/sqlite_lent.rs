@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
-use sqlx::{AssertSqlSafe, Execute, SqlSafeStr, Sqlite};
+use sqlx::{AssertSqlSafe, Execute, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 
 use super::error_class::is_certain_refusal;
-use super::sqlite_watch::{Found, Question};
+use super::sqlite_watch::{End, Found, Question};
 use super::sqlite_writer::{Open, Turn, unreachable};
 use super::{CommitError, Durability, RollbackError};
 
@@ -59,11 +59,13 @@ impl LentWriter {
 
     /// Says whether the connection is as it was made.
     async fn try_begin(&mut self, busy_timeout: Duration) -> sqlx::Result<bool> {
-        let (connection, watch) = self.open_mut().parts();
-        watch.ask_for_state(connection);
-        let begin = format!("{}; BEGIN IMMEDIATE", set(busy_timeout));
-        let begin = AssertSqlSafe(begin).into_sql_str();
-        let begun = Manager::begin(connection, Some(begin)).await;
+        let open = self.open_mut();
+        // As a rule it was asked behind the last COMMIT, and has answered by now.
+        open.ask_for_state();
+        open.wait_for_others(busy_timeout);
+        let begun = open.begin().await;
+        open.wait_as_usual(busy_timeout);
+        let watch = &open.watch;
         if !watch.is_as_made() {
             // Then it may be the reason of the failure too.
             return Ok(false);
@@ -124,9 +126,9 @@ impl LentWriter {
         let mut found = Found::Nothing;
         if result.is_ok() {
             watch.ask(connection, Question::Commit);
-            result = Manager::commit(connection).await;
-            watch.forbid_commit();
-            found = watch.found();
+            result = open.end(End::Commit).await;
+            open.watch.forbid_commit();
+            found = open.watch.found();
         }
         let Err(error) = result else {
             return match found {
@@ -135,7 +137,7 @@ impl LentWriter {
                 Found::Ended | Found::Nothing => Err(self.is_blind()),
             };
         };
-        if found != Found::Open && watch.has_ended() {
+        if found != Found::Open && open.watch.has_ended() {
             return Err(CommitError::Ended { undone: true });
         }
         if is_certain_refusal(&error) {
@@ -152,13 +154,14 @@ impl LentWriter {
         let is_blind = open.watch.is_blind();
         let (connection, watch) = open.parts();
         let mut result = Ok(());
-        while result.is_ok() && Manager::get_transaction_depth(connection) > 0 {
-            if Manager::get_transaction_depth(connection) == 1 {
-                watch.ask(connection, Question::Rollback);
-            }
+        while result.is_ok() && Manager::get_transaction_depth(connection) > 1 {
             result = Manager::rollback(connection).await;
         }
-        let (found, has_ended) = (watch.found(), watch.has_ended());
+        if result.is_ok() && Manager::get_transaction_depth(connection) == 1 {
+            watch.ask(connection, Question::Rollback);
+            result = open.end(End::Rollback).await;
+        }
+        let (found, has_ended) = (open.watch.found(), open.watch.has_ended());
         if is_blind {
             drop(self.is_blind());
             return Err(RollbackError::Ended { undone: false });
@@ -207,17 +210,9 @@ impl Open {
     fn committed(&mut self) -> Durability {
         match &self.file.sync {
             None => Durability::reached(),
-            Some(sync) => {
-                self.unsynced = true;
-                sync.sync(&self.wal)
-            }
+            Some(sync) => sync.committed(&self.wal, !self.wal.is_unwritten()),
         }
     }
-}
-
-/// How long SQLite waits for another process. Set each time: a handler may have changed it.
-fn set(busy_timeout: Duration) -> String {
-    format!("PRAGMA busy_timeout = {}", busy_timeout.as_millis())
 }
 
 impl Deref for LentWriter {
@@ -230,7 +225,10 @@ impl Deref for LentWriter {
 
 impl DerefMut for LentWriter {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
-        self.open_mut().connection_mut()
+        let open = self.open_mut();
+        // The only way for others to use it.
+        open.is_asked_for_state = false;
+        open.connection_mut()
     }
 }
 
@@ -238,6 +236,9 @@ impl Drop for LentWriter {
     fn drop(&mut self) {
         if self.give_up {
             *self.turn = None;
+        } else if let Some(open) = &mut *self.turn {
+            // Now, while nobody waits for it: the next request is about to be woken.
+            open.ask_for_state();
         }
     }
 }
@@ -271,11 +272,7 @@ impl WholeWriter {
         let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
         let arguments = arguments.unwrap_or_default();
         let sql = query.sql();
-        let sql = format!(
-            "{}; BEGIN IMMEDIATE; {}; COMMIT",
-            set(self.busy_timeout),
-            sql.as_str()
-        );
+        let sql = format!("BEGIN IMMEDIATE; {}; COMMIT", sql.as_str());
         // Dropped half-way, nobody knows what it has done.
         self.writer.give_up = true;
         let result = self.try_run(&sql, arguments.clone()).await;
@@ -296,21 +293,21 @@ impl WholeWriter {
         sql: &str,
         arguments: SqliteArguments,
     ) -> sqlx::Result<Vec<SqliteRow>> {
-        let (connection, watch) = self.writer.open_mut().parts();
+        let busy_timeout = self.busy_timeout;
+        let open = self.writer.open_mut();
         let query = sqlx::query_with(AssertSqlSafe(sql.to_owned()), arguments);
-        watch.begun();
-        watch.ask_for_state(connection);
+        open.watch.begun();
+        open.ask_for_state();
+        open.wait_for_others(busy_timeout);
+        let (connection, watch) = open.parts();
         watch.ask(connection, Question::CommitIfAsMade);
         let result = query.fetch_all(&mut *connection).await;
         watch.forbid_commit();
-        match result {
-            // The setting answers with a row of its own.
-            Ok(mut rows) => Ok(rows.split_off(1)),
-            Err(error) => {
-                // After BUSY nothing is open, and SQLite says so.
-                let _nothing = sqlx::raw_sql("ROLLBACK").execute(connection).await;
-                Err(error)
-            }
+        if result.is_err() {
+            // After BUSY nothing is open, and SQLite says so.
+            let _nothing = sqlx::raw_sql("ROLLBACK").execute(connection).await;
         }
+        open.wait_as_usual(busy_timeout);
+        result
     }
 }

@@ -17,12 +17,12 @@ use tokio::time::timeout;
 use super::sqlite_watch::{SELDOM, state};
 use super::{Config, Patience};
 
-/// BEGIN fails where one that a request has sent is still open, whatever sqlx counts.
+/// BEGIN fails where one that a request has sent is still open, whatever sqlx counts. It stands
+/// last: an answer that comes early would wake the task once more.
 const STATE: &str = concat!(
-    "BEGIN; SELECT ",
+    "SELECT ",
     state!(),
-    " || (SELECT ':' || timeout FROM pragma_busy_timeout)",
-    " || ('' = ':' COLLATE rocket_tx_touched); ROLLBACK"
+    " || ('' = ':' COLLATE rocket_tx_touched); BEGIN; ROLLBACK"
 );
 
 /// Opens the pool, and as many connections as it is to keep.

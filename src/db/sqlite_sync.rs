@@ -14,13 +14,14 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use tokio::sync::oneshot;
 
 use super::Durability;
+use super::sqlite_mark::Mark;
 use super::sqlite_place::{FileId, Place};
 
 /// The write-ahead log as one connection of the writer finds it. SQLite deletes it only with the
@@ -32,6 +33,10 @@ pub(super) struct Wal {
     id: FileId,
     /// `extra`: the folder is synced with every sync.
     with_folder: bool,
+    /// How many commits are to be synced, and how many of them are.
+    committed: AtomicU64,
+    synced: AtomicU64,
+    mark: Mark,
     /// A sync has failed. The kernel reports that once, and may have dropped what it could not
     /// write: a second sync that succeeds would prove nothing.
     failed: AtomicBool,
@@ -47,6 +52,9 @@ impl Wal {
             file,
             id,
             with_folder,
+            committed: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
+            mark: Mark::default(),
             failed: AtomicBool::new(false),
         })
     }
@@ -99,11 +107,36 @@ impl Wal {
         self.failed.load(Ordering::SeqCst)
     }
 
+    /// Nothing of what was committed is still to be synced.
+    pub(super) fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::SeqCst) == self.committed.load(Ordering::SeqCst)
+    }
+
+    /// To be called before COMMIT, by one who keeps everybody else from writing.
+    pub(super) fn mark(&self) {
+        self.mark.set(&self.file);
+    }
+
+    /// Whether marks can be relied on here.
+    pub(super) fn is_mark_proved(&self) -> bool {
+        self.mark.is_proved()
+    }
+
+    /// Whether nothing was written since [`mark`](Self::mark), so that there is nothing to sync.
+    pub(super) fn is_unwritten(&self) -> bool {
+        self.mark.stands(&self.file)
+    }
+
     fn sync(&self) -> io::Result<()> {
         if self.has_failed() {
             return Err(io::Error::other("an earlier sync of this log has failed"));
         }
+        // Read before: a commit that comes meanwhile may not be in it.
+        let committed = self.committed.load(Ordering::SeqCst);
         let synced = self.try_sync();
+        if synced.is_ok() {
+            self.synced.fetch_max(committed, Ordering::SeqCst);
+        }
         if let Err(error) = &synced {
             self.failed.store(true, Ordering::SeqCst);
             tracing::error!(
@@ -169,7 +202,18 @@ impl SharedSync {
         Ok(Self(sender))
     }
 
-    /// To be called after COMMIT has returned: what it ends in is durable.
+    /// To be called after COMMIT has returned, by one who still has the writer: what it ends in is
+    /// durable. A transaction that wrote nothing may have read what is not durable yet.
+    pub(super) fn committed(&self, wal: &Arc<Wal>, has_written: bool) -> Durability {
+        if has_written {
+            wal.committed.fetch_add(1, Ordering::SeqCst);
+        } else if wal.is_synced() {
+            return Durability::reached();
+        }
+        self.sync(wal)
+    }
+
+    /// What it ends in: all that was committed so far is durable.
     pub(super) fn sync(&self, wal: &Arc<Wal>) -> Durability {
         let (done, synced) = oneshot::channel();
         let wal = Arc::clone(wal);

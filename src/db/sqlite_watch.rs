@@ -7,13 +7,15 @@
 //! costs no hop. The answer comes by way of a collation of ours, which SQLite calls on that thread.
 
 use std::cmp::Ordering as Order;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rocket::futures::{FutureExt, StreamExt};
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
-use sqlx::{Connection, Executor, Sqlite};
+use sqlx::{Connection, Execute, Executor, Sqlite};
+
+use super::sqlite_sync::Wal;
 
 /// What the writer's callbacks and our transactions tell each other. One for each connection.
 ///
@@ -29,8 +31,10 @@ pub(super) struct Watch {
     ended: AtomicBool,
     /// How the last question found the transaction.
     found: AtomicU8,
-    /// How the last question found the connection.
-    is_as_made: AtomicBool,
+    /// How often its state was asked for.
+    asked_for_state: AtomicU64,
+    /// The last of those questions that found the connection as we made it.
+    found_as_made: AtomicU64,
     /// What says whether the connection is as we made it, when it was just made.
     made: OnceLock<String>,
     /// Somebody has replaced a callback that the truth depends on.
@@ -39,6 +43,10 @@ pub(super) struct Watch {
     is_touched: AtomicBool,
     /// Nobody else can ask: a number that is drawn for each connection.
     secret: String,
+    /// The log to be marked before a COMMIT that seems to write nothing.
+    log: OnceLock<Arc<Wal>>,
+    /// SQLite's `total_changes()` at the last question: a hint, as it misses some writes.
+    changes: AtomicU64,
     /// The parent of the row in [`PROBE`] was looked for.
     looked_for: AtomicBool,
     /// The probe tells the truth on this version of SQLite.
@@ -60,7 +68,7 @@ impl Question {
     fn text(self) -> &'static str {
         match self {
             Self::Commit => "commit",
-            Self::CommitIfAsMade => "commit if as made",
+            Self::CommitIfAsMade => "commit-if-as-made",
             Self::Rollback => "rollback",
         }
     }
@@ -83,7 +91,7 @@ const ENDED: u8 = 2;
 
 const COLLATION: &str = "rocket_tx_probe";
 
-const ASK: &str = "SELECT $1 = $2 COLLATE rocket_tx_probe";
+const ASK: &str = "SELECT $1 = ($2 || ' ' || total_changes()) COLLATE rocket_tx_probe";
 
 /// What a request may leave behind that the next one would feel, in one text. What can be changed
 /// outside a transaction alone is not among it: a connection whose transaction was ended by a
@@ -93,7 +101,7 @@ macro_rules! state {
         "(SELECT group_concat(name || ' ' || file) FROM pragma_database_list) \
          || (SELECT ':' || count(*) || ifnull(group_concat(name), '') FROM temp.sqlite_schema) \
          || (SELECT ':' || query_only FROM pragma_query_only) \
-         || (SELECT ':' || locking_mode FROM pragma_locking_mode) \
+         || (SELECT ':' || locking_mode FROM pragma_locking_mode('main')) \
          || (SELECT ':' || ignore_check_constraints FROM pragma_ignore_check_constraints) \
          || (SELECT ':' || recursive_triggers FROM pragma_recursive_triggers) \
          || (SELECT ':' || reverse_unordered_selects FROM pragma_reverse_unordered_selects) \
@@ -101,13 +109,32 @@ macro_rules! state {
          || (SELECT ':' || short_column_names FROM pragma_short_column_names) \
          || (SELECT ':' || full_column_names FROM pragma_full_column_names) \
          || (SELECT ':' || legacy_alter_table FROM pragma_legacy_alter_table) \
+         || (SELECT ':' || trusted_schema FROM pragma_trusted_schema) \
          || (SELECT ':' || max_page_count FROM pragma_max_page_count) \
+         || (SELECT ':' || timeout FROM pragma_busy_timeout) \
          || ('a' LIKE 'A') || ('a' = 'A' COLLATE NOCASE) || ('a' = 'b' COLLATE NOCASE)"
     };
 }
 pub(super) use state;
 
-const ASK_FOR_STATE: &str = concat!("SELECT $1 = (", state!(), ") COLLATE rocket_tx_probe");
+/// SQL, and behind it the question for the state, which the connection asks itself at once.
+macro_rules! and_ask_for_state {
+    ($sql:literal) => {
+        concat!(
+            $sql,
+            "SELECT $1 = ($2 || ' ' || ",
+            state!(),
+            ") COLLATE rocket_tx_probe"
+        )
+    };
+}
+
+/// How a transaction ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum End {
+    Commit,
+    Rollback,
+}
 
 /// A deferred foreign key that is broken is found by COMMIT alone, which is too late when another
 /// database has been committed already; and SQLite's counter of broken ones is not to be had
@@ -222,21 +249,44 @@ impl Watch {
     }
 
     fn answer(&self, asked: &str) {
+        let (question, rest) = asked.split_once(' ').unwrap_or((asked, ""));
         let stands = !self.ended.load(Ordering::SeqCst);
-        let is_as_made = self.is_as_made.load(Ordering::SeqCst);
-        let may_commit = if asked == Question::Commit.text() {
+        let may_commit = if question == Question::Commit.text() {
+            self.mark_log(rest);
             stands
-        } else if asked == Question::CommitIfAsMade.text() {
-            stands && is_as_made
-        } else if asked == Question::Rollback.text() {
+        } else if question == Question::CommitIfAsMade.text() {
+            stands && self.is_state_as_made()
+        } else if question == Question::Rollback.text() {
             false
         } else {
-            let is_as_made = self.made.get().is_some_and(|made| asked == made);
-            return self.is_as_made.store(is_as_made, Ordering::SeqCst);
+            return self.compare_state(question, rest);
         };
         self.may_commit.store(may_commit, Ordering::SeqCst);
         let found = if stands { OPEN } else { ENDED };
         self.found.store(found, Ordering::SeqCst);
+    }
+
+    fn compare_state(&self, number: &str, state: &str) {
+        if let Ok(number) = number.parse()
+            && self.made.get().is_some_and(|made| made == state)
+        {
+            self.found_as_made.store(number, Ordering::SeqCst);
+        }
+    }
+
+    /// Only where it may be of use: it costs two system calls, and two more after COMMIT.
+    fn mark_log(&self, changes: &str) {
+        let (Some(log), Ok(changes)) = (self.log.get(), changes.parse()) else {
+            return;
+        };
+        if self.changes.swap(changes, Ordering::SeqCst) == changes || !log.is_mark_proved() {
+            log.mark();
+        }
+    }
+
+    /// Has `log` marked before each COMMIT that seems to write nothing.
+    pub(super) fn mark_before_commit(&self, log: &Arc<Wal>) {
+        self.log.get_or_init(|| Arc::clone(log));
     }
 
     /// Has the connection answer on its own thread before it does anything else.
@@ -256,15 +306,42 @@ impl Watch {
         }
     }
 
-    /// Asks, in the same way, whether the connection is as we made it.
+    /// Asks, in the same way, whether the connection is as we made it. Holds until somebody uses the
+    /// connection.
     pub(super) fn ask_for_state(&self, connection: &mut SqliteConnection) {
-        self.is_as_made.store(false, Ordering::SeqCst);
-        send(connection, sqlx::query(ASK_FOR_STATE).bind(&self.secret));
+        let question = self.for_state(and_ask_for_state!(""));
+        send(connection, question);
     }
 
-    /// Whether it is; to be called when the statement behind the question was answered.
+    /// Ends the transaction, and asks for the state right behind it: the connection looks while its
+    /// thread would wait for the next request. One hop, and nobody waits for the question.
+    pub(super) async fn end(
+        &self,
+        connection: &mut SqliteConnection,
+        end: End,
+    ) -> sqlx::Result<()> {
+        let sql = match end {
+            End::Commit => and_ask_for_state!("COMMIT; "),
+            End::Rollback => and_ask_for_state!("ROLLBACK; "),
+        };
+        first_answer(connection, self.for_state(sql)).await
+    }
+
+    fn for_state(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
+        // Numbered: the answer to an earlier question may still be to come, and this one may not
+        // have been sent.
+        let number = self.asked_for_state.fetch_add(1, Ordering::SeqCst) + 1;
+        sqlx::query(sql).bind(&self.secret).bind(number.to_string())
+    }
+
+    fn is_state_as_made(&self) -> bool {
+        let asked = self.asked_for_state.load(Ordering::SeqCst);
+        self.found_as_made.load(Ordering::SeqCst) == asked && asked > 0
+    }
+
+    /// Whether it is; to be called when a statement behind the question was answered.
     pub(super) fn is_as_made(&self) -> bool {
-        self.is_as_made.load(Ordering::SeqCst) && !self.is_touched() && !self.is_blind()
+        self.is_state_as_made() && !self.is_touched() && !self.is_blind()
     }
 
     /// Nothing that this one says can be believed: its callbacks were replaced.
@@ -303,12 +380,25 @@ impl Watch {
         }
         self.looked_for.store(false, Ordering::SeqCst);
         connection.execute(sqlx::raw_sql(PROBE)).await?;
+        // The row that it deleted, and put back.
+        self.changes.fetch_add(1, Ordering::SeqCst);
         Ok(self.looked_for.load(Ordering::SeqCst))
     }
 }
 
 /// Puts a statement into the connection's queue, and does not wait for what it says. If the queue is
 /// full it is not sent, and the question remains unanswered.
-fn send(connection: &mut SqliteConnection, query: Query<'_, Sqlite, SqliteArguments>) {
+pub(super) fn send<'q>(connection: &mut SqliteConnection, query: impl Execute<'q, Sqlite> + 'q) {
     let _under_way = connection.fetch_many(query).next().now_or_never();
+}
+
+/// Waits for the first of the statements in `query`, which returns no rows.
+pub(super) async fn first_answer<'q>(
+    connection: &mut SqliteConnection,
+    query: impl Execute<'q, Sqlite> + 'q,
+) -> sqlx::Result<()> {
+    match connection.fetch_many(query).next().await {
+        Some(answer) => answer.map(drop),
+        None => Err(sqlx::Error::WorkerCrashed),
+    }
 }

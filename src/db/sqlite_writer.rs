@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Connection, Executor};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, SqlSafeStr, Sqlite};
+use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -20,7 +21,9 @@ use super::error_class::while_connecting;
 use super::sqlite_lent::LentWriter;
 use super::sqlite_place::Place;
 use super::sqlite_sync::{SharedSync, Wal};
-use super::sqlite_watch::{Found, Watch};
+use super::sqlite_watch::{End, Found, Watch, first_answer, send};
+
+type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
 /// The writer of a file. First come, first served.
 pub(super) struct Writer {
@@ -40,6 +43,8 @@ pub(super) type Turn = OwnedMutexGuard<Option<Open>>;
 /// What it takes to open the writer's connection.
 pub(super) struct WriterFile {
     pub(super) options: SqliteConnectOptions,
+    /// How long it waits for another process as a rule.
+    pub(super) busy_timeout: Duration,
     pub(super) place: Arc<Place>,
     /// Present if commits are to survive a power cut, which SQLite does not see to here.
     pub(super) sync: Option<SharedSync>,
@@ -56,10 +61,14 @@ pub(super) struct Open {
     pub(super) watch: Arc<Watch>,
     pub(super) wal: Arc<Wal>,
     pub(super) file: Arc<WriterFile>,
-    /// Something was committed, and a sync of it may be under way.
-    pub(super) unsynced: bool,
     /// Its last transaction was left to be rolled back by the connection itself.
     pub(super) rolls_back: bool,
+    /// sqlx still counts the last transaction as open. We end transactions by statements of our own,
+    /// behind which more can stand; sqlx's own COMMIT would have the connection's thread wait for
+    /// our task.
+    pub(super) counts_one_too_many: bool,
+    /// It was asked whether it is as we made it, and nobody has used it since.
+    pub(super) is_asked_for_state: bool,
 }
 
 const OPEN: &str = "the connection is there until it is dropped";
@@ -115,7 +124,7 @@ impl Writer {
         };
         // The last connection deletes the log, which must be synced before.
         if let Some(sync) = &open.file.sync {
-            open.unsynced &= sync.sync(&open.wal).wait().await.is_err();
+            let _its_owner_is_told = sync.sync(&open.wal).wait().await;
         }
         if let Some(connection) = open.connection.take()
             && let Err(error) = connection.close().await
@@ -153,6 +162,9 @@ impl Open {
             Ok::<_, io::Error>(Arc::new(wal))
         });
         let wal = wal.await.map_err(io::Error::other)??;
+        if file.sync.is_some() {
+            watch.mark_before_commit(&wal);
+        }
         if file.in_doubt.load(Ordering::SeqCst) {
             check(&mut connection, &wal).await?;
             file.in_doubt.store(false, Ordering::SeqCst);
@@ -162,8 +174,9 @@ impl Open {
             watch,
             wal,
             file,
-            unsynced: false,
             rolls_back: false,
+            counts_one_too_many: false,
+            is_asked_for_state: false,
         })
     }
 
@@ -180,24 +193,76 @@ impl Open {
         (self.connection.as_mut().expect(OPEN), &self.watch)
     }
 
+    /// Has the connection find out whether it is as we made it, unless it is doing that already.
+    pub(super) fn ask_for_state(&mut self) {
+        if !self.is_asked_for_state {
+            let (connection, watch) = self.parts();
+            watch.ask_for_state(connection);
+            self.is_asked_for_state = true;
+        }
+    }
+
+    /// Begins a transaction that may write.
+    pub(super) async fn begin(&mut self) -> sqlx::Result<()> {
+        const BEGIN: &str = "BEGIN IMMEDIATE";
+
+        if self.counts_one_too_many {
+            first_answer(self.connection_mut(), sqlx::query(BEGIN)).await?;
+            self.counts_one_too_many = false;
+            Ok(())
+        } else {
+            Manager::begin(self.connection_mut(), Some(BEGIN.into_sql_str())).await
+        }
+    }
+
+    /// Ends the transaction that [`begin`](Self::begin) began.
+    pub(super) async fn end(&mut self, end: End) -> sqlx::Result<()> {
+        let (connection, watch) = self.parts();
+        watch.end(connection, end).await?;
+        self.counts_one_too_many = true;
+        self.is_asked_for_state = true;
+        Ok(())
+    }
+
+    /// How long the next statement waits for another process, and those behind it until
+    /// [`wait_as_usual`](Self::wait_as_usual).
+    pub(super) fn wait_for_others(&mut self, limit: Duration) {
+        if limit != self.file.busy_timeout {
+            self.set_busy_timeout(limit);
+        }
+    }
+
+    pub(super) fn wait_as_usual(&mut self, limit: Duration) {
+        if limit != self.file.busy_timeout {
+            self.set_busy_timeout(self.file.busy_timeout);
+        }
+    }
+
+    fn set_busy_timeout(&mut self, limit: Duration) {
+        let sql = format!("PRAGMA busy_timeout = {}", limit.as_millis());
+        // Not as a prepared statement: SQLite obeys this one when it prepares it.
+        send(self.connection_mut(), sqlx::raw_sql(AssertSqlSafe(sql)));
+    }
+
     /// Whether the next request may have it.
     async fn is_usable(&mut self) -> bool {
         if self.wal.has_failed() {
             self.file.in_doubt.store(true, Ordering::SeqCst);
             return false;
         }
-        let (connection, watch) = self.parts();
-        if watch.is_blind() || watch.is_touched() {
+        if self.watch.is_blind() || self.watch.is_touched() {
             return false;
         }
-        if !connection.is_in_transaction() && !self.rolls_back {
+        let depth = usize::from(self.counts_one_too_many);
+        if Manager::get_transaction_depth(self.connection()) == depth && !self.rolls_back {
             return true;
         }
         // A rollback is queued; it is done when the ping is answered. If it was not, the connection
         // believes in a transaction that SQLite, or a handler, has ended.
         let (connection, watch) = self.parts();
         let answered = connection.ping().await.is_ok();
-        let is_usable = answered && !connection.is_in_transaction() && watch.found() == Found::Open;
+        let is_over = Manager::get_transaction_depth(connection) == depth;
+        let is_usable = answered && is_over && watch.found() == Found::Open;
         self.rolls_back = false;
         is_usable
     }
@@ -207,7 +272,7 @@ impl Open {
         let file = Arc::clone(&self.file);
         if let Some(connection) = self.connection.take() {
             // What it has committed may not be synced yet, and the last connection deletes the log.
-            if self.unsynced
+            if !self.wal.is_synced()
                 && let Some(sync) = &file.sync
             {
                 let _its_owner_is_told = sync.sync(&self.wal).wait().await;
@@ -221,9 +286,11 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if let (Some(connection), Some(sync), true) =
-            (self.connection.take(), &self.file.sync, self.unsynced)
-        {
+        if let (Some(connection), Some(sync), true) = (
+            self.connection.take(),
+            &self.file.sync,
+            !self.wal.is_synced(),
+        ) {
             sync.drop_after_sync(connection);
         }
     }

@@ -41,6 +41,30 @@ impl Disk {
         all.extend_from_slice(variables);
         Service::on(Arc::clone(databases), &all).await
     }
+
+    /// The disk of this process, if it has one; if not, the test `name` is run in a process that has.
+    pub fn of_this_process(folder: &Path, name: &str) -> Option<Self> {
+        if let Some(orders) = std::env::var_os("DISK_ORDERS") {
+            let orders = orders.into();
+            return Some(Self {
+                orders,
+                library: "",
+            });
+        }
+        let run = Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env("LD_PRELOAD", library())
+            .env("DISK_ORDERS", folder.join("orders"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&run.stdout);
+        let errors = String::from_utf8_lossy(&run.stderr);
+        assert!(
+            said.contains("1 passed"),
+            "in the other process: {said}{errors}"
+        );
+        None
+    }
 }
 
 /// Compiled once a run.

@@ -11,7 +11,7 @@ use super::{send_sql, sqlite, stage};
 use crate::support::Main;
 
 /// Each changes something for all later statements of a connection.
-const LEFTOVERS: [&str; 17] = [
+const LEFTOVERS: [&str; 20] = [
     "ATTACH ':memory:' AS other",
     "CREATE TEMP TABLE notes (text)",
     "CREATE TEMP VIEW pairs AS SELECT 1 AS id",
@@ -20,6 +20,9 @@ const LEFTOVERS: [&str; 17] = [
     "PRAGMA query_only = 1",
     "PRAGMA query_only = 0",
     "PRAGMA locking_mode = exclusive",
+    "PRAGMA main.locking_mode = exclusive",
+    "PRAGMA trusted_schema = 0",
+    "PRAGMA max_page_count = 1",
     "PRAGMA ignore_check_constraints = 1",
     "PRAGMA recursive_triggers = 1",
     "PRAGMA reverse_unordered_selects = 1",

@@ -1,0 +1,143 @@
+//! A transaction that wrote nothing has nothing to wait for but what it may have read.
+
+use std::path::Path;
+
+use rocket::figment::Figment;
+use rocket_db_pools::Pool;
+use rocket_tx::db::{
+    Access, BeginOptions, Durability, Isolation, Patience, SqlitePool, TransactionPool,
+};
+
+use super::disk::Disk;
+
+mod sqlite {
+    use super::*;
+
+    async fn pool(folder: &Path) -> SqlitePool {
+        let figment = Figment::new()
+            .merge(("url", format!("sqlite:{}", folder.join("a.db").display())))
+            .merge(("max_connections", 1))
+            .merge(("connect_timeout", 5));
+        let pool = SqlitePool::init(&figment).await.unwrap();
+        // The first commits show that marks can be relied on.
+        for sql in [
+            "CREATE TABLE notes (text TEXT)",
+            "CREATE INDEX by_text ON notes (text)",
+            "CREATE TABLE kept (id INTEGER PRIMARY KEY, text TEXT) WITHOUT ROWID",
+            "INSERT INTO notes VALUES ('before')",
+        ] {
+            commit(&pool, sql, false).await.wait().await.unwrap();
+        }
+        pool
+    }
+
+    async fn commit(pool: &SqlitePool, sql: &str, with_proof: bool) -> Durability {
+        let options = BeginOptions {
+            isolation: Isolation::Default,
+            access: Access::ReadWrite,
+            patience: Patience::Wait,
+        };
+        let mut transaction = pool.open(options).await.unwrap();
+        let sql = sqlx::AssertSqlSafe(sql);
+        sqlx::raw_sql(sql)
+            .execute(&mut *transaction.connection())
+            .await
+            .unwrap();
+        if with_proof {
+            transaction.prepare().await.unwrap();
+        }
+        transaction.commit_without_waiting().await.unwrap()
+    }
+
+    #[rocket::async_test]
+    async fn what_wrote_nothing_waits_for_no_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let pool = pool(folder.path()).await;
+        for round in 0..3 {
+            for sql in [
+                "SELECT * FROM notes",
+                "UPDATE notes SET text = 'other' WHERE text = 'there is none'",
+                "DELETE FROM kept WHERE id = 1",
+                "CREATE TABLE IF NOT EXISTS notes (text TEXT)",
+            ] {
+                for with_proof in [false, true] {
+                    let durability = commit(&pool, sql, with_proof).await;
+                    assert!(
+                        durability.is_reached(),
+                        "{sql}, {with_proof}, round {round}"
+                    );
+                }
+            }
+            let written = commit(&pool, "INSERT INTO notes VALUES ('more')", false).await;
+            assert!(!written.is_reached());
+            written.wait().await.unwrap();
+        }
+        pool.close().await;
+    }
+
+    /// Also what SQLite does not count as a change, and where the log does not grow.
+    #[rocket::async_test]
+    async fn whatever_wrote_waits_for_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let pool = pool(folder.path()).await;
+        for round in 0..3 {
+            for sql in [
+                "PRAGMA user_version = 7",
+                "PRAGMA application_id = 7",
+                "REINDEX",
+                "ANALYZE",
+                "CREATE TABLE made (text TEXT); DROP TABLE made",
+                "UPDATE notes SET text = 'before'",
+                "INSERT OR REPLACE INTO kept VALUES (1, 'one')",
+                "DELETE FROM kept; INSERT INTO kept VALUES (1, 'one'); DELETE FROM kept",
+                "SAVEPOINT a; INSERT INTO kept VALUES (1, 'one'); RELEASE a; DELETE FROM kept",
+            ] {
+                for with_proof in [false, true] {
+                    let durability = commit(&pool, sql, with_proof).await;
+                    assert!(!durability.is_reached(), "{sql}, {with_proof}, {round}");
+                    durability.wait().await.unwrap();
+                }
+            }
+            // The next write begins the log anew.
+            checkpoint(folder.path()).await;
+        }
+        pool.close().await;
+    }
+
+    async fn checkpoint(folder: &Path) {
+        use sqlx::{ConnectOptions, Connection, Executor};
+
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.join("a.db"));
+        let mut other = options.connect().await.unwrap();
+        other
+            .execute("PRAGMA wal_checkpoint(RESTART)")
+            .await
+            .unwrap();
+        other.close().await.unwrap();
+    }
+
+    /// Otherwise its response would tell of what a power cut takes back.
+    #[rocket::async_test]
+    async fn what_wrote_nothing_waits_for_what_it_may_have_read() {
+        const NAME: &str =
+            "durability::unwritten::sqlite::what_wrote_nothing_waits_for_what_it_may_have_read";
+
+        let folder = tempfile::tempdir().unwrap();
+        let Some(disk) = Disk::of_this_process(folder.path(), NAME) else {
+            return;
+        };
+        let pool = pool(folder.path()).await;
+        disk.order("fdatasync -wal stuck");
+        let reads = commit(&pool, "SELECT * FROM notes", false).await;
+        assert!(reads.is_reached());
+        let written = commit(&pool, "INSERT INTO notes VALUES ('more')", false).await;
+        let reads = commit(&pool, "SELECT * FROM notes", false).await;
+        assert!(!written.is_reached() && !reads.is_reached());
+        disk.mend();
+        written.wait().await.unwrap();
+        reads.wait().await.unwrap();
+        let reads = commit(&pool, "SELECT * FROM notes", false).await;
+        assert!(reads.is_reached());
+        pool.close().await;
+    }
+}
