@@ -7,6 +7,7 @@
 //! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
 //! | `sqlite` | one writer and N readers per file |
 //! | `sqlite_writer` | the connection that writes, and the queue in front of it |
+//! | `sqlite_steps` | the statements that begin and end its transactions |
 //! | `sqlite_lent` | that connection while one transaction has it |
 //! | `sqlite_readers` | the connections that only read |
 //! | `sqlite_place` | whether the file is still the one that was opened |
@@ -52,6 +53,8 @@ mod sqlite_place;
 mod sqlite_readers;
 #[cfg(feature = "sqlite")]
 mod sqlite_readiness;
+#[cfg(feature = "sqlite")]
+mod sqlite_steps;
 #[cfg(feature = "sqlite")]
 mod sqlite_sync;
 #[cfg(feature = "sqlite")]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, SqlSafeStr, Sqlite};
+use sqlx::{ConnectOptions, Connection, Executor, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::spawn_blocking;
@@ -21,7 +21,7 @@ use super::error_class::while_connecting;
 use super::sqlite_lent::LentWriter;
 use super::sqlite_place::Place;
 use super::sqlite_sync::{SharedSync, Wal};
-use super::sqlite_watch::{End, Found, Watch, first_answer, send};
+use super::sqlite_watch::{Found, Watch};
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
@@ -191,57 +191,6 @@ impl Open {
     /// The connection and its watch, to be used together.
     pub(super) fn parts(&mut self) -> (&mut SqliteConnection, &Watch) {
         (self.connection.as_mut().expect(OPEN), &self.watch)
-    }
-
-    /// Has the connection find out whether it is as we made it, unless it is doing that already.
-    pub(super) fn ask_for_state(&mut self) {
-        if !self.is_asked_for_state {
-            let (connection, watch) = self.parts();
-            watch.ask_for_state(connection);
-            self.is_asked_for_state = true;
-        }
-    }
-
-    /// Begins a transaction that may write.
-    pub(super) async fn begin(&mut self) -> sqlx::Result<()> {
-        const BEGIN: &str = "BEGIN IMMEDIATE";
-
-        if self.counts_one_too_many {
-            first_answer(self.connection_mut(), sqlx::query(BEGIN)).await?;
-            self.counts_one_too_many = false;
-            Ok(())
-        } else {
-            Manager::begin(self.connection_mut(), Some(BEGIN.into_sql_str())).await
-        }
-    }
-
-    /// Ends the transaction that [`begin`](Self::begin) began.
-    pub(super) async fn end(&mut self, end: End) -> sqlx::Result<()> {
-        let (connection, watch) = self.parts();
-        watch.end(connection, end).await?;
-        self.counts_one_too_many = true;
-        self.is_asked_for_state = true;
-        Ok(())
-    }
-
-    /// How long the next statement waits for another process, and those behind it until
-    /// [`wait_as_usual`](Self::wait_as_usual).
-    pub(super) fn wait_for_others(&mut self, limit: Duration) {
-        if limit != self.file.busy_timeout {
-            self.set_busy_timeout(limit);
-        }
-    }
-
-    pub(super) fn wait_as_usual(&mut self, limit: Duration) {
-        if limit != self.file.busy_timeout {
-            self.set_busy_timeout(self.file.busy_timeout);
-        }
-    }
-
-    fn set_busy_timeout(&mut self, limit: Duration) {
-        let sql = format!("PRAGMA busy_timeout = {}", limit.as_millis());
-        // Not as a prepared statement: SQLite obeys this one when it prepares it.
-        send(self.connection_mut(), sqlx::raw_sql(AssertSqlSafe(sql)));
     }
 
     /// Whether the next request may have it.

@@ -111,17 +111,32 @@ pub mod postgres {
 }
 
 pub struct Postgres;
-pub struct Manager;
+pub struct PostgresManager;
 
 impl Database for Postgres {
-    type TransactionManager = Manager;
+    type TransactionManager = PostgresManager;
 }
 
-impl transaction::TransactionManager for Manager {
+impl transaction::TransactionManager for PostgresManager {
     type Connection = postgres::PgConnection;
 
     fn get_transaction_depth(connection: &postgres::PgConnection) -> usize {
         usize::from(connection.0.state.in_transaction)
+    }
+}
+
+pub struct Sqlite;
+pub struct SqliteManager;
+
+impl Database for Sqlite {
+    type TransactionManager = SqliteManager;
+}
+
+impl transaction::TransactionManager for SqliteManager {
+    type Connection = sqlite::SqliteConnection;
+
+    fn get_transaction_depth(connection: &sqlite::SqliteConnection) -> usize {
+        usize::from(connection.socket.state.in_transaction)
     }
 }
 
@@ -145,12 +160,6 @@ pub mod sqlite {
                 socket: Socket::open(&self.0),
                 rollback_queued: false,
             })
-        }
-    }
-
-    impl SqliteConnection {
-        pub fn is_in_transaction(&self) -> bool {
-            self.socket.state.in_transaction
         }
     }
 

@@ -46,6 +46,10 @@ pub mod sqlite_sync {
             false
         }
 
+        pub fn is_synced(&self) -> bool {
+            true
+        }
+
         pub fn write_anew(&self) -> io::Result<()> {
             Ok(())
         }
@@ -74,6 +78,7 @@ pub mod sqlite_sync {
 pub mod sqlite_watch {
     use std::sync::Arc;
 
+    use super::sqlite_sync::Wal;
     use crate::sqlite::SqliteConnection;
 
     #[derive(PartialEq, Eq)]
@@ -91,6 +96,8 @@ pub mod sqlite_watch {
         pub async fn install(&self, _: &mut SqliteConnection) -> sqlx::Result<()> {
             Ok(())
         }
+
+        pub fn mark_before_commit(&self, _: &Arc<Wal>) {}
 
         pub fn is_blind(&self) -> bool {
             false
@@ -138,6 +145,7 @@ pub mod sqlite_lent {
 fn writer(server: &Server) -> Arc<Writer> {
     let file = WriterFile {
         options: SqliteConnectOptions(server.clone()),
+        busy_timeout: Duration::from_secs(5),
         place: Arc::new(sqlite_place::Place),
         sync: None,
         with_folder: false,
@@ -168,7 +176,7 @@ async fn request(writer: &Writer, number: usize, users: &Mutex<Vec<usize>>) -> b
     assert_eq!(users.lock().len(), 1, "two have the writer");
     let open = lent.open();
     assert!(
-        !open.connection().is_in_transaction(),
+        !open.connection().socket.state.in_transaction,
         "a transaction of the one before is open"
     );
     open.connection_mut().socket.state.in_transaction = true;
