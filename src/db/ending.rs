@@ -33,6 +33,7 @@ impl Ending {
         Self(None)
     }
 
+    #[cfg(feature = "postgres")]
     pub(super) fn by(end: impl End + 'static) -> Self {
         Self(Some(Arc::new(end)))
     }
