@@ -5,11 +5,13 @@
 //!     curl -i -d 'fly home' http://127.0.0.1:8000/notes    # 422, and it is not, though it was written
 //!     curl http://127.0.0.1:8000/notes
 
+use std::time::Duration;
+
 use rocket::http::Status;
 use rocket::{get, launch, post, routes};
 use rocket_tx::db::{self, Migrations, SqlitePool};
 use rocket_tx::rocket_db_pools::{self, Database};
-use rocket_tx::{Begin, Error, Read, Settlement};
+use rocket_tx::{Begin, Error, Read, Settlement, problem_catchers, tx};
 
 #[derive(Database)]
 #[database("notes")]
@@ -43,5 +45,6 @@ fn rocket() -> _ {
     rocket::custom(rocket::Config::figment().merge(url))
         .attach(db::init::<Notes>().migrations(migrations))
         .attach(Settlement::new())
-        .mount("/", routes![add, list])
+        .mount("/", tx::bounded(routes![add, list], Duration::from_secs(45)))
+        .register("/", problem_catchers())
 }

@@ -3,7 +3,7 @@
 //!     cargo run --example two_databases
 //!     curl -i -X POST http://127.0.0.1:8000/orders/tea/350      # 201
 //!     curl -i -X POST http://127.0.0.1:8000/orders/yacht/-1     # 409: the order is not kept either
-//!     curl http://127.0.0.1:8000/orders                         # 1 order, 1 charge
+//!     curl http://127.0.0.1:8000/orders                         # 1 orders, 1 charges
 //!
 //! A request takes its databases in the order in which they are attached below; `Tx<Shop>` stands
 //! before `Tx<Ledger>` in every handler.

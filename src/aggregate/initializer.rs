@@ -146,7 +146,7 @@ where
     async fn start(&self, rocket: &Rocket<Build>) -> Result<Shared<D>, String> {
         let database = rocket.state::<D>().ok_or_else(|| {
             format!(
-                "it comes before its database; attach `rocket_tx::db::init::<{}>()` first",
+                "its database is not attached; see above why it could not be, or attach `rocket_tx::db::init::<{}>()` before it",
                 type_name::<D>()
             )
         })?;

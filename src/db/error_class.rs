@@ -144,10 +144,12 @@ enum Mark {
     NotWritable(String),
 }
 
-/// The pool tries until it is out of time, and then says that it waited for others.
+/// The pool tries until it is out of time, and then says that it waited for others. What sqlx says
+/// before an error of the system, it says before the mark too.
 fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::PoolTimedOut => "no answer in time".into(),
+        sqlx::Error::Io(error) => error.to_string(),
         error => error.to_string(),
     }
 }

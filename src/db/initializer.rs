@@ -130,7 +130,10 @@ fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, Error> 
     let figment = rocket.figment();
     // A value in the place of the table would be passed over, and whatever a weaker source says
     // would be opened instead. It may be a URL with a password: it is not repeated.
-    if figment.find_value(&key)?.into_dict().is_none() {
+    let Ok(table) = figment.find_value(&key) else {
+        return Err(figment::Error::from(figment::error::Kind::MissingField("url".into())).into());
+    };
+    if table.into_dict().is_none() {
         return Err(figment::Error::from(figment::error::Kind::InvalidType(
             figment::error::Actual::Other("a single value".into()),
             "a table with the key `url`".into(),

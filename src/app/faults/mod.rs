@@ -144,6 +144,7 @@ impl Crash {
                 .iter()
                 .any(|fault| matches!(fault, Fault::Crash(p) if *p == point))
         {
+            tracing::warn!(?point, "a fault ends the process");
             std::process::abort();
         }
     }
