@@ -45,6 +45,9 @@ fn rocket() -> _ {
     rocket::custom(rocket::Config::figment().merge(url))
         .attach(db::init::<Notes>().migrations(migrations))
         .attach(Settlement::new())
-        .mount("/", tx::bounded(routes![add, list], Duration::from_secs(45)))
+        .mount(
+            "/",
+            tx::bounded(routes![add, list], Duration::from_secs(45)),
+        )
         .register("/", problem_catchers())
 }

@@ -1,6 +1,6 @@
 //! Several processes of the real binary write the same aggregates.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -158,9 +158,14 @@ async fn nobody_waits_for_ever(backend: Backend) {
     let gaps = clients
         .iter()
         .flat_map(|turns| turns.windows(2).map(|pair| pair[1] - pair[0]));
-    let longest = gaps.max().unwrap();
-    println!("{backend:?}: {total} renames, the longest wait was for {longest} of them");
-    assert!(longest < 6 * CLIENTS as u64, "{longest}");
+    let gaps: BinaryHeap<u64> = gaps.collect();
+    let gaps = gaps.into_sorted_vec();
+    // A process that the machine stops for a moment misses turns, once for each of its clients.
+    let usual = gaps[gaps.len() * 97 / 100];
+    let least = clients.iter().map(|turns| turns.len() - 1).min().unwrap();
+    println!("{backend:?}: {total} renames, 97 % of the waits were for {usual} or fewer of them");
+    assert!(usual < 4 * CLIENTS as u64, "{usual} of {gaps:?}");
+    assert!(least > total / CLIENTS / 4, "{least} of {total}");
     let stored = events(&services[0].http, "milk").await;
     assert_eq!(stored.len(), total + 1);
 }
