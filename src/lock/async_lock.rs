@@ -29,7 +29,8 @@ pub trait AsyncLock: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if the key was somebody else's by now.
+    /// [`LockError::Lost`] if the key was somebody else's by now; [`LockError::NotReleased`] if its
+    /// row could not be deleted, and expires by itself.
     ///
     /// # Cancellation
     ///
@@ -102,7 +103,8 @@ pub trait Hold: Send + 'static {
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if it was somebody else's by now.
+    /// [`LockError::Lost`] if it was somebody else's by now; [`LockError::NotReleased`] if its row
+    /// could not be deleted, and expires by itself.
     ///
     /// # Cancellation
     ///

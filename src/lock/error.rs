@@ -32,6 +32,15 @@ pub enum LockError {
     #[error("the lease of `{0}` was lost: it had expired, or was freed; load again and retry")]
     Lost(String),
 
+    /// The row of a lease could not be deleted in all its time to live, and is left to expire. Nobody
+    /// else had it until then.
+    #[error("the lease of `{0}` could not be released and is left to expire; others wait until then")]
+    NotReleased(String),
+
+    /// The runtime ends, and nothing is acquired any more.
+    #[error("`{0}` was not acquired: this process is shutting down; retry at another one")]
+    ShuttingDown(String),
+
     /// The database that holds the leases failed.
     #[error("the leases cannot be reached: {0}; retry")]
     Database(#[from] sqlx::Error),
@@ -42,7 +51,10 @@ impl From<LockError> for crate::Error {
     fn from(error: LockError) -> Self {
         let status = match error {
             LockError::Key => Status::UnprocessableEntity,
-            LockError::TimedOut { .. } | LockError::Held(_) => Status::ServiceUnavailable,
+            LockError::TimedOut { .. }
+            | LockError::Held(_)
+            | LockError::NotReleased(_)
+            | LockError::ShuttingDown(_) => Status::ServiceUnavailable,
             LockError::Lost(_) => return Self::Conflict(error.to_string().into()),
             LockError::Database(error) => return Self::from(error),
         };

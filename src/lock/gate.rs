@@ -42,11 +42,9 @@ impl Default for Gate {
 impl Gate {
     /// Waits for its turn. Dropping the future gives the turn up.
     pub(super) async fn enter(&self) -> Pass {
-        loop {
-            // Never closed, so this is never an error.
-            if let Ok(permit) = Arc::clone(&self.open).acquire_owned().await {
-                return Pass { _permit: permit };
-            }
+        let permit = Arc::clone(&self.open).acquire_owned().await;
+        Pass {
+            _permit: permit.expect("the semaphore of a gate is never closed"),
         }
     }
 

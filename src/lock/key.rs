@@ -111,7 +111,7 @@ impl<S: LeaseStore> Key<S> {
             )
             .await??;
         waiting.ends();
-        taken.ok_or_else(|| LockError::Lost(self.name.to_string()))
+        taken.ok_or_else(|| LockError::ShuttingDown(self.name.to_string()))
     }
 
     pub(super) async fn try_acquire(

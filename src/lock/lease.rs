@@ -120,8 +120,10 @@ impl<S: LeaseStore> Hold for Lease<S> {
             let _ = done.send(released);
         });
         match released.await {
+            Ok(Some(Released { ours: true, .. })) => Ok(()),
             Ok(Some(Released { ours: false, .. })) => Err(LockError::Lost(key)),
-            _ => Ok(()),
+            // Without an answer the runtime has ended, and with it the attempts.
+            Ok(None) | Err(_) => Err(LockError::NotReleased(key)),
         }
     }
 

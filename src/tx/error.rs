@@ -386,11 +386,21 @@ impl<'r> Responder<'r, 'static> for Error {
     }
 }
 
-/// An error with its causes, for the log.
+/// An error with its causes, for the log. Many an error repeats its cause; it is written once.
 pub(super) struct Chain<'a>(pub(super) &'a dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)
+        let mut text = self.0.to_string();
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let reason = error.to_string();
+            if !text.contains(&reason) {
+                text.push_str(": ");
+                text.push_str(&reason);
+            }
+            cause = error.source();
+        }
+        f.write_str(&text)
     }
 }
