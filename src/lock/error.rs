@@ -34,7 +34,9 @@ pub enum LockError {
 
     /// The row of a lease could not be deleted in all its time to live, and is left to expire. Nobody
     /// else had it until then.
-    #[error("the lease of `{0}` could not be released and is left to expire; others wait until then")]
+    #[error(
+        "the lease of `{0}` could not be released and is left to expire; others wait until then"
+    )]
     NotReleased(String),
 
     /// The runtime ends, and nothing is acquired any more.

@@ -7,7 +7,7 @@ use rocket::futures::future::{join, join_all};
 use rocket_tx::lock::{AsyncLock, AsyncLockManager, Hold, LockError, UrlLockManager};
 
 use super::Leases;
-use crate::support::{Backend, eventually};
+use crate::support::{Backend, In, eventually};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -234,6 +234,20 @@ async fn a_lease_that_was_freed_by_an_operator_is_lost(backend: Backend) {
     next.release().await.unwrap();
 }
 
+/// Whatever is wrong with the table: the lease is not told to be released when it is not.
+async fn a_lease_that_cannot_be_released_is_said_to_expire(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let holder = leases.another().await.with_lease_ttl(300 * MS);
+    let lease = holder.acquire("a").await.unwrap();
+    let rename = "ALTER TABLE aggregate_locks RENAME TO elsewhere";
+    leases.databases.execute(In::Main, rename).await;
+    let released = lease.release().await;
+    assert!(
+        matches!(released, Err(LockError::NotReleased(_))),
+        "{released:?}"
+    );
+}
+
 async fn it_is_seen_whether_a_lease_is_wanted(backend: Backend) {
     let leases = Leases::new(backend).await;
     let other = leases.another().await;
@@ -297,6 +311,7 @@ on_each_backend!(
     a_lease_is_renewed_while_it_is_held,
     renewal_ends_at_its_cap,
     a_lease_that_was_freed_by_an_operator_is_lost,
+    a_lease_that_cannot_be_released_is_said_to_expire,
     it_is_seen_whether_a_lease_is_wanted,
     no_gate_is_left_behind,
     opposite_orders_never_meet_in_a_circle,
