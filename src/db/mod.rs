@@ -5,21 +5,12 @@
 //! | `pool` | [`TransactionPool`]: what a pool must offer so that `tx` can lend from it |
 //! | `durability` | [`Durability`]: the wait that a COMMIT may leave for later |
 //! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
-//! | `sqlite` | one writer and N readers per file |
-//! | `sqlite_writer` | the connection that writes, and the queue in front of it |
-//! | `sqlite_steps` | the statements that begin and end its transactions |
-//! | `sqlite_lent` | that connection while one transaction has it |
-//! | `sqlite_readers` | the connections that only read |
-//! | `sqlite_place` | whether the file is still the one that was opened |
-//! | `sqlite_mark` | whether a transaction has written to the write-ahead log |
-//! | `sqlite_sync` | one sync of the write-ahead log for all commits before it |
-//! | `sqlite_watch` | what only SQLite can say about the writer's transaction |
-//! | `sqlite_file` | the one helper that every SQLite file is opened by |
+//! | `sqlite` | one writer and N readers per file, and the sync of its log |
 //! | `postgres` | the pool for requests and the read-only pool beside it, and how their sessions prove themselves |
 //! | `by_url` | [`UrlPool`]: the backend is chosen by the URL, the SQL stands once |
 //! | `initializer` | [`init`]: the fairing that attaches a database, in order, with good errors |
 //! | `health` | what is logged when a database goes away and comes back |
-//! | `readiness`, `sqlite_readiness` | [`NotReady`]: whether it can serve now, asked beside requests |
+//! | `readiness` | [`NotReady`]: whether it can serve now, asked beside requests |
 //! | `error_class` | what an error of a database means: one table for all |
 //! | `config`, `error` | what `Rocket.toml` may say, and what can go wrong at launch |
 //!
@@ -41,26 +32,6 @@ mod postgres;
 mod readiness;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-#[cfg(feature = "sqlite")]
-mod sqlite_file;
-#[cfg(feature = "sqlite")]
-mod sqlite_lent;
-#[cfg(feature = "sqlite")]
-mod sqlite_mark;
-#[cfg(feature = "sqlite")]
-mod sqlite_place;
-#[cfg(feature = "sqlite")]
-mod sqlite_readers;
-#[cfg(feature = "sqlite")]
-mod sqlite_readiness;
-#[cfg(feature = "sqlite")]
-mod sqlite_steps;
-#[cfg(feature = "sqlite")]
-mod sqlite_sync;
-#[cfg(feature = "sqlite")]
-mod sqlite_watch;
-#[cfg(feature = "sqlite")]
-mod sqlite_writer;
 mod transaction;
 
 pub use by_url::{Connection, UrlPool};
@@ -74,9 +45,9 @@ pub use pool::{Identity, Link, Migrations, TransactionPool};
 pub use postgres::{PostgresPool, PostgresSession};
 pub use readiness::NotReady;
 #[cfg(feature = "sqlite")]
-pub use sqlite::{SqlitePool, SqliteSession};
+pub use sqlite::sqlite_open_retries;
 #[cfg(feature = "sqlite")]
-pub use sqlite_file::sqlite_open_retries;
+pub use sqlite::{SqlitePool, SqliteSession};
 pub use transaction::{
     Access, BeginOptions, CommitError, Isolation, Patience, RollbackError, Session, Transaction,
     TransactionId,
@@ -89,6 +60,6 @@ pub(crate) use initializer::{Roster, same_database};
 #[cfg(feature = "postgres")]
 pub(crate) use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};
 #[cfg(feature = "sqlite")]
-pub(crate) use sqlite_file::is_sqlite_busy;
+pub(crate) use sqlite::WholeWriter;
 #[cfg(feature = "sqlite")]
-pub(crate) use sqlite_lent::WholeWriter;
+pub(crate) use sqlite::is_sqlite_busy;

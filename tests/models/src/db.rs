@@ -2,9 +2,7 @@
 
 pub mod pools;
 pub mod postgres;
-#[path = "../../../src/db/sqlite_writer.rs"]
-mod sqlite_writer;
-pub mod writer;
+pub mod sqlite;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -13,7 +11,6 @@ pub use pools::{
     Access, BeginOptions, CommitError, Durability, Ending, Isolation, Session, Transaction,
     TransactionPool,
 };
-use writer::{sqlite_lent, sqlite_place, sqlite_sync, sqlite_watch};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {

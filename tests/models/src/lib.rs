@@ -9,10 +9,10 @@
 //! | module | real | stand-ins |
 //! | --- | --- | --- |
 //! | `lock` | `src/lock/gate.rs` | none |
-//! | `db` | `src/db/sqlite_writer.rs` | SQLite, the watch, the log and its sync |
+//! | `db::sqlite` | `src/db/sqlite/writer.rs` | SQLite, the watch, the log and its sync |
 //! | `db::postgres` | `src/db/postgres/{session,sessions}.rs` | Postgres, the proof's wire format |
 //! | `tx` | `src/tx/{outstanding,checkout,lent,collected,require,mode}.rs` | pools, settlement, the rest of a request |
-//! //!
+//!
 //! Not tried: `std` atomics, of which each is one step here; time, which does not pass, except that
 //! a future is dropped half-way as a timeout drops it.
 //!

@@ -23,12 +23,12 @@ mod lock {
 }
 
 mod sqlite {
-    use rocket_tx_models::db::writer;
+    use rocket_tx_models::db::sqlite;
 
     scenes!(
-        writer::the_writer_goes_from_one_to_the_next_in_order_and_clean
+        sqlite::the_writer_goes_from_one_to_the_next_in_order_and_clean
             as the_writer_goes_from_one_to_the_next_in_order_and_clean,
-        writer::the_writer_is_closed_for_good as the_writer_is_closed_for_good,
+        sqlite::the_writer_is_closed_for_good as the_writer_is_closed_for_good,
     );
 }
 

@@ -14,8 +14,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool};
 use sqlx::{Connection, Sqlite};
 use tokio::time::timeout;
 
-use super::sqlite_watch::{SELDOM, state};
-use super::{Config, Patience};
+use super::watch::{SELDOM, state};
+use crate::db::{Config, Patience};
 
 /// BEGIN fails where one that a request has sent is still open, whatever sqlx counts. It stands
 /// last: an answer that comes early would wake the task once more.

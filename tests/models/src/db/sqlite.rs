@@ -8,12 +8,15 @@ use parking_lot::Mutex;
 use shuttle::future::yield_now;
 use shuttle::rand::{Rng, thread_rng};
 
-use super::Patience;
-use super::sqlite_writer::{Writer, WriterFile};
+use self::writer::{Writer, WriterFile};
+use crate::db::Patience;
 use crate::sqlite::SqliteConnectOptions;
 use crate::{Server, dropped_after, everywhere};
 
-pub mod sqlite_place {
+#[path = "../../../../src/db/sqlite/writer.rs"]
+mod writer;
+
+pub mod place {
     use std::io;
 
     pub struct Place;
@@ -25,11 +28,11 @@ pub mod sqlite_place {
     }
 }
 
-pub mod sqlite_sync {
+pub mod sync {
     use std::io;
     use std::sync::Arc;
 
-    use super::super::sqlite_place::Place;
+    use super::place::Place;
 
     pub struct Wal;
 
@@ -75,10 +78,10 @@ pub mod sqlite_sync {
     }
 }
 
-pub mod sqlite_watch {
+pub mod watch {
     use std::sync::Arc;
 
-    use super::sqlite_sync::Wal;
+    use super::sync::Wal;
     use crate::sqlite::SqliteConnection;
 
     #[derive(PartialEq, Eq)]
@@ -113,8 +116,8 @@ pub mod sqlite_watch {
     }
 }
 
-pub mod sqlite_lent {
-    use super::super::sqlite_writer::{Open, Turn};
+pub mod lent {
+    use super::writer::{Open, Turn};
 
     /// Of the real one only its holding the turn, and its giving up a connection.
     pub struct LentWriter {
@@ -123,12 +126,12 @@ pub mod sqlite_lent {
     }
 
     impl LentWriter {
-        pub(in crate::db) fn new(turn: Turn) -> Self {
+        pub(super) fn new(turn: Turn) -> Self {
             let give_up = false;
             Self { turn, give_up }
         }
 
-        pub(in crate::db) fn open(&mut self) -> &mut Open {
+        pub(super) fn open(&mut self) -> &mut Open {
             self.turn.as_mut().unwrap()
         }
     }
@@ -146,7 +149,7 @@ fn writer(server: &Server) -> Arc<Writer> {
     let file = WriterFile {
         options: SqliteConnectOptions(server.clone()),
         busy_timeout: Duration::from_secs(5),
-        place: Arc::new(sqlite_place::Place),
+        place: Arc::new(place::Place),
         sync: None,
         with_folder: false,
         in_doubt: AtomicBool::new(false),

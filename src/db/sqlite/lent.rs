@@ -9,10 +9,10 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Execute, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 
-use super::error_class::is_certain_refusal;
-use super::sqlite_watch::{End, Found, Question};
-use super::sqlite_writer::{Open, Turn, unreachable};
-use super::{CommitError, Durability, RollbackError};
+use super::watch::{End, Found, Question};
+use super::writer::{Open, Turn, unreachable};
+use crate::db::error_class::is_certain_refusal;
+use crate::db::{CommitError, Durability, RollbackError};
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 

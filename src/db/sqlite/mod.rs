@@ -2,6 +2,31 @@
 //!
 //! SQLite has one writer at a time anyway. Letting requests queue for one connection, with real
 //! wake-ups, beats several connections that spin on BUSY; and one writer can carry a commit hook.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `mod` | [`SqlitePool`]: opened, asked for sessions, migrated, closed |
+//! | `writer` | the connection that writes, and the queue in front of it |
+//! | `steps` | the statements that begin and end its transactions |
+//! | `lent` | that connection while one transaction has it |
+//! | `watch` | what only SQLite can say about the writer's transaction |
+//! | `mark` | whether a transaction has written to the write-ahead log |
+//! | `sync` | one sync of the write-ahead log for all commits before it |
+//! | `readers` | the connections that only read |
+//! | `place` | whether the file is still the one that was opened |
+//! | `file` | how a file is opened and migrated while others are at it |
+//! | `readiness` | whether it can be written now, asked beside requests |
+
+mod file;
+mod lent;
+mod mark;
+mod place;
+mod readers;
+mod readiness;
+mod steps;
+mod sync;
+mod watch;
+mod writer;
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -17,17 +42,20 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 
-use super::config::{SLOW, Synchronous};
-use super::sqlite_file::SqliteFile;
-use super::sqlite_lent::{LentWriter, WholeWriter};
-use super::sqlite_place::Place;
-use super::sqlite_readiness::Probe;
-use super::sqlite_sync::SharedSync;
-use super::sqlite_writer::{Writer, WriterFile, unreachable};
-use super::{
+pub(crate) use self::file::is_sqlite_busy;
+pub use self::file::sqlite_open_retries;
+pub(crate) use self::lent::WholeWriter;
+
+use self::file::SqliteFile;
+use self::lent::LentWriter;
+use self::place::Place;
+use self::readiness::Probe;
+use self::sync::SharedSync;
+use self::writer::{Writer, WriterFile, unreachable};
+use crate::db::config::{SLOW, Synchronous};
+use crate::db::{
     Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
     NotReady, Patience, RollbackError, Session, TransactionId, TransactionPool, pool,
-    sqlite_readers,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -36,7 +64,7 @@ type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 ///
 /// [`get`](rocket_db_pools::Pool::get), and with it `Connection<D>`, lends a reader. To write
 /// outside a request, [`open`](TransactionPool::open) a transaction: the writer refuses every
-/// commit that did not come through [`Transaction::commit`](super::Transaction::commit).
+/// commit that did not come through [`Transaction::commit`](crate::db::Transaction::commit).
 #[derive(Clone)]
 pub struct SqlitePool(Arc<Inner>);
 
@@ -192,7 +220,7 @@ impl SqlitePool {
         // Opened now: what is wrong with it is found out by the launch.
         let opened = writer.acquire(Patience::Wait).await;
         drop(opened.map_err(|error| file.explain(error))?);
-        let readers = sqlite_readers::connect(config, options)
+        let readers = readers::connect(config, options)
             .await
             .map_err(|error| file.explain(error))?;
         let identity = identity(&filename);
@@ -299,7 +327,7 @@ impl TransactionPool for SqlitePool {
         let lent = match access {
             Access::ReadOnly => {
                 self.0.place.check().map_err(unreachable)?;
-                Lent::Reader(sqlite_readers::acquire(&self.0.readers, patience).await?)
+                Lent::Reader(readers::acquire(&self.0.readers, patience).await?)
             }
             Access::ReadWrite => Lent::Writer(self.0.writer.acquire(patience).await?),
         };

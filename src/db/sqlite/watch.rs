@@ -15,7 +15,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Connection, Execute, Executor, Sqlite};
 
-use super::sqlite_sync::Wal;
+use super::sync::Wal;
 
 /// What the writer's callbacks and our transactions tell each other. One for each connection.
 ///

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::readiness::{NotReady, Readiness};
+use crate::db::readiness::{NotReady, Readiness};
 
 /// As much room as an ordinary transaction needs.
 const CANARY: usize = 256 * 1024;

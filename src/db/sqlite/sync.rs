@@ -20,9 +20,9 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use super::Durability;
-use super::sqlite_mark::Mark;
-use super::sqlite_place::{FileId, Place};
+use super::mark::Mark;
+use super::place::{FileId, Place};
+use crate::db::Durability;
 
 /// The write-ahead log as one connection of the writer finds it. SQLite deletes it only with the
 /// last connection, so it stays the same file for as long as that one is open.

@@ -13,7 +13,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, Executor};
 
-use super::{Error, OpenError};
+use crate::db::{Error, OpenError};
 
 /// How long one attempt waits inside SQLite. Short, so that the bound on the whole is kept.
 const ATTEMPT: Duration = Duration::from_millis(250);

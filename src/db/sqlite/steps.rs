@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, SqlSafeStr, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 
-use super::sqlite_watch::{End, first_answer, send};
-use super::sqlite_writer::Open;
+use super::watch::{End, first_answer, send};
+use super::writer::Open;
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 

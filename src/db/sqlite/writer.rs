@@ -16,12 +16,12 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::Patience;
-use super::error_class::while_connecting;
-use super::sqlite_lent::LentWriter;
-use super::sqlite_place::Place;
-use super::sqlite_sync::{SharedSync, Wal};
-use super::sqlite_watch::{Found, Watch};
+use super::lent::LentWriter;
+use super::place::Place;
+use super::sync::{SharedSync, Wal};
+use super::watch::{Found, Watch};
+use crate::db::Patience;
+use crate::db::error_class::while_connecting;
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
