@@ -18,7 +18,7 @@ use super::context::RequestContext;
 use super::error::Error;
 use super::feed::{Happened, micros};
 use super::hooks::Hooks;
-use super::live::{LiveFlags, Settled, short_type};
+use super::live::{LiveFlags, short_type};
 use super::outstanding::{Entry, Lending, Outstanding, State};
 use super::panics::shielded;
 use super::read_body;
@@ -26,7 +26,7 @@ use super::replace::{OUTCOME, drop_upgrades, replace, strip};
 use super::require::Missing;
 use super::settle::{Deadlines, Run};
 use super::settlement::{Settings, Vetoed};
-use super::verdict::{Facts, Outcome, Reason, Verdict};
+use super::verdict::{Facts, Outcome, Reason, Settled, Verdict};
 use crate::db::Ended;
 
 /// As Rocket lists it.

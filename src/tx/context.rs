@@ -1,8 +1,6 @@
 //! What every request carries: its id, its method, its place among those in flight.
 
 use std::convert::Infallible;
-use std::fmt;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -12,33 +10,11 @@ use rocket::request::{FromRequest, Outcome, Request};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Span;
 use tracing::field::Empty;
-use uuid::Uuid;
 
 use super::outstanding::Outstanding;
 use super::problem::Problem;
+use super::request_id::RequestId;
 use super::settlement::Settings;
-
-/// The id of a request: a UUID version 7, minted here and never taken from the client, so that
-/// what the audit trail says cannot be forged.
-///
-/// As a request guard it is the id that the response bears as `X-Request-Id`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct RequestId(Uuid);
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// As it is written in the log and in `X-Request-Id`.
-impl FromStr for RequestId {
-    type Err = uuid::Error;
-
-    fn from_str(text: &str) -> Result<Self, uuid::Error> {
-        text.parse().map(Self)
-    }
-}
 
 #[rocket::async_trait]
 impl<'r> FromRequest<'r> for RequestId {
@@ -48,7 +24,7 @@ impl<'r> FromRequest<'r> for RequestId {
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Infallible> {
         Outcome::Success(match RequestContext::of(request) {
             Some(context) => context.id,
-            None => RequestId(Uuid::now_v7()),
+            None => RequestId::mint(),
         })
     }
 }
@@ -88,7 +64,7 @@ impl Drop for RequestContext {
 
 impl RequestContext {
     fn new(request: &Request<'_>, in_flight: TaskTrackerToken) -> Self {
-        let id = RequestId(Uuid::now_v7());
+        let id = RequestId::mint();
         Self {
             id,
             method: OnceLock::new(),

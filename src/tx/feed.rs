@@ -8,9 +8,8 @@ use serde::{Serialize, Serializer};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::context::RequestId;
-use super::observe::Action;
-use super::verdict::Outcome;
+use super::request_id::RequestId;
+use super::verdict::{Action, Outcome};
 
 /// How many events a slow listener may fall behind before it misses some.
 const BACKLOG: usize = 1_024;

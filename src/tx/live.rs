@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rocket::http::Status;
 use serde::Serialize;
 
-use super::context::RequestId;
 use super::feed::{Feed, Happened, Listener};
-use super::verdict::{Outcome, Verdict};
+use super::request_id::RequestId;
+use super::verdict::Outcome;
 
 /// What is outstanding or condemned in the whole service. Managed by `Settlement`: ask for it as
 /// `&State<Live>`.
@@ -66,24 +65,6 @@ pub struct LiveTransaction {
     /// Its request was answered while a guard held it. It can never commit. On
     /// Postgres it is over; on SQLite it rolls back when its holder drops it.
     pub condemned: bool,
-}
-
-/// What a request's settlement came to.
-#[derive(Debug, Clone)]
-pub struct Settled {
-    /// The request.
-    pub request: RequestId,
-    /// What was to be done, and why.
-    pub verdict: Verdict,
-    /// What really happened.
-    pub outcome: Outcome,
-    /// What happened in each database that the request had a transaction of, in joining order. One
-    /// that is condemned counts as rolled back, unless its holder may have committed it.
-    pub databases: Vec<(String, Outcome)>,
-    /// The status that the client is told.
-    pub status: Status,
-    /// How long settling took.
-    pub took: Duration,
 }
 
 impl Live {

@@ -12,7 +12,8 @@
 //! | `resource` | [`Resource`] and [`Settling`]: the door by which anything else joins |
 //! | `require` | transactions that a resource will need, begun as late as may be |
 //! | `lent` | an open transaction, as the resource that it is |
-//! | `verdict` | [`Verdict`], [`Commit`], [`Rollback`]: what is to be done, and why |
+//! | `verdict` | [`Verdict`], [`Outcome`]: what is to be done, and why, and what became of it |
+//! | `decision` | [`Commit`], [`Rollback`]: what a handler decides by its return type |
 //! | `settlement` | [`Settlement`]: the fairing that a service attaches, and what it was told |
 //! | `answer` | the half of it that sees the response: reads the verdict off it, and has it settled |
 //! | `coming_last` | seeing to it that no response fairing runs after it |
@@ -25,7 +26,7 @@
 //! | `bounded` | [`bounded`]: handlers that are given up when they take too long |
 //! | `traced` | [`traced`]: handlers inside the span of their request |
 //! | `error`, `problem` | the failure table, and how it is told to clients |
-//! | `context` | what every request carries: its id, its method, its place among those in flight |
+//! | `context`, `request_id` | what every request carries: its id, its method, its place among those in flight |
 //! | `feed` | [`Listener`]: what happens to requests, as it happens |
 //! | `live` | [`Live`]: what is outstanding or condemned in the whole service |
 //! | `slow` | warning of what is outstanding for long |
@@ -39,6 +40,7 @@ mod checkout;
 mod collected;
 mod coming_last;
 mod context;
+mod decision;
 mod error;
 mod feed;
 mod guard;
@@ -54,6 +56,7 @@ mod problem;
 mod read;
 mod read_body;
 mod replace;
+mod request_id;
 mod require;
 mod resource;
 mod sentinel;
@@ -64,21 +67,22 @@ mod traced;
 mod verdict;
 
 pub use bounded::bounded;
-pub use context::RequestId;
+pub use decision::{Commit, Rollback};
 pub use error::Error;
 pub use feed::{Event, Happened, Heard, Listener};
 pub use guard::{Begin, Tx};
 pub use hooks::HookOutput;
-pub use live::{Live, LiveTransaction, Settled};
+pub use live::{Live, LiveTransaction};
 pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
-pub use observe::{Action, Observer, Step};
+pub use observe::{Observer, Step};
 pub use outstanding::Outstanding;
 pub use problem::{Problem, problem_catchers};
 pub use read::Read;
+pub use request_id::RequestId;
 pub use resource::{Phase, Resource, Settling};
 pub use settlement::{Settlement, Vetoed};
 pub use traced::traced;
-pub use verdict::{Commit, Outcome, Reason, Rollback, Verdict};
+pub use verdict::{Action, Outcome, Reason, Settled, Verdict};
 
 pub(crate) use guard::failed;
 pub(crate) use sentinel::attached;

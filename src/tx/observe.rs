@@ -5,22 +5,10 @@ use std::time::Duration;
 
 use rocket::{Request, Response};
 
-use super::context::RequestId;
 use super::error::Error;
-use super::live::Settled;
 use super::panics::shielded;
-
-/// What is done to a resource.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Action {
-    /// The last chance to refuse.
-    Prepare,
-    /// COMMIT, or a release's counterpart of it.
-    Commit,
-    /// ROLLBACK.
-    Rollback,
-}
+use super::request_id::RequestId;
+use super::verdict::{Action, Settled};
 
 /// One step of a settlement.
 pub struct Step<'a, 'r> {

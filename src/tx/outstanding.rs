@@ -11,7 +11,7 @@ use rocket::request::{FromRequest, Outcome as Guard, Request};
 use rocket::{Ignite, Rocket, Sentinel};
 use rocket_db_pools::Database;
 
-use super::context::{RequestContext, RequestId};
+use super::context::RequestContext;
 use super::error::Error;
 use super::guard::failed;
 use super::hooks::{HookOutput, Hooks};
@@ -20,6 +20,7 @@ use super::live::{Live, LiveEntry, LiveFlags};
 use super::observe::Observers;
 use super::panics::PanicWatch;
 use super::problem::Problem;
+use super::request_id::RequestId;
 use super::require::Required;
 use super::resource::Resource;
 use super::sentinel;

@@ -6,9 +6,9 @@ use std::borrow::Cow;
 use rocket_db_pools::Database;
 use tokio::time::Instant;
 
-use super::context::RequestId;
 use super::error::Error;
 use super::lent::Lent;
+use super::request_id::RequestId;
 use crate::db::{Durability, Transaction, TransactionPool};
 
 /// When a resource is committed. Prepare goes the other way round: what releases write is proved by

@@ -9,14 +9,14 @@ use rocket::futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
-use super::context::RequestId;
 use super::error::{Chain, Error};
 use super::feed::{Happened, micros};
 use super::live::LiveEntry;
-use super::observe::{Action, Step};
+use super::observe::Step;
+use super::request_id::RequestId;
 use super::resource::{Phase, Resource, Settling};
 use super::settlement::Settings;
-use super::verdict::Outcome;
+use super::verdict::{Action, Outcome};
 use crate::db::{CommitError, Durability};
 
 /// How long a settlement may take, all of it together.

@@ -2,13 +2,12 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 use rocket::http::Status;
-use rocket::request::Request;
-use rocket::response::{self, Responder};
 use serde::Serialize;
 
-use super::context::RequestContext;
+use super::request_id::RequestId;
 
 /// Commit or roll back, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +81,7 @@ pub enum Reason {
     GuardFailed,
     /// `outstanding.doom(..)` was called, with this reason.
     Doomed(Cow<'static, str>),
-    /// The handler said so by its type: [`Commit`] or [`Rollback`].
+    /// The handler said so by its type: [`Commit`](super::Commit) or [`Rollback`](super::Rollback).
     Handler,
     /// The service's veto.
     Vetoed,
@@ -158,69 +157,34 @@ pub(super) enum Choice {
     Rollback,
 }
 
-/// A response after which everything is committed, whatever its status from 200 to 499: a 404 that
-/// records the attempt, say.
-///
-/// It speaks when the inner responder succeeds, or fails with a 4xx. A 5xx rolls back: the
-/// responder's own, and one that a catcher or a fairing makes of the response.
-///
-/// ```
-/// use rocket::http::Status;
-/// use rocket_tx::Commit;
-///
-/// #[rocket::post("/login")]
-/// fn failed_login() -> Commit<Status> {
-///     Commit(Status::Unauthorized) // and the failed attempt stays counted
-/// }
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Commit<R>(
-    /// The response.
-    pub R,
-);
-
-/// A response after which everything is rolled back, whatever its status: a dry run is a
-/// `Rollback` on a 200.
-///
-/// ```
-/// use rocket_tx::Rollback;
-///
-/// #[rocket::post("/import?dry_run")]
-/// fn dry_run() -> Rollback<&'static str> {
-///     Rollback("would import 3 rows")
-/// }
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rollback<R>(
-    /// The response.
-    pub R,
-);
-
-impl<'r, 'o: 'r, R: Responder<'r, 'o>> Responder<'r, 'o> for Commit<R> {
-    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'o> {
-        let result = self.0.respond_to(request);
-        let status = match &result {
-            Ok(response) => response.status(),
-            Err(status) => *status,
-        };
-        if status.code < 500 {
-            choose(request, Choice::Commit);
-        }
-        result
-    }
+/// What is done to a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// The last chance to refuse.
+    Prepare,
+    /// COMMIT, or a release's counterpart of it.
+    Commit,
+    /// ROLLBACK.
+    Rollback,
 }
 
-impl<'r, 'o: 'r, R: Responder<'r, 'o>> Responder<'r, 'o> for Rollback<R> {
-    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'o> {
-        choose(request, Choice::Rollback);
-        self.0.respond_to(request)
-    }
-}
-
-fn choose(request: &Request<'_>, choice: Choice) {
-    if let Some(outstanding) = RequestContext::of(request).and_then(RequestContext::outstanding) {
-        outstanding.choose(choice);
-    }
+/// What a request's settlement came to.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// The request.
+    pub request: RequestId,
+    /// What was to be done, and why.
+    pub verdict: Verdict,
+    /// What really happened.
+    pub outcome: Outcome,
+    /// What happened in each database that the request had a transaction of, in joining order. One
+    /// that is condemned counts as rolled back, unless its holder may have committed it.
+    pub databases: Vec<(String, Outcome)>,
+    /// The status that the client is told.
+    pub status: Status,
+    /// How long settling took.
+    pub took: Duration,
 }
 
 #[cfg(test)]
