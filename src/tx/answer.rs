@@ -21,11 +21,12 @@ use super::hooks::Hooks;
 use super::live::{LiveFlags, short_type};
 use super::outstanding::{Entry, Lending, Outstanding, State};
 use super::panics::shielded;
+use super::problem::Problem;
 use super::read_body;
 use super::replace::{OUTCOME, drop_upgrades, replace, strip};
 use super::require::Missing;
+use super::settings::{Settings, Vetoed};
 use super::settle::{Deadlines, Run};
-use super::settlement::{Settings, Vetoed};
 use super::verdict::{Facts, Outcome, Reason, Settled, Verdict};
 use crate::db::Ended;
 
@@ -53,8 +54,7 @@ impl Fairing for Answer {
         };
         // Nobody else says what became of a transaction.
         response.remove_header(OUTCOME);
-        context.answer();
-        if let Some(outstanding) = context.outstanding() {
+        if let Some(outstanding) = Outstanding::to_settle(request) {
             let settling = Settle {
                 settings,
                 context,
@@ -81,7 +81,9 @@ impl Fairing for Answer {
         response.set_header(Header::new("X-Request-Id", context.id.to_string()));
         read_body::bound(settings.read_idle_timeout, context, request, response).await;
         let response = &*response;
-        settings.observe(|observer| observer.responded(request, response));
+        settings
+            .monitor
+            .observe(|observer| observer.responded(request, response));
     }
 }
 
@@ -156,6 +158,7 @@ impl<'r> Settle<'_, 'r, '_> {
         };
         let verdict = Verdict::of(facts, || self.vetoed(response));
         self.settings
+            .monitor
             .live
             .tell(self.context.id, || Happened::Verdict {
                 commit: matches!(verdict, Verdict::Commit(_)),
@@ -278,7 +281,7 @@ impl<'r> Settle<'_, 'r, '_> {
         response: &mut Response<'r>,
     ) {
         // A problem that the handler answered with could not know the outcome yet.
-        if let Some(problem) = self.context.take_problem() {
+        if let Some(problem) = Problem::sent(self.request) {
             let is_problem = response
                 .content_type()
                 .is_some_and(|kind| kind.top() == "application" && kind.sub() == "problem+json");
@@ -290,7 +293,7 @@ impl<'r> Settle<'_, 'r, '_> {
             drop_upgrades(self.request, response);
         }
         response.set_header(Header::new(OUTCOME, outcome.as_str()));
-        self.settings.live.count(outcome);
+        self.settings.monitor.live.count(outcome);
         let settled = Settled {
             request: self.context.id,
             verdict,
@@ -300,6 +303,7 @@ impl<'r> Settle<'_, 'r, '_> {
             took: carried_out.started.elapsed(),
         };
         self.settings
+            .monitor
             .live
             .tell(settled.request, || Happened::Settled {
                 outcome,
@@ -315,8 +319,10 @@ impl<'r> Settle<'_, 'r, '_> {
             %outcome, status = settled.status.code, took = ?settled.took, "settled"
         );
         self.settings
+            .monitor
             .observe(|observer| observer.settled(self.request, &settled));
-        hooks.run(outcome, &self.settings.in_flight, &self.settings.live);
+        let live = &self.settings.monitor.live;
+        hooks.run(outcome, &self.settings.in_flight, live);
     }
 
     /// Of those that were open for long, but not for so long that they were seen while they were.

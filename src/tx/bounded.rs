@@ -8,8 +8,8 @@ use rocket::route::{Handler, Outcome};
 use rocket::{Data, Request, Route};
 use tokio::time::timeout;
 
-use super::context::RequestContext;
 use super::error::Error;
+use super::outstanding::Outstanding;
 
 /// The same routes, each given up when it has not answered within `limit`.
 ///
@@ -81,7 +81,7 @@ impl Handler for Bounded {
 
 fn give_up<'r>(request: &'r Request<'_>, limit: Duration) -> Outcome<'r> {
     let error = Error::HandlerTimeout(limit);
-    if let Some(outstanding) = RequestContext::of(request).and_then(RequestContext::outstanding) {
+    if let Some(outstanding) = Outstanding::used_by(request) {
         // It fails only where the verdict has fallen, and no handler runs then.
         let _ = outstanding.doom(Status::ServiceUnavailable, error.to_string());
         outstanding.abandon();

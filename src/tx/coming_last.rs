@@ -9,6 +9,7 @@ use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Phase, Rocket};
 
 use super::answer::{Answer, NAME};
+use super::settings::Settings;
 
 /// How deep stages may attach stages.
 const ROUNDS: u8 = 4;
@@ -95,6 +96,18 @@ fn names(list: &str) -> Option<(Vec<String>, &str)> {
         }
     }
     None
+}
+
+/// Says in the log, once, if a response fairing runs after the settlement.
+pub(super) fn comes_too_early<P: Phase>(settings: &Settings, rocket: &Rocket<P>) -> bool {
+    let late = settings.late.get_or_init(|| {
+        let late = what_runs_later(rocket);
+        if let Some(late) = &late {
+            tracing::error!("{late}");
+        }
+        late
+    });
+    late.is_some()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use rocket::request::Request;
 use rocket::response::{self, Responder};
 
-use super::context::RequestContext;
+use super::outstanding::Outstanding;
 use super::verdict::Choice;
 
 /// A response after which everything is committed, whatever its status from 200 to 499: a 404 that
@@ -66,7 +66,7 @@ impl<'r, 'o: 'r, R: Responder<'r, 'o>> Responder<'r, 'o> for Rollback<R> {
 }
 
 fn choose(request: &Request<'_>, choice: Choice) {
-    if let Some(outstanding) = RequestContext::of(request).and_then(RequestContext::outstanding) {
+    if let Some(outstanding) = Outstanding::used_by(request) {
         outstanding.choose(choice);
     }
 }

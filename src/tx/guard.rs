@@ -309,3 +309,24 @@ where
         sentinel::is_unfit::<D>(rocket)
     }
 }
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for &'r Outstanding {
+    type Error = Error;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
+        match Outstanding::of(request) {
+            Ok(outstanding) => {
+                outstanding.wants();
+                Outcome::Success(outstanding)
+            }
+            Err(error) => failed(request, error),
+        }
+    }
+}
+
+impl Sentinel for &Outstanding {
+    fn abort(rocket: &Rocket<Ignite>) -> bool {
+        sentinel::is_missing(rocket)
+    }
+}

@@ -6,14 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
+use rocket::futures::future::BoxFuture;
 use rocket::http::Status;
-use rocket::request::{FromRequest, Outcome as Guard, Request};
-use rocket::{Ignite, Rocket, Sentinel};
 use rocket_db_pools::Database;
 
-use super::context::RequestContext;
 use super::error::Error;
-use super::guard::failed;
 use super::hooks::{HookOutput, Hooks};
 use super::lent::Loan;
 use super::live::{Live, LiveEntry, LiveFlags};
@@ -21,10 +18,7 @@ use super::observe::Observers;
 use super::panics::PanicWatch;
 use super::problem::Problem;
 use super::request_id::RequestId;
-use super::require::Required;
 use super::resource::Resource;
-use super::sentinel;
-use super::settlement::Settings;
 use super::verdict::Choice;
 use crate::db::{Access, Ending, Isolation, Patience};
 
@@ -83,6 +77,26 @@ pub(super) struct State {
     pub(super) closed: bool,
 }
 
+/// A database whose transaction is needed when the request is settled.
+pub(super) struct Required {
+    pub(super) database: TypeId,
+    pub(super) rank: usize,
+    pub(super) how: Arc<dyn How>,
+}
+
+/// How it is begun.
+pub(super) trait How: Send + Sync {
+    /// Into the registry, as a guard would.
+    fn begin<'a>(&'a self, outstanding: &'a Arc<Outstanding>) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// For a settlement, whose registry is closed.
+    fn open<'a>(
+        &'a self,
+        outstanding: &'a Outstanding,
+        patience: Patience,
+    ) -> BoxFuture<'a, Result<Box<dyn Resource>, Error>>;
+}
+
 /// A database that a `Read` holds a connection of.
 #[derive(Clone)]
 struct Reading {
@@ -116,34 +130,21 @@ pub(super) struct Lending {
 }
 
 impl Outstanding {
-    /// The registry of `request`, made now if this is its first use.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSettlement`] in a service without `Settlement`; [`Error::NotEntered`] where
-    /// `Settlement` has not seen the request.
-    pub fn of<'r>(request: &'r Request<'_>) -> Result<&'r Arc<Self>, Error> {
-        let context = RequestContext::of(request).ok_or(Error::NoSettlement)?;
-        if !context.is_entered() {
-            return Err(Error::NotEntered);
+    /// Nothing is begun yet. It notices panics of the thread from now on.
+    pub(super) fn new(request: RequestId, live: Live, observers: Observers) -> Self {
+        Self {
+            request,
+            live,
+            observers,
+            panics: PanicWatch::here(),
+            turn: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
         }
-        let settings = request
-            .rocket()
-            .state::<Settings>()
-            .ok_or(Error::NoSettlement)?;
-        let outstanding = context.outstanding_or(|| {
-            Arc::new(Self {
-                request: context.id,
-                live: settings.live.clone(),
-                observers: settings.observers.clone(),
-                panics: PanicWatch::here(),
-                turn: tokio::sync::Mutex::default(),
-                state: Mutex::default(),
-            })
-        });
-        let route = request.route().and_then(|route| route.name.clone());
-        outstanding.state.lock().route = route;
-        Ok(outstanding)
+    }
+
+    /// The route that is running now.
+    pub(super) fn set_route(&self, route: Option<Cow<'static, str>>) {
+        self.state.lock().route = route;
     }
 
     /// Joins a resource: it is settled with everything else.
@@ -380,26 +381,5 @@ impl State {
             Entry::Database(lending) => Some(lending),
             Entry::Resource(..) => None,
         })
-    }
-}
-
-#[rocket::async_trait]
-impl<'r> FromRequest<'r> for &'r Outstanding {
-    type Error = Error;
-
-    async fn from_request(request: &'r Request<'_>) -> Guard<Self, Error> {
-        match Outstanding::of(request) {
-            Ok(outstanding) => {
-                outstanding.wants();
-                Guard::Success(outstanding)
-            }
-            Err(error) => failed(request, error),
-        }
-    }
-}
-
-impl Sentinel for &Outstanding {
-    fn abort(rocket: &Rocket<Ignite>) -> bool {
-        sentinel::is_missing(rocket)
     }
 }

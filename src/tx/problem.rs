@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::io::Cursor;
 
+use parking_lot::Mutex;
 use rocket::http::{ContentType, Header, Status};
 use rocket::request::Request;
 use rocket::response::{self, Responder, Response};
-use rocket::{Catcher, catch};
 use serde::Serialize;
 
 use super::context::RequestContext;
@@ -78,6 +78,11 @@ impl Problem {
         self
     }
 
+    /// The last problem that was made the response of `request`. Takes it.
+    pub(super) fn sent(request: &Request<'_>) -> Option<Self> {
+        Sent::of(request).0.lock().take()
+    }
+
     fn of(mut self, request: &Request<'_>) -> Self {
         self.instance = RequestContext::of(request).map(|context| context.id.to_string());
         self
@@ -97,6 +102,16 @@ impl Problem {
     }
 }
 
+/// The problem that the response of a request carries, to be completed with the outcome.
+#[derive(Default)]
+struct Sent(Mutex<Option<Problem>>);
+
+impl Sent {
+    fn of<'r>(request: &'r Request<'_>) -> &'r Self {
+        request.local_cache(Self::default)
+    }
+}
+
 fn content_type() -> ContentType {
     ContentType::new("application", "problem+json")
 }
@@ -110,57 +125,7 @@ impl<'r> Responder<'r, 'static> for Problem {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         let mut response = Response::new();
         self.clone().write(request, &mut response);
-        if let Some(context) = RequestContext::of(request) {
-            context.set_problem(self);
-        }
+        *Sent::of(request).0.lock() = Some(self);
         Ok(response)
-    }
-}
-
-/// Catchers that answer every error of Rocket's with problem+json; a guard that failed tells its
-/// own reason.
-///
-/// ```no_run
-/// let rocket = rocket::build().register("/", rocket_tx::problem_catchers());
-/// ```
-pub fn problem_catchers() -> Vec<Catcher> {
-    rocket::catchers![default_problem]
-}
-
-#[catch(default)]
-fn default_problem(status: Status, request: &Request<'_>) -> Problem {
-    let failure = RequestContext::of(request)
-        .and_then(RequestContext::outstanding)
-        .and_then(|outstanding| outstanding.failure())
-        .filter(|problem| problem.status == status.code);
-    failure.unwrap_or_else(|| Problem::new(status, kind(status), explain(status)))
-}
-
-fn kind(status: Status) -> &'static str {
-    match status.code {
-        400 => "bad-request",
-        403 => "forbidden",
-        404 => "not-found",
-        405 => "method-not-allowed",
-        406 => "not-acceptable",
-        413 => "too-large",
-        415 => "unsupported-media-type",
-        422 => "validation",
-        code if (400..500).contains(&code) => "client-error",
-        503 => "unavailable",
-        _ => "internal",
-    }
-}
-
-fn explain(status: Status) -> &'static str {
-    match status.code {
-        400 => "The request could not be understood; check its syntax.",
-        404 => "There is nothing at this address.",
-        413 => "The body is over the size limit.",
-        415 => "Send the body as `Content-Type: application/json`.",
-        422 => "The request was understood, but its content breaks a rule.",
-        code if (400..500).contains(&code) => "The request cannot be answered as it stands.",
-        503 => "The service cannot answer now; retry.",
-        _ => "The service failed; its log names this request's id.",
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn bound(
     request: &Request<'_>,
     response: &mut Response<'_>,
 ) {
-    let Some(outstanding) = context.outstanding() else {
+    let Some(outstanding) = Outstanding::used_by(request) else {
         return;
     };
     if !outstanding.is_read_from() || response.body().is_none() {

@@ -10,28 +10,9 @@ use rocket_db_pools::Database;
 use super::error::Error;
 use super::lent::Lent;
 use super::mode::{Mode, ReadWrite};
-use super::outstanding::{Outstanding, State};
+use super::outstanding::{How, Outstanding, Required, State};
 use super::resource::Resource;
 use crate::db::{Access, BeginOptions, Patience, TransactionPool};
-
-/// A database whose transaction is needed when the request is settled.
-pub(super) struct Required {
-    database: TypeId,
-    rank: usize,
-    how: Arc<dyn How>,
-}
-
-trait How: Send + Sync {
-    /// Into the registry, as a guard would.
-    fn begin<'a>(&'a self, outstanding: &'a Arc<Outstanding>) -> BoxFuture<'a, Result<(), Error>>;
-
-    /// For a settlement, whose registry is closed.
-    fn open<'a>(
-        &'a self,
-        outstanding: &'a Outstanding,
-        patience: Patience,
-    ) -> BoxFuture<'a, Result<Box<dyn Resource>, Error>>;
-}
 
 struct Of<D: Database> {
     pool: D::Pool,

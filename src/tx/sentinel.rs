@@ -5,15 +5,16 @@ use std::any::type_name;
 use rocket::{Ignite, Phase, Request, Rocket};
 use rocket_db_pools::Database;
 
+use super::coming_last::comes_too_early;
 use super::error::Error;
-use super::settlement::Settings;
+use super::settings::Settings;
 use crate::db::{Roster, TransactionPool, same_database};
 
 /// The service has no `Settlement`, or one that cannot keep its word: says so, with the line that is
 /// missing.
 pub(super) fn is_missing<P: Phase>(rocket: &Rocket<P>) -> bool {
     match rocket.state::<Settings>() {
-        Some(settings) => settings.comes_too_early(rocket),
+        Some(settings) => comes_too_early(settings, rocket),
         None => {
             tracing::error!("{}", Error::NoSettlement);
             true

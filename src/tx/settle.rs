@@ -15,7 +15,7 @@ use super::live::LiveEntry;
 use super::observe::Step;
 use super::request_id::RequestId;
 use super::resource::{Phase, Resource, Settling};
-use super::settlement::Settings;
+use super::settings::Settings;
 use super::verdict::{Action, Outcome};
 use crate::db::{CommitError, Durability};
 
@@ -297,7 +297,9 @@ impl<'a, 'r> Run<'a, 'r> {
             action,
             committed: self.committed.len(),
         };
-        self.settings.observe(|observer| observer.before(&step));
+        self.settings
+            .monitor
+            .observe(|observer| observer.before(&step));
         let started = Instant::now();
         let mut settling = Settling {
             request: self.id,
@@ -358,7 +360,7 @@ impl<'a, 'r> Run<'a, 'r> {
             Err(Failure::Panicked) => Err(&Error::Panicked),
             Err(Failure::TimedOut) => Err(&timed_out),
         };
-        self.settings.live.tell(self.id, || Happened::Step {
+        self.settings.monitor.live.tell(self.id, || Happened::Step {
             resource: step.resource.to_owned(),
             action: step.action,
             failed: outcome
@@ -367,6 +369,7 @@ impl<'a, 'r> Run<'a, 'r> {
             took_us: micros(took),
         });
         self.settings
+            .monitor
             .observe(|observer| observer.after(step, outcome, took));
     }
 }

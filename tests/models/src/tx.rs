@@ -18,14 +18,10 @@ mod stand_ins;
 pub use mode::{ReadWrite, Serializable};
 pub use outstanding::Outstanding;
 pub use stand_ins::Begin;
-use stand_ins::{
-    context, error, guard, hooks, live, observe, panics, problem, resource, sentinel, settlement,
-    verdict,
-};
+use stand_ins::{error, hooks, live, observe, panics, problem, request_id, resource, verdict};
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use rocket::local::asynchronous::Client;
 use rocket_db_pools::Database;
 use shuttle::future::yield_now;
 use shuttle::rand::{Rng, thread_rng};
@@ -35,17 +31,9 @@ use crate::{dropped_after, everywhere};
 use collected::Collected;
 use error::Error;
 
-/// A Rocket that is never launched: for the registry to be made as in a request.
-static ROCKET: LazyLock<Client> = LazyLock::new(|| {
-    let rocket = rocket::build().manage(settlement::Settings::default());
-    let client = rocket::execute(Client::untracked(rocket));
-    client.unwrap_or_else(|error| panic!("{error}"))
-});
-
 fn registry() -> Arc<Outstanding> {
-    let request = ROCKET.get("/");
-    let outstanding = Outstanding::of(request.inner());
-    Arc::clone(outstanding.unwrap_or_else(|error| panic!("{error:?}")))
+    let (live, observers) = (live::Live, observe::Observers);
+    Arc::new(Outstanding::new(request_id::RequestId, live, observers))
 }
 
 /// What a guard does: begins or checks out, works, checks in.
@@ -141,7 +129,6 @@ async fn settled_under_its_tasks() {
 }
 
 pub fn a_registry_is_settled_under_its_tasks() {
-    LazyLock::force(&ROCKET);
     everywhere(settled_under_its_tasks);
 }
 
@@ -190,7 +177,6 @@ async fn one_transaction_of_a_database() {
 }
 
 pub fn tasks_of_a_request_share_one_transaction_of_a_database() {
-    LazyLock::force(&ROCKET);
     everywhere(one_transaction_of_a_database);
 }
 
@@ -228,6 +214,5 @@ async fn opposite_orders() {
 }
 
 pub fn opposite_orders_never_meet_in_a_circle() {
-    LazyLock::force(&ROCKET);
     everywhere(opposite_orders);
 }

@@ -5,37 +5,9 @@ use std::marker::PhantomData;
 /// The name of a guard.
 pub struct Begin<D>(PhantomData<D>);
 
-pub mod context {
-    use std::sync::Arc;
-
-    use rocket::Request;
-
-    use super::super::Outstanding;
-
+pub mod request_id {
     #[derive(Clone, Copy)]
     pub struct RequestId;
-
-    /// One for each registry, kept for good.
-    pub struct RequestContext {
-        pub id: RequestId,
-    }
-
-    impl RequestContext {
-        pub fn of<'r>(_: &'r Request<'_>) -> Option<&'r Self> {
-            Some(&Self { id: RequestId })
-        }
-
-        pub fn is_entered(&self) -> bool {
-            true
-        }
-
-        pub fn outstanding_or(
-            &self,
-            make: impl FnOnce() -> Arc<Outstanding>,
-        ) -> &'static Arc<Outstanding> {
-            Box::leak(Box::new(make()))
-        }
-    }
 }
 
 pub mod error {
@@ -45,9 +17,7 @@ pub mod error {
     pub enum Error {
         CheckedOut(&'static str),
         Isolation(&'static str),
-        NoSettlement,
         NotAttached(&'static str),
-        NotEntered,
         OutOfOrder(&'static str),
         SecondConnection(&'static str),
         Settled,
@@ -75,18 +45,6 @@ pub mod error {
     }
 }
 
-pub mod guard {
-    use rocket::Request;
-    use rocket::http::Status;
-    use rocket::request::Outcome;
-
-    use super::error::Error;
-
-    pub fn failed<T>(_: &Request<'_>, error: Error) -> Outcome<T, Error> {
-        Outcome::Error((Status::InternalServerError, error))
-    }
-}
-
 pub mod hooks {
     use std::future::Future;
 
@@ -104,7 +62,7 @@ pub mod hooks {
 pub mod live {
     use std::borrow::Cow;
 
-    use super::context::RequestId;
+    use super::request_id::RequestId;
 
     #[derive(Clone, Default)]
     pub struct Live;
@@ -134,7 +92,7 @@ pub mod live {
 pub mod observe {
     use std::time::Duration;
 
-    use super::context::RequestId;
+    use super::request_id::RequestId;
 
     pub trait Observer {
         fn began(&self, request: RequestId, database: &str, waited: Duration);
@@ -172,7 +130,6 @@ pub mod problem {
 pub mod resource {
     use std::any::Any;
     use std::borrow::Cow;
-    use std::marker::PhantomData;
 
     use super::error::Error;
     use crate::db::Durability;
@@ -182,7 +139,10 @@ pub mod resource {
         Release,
     }
 
-    pub struct Settling<'a>(PhantomData<&'a ()>);
+    pub struct Settling<'a> {
+        pub others: &'a mut [Option<Box<dyn Resource>>],
+        pub last: &'a mut Option<usize>,
+    }
 
     #[rocket::async_trait]
     pub trait Resource: Any + Send {
@@ -205,25 +165,6 @@ pub mod resource {
         async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
             Ok(())
         }
-    }
-}
-
-pub mod sentinel {
-    use rocket::{Ignite, Rocket};
-
-    pub fn is_missing(_: &Rocket<Ignite>) -> bool {
-        false
-    }
-}
-
-pub mod settlement {
-    use super::live::Live;
-    use super::observe::Observers;
-
-    #[derive(Default)]
-    pub struct Settings {
-        pub live: Live,
-        pub observers: Observers,
     }
 }
 
