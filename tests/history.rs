@@ -137,7 +137,7 @@ async fn client(places: &[Place; 2], seed: u64, number: u64, steps: u64) -> Vec<
     history
 }
 
-fn variable<T: FromStr>(name: &str, default: T) -> T {
+pub fn variable<T: FromStr>(name: &str, default: T) -> T {
     match std::env::var(name) {
         Ok(text) => text
             .parse()

@@ -44,6 +44,7 @@ mod shutdown;
 mod site;
 mod sqlite_sessions;
 mod stalled;
+mod statements;
 mod swapped;
 #[cfg(feature = "otel")]
 mod telemetry;
