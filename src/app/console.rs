@@ -91,11 +91,11 @@ impl Observer for Recount {
     }
 }
 
-/// A request of the console that may change something, while somebody listens.
+/// Somebody listens, and this request may change something.
 struct Watch {
     request: RequestId,
-    /// The name that the console has given to it.
-    run: String,
+    /// By which the console knows a request of its own.
+    run: Option<String>,
     live: Live,
     main: UrlPool,
     audit: UrlPool,
@@ -113,13 +113,13 @@ impl Watch {
         if live.listeners() == 0 || request.method() == Method::Get {
             return None;
         }
-        let run = request.headers().get_one("X-Run")?;
-        if run.len() > 64 {
-            return None;
-        }
         Some(Self {
             request: id,
-            run: run.to_owned(),
+            run: request
+                .headers()
+                .get_one("X-Run")
+                .filter(|run| run.len() <= 64)
+                .map(str::to_owned),
             live: live.clone(),
             main: (**rocket.state::<Main>()?).clone(),
             audit: (**rocket.state::<Audit>()?).clone(),
