@@ -141,6 +141,14 @@ struct Script {
 }
 
 impl Script {
+    fn is_blind(&self) -> bool {
+        self.steps.iter().any(|step| match step {
+            Step::Export => true,
+            Step::Sql(sql) | Step::Dropped(sql) => sql.starts_with("COPY"),
+            _ => false,
+        })
+    }
+
     fn draw(rng: &mut Rng, backend: Backend) -> Self {
         let own = match backend {
             Backend::Sqlite => SQLITE,
@@ -389,7 +397,10 @@ async fn what_is_told_is_stored_whatever_a_handler_sends(backend: Backend) {
         let what = format!("{number}, {script:?}: {answer:?}, seen {seen:?}, stored {main:?}");
         match outcome {
             Some("committed") => {
-                assert_eq!(Some(&main), seen.as_ref(), "{what}");
+                // Behind a COPY that was not read to its end, it has seen another one's answers.
+                if !script.is_blind() {
+                    assert_eq!(Some(&main), seen.as_ref(), "{what}");
+                }
                 assert_eq!(audit.len(), usize::from(script.has_audit), "{what}");
             }
             Some("rolled-back") => {

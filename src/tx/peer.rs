@@ -24,21 +24,30 @@ pub(super) struct Socket(i32);
 impl Peer {
     /// The socket, if the connection still stands. Reads a folder of the kernel's: it may take
     /// milliseconds where a process has thousands of connections.
+    ///
+    /// # Errors
+    ///
+    /// Two connections look the same: a client may use one port for two addresses of the service, and
+    /// Rocket does not say which of them was asked.
     pub(super) fn socket(self) -> io::Result<Option<Socket>> {
         #[cfg(target_os = "linux")]
         const DESCRIPTORS: &str = "/proc/self/fd";
         #[cfg(not(target_os = "linux"))]
         const DESCRIPTORS: &str = "/dev/fd";
 
+        let mut found = None;
         for entry in std::fs::read_dir(DESCRIPTORS)? {
             let name = entry?.file_name();
             let number = name.to_str().and_then(|name| name.parse().ok());
             let socket = number.map(Socket).filter(|socket| self.is_at(*socket));
-            if socket.is_some() {
-                return Ok(socket);
+            if socket.is_some() && found.is_some() {
+                return Err(io::Error::other(
+                    "two connections of this client look the same",
+                ));
             }
+            found = found.or(socket);
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// Closes the connection for both sides. What was sent before it still arrives.

@@ -16,7 +16,7 @@ use super::fate::Backend;
 use super::proof::{Answers, nonce};
 use super::sessions::Sessions;
 use super::settings::{CleanUp, Settings};
-use crate::db::TransactionId;
+use crate::db::{ErrorClass, TransactionId};
 
 /// How long a living server takes at most for what needs no lock and no disk. A session that takes
 /// longer is closed.
@@ -88,6 +88,32 @@ const SECRET: usize = 1;
 /// How deep in transactions sqlx counts it.
 pub(super) fn depth(connection: &PgConnection) -> usize {
     <Postgres as sqlx::Database>::TransactionManager::get_transaction_depth(connection)
+}
+
+/// How many answers a session may be behind, and still be understood.
+const MOST_BEHIND: usize = 4;
+
+/// What came of the statements that end a transaction.
+pub(super) enum Last {
+    /// They were obeyed, each of them.
+    Proved,
+    /// The session answers, but not that: the first answers that came.
+    NotProved(Answers),
+    /// The session has ended.
+    Lost(Answers),
+}
+
+/// No later answer says more.
+fn is_final(error: &sqlx::Error) -> bool {
+    is_lost(error) || ErrorClass::of(error) == ErrorClass::Aborted
+}
+
+/// The session that met this error has ended.
+fn is_lost(error: &sqlx::Error) -> bool {
+    matches!(
+        ErrorClass::of(error),
+        ErrorClass::Lost | ErrorClass::Unreachable
+    )
 }
 
 /// What becomes of a session when it comes back.
@@ -167,9 +193,8 @@ impl PostgresSession {
         &self.live.as_ref().expect(LENT).backend
     }
 
-    /// Runs `before`, which must end the transaction, and what cleans up after it. Says whether all
-    /// of it was answered; then the next one may have the session at once.
-    pub(super) async fn run_last(&mut self, before: &[&str]) -> (Answers, bool) {
+    /// Runs `before`, which must end the transaction, and what cleans up after it.
+    pub(super) async fn run_last(&mut self, before: &[&str]) -> Last {
         let Live {
             connection,
             clean_up,
@@ -178,16 +203,34 @@ impl PostgresSession {
         } = self.live();
         let nonce = nonce();
         let (sql, statements) = clean_up.after(before, &nonce);
+        let is_proof = |answers: &Answers| {
+            answers.prove(statements, &nonce) && answers.text(SECRET) == Some(&**secret)
+        };
         let answers = Answers::to(connection, sql).await;
-        let proved = answers.prove(statements, &nonce) && answers.text(SECRET) == Some(&**secret);
-        if proved {
+        if is_proof(&answers) {
             // Deeper in transactions than ours, a handler has forgotten a savepoint.
             self.set_on_return(match depth(self) {
                 0 | 1 => OnReturn::Reuse,
                 _ => OnReturn::Close,
             });
+            return Last::Proved;
         }
-        (answers, proved)
+        if answers.error.as_ref().is_some_and(is_lost) {
+            return Last::Lost(answers);
+        }
+        // These may be the answers to something else, and those to this may come later.
+        for _ in 0..MOST_BEHIND {
+            let nonce = self::nonce();
+            let late = Answers::to(connection, format!("SELECT '{nonce}'")).await;
+            if is_proof(&late) {
+                self.set_on_return(OnReturn::Close);
+                return Last::Proved;
+            }
+            if late.prove(1, &nonce) || late.error.as_ref().is_some_and(is_final) {
+                break;
+            }
+        }
+        Last::NotProved(answers)
     }
 }
 

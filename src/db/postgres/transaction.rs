@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::fate::{Fate, Outside};
 use super::proof::{Answers, nonce, savepoint};
-use super::session::{OnReturn, OpenTransaction, PROMPT, PostgresSession, depth};
+use super::session::{Last, OnReturn, OpenTransaction, PROMPT, PostgresSession, depth};
 use super::sessions::no_answer;
 use crate::db::error_class::{
     is_certain_refusal, not_writable, while_beginning_to_write, while_connecting,
@@ -156,17 +156,20 @@ impl Session for PostgresSession {
         let release = format!("RELEASE {}", savepoint());
         let statements = [&*release, "COMMIT"];
         let committing = self.run_last(&statements);
+        let mut is_alive = false;
         let error = match timeout(limit, committing).await {
-            Ok((_, true)) => return Ok(Durability::reached()),
-            Ok((answers, false)) => {
+            Ok(Last::Proved) => return Ok(Durability::reached()),
+            Ok(Last::NotProved(answers)) => {
                 let answered = answers.count;
                 let error = answers.into_error();
                 if answered < 2 && is_certain_refusal(&error) {
                     self.transaction.is_refused = answered == 1;
                     return Err(refusal(error));
                 }
+                is_alive = true;
                 error
             }
+            Ok(Last::Lost(answers)) => answers.into_error(),
             Err(_) => no_answer(limit),
         };
         self.set_on_return(OnReturn::Close);
@@ -175,6 +178,9 @@ impl Session for PostgresSession {
         }
         match self.fate().await {
             Some(Fate::Committed) => Ok(Durability::reached()),
+            // The session was not cut off: somebody else has ended the transaction, and may have
+            // done more outside of it.
+            Some(Fate::RolledBack) if is_alive => Err(CommitError::Ended { undone: false }),
             Some(Fate::RolledBack) => Err(CommitError::Lost(error)),
             None => Err(CommitError::Unknown(error)),
         }
@@ -189,22 +195,26 @@ impl Session for PostgresSession {
                 self.set_on_return(OnReturn::Reuse);
                 return Ok(());
             }
-            return self.not_proved(no_answer(PROMPT)).await;
+            return self.not_proved(no_answer(PROMPT), true).await;
         }
         let limit = self.sessions().settle_timeout() / 2;
         let back = format!("ROLLBACK TO {}", savepoint());
         let statements = [&*back, "ROLLBACK"];
         let rolling_back = self.run_last(&statements);
         let error = match timeout(limit, rolling_back).await {
-            Ok((_, true)) => return Ok(()),
-            Ok((answers, false)) => match refusal(answers.into_error()) {
+            Ok(Last::Proved) => return Ok(()),
+            Ok(Last::NotProved(answers)) => match refusal(answers.into_error()) {
                 CommitError::Ended { undone } => return Err(RollbackError::Ended { undone }),
-                CommitError::Refused(error) => error,
-                other => sqlx::Error::Protocol(other.to_string()),
+                CommitError::Refused(error) => return self.not_proved(error, true).await,
+                other => {
+                    let error = sqlx::Error::Protocol(other.to_string());
+                    return self.not_proved(error, true).await;
+                }
             },
+            Ok(Last::Lost(answers)) => answers.into_error(),
             Err(_) => no_answer(limit),
         };
-        self.not_proved(error).await
+        self.not_proved(error, false).await
     }
 
     fn ending(&self) -> Ending {
@@ -258,14 +268,21 @@ impl PostgresSession {
         }
     }
 
-    /// ROLLBACK was not answered as it should be: the server is asked.
-    async fn not_proved(&mut self, error: sqlx::Error) -> Result<(), RollbackError> {
+    /// ROLLBACK was not answered as it should be: the server is asked. If the session `is_alive`,
+    /// and does not prove that it has rolled back what BEGIN began, somebody else has ended that, and
+    /// may have done more outside of it.
+    async fn not_proved(
+        &mut self,
+        error: sqlx::Error,
+        is_alive: bool,
+    ) -> Result<(), RollbackError> {
         self.set_on_return(OnReturn::Close);
         match self.fate().await {
             // The handler had sent COMMIT by itself.
             Some(Fate::Committed) => Err(RollbackError::Ended { undone: false }),
-            Some(Fate::RolledBack) => Ok(()),
-            None => Err(RollbackError::Lost(error)),
+            Some(Fate::RolledBack) if !is_alive => Ok(()),
+            _ if is_alive => Err(RollbackError::Ended { undone: false }),
+            _ => Err(RollbackError::Lost(error)),
         }
     }
 

@@ -32,7 +32,6 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -213,7 +212,7 @@ impl SqlitePool {
             place,
             sync,
             with_folder: config.synchronous == Synchronous::Extra,
-            in_doubt: AtomicBool::new(false),
+            in_doubt: Arc::default(),
         };
         let place = Arc::clone(&writer.place);
         let writer = Writer::new(writer, config.connect_timeout.0);
@@ -291,6 +290,13 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
         return Err(url(
             "it names no file".into(),
             "write it as sqlite:path/to/file.db",
+        ));
+    }
+    if has(&["cache=shared"]) {
+        return Err(url(
+            "with `cache=shared` readers wait for the writer, and may be shown what is not committed"
+                .into(),
+            "leave it out",
         ));
     }
     if has(&["mode=ro", "immutable=1", "immutable=true"]) {

@@ -40,11 +40,18 @@ pub(super) struct Wal {
     /// A sync has failed. The kernel reports that once, and may have dropped what it could not
     /// write: a second sync that succeeds would prove nothing.
     failed: AtomicBool,
+    /// Of the file: it is to be checked before anybody writes to it. A connection that opens after a
+    /// failed sync may have another log object, and the same log.
+    in_doubt: Arc<AtomicBool>,
 }
 
 impl Wal {
     /// Opens the log, which exists once the connection has read from the file.
-    pub(super) fn open(place: Arc<Place>, with_folder: bool) -> io::Result<Self> {
+    pub(super) fn open(
+        place: Arc<Place>,
+        with_folder: bool,
+        in_doubt: Arc<AtomicBool>,
+    ) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(&place.wal)?;
         let id = FileId::of(&file.metadata()?);
         Ok(Self {
@@ -56,6 +63,7 @@ impl Wal {
             synced: AtomicU64::new(0),
             mark: Mark::default(),
             failed: AtomicBool::new(false),
+            in_doubt,
         })
     }
 
@@ -103,8 +111,10 @@ impl Wal {
         Ok(())
     }
 
+    /// A sync of this log has failed, through this object or another, and the file was not checked
+    /// since.
     pub(super) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::SeqCst)
+        self.failed.load(Ordering::SeqCst) || self.in_doubt.load(Ordering::SeqCst)
     }
 
     /// Nothing of what was committed is still to be synced.
@@ -139,6 +149,7 @@ impl Wal {
         }
         if let Err(error) = &synced {
             self.failed.store(true, Ordering::SeqCst);
+            self.in_doubt.store(true, Ordering::SeqCst);
             tracing::error!(
                 file = %self.place.database.display(), %error,
                 "the write-ahead log could not be synced; nothing is written any more until it was \

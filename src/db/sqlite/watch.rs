@@ -93,26 +93,33 @@ const COLLATION: &str = "rocket_tx_probe";
 
 const ASK: &str = "SELECT $1 = ($2 || ' ' || total_changes()) COLLATE rocket_tx_probe";
 
-/// What a request may leave behind that the next one would feel, in one text. What can be changed
-/// outside a transaction alone is not among it: a connection whose transaction was ended by a
-/// handler is closed. Nor is what changes no result, such as the size of the cache.
+/// What a request may leave behind that the next one would feel, in one text. What changes no result,
+/// such as the size of the cache, is not among it. Nor is what can be changed outside a transaction
+/// alone: that concerns writing, and a writer whose transaction was ended by a handler is closed.
+///
+/// The brackets behind the names of pragmas see to it that a table of such a name is an error: it
+/// would go before the pragma.
 macro_rules! state {
     () => {
-        "(SELECT group_concat(name || ' ' || file) FROM pragma_database_list) \
+        "(SELECT group_concat(name || ' ' || file) FROM pragma_database_list()) \
          || (SELECT ':' || count(*) || ifnull(group_concat(name), '') FROM temp.sqlite_schema) \
-         || (SELECT ':' || query_only FROM pragma_query_only) \
+         || (SELECT ':' || query_only FROM pragma_query_only()) \
          || (SELECT ':' || locking_mode FROM pragma_locking_mode('main')) \
-         || (SELECT ':' || ignore_check_constraints FROM pragma_ignore_check_constraints) \
-         || (SELECT ':' || recursive_triggers FROM pragma_recursive_triggers) \
-         || (SELECT ':' || reverse_unordered_selects FROM pragma_reverse_unordered_selects) \
-         || (SELECT ':' || writable_schema FROM pragma_writable_schema) \
-         || (SELECT ':' || short_column_names FROM pragma_short_column_names) \
-         || (SELECT ':' || full_column_names FROM pragma_full_column_names) \
-         || (SELECT ':' || legacy_alter_table FROM pragma_legacy_alter_table) \
-         || (SELECT ':' || trusted_schema FROM pragma_trusted_schema) \
-         || (SELECT ':' || max_page_count FROM pragma_max_page_count) \
-         || (SELECT ':' || timeout FROM pragma_busy_timeout) \
-         || ('a' LIKE 'A') || ('a' = 'A' COLLATE NOCASE) || ('a' = 'b' COLLATE NOCASE)"
+         || (SELECT ':' || synchronous FROM pragma_synchronous()) \
+         || (SELECT ':' || reverse_unordered_selects FROM pragma_reverse_unordered_selects()) \
+         || (SELECT ':' || short_column_names FROM pragma_short_column_names()) \
+         || (SELECT ':' || full_column_names FROM pragma_full_column_names()) \
+         || (SELECT ':' || count_changes FROM pragma_count_changes()) \
+         || (SELECT ':' || ignore_check_constraints FROM pragma_ignore_check_constraints()) \
+         || (SELECT ':' || recursive_triggers FROM pragma_recursive_triggers()) \
+         || (SELECT ':' || writable_schema FROM pragma_writable_schema()) \
+         || (SELECT ':' || legacy_alter_table FROM pragma_legacy_alter_table()) \
+         || (SELECT ':' || max_page_count FROM pragma_max_page_count()) \
+         || (SELECT ':' || trusted_schema FROM pragma_trusted_schema()) \
+         || (SELECT ':' || timeout FROM pragma_busy_timeout()) \
+         || (SELECT ':' || group_concat(name) FROM pragma_collation_list()) \
+         || ('a' LIKE 'A') || ('a' = 'b') || ('a' = 'A' COLLATE NOCASE) \
+         || ('a' = 'b' COLLATE NOCASE) || ('a ' = 'a' COLLATE RTRIM) || ('a' = 'b' COLLATE RTRIM)"
     };
 }
 pub(super) use state;
@@ -153,7 +160,7 @@ const PROBE_TABLES: &str = "\
 
 const PROBE: &str = "\
     SAVEPOINT rocket_tx_probe;
-    DELETE FROM temp.rocket_tx_child;
+    DELETE FROM temp.rocket_tx_child RETURNING 1;
     ROLLBACK TO rocket_tx_probe;
     RELEASE rocket_tx_probe";
 
@@ -379,7 +386,12 @@ impl Watch {
             return Ok(false);
         }
         self.looked_for.store(false, Ordering::SeqCst);
-        connection.execute(sqlx::raw_sql(PROBE)).await?;
+        let rows = connection.fetch_all(sqlx::raw_sql(PROBE)).await?;
+        if rows.len() != 1 {
+            // A request has changed the table: the next one gets another connection.
+            self.is_touched.store(true, Ordering::SeqCst);
+            return Err(sqlx::Error::WorkerCrashed);
+        }
         // The row that it deleted, and put back.
         self.changes.fetch_add(1, Ordering::SeqCst);
         Ok(self.looked_for.load(Ordering::SeqCst))

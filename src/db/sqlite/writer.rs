@@ -51,7 +51,7 @@ pub(super) struct WriterFile {
     /// `extra`: the folder is synced with every sync.
     pub(super) with_folder: bool,
     /// The disk has failed, and the file has not been checked since.
-    pub(super) in_doubt: AtomicBool,
+    pub(super) in_doubt: Arc<AtomicBool>,
 }
 
 /// The connection, with what belongs to it.
@@ -155,7 +155,8 @@ impl Open {
         watch.install(&mut connection).await?;
         let opening = Arc::clone(&file);
         let wal = spawn_blocking(move || {
-            let wal = Wal::open(Arc::clone(&opening.place), opening.with_folder)?;
+            let in_doubt = Arc::clone(&opening.in_doubt);
+            let wal = Wal::open(Arc::clone(&opening.place), opening.with_folder, in_doubt)?;
             if opening.sync.is_some() {
                 wal.sync_what_was_left()?;
             }
@@ -196,7 +197,6 @@ impl Open {
     /// Whether the next request may have it.
     async fn is_usable(&mut self) -> bool {
         if self.wal.has_failed() {
-            self.file.in_doubt.store(true, Ordering::SeqCst);
             return false;
         }
         if self.watch.is_blind() || self.watch.is_touched() {

@@ -23,6 +23,8 @@ pub enum Patience {
 pub enum ErrorClass {
     Busy,
     Unreachable,
+    Lost,
+    Aborted,
     Other,
 }
 

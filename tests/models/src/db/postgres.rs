@@ -11,7 +11,7 @@ use std::time::Duration;
 use shuttle::future::yield_now;
 use shuttle::rand::{Rng, thread_rng};
 
-use self::session::OnReturn;
+use self::session::{Last, OnReturn};
 use self::sessions::{Limits, Liveness, Sessions};
 use self::settings::Settings;
 use super::Patience;
@@ -65,7 +65,10 @@ mod proof {
     use crate::postgres::PgConnection;
 
     /// Whether they are those of what was asked.
-    pub struct Answers(bool);
+    pub struct Answers {
+        proves: bool,
+        pub error: Option<sqlx::Error>,
+    }
 
     /// As [`Answers::text`] tells it: no connections are exchanged here.
     pub fn nonce() -> String {
@@ -82,11 +85,12 @@ mod proof {
                 connection.0.state.left = None;
                 connection.0.state.in_transaction = false;
             }
-            Self(proves)
+            let error = None;
+            Self { proves, error }
         }
 
         pub fn prove(&self, _: usize, _: &str) -> bool {
-            self.0
+            self.proves
         }
 
         pub fn text(&self, column: usize) -> Option<&str> {
@@ -143,8 +147,7 @@ async fn user(sessions: &Sessions, number: usize) -> bool {
     match how {
         // Settled, with what cleans up in the same round trip.
         0 => {
-            let (_, proved) = session.run_last(&["COMMIT"]).await;
-            if !proved {
+            if !matches!(session.run_last(&["COMMIT"]).await, Last::Proved) {
                 session.set_on_return(OnReturn::Close);
             }
         }

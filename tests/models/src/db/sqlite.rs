@@ -1,7 +1,6 @@
 //! The writer of a SQLite file: stand-ins for what it talks to, and scenes.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,13 +30,14 @@ pub mod place {
 pub mod sync {
     use std::io;
     use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
 
     use super::place::Place;
 
     pub struct Wal;
 
     impl Wal {
-        pub fn open(_: Arc<Place>, _: bool) -> io::Result<Self> {
+        pub fn open(_: Arc<Place>, _: bool, _: Arc<AtomicBool>) -> io::Result<Self> {
             Ok(Self)
         }
 
@@ -152,7 +152,7 @@ fn writer(server: &Server) -> Arc<Writer> {
         place: Arc::new(place::Place),
         sync: None,
         with_folder: false,
-        in_doubt: AtomicBool::new(false),
+        in_doubt: Arc::default(),
     };
     Arc::new(Writer::new(file, Duration::from_secs(5)))
 }
