@@ -11,7 +11,7 @@
 //! Requests after it, which do nothing wrong, are served, each as it should be.
 //!
 //! ```text
-//! STATEMENTS=3000 STATEMENTS_SEED=7 tests/run statements --nocapture
+//! STATEMENTS=1500 STATEMENTS_SEED=7 tests/run what_is_told_is_stored_whatever --nocapture
 //! ```
 
 use std::sync::Arc;

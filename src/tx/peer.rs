@@ -164,6 +164,33 @@ mod tests {
         Ok((client, service, peer))
     }
 
+    /// One port of the client leads to two addresses of the service.
+    #[rocket::async_test]
+    async fn of_two_connections_that_look_the_same_none_is_taken() -> io::Result<()> {
+        use rocket::tokio::net::TcpSocket;
+
+        let listener = TcpListener::bind("0.0.0.0:0")?;
+        let local_port = listener.local_addr()?.port();
+        let connect = async |from: u16, to: [u8; 4]| {
+            let socket = TcpSocket::new_v4()?;
+            socket.set_reuseaddr(true)?;
+            socket.bind(([127, 0, 0, 1], from).into())?;
+            socket.connect((to, local_port).into()).await
+        };
+        let one = connect(0, [127, 0, 0, 2]).await?;
+        let address = one.local_addr()?;
+        let peer = Peer {
+            address,
+            local_port,
+        };
+        let _accepted = listener.accept()?;
+        assert!(peer.socket()?.is_some());
+        let _other = connect(address.port(), [127, 0, 0, 1]).await?;
+        let _accepted_too = listener.accept()?;
+        assert!(peer.socket().is_err());
+        Ok(())
+    }
+
     #[test]
     fn the_end_of_the_service_is_found_and_cut_and_what_was_sent_arrives() {
         for host in ["127.0.0.1", "::1"] {

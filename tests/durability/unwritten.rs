@@ -140,4 +140,117 @@ mod sqlite {
         assert!(reads.is_reached());
         pool.close().await;
     }
+
+    /// Whatever became of the connection whose commits could not be synced.
+    async fn after_a_failed_sync(name: &str, how: &str) {
+        use sqlx::{ConnectOptions, Connection, Executor};
+        use std::io::{Seek, SeekFrom, Write};
+
+        let folder = tempfile::tempdir().unwrap();
+        let Some(disk) = Disk::of_this_process(folder.path(), name) else {
+            return;
+        };
+        let pool = pool(folder.path()).await;
+        let insert = "INSERT INTO kept VALUES (1, 'before')";
+        commit(&pool, insert, false).await.wait().await.unwrap();
+        let wal = folder.path().join("a.db-wal");
+        let length = || std::fs::metadata(&wal).unwrap().len();
+        // A request commits, and its sync lasts.
+        disk.order("fdatasync -wal stuck");
+        let from = length();
+        let lost = commit(&pool, "INSERT INTO notes VALUES ('lost')", false).await;
+        let to = length();
+        assert!(!lost.is_reached() && to > from);
+        if how != "left" {
+            // Another one has its connection closed; a handler that `bounded` gives up does the same.
+            let options = BeginOptions {
+                isolation: Isolation::Default,
+                access: Access::ReadWrite,
+                patience: Patience::Wait,
+            };
+            let mut transaction = pool.open(options).await.unwrap();
+            let left = match how {
+                "given up" => "ROLLBACK",
+                _ => "PRAGMA recursive_triggers = 1",
+            };
+            transaction.connection().execute(left).await.unwrap();
+            transaction.rollback().await.unwrap();
+        }
+        // With what was left on the connection, the next one waits in its BEGIN for the sync.
+        let options = BeginOptions {
+            isolation: Isolation::Default,
+            access: Access::ReadWrite,
+            patience: Patience::Wait,
+        };
+        let mut early = None;
+        if how == "replaced" {
+            let pool = pool.clone();
+            early = Some(rocket::tokio::spawn(
+                async move { pool.open(options).await },
+            ));
+            rocket::tokio::task::yield_now().await;
+        }
+        // The disk has failed. As the kernel does then, the pages are dropped.
+        disk.order("fdatasync -wal eio");
+        let told = lost.wait().await;
+        assert!(told.is_err());
+        disk.mend();
+        let mut file = std::fs::OpenOptions::new().write(true).open(&wal).unwrap();
+        file.seek(SeekFrom::Start(from)).unwrap();
+        file.write_all(&vec![0; (to - from) as usize]).unwrap();
+        // The next one writes to another page.
+        let opened = match early {
+            Some(early) => early.await.unwrap(),
+            None => pool.open(options).await,
+        };
+        let mut transaction = match opened {
+            Ok(transaction) => transaction,
+            // The damage was found.
+            Err(_) => return,
+        };
+        let update = "UPDATE kept SET text = 'after'";
+        transaction.connection().execute(update).await.unwrap();
+        let told = transaction.commit().await;
+        assert!(told.is_ok());
+        // A power cut: what both files hold, and no more.
+        let image = tempfile::tempdir().unwrap();
+        for name in ["a.db", "a.db-wal"] {
+            std::fs::copy(folder.path().join(name), image.path().join(name)).unwrap();
+        }
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(image.path().join("a.db"));
+        let mut after = options.connect().await.unwrap();
+        let kept: String = sqlx::query_scalar("SELECT text FROM kept")
+            .fetch_one(&mut after)
+            .await
+            .unwrap();
+        after.close().await.unwrap();
+        assert_eq!(kept, "after", "told as committed, and durable");
+    }
+
+    #[rocket::async_test]
+    async fn a_file_is_checked_after_a_failed_sync() {
+        after_a_failed_sync(
+            "durability::unwritten::sqlite::a_file_is_checked_after_a_failed_sync",
+            "left",
+        )
+        .await;
+    }
+
+    #[rocket::async_test]
+    async fn a_file_is_checked_though_the_connection_was_given_up() {
+        after_a_failed_sync(
+            "durability::unwritten::sqlite::a_file_is_checked_though_the_connection_was_given_up",
+            "given up",
+        )
+        .await;
+    }
+
+    #[rocket::async_test]
+    async fn a_file_is_checked_though_the_connection_was_replaced() {
+        after_a_failed_sync(
+            "durability::unwritten::sqlite::a_file_is_checked_though_the_connection_was_replaced",
+            "replaced",
+        )
+        .await;
+    }
 }

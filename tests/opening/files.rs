@@ -165,6 +165,14 @@ mod sqlite {
         }
     }
 
+    /// Readers would be shown what is not committed.
+    #[rocket::async_test]
+    async fn a_shared_cache_is_refused() {
+        let databases =
+            main_at(|folder| format!("sqlite:{}/main.db?cache=shared", folder.display())).await;
+        refused(&databases, &[], &["`url`", "cache=shared", "leave it out"]).await;
+    }
+
     /// SQLite takes it for a temporary database of each connection's own.
     #[rocket::async_test]
     async fn a_url_without_a_file_is_refused() {

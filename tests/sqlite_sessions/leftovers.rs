@@ -1,17 +1,18 @@
 //! What a request leaves on its connection.
 
+use std::cmp::Ordering::Equal;
 use std::time::Duration;
 
 use rocket::futures::StreamExt;
 use rocket::http::Status;
 use rocket::{Route, post};
-use rocket_tx::{Read, Tx};
+use rocket_tx::{Error, Read, Tx};
 
 use super::{send_sql, sqlite, stage};
 use crate::support::Main;
 
 /// Each changes something for all later statements of a connection.
-const LEFTOVERS: [&str; 20] = [
+const LEFTOVERS: [&str; 22] = [
     "ATTACH ':memory:' AS other",
     "CREATE TEMP TABLE notes (text)",
     "CREATE TEMP VIEW pairs AS SELECT 1 AS id",
@@ -29,13 +30,23 @@ const LEFTOVERS: [&str; 20] = [
     "PRAGMA writable_schema = 1",
     "PRAGMA case_sensitive_like = 1",
     "PRAGMA busy_timeout = 1",
+    "PRAGMA synchronous = 0",
+    "PRAGMA count_changes = 1",
     "ROLLBACK; PRAGMA foreign_keys = 0; PRAGMA synchronous = 0; BEGIN",
     "ROLLBACK; PRAGMA foreign_keys = 0; BEGIN; ATTACH ':memory:' AS other",
     "BEGIN",
 ];
 
 pub(super) fn routes() -> Vec<Route> {
-    rocket::routes![callbacks, callbacks_of_read, first_row]
+    rocket::routes![
+        callbacks,
+        callbacks_of_read,
+        collation,
+        collation_of_read,
+        equality,
+        equality_of_read,
+        first_row
+    ]
 }
 
 #[rocket::async_test]
@@ -117,6 +128,49 @@ async fn callbacks_end_with_their_request() {
         assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
         let read = stage.send("GET /notes").await;
         assert_eq!(read.status, 200, "{path}: {read:?}");
+    }
+}
+
+/// Has texts that differ be equal, by a collation of SQLite's own.
+#[post("/collation/<name>")]
+async fn collation(name: &str, mut tx: Tx<Main>) -> Status {
+    let mut handle = sqlite(&mut tx).lock_handle().await.unwrap();
+    handle.create_collation(name, |_, _| Equal).unwrap();
+    Status::Ok
+}
+
+#[post("/collation-of-read/<name>")]
+async fn collation_of_read(name: &str, mut read: Read<Main>) -> Status {
+    let mut handle = sqlite(&mut read).lock_handle().await.unwrap();
+    handle.create_collation(name, |_, _| Equal).unwrap();
+    Status::Ok
+}
+
+const EQUALITY: &str =
+    "SELECT ('a' = 'b') || ('a' = 'b' COLLATE NOCASE) || ('a' = 'b' COLLATE RTRIM)";
+
+#[post("/equality")]
+async fn equality(mut tx: Tx<Main>) -> Result<String, Error> {
+    let found = sqlx::query_scalar(EQUALITY).fetch_one(&mut *sqlite(&mut tx));
+    Ok(found.await?)
+}
+
+#[post("/equality-of-read")]
+async fn equality_of_read(mut read: Read<Main>) -> Result<String, Error> {
+    let found = sqlx::query_scalar(EQUALITY).fetch_one(&mut *sqlite(&mut read));
+    Ok(found.await?)
+}
+
+#[rocket::async_test]
+async fn collations_end_with_their_request() {
+    let stage = stage().await;
+    for of in ["", "-of-read"] {
+        for name in ["BINARY", "NOCASE", "RTRIM"] {
+            let set = stage.send(&format!("POST /collation{of}/{name}")).await;
+            assert_eq!(set.status, 200, "{set:?}");
+            let found = stage.send(&format!("POST /equality{of}")).await;
+            assert_eq!(found.body, "000", "{name}{of}: {found:?}");
+        }
     }
 }
 
