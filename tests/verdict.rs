@@ -183,6 +183,16 @@ async fn rollback(
     Ok(Rollback((Status::new(code), ())))
 }
 
+/// A dry run of a handler that commits.
+#[post("/dry-run")]
+async fn dry_run(
+    mut main: Tx<Main>,
+    mut audit: Tx<Audit>,
+) -> Result<Rollback<Commit<Status>>, Error> {
+    write(&mut main, &mut audit).await?;
+    Ok(Rollback(Commit(Status::Ok)))
+}
+
 #[post("/doom/<code>")]
 async fn doom(
     code: u16,
@@ -247,6 +257,7 @@ fn build(rocket: Rocket<Build>) -> Rocket<Build> {
         commit,
         commit_failing,
         rollback,
+        dry_run,
         doom,
         writing_get,
         forwards,
@@ -396,6 +407,9 @@ async fn the_type_rollback_rolls_back_a_200(backend: Backend) {
         assert_eq!(answer.told(), (code, ROLLED_BACK));
         assert_stored(&stage, false, "Rollback").await;
     }
+    let answer = stage.send("POST /dry-run").await;
+    assert_eq!(answer.told(), (200, ROLLED_BACK));
+    assert_stored(&stage, false, "Rollback around Commit").await;
 }
 
 async fn doom_never_leaves_a_success_standing(backend: Backend) {

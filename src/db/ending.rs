@@ -7,8 +7,8 @@ use rocket::futures::future::BoxFuture;
 /// Ends one transaction from outside its session: a guard that outlives its request has it, or a
 /// statement that nobody waits for is under way on it.
 ///
-/// SQLite needs none of it: its writer obeys no COMMIT but that of a settlement. A Postgres server
-/// obeys everybody's, so the session is ended there.
+/// SQLite's writer obeys no COMMIT but that of a settlement, unless its hooks were replaced. A Postgres
+/// server obeys everybody's, so the session is ended there.
 #[derive(Clone, Default)]
 pub struct Ending(Option<Arc<dyn End>>);
 
@@ -33,7 +33,6 @@ impl Ending {
         Self(None)
     }
 
-    #[cfg(feature = "postgres")]
     pub(super) fn by(end: impl End + 'static) -> Self {
         Self(Some(Arc::new(end)))
     }

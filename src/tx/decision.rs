@@ -60,8 +60,10 @@ impl<'r, 'o: 'r, R: Responder<'r, 'o>> Responder<'r, 'o> for Commit<R> {
 
 impl<'r, 'o: 'r, R: Responder<'r, 'o>> Responder<'r, 'o> for Rollback<R> {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'o> {
+        let result = self.0.respond_to(request);
+        // After what stands inside: a dry run of a handler that commits is a dry run.
         choose(request, Choice::Rollback);
-        self.0.respond_to(request)
+        result
     }
 }
 

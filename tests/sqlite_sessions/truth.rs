@@ -17,7 +17,7 @@ use crate::support::stage::note;
 use crate::support::{Audit, Backend, Databases, In, Main};
 
 pub(super) fn routes() -> Vec<Route> {
-    rocket::routes![late, late_in_both, hooked]
+    rocket::routes![late, late_in_both, hooked, hooked_and_leaked]
 }
 
 /// Keeps SQLite busy for a while.
@@ -132,6 +132,28 @@ async fn who_replaces_hooks_is_told_that_nobody_knows() {
             stage.nothing_is_stuck().await;
         }
     }
+}
+
+/// Commits without our hook, and keeps its guard.
+#[post("/hooked-and-leaked")]
+async fn hooked_and_leaked(mut tx: Tx<Main>) -> Result<Status, Error> {
+    note(&mut tx, "first").await?;
+    let connection = sqlite(&mut tx);
+    connection.lock_handle().await?.remove_commit_hook();
+    let _swallowed = connection.execute("COMMIT").await;
+    rocket::tokio::spawn(async move {
+        let _kept = tx;
+        std::future::pending::<()>().await;
+    });
+    Ok(Status::Created)
+}
+
+#[rocket::async_test]
+async fn a_leaked_guard_behind_hooks_that_were_replaced_claims_nothing() {
+    let stage = stage().await;
+    let answer = stage.send("POST /hooked-and-leaked").await;
+    assert_eq!(answer.told(), (500, Some("unknown")), "{answer:?}");
+    assert_eq!(stage.notes().await, ["first"]);
 }
 
 /// Outside a request: a rollback that came too late says so.

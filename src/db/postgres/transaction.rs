@@ -173,9 +173,6 @@ impl Session for PostgresSession {
             Err(_) => no_answer(limit),
         };
         self.set_on_return(OnReturn::Close);
-        if !self.transaction.writes {
-            return Ok(Durability::reached());
-        }
         match self.fate().await {
             Some(Fate::Committed) => Ok(Durability::reached()),
             // The session was not cut off: somebody else has ended the transaction, and may have

@@ -1,6 +1,7 @@
 //! The writer while one transaction has it.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use sqlx_core::transaction::TransactionManager;
 use super::watch::{End, Found, Question};
 use super::writer::{Open, Turn, unreachable};
 use crate::db::error_class::is_certain_refusal;
-use crate::db::{CommitError, Durability, RollbackError};
+use crate::db::{CommitError, Durability, Ending, RollbackError};
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
@@ -140,9 +141,10 @@ impl LentWriter {
         if found != Found::Open && open.watch.has_ended() {
             return Err(CommitError::Ended { undone: true });
         }
-        if is_certain_refusal(&error) {
+        if is_certain_refusal(&error) && !self.has_attached().await {
             return Err(CommitError::Refused(error));
         }
+        let open = self.open_mut();
         // What the disk has of it is not known; the file is checked before anything else is written.
         open.file.in_doubt.store(true, Ordering::SeqCst);
         Err(CommitError::Unknown(error))
@@ -157,7 +159,9 @@ impl LentWriter {
         while result.is_ok() && Manager::get_transaction_depth(connection) > 1 {
             result = Manager::rollback(connection).await;
         }
-        if result.is_ok() && Manager::get_transaction_depth(connection) == 1 {
+        // By sqlx's count it is over: a handler has ended it, and may have changed the connection.
+        let is_over = Manager::get_transaction_depth(connection) == 0;
+        if result.is_ok() && !is_over {
             watch.ask(connection, Question::Rollback);
             result = open.end(End::Rollback).await;
         }
@@ -167,7 +171,7 @@ impl LentWriter {
             return Err(RollbackError::Ended { undone: false });
         }
         match result {
-            Ok(()) if found == Found::Open => Ok(()),
+            Ok(()) if found == Found::Open && !is_over => Ok(()),
             Err(error) if !has_ended => Err(RollbackError::Lost(error)),
             // It had ended, and nothing of it stays: our hook refuses any other COMMIT. But the
             // connection may have been changed outside of it.
@@ -176,6 +180,22 @@ impl LentWriter {
                 Ok(())
             }
         }
+    }
+
+    /// Whether a handler has attached a file. COMMIT goes from file to file then, and what one of them
+    /// refuses may stand in another.
+    async fn has_attached(&mut self) -> bool {
+        const ATTACHED: &str =
+            "SELECT count(*) FROM pragma_database_list() WHERE name NOT IN ('main', 'temp')";
+
+        let attached = sqlx::query_scalar(ATTACHED).fetch_one(self.open_mut().connection_mut());
+        let attached: sqlx::Result<i64> = attached.await;
+        attached.map_or(true, |attached| attached > 0)
+    }
+
+    /// As the transaction is ended by closing its connection.
+    pub(super) fn ending(&self) -> Ending {
+        Ending::by(Arc::clone(&self.open().watch))
     }
 
     /// Queues a rollback that the connection does before anything else.

@@ -53,8 +53,8 @@ use self::sync::SharedSync;
 use self::writer::{Writer, WriterFile, unreachable};
 use crate::db::config::{SLOW, Synchronous};
 use crate::db::{
-    Access, BeginOptions, CommitError, Config, Durability, Error, Identity, Link, Migrations,
-    NotReady, Patience, RollbackError, Session, TransactionId, TransactionPool, pool,
+    Access, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity, Link,
+    Migrations, NotReady, Patience, RollbackError, Session, TransactionId, TransactionPool, pool,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -166,6 +166,13 @@ impl Session for SqliteSession {
             Manager::rollback(reader).await?;
         }
         Ok(())
+    }
+
+    fn ending(&self) -> Ending {
+        match &self.lent {
+            Lent::Writer(writer) => writer.ending(),
+            Lent::Reader(_) => Ending::by_closing(),
+        }
     }
 
     fn start_rollback(&mut self) {

@@ -10,12 +10,14 @@ use std::cmp::Ordering as Order;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use rocket::futures::future::{BoxFuture, ready};
 use rocket::futures::{FutureExt, StreamExt};
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Connection, Execute, Executor, Sqlite};
 
 use super::sync::Wal;
+use crate::db::{Ended, ending};
 
 /// What the writer's callbacks and our transactions tell each other. One for each connection.
 ///
@@ -395,6 +397,18 @@ impl Watch {
         // The row that it deleted, and put back.
         self.changes.fetch_add(1, Ordering::SeqCst);
         Ok(self.looked_for.load(Ordering::SeqCst))
+    }
+}
+
+impl ending::End for Arc<Watch> {
+    /// The connection is about to be closed; only a handler that has replaced our hooks can have
+    /// committed anything.
+    fn end(&self) -> BoxFuture<'_, Ended> {
+        let ended = match self.is_blind() {
+            true => Ended::Before,
+            false => Ended::RolledBack,
+        };
+        ready(ended).boxed()
     }
 }
 
