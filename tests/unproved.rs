@@ -12,7 +12,7 @@ use rocket_tx::tx::{Mode, ReadWrite, RepeatableRead, Serializable, bounded};
 use rocket_tx::{Begin, Error, Settlement, Tx};
 
 use crate::support::stage::{note, run};
-use crate::support::{Backend, Main, Stage};
+use crate::support::{Backend, Cluster, Databases, In, Main, Stage};
 
 /// What a handler does before it is given up, or answers.
 async fn work<M: Mode>(tx: &mut Tx<Main, M>, what: &str) -> Result<(), Error> {
@@ -108,8 +108,12 @@ type Late = Arc<Semaphore>;
 const GIVEN_UP_AFTER: Duration = Duration::from_millis(300);
 
 async fn stage(backend: Backend) -> (Stage, Late) {
+    stage_on(Databases::with_tables(backend).await).await
+}
+
+async fn stage_on(databases: Databases) -> (Stage, Late) {
     let late = Late::new(Semaphore::new(0));
-    let stage = Stage::new(backend, |rocket| {
+    let stage = Stage::on(databases, &[], |rocket| {
         let routes = routes![given_up, given_up_above, given_up_on_top];
         rocket
             .manage(Arc::clone(&late))
@@ -174,3 +178,24 @@ on_each_backend!(
     what_stands_is_rolled_back_before_the_answer,
     what_its_handler_has_committed_is_not_told_as_rolled_back,
 );
+
+mod postgres_only {
+    use super::*;
+
+    /// From then on the server looks like another one, by what a crash would change.
+    #[rocket::async_test]
+    async fn on_postgres_a_reset_of_statistics_keeps_no_session_alive() {
+        let cluster = Cluster::start().await;
+        let (stage, late) = stage_on(Databases::on_cluster(&cluster).await).await;
+        stage.nothing_is_stuck().await;
+        let reset = "SELECT pg_stat_reset_shared('archiver')";
+        stage.databases.execute(In::Main, reset).await;
+        let answer = stage.send("POST /leaked/default/nothing").await;
+        assert_eq!(answer.told(), (500, Some("rolled-back")), "{answer:?}");
+        late.add_permits(1);
+        let answer = stage.send("POST /given-up/default/commit").await;
+        assert_eq!(answer.told(), (500, Some("unknown")), "{answer:?}");
+        stage.nothing_is_stuck().await;
+        assert_eq!(stage.notes().await, ["first"]);
+    }
+}

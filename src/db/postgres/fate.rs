@@ -49,6 +49,11 @@ async fn incarnation(connection: &mut PgConnection) -> sqlx::Result<String> {
 }
 
 impl Backend {
+    /// The id of its process.
+    pub(super) fn pid(&self) -> &str {
+        &self.pid
+    }
+
     /// One round trip.
     pub(super) async fn new(pid: String, started: String, connection: &mut PgConnection) -> Self {
         let incarnation = match incarnation(connection).await {
@@ -106,11 +111,10 @@ impl Backend {
         seen: &mut Seen,
     ) -> sqlx::Result<Asked> {
         let mut connection = settings.connect_options().connect().await?;
-        if let Some(before) = &self.incarnation
-            && incarnation(&mut connection).await? != **before
-        {
-            return Ok(Asked::Enough);
-        }
+        let is_same = match &self.incarnation {
+            Some(before) => incarnation(&mut connection).await? == **before,
+            None => false,
+        };
         let Self { pid, started, .. } = self;
         let stands = match xid {
             Some(xid) => format!("backend_xid IS NOT DISTINCT FROM '{xid}'::xid8::xid"),
@@ -134,8 +138,9 @@ impl Backend {
                 _ => Asked::IsThere,
             });
         }
-        seen.is_gone = true;
-        let (Some(xid), Some(_)) = (xid, &self.incarnation) else {
+        // Another server knows nothing of it, unless the process was seen there.
+        seen.is_gone = is_same || self.incarnation.is_none() || seen.stood.is_some();
+        let (Some(xid), true) = (xid, is_same) else {
             return Ok(Asked::Enough);
         };
         let status = format!("SELECT pg_xact_status('{xid}')");

@@ -103,7 +103,8 @@ impl Settings {
     pub(super) fn opening(&self, secret: &str) -> String {
         let mut statements: Vec<String> = self.sets().collect();
         statements.push(format!(
-            "PREPARE {PROOF}(text) AS SELECT pg_advisory_unlock_all(), '{secret}', $1"
+            "PREPARE {PROOF}(pg_catalog.text) AS \
+             SELECT pg_catalog.pg_advisory_unlock_all(), '{secret}', $1"
         ));
         let holds = self.values.iter().map(|(name, value)| {
             // `set_config` answers with the value in the server's own spelling.

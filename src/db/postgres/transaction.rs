@@ -69,8 +69,8 @@ impl Session for PostgresSession {
             true => (
                 format!(
                     "{begin}; SAVEPOINT {savepoint}; \
-                     SELECT pg_current_xact_id()::text, \
-                         current_setting('transaction_read_only'), '{nonce}'"
+                     SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text, \
+                         pg_catalog.current_setting('transaction_read_only'), '{nonce}'"
                 ),
                 3,
             ),
@@ -131,10 +131,13 @@ impl Session for PostgresSession {
         let nonce = nonce();
         let sql = format!(
             "RELEASE {savepoint}; SAVEPOINT {savepoint}; SET CONSTRAINTS ALL IMMEDIATE; \
-             SELECT pg_current_xact_id_if_assigned()::text, '{nonce}'"
+             SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, \
+                 pg_catalog.pg_backend_pid()::pg_catalog.text, '{nonce}'"
         );
         let answers = Answers::to(self, sql).await;
-        if !answers.prove(4, &nonce) {
+        // Safe code can exchange the connections of two sessions: the id must be of ours.
+        let is_ours = answers.text(1) == Some(self.backend().pid());
+        if !answers.prove(4, &nonce) || !is_ours {
             // Nothing was committed, whatever became of the connection.
             return Err(refusal(answers.into_error()));
         }
