@@ -62,13 +62,15 @@ impl ErrorClass {
 /// Whether the session that met this error can be used no more: it has ended, or the driver no
 /// longer understands what comes.
 pub(crate) fn ends_session(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Protocol(_) => true,
-        error => matches!(
-            ErrorClass::of(error),
-            ErrorClass::Lost | ErrorClass::Unreachable
-        ),
-    }
+    matches!(error, sqlx::Error::Protocol(_)) || is_lost(error)
+}
+
+/// Whether the session that met this error has ended.
+pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
+    matches!(
+        ErrorClass::of(error),
+        ErrorClass::Lost | ErrorClass::Unreachable
+    )
 }
 
 /// Whether another session may do better than the one that met this error at its first statement: it

@@ -16,6 +16,7 @@ use super::fate::Backend;
 use super::proof::{Answers, nonce};
 use super::sessions::Sessions;
 use super::settings::{CleanUp, Settings};
+use crate::db::error_class::is_lost;
 use crate::db::{ErrorClass, TransactionId};
 
 /// How long a living server takes at most for what needs no lock and no disk. A session that takes
@@ -106,14 +107,6 @@ pub(super) enum Last {
 /// No later answer says more.
 fn is_final(error: &sqlx::Error) -> bool {
     is_lost(error) || ErrorClass::of(error) == ErrorClass::Aborted
-}
-
-/// The session that met this error has ended.
-fn is_lost(error: &sqlx::Error) -> bool {
-    matches!(
-        ErrorClass::of(error),
-        ErrorClass::Lost | ErrorClass::Unreachable
-    )
 }
 
 /// What becomes of a session when it comes back.

@@ -159,8 +159,7 @@ impl Session for PostgresSession {
         let release = format!("RELEASE {}", savepoint());
         let statements = [&*release, "COMMIT"];
         let committing = self.run_last(&statements);
-        let mut is_alive = false;
-        let error = match timeout(limit, committing).await {
+        let (error, is_alive) = match timeout(limit, committing).await {
             Ok(Last::Proved) => return Ok(Durability::reached()),
             Ok(Last::NotProved(answers)) => {
                 let answered = answers.count;
@@ -169,11 +168,10 @@ impl Session for PostgresSession {
                     self.transaction.is_refused = answered == 1;
                     return Err(refusal(error));
                 }
-                is_alive = true;
-                error
+                (error, true)
             }
-            Ok(Last::Lost(answers)) => answers.into_error(),
-            Err(_) => no_answer(limit),
+            Ok(Last::Lost(answers)) => (answers.into_error(), false),
+            Err(_) => (no_answer(limit), false),
         };
         self.set_on_return(OnReturn::Close);
         match self.fate().await {
@@ -195,26 +193,19 @@ impl Session for PostgresSession {
                 self.set_on_return(OnReturn::Reuse);
                 return Ok(());
             }
-            return self.not_proved(no_answer(PROMPT), true).await;
+            return self.not_proved(None).await;
         }
         let limit = self.sessions().settle_timeout() / 2;
         let back = format!("ROLLBACK TO {}", savepoint());
         let statements = [&*back, "ROLLBACK"];
         let rolling_back = self.run_last(&statements);
-        let error = match timeout(limit, rolling_back).await {
+        let lost = match timeout(limit, rolling_back).await {
             Ok(Last::Proved) => return Ok(()),
-            Ok(Last::NotProved(answers)) => match refusal(answers.into_error()) {
-                CommitError::Ended { undone } => return Err(RollbackError::Ended { undone }),
-                CommitError::Refused(error) => return self.not_proved(error, true).await,
-                other => {
-                    let error = sqlx::Error::Protocol(other.to_string());
-                    return self.not_proved(error, true).await;
-                }
-            },
-            Ok(Last::Lost(answers)) => answers.into_error(),
-            Err(_) => no_answer(limit),
+            Ok(Last::NotProved(_)) => None,
+            Ok(Last::Lost(answers)) => Some(answers.into_error()),
+            Err(_) => Some(no_answer(limit)),
         };
-        self.not_proved(error, false).await
+        self.not_proved(lost).await
     }
 
     fn ending(&self) -> Ending {
@@ -268,21 +259,19 @@ impl PostgresSession {
         }
     }
 
-    /// ROLLBACK was not answered as it should be: the server is asked. If the session `is_alive`,
-    /// and does not prove that it has rolled back what BEGIN began, somebody else has ended that, and
-    /// may have done more outside of it.
-    async fn not_proved(
-        &mut self,
-        error: sqlx::Error,
-        is_alive: bool,
-    ) -> Result<(), RollbackError> {
+    /// ROLLBACK was not answered as it should be. If the session was `lost`, the server is asked. A
+    /// session that lives, and does not prove that it has rolled back what BEGIN began, says enough:
+    /// somebody else has ended that, and may have done more outside of it.
+    async fn not_proved(&mut self, lost: Option<sqlx::Error>) -> Result<(), RollbackError> {
         self.set_on_return(OnReturn::Close);
+        let Some(lost) = lost else {
+            return Err(RollbackError::Ended { undone: false });
+        };
         match self.fate().await {
             // The handler had sent COMMIT by itself.
             Some(Fate::Committed) => Err(RollbackError::Ended { undone: false }),
-            Some(Fate::RolledBack) if !is_alive => Ok(()),
-            _ if is_alive => Err(RollbackError::Ended { undone: false }),
-            _ => Err(RollbackError::Lost(error)),
+            Some(Fate::RolledBack) => Ok(()),
+            None => Err(RollbackError::Lost(lost)),
         }
     }
 

@@ -23,7 +23,6 @@ pub enum Patience {
 pub enum ErrorClass {
     Busy,
     Unreachable,
-    Lost,
     Aborted,
     Other,
 }
@@ -43,6 +42,10 @@ pub mod error_class {
     }
 
     pub fn ends_session(_: &sqlx::Error) -> bool {
+        false
+    }
+
+    pub fn is_lost(_: &sqlx::Error) -> bool {
         false
     }
 }
