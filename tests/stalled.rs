@@ -1,6 +1,10 @@
 //! Clients that ask for a body which reads while it is sent, and take it slowly, or not at all.
 
+mod addresses;
+mod bodies;
+
 use std::io::Cursor;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,7 +17,7 @@ use rocket::tokio::io::{AsyncRead, AsyncReadExt, AsyncSeek, AsyncWriteExt, ReadB
 use rocket::tokio::net::{TcpSocket, TcpStream};
 use rocket::tokio::sync::Semaphore;
 use rocket::tokio::time::{sleep, timeout};
-use rocket::{Build, Request, Response, Rocket, State, get, post, routes};
+use rocket::{Build, Request, Response, Rocket, State, get, post, routes, tokio};
 use rocket_tx::db::Connection;
 use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
 
@@ -69,7 +73,7 @@ fn stream(mut read: Read<Main>, chunks: usize, bodies: &State<Bodies>) -> TextSt
 /// A body of known size that holds a `Read`.
 struct Sized {
     _body: Arc<()>,
-    _read: Read<Main>,
+    read: Read<Main>,
     text: Cursor<Vec<u8>>,
 }
 
@@ -79,6 +83,7 @@ impl AsyncRead for Sized {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
+        let _: &Connection = &self.read;
         Pin::new(&mut self.text).poll_read(context, buffer)
     }
 }
@@ -108,7 +113,7 @@ fn sized(read: Read<Main>, chunks: usize, bodies: &State<Bodies>) -> Sized {
     text.extend_from_slice(END.as_bytes());
     Sized {
         _body: Arc::clone(bodies),
-        _read: read,
+        read,
         text: Cursor::new(text),
     }
 }
@@ -164,9 +169,24 @@ fn broken(read: Read<Main>, how: &str) -> Broken {
     }
 }
 
+/// A task of the request reads for long; its body has nothing to do with that.
+#[get("/beside/<chunks>")]
+fn beside(mut read: Read<Main>, chunks: usize, go_on: &State<Arc<Semaphore>>) -> String {
+    let go_on = Arc::clone(go_on);
+    tokio::spawn(async move {
+        assert!(rows(&mut read).await.is_ok());
+        let _permit = go_on.acquire().await;
+        drop(read);
+    });
+    "x".repeat(chunks * CHUNK) + END
+}
+
 /// A body that waits for something else than its client.
 #[get("/waiting")]
-fn waiting<'r>(read: Read<Main>, go_on: &'r State<Semaphore>) -> TextStream![&'static str + 'r] {
+fn waiting<'r>(
+    read: Read<Main>,
+    go_on: &'r State<Arc<Semaphore>>,
+) -> TextStream![&'static str + 'r] {
     TextStream! {
         yield "the beginning, ";
         let _permit = go_on.acquire().await;
@@ -189,7 +209,7 @@ async fn count(mut read: Read<Main>) -> Result<String, Error> {
 }
 
 #[post("/go-on")]
-fn go_on(waiting: &State<Semaphore>) {
+fn go_on(waiting: &State<Arc<Semaphore>>) {
     waiting.add_permits(1);
 }
 
@@ -207,10 +227,12 @@ struct Scene {
 fn service(rocket: Rocket<Build>, bodies: &Bodies) -> Rocket<Build> {
     rocket
         .manage(Arc::clone(bodies))
-        .manage(Semaphore::new(0))
+        .manage(Arc::new(Semaphore::new(0)))
         .mount(
             "/",
-            routes![stream, sized, early, broken, waiting, go_on, count, write],
+            routes![
+                stream, sized, early, broken, beside, waiting, go_on, count, write
+            ],
         )
         .attach(Settlement::new())
 }
@@ -223,12 +245,7 @@ async fn scene_with(backend: Backend, read_idle_timeout: &str) -> Scene {
     ];
     let bodies = Bodies::default();
     let stage = Stage::on(databases, &settings, |rocket| service(rocket, &bodies)).await;
-    let row = match backend {
-        Backend::Sqlite => "INSERT INTO notes VALUES (hex(zeroblob(32768)))",
-        Backend::Postgres => "INSERT INTO notes VALUES (repeat('x', 65536))",
-    };
-    stage.databases.execute(In::Main, row).await;
-    Scene { stage, bodies }
+    Scene::of(backend, stage, bodies).await
 }
 
 async fn scene(backend: Backend) -> Scene {
@@ -236,6 +253,15 @@ async fn scene(backend: Backend) -> Scene {
 }
 
 impl Scene {
+    async fn of(backend: Backend, stage: Stage, bodies: Bodies) -> Self {
+        let row = match backend {
+            Backend::Sqlite => "INSERT INTO notes VALUES (hex(zeroblob(32768)))",
+            Backend::Postgres => "INSERT INTO notes VALUES (repeat('x', 65536))",
+        };
+        stage.databases.execute(In::Main, row).await;
+        Self { stage, bodies }
+    }
+
     /// All that may read wait for clients that do not.
     async fn stall(&self, path: &str) -> Vec<Client> {
         let mut clients = Vec::new();
@@ -309,212 +335,3 @@ impl Client {
 
 /// How a chunked response ends that is complete.
 const LAST_CHUNK: &str = "\r\n0\r\n\r\n";
-
-async fn reads_of_clients_that_take_nothing_come_free_and_their_bodies_are_cut(backend: Backend) {
-    let scene = scene(backend).await;
-    let stage = &scene.stage;
-    let mut clients = scene.stall("/stream").await;
-    scene.is_freed().await;
-    for client in &mut clients {
-        let rest = client.rest(LAST_CHUNK).await;
-        assert!(rest.len() < CHUNKS * CHUNK, "{}", rest.len());
-        assert!(!rest.ends_with(LAST_CHUNK), "it looks complete");
-        assert!(!rest.contains(END));
-    }
-    // All of them, and in order: more often than there are.
-    for _ in 0..2 * READERS {
-        assert_eq!(stage.send("GET /count").await.body, "1");
-    }
-    stage.nothing_is_stuck().await;
-}
-
-async fn bodies_of_known_size_are_cut_too(backend: Backend) {
-    let scene = scene(backend).await;
-    let stage = &scene.stage;
-    let size = CHUNKS * CHUNK + END.len();
-    let answer = stage.send(&format!("GET /sized/{CHUNKS}")).await;
-    assert_eq!(
-        answer.header("content-length"),
-        Some(size.to_string().as_str())
-    );
-    assert_eq!(answer.body.len(), size);
-    let mut clients = scene.stall("/sized").await;
-    scene.is_freed().await;
-    for client in &mut clients {
-        let rest = client.rest(END).await;
-        assert!(rest.len() < size, "{}", rest.len());
-    }
-    stage.nothing_is_stuck().await;
-}
-
-/// So slowly that the service is seldom asked for more: the system has sent ahead.
-async fn a_client_that_reads_slowly_gets_everything(backend: Backend) {
-    let scene = scene(backend).await;
-    let mut client = Client::asks(&scene.stage.http, &format!("GET /stream/{CHUNKS}")).await;
-    let (mut length, started) = (0, Instant::now());
-    while started.elapsed() < 5 * LIMIT {
-        let mut part = [0; 4 * 1024];
-        client.0.read_exact(&mut part).await.unwrap();
-        length += part.len();
-        sleep(Duration::from_millis(40)).await;
-    }
-    let rest = client.rest(LAST_CHUNK).await;
-    length += rest.len();
-    assert!(length > CHUNKS * CHUNK, "{length}");
-    assert!(rest.ends_with(&format!("{END}{LAST_CHUNK}")));
-    scene.stage.nothing_is_stuck().await;
-}
-
-async fn a_body_that_waits_for_something_else_than_its_client_is_not_cut(backend: Backend) {
-    let scene = scene(backend).await;
-    let stage = &scene.stage;
-    let mut client = Client::asks(&stage.http, "GET /waiting").await;
-    let beginning = client.rest("the beginning, \r\n").await;
-    assert!(beginning.ends_with("the beginning, \r\n"));
-    sleep(3 * LIMIT).await;
-    assert_eq!(stage.send("POST /go-on").await.status, 200);
-    let rest = client.rest(LAST_CHUNK).await;
-    assert!(rest.contains(END) && rest.ends_with(LAST_CHUNK), "{rest}");
-    stage.nothing_is_stuck().await;
-}
-
-async fn a_body_that_has_given_its_read_back_may_wait_for_its_client(backend: Backend) {
-    let scene = scene(backend).await;
-    let mut client = Client::asks(&scene.stage.http, &format!("GET /early/{CHUNKS}")).await;
-    sleep(3 * LIMIT).await;
-    let rest = client.rest(LAST_CHUNK).await;
-    assert!(rest.ends_with(&format!("{END}{LAST_CHUNK}")));
-}
-
-async fn a_body_that_fails_does_not_look_complete(backend: Backend) {
-    let scene = scene(backend).await;
-    for what in ["GET /broken/fails", "GET /broken/panics"] {
-        let mut client = Client::of(&scene.stage.http).await;
-        client.send(what).await;
-        let rest = client.rest(LAST_CHUNK).await;
-        assert!(!rest.ends_with(LAST_CHUNK), "{what}: {rest}");
-    }
-    scene.stage.nothing_is_stuck().await;
-}
-
-async fn a_connection_that_waits_between_two_requests_is_not_cut(backend: Backend) {
-    let scene = scene(backend).await;
-    let stage = &scene.stage;
-    let mut client = Client::asks(&stage.http, "GET /stream/1").await;
-    for _ in 0..2 {
-        let rest = client.rest(LAST_CHUNK).await;
-        assert!(rest.ends_with(LAST_CHUNK), "{rest}");
-        sleep(2 * LIMIT).await;
-        client.ask("GET /stream/1").await;
-    }
-}
-
-/// By far not after the bound: it is the longest that there is.
-async fn a_head_and_a_client_that_leaves_keep_nothing(backend: Backend) {
-    let scene = scene_with(backend, "\"24days\"").await;
-    let stage = &scene.stage;
-    let tasks = || {
-        rocket::tokio::runtime::Handle::current()
-            .metrics()
-            .num_alive_tasks()
-    };
-    scene.is_freed().await;
-    stage.nothing_is_stuck().await;
-    let before = tasks();
-    for _ in 0..2 * READERS {
-        for path in ["stream", "sized"] {
-            let answer = stage.send(&format!("HEAD /{path}/{CHUNKS}")).await;
-            assert_eq!((answer.told(), answer.body.as_str()), ((200, None), ""));
-        }
-    }
-    scene.is_freed().await;
-    for path in ["/stream", "/sized"] {
-        drop(scene.stall(path).await);
-        scene.is_freed().await;
-    }
-    stage.nothing_is_stuck().await;
-    // Connections that are kept for the next request have tasks too; a few.
-    eventually("nothing watches these 24 bodies", async || {
-        tasks() < before + READERS
-    })
-    .await;
-}
-
-mod files {
-    use super::*;
-
-    /// Whether all of the log can be put into the file and the log begun anew.
-    async fn is_reset(databases: &Databases) -> bool {
-        let mut connection = databases.sqlite(In::Main).await;
-        sqlx::query("PRAGMA busy_timeout = 0")
-            .execute(&mut connection)
-            .await
-            .unwrap();
-        let (busy, ..): (i64, i64, i64) = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)")
-            .fetch_one(&mut connection)
-            .await
-            .unwrap();
-        busy == 0
-    }
-
-    #[rocket::async_test]
-    async fn a_client_that_takes_nothing_does_not_keep_the_log_growing() {
-        let scene = scene(Backend::Sqlite).await;
-        let stage = &scene.stage;
-        let _clients = scene.stall("/stream").await;
-        let answer = stage.send("POST /notes/after").await;
-        assert_eq!(answer.told(), (200, Some("committed")));
-        assert!(!is_reset(&stage.databases).await, "the readers keep it");
-        eventually("the log begins anew", async || {
-            is_reset(&stage.databases).await
-        })
-        .await;
-    }
-}
-
-/// On one thread: what its tasks log is found by the thread that they run on.
-#[test]
-fn one_line_says_whose_connection_was_closed() {
-    let runtime = rocket::tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let log = logged_here(|| {
-        runtime.block_on(async {
-            let scene = scene(Backend::Sqlite).await;
-            let clients = scene.stall("/stream").await;
-            scene.is_freed().await;
-            // The others follow by themselves.
-            for mut client in clients {
-                client.rest(LAST_CHUNK).await;
-            }
-        });
-    });
-    let lines: Vec<&str> = log
-        .lines()
-        .filter(|line| line.contains("read_idle_timeout"))
-        .collect();
-    assert_eq!(lines.len(), READERS, "{log}");
-    for line in lines {
-        for said in [
-            "WARN",
-            "id=",
-            "route=\"stream\"",
-            "main",
-            "client=127.0.0.1:",
-        ] {
-            assert!(line.contains(said), "{said} is missing from {line}");
-        }
-    }
-}
-
-on_each_backend!(
-    reads_of_clients_that_take_nothing_come_free_and_their_bodies_are_cut,
-    bodies_of_known_size_are_cut_too,
-    a_client_that_reads_slowly_gets_everything,
-    a_body_that_waits_for_something_else_than_its_client_is_not_cut,
-    a_body_that_has_given_its_read_back_may_wait_for_its_client,
-    a_body_that_fails_does_not_look_complete,
-    a_connection_that_waits_between_two_requests_is_not_cut,
-    a_head_and_a_client_that_leaves_keep_nothing,
-);

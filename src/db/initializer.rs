@@ -12,13 +12,13 @@ use parking_lot::Mutex;
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::figment::providers::Serialized;
 use rocket::figment::{self, Figment};
-use rocket::{Build, Orbit, Phase, Rocket};
+use rocket::{Build, Data, Orbit, Phase, Request, Rocket};
 use rocket_db_pools::{Database, Pool};
 use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "postgres")]
 use super::health::Health;
-use super::{Error, Identity, Link, Migrations, TransactionPool};
+use super::{Arrival, Error, Identity, Link, Migrations, TransactionPool};
 
 /// Attaches the database `D`: opens it, migrates it, and closes it at shutdown after the requests
 /// in flight.
@@ -75,7 +75,7 @@ where
     fn info(&self) -> Info {
         Info {
             name: D::NAME,
-            kind: Kind::Ignite | Kind::Shutdown,
+            kind: Kind::Ignite | Kind::Request | Kind::Shutdown,
         }
     }
 
@@ -89,6 +89,10 @@ where
             }
         };
         Ok(rocket.manage(D::from(pool)))
+    }
+
+    async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
+        Arrival::note(request);
     }
 
     async fn on_shutdown(&self, rocket: &Rocket<Orbit>) {
@@ -179,6 +183,12 @@ impl Roster {
         }
         let roster = Self::default();
         (rocket.manage(roster.clone()), roster)
+    }
+
+    /// Whether a database is attached under this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        let databases = self.databases.lock();
+        databases.iter().any(|(_, known, _)| *known == name)
     }
 
     /// Under which name a database is attached already.

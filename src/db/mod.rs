@@ -9,6 +9,7 @@
 //! | `postgres` | the pool for requests and the read-only pool beside it, and how their sessions prove themselves |
 //! | `by_url` | [`UrlPool`]: the backend is chosen by the URL, the SQL stands once |
 //! | `initializer` | [`init`]: the fairing that attaches a database, in order, with good errors |
+//! | `arrival` | where a request came from, noted before another fairing can say otherwise |
 //! | `health` | what is logged when a database goes away and comes back |
 //! | `readiness` | [`NotReady`]: whether it can serve now, asked beside requests |
 //! | `error_class` | what an error of a database means: one table for all |
@@ -17,6 +18,7 @@
 //! The room knows nothing of requests: what a transaction means for a response is decided in
 //! [`tx`](crate::tx).
 
+mod arrival;
 mod by_url;
 mod config;
 mod durability;
@@ -53,6 +55,7 @@ pub use transaction::{
     TransactionId,
 };
 
+pub(crate) use arrival::Arrival;
 pub(crate) use by_url::either;
 pub(crate) use config::setting;
 pub(crate) use error_class::ErrorClass;

@@ -79,7 +79,7 @@ impl Fairing for Answer {
             .span
             .in_scope(|| log_failure(request, context, response));
         response.set_header(Header::new("X-Request-Id", context.id.to_string()));
-        read_body::bound(settings.read_idle_timeout, context, request, response).await;
+        read_body::bound(settings, context, request, response).await;
         let response = &*response;
         settings
             .monitor

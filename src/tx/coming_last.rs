@@ -46,7 +46,7 @@ impl Fairing for ComesLast {
 /// Why responses are not settled last, in words for the log.
 pub(super) fn what_runs_later<P: Phase>(rocket: &Rocket<P>) -> Option<String> {
     // It is shown there alone.
-    let Some(fairings) = response_fairings(&format!("{rocket:?}")) else {
+    let Some(fairings) = fairings(&format!("{rocket:?}"), "response") else {
         tracing::warn!(
             "this version of Rocket does not show its fairings: take care that none which changes \
              responses is attached by a stage that another stage attached"
@@ -68,16 +68,19 @@ pub(super) fn what_runs_later<P: Phase>(rocket: &Rocket<P>) -> Option<String> {
     })
 }
 
-/// The names of the response fairings in the order in which they run, out of Rocket's `Debug`.
-fn response_fairings(debug: &str) -> Option<Vec<String>> {
+/// The names of the fairings of one kind in the order in which they run, out of Rocket's `Debug`.
+pub(super) fn fairings(debug: &str, wanted: &str) -> Option<Vec<String>> {
     let (_, mut rest) = debug.split_once("fairings: Fairings { ")?;
-    for kind in ["launch", "liftoff", "request"] {
+    for kind in ["launch", "liftoff", "request", "response"] {
         let list = rest.strip_prefix(kind)?.strip_prefix(": [")?;
-        (_, rest) = names(list)?;
+        let found;
+        (found, rest) = names(list)?;
+        if kind == wanted {
+            return Some(found);
+        }
         rest = rest.strip_prefix(", ")?;
     }
-    let list = rest.strip_prefix("response: [")?;
-    names(list).map(|(names, _)| names)
+    None
 }
 
 /// The strings in a list, and what comes after its end.
@@ -112,7 +115,7 @@ pub(super) fn comes_too_early<P: Phase>(settings: &Settings, rocket: &Rocket<P>)
 
 #[cfg(test)]
 mod tests {
-    use super::{names, response_fairings};
+    use super::{fairings, names};
 
     #[test]
     fn names_are_read_whatever_is_in_them() {
@@ -126,8 +129,10 @@ mod tests {
     #[test]
     fn rocket_shows_its_fairings() {
         let rocket = rocket::build().attach(super::Answer);
-        let shown = response_fairings(&format!("{rocket:?}")).unwrap();
+        let rocket = format!("{rocket:?}");
+        let shown = fairings(&rocket, "response").unwrap();
         assert_eq!(shown, ["Shield", super::NAME]);
-        assert_eq!(response_fairings("Rocket"), None);
+        assert_eq!(fairings(&rocket, "request").unwrap(), [""; 0]);
+        assert_eq!(fairings("Rocket", "response"), None);
     }
 }

@@ -17,6 +17,7 @@
 //! | `decision` | [`Commit`], [`Rollback`]: what a handler decides by its return type |
 //! | `settlement`, `settings` | [`Settlement`]: the fairing that a service attaches, and what it was told |
 //! | `answer` | the half of it that sees the response: reads the verdict off it, and has it settled |
+//! | `coming_first` | whether a client's address was noted before a fairing could change it |
 //! | `coming_last` | seeing to it that no response fairing runs after it |
 //! | `collected` | what is taken out of the registry to be settled |
 //! | `settle` | carrying the verdict out on every resource |
@@ -41,6 +42,7 @@ mod bounded;
 mod catchers;
 mod checkout;
 mod collected;
+mod coming_first;
 mod coming_last;
 mod context;
 mod decision;

@@ -3,6 +3,7 @@
 use std::any::TypeId;
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -103,6 +104,8 @@ struct Reading {
     database: TypeId,
     name: &'static str,
     rank: usize,
+    /// What used it last is the body of the response.
+    by_body: Arc<AtomicBool>,
 }
 
 /// One line of the registry.
@@ -273,8 +276,12 @@ impl Outstanding {
     }
 
     /// A `Read` of `D` begins. Ends with [`reading_ends`](Self::reading_ends). Says how long it
-    /// may wait for a connection.
-    pub(super) fn reading_begins<D: Database>(&self, rank: usize) -> Result<Patience, Error> {
+    /// may wait for a connection. What uses the `Read` says in `by_body` whether it is the body.
+    pub(super) fn reading_begins<D: Database>(
+        &self,
+        rank: usize,
+        by_body: Arc<AtomicBool>,
+    ) -> Result<Patience, Error> {
         let mut state = self.state.lock();
         let database = TypeId::of::<D>();
         let open = state
@@ -288,6 +295,7 @@ impl Outstanding {
             database,
             name: D::NAME,
             rank,
+            by_body,
         });
         Ok(patience)
     }
@@ -297,10 +305,12 @@ impl Outstanding {
         !self.state.lock().reading.is_empty()
     }
 
-    /// The databases that a `Read` of the request holds a connection of.
-    pub(super) fn read_from(&self) -> Vec<&'static str> {
+    /// The databases that the body of the response holds a connection of, by a `Read`.
+    pub(super) fn read_from_by_body(&self) -> Vec<&'static str> {
         let state = self.state.lock();
-        state.reading.iter().map(|reading| reading.name).collect()
+        let by_body = |reading: &&Reading| reading.by_body.load(Ordering::Relaxed);
+        let reading = state.reading.iter().filter(by_body);
+        reading.map(|reading| reading.name).collect()
     }
 
     pub(super) fn reading_ends<D: Database>(&self) {

@@ -4,15 +4,43 @@
 //! address of the client.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// One client of the service, by both ends of its connection.
 #[derive(Clone, Copy)]
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
-    /// Where the service listens. Without it a client could pass for a server that the service is
-    /// connected to: clients choose their own port.
-    pub(super) local_port: u16,
+    pub(super) ours: Ours,
+}
+
+/// The service's end. Without it a client could pass for a server that the service is connected to:
+/// clients choose their own port.
+#[derive(Clone, Copy)]
+pub(super) struct Ours {
+    /// `None` where the service listens on all addresses of its machine.
+    ip: Option<IpAddr>,
+    port: u16,
+}
+
+impl Ours {
+    /// Where a service listens.
+    pub(super) fn listening(ip: IpAddr, port: u16) -> Self {
+        let ip = Some(ip).filter(|ip| !ip.is_unspecified());
+        Self { ip, port }
+    }
+
+    fn is_at(self, address: SocketAddr) -> bool {
+        self.port == address.port() && self.ip.is_none_or(|ip| ip == address.ip())
+    }
+}
+
+/// A connection that may be the client's, as the kernel lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Listed {
+    /// The service's end.
+    pub(super) ours: SocketAddr,
+    /// How many bytes the client's machine has not taken yet.
+    pub(super) not_taken: u64,
 }
 
 /// The socket of a client, as the process numbers it.
@@ -77,7 +105,7 @@ impl Peer {
         let is_ours = || {
             let ours = getsockname::<SockaddrStorage>(socket.0);
             let ours = ours.ok().and_then(|ours| internet(&ours));
-            ours.is_some_and(|ours| ours.port() == self.local_port)
+            ours.is_some_and(|ours| self.ours.is_at(ours))
         };
         is_peer && is_ours()
     }
@@ -101,46 +129,64 @@ impl Peer {
 }
 
 impl Peer {
-    /// How many bytes the client's machine has not taken yet, where the kernel tells it.
+    /// The same client, by the one of its connections that has this end.
+    pub(super) fn by(self, ours: SocketAddr) -> Self {
+        let (ip, port) = (Some(ours.ip()), ours.port());
+        let ours = Ours { ip, port };
+        Self { ours, ..self }
+    }
+
+    /// The connections that may be this client's, where the kernel tells: as a rule one.
     #[cfg(target_os = "linux")]
-    pub(super) fn not_taken(self) -> Option<u64> {
+    pub(super) fn listed(self) -> Vec<Listed> {
         let table = match self.address {
             SocketAddr::V4(_) => "/proc/self/net/tcp",
             SocketAddr::V6(_) => "/proc/self/net/tcp6",
         };
-        let (remote, local) = (hex(self.address), format!(":{:04X}", self.local_port));
-        let table = std::fs::read_to_string(table).ok()?;
+        let table = std::fs::read_to_string(table).unwrap_or_default();
+        let remote = (self.address.ip(), self.address.port());
+        let port = format!(":{:04X}", self.ours.port);
         // "sl local_address rem_address st tx_queue:rx_queue ..."
-        table.lines().find_map(|line| {
+        let connection = |line: &str| {
             let mut fields = line.split_ascii_whitespace().skip(1);
-            let is_it = fields.next()?.ends_with(&local) && fields.next()? == remote;
-            let queues = fields.nth(1).filter(|_| is_it)?;
-            u64::from_str_radix(queues.split(':').next()?, 16).ok()
-        })
+            let ours = fields.next().filter(|ours| ours.ends_with(&port))?;
+            let theirs = address(fields.next()?)?;
+            let ours = address(ours).filter(|ours| self.ours.is_at(*ours))?;
+            let queues = (fields.nth(1)).filter(|_| (theirs.ip(), theirs.port()) == remote)?;
+            let not_taken = u64::from_str_radix(queues.split(':').next()?, 16).ok()?;
+            Some(Listed { ours, not_taken })
+        };
+        table.lines().filter_map(connection).collect()
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn not_taken(self) -> Option<u64> {
-        None
+    pub(super) fn listed(self) -> Vec<Listed> {
+        Vec::new()
     }
 }
 
-/// An address as Linux's tables of connections write it: words of four bytes, in the byte order of
-/// the machine.
+/// An address out of Linux's tables of connections: words of four bytes, in the byte order of the
+/// machine, and the port.
 #[cfg(target_os = "linux")]
-fn hex(address: SocketAddr) -> String {
-    let words: String = match address {
-        SocketAddr::V4(v4) => format!("{:08X}", u32::from_ne_bytes(v4.ip().octets())),
-        SocketAddr::V6(v6) => {
-            let octets = v6.ip().octets();
-            let (words, _) = octets.as_chunks();
-            words
-                .iter()
-                .map(|word| format!("{:08X}", u32::from_ne_bytes(*word)))
-                .collect()
-        }
+fn address(text: &str) -> Option<SocketAddr> {
+    let (words, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |index: usize| {
+        let word = words.get(index * 8..(index + 1) * 8)?;
+        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
     };
-    format!("{words}:{:04X}", address.port())
+    let ip = match words.len() {
+        8 => IpAddr::from(word(0)?),
+        32 => {
+            let mut octets = [0; 16];
+            for (index, part) in octets.chunks_exact_mut(4).enumerate() {
+                part.copy_from_slice(&word(index)?);
+            }
+            IpAddr::from(octets)
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -148,7 +194,7 @@ mod tests {
     use std::io::{self, Read, Write};
     use std::net::{TcpListener, TcpStream};
 
-    use super::Peer;
+    use super::{Listed, Ours, Peer};
 
     /// A connection within the process, which has both ends: its client, the service's end, and what
     /// the service knows of it.
@@ -156,38 +202,46 @@ mod tests {
         let listener = TcpListener::bind((host, 0))?;
         let client = TcpStream::connect(listener.local_addr()?)?;
         let (service, address) = listener.accept()?;
-        let local_port = listener.local_addr()?.port();
-        let peer = Peer {
-            address,
-            local_port,
-        };
-        Ok((client, service, peer))
+        let listening = listener.local_addr()?;
+        let ours = Ours::listening(listening.ip(), listening.port());
+        Ok((client, service, Peer { address, ours }))
+    }
+
+    fn not_taken(peer: Peer) -> u64 {
+        match peer.listed()[..] {
+            [Listed { not_taken, .. }] => not_taken,
+            ref other => panic!("one connection, and not {other:?}"),
+        }
     }
 
     /// One port of the client leads to two addresses of the service.
     #[rocket::async_test]
-    async fn of_two_connections_that_look_the_same_none_is_taken() -> io::Result<()> {
+    async fn of_two_connections_that_look_the_same_one_is_found_by_the_end_of_the_service()
+    -> io::Result<()> {
         use rocket::tokio::net::TcpSocket;
 
         let listener = TcpListener::bind("0.0.0.0:0")?;
-        let local_port = listener.local_addr()?.port();
+        let listening = listener.local_addr()?;
         let connect = async |from: u16, to: [u8; 4]| {
             let socket = TcpSocket::new_v4()?;
             socket.set_reuseaddr(true)?;
             socket.bind(([127, 0, 0, 1], from).into())?;
-            socket.connect((to, local_port).into()).await
+            socket.connect((to, listening.port()).into()).await
         };
         let one = connect(0, [127, 0, 0, 2]).await?;
         let address = one.local_addr()?;
-        let peer = Peer {
-            address,
-            local_port,
-        };
+        let ours = Ours::listening(listening.ip(), listening.port());
+        let peer = Peer { address, ours };
         let _accepted = listener.accept()?;
         assert!(peer.socket()?.is_some());
         let _other = connect(address.port(), [127, 0, 0, 1]).await?;
         let _accepted_too = listener.accept()?;
         assert!(peer.socket().is_err());
+        let listed = peer.listed();
+        assert_eq!(listed.len(), 2);
+        for Listed { ours, .. } in listed {
+            assert!(peer.by(ours).socket()?.is_some(), "{ours}");
+        }
         Ok(())
     }
 
@@ -222,17 +276,16 @@ mod tests {
     fn the_kernel_tells_how_much_the_client_has_not_taken() {
         for host in ["127.0.0.1", "::1"] {
             let (mut client, mut service, peer) = connection(host).unwrap();
-            assert_eq!(peer.not_taken(), Some(0), "{host}");
+            assert_eq!(not_taken(peer), 0, "{host}");
             service.set_nonblocking(true).unwrap();
             let mut sent = 0;
             while let Ok(length) = service.write(&[0; 64 * 1024]) {
                 sent += length;
             }
-            let full = peer.not_taken().unwrap();
-            assert!(full > 0, "{host}");
+            assert!(not_taken(peer) > 0, "{host}");
             let mut received = vec![0; sent];
             client.read_exact(&mut received).unwrap();
-            while peer.not_taken() != Some(0) {
+            while not_taken(peer) != 0 {
                 std::thread::yield_now();
             }
         }

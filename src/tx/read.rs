@@ -4,6 +4,7 @@ use std::any::type_name;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rocket::request::{FromRequest, Outcome, Request};
@@ -15,7 +16,7 @@ use super::error::Error;
 use super::guard::failed_to_read;
 use super::lent::ConnectionOf;
 use super::outstanding::Outstanding;
-use super::sentinel;
+use super::{read_body, sentinel};
 use crate::db::{Access, Patience, Session, TransactionPool};
 
 /// A connection of `D` that only reads: no transaction, one round trip a query.
@@ -28,7 +29,8 @@ use crate::db::{Access, Patience, Session, TransactionPool};
 /// A `Read` is not outstanding: it may be moved into the response, and a body may stream from it.
 /// Then the client sets the pace, and has a limit: when it takes no byte of the body for
 /// `read_idle_timeout` (30 s by default), its connection is closed, and the body is dropped. The client
-/// sees that the response is not complete. The limit does not count while the body waits for its own
+/// sees that the response is not complete. A body counts as holding a `Read` once it has used it while
+/// it was sent; a task of the request that keeps one does not count. The limit does not count while the body waits for its own
 /// statement; there `statement_timeout` does, on Postgres. It does not hold for an upgraded connection
 /// (a WebSocket), nor for a [`rocket_db_pools::Connection`] in a body.
 ///
@@ -60,13 +62,23 @@ where
     D::Pool: TransactionPool,
 {
     session: <D::Pool as TransactionPool>::Session,
-    _reading: Reading<D>,
+    reading: Reading<D>,
 }
 
 /// Holds the place of a `Read` in its request.
 struct Reading<D: Database> {
     outstanding: Arc<Outstanding>,
+    /// What used it last is the body of the response.
+    by_body: Arc<AtomicBool>,
     database: PhantomData<fn() -> D>,
+}
+
+impl<D: Database> Reading<D> {
+    /// The `Read` is used, by whatever is running.
+    fn is_used(&self) {
+        let by_body = read_body::is_reading_from(self.outstanding.request);
+        self.by_body.store(by_body, Ordering::Relaxed);
+    }
 }
 
 impl<D: Database> Drop for Reading<D> {
@@ -94,10 +106,12 @@ where
         let _turn = outstanding.turn().await;
         let link = pool.link().get();
         let rank = link.ok_or(Error::NotAttached(type_name::<D>()))?.rank;
-        let patience = outstanding.reading_begins::<D>(rank)?;
+        let by_body = Arc::<AtomicBool>::default();
+        let patience = outstanding.reading_begins::<D>(rank, Arc::clone(&by_body))?;
         // Made before the wait: dropped in it, the place is given back.
         let reading = Reading {
             outstanding: Arc::clone(outstanding),
+            by_body,
             database: PhantomData,
         };
         let asked = Instant::now();
@@ -113,10 +127,7 @@ where
         outstanding
             .observers
             .tell(|observer| observer.lent(outstanding.request, D::NAME, waited));
-        Ok(Self {
-            session,
-            _reading: reading,
-        })
+        Ok(Self { session, reading })
     }
 }
 
@@ -128,6 +139,7 @@ where
     type Target = ConnectionOf<D>;
 
     fn deref(&self) -> &Self::Target {
+        self.reading.is_used();
         self.session.connection_ref()
     }
 }
@@ -138,6 +150,7 @@ where
     D::Pool: TransactionPool,
 {
     fn deref_mut(&mut self) -> &mut Self::Target {
+        self.reading.is_used();
         self.session.connection()
     }
 }

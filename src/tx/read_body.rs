@@ -6,8 +6,13 @@
 //!
 //! Nothing else would be honest either: Rocket ends a streamed body that fails in the same way as one
 //! that is complete. So a body that fails has its connection closed too.
+//!
+//! Nobody can look into a body. It counts as holding a `Read` once it has used it while it was read
+//! from, and no longer when something else has used it since: a task that goes on with a `Read` of
+//! its request is no concern of the client's.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::io::{self, SeekFrom};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,14 +27,46 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::sleep;
 use tracing::Instrument;
 
+use super::coming_first::knows_clients;
 use super::context::RequestContext;
 use super::outstanding::Outstanding;
-use super::peer::Peer;
+use super::peer::{Listed, Ours, Peer};
+use super::request_id::RequestId;
+use super::settings::Settings;
+use crate::db::Arrival;
+
+thread_local! {
+    /// The request whose body this thread is reading from.
+    static READING_FROM: Cell<Option<RequestId>> = const { Cell::new(None) };
+}
+
+/// Whether the body of `request` is what is running.
+pub(super) fn is_reading_from(request: RequestId) -> bool {
+    READING_FROM.get() == Some(request)
+}
+
+/// While it lives, the body of a request is what is running.
+struct ReadingFrom {
+    before: Option<RequestId>,
+}
+
+impl ReadingFrom {
+    fn body_of(request: RequestId) -> Self {
+        let before = READING_FROM.replace(Some(request));
+        Self { before }
+    }
+}
+
+impl Drop for ReadingFrom {
+    fn drop(&mut self) {
+        READING_FROM.set(self.before);
+    }
+}
 
 /// Bounds how long the body of `response` waits for its client, if a `Read` is open: then the body
 /// may hold it. Other responses cost a look.
 pub(super) async fn bound(
-    limit: Duration,
+    settings: &Settings,
     context: &RequestContext,
     request: &Request<'_>,
     response: &mut Response<'_>,
@@ -41,29 +78,35 @@ pub(super) async fn bound(
         return;
     }
     // Without an address it is no connection, but a test's local client.
-    let Some(address) = request.remote() else {
+    let Some(address) = Arrival::address(request) else {
         return;
     };
-    let peer = Peer {
-        address,
-        local_port: request.rocket().config().port,
+    let listening = request.rocket().config();
+    let client = WhoseBody {
+        peer: Peer {
+            address,
+            ours: Ours::listening(listening.address, listening.port),
+        },
+        is_known: knows_clients(settings, request.rocket()),
     };
     let watch = Watch {
-        client: Arc::default(),
-        peer,
-        limit,
+        waits: Arc::default(),
+        client,
+        limit: settings.read_idle_timeout,
         outstanding: Arc::clone(outstanding),
         is_missed: false,
+        is_told: false,
         route: request.route().and_then(|route| route.name.clone()),
     };
     let size = response.body_mut().size().await;
     let max_chunk_size = response.body().max_chunk_size();
-    let client = Arc::clone(&watch.client);
+    let waits = Arc::clone(&watch.waits);
     let watching = tokio::spawn(watch.run().instrument(context.span.clone()));
     let body = ReadBody {
         body: response.body_mut().take(),
+        request: context.id,
+        waits,
         client,
-        peer,
         watching: watching.abort_handle(),
     };
     match size {
@@ -76,14 +119,35 @@ pub(super) async fn bound(
 /// The body, and what it tells the watch.
 struct ReadBody<'r> {
     body: Body<'r>,
-    client: Arc<Mutex<Client>>,
-    peer: Peer,
+    request: RequestId,
+    waits: Arc<Mutex<Waits>>,
+    client: WhoseBody,
     watching: AbortHandle,
+}
+
+/// The client that a body is for.
+#[derive(Clone, Copy)]
+struct WhoseBody {
+    peer: Peer,
+    /// Its address is that of its connection, whatever fairings say.
+    is_known: bool,
+}
+
+impl WhoseBody {
+    /// The peer, or why nobody may be cut off.
+    fn known(self) -> io::Result<Peer> {
+        match self.is_known {
+            true => Ok(self.peer),
+            false => Err(io::Error::other(
+                "a request fairing runs before those of `rocket_tx`, and may have changed its address",
+            )),
+        }
+    }
 }
 
 /// What the body waits for.
 #[derive(Clone, Copy, PartialEq)]
-enum Client {
+enum Waits {
     /// For the client, since then.
     Awaited(Instant),
     /// For itself: the client has taken everything before.
@@ -92,7 +156,7 @@ enum Client {
     Gone,
 }
 
-impl Default for Client {
+impl Default for Waits {
     fn default() -> Self {
         Self::Awaited(Instant::now())
     }
@@ -100,7 +164,7 @@ impl Default for Client {
 
 impl Drop for ReadBody<'_> {
     fn drop(&mut self) {
-        *self.client.lock() = Client::Gone;
+        *self.waits.lock() = Waits::Gone;
         self.watching.abort();
         if std::thread::panicking() {
             self.cut_short("it panicked");
@@ -111,19 +175,20 @@ impl Drop for ReadBody<'_> {
 impl ReadBody<'_> {
     /// The body ends here, and not as it should. Rocket would end the response like a complete one.
     fn cut_short(&self, error: &str) {
-        let socket = self.peer.socket();
-        let result = socket.and_then(|socket| match socket {
-            Some(socket) => self.peer.cut(socket),
+        let peer = self.client.known();
+        let result = peer.and_then(|peer| match peer.socket()? {
+            Some(socket) => peer.cut(socket),
             None => Ok(()),
         });
+        let client = self.client.peer.address;
         match result {
             Ok(()) => tracing::warn!(
-                client = %self.peer.address, error,
+                %client, error,
                 "the body of a response that holds a `Read` failed; its connection was closed, so that \
                  it does not look complete"
             ),
             Err(cannot) => tracing::error!(
-                client = %self.peer.address, error, %cannot,
+                %client, error, %cannot,
                 "the body of a response that holds a `Read` failed, and its connection cannot be \
                  closed: the client takes it for complete"
             ),
@@ -138,19 +203,21 @@ impl AsyncRead for ReadBody<'_> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         {
-            let mut client = self.client.lock();
-            if *client == Client::Gone {
+            let mut waits = self.waits.lock();
+            if *waits == Waits::Gone {
                 // What it says now reaches nobody.
                 return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
             }
-            *client = Client::Ready;
+            *waits = Waits::Ready;
         }
+        let reading_from = ReadingFrom::body_of(self.request);
         let read = Pin::new(&mut self.body).poll_read(context, buffer);
+        drop(reading_from);
         if let Poll::Ready(Err(error)) = &read {
             self.cut_short(&error.to_string());
         }
         if read.is_ready() {
-            *self.client.lock() = Client::Awaited(Instant::now());
+            *self.waits.lock() = Waits::Awaited(Instant::now());
         }
         read
     }
@@ -169,22 +236,59 @@ impl AsyncSeek for ReadBody<'_> {
 
 /// Ends with the body, or with the connection.
 struct Watch {
-    client: Arc<Mutex<Client>>,
-    peer: Peer,
+    waits: Arc<Mutex<Waits>>,
+    client: WhoseBody,
     limit: Duration,
     outstanding: Arc<Outstanding>,
     /// The connection was looked for once, and not found.
     is_missed: bool,
+    /// It was said that the connection cannot be closed.
+    is_told: bool,
     route: Option<Cow<'static, str>>,
 }
 
-/// When the client was last seen to take bytes, and what it had not taken then.
-#[derive(Clone, Copy)]
-struct LastSeen {
+/// What a client has not taken, and since when.
+struct Stall {
     /// Since when the body waits.
     awaited: Instant,
-    not_taken: Option<u64>,
-    at: Instant,
+    /// The connections that may be the client's, and when each was first seen as it is.
+    listed: Vec<(Listed, Instant)>,
+}
+
+impl Stall {
+    /// What is seen now, after what was seen `before`.
+    fn seen(before: Option<Self>, awaited: Instant, listed: Vec<Listed>) -> Self {
+        let before = before.filter(|before| before.awaited == awaited);
+        let before = before.map_or_else(Vec::new, |before| before.listed);
+        let since = |now: &Listed| before.iter().find(|(then, _)| then == now);
+        let with_time = listed.into_iter().map(|now| match since(&now) {
+            Some((_, since)) => (now, *since),
+            None => (now, Instant::now()),
+        });
+        let listed = with_time.collect();
+        Self { awaited, listed }
+    }
+
+    /// Which of its connections the client takes nothing of, and for how long. `None`: it takes some,
+    /// or it may be that one.
+    fn idle(&self, peer: Peer, limit: Duration) -> Option<(Peer, Duration)> {
+        let (peer, since) = match self.listed[..] {
+            // The kernel tells nothing: only that the body was asked for more.
+            [] => (peer, self.awaited),
+            [(one, since)] => (peer.by(one.ours), since),
+            // The body of none of them waits but of those that still have bytes to take.
+            _ => {
+                let mut full = self.listed.iter().filter(|(one, _)| one.not_taken > 0);
+                let (one, since) = *full.next()?;
+                match full.map(|(_, since)| *since).max() {
+                    None => (peer.by(one.ours), since),
+                    // Not told apart; but none goes on.
+                    Some(latest) => (peer, since.max(latest)),
+                }
+            }
+        };
+        Some((peer, since.elapsed())).filter(|(_, idle)| *idle >= limit)
+    }
 }
 
 impl Watch {
@@ -193,54 +297,51 @@ impl Watch {
         const LONGEST: Duration = Duration::from_secs(10);
 
         let pause = (self.limit / 4).clamp(SHORTEST, LONGEST);
-        let mut last = None;
+        let mut before = None;
         loop {
             sleep(pause).await;
-            let awaited = match *self.client.lock() {
+            let awaited = match *self.waits.lock() {
                 // The kernel is not asked about clients that take their bodies well.
-                Client::Awaited(since) if since.elapsed() >= pause => since,
-                Client::Awaited(_) | Client::Ready => continue,
-                Client::Gone => return,
+                Waits::Awaited(since) if since.elapsed() >= pause => since,
+                Waits::Awaited(_) | Waits::Ready => continue,
+                Waits::Gone => return,
             };
-            let peer = self.peer;
-            let asked = spawn_blocking(move || peer.not_taken()).await;
-            let not_taken = asked.ok().flatten();
-            let is_same = |last: &LastSeen| (last.awaited, last.not_taken) == (awaited, not_taken);
-            let seen = last.filter(is_same).unwrap_or_else(|| LastSeen {
-                awaited,
-                not_taken,
-                // Where the kernel tells nothing, only that the body was asked for more.
-                at: not_taken.map_or(awaited, |_| Instant::now()),
-            });
-            last = Some(seen);
-            let idle = seen.at.elapsed();
-            if idle >= self.limit && self.cut(awaited, idle).await {
+            let peer = self.client.peer;
+            let listed = spawn_blocking(move || peer.listed()).await;
+            let stall = Stall::seen(before, awaited, listed.unwrap_or_default());
+            if let Some((peer, idle)) = stall.idle(peer, self.limit)
+                && self.cut(peer, awaited, idle).await
+            {
                 return;
             }
+            before = Some(stall);
         }
     }
 
     /// Closes the connection, if the body still waits since then and a `Read` is still open. Returns
     /// whether the watch is over.
-    async fn cut(&mut self, awaited: Instant, idle: Duration) -> bool {
-        let databases = self.outstanding.read_from();
+    async fn cut(&mut self, peer: Peer, awaited: Instant, idle: Duration) -> bool {
+        let databases = self.outstanding.read_from_by_body();
         if databases.is_empty() {
             return false;
         }
-        let peer = self.peer;
-        let found = spawn_blocking(move || peer.socket()).await;
-        let found = found.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        let found = match self.client.known() {
+            Ok(_) => spawn_blocking(move || peer.socket())
+                .await
+                .unwrap_or_else(|panic| Err(io::Error::other(panic))),
+            Err(error) => Err(error),
+        };
         let result = match found {
             Ok(Some(socket)) => {
                 // Locked: until the connection is closed the body does not go on, so it cannot come
                 // to its end, and the connection not to its next request.
-                let mut client = self.client.lock();
-                if *client != Client::Awaited(awaited) {
+                let mut waits = self.waits.lock();
+                if *waits != Waits::Awaited(awaited) {
                     return false;
                 }
                 let result = peer.cut(socket);
                 if result.is_ok() {
-                    *client = Client::Gone;
+                    *waits = Waits::Gone;
                 }
                 result
             }
@@ -250,22 +351,29 @@ impl Watch {
         let route = self.route.as_deref().unwrap_or("-");
         let idle_ms = idle.as_millis();
         match result {
-            Ok(()) => tracing::warn!(
-                client = %peer.address, route, ?databases, idle_ms,
-                "the client took nothing of a response that holds a `Read` for longer than \
-                 `read_idle_timeout`; its connection was closed"
-            ),
+            Ok(()) => {
+                tracing::warn!(
+                    client = %peer.address, route, ?databases, idle_ms,
+                    "the client took nothing of a response that holds a `Read` for longer than \
+                     `read_idle_timeout`; its connection was closed"
+                );
+                true
+            }
             // It may have ended by itself: then the body is about to.
             Err(error) if error.kind() == io::ErrorKind::NotConnected && !self.is_missed => {
                 self.is_missed = true;
-                return false;
+                false
             }
-            Err(error) => tracing::error!(
-                client = %peer.address, route, ?databases, idle_ms, %error,
-                "the client takes nothing of a response that holds a `Read`, and its connection \
-                 cannot be closed; the `Read` is held until the client goes on or leaves"
-            ),
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_told, true) {
+                    tracing::error!(
+                        client = %peer.address, route, ?databases, idle_ms, %error,
+                        "the client takes nothing of a response that holds a `Read`, and its connection \
+                         cannot be closed; the `Read` is held until the client goes on or leaves"
+                    );
+                }
+                false
+            }
         }
-        true
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Settings {
     pub(super) in_flight: TaskTracker,
     /// Why responses are not settled last, once it was looked at.
     pub(super) late: OnceLock<Option<String>>,
+    /// Whether nobody can have changed the addresses of clients, once it was looked at.
+    pub(super) knows_clients: OnceLock<bool>,
 }
 
 /// What the configuration says.

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Data, Orbit, Request, Rocket};
 
+use super::coming_first::knows_clients;
 use super::coming_last::{ComesLast, comes_too_early};
 use super::context::{InFlight, RequestContext};
 use super::live::Live;
@@ -12,7 +13,10 @@ use super::monitor::Monitor;
 use super::observe::{Observer, Observers};
 use super::settings::{Durations, Settings, Veto, Vetoed};
 use super::{panics, slow};
-use crate::db::Roster;
+use crate::db::{Arrival, Roster};
+
+/// As Rocket lists it.
+pub(super) const NAME: &str = "Settlement";
 
 /// The fairing that settles every request: below 400 commits, 400 and above rolls back, and what
 /// [`Reason`](super::Reason) lists comes first.
@@ -71,7 +75,7 @@ impl Settlement {
 impl Fairing for Settlement {
     fn info(&self) -> Info {
         Info {
-            name: "Settlement",
+            name: NAME,
             kind: Kind::Ignite | Kind::Liftoff | Kind::Request | Kind::Singleton,
         }
     }
@@ -106,6 +110,7 @@ impl Fairing for Settlement {
             veto: self.veto.clone(),
             in_flight: roster.in_flight.clone(),
             late: OnceLock::new(),
+            knows_clients: OnceLock::new(),
         };
         let rocket = rocket.manage(InFlight(roster.in_flight));
         let rocket = rocket.manage(monitor).manage(settings).manage(live);
@@ -118,6 +123,7 @@ impl Fairing for Settlement {
             if comes_too_early(settings, rocket) {
                 rocket.shutdown().notify();
             }
+            knows_clients(settings, rocket);
             let live = settings.monitor.live.clone();
             let watch = slow::watch(live, settings.slow_transaction, rocket.shutdown());
             tokio::spawn(watch);
@@ -125,6 +131,7 @@ impl Fairing for Settlement {
     }
 
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
+        Arrival::note(request);
         RequestContext::enter(request);
     }
 }

@@ -77,8 +77,18 @@ impl Stage {
         settings: &[(&str, &str)],
         add: impl FnOnce(Rocket<Build>) -> Rocket<Build>,
     ) -> Self {
+        let rocket = rocket::custom(figment(&databases, settings));
+        Self::from(databases, rocket, add).await
+    }
+
+    /// With something attached already, which comes before the databases.
+    pub async fn from(
+        databases: Databases,
+        rocket: Rocket<Build>,
+        add: impl FnOnce(Rocket<Build>) -> Rocket<Build>,
+    ) -> Self {
         let (ready, launched) = oneshot::channel();
-        let rocket = rocket::custom(figment(&databases, settings))
+        let rocket = rocket
             .attach(db::init::<Main>())
             .attach(db::init::<Audit>())
             .mount("/", routes![part])

@@ -1,0 +1,223 @@
+//! Bodies that hold a `Read`: which are cut off, and what their clients see.
+
+use super::*;
+
+async fn reads_of_clients_that_take_nothing_come_free_and_their_bodies_are_cut(backend: Backend) {
+    let scene = scene(backend).await;
+    let stage = &scene.stage;
+    let mut clients = scene.stall("/stream").await;
+    scene.is_freed().await;
+    for client in &mut clients {
+        let rest = client.rest(LAST_CHUNK).await;
+        assert!(rest.len() < CHUNKS * CHUNK, "{}", rest.len());
+        assert!(!rest.ends_with(LAST_CHUNK), "it looks complete");
+        assert!(!rest.contains(END));
+    }
+    // All of them, and in order: more often than there are.
+    for _ in 0..2 * READERS {
+        assert_eq!(stage.send("GET /count").await.body, "1");
+    }
+    stage.nothing_is_stuck().await;
+}
+
+async fn bodies_of_known_size_are_cut_too(backend: Backend) {
+    let scene = scene(backend).await;
+    let stage = &scene.stage;
+    let size = CHUNKS * CHUNK + END.len();
+    let answer = stage.send(&format!("GET /sized/{CHUNKS}")).await;
+    assert_eq!(
+        answer.header("content-length"),
+        Some(size.to_string().as_str())
+    );
+    assert_eq!(answer.body.len(), size);
+    let mut clients = scene.stall("/sized").await;
+    scene.is_freed().await;
+    for client in &mut clients {
+        let rest = client.rest(END).await;
+        assert!(rest.len() < size, "{}", rest.len());
+    }
+    stage.nothing_is_stuck().await;
+}
+
+/// So slowly that the service is seldom asked for more: the system has sent ahead.
+async fn a_client_that_reads_slowly_gets_everything(backend: Backend) {
+    let scene = scene(backend).await;
+    let mut client = Client::asks(&scene.stage.http, &format!("GET /stream/{CHUNKS}")).await;
+    let (mut length, started) = (0, Instant::now());
+    while started.elapsed() < 5 * LIMIT {
+        let mut part = [0; 4 * 1024];
+        client.0.read_exact(&mut part).await.unwrap();
+        length += part.len();
+        sleep(Duration::from_millis(40)).await;
+    }
+    let rest = client.rest(LAST_CHUNK).await;
+    length += rest.len();
+    assert!(length > CHUNKS * CHUNK, "{length}");
+    assert!(rest.ends_with(&format!("{END}{LAST_CHUNK}")));
+    scene.stage.nothing_is_stuck().await;
+}
+
+async fn a_body_that_waits_for_something_else_than_its_client_is_not_cut(backend: Backend) {
+    let scene = scene(backend).await;
+    let stage = &scene.stage;
+    let mut client = Client::asks(&stage.http, "GET /waiting").await;
+    let beginning = client.rest("the beginning, \r\n").await;
+    assert!(beginning.ends_with("the beginning, \r\n"));
+    sleep(3 * LIMIT).await;
+    assert_eq!(stage.send("POST /go-on").await.status, 200);
+    let rest = client.rest(LAST_CHUNK).await;
+    assert!(rest.contains(END) && rest.ends_with(LAST_CHUNK), "{rest}");
+    stage.nothing_is_stuck().await;
+}
+
+async fn a_body_that_has_given_its_read_back_may_wait_for_its_client(backend: Backend) {
+    let scene = scene(backend).await;
+    let mut client = Client::asks(&scene.stage.http, &format!("GET /early/{CHUNKS}")).await;
+    sleep(3 * LIMIT).await;
+    let rest = client.rest(LAST_CHUNK).await;
+    assert!(rest.ends_with(&format!("{END}{LAST_CHUNK}")));
+}
+
+async fn a_body_is_not_cut_for_a_read_that_a_task_has(backend: Backend) {
+    let scene = scene(backend).await;
+    let mut client = Client::asks(&scene.stage.http, &format!("GET /beside/{CHUNKS}")).await;
+    sleep(3 * LIMIT).await;
+    let rest = client.rest(END).await;
+    assert!(rest.ends_with(END), "cut after {}", rest.len());
+    assert_eq!(scene.stage.send("POST /go-on").await.status, 200);
+    scene.stage.nothing_is_stuck().await;
+}
+
+async fn a_body_that_fails_does_not_look_complete(backend: Backend) {
+    let scene = scene(backend).await;
+    for what in ["GET /broken/fails", "GET /broken/panics"] {
+        let mut client = Client::of(&scene.stage.http).await;
+        client.send(what).await;
+        let rest = client.rest(LAST_CHUNK).await;
+        assert!(!rest.ends_with(LAST_CHUNK), "{what}: {rest}");
+    }
+    scene.stage.nothing_is_stuck().await;
+}
+
+async fn a_connection_that_waits_between_two_requests_is_not_cut(backend: Backend) {
+    let scene = scene(backend).await;
+    let stage = &scene.stage;
+    let mut client = Client::asks(&stage.http, "GET /stream/1").await;
+    for _ in 0..2 {
+        let rest = client.rest(LAST_CHUNK).await;
+        assert!(rest.ends_with(LAST_CHUNK), "{rest}");
+        sleep(2 * LIMIT).await;
+        client.ask("GET /stream/1").await;
+    }
+}
+
+/// By far not after the bound: it is the longest that there is.
+async fn a_head_and_a_client_that_leaves_keep_nothing(backend: Backend) {
+    let scene = scene_with(backend, "\"24days\"").await;
+    let stage = &scene.stage;
+    let tasks = || {
+        rocket::tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    scene.is_freed().await;
+    stage.nothing_is_stuck().await;
+    let before = tasks();
+    for _ in 0..2 * READERS {
+        for path in ["stream", "sized"] {
+            let answer = stage.send(&format!("HEAD /{path}/{CHUNKS}")).await;
+            assert_eq!((answer.told(), answer.body.as_str()), ((200, None), ""));
+        }
+    }
+    scene.is_freed().await;
+    for path in ["/stream", "/sized"] {
+        drop(scene.stall(path).await);
+        scene.is_freed().await;
+    }
+    stage.nothing_is_stuck().await;
+    // Connections that are kept for the next request have tasks too; a few.
+    eventually("nothing watches these 24 bodies", async || {
+        tasks() < before + READERS
+    })
+    .await;
+}
+
+mod files {
+    use super::*;
+
+    /// Whether all of the log can be put into the file and the log begun anew.
+    async fn is_reset(databases: &Databases) -> bool {
+        let mut connection = databases.sqlite(In::Main).await;
+        sqlx::query("PRAGMA busy_timeout = 0")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        let (busy, ..): (i64, i64, i64) = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        busy == 0
+    }
+
+    #[rocket::async_test]
+    async fn a_client_that_takes_nothing_does_not_keep_the_log_growing() {
+        let scene = scene(Backend::Sqlite).await;
+        let stage = &scene.stage;
+        let _clients = scene.stall("/stream").await;
+        let answer = stage.send("POST /notes/after").await;
+        assert_eq!(answer.told(), (200, Some("committed")));
+        assert!(!is_reset(&stage.databases).await, "the readers keep it");
+        eventually("the log begins anew", async || {
+            is_reset(&stage.databases).await
+        })
+        .await;
+    }
+}
+
+/// On one thread: what its tasks log is found by the thread that they run on.
+#[test]
+fn one_line_says_whose_connection_was_closed() {
+    let runtime = rocket::tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let log = logged_here(|| {
+        runtime.block_on(async {
+            let scene = scene(Backend::Sqlite).await;
+            let clients = scene.stall("/stream").await;
+            scene.is_freed().await;
+            // The others follow by themselves.
+            for mut client in clients {
+                client.rest(LAST_CHUNK).await;
+            }
+        });
+    });
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("read_idle_timeout"))
+        .collect();
+    assert_eq!(lines.len(), READERS, "{log}");
+    for line in lines {
+        for said in [
+            "WARN",
+            "id=",
+            "route=\"stream\"",
+            "main",
+            "client=127.0.0.1:",
+        ] {
+            assert!(line.contains(said), "{said} is missing from {line}");
+        }
+    }
+}
+
+on_each_backend!(
+    reads_of_clients_that_take_nothing_come_free_and_their_bodies_are_cut,
+    bodies_of_known_size_are_cut_too,
+    a_client_that_reads_slowly_gets_everything,
+    a_body_that_waits_for_something_else_than_its_client_is_not_cut,
+    a_body_that_has_given_its_read_back_may_wait_for_its_client,
+    a_body_is_not_cut_for_a_read_that_a_task_has,
+    a_body_that_fails_does_not_look_complete,
+    a_connection_that_waits_between_two_requests_is_not_cut,
+    a_head_and_a_client_that_leaves_keep_nothing,
+);
