@@ -1,5 +1,7 @@
 //! Postgres sessions: what one request leaves in its session is never met by another.
 
+mod roles;
+
 use std::time::Duration;
 
 use rocket::futures::StreamExt;

@@ -45,7 +45,7 @@ impl LeasePool for PostgresPool {
         PostgresLeases {
             requests: self.clone(),
             sessions: sessions(&settings, LOCK_TIMEOUT),
-            listener: Listener::new(settings.connect_options()),
+            listener: Listener::new(settings.session_options()),
             lock_timeout: LOCK_TIMEOUT,
             settings: Arc::new(settings),
         }

@@ -32,7 +32,7 @@ pub(super) async fn open(
     by_statements: Settings,
     limit: Duration,
 ) -> Result<Opened, OpenError> {
-    let options = by_startup.connect_options();
+    let options = by_startup.session_options();
     // A parameter that is refused once is refused always, though the session ends with it.
     let may_pass_unrefused = |error: &sqlx::Error| may_pass(error) && !is_refusal(error);
     let refused = match patiently(|| options.connect(), may_pass_unrefused, limit).await {
@@ -57,11 +57,11 @@ pub(super) async fn open(
             Some(error)
         }
     };
-    if by_statements.connect_options().get_options().is_some() {
+    if by_statements.session_options().get_options().is_some() {
         return Err(OpenError::OptionsDropped);
     }
     // What is refused again is not a parameter: the pooler may not reach the server yet.
-    let options = by_statements.connect_options();
+    let options = by_statements.session_options();
     match patiently(|| options.connect(), may_pass, limit).await {
         Ok(connection) => must_own_its_session(connection, &by_statements, limit).await?,
         // Not because of the parameters, then.
@@ -88,7 +88,7 @@ async fn must_own_its_session(
     limit: Duration,
 ) -> Result<(), OpenError> {
     // Without a second connection nothing can be compared; a server that is full says so later.
-    let options = settings.connect_options();
+    let options = settings.session_options();
     let Ok(Ok(other)) = timeout(limit, options.connect()).await else {
         return Ok(());
     };

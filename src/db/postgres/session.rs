@@ -36,7 +36,7 @@ pub(super) struct Live {
 impl Live {
     /// Connects, and sees to it that the session is set as it should be.
     pub(super) async fn open(settings: &Settings) -> sqlx::Result<Self> {
-        let mut connection = settings.connect_options().connect().await?;
+        let mut connection = settings.session_options().connect().await?;
         let secret = nonce();
         let answers = Answers::to(&mut connection, settings.opening(&secret)).await;
         let (pid, started, holds) = (answers.text(0), answers.text(1), answers.text(2));
@@ -50,12 +50,13 @@ impl Live {
                     .into(),
             ));
         }
+        let acts = answers.text(3) == Some("true");
         let backend = Backend::new(pid.to_owned(), started.to_owned(), &mut connection).await;
         Ok(Self {
             connection,
             backend: Arc::new(backend),
             opened: Instant::now(),
-            clean_up: settings.clean_up(),
+            clean_up: settings.clean_up(acts),
             secret,
         })
     }

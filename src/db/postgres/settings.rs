@@ -80,8 +80,18 @@ impl Settings {
         self
     }
 
-    /// How sqlx connects.
+    /// How sqlx connects for what looks after the sessions: as the login itself. A login may be set to
+    /// act as another role, and that one may not see nor end the sessions of the login.
     pub(crate) fn connect_options(&self) -> PgConnectOptions {
+        let options = self.session_options();
+        match self.set_by {
+            SetBy::Startup => options.options([("role", "none")]),
+            SetBy::Statements => options,
+        }
+    }
+
+    /// How sqlx connects for a session.
+    pub(crate) fn session_options(&self) -> PgConnectOptions {
         match self.set_by {
             SetBy::Startup => self
                 .options
@@ -98,8 +108,9 @@ impl Settings {
         values.map(|(name, value)| format!("SET {name} = {}", literal(value)))
     }
 
-    /// Run once on a new session, which can be told from every other one by its `secret`. The last statement answers with one row: the process that serves
-    /// the session, when it started, and whether the settings are what they should be.
+    /// Run once on a new session, which can be told from every other one by its `secret`. The last
+    /// statement answers with one row: the process that serves the session, when it started, whether
+    /// the settings are what they should be, and whether the login acts as another role.
     pub(super) fn opening(&self, secret: &str) -> String {
         let mut statements: Vec<String> = self.sets().collect();
         statements.push(format!(
@@ -116,18 +127,28 @@ impl Settings {
             true => "TRUE".to_owned(),
             false => holds.join(" AND "),
         };
+        // Another role is not told when the process of its login started. What stands in one message is
+        // one transaction: LOCAL ends with it.
+        statements
+            .push("SELECT set_config('rocket_tx.role', current_setting('role'), true)".into());
+        statements.push("SET LOCAL ROLE none".into());
         statements.push(format!(
             "SELECT pg_backend_pid()::text, \
                  (SELECT backend_start::text FROM pg_stat_get_activity(pg_backend_pid())), \
-                 ({holds})::text"
+                 ({holds})::text, (current_setting('rocket_tx.role') <> 'none')::text"
         ));
         statements.join("; ")
     }
 
-    pub(super) fn clean_up(&self) -> CleanUp {
+    /// `acts`: whether the login acts as another role.
+    pub(super) fn clean_up(&self, acts: bool) -> CleanUp {
         let mut statements: Vec<String> = Vec::new();
         if self.reset {
-            statements.extend(RESET.map(str::to_owned));
+            let [authorization, others @ ..] = RESET;
+            statements.push(authorization.to_owned());
+            // It leaves the login without its role.
+            statements.extend(acts.then(|| "RESET ROLE".to_owned()));
+            statements.extend(others.map(str::to_owned));
             statements.extend(self.sets());
         }
         CleanUp {

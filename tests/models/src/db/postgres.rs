@@ -38,7 +38,7 @@ mod settings {
     pub struct CleanUp;
 
     impl Settings {
-        pub fn connect_options(&self) -> PgConnectOptions {
+        pub fn session_options(&self) -> PgConnectOptions {
             PgConnectOptions(self.0.clone())
         }
 
@@ -46,7 +46,7 @@ mod settings {
             String::new()
         }
 
-        pub fn clean_up(&self) -> CleanUp {
+        pub fn clean_up(&self, _: bool) -> CleanUp {
             CleanUp
         }
     }
