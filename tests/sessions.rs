@@ -337,6 +337,21 @@ mod postgres {
         stage.close().await;
     }
 
+    #[rocket::async_test]
+    async fn random_numbers_do_not_follow_from_the_seed_of_another() {
+        let stage = stage("1", &[]).await;
+        let (seeds, draws) = ("SELECT setseed(0.25)", "SELECT random()::text");
+        let mut own = stage.databases.postgres(crate::support::In::Main).await;
+        own.execute(seeds).await.unwrap();
+        let known: String = own.fetch_one(draws).await.unwrap().get(0);
+        for guard in ["tx", "read", "plain"] {
+            send(&stage, &format!("POST /run/{guard}"), seeds).await;
+            let drawn = send(&stage, &format!("POST /ask/{guard}"), draws).await;
+            assert_ne!(drawn.body, known, "{guard}");
+        }
+        stage.close().await;
+    }
+
     /// The test above proves something only if the sessions are the same ones.
     #[rocket::async_test]
     async fn what_is_not_reset_on_demand_is_seen_by_the_next() {

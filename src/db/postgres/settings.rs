@@ -113,9 +113,13 @@ impl Settings {
     /// the settings are what they should be, and whether the login acts as another role.
     pub(super) fn opening(&self, secret: &str) -> String {
         let mut statements: Vec<String> = self.sets().collect();
+        let unseeds = match self.reset {
+            true => UNSEEDS,
+            false => "",
+        };
         statements.push(format!(
             "PREPARE {PROOF}(pg_catalog.text) AS \
-             SELECT pg_catalog.pg_advisory_unlock_all(), '{secret}', $1"
+             SELECT pg_catalog.pg_advisory_unlock_all(), '{secret}', {unseeds} $1"
         ));
         let holds = self.values.iter().map(|(name, value)| {
             // `set_config` answers with the value in the server's own spelling.
@@ -172,6 +176,11 @@ const RESET: [&str; 6] = [
     "DISCARD TEMP",
     "DISCARD SEQUENCES",
 ];
+
+/// Has random numbers go on from a seed that nobody knows: there is no statement that takes back a
+/// seed. Part of [`PROOF`], whose nonce is the seed.
+const UNSEEDS: &str = "pg_catalog.setseed(pg_catalog.hashtextextended($1, 0)::pg_catalog.float8 \
+    OPERATOR(pg_catalog./) 9223372036854775807::pg_catalog.float8)::pg_catalog.text,";
 
 /// What returns a session to what it was when it was opened, and proves that it answers to what it
 /// is asked.
