@@ -1,6 +1,7 @@
 //! Postgres sessions: what one request leaves in its session is never met by another.
 
 mod roles;
+mod tenants;
 
 use std::time::Duration;
 

@@ -78,9 +78,23 @@ impl Live {
         let (sql, statements) = self.clean_up.after(&END, &nonce);
         let asked = Answers::to(&mut self.connection, sql);
         let answers = timeout(PROMPT, asked).await;
-        answers.is_ok_and(|answers| {
+        let is_clean = answers.is_ok_and(|answers| {
             answers.prove(statements, &nonce) && answers.text(SECRET) == Some(&self.secret)
-        })
+        });
+        if is_clean {
+            forget_types(&mut self.connection).await;
+        }
+        is_clean
+    }
+}
+
+/// On a session that keeps no statements, the driver forgets what it took names of types for: by the
+/// next `search_path` they may be others. Nothing is sent.
+async fn forget_types(connection: &mut PgConnection) {
+    if connection.cached_statements_size() == 0
+        && let Err(error) = connection.clear_cached_statements().await
+    {
+        tracing::debug!(%error, "names of types are kept");
     }
 }
 
@@ -202,6 +216,7 @@ impl PostgresSession {
         };
         let answers = Answers::to(connection, sql).await;
         if is_proof(&answers) {
+            forget_types(connection).await;
             // Deeper in transactions than ours, a handler has forgotten a savepoint.
             self.set_on_return(match depth(self) {
                 0 | 1 => OnReturn::Reuse,

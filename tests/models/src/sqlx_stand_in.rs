@@ -97,6 +97,16 @@ pub mod postgres {
         }
     }
 
+    impl PgConnection {
+        pub fn cached_statements_size(&self) -> usize {
+            0
+        }
+
+        pub async fn clear_cached_statements(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
     impl Connection for PgConnection {
         async fn ping(&mut self) -> Result<()> {
             yield_now().await;
