@@ -132,7 +132,8 @@ async fn ask(
             postgres(&mut plain).fetch_one(sql).await?
         }
     };
-    Ok(row.try_get::<Option<String>, _>(0)?.unwrap_or_default())
+    let said = row.try_get::<Option<String>, _>(0)?;
+    Ok(said.unwrap_or_else(|| "NULL".to_owned()))
 }
 
 /// The request itself, to ask for one guard or another.
@@ -273,7 +274,7 @@ mod postgres {
     const KEPT: [(&str, &str); 12] = [
         (
             "SELECT set_config('app.tenant', 'alice', false)",
-            "SELECT current_setting('app.tenant', true)",
+            "SELECT nullif(current_setting('app.tenant', true), '')",
         ),
         (
             "SET search_path TO pg_temp",
@@ -334,6 +335,25 @@ mod postgres {
                 }
                 all_answers_are_their_own(&stage).await;
             }
+        }
+        stage.close().await;
+    }
+
+    /// Postgres itself does that: a name that it was told once stays until the session ends.
+    #[rocket::async_test]
+    async fn a_setting_of_ones_own_is_empty_afterwards_and_not_null() {
+        let stage = stage("1", &[]).await;
+        let asks = "SELECT current_setting('app.tenant', true)";
+        let before = send(&stage, "POST /ask/tx", asks).await;
+        assert_eq!(before.body, "NULL");
+        let set = send(&stage, "POST /run/tx", "SET LOCAL app.tenant = 'alice'").await;
+        assert_eq!(set.told(), (200, Some("committed")));
+        for guard in ["tx", "plain"] {
+            let found = send(&stage, &format!("POST /ask/{guard}"), asks).await;
+            assert_eq!(found.body, "", "{guard}");
+            let asks = "SELECT nullif(current_setting('app.tenant', true), '')";
+            let found = send(&stage, &format!("POST /ask/{guard}"), asks).await;
+            assert_eq!(found.body, "NULL", "{guard}");
         }
         stage.close().await;
     }
