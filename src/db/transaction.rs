@@ -69,7 +69,7 @@ pub enum CommitError {
     #[error("the transaction had already ended before it was settled")]
     Ended {
         /// The backend made sure that nothing of it stays. SQLite's commit hook does; Postgres
-        /// obeys a COMMIT, whoever sends it.
+        /// lets a handler roll back, and go on.
         undone: bool,
     },
 

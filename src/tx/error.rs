@@ -128,7 +128,7 @@ pub enum Error {
 
     /// The transaction was over before it was settled: a raw COMMIT or ROLLBACK, or SQLite's own
     /// rollback. 500.
-    #[error("the transaction had already ended; {}", if *undone { "an error that the handler ignored had rolled it back, or the handler sent COMMIT or ROLLBACK, which it must not. Nothing was changed" } else { "a handler must not send COMMIT or ROLLBACK, and what it committed stays" })]
+    #[error("the transaction had already ended; {}", if *undone { "an error that the handler ignored had rolled it back, or the handler sent COMMIT or ROLLBACK, which it must not. Nothing was changed" } else { "a handler must not send COMMIT or ROLLBACK, and what it committed by itself stays" })]
     Ended {
         /// Nothing of it stays: SQLite, where a commit that is not ours is refused. On Postgres
         /// nobody can say, and the outcome is `unknown`.

@@ -27,12 +27,11 @@ pub(super) fn savepoint() -> &'static str {
     &NAME
 }
 
-/// Has the server refuse every COMMIT, until [`unseal`] has taken the seal away; and PREPARE TRANSACTION. A cursor that
-/// outlives its transaction is computed by COMMIT, and this one cannot be.
+/// Has the server refuse COMMIT and PREPARE TRANSACTION, until [`unseal`] has taken the seal away. A
+/// cursor that outlives its transaction is computed by COMMIT, and this one cannot be.
 /// <https://www.postgresql.org/docs/current/sql-declare.html>
 ///
-/// A handler that sends COMMIT by itself meets the error that its transaction was given up. No
-/// answer of the server could tell, once the session is lost, whose COMMIT it had obeyed.
+/// Without it nobody could tell, once a session is lost, whose COMMIT the server had obeyed.
 pub(super) fn seal(name: &str) -> String {
     format!(
         "DECLARE {name} NO SCROLL CURSOR WITH HOLD FOR \

@@ -117,8 +117,9 @@ impl Settings {
         values.map(|(name, value)| format!("SET {name} = {}", literal(value)))
     }
 
-    /// Run once on a new session, which can be told from every other one by its `secret`. The last statement answers with one row: the process that serves
-    /// the session, when it started, and whether the settings are what they should be.
+    /// Run once on a new session, which can be told from every other one by its `secret`. The last
+    /// statement answers with one row: the process that serves the session, when it started, and
+    /// whether the settings are what they should be.
     pub(super) fn opening(&self, secret: &str) -> String {
         let mut statements: Vec<String> = self.sets().collect();
         let guard = match self.guards_writes {
