@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use rocket::http::Status;
 use rocket::outcome::Outcome;
 use rocket::request::{self, FromRequest};
-use rocket::{Request, State, post, routes};
+use rocket::{FromFormField, Request, State, post, routes};
 use rocket_tx::db::{self, Access, BeginOptions, Isolation, Patience, TransactionPool, UrlPool};
 use rocket_tx::rocket_db_pools::Database;
 use rocket_tx::tx::{Phase, Settling};
@@ -27,13 +27,10 @@ enum Does {
     Exchange(Access),
     /// Begins another transaction on the transaction's session, and ends that one.
     Capture(End),
-    /// Sends statements in `prepare`; one that fails changes nothing.
-    Statements(&'static str),
-    /// Wants another transaction on the connection, before the first is over.
-    BeginInPrepare,
-    /// The same in `rollback`, and commits whatever transaction there is. As a database that joined
-    /// first, it is rolled back first.
-    CommitInRollback,
+    /// Sends statements, whatever becomes of each.
+    Statements(&'static [&'static str]),
+    /// Commits what it can begin on the connection of the transaction.
+    BeginAnother,
 }
 
 #[derive(Clone, Copy)]
@@ -42,35 +39,53 @@ enum End {
     Rollback,
 }
 
+/// How it joins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromFormField)]
+enum Joins {
+    Release,
+    DatabaseBefore,
+    DatabaseAfter,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromFormField)]
+enum At {
+    Prepare,
+    Rollback,
+}
+
 struct Meddler {
     does: Does,
+    at: At,
+    joins: Joins,
     refuses: bool,
     pool: UrlPool,
 }
 
-#[rocket::async_trait]
-impl Resource for Meddler {
-    fn name(&self) -> Cow<'_, str> {
-        "meddler".into()
-    }
-
-    fn phase(&self) -> Phase {
-        match self.does {
-            Does::CommitInRollback => Phase::Database,
-            _ => Phase::Release,
+impl Meddler {
+    async fn meddle(&self, settling: &mut Settling<'_>) -> Result<(), Error> {
+        if let Does::BeginAnother = self.does {
+            let begun = settling.begin_after_rollback::<Main>(Patience::Never).await;
+            let is_too_early = self.at == At::Prepare || self.joins == Joins::DatabaseBefore;
+            return match begun {
+                Err(Error::NotOver("main")) if is_too_early => Ok(()),
+                Ok(Some(another)) if !is_too_early => {
+                    another.commit_without_waiting().await.map(drop)
+                }
+                Ok(_) => panic!("begun too early, or not at all"),
+                Err(error) => Err(error),
+            };
         }
-    }
-
-    async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
+        let Some(mut transaction) = settling.transaction::<Main>() else {
+            assert_eq!(self.at, At::Rollback);
+            return Ok(());
+        };
         match self.does {
             Does::Exchange(access) => {
                 let mut fresh = self.pool.open(BeginOptions { access, ..BEGIN }).await?;
-                let mut transaction = settling.transaction::<Main>().unwrap();
                 std::mem::swap(transaction.connection(), fresh.connection());
             }
             Does::Capture(end) => {
                 let other = self.pool.session(Access::ReadOnly, Patience::Wait).await?;
-                let mut transaction = settling.transaction::<Main>().unwrap();
                 let session = std::mem::replace(transaction.connection(), other);
                 if let Ok(mut captured) = db::Transaction::begin(session, BEGIN).await {
                     match end {
@@ -80,20 +95,32 @@ impl Resource for Meddler {
                 }
             }
             Does::Statements(statements) => {
-                let mut transaction = settling.transaction::<Main>().unwrap();
-                for sql in statements.split("; ") {
+                for sql in statements {
                     let _whatever_comes = run(transaction.connection(), sql).await;
                 }
             }
-            Does::BeginInPrepare => {
-                let begun = settling.begin_after_rollback::<Main>(Patience::Never);
-                let refused = begun.await.map(drop);
-                assert!(
-                    matches!(refused, Err(Error::NotOver("main"))),
-                    "{refused:?}"
-                );
-            }
-            Does::CommitInRollback => {}
+            Does::BeginAnother => {}
+        }
+        Ok(())
+    }
+}
+
+#[rocket::async_trait]
+impl Resource for Meddler {
+    fn name(&self) -> Cow<'_, str> {
+        "meddler".into()
+    }
+
+    fn phase(&self) -> Phase {
+        match self.joins {
+            Joins::Release => Phase::Release,
+            Joins::DatabaseBefore | Joins::DatabaseAfter => Phase::Database,
+        }
+    }
+
+    async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
+        if self.at == At::Prepare {
+            self.meddle(settling).await?;
         }
         match self.refuses {
             true => Err(Error::Conflict("as told".into())),
@@ -106,13 +133,10 @@ impl Resource for Meddler {
     }
 
     async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
-        if let Does::CommitInRollback = self.does {
-            let begun = settling.begin_after_rollback::<Main>(Patience::Never);
-            if let Some(transaction) = begun.await? {
-                let _whatever_comes = transaction.commit_without_waiting().await?;
-            }
+        match self.at {
+            At::Prepare => Ok(()),
+            At::Rollback => self.meddle(settling).await,
         }
-        Ok(())
     }
 }
 
@@ -130,26 +154,37 @@ impl<'r> FromRequest<'r> for Pool {
     }
 }
 
-#[post("/<status>?<refuses>")]
+#[post("/<status>?<at>&<joins>&<refuses>")]
 async fn meddle(
     status: u16,
+    at: At,
+    joins: Joins,
     refuses: bool,
     does: &State<Does>,
     outstanding: &Outstanding,
     begin: Begin<Main>,
     pool: Pool,
 ) -> Result<Status, Error> {
-    outstanding.join(Meddler {
+    let meddler = Meddler {
         does: **does,
+        at,
+        joins,
         refuses,
         pool: pool.0,
-    })?;
-    note(&mut *begin.begin().await?, "first").await?;
+    };
+    if joins == Joins::DatabaseAfter {
+        note(&mut *begin.begin().await?, "first").await?;
+        outstanding.join(meddler)?;
+    } else {
+        outstanding.join(meddler)?;
+        note(&mut *begin.begin().await?, "first").await?;
+    }
     Ok(Status::new(status))
 }
 
-/// What is told is what is stored, whether the meddler agrees, refuses, or is rolled back.
-async fn is_told_truly(backend: Backend, does: Does) {
+/// What is told is what is stored: wherever one meddles, however it joins, whether it agrees or
+/// refuses, and whether the request is to be committed or not.
+async fn are_told_truly(backend: Backend, does: Does) {
     let settings = [
         ("databases.main.max_connections", "2"),
         ("databases.main.connect_timeout", "1"),
@@ -161,61 +196,64 @@ async fn is_told_truly(backend: Backend, does: Does) {
             .attach(Settlement::new())
     })
     .await;
-    for what in ["201", "201?refuses=true", "409"] {
-        let answer = stage.send(&format!("POST /{what}")).await;
-        stage.nothing_is_stuck().await;
-        let stored = stage.databases.notes(In::Main).await;
-        match answer.told() {
-            (201, Some("committed")) => assert_eq!(stored, ["first"], "{what}: {answer:?}"),
-            (400.., Some("rolled-back")) => assert_eq!(stored, [""; 0], "{what}: {answer:?}"),
-            (500, Some("unknown")) => {}
-            told => panic!("{what}: {told:?}, stored {stored:?}"),
+    for at in [At::Prepare, At::Rollback] {
+        for joins in [Joins::Release, Joins::DatabaseBefore, Joins::DatabaseAfter] {
+            for (status, refuses) in [(201, false), (201, true), (409, false)] {
+                let what = format!("POST /{status}?at={at:?}&joins={joins:?}&refuses={refuses}");
+                let answer = stage.send(&what).await;
+                stage.nothing_is_stuck().await;
+                let stored = stage.databases.notes(In::Main).await;
+                println!("{backend:?} {what}: {:?} {stored:?}", answer.told());
+                match answer.told() {
+                    (201, Some("committed")) => assert_eq!(stored, ["first"], "{what}"),
+                    (400.., Some("rolled-back")) => assert_eq!(stored, [""; 0], "{what}"),
+                    (500, Some("unknown")) => {}
+                    // The meddler itself was committed.
+                    (500, Some("partial")) if joins == Joins::DatabaseBefore => {}
+                    told => panic!("{what}: {told:?}, stored {stored:?}"),
+                }
+                stage.databases.empty().await;
+            }
         }
-        stage.databases.empty().await;
     }
 }
 
-async fn one_that_exchanges_the_session_for_another(backend: Backend) {
-    is_told_truly(backend, Does::Exchange(Access::ReadWrite)).await;
+async fn those_that_exchange_the_session_for_another(backend: Backend) {
+    are_told_truly(backend, Does::Exchange(Access::ReadWrite)).await;
 }
 
-async fn one_that_exchanges_the_session_for_one_that_reads(backend: Backend) {
-    is_told_truly(backend, Does::Exchange(Access::ReadOnly)).await;
+async fn those_that_exchange_the_session_for_one_that_reads(backend: Backend) {
+    are_told_truly(backend, Does::Exchange(Access::ReadOnly)).await;
 }
 
-async fn one_that_begins_on_the_session_and_commits(backend: Backend) {
-    is_told_truly(backend, Does::Capture(End::Commit)).await;
+async fn those_that_begin_on_the_session_and_commit(backend: Backend) {
+    are_told_truly(backend, Does::Capture(End::Commit)).await;
 }
 
-async fn one_that_begins_on_the_session_and_rolls_back(backend: Backend) {
-    is_told_truly(backend, Does::Capture(End::Rollback)).await;
+async fn those_that_begin_on_the_session_and_roll_back(backend: Backend) {
+    are_told_truly(backend, Does::Capture(End::Rollback)).await;
 }
 
-async fn one_that_sends_commit(backend: Backend) {
-    is_told_truly(backend, Does::Statements("COMMIT")).await;
-    is_told_truly(backend, Does::Statements("COMMIT; BEGIN")).await;
+async fn those_that_send_commit(backend: Backend) {
+    are_told_truly(backend, Does::Statements(&["COMMIT"])).await;
+    are_told_truly(backend, Does::Statements(&["COMMIT", "BEGIN"])).await;
 }
 
-async fn one_that_sends_rollback(backend: Backend) {
-    is_told_truly(backend, Does::Statements("ROLLBACK")).await;
-    is_told_truly(backend, Does::Statements("ROLLBACK; BEGIN")).await;
+async fn those_that_send_rollback(backend: Backend) {
+    are_told_truly(backend, Does::Statements(&["ROLLBACK"])).await;
+    are_told_truly(backend, Does::Statements(&["ROLLBACK", "BEGIN"])).await;
 }
 
-async fn one_that_begins_another_transaction_too_early(backend: Backend) {
-    is_told_truly(backend, Does::BeginInPrepare).await;
-}
-
-async fn one_that_commits_in_its_rollback(backend: Backend) {
-    is_told_truly(backend, Does::CommitInRollback).await;
+async fn those_that_begin_another_transaction(backend: Backend) {
+    are_told_truly(backend, Does::BeginAnother).await;
 }
 
 on_each_backend!(
-    one_that_exchanges_the_session_for_another,
-    one_that_exchanges_the_session_for_one_that_reads,
-    one_that_begins_on_the_session_and_commits,
-    one_that_begins_on_the_session_and_rolls_back,
-    one_that_sends_commit,
-    one_that_sends_rollback,
-    one_that_begins_another_transaction_too_early,
-    one_that_commits_in_its_rollback,
+    those_that_exchange_the_session_for_another,
+    those_that_exchange_the_session_for_one_that_reads,
+    those_that_begin_on_the_session_and_commit,
+    those_that_begin_on_the_session_and_roll_back,
+    those_that_send_commit,
+    those_that_send_rollback,
+    those_that_begin_another_transaction,
 );
