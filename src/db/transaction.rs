@@ -137,7 +137,7 @@ impl TransactionId {
 /// use rocket_tx::db::{Connection, Session};
 ///
 /// async fn end(connection: &mut Connection) {
-///     let _ = Session::rollback(connection).await;
+///     let _ = connection.rollback().await;
 /// }
 /// ```
 ///

@@ -124,10 +124,8 @@ impl Settling<'_> {
         D::Pool: TransactionPool,
     {
         let (_, lent) = self.find::<D>()?;
-        let transaction = lent.transaction();
-        transaction
-            .is_open()
-            .then(move || BorrowedTransaction(transaction))
+        let transaction = Some(lent.transaction()).filter(|it| it.is_open());
+        transaction.map(BorrowedTransaction)
     }
 
     /// In `rollback`: begins a transaction that writes, on the connection of the request's transaction

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use rocket::http::Status;
 use rocket::outcome::Outcome;
 use rocket::request::{self, FromRequest};
-use rocket::{FromFormField, Request, State, post, routes};
+use rocket::{FromForm, FromFormField, Request, State, post, routes};
 use rocket_tx::db::{self, Access, BeginOptions, Isolation, Patience, TransactionPool, UrlPool};
 use rocket_tx::rocket_db_pools::Database;
 use rocket_tx::tx::{Phase, Settling};
@@ -53,11 +53,17 @@ enum At {
     Rollback,
 }
 
-struct Meddler {
-    does: Does,
+#[derive(FromForm)]
+struct When {
     at: At,
     joins: Joins,
+    /// It refuses in `prepare`, after what it does.
     refuses: bool,
+}
+
+struct Meddler {
+    does: Does,
+    when: When,
     pool: UrlPool,
 }
 
@@ -65,7 +71,8 @@ impl Meddler {
     async fn meddle(&self, settling: &mut Settling<'_>) -> Result<(), Error> {
         if let Does::BeginAnother = self.does {
             let begun = settling.begin_after_rollback::<Main>(Patience::Never).await;
-            let is_too_early = self.at == At::Prepare || self.joins == Joins::DatabaseBefore;
+            let is_too_early =
+                self.when.at == At::Prepare || self.when.joins == Joins::DatabaseBefore;
             return match begun {
                 Err(Error::NotOver("main")) if is_too_early => Ok(()),
                 Ok(Some(another)) if !is_too_early => {
@@ -76,7 +83,7 @@ impl Meddler {
             };
         }
         let Some(mut transaction) = settling.transaction::<Main>() else {
-            assert_eq!(self.at, At::Rollback);
+            assert_eq!(self.when.at, At::Rollback);
             return Ok(());
         };
         match self.does {
@@ -112,17 +119,17 @@ impl Resource for Meddler {
     }
 
     fn phase(&self) -> Phase {
-        match self.joins {
+        match self.when.joins {
             Joins::Release => Phase::Release,
             Joins::DatabaseBefore | Joins::DatabaseAfter => Phase::Database,
         }
     }
 
     async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
-        if self.at == At::Prepare {
+        if self.when.at == At::Prepare {
             self.meddle(settling).await?;
         }
-        match self.refuses {
+        match self.when.refuses {
             true => Err(Error::Conflict("as told".into())),
             false => Ok(()),
         }
@@ -133,7 +140,7 @@ impl Resource for Meddler {
     }
 
     async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
-        match self.at {
+        match self.when.at {
             At::Prepare => Ok(()),
             At::Rollback => self.meddle(settling).await,
         }
@@ -154,31 +161,30 @@ impl<'r> FromRequest<'r> for Pool {
     }
 }
 
-#[post("/<status>?<at>&<joins>&<refuses>")]
+#[post("/<status>?<when..>")]
 async fn meddle(
     status: u16,
-    at: At,
-    joins: Joins,
-    refuses: bool,
+    when: When,
     does: &State<Does>,
     outstanding: &Outstanding,
     begin: Begin<Main>,
     pool: Pool,
 ) -> Result<Status, Error> {
-    let meddler = Meddler {
-        does: **does,
-        at,
-        joins,
-        refuses,
-        pool: pool.0,
+    let begins_first = when.joins == Joins::DatabaseAfter;
+    let begun = match begins_first {
+        true => Some(begin.begin().await?),
+        false => None,
     };
-    if joins == Joins::DatabaseAfter {
-        note(&mut *begin.begin().await?, "first").await?;
-        outstanding.join(meddler)?;
-    } else {
-        outstanding.join(meddler)?;
-        note(&mut *begin.begin().await?, "first").await?;
-    }
+    outstanding.join(Meddler {
+        does: **does,
+        when,
+        pool: pool.0,
+    })?;
+    let mut tx = match begun {
+        Some(tx) => tx,
+        None => begin.begin().await?,
+    };
+    note(&mut tx, "first").await?;
     Ok(Status::new(status))
 }
 
@@ -203,7 +209,6 @@ async fn are_told_truly(backend: Backend, does: Does) {
                 let answer = stage.send(&what).await;
                 stage.nothing_is_stuck().await;
                 let stored = stage.databases.notes(In::Main).await;
-                println!("{backend:?} {what}: {:?} {stored:?}", answer.told());
                 match answer.told() {
                     (201, Some("committed")) => assert_eq!(stored, ["first"], "{what}"),
                     (400.., Some("rolled-back")) => assert_eq!(stored, [""; 0], "{what}"),
