@@ -130,8 +130,8 @@ impl TransactionId {
 /// A connection borrowed from a pool.
 ///
 /// Implemented for each backend; users meet it only in type signatures, and can implement it for
-/// nothing else. It lends the connection and cannot end the transaction on it: a guard lends the same
-/// type, and would otherwise lend the settlement of its request too.
+/// nothing else. Guards lend the same type, so it has no method that ends a transaction: settlement
+/// alone does that.
 ///
 /// ```compile_fail
 /// use rocket_tx::db::{Connection, Session};
@@ -148,7 +148,8 @@ impl TransactionId {
 ///     let _ = session.rollback().await;
 /// }
 /// ```
-#[allow(private_bounds)] // So that nobody else can call what the bound has.
+// Other crates cannot call the methods of a private bound.
+#[allow(private_bounds)]
 pub trait Session: TransactionControl + Send + Sync + 'static {
     /// What guards dereference to: sqlx's own connection type, or the [by-URL
     /// enum](super::Connection).
