@@ -92,6 +92,13 @@ pub enum Error {
     #[error("this request has been settled; what comes after it needs a transaction of its own")]
     Settled,
 
+    /// A resource wanted to begin another transaction on the connection of one that was not rolled
+    /// back. 500.
+    #[error(
+        "the transaction of `{0}` is not rolled back; begin another one on its connection in `rollback` alone, and join after `{0}`"
+    )]
+    NotOver(&'static str),
+
     /// Contention: BUSY, a deadlock, a serialization failure, a wait over its limit. 503.
     #[error("the database is busy: {0}; retry")]
     Busy(#[source] sqlx::Error),
@@ -264,6 +271,7 @@ impl Error {
             Self::Isolation(_) => ("isolation", self.to_string().into()),
             Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
             Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
+            Self::NotOver(_) => ("not-over", self.to_string().into()),
             Self::Settled => ("settled", self.to_string().into()),
             Self::HandlerTimeout(_) => ("handler-timeout", self.to_string().into()),
             Self::SettleTimeout(_) => ("settle-timeout", self.to_string().into()),

@@ -17,7 +17,7 @@ use crate::db::error_class::{
 };
 use crate::db::{
     Access, BeginOptions, CommitError, Durability, Ending, ErrorClass, Isolation, RollbackError,
-    Session, TransactionId,
+    Session, TransactionControl, TransactionId,
 };
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
@@ -32,7 +32,9 @@ impl Session for PostgresSession {
     fn connection_ref(&self) -> &PgConnection {
         self
     }
+}
 
+impl TransactionControl for PostgresSession {
     fn owner(&mut self) -> &mut Option<TransactionId> {
         &mut self.owner
     }

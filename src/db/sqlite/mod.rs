@@ -54,7 +54,8 @@ use self::writer::{Writer, WriterFile, unreachable};
 use crate::db::config::{SLOW, Synchronous};
 use crate::db::{
     Access, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity, Link,
-    Migrations, NotReady, Patience, RollbackError, Session, TransactionId, TransactionPool, pool,
+    Migrations, NotReady, Patience, RollbackError, Session, TransactionControl, TransactionId,
+    TransactionPool, pool,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -120,7 +121,9 @@ impl Session for SqliteSession {
     fn connection_ref(&self) -> &SqliteConnection {
         self
     }
+}
 
+impl TransactionControl for SqliteSession {
     fn owner(&mut self) -> &mut Option<TransactionId> {
         &mut self.owner
     }
