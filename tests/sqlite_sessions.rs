@@ -3,6 +3,7 @@
 
 mod disks;
 mod leftovers;
+mod queue;
 mod truth;
 
 use rocket::http::Status;

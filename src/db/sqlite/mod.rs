@@ -280,6 +280,14 @@ fn busy_timeout(patience: Patience, usual: Duration) -> Duration {
     }
 }
 
+/// How many commands a connection's queue holds: as good as all. It takes memory for those alone that
+/// are in it.
+///
+/// On a full queue sqlx blocks the thread that queues a rollback or the end of the connection, also
+/// where its own `Transaction` is dropped. A handler that gives up many statements would stop requests
+/// that have nothing to do with its database.
+const QUEUE: usize = isize::MAX.unsigned_abs();
+
 fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
     let url = |reason: String, advice| Error::Url { reason, advice };
     let options = SqliteConnectOptions::from_str(&config.url)
@@ -316,6 +324,7 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
     Ok(options
         .create_if_missing(true)
         .busy_timeout(config.busy_timeout.0)
+        .command_buffer_size(QUEUE)
         .foreign_keys(true)
         .log_slow_statements(log::LevelFilter::Debug, SLOW)
         // Migrations, above all, are synced by SQLite itself.

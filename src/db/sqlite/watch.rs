@@ -337,8 +337,8 @@ impl Watch {
     }
 
     fn for_state(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
-        // Numbered: the answer to an earlier question may still be to come, and this one may not
-        // have been sent.
+        // Numbered: the answer to an earlier question may still be to come, and this one is not sent
+        // to a connection whose thread has ended.
         let number = self.asked_for_state.fetch_add(1, Ordering::SeqCst) + 1;
         sqlx::query(sql).bind(&self.secret).bind(number.to_string())
     }
@@ -412,8 +412,8 @@ impl ending::End for Arc<Watch> {
     }
 }
 
-/// Puts a statement into the connection's queue, and does not wait for what it says. If the queue is
-/// full it is not sent, and the question remains unanswered.
+/// Puts a statement into the connection's queue, which is never full, and does not wait for what it
+/// says.
 pub(super) fn send<'q>(connection: &mut SqliteConnection, query: impl Execute<'q, Sqlite> + 'q) {
     let _under_way = connection.fetch_many(query).next().now_or_never();
 }
