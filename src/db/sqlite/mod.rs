@@ -10,6 +10,7 @@
 //! | `steps` | the statements that begin and end its transactions |
 //! | `lent` | that connection while one transaction has it |
 //! | `watch` | what only SQLite can say about the writer's transaction |
+//! | `keys` | whether COMMIT would find a deferred foreign key broken |
 //! | `mark` | whether a transaction has written to the write-ahead log |
 //! | `sync` | one sync of the write-ahead log for all commits before it |
 //! | `readers` | the connections that only read |
@@ -18,6 +19,7 @@
 //! | `readiness` | whether it can be written now, asked beside requests |
 
 mod file;
+mod keys;
 mod lent;
 mod mark;
 mod place;

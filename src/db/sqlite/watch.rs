@@ -14,8 +14,9 @@ use rocket::futures::future::{BoxFuture, ready};
 use rocket::futures::{FutureExt, StreamExt};
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
-use sqlx::{Connection, Execute, Executor, Sqlite};
+use sqlx::{Execute, Executor, Sqlite};
 
+use super::keys::{KeyProbe, Keys};
 use super::sync::Wal;
 use crate::db::{Ended, ending};
 
@@ -49,10 +50,7 @@ pub(super) struct Watch {
     log: OnceLock<Arc<Wal>>,
     /// SQLite's `total_changes()` at the last question: a hint, as it misses some writes.
     changes: AtomicU64,
-    /// The parent of the row in [`PROBE`] was looked for.
-    looked_for: AtomicBool,
-    /// The probe tells the truth on this version of SQLite.
-    probe_works: AtomicBool,
+    keys: KeyProbe,
 }
 
 /// What is asked on the connection's own thread, right before the next statement.
@@ -145,27 +143,6 @@ pub(super) enum End {
     Rollback,
 }
 
-/// A deferred foreign key that is broken is found by COMMIT alone, which is too late when another
-/// database has been committed already; and SQLite's counter of broken ones is not to be had
-/// through a safe interface. But it shows: when a row of a child table goes, SQLite looks for its
-/// parent only if that counter is not zero (`OP_FkIfZero`). The parent's key is compared by a
-/// collation of ours, so we are told of the look.
-const PROBE_TABLES: &str = "\
-    CREATE TEMP TABLE rocket_tx_parent (
-        key TEXT COLLATE rocket_tx_probe PRIMARY KEY
-    ) WITHOUT ROWID;
-    CREATE TEMP TABLE rocket_tx_child (
-        parent TEXT REFERENCES rocket_tx_parent (key) DEFERRABLE INITIALLY DEFERRED
-    );
-    INSERT INTO rocket_tx_parent VALUES ('');
-    INSERT INTO rocket_tx_child VALUES ('');";
-
-const PROBE: &str = "\
-    SAVEPOINT rocket_tx_probe;
-    DELETE FROM temp.rocket_tx_child RETURNING 1;
-    ROLLBACK TO rocket_tx_probe;
-    RELEASE rocket_tx_probe";
-
 /// Belongs to a callback. SQLite has one of each kind; when somebody sets another, or removes it,
 /// sqlx drops ours, and this with it.
 struct Tripwire(Arc<Watch>, fn(&Watch) -> &AtomicBool);
@@ -200,13 +177,7 @@ impl Watch {
             watch.compare(one, other)
         })?;
         drop(handle);
-        connection.execute("PRAGMA temp_store = memory").await?;
-        connection.execute(sqlx::raw_sql(PROBE_TABLES)).await?;
-        // Nothing is broken here. A version of SQLite that looks all the same would make every
-        // request fail; there, COMMIT finds out.
-        self.probe_works.store(true, Ordering::SeqCst);
-        let broken = self.is_constraint_broken(connection).await?;
-        self.probe_works.store(!broken, Ordering::SeqCst);
+        self.keys.install(connection).await?;
         let made = sqlx::query_scalar(concat!("SELECT ", state!()))
             .fetch_one(&mut *connection)
             .await?;
@@ -252,7 +223,7 @@ impl Watch {
         };
         match asked {
             Some(asked) => self.answer(asked),
-            None => self.looked_for.store(true, Ordering::SeqCst),
+            None => self.keys.note_look(),
         }
         one.cmp(other)
     }
@@ -382,21 +353,18 @@ impl Watch {
         &self,
         connection: &mut SqliteConnection,
     ) -> sqlx::Result<bool> {
-        if !self.probe_works.load(Ordering::SeqCst) {
-            // What is still in the queue must be done all the same.
-            connection.ping().await?;
-            return Ok(false);
-        }
-        self.looked_for.store(false, Ordering::SeqCst);
-        let rows = connection.fetch_all(sqlx::raw_sql(PROBE)).await?;
-        if rows.len() != 1 {
-            // A request has changed the table: the next one gets another connection.
-            self.is_touched.store(true, Ordering::SeqCst);
-            return Err(sqlx::Error::WorkerCrashed);
-        }
-        // The row that it deleted, and put back.
+        let is_broken = match self.keys.look(connection).await? {
+            Keys::NotProbed => return Ok(false),
+            Keys::Hold => false,
+            Keys::Broken => true,
+            Keys::Unknown => {
+                self.is_touched.store(true, Ordering::SeqCst);
+                return Err(sqlx::Error::WorkerCrashed);
+            }
+        };
+        // The row that was deleted, and put back.
         self.changes.fetch_add(1, Ordering::SeqCst);
-        Ok(self.looked_for.load(Ordering::SeqCst))
+        Ok(is_broken)
     }
 }
 
