@@ -4,6 +4,7 @@
 mod disks;
 mod leftovers;
 mod queue;
+mod shadows;
 mod truth;
 
 use rocket::http::Status;

@@ -97,27 +97,27 @@ const ASK: &str = "SELECT $1 = ($2 || ' ' || total_changes()) COLLATE rocket_tx_
 /// such as the size of the cache, is not among it. Nor is what can be changed outside a transaction
 /// alone: that concerns writing, and a writer whose transaction was ended by a handler is closed.
 ///
-/// The brackets behind the names of pragmas see to it that a table of such a name is an error: it
-/// would go before the pragma.
+/// A table under the name of a pragma would go before it. So they are looked for among the temporary
+/// tables, all of which are in the text.
 macro_rules! state {
     () => {
-        "(SELECT group_concat(name || ' ' || file) FROM pragma_database_list()) \
+        "(SELECT group_concat(name || ' ' || file) FROM temp.pragma_database_list()) \
          || (SELECT ':' || count(*) || ifnull(group_concat(name), '') FROM temp.sqlite_schema) \
-         || (SELECT ':' || query_only FROM pragma_query_only()) \
-         || (SELECT ':' || locking_mode FROM pragma_locking_mode('main')) \
-         || (SELECT ':' || synchronous FROM pragma_synchronous()) \
-         || (SELECT ':' || reverse_unordered_selects FROM pragma_reverse_unordered_selects()) \
-         || (SELECT ':' || short_column_names FROM pragma_short_column_names()) \
-         || (SELECT ':' || full_column_names FROM pragma_full_column_names()) \
-         || (SELECT ':' || count_changes FROM pragma_count_changes()) \
-         || (SELECT ':' || ignore_check_constraints FROM pragma_ignore_check_constraints()) \
-         || (SELECT ':' || recursive_triggers FROM pragma_recursive_triggers()) \
-         || (SELECT ':' || writable_schema FROM pragma_writable_schema()) \
-         || (SELECT ':' || legacy_alter_table FROM pragma_legacy_alter_table()) \
-         || (SELECT ':' || max_page_count FROM pragma_max_page_count()) \
-         || (SELECT ':' || trusted_schema FROM pragma_trusted_schema()) \
-         || (SELECT ':' || timeout FROM pragma_busy_timeout()) \
-         || (SELECT ':' || group_concat(name) FROM pragma_collation_list()) \
+         || (SELECT ':' || query_only FROM temp.pragma_query_only()) \
+         || (SELECT ':' || locking_mode FROM temp.pragma_locking_mode('main')) \
+         || (SELECT ':' || synchronous FROM temp.pragma_synchronous()) \
+         || (SELECT ':' || reverse_unordered_selects FROM temp.pragma_reverse_unordered_selects()) \
+         || (SELECT ':' || short_column_names FROM temp.pragma_short_column_names()) \
+         || (SELECT ':' || full_column_names FROM temp.pragma_full_column_names()) \
+         || (SELECT ':' || count_changes FROM temp.pragma_count_changes()) \
+         || (SELECT ':' || ignore_check_constraints FROM temp.pragma_ignore_check_constraints()) \
+         || (SELECT ':' || recursive_triggers FROM temp.pragma_recursive_triggers()) \
+         || (SELECT ':' || writable_schema FROM temp.pragma_writable_schema()) \
+         || (SELECT ':' || legacy_alter_table FROM temp.pragma_legacy_alter_table()) \
+         || (SELECT ':' || max_page_count FROM temp.pragma_max_page_count()) \
+         || (SELECT ':' || trusted_schema FROM temp.pragma_trusted_schema()) \
+         || (SELECT ':' || timeout FROM temp.pragma_busy_timeout()) \
+         || (SELECT ':' || group_concat(name) FROM temp.pragma_collation_list()) \
          || ('a' LIKE 'A') || ('a' = 'b') || ('a' = 'A' COLLATE NOCASE) \
          || ('a' = 'b' COLLATE NOCASE) || ('a ' = 'a' COLLATE RTRIM) || ('a' = 'b' COLLATE RTRIM)"
     };
