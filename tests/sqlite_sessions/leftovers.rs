@@ -147,7 +147,7 @@ async fn collation_of_read(name: &str, mut read: Read<Main>) -> Status {
 }
 
 const EQUALITY: &str =
-    "SELECT ('a' = 'b') || ('a' = 'b' COLLATE NOCASE) || ('a' = 'b' COLLATE RTRIM)";
+    "SELECT ('a' = 'b' COLLATE BINARY) || ('a' = 'b' COLLATE NOCASE) || ('a' = 'b' COLLATE RTRIM)";
 
 #[post("/equality")]
 async fn equality(mut tx: Tx<Main>) -> Result<String, Error> {
@@ -172,6 +172,19 @@ async fn collations_end_with_their_request() {
             assert_eq!(found.body, "000", "{name}{of}: {found:?}");
         }
     }
+}
+
+/// `BINARY` is the collation of columns for which none is named.
+#[rocket::async_test]
+async fn rows_are_told_apart_after_any_collation_of_another_request() {
+    let stage = stage().await;
+    stage.send("POST /note/alice").await;
+    stage.send("POST /note/bob").await;
+    stage.send("POST /collation/BINARY").await;
+    let delete = "DELETE FROM notes WHERE +text = 'bob'";
+    let answer = send_sql(&stage, "POST /run/tx/201", delete).await;
+    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    assert_eq!(stage.notes().await, ["alice"]);
 }
 
 /// Takes one row of very many, and the rest is never asked for.
