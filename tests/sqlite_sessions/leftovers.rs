@@ -12,7 +12,7 @@ use super::{send_sql, sqlite, stage};
 use crate::support::Main;
 
 /// Each changes something for all later statements of a connection.
-const LEFTOVERS: [&str; 22] = [
+const LEFTOVERS: [&str; 24] = [
     "ATTACH ':memory:' AS other",
     "CREATE TEMP TABLE notes (text)",
     "CREATE TEMP VIEW pairs AS SELECT 1 AS id",
@@ -32,9 +32,18 @@ const LEFTOVERS: [&str; 22] = [
     "PRAGMA busy_timeout = 1",
     "PRAGMA synchronous = 0",
     "PRAGMA count_changes = 1",
+    "PRAGMA short_column_names = 0",
+    "PRAGMA full_column_names = 1",
     "ROLLBACK; PRAGMA foreign_keys = 0; PRAGMA synchronous = 0; BEGIN",
     "ROLLBACK; PRAGMA foreign_keys = 0; BEGIN; ATTACH ':memory:' AS other",
     "BEGIN",
+];
+
+/// Of these, only what is written feels anything.
+const LEFTOVERS_OF_THE_WRITER: [&str; 3] = [
+    "PRAGMA cache_size = -100000",
+    "PRAGMA cache_spill = 0",
+    "PRAGMA cache_spill = 7",
 ];
 
 pub(super) fn routes() -> Vec<Route> {
@@ -59,8 +68,12 @@ async fn nothing_that_one_request_sets_is_seen_by_the_next() {
         (tx.body, read.body)
     };
     let as_made = states().await;
-    for sql in LEFTOVERS {
-        for guard in ["tx", "read", "connection"] {
+    let of_all = LEFTOVERS
+        .map(|sql| (sql, &["tx", "read", "connection"][..]))
+        .into_iter();
+    let of_the_writer = LEFTOVERS_OF_THE_WRITER.map(|sql| (sql, &["tx"][..]));
+    for (sql, guards) in of_all.chain(of_the_writer) {
+        for guard in guards {
             for status in [201, 422] {
                 send_sql(&stage, &format!("POST /run/{guard}/{status}"), sql).await;
                 assert_eq!(states().await, as_made, "{sql}, through {guard}, {status}");
@@ -131,6 +144,27 @@ async fn callbacks_end_with_their_request() {
     }
 }
 
+/// Without checkpoints the log grows with every later request.
+#[rocket::async_test]
+async fn automatic_checkpoints_come_back() {
+    let stage = stage().await;
+    let log = stage.databases.folder().join("main.db-wal");
+    let write = "INSERT OR REPLACE INTO notes VALUES (hex(zeroblob(20000)))";
+    let length_after = async |count| {
+        for _ in 0..count {
+            let answer = send_sql(&stage, "POST /run/tx/201", write).await;
+            assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+        }
+        std::fs::metadata(&log).unwrap().len()
+    };
+    let usual = length_after(50).await;
+    let off = "PRAGMA wal_autocheckpoint = 0";
+    send_sql(&stage, "POST /run/tx/201", off).await;
+    let most = length_after(300).await;
+    let later = length_after(100).await;
+    assert_eq!(most, later, "it was {usual} before, and grows");
+}
+
 /// Has texts that differ be equal, by a collation of SQLite's own.
 #[post("/collation/<name>")]
 async fn collation(name: &str, mut tx: Tx<Main>) -> Status {
@@ -164,6 +198,12 @@ async fn equality_of_read(mut read: Read<Main>) -> Result<String, Error> {
 #[rocket::async_test]
 async fn collations_end_with_their_request() {
     let stage = stage().await;
+    for (path, guard) in [("collation", "tx"), ("collation-of-read", "read")] {
+        let as_made = stage.send(&format!("GET /state/{guard}")).await.body;
+        stage.send(&format!("POST /{path}/of_a_request")).await;
+        let found = stage.send(&format!("GET /state/{guard}")).await.body;
+        assert_eq!(found, as_made);
+    }
     for of in ["", "-of-read"] {
         for name in ["BINARY", "NOCASE", "RTRIM"] {
             let set = stage.send(&format!("POST /collation{of}/{name}")).await;

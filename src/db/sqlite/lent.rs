@@ -259,6 +259,7 @@ impl Drop for LentWriter {
         } else if let Some(open) = &mut *self.turn {
             // Now, while nobody waits for it: the next request is about to be woken.
             open.ask_for_state();
+            open.keep_checkpoints();
         }
     }
 }

@@ -93,8 +93,8 @@ const COLLATION: &str = "rocket_tx_probe";
 
 const ASK: &str = "SELECT $1 = ($2 || ' ' || total_changes()) COLLATE rocket_tx_probe";
 
-/// What a request may leave behind that the next one would feel, in one text. What changes no result,
-/// such as the size of the cache, is not among it. Nor is what can be changed outside a transaction
+/// What a request may leave behind that the next one would feel, in one text. What changes no result
+/// is not among it. Nor is what can be changed outside a transaction
 /// alone: that concerns writing, and a writer whose transaction was ended by a handler is closed.
 ///
 /// A table under the name of a pragma would go before it. So they are looked for among the temporary
@@ -124,13 +124,24 @@ macro_rules! state {
 }
 pub(super) use state;
 
+/// The same of the writer. What its cache keeps until COMMIT is what [`Wal::reserve`] reckons with.
+macro_rules! writer_state {
+    () => {
+        concat!(
+            state!(),
+            " || (SELECT ':' || cache_size FROM temp.pragma_cache_size()) \
+              || (SELECT ':' || cache_spill FROM temp.pragma_cache_spill())"
+        )
+    };
+}
+
 /// SQL, and behind it the question for the state, which the connection asks itself at once.
 macro_rules! and_ask_for_state {
     ($sql:literal) => {
         concat!(
             $sql,
             "SELECT $1 = ($2 || ' ' || ",
-            state!(),
+            writer_state!(),
             ") COLLATE rocket_tx_probe"
         )
     };
@@ -178,7 +189,7 @@ impl Watch {
         })?;
         drop(handle);
         self.keys.install(connection).await?;
-        let made = sqlx::query_scalar(concat!("SELECT ", state!()))
+        let made = sqlx::query_scalar(concat!("SELECT ", writer_state!()))
             .fetch_one(&mut *connection)
             .await?;
         self.made.get_or_init(|| made);
