@@ -2,6 +2,7 @@
 //! what is stored.
 
 mod disks;
+mod keys;
 mod leftovers;
 mod queue;
 mod shadows;
@@ -136,6 +137,7 @@ async fn stage_on(databases: Databases) -> Stage {
             )
             .mount("/", truth::routes())
             .mount("/", leftovers::routes())
+            .mount("/", keys::routes())
             .mount("/", disks::routes())
             .attach(Settlement::new())
     })
