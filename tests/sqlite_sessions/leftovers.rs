@@ -7,6 +7,7 @@ use rocket::futures::StreamExt;
 use rocket::http::Status;
 use rocket::{Route, post};
 use rocket_tx::{Error, Read, Tx};
+use sqlx::sqlite::LockedSqliteHandle;
 
 use super::{send_sql, sqlite, stage};
 use crate::support::Main;
@@ -165,23 +166,36 @@ async fn automatic_checkpoints_come_back() {
     assert_eq!(most, later, "it was {usual} before, and grows");
 }
 
-/// Has texts that differ be equal, by a collation of SQLite's own.
-#[post("/collation/<name>")]
-async fn collation(name: &str, mut tx: Tx<Main>) -> Status {
+/// Has texts that differ be equal, by a collation of SQLite's own: all of them, or those that differ in
+/// case alone, in any language.
+fn replace_collation(handle: &mut LockedSqliteHandle<'_>, name: &str, cases: bool) {
+    let replaced = match cases {
+        true => handle.create_collation(name, |one, other| {
+            one.to_lowercase().cmp(&other.to_lowercase())
+        }),
+        false => handle.create_collation(name, |_, _| Equal),
+    };
+    replaced.unwrap();
+}
+
+#[post("/collation/<name>?<cases>")]
+async fn collation(name: &str, cases: bool, mut tx: Tx<Main>) -> Status {
     let mut handle = sqlite(&mut tx).lock_handle().await.unwrap();
-    handle.create_collation(name, |_, _| Equal).unwrap();
+    replace_collation(&mut handle, name, cases);
     Status::Ok
 }
 
-#[post("/collation-of-read/<name>")]
-async fn collation_of_read(name: &str, mut read: Read<Main>) -> Status {
+#[post("/collation-of-read/<name>?<cases>")]
+async fn collation_of_read(name: &str, cases: bool, mut read: Read<Main>) -> Status {
     let mut handle = sqlite(&mut read).lock_handle().await.unwrap();
-    handle.create_collation(name, |_, _| Equal).unwrap();
+    replace_collation(&mut handle, name, cases);
     Status::Ok
 }
 
-const EQUALITY: &str =
-    "SELECT ('a' = 'b' COLLATE BINARY) || ('a' = 'b' COLLATE NOCASE) || ('a' = 'b' COLLATE RTRIM)";
+const EQUALITY: &str = "\
+    SELECT ('a' = 'b' COLLATE BINARY) || ('a' = 'A' COLLATE BINARY)
+        || ('a' = 'b' COLLATE NOCASE) || ('Ä' = 'ä' COLLATE NOCASE)
+        || ('a' = 'b' COLLATE RTRIM) || ('a' = 'A' COLLATE RTRIM)";
 
 #[post("/equality")]
 async fn equality(mut tx: Tx<Main>) -> Result<String, Error> {
@@ -206,10 +220,13 @@ async fn collations_end_with_their_request() {
     }
     for of in ["", "-of-read"] {
         for name in ["BINARY", "NOCASE", "RTRIM"] {
-            let set = stage.send(&format!("POST /collation{of}/{name}")).await;
-            assert_eq!(set.status, 200, "{set:?}");
-            let found = stage.send(&format!("POST /equality{of}")).await;
-            assert_eq!(found.body, "000", "{name}{of}: {found:?}");
+            for cases in [true, false] {
+                let path = format!("POST /collation{of}/{name}?cases={cases}");
+                let set = stage.send(&path).await;
+                assert_eq!(set.status, 200, "{set:?}");
+                let found = stage.send(&format!("POST /equality{of}")).await;
+                assert_eq!(found.body, "000000", "{path}: {found:?}");
+            }
         }
     }
 }

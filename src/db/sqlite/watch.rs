@@ -118,8 +118,8 @@ macro_rules! state {
          || (SELECT ':' || trusted_schema FROM temp.pragma_trusted_schema()) \
          || (SELECT ':' || timeout FROM temp.pragma_busy_timeout()) \
          || (SELECT ':' || group_concat(name) FROM temp.pragma_collation_list()) \
-         || ('a' LIKE 'A') || ('a' = 'b' COLLATE BINARY) || ('a' = 'A' COLLATE NOCASE) \
-         || ('a' = 'b' COLLATE NOCASE) || ('a ' = 'a' COLLATE RTRIM) || ('a' = 'b' COLLATE RTRIM)"
+         || ('a' LIKE 'A') || ('a' = 'A' COLLATE BINARY) || ('a' = 'A' COLLATE NOCASE) \
+         || ('Ä' = 'ä' COLLATE NOCASE) || ('a ' = 'a' COLLATE RTRIM) || ('a' = 'A' COLLATE RTRIM)"
     };
 }
 pub(super) use state;
