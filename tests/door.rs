@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rocket::http::Status;
 use rocket::{Request, State, post, routes};
-use rocket_tx::db::{Access, BeginOptions, Isolation, Patience};
+use rocket_tx::db::Patience;
 use rocket_tx::tx::{Action, Phase, Resource, Settled, Settling, Step};
 use rocket_tx::{Begin, Error, Observer, Outstanding, Settlement};
 
@@ -30,7 +30,7 @@ impl Resource for Lease {
 
     async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
         settling.commit_last::<Main>();
-        let Some(transaction) = settling.transaction::<Main>() else {
+        let Some(mut transaction) = settling.transaction::<Main>() else {
             return Err(Error::Conflict("the lease needs a transaction".into()));
         };
         note(transaction.connection(), "released inside").await?;
@@ -43,19 +43,10 @@ impl Resource for Lease {
     }
 
     async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
-        if let Some(transaction) = settling.transaction::<Main>() {
-            transaction
-                .begin_again(BeginOptions {
-                    isolation: Isolation::Default,
-                    access: Access::ReadWrite,
-                    patience: Patience::Never,
-                })
-                .await?;
+        let begun = settling.begin_after_rollback::<Main>(Patience::Never);
+        if let Some(mut transaction) = begun.await? {
             note(transaction.connection(), "released after").await?;
-            let _nobody_waits = transaction
-                .commit_without_waiting()
-                .await
-                .map_err(|error| Error::Conflict(error.to_string().into()))?;
+            let _nobody_waits = transaction.commit_without_waiting().await?;
         }
         self.log.lock().push("gate opened".into());
         Ok(())

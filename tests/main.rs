@@ -18,6 +18,7 @@ mod contract;
 mod crash;
 mod door;
 mod durability;
+mod endings;
 mod failover;
 mod feed;
 mod guards;

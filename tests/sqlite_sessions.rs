@@ -2,7 +2,10 @@
 //! what is stored.
 
 mod disks;
+mod keys;
 mod leftovers;
+mod queue;
+mod shadows;
 mod truth;
 
 use rocket::http::Status;
@@ -65,9 +68,14 @@ const STATE: &str = "\
         || ' reverse=' || reverse_unordered_selects || ' schema=' || writable_schema
         || ' trusted=' || trusted_schema || ' pages=' || max_page_count
         || ' busy=' || timeout || ' keys=' || foreign_keys || ' synchronous=' || synchronous
+        || ' cache=' || cache_size || ' spill=' || cache_spill
+        || ' counts=' || count_changes || ' names=' || short_column_names || full_column_names
+        || ' collations=' || (SELECT group_concat(name) FROM pragma_collation_list)
     FROM pragma_query_only, pragma_locking_mode('main'), pragma_ignore_check_constraints,
         pragma_recursive_triggers, pragma_reverse_unordered_selects, pragma_writable_schema,
-        pragma_trusted_schema, pragma_max_page_count, pragma_busy_timeout, pragma_foreign_keys, pragma_synchronous";
+        pragma_trusted_schema, pragma_max_page_count, pragma_busy_timeout, pragma_foreign_keys,
+        pragma_synchronous, pragma_cache_size, pragma_cache_spill, pragma_count_changes,
+        pragma_short_column_names, pragma_full_column_names";
 
 async fn state_of(connection: &mut AnyConnection) -> Result<String, Error> {
     let state = sqlx::query_scalar(STATE);
@@ -129,6 +137,8 @@ async fn stage_on(databases: Databases) -> Stage {
             )
             .mount("/", truth::routes())
             .mount("/", leftovers::routes())
+            .mount("/", keys::routes())
+            .mount("/", disks::routes())
             .attach(Settlement::new())
     })
     .await

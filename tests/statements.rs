@@ -74,6 +74,11 @@ const SQLITE: &[&str] = &[
 ];
 
 const POSTGRES: &[&str] = &[
+    "BEGIN READ WRITE",
+    "COMMIT; BEGIN READ WRITE",
+    "ROLLBACK; BEGIN READ WRITE",
+    "ROLLBACK; SET default_transaction_read_only = off",
+    "CLOSE ALL",
     "COMMIT AND CHAIN",
     "ROLLBACK AND CHAIN",
     "ABORT",
@@ -130,6 +135,8 @@ enum End {
     Rollback,
     /// A task keeps the guard for a moment.
     Leak,
+    /// It does not end, and is given up.
+    Never,
 }
 
 #[derive(Debug, Clone)]
@@ -181,6 +188,7 @@ impl Script {
             End::Commit,
             End::Rollback,
             End::Leak,
+            End::Never,
         ];
         Self {
             is_serializable: rng.u8(..4) == 0,
@@ -301,6 +309,7 @@ async fn play<M: Mode>(
             });
             Ok(Response::Plain(Status::Created))
         }
+        End::Never => std::future::pending().await,
     }
 }
 

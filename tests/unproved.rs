@@ -28,7 +28,13 @@ async fn work<M: Mode>(tx: &mut Tx<Main, M>, what: &str) -> Result<(), Error> {
         }
         "roll-back-and-commit-another" => {
             drop(run(tx, "ROLLBACK").await);
-            drop(run(tx, "BEGIN").await);
+            // Postgres asks for the mode: what is begun beside a transaction of ours only reads.
+            let begun = run(tx, "BEGIN READ WRITE").await.is_ok();
+            drop(if begun {
+                Ok(())
+            } else {
+                run(tx, "BEGIN").await
+            });
             drop(note(tx, "second").await);
             drop(run(tx, "COMMIT").await);
         }
@@ -158,15 +164,13 @@ async fn what_its_handler_has_committed_is_not_told_as_rolled_back(backend: Back
                 late.add_permits(1);
                 stage.nothing_is_stuck().await;
                 let stored = stage.notes().await;
-                match backend {
-                    Backend::Sqlite => assert_eq!(stored, [""; 0], "{path}"),
-                    Backend::Postgres => assert_eq!(stored.len(), 1, "{path}: {stored:?}"),
-                }
-                let outcome = if stored.is_empty() {
-                    "rolled-back"
-                } else {
-                    "unknown"
+                let (kept, outcome) = match (backend, level, *end) {
+                    (Backend::Sqlite, ..) => (0, "rolled-back"),
+                    // COMMIT is refused there; that nothing else was written is not known.
+                    (_, "default", "commit" | "commit-and-begin") => (0, "unknown"),
+                    _ => (1, "unknown"),
                 };
+                assert_eq!(stored.len(), kept, "{path}: {stored:?}");
                 let (_, told) = answer.told();
                 assert_eq!(told, Some(outcome), "{path}: {}", answer.body);
             }
@@ -196,6 +200,6 @@ mod postgres_only {
         let answer = stage.send("POST /given-up/default/commit").await;
         assert_eq!(answer.told(), (500, Some("unknown")), "{answer:?}");
         stage.nothing_is_stuck().await;
-        assert_eq!(stage.notes().await, ["first"]);
+        assert_eq!(stage.notes().await, [""; 0]);
     }
 }

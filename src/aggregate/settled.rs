@@ -13,7 +13,7 @@ use super::held::{Held, LeaseOf};
 use super::repository::Append;
 use super::rows::AggregatePool;
 use super::store::release_within;
-use crate::db::{Access, BeginOptions, Isolation, Patience, TransactionPool};
+use crate::db::{Access, Patience};
 use crate::lock::{Fence, Hold, LeasePool, LeaseStore, LockError};
 use crate::tx::{Phase, Resource, Settling};
 
@@ -79,19 +79,16 @@ where
         }
     }
 
+    /// Says whether the request had a transaction to do it on.
     async fn release_on_the_same_connection(
         &mut self,
-        transaction: &mut crate::db::Transaction<<D::Pool as TransactionPool>::Session>,
-    ) -> Result<(), crate::Error> {
+        settling: &mut Settling<'_>,
+    ) -> Result<bool, crate::Error> {
         // Nobody else can write meanwhile, so nobody of another process is waited for.
         let patience = Patience::AtMost(self.held.shared.locks.retry_interval());
-        transaction
-            .begin_again(BeginOptions {
-                isolation: Isolation::Default,
-                access: Access::ReadWrite,
-                patience,
-            })
-            .await?;
+        let Some(mut transaction) = settling.begin_after_rollback::<D>(patience).await? else {
+            return Ok(false);
+        };
         for (_, Fence { key, token, .. }) in &self.leases {
             let db = transaction.connection();
             let released =
@@ -100,10 +97,8 @@ where
             self.gone.push(released.wanted);
         }
         // A power cut ends all holders: it may bring the row back, which expires by itself.
-        let committed = transaction.commit_without_waiting().await;
-        committed
-            .map(drop)
-            .map_err(|error| crate::Error::of_commit(error, D::NAME))
+        transaction.commit_without_waiting().await.map(drop)?;
+        Ok(true)
     }
 }
 
@@ -140,7 +135,8 @@ where
         }
         // Through one that only reads nothing can be written, so nothing was.
         let transaction = settling.transaction::<D>();
-        let Some(transaction) = transaction.filter(|it| it.access() == Access::ReadWrite) else {
+        let Some(mut transaction) = transaction.filter(|it| it.access() == Access::ReadWrite)
+        else {
             return match staged.is_empty() {
                 true => Ok(()),
                 // It was required, so it is there.
@@ -176,13 +172,9 @@ where
         if self.leases.is_empty() {
             return Ok(());
         }
-        let transaction = settling.transaction::<D>();
-        let Some(transaction) = transaction.filter(|it| it.access() == Access::ReadWrite) else {
-            self.release().await;
-            return Ok(());
-        };
-        match self.release_on_the_same_connection(transaction).await {
-            Ok(()) => self.open_gates(),
+        match self.release_on_the_same_connection(settling).await {
+            Ok(true) => self.open_gates(),
+            Ok(false) => self.release().await,
             Err(error) => {
                 tracing::debug!(%error, "leases are released on another connection");
                 self.leases.clear();

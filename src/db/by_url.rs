@@ -10,7 +10,8 @@ use rocket::figment::Figment;
 
 use super::{
     Access, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity, Link,
-    Migrations, NotReady, Patience, RollbackError, Session, TransactionId, TransactionPool,
+    Migrations, NotReady, Patience, RollbackError, Session, TransactionControl, TransactionId,
+    TransactionPool,
 };
 #[cfg(feature = "postgres")]
 use super::{PostgresPool, PostgresSession};
@@ -131,7 +132,9 @@ impl Session for Connection {
     fn connection_ref(&self) -> &Self {
         self
     }
+}
 
+impl TransactionControl for Connection {
     fn owner(&mut self) -> &mut Option<TransactionId> {
         either!(Self, self, |session| session.owner())
     }
@@ -141,7 +144,9 @@ impl Session for Connection {
     }
 
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
-        either!(Self, self, |session| Session::begin(session, options).await)
+        either!(Self, self, |session| {
+            TransactionControl::begin(session, options).await
+        })
     }
 
     async fn prepare(&mut self) -> Result<(), CommitError> {
@@ -165,7 +170,9 @@ impl Session for Connection {
     }
 
     fn close_on_drop(&mut self) {
-        either!(Self, self, |session| Session::close_on_drop(session))
+        either!(Self, self, |session| TransactionControl::close_on_drop(
+            session
+        ))
     }
 }
 

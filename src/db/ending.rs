@@ -7,8 +7,8 @@ use rocket::futures::future::BoxFuture;
 /// Ends one transaction from outside its session: a guard that outlives its request has it, or a
 /// statement that nobody waits for is under way on it.
 ///
-/// SQLite's writer obeys no COMMIT but that of a settlement, unless its hooks were replaced. A Postgres
-/// server obeys everybody's, so the session is ended there.
+/// SQLite's writer obeys no COMMIT but that of a settlement, unless its hooks were replaced. On Postgres the
+/// session is ended: whoever has it could roll back and go on.
 #[derive(Clone, Default)]
 pub struct Ending(Option<Arc<dyn End>>);
 
@@ -17,7 +17,7 @@ pub struct Ending(Option<Arc<dyn End>>);
 pub enum Ended {
     /// It stood until then: nothing of it stays.
     RolledBack,
-    /// Its user had sent COMMIT or ROLLBACK: something may stay.
+    /// Its user had sent COMMIT or ROLLBACK, or may have: something may stay.
     Before,
     /// The server could not be asked.
     Unasked,

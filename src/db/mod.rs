@@ -52,7 +52,6 @@ pub use sqlite::sqlite_open_retries;
 pub use sqlite::{SqlitePool, SqliteSession};
 pub use transaction::{
     Access, BeginOptions, CommitError, Isolation, Patience, RollbackError, Session, Transaction,
-    TransactionId,
 };
 
 pub(crate) use arrival::Arrival;
@@ -66,3 +65,4 @@ pub(crate) use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};
 pub(crate) use sqlite::WholeWriter;
 #[cfg(feature = "sqlite")]
 pub(crate) use sqlite::is_sqlite_busy;
+pub(crate) use transaction::{TransactionControl, TransactionId};

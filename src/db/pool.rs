@@ -11,7 +11,9 @@ use tokio_util::task::TaskTracker;
 use super::error_class::may_be_stale;
 #[cfg(feature = "postgres")]
 use super::health::Health;
-use super::{Access, BeginOptions, Error, NotReady, Patience, Session, Transaction};
+use super::{
+    Access, BeginOptions, Error, NotReady, Patience, Session, Transaction, TransactionControl,
+};
 
 /// A pool that request-scoped transactions and reads are lent from.
 ///

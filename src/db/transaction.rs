@@ -69,7 +69,7 @@ pub enum CommitError {
     #[error("the transaction had already ended before it was settled")]
     Ended {
         /// The backend made sure that nothing of it stays. SQLite's commit hook does; Postgres
-        /// obeys a COMMIT, whoever sends it.
+        /// lets a handler roll back, and go on.
         undone: bool,
     },
 
@@ -117,7 +117,7 @@ pub enum RollbackError {
 /// Safe code can exchange two sessions through the guards that lend them. A transaction therefore
 /// settles only the session that it began on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TransactionId(u64);
+pub(crate) struct TransactionId(u64);
 
 impl TransactionId {
     fn next() -> Self {
@@ -127,11 +127,30 @@ impl TransactionId {
     }
 }
 
-/// A connection borrowed from a pool, and how transactions are done on it.
+/// A connection borrowed from a pool.
 ///
-/// Implemented for each backend; users meet it only in type signatures. Futures that are dropped
-/// half way leave the connection in a state that [`Transaction`] takes care of.
-pub trait Session: Send + Sync + 'static {
+/// Implemented for each backend; users meet it only in type signatures, and can implement it for
+/// nothing else. Guards lend the same type, so it has no method that ends a transaction: settlement
+/// alone does that.
+///
+/// ```compile_fail
+/// use rocket_tx::db::{Connection, Session};
+///
+/// async fn end(connection: &mut Connection) {
+///     let _ = connection.rollback().await;
+/// }
+/// ```
+///
+/// ```compile_fail
+/// use rocket_tx::db::Session;
+///
+/// async fn end<S: Session>(session: &mut S) {
+///     let _ = session.rollback().await;
+/// }
+/// ```
+// Other crates cannot call the methods of a private bound.
+#[allow(private_bounds)]
+pub trait Session: TransactionControl + Send + Sync + 'static {
     /// What guards dereference to: sqlx's own connection type, or the [by-URL
     /// enum](super::Connection).
     type Connection: Send + Sync + 'static;
@@ -141,7 +160,11 @@ pub trait Session: Send + Sync + 'static {
 
     /// The connection itself, to look at.
     fn connection_ref(&self) -> &Self::Connection;
+}
 
+/// How transactions are done on a [`Session`]. Futures that are dropped half way leave the connection
+/// in a state that [`Transaction`] takes care of.
+pub(crate) trait TransactionControl {
     /// It was opened just now: if it does not work, another will not either.
     fn is_new(&self) -> bool {
         true
@@ -236,6 +259,16 @@ impl<S: Session> Transaction<S> {
             self.session.close_on_drop();
         }
         result
+    }
+
+    /// It was begun, and nobody has ended it through this type.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// It was committed or rolled back, so that it can be [begun again](Self::begin_again).
+    pub(crate) fn is_over(&self) -> bool {
+        self.state == State::Over
     }
 
     /// Whether it may write.

@@ -44,7 +44,7 @@ use super::outstanding::Outstanding;
 /// request's transactions stays done. The request is doomed, so that no catcher makes it a success. Each
 /// transaction that it had is rolled back by closing its connection: nobody knows where in an answer
 /// it stands, and no other request gets it. On Postgres another session ends it at the server first,
-/// and asks whether the handler had sent COMMIT by itself. If the server cannot be reached, it may go
+/// and asks whether the handler had ended it by itself. If the server cannot be reached, it may go
 /// on with the statement until it finds out, or until `statement_timeout`, and keep its locks for so
 /// long; it will not commit.
 ///

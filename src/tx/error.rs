@@ -92,6 +92,13 @@ pub enum Error {
     #[error("this request has been settled; what comes after it needs a transaction of its own")]
     Settled,
 
+    /// A resource wanted to begin another transaction on the connection of one that was not rolled
+    /// back. 500.
+    #[error(
+        "the transaction of `{0}` is not rolled back; begin another one on its connection in `rollback` alone, and join after `{0}`"
+    )]
+    NotOver(&'static str),
+
     /// Contention: BUSY, a deadlock, a serialization failure, a wait over its limit. 503.
     #[error("the database is busy: {0}; retry")]
     Busy(#[source] sqlx::Error),
@@ -128,7 +135,7 @@ pub enum Error {
 
     /// The transaction was over before it was settled: a raw COMMIT or ROLLBACK, or SQLite's own
     /// rollback. 500.
-    #[error("the transaction had already ended; {}", if *undone { "an error that the handler ignored had rolled it back, or the handler sent COMMIT or ROLLBACK, which it must not. Nothing was changed" } else { "a handler must not send COMMIT or ROLLBACK, and what it committed stays" })]
+    #[error("the transaction had already ended; {}", if *undone { "an error that the handler ignored had rolled it back, or the handler sent COMMIT or ROLLBACK, which it must not. Nothing was changed" } else { "a handler must not send COMMIT or ROLLBACK, and what it committed by itself stays" })]
     Ended {
         /// Nothing of it stays: SQLite, where a commit that is not ours is refused. On Postgres
         /// nobody can say, and the outcome is `unknown`.
@@ -264,6 +271,7 @@ impl Error {
             Self::Isolation(_) => ("isolation", self.to_string().into()),
             Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
             Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
+            Self::NotOver(_) => ("not-over", self.to_string().into()),
             Self::Settled => ("settled", self.to_string().into()),
             Self::HandlerTimeout(_) => ("handler-timeout", self.to_string().into()),
             Self::SettleTimeout(_) => ("settle-timeout", self.to_string().into()),

@@ -1,6 +1,5 @@
 //! An open transaction as the registry holds it, and as the resource that it is when settled.
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -88,52 +87,6 @@ where
 
     async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
         self.transaction.rollback().await.map_err(Error::from)
-    }
-}
-
-impl Settling<'_> {
-    /// The request's transaction of `D`, if it has one; a resource that needs one says so with
-    /// [`Outstanding::require`](super::Outstanding::require).
-    ///
-    /// In `prepare` it is open: what is written on its
-    /// [`connection`](Transaction::connection) is committed or rolled back with the rest. In
-    /// `rollback` it is over, and [`begin_again`](Transaction::begin_again) starts a new one on the
-    /// same connection, to be committed by the caller. Ending it in `prepare` makes the request
-    /// fail.
-    pub fn transaction<D>(
-        &mut self,
-    ) -> Option<&mut Transaction<<D::Pool as TransactionPool>::Session>>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
-        self.find::<D>().map(|(_, lent)| lent.transaction())
-    }
-
-    /// Has the transaction of `D` committed after those of all other databases, because it carries
-    /// rows that must not be gone before the rest is certain. The last call counts.
-    pub fn commit_last<D>(&mut self)
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
-        if let Some(index) = self.find::<D>().map(|(index, _)| index) {
-            *self.last = Some(index);
-        }
-    }
-
-    fn find<D>(&mut self) -> Option<(usize, &mut Lent<D>)>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
-        self.others
-            .iter_mut()
-            .enumerate()
-            .find_map(|(index, resource)| {
-                let resource: &mut dyn Any = &mut **resource.as_mut()?;
-                Some((index, resource.downcast_mut()?))
-            })
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `slot` | the place of that registry in its request |
 //! | `checkout` | checking a transaction out of it, begun on first use |
 //! | `resource` | [`Resource`] and [`Settling`]: the door by which anything else joins |
+//! | `settling` | the transactions of a request, as a resource may use them: [`BorrowedTransaction`], [`AfterRollback`] |
 //! | `require` | transactions that a resource will need, begun as late as may be |
 //! | `lent` | an open transaction, as the resource that it is |
 //! | `verdict` | [`Verdict`], [`Outcome`]: what is to be done, and why, and what became of it |
@@ -69,6 +70,7 @@ mod sentinel;
 mod settings;
 mod settle;
 mod settlement;
+mod settling;
 mod slot;
 mod slow;
 mod traced;
@@ -91,6 +93,7 @@ pub use request_id::RequestId;
 pub use resource::{Phase, Resource, Settling};
 pub use settings::Vetoed;
 pub use settlement::Settlement;
+pub use settling::{AfterRollback, BorrowedTransaction};
 pub use traced::traced;
 pub use verdict::{Action, Outcome, Reason, Settled, Verdict};
 

@@ -63,7 +63,7 @@ pub trait Resource: Any + Send {
     }
 
     /// The last chance to refuse. Work that must be in the request's transaction, an outbox row or
-    /// the release of a lease, is done here, on what [`Settling`] lends.
+    /// the release of a lease, is done here, on what [`Settling::transaction`] lends.
     ///
     /// # Errors
     ///
@@ -88,7 +88,8 @@ pub trait Resource: Any + Send {
         Durability::reached()
     }
 
-    /// Undoes what was done before, as far as it was done.
+    /// Undoes what was done before, as far as it was done. If that takes a statement, it is run in
+    /// what [`Settling::begin_after_rollback`] begins.
     ///
     /// # Errors
     ///
@@ -98,7 +99,8 @@ pub trait Resource: Any + Send {
     }
 }
 
-/// What a resource is lent while the request is settled.
+/// What a resource is lent while the request is settled: views of the request's transactions, which
+/// settlement alone ends.
 pub struct Settling<'a> {
     pub(super) request: RequestId,
     pub(super) deadline: Instant,

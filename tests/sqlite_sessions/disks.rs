@@ -3,8 +3,35 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{stage, stage_on};
-use crate::support::{Backend, Databases, In};
+use rocket::http::Status;
+use rocket::{Route, post, routes};
+use rocket_tx::{Error, Tx};
+
+use super::{send_sql, stage, stage_on, swallow};
+use crate::support::stage::note;
+use crate::support::{Audit, Backend, Databases, In, Main};
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![run_in_audit, run_in_both]
+}
+
+#[post("/run/audit", data = "<sql>")]
+async fn run_in_audit(sql: String, mut audit: Tx<Audit>) -> Status {
+    swallow(&mut audit, sql).await;
+    Status::Created
+}
+
+/// Writes to the first, and what the test says to the second.
+#[post("/run/both", data = "<sql>")]
+async fn run_in_both(
+    sql: String,
+    mut main: Tx<Main>,
+    mut audit: Tx<Audit>,
+) -> Result<Status, Error> {
+    note(&mut main, "both").await?;
+    swallow(&mut audit, sql).await;
+    Ok(Status::Created)
+}
 
 fn files(databases: &Databases) -> [PathBuf; 3] {
     ["main.db", "main.db-wal", "main.db-shm"].map(|name| databases.folder().join(name))
@@ -101,6 +128,17 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Both databases, the second one on a disk of its own.
+async fn audit_on(disk: &SmallDisk) -> Databases {
+    let mut databases = Databases::with_tables(Backend::Sqlite).await;
+    databases.audit = format!("sqlite:{}", disk.path().join("audit.db").display());
+    let tables = "\
+        CREATE TABLE notes (text TEXT NOT NULL UNIQUE);
+        CREATE TABLE pairs (id BIGINT PRIMARY KEY, partner BIGINT NOT NULL)";
+    databases.execute(In::Audit, tables).await;
+    databases
+}
+
 /// The first database is committed only when the second has room; with one it is plain.
 #[rocket::async_test]
 async fn a_full_disk_is_a_refusal_and_never_half_a_commit() {
@@ -108,16 +146,7 @@ async fn a_full_disk_is_a_refusal_and_never_half_a_commit() {
         println!("this process may not mount a file system; nothing was tried");
         return;
     };
-    let mut databases = Databases::with_tables(Backend::Sqlite).await;
-    databases.audit = format!("sqlite:{}", disk.path().join("audit.db").display());
-    databases
-        .execute(
-            In::Audit,
-            "CREATE TABLE notes (text TEXT NOT NULL UNIQUE);
-             CREATE TABLE pairs (id BIGINT PRIMARY KEY, partner BIGINT NOT NULL)",
-        )
-        .await;
-    let stage = stage_on(databases).await;
+    let stage = stage_on(audit_on(&disk).await).await;
     let answer = stage.send("POST /note-both/before").await;
     assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
 
@@ -146,4 +175,59 @@ async fn a_full_disk_is_a_refusal_and_never_half_a_commit() {
     let answer = stage.send("POST /note-both/after").await;
     assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
     stage.nothing_is_stuck().await;
+}
+
+/// What is in memory at COMMIT is what the room was reserved for. A larger cache would keep more.
+#[rocket::async_test]
+async fn room_is_reserved_whatever_another_request_has_set() {
+    for sql in [
+        "SELECT 1",
+        "PRAGMA cache_size = -100000",
+        "PRAGMA cache_spill = 0",
+    ] {
+        let Some(disk) = SmallDisk::new("24m") else {
+            println!("this process may not mount a file system; nothing was tried");
+            return;
+        };
+        let stage = stage_on(audit_on(&disk).await).await;
+        let set = send_sql(&stage, "POST /run/audit", sql).await;
+        assert_eq!(set.told(), (201, Some("committed")), "{set:?}");
+        disk.fill(6_000_000);
+        let much = "INSERT INTO notes VALUES (hex(zeroblob(4000000)))";
+        let answer = send_sql(&stage, "POST /run/both", much).await;
+        // The statement itself finds the disk full, and has SQLite roll back.
+        assert_eq!(answer.outcome(), Some("rolled-back"), "{sql}: {answer:?}");
+        assert_eq!(stage.notes().await, [""; 0], "{sql}");
+    }
+}
+
+/// A COMMIT goes from file to file.
+#[rocket::async_test]
+async fn an_attached_file_on_a_full_disk_is_no_reason_to_claim_anything_false() {
+    for mode in ["wal", "delete"] {
+        let Some(disk) = SmallDisk::new("2m") else {
+            println!("this process may not mount a file system; nothing was tried");
+            return;
+        };
+        let mut databases = Databases::with_tables(Backend::Sqlite).await;
+        let main = databases.audit.clone();
+        let other = disk.path().join("other.db");
+        databases.audit = format!("sqlite:{}", other.display());
+        let table = format!("PRAGMA journal_mode = {mode}; CREATE TABLE archive (text)");
+        databases.execute(In::Audit, table.leak()).await;
+        databases.audit = main;
+        let stage = stage_on(databases).await;
+        disk.fill(200_000);
+        let sql = format!(
+            "ATTACH '{}' AS other; INSERT INTO notes VALUES ('in main');
+             INSERT INTO other.archive VALUES (zeroblob(900000))",
+            other.display()
+        );
+        let answer = send_sql(&stage, "POST /run/tx/201", &sql).await;
+        let stored = stage.notes().await;
+        assert_ne!(answer.outcome(), Some("committed"), "{mode}: {answer:?}");
+        if answer.outcome() == Some("rolled-back") {
+            assert_eq!(stored, [""; 0], "{mode}: {answer:?}");
+        }
+    }
 }

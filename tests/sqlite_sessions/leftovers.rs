@@ -7,12 +7,13 @@ use rocket::futures::StreamExt;
 use rocket::http::Status;
 use rocket::{Route, post};
 use rocket_tx::{Error, Read, Tx};
+use sqlx::sqlite::LockedSqliteHandle;
 
 use super::{send_sql, sqlite, stage};
 use crate::support::Main;
 
 /// Each changes something for all later statements of a connection.
-const LEFTOVERS: [&str; 22] = [
+const LEFTOVERS: [&str; 24] = [
     "ATTACH ':memory:' AS other",
     "CREATE TEMP TABLE notes (text)",
     "CREATE TEMP VIEW pairs AS SELECT 1 AS id",
@@ -32,9 +33,18 @@ const LEFTOVERS: [&str; 22] = [
     "PRAGMA busy_timeout = 1",
     "PRAGMA synchronous = 0",
     "PRAGMA count_changes = 1",
+    "PRAGMA short_column_names = 0",
+    "PRAGMA full_column_names = 1",
     "ROLLBACK; PRAGMA foreign_keys = 0; PRAGMA synchronous = 0; BEGIN",
     "ROLLBACK; PRAGMA foreign_keys = 0; BEGIN; ATTACH ':memory:' AS other",
     "BEGIN",
+];
+
+/// Of these, only what is written feels anything.
+const LEFTOVERS_OF_THE_WRITER: [&str; 3] = [
+    "PRAGMA cache_size = -100000",
+    "PRAGMA cache_spill = 0",
+    "PRAGMA cache_spill = 7",
 ];
 
 pub(super) fn routes() -> Vec<Route> {
@@ -59,8 +69,12 @@ async fn nothing_that_one_request_sets_is_seen_by_the_next() {
         (tx.body, read.body)
     };
     let as_made = states().await;
-    for sql in LEFTOVERS {
-        for guard in ["tx", "read", "connection"] {
+    let of_all = LEFTOVERS
+        .map(|sql| (sql, &["tx", "read", "connection"][..]))
+        .into_iter();
+    let of_the_writer = LEFTOVERS_OF_THE_WRITER.map(|sql| (sql, &["tx"][..]));
+    for (sql, guards) in of_all.chain(of_the_writer) {
+        for guard in guards {
             for status in [201, 422] {
                 send_sql(&stage, &format!("POST /run/{guard}/{status}"), sql).await;
                 assert_eq!(states().await, as_made, "{sql}, through {guard}, {status}");
@@ -131,23 +145,57 @@ async fn callbacks_end_with_their_request() {
     }
 }
 
-/// Has texts that differ be equal, by a collation of SQLite's own.
-#[post("/collation/<name>")]
-async fn collation(name: &str, mut tx: Tx<Main>) -> Status {
+/// Without checkpoints the log grows with every later request.
+#[rocket::async_test]
+async fn automatic_checkpoints_come_back() {
+    let stage = stage().await;
+    let log = stage.databases.folder().join("main.db-wal");
+    let write = "INSERT OR REPLACE INTO notes VALUES (hex(zeroblob(20000)))";
+    let length_after = async |count| {
+        for _ in 0..count {
+            let answer = send_sql(&stage, "POST /run/tx/201", write).await;
+            assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+        }
+        std::fs::metadata(&log).unwrap().len()
+    };
+    let usual = length_after(50).await;
+    let off = "PRAGMA wal_autocheckpoint = 0";
+    send_sql(&stage, "POST /run/tx/201", off).await;
+    let most = length_after(300).await;
+    let later = length_after(100).await;
+    assert_eq!(most, later, "it was {usual} before, and grows");
+}
+
+/// Has texts that differ be equal, by a collation of SQLite's own: all of them, or those that differ in
+/// case alone, in any language.
+fn replace_collation(handle: &mut LockedSqliteHandle<'_>, name: &str, cases: bool) {
+    let replaced = match cases {
+        true => handle.create_collation(name, |one, other| {
+            one.to_lowercase().cmp(&other.to_lowercase())
+        }),
+        false => handle.create_collation(name, |_, _| Equal),
+    };
+    replaced.unwrap();
+}
+
+#[post("/collation/<name>?<cases>")]
+async fn collation(name: &str, cases: bool, mut tx: Tx<Main>) -> Status {
     let mut handle = sqlite(&mut tx).lock_handle().await.unwrap();
-    handle.create_collation(name, |_, _| Equal).unwrap();
+    replace_collation(&mut handle, name, cases);
     Status::Ok
 }
 
-#[post("/collation-of-read/<name>")]
-async fn collation_of_read(name: &str, mut read: Read<Main>) -> Status {
+#[post("/collation-of-read/<name>?<cases>")]
+async fn collation_of_read(name: &str, cases: bool, mut read: Read<Main>) -> Status {
     let mut handle = sqlite(&mut read).lock_handle().await.unwrap();
-    handle.create_collation(name, |_, _| Equal).unwrap();
+    replace_collation(&mut handle, name, cases);
     Status::Ok
 }
 
-const EQUALITY: &str =
-    "SELECT ('a' = 'b') || ('a' = 'b' COLLATE NOCASE) || ('a' = 'b' COLLATE RTRIM)";
+const EQUALITY: &str = "\
+    SELECT ('a' = 'b' COLLATE BINARY) || ('a' = 'A' COLLATE BINARY)
+        || ('a' = 'b' COLLATE NOCASE) || ('Ä' = 'ä' COLLATE NOCASE)
+        || ('a' = 'b' COLLATE RTRIM) || ('a' = 'A' COLLATE RTRIM)";
 
 #[post("/equality")]
 async fn equality(mut tx: Tx<Main>) -> Result<String, Error> {
@@ -164,14 +212,36 @@ async fn equality_of_read(mut read: Read<Main>) -> Result<String, Error> {
 #[rocket::async_test]
 async fn collations_end_with_their_request() {
     let stage = stage().await;
+    for (path, guard) in [("collation", "tx"), ("collation-of-read", "read")] {
+        let as_made = stage.send(&format!("GET /state/{guard}")).await.body;
+        stage.send(&format!("POST /{path}/of_a_request")).await;
+        let found = stage.send(&format!("GET /state/{guard}")).await.body;
+        assert_eq!(found, as_made);
+    }
     for of in ["", "-of-read"] {
         for name in ["BINARY", "NOCASE", "RTRIM"] {
-            let set = stage.send(&format!("POST /collation{of}/{name}")).await;
-            assert_eq!(set.status, 200, "{set:?}");
-            let found = stage.send(&format!("POST /equality{of}")).await;
-            assert_eq!(found.body, "000", "{name}{of}: {found:?}");
+            for cases in [true, false] {
+                let path = format!("POST /collation{of}/{name}?cases={cases}");
+                let set = stage.send(&path).await;
+                assert_eq!(set.status, 200, "{set:?}");
+                let found = stage.send(&format!("POST /equality{of}")).await;
+                assert_eq!(found.body, "000000", "{path}: {found:?}");
+            }
         }
     }
+}
+
+/// `BINARY` is the collation of columns for which none is named.
+#[rocket::async_test]
+async fn rows_are_told_apart_after_any_collation_of_another_request() {
+    let stage = stage().await;
+    stage.send("POST /note/alice").await;
+    stage.send("POST /note/bob").await;
+    stage.send("POST /collation/BINARY").await;
+    let delete = "DELETE FROM notes WHERE +text = 'bob'";
+    let answer = send_sql(&stage, "POST /run/tx/201", delete).await;
+    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    assert_eq!(stage.notes().await, ["alice"]);
 }
 
 /// Takes one row of very many, and the rest is never asked for.

@@ -22,7 +22,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 /// Keeps SQLite busy for a while.
 const SLOW: &str = "\
-    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000)
+    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 600000)
     SELECT max(i) FROM n";
 
 /// Statements that the handler waits for no longer, and that are still to be run.

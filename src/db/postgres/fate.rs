@@ -14,6 +14,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::session::OpenTransaction;
 use super::sessions::Sessions;
 use super::settings::Settings;
 use crate::db::Ended;
@@ -47,6 +48,10 @@ async fn incarnation(connection: &mut PgConnection) -> sqlx::Result<String> {
     let row = sqlx::raw_sql(INCARNATION).fetch_one(connection).await?;
     row.try_get(0)
 }
+
+/// The table that a transaction has locked which has no id yet, as everybody may who may read it.
+/// Others lock it for a moment at most: only a query that names it keeps it to its transaction's end.
+pub(super) const MARK: &str = "pg_catalog.pg_ts_config_map";
 
 impl Backend {
     /// The id of its process.
@@ -118,7 +123,10 @@ impl Backend {
         let Self { pid, started, .. } = self;
         let stands = match xid {
             Some(xid) => format!("backend_xid IS NOT DISTINCT FROM '{xid}'::xid8::xid"),
-            None => "state IS DISTINCT FROM 'idle'".into(),
+            None => format!(
+                "EXISTS (SELECT FROM pg_locks WHERE pg_locks.pid = {pid} \
+                     AND relation = '{MARK}'::regclass AND mode = 'AccessShareLock')"
+            ),
         };
         // COMMIT may wait for a standby: ended there, it would stand on this server alone.
         let end = format!(
@@ -177,32 +185,30 @@ enum Asked {
 /// A transaction, as it is ended from outside its session.
 pub(super) struct Outside {
     pub(super) backend: Arc<Backend>,
-    /// Its id, where that is known.
-    pub(super) id: Option<Arc<str>>,
+    pub(super) transaction: OpenTransaction,
     pub(super) sessions: Sessions,
 }
 
 impl End for Outside {
     fn end(&self) -> BoxFuture<'_, Ended> {
         async {
-            let seen = self.backend.end(self.id.as_deref(), &self.sessions).await;
-            match seen {
-                Seen { is_gone: false, .. } => Ended::Unasked,
-                Seen {
-                    fate: Some(Fate::Committed),
-                    ..
-                }
-                | Seen {
-                    stood: Some(false), ..
-                } => Ended::Before,
-                Seen {
-                    fate: Some(Fate::RolledBack),
-                    ..
-                }
-                | Seen {
-                    stood: Some(true), ..
-                } => Ended::RolledBack,
-                Seen { .. } => Ended::Unasked,
+            let Self {
+                backend,
+                transaction,
+                sessions,
+            } = self;
+            let seen = backend.end(transaction.id.as_deref(), sessions).await;
+            let may_be_kept = transaction.writes
+                && match (seen.fate, seen.stood) {
+                    (Some(Fate::Committed), _) | (_, Some(false)) => true,
+                    (Some(Fate::RolledBack), _) => false,
+                    (None, Some(true)) => !seen.is_gone && transaction.is_doubtful(),
+                    (None, None) => transaction.is_doubtful(),
+                };
+            match seen.is_gone {
+                _ if may_be_kept => Ended::Before,
+                true => Ended::RolledBack,
+                false => Ended::Unasked,
             }
         }
         .boxed()

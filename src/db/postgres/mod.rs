@@ -36,8 +36,8 @@ pub(crate) use self::session::OnReturn;
 pub use self::session::PostgresSession;
 pub(crate) use self::sessions::{Limits, Liveness, Sessions};
 use self::sessions::{may_pass, no_answer, patiently};
-use self::settings::SetBy;
 pub(crate) use self::settings::Settings;
+use self::settings::{GUARD, SetBy};
 use super::config::SLOW;
 use super::{
     Access, Config, Error, Identity, Link, Migrations, NotReady, OpenError, Patience,
@@ -53,6 +53,7 @@ struct Inner {
     /// With `default_transaction_read_only`. A pool of its own: a session that was made read-only
     /// must never come back as one that writes.
     readers: Sessions,
+    settings: Settings,
     identity: Identity,
     link: Arc<OnceLock<Link>>,
     probe: Probe,
@@ -73,8 +74,8 @@ impl PostgresPool {
             settings,
             mut first,
         } = pooler::open(
-            settings(&options, SetBy::Startup, config),
-            settings(&options, SetBy::Statements, config),
+            settings(&options, SetBy::Startup, config).guarding_writes(),
+            settings(&options, SetBy::Statements, config).guarding_writes(),
             limits.wait,
         )
         .await?;
@@ -83,20 +84,22 @@ impl PostgresPool {
             .unwrap_or_else(|_| Err(no_answer(limits.wait)))
             .map_err(OpenError::Database)?;
         let link = Arc::new(OnceLock::new());
-        let readers = settings.clone().with("default_transaction_read_only", "on");
+        let unguarded = settings.clone().unguarded();
+        let readers = unguarded.clone().with(GUARD, "on");
         let kept_for_readers = Limits { least: 0, ..limits };
         Ok(Self(Arc::new(Inner {
             sessions: Sessions::new(settings, limits, Arc::clone(&link)).with(first),
             readers: Sessions::new(readers, kept_for_readers, Arc::clone(&link)),
+            settings: unguarded,
             identity,
             link,
             probe: Probe::default(),
         })))
     }
 
-    /// What its sessions for requests are set to.
+    /// What its sessions are set to, but that a transaction's refuse what is written outside of it.
     pub(crate) fn settings(&self) -> &Settings {
-        self.0.sessions.settings()
+        &self.0.settings
     }
 
     /// A session for statements that no BEGIN of ours precedes: a `Read`'s, or those of
@@ -240,7 +243,9 @@ impl rocket_db_pools::Pool for PostgresPool {
     }
 
     async fn get(&self) -> Result<PostgresSession, Error> {
-        Ok(self.plain(&self.0.sessions, Patience::Wait).await?)
+        let mut session = self.plain(&self.0.sessions, Patience::Wait).await?;
+        transaction::unguard(&mut session).await?;
+        Ok(session)
     }
 
     async fn close(&self) {

@@ -27,6 +27,26 @@ pub(super) fn savepoint() -> &'static str {
     &NAME
 }
 
+/// Has the server refuse COMMIT and PREPARE TRANSACTION, until [`unseal`] has taken the seal away. A
+/// cursor that outlives its transaction is computed by COMMIT, and this one cannot be.
+/// <https://www.postgresql.org/docs/current/sql-declare.html>
+///
+/// Without it nobody could tell, once a session is lost, whose COMMIT the server had obeyed.
+pub(super) fn seal(name: &str) -> String {
+    format!(
+        "DECLARE {name} NO SCROLL CURSOR WITH HOLD FOR \
+         SELECT pg_catalog.current_setting('{SEALED}')"
+    )
+}
+
+/// Fails outside of the transaction that was sealed.
+pub(super) fn unseal(name: &str) -> String {
+    format!("CLOSE {name}")
+}
+
+/// A setting that nobody has: the server's error quotes it.
+const SEALED: &str = "rocket_tx: a handler does not commit by itself, its answer does";
+
 /// What a session has answered to several statements.
 pub(super) struct Answers {
     /// How many of the statements were answered.

@@ -149,7 +149,7 @@ pub struct PostgresSession {
 }
 
 /// What is known of the transaction that a session is at.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct OpenTransaction {
     /// It may write.
     pub(super) writes: bool,
@@ -157,6 +157,26 @@ pub(super) struct OpenTransaction {
     pub(super) is_refused: bool,
     /// Its id, where that is known; with it, the server can be asked what became of it.
     pub(super) id: Option<Arc<str>>,
+    pub(super) ends: Ends,
+}
+
+/// Whose COMMIT, or ROLLBACK, a transaction can have ended by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Ends {
+    /// A handler's too.
+    #[default]
+    ByAnybody,
+    /// The server obeys no COMMIT but ours: the transaction is sealed.
+    BySeal,
+    /// It stood after the last statement of its handler; what follows is ours.
+    ByUs,
+}
+
+impl OpenTransaction {
+    /// A handler may have committed something of it, and nobody was asked.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.writes && self.ends == Ends::ByAnybody
+    }
 }
 
 /// A place among the sessions of a pool: while it is held, another may not be opened.

@@ -9,6 +9,10 @@ use sqlx::postgres::PgConnectOptions;
 /// away, together with the statements that sqlx believes to be there.
 const PROOF: &str = "rocket_tx_proof";
 
+/// The setting by which a session writes in transactions of ours alone. BEGIN takes it back for a
+/// moment, to learn what the server itself is set to: who runs it may have it take no writes.
+pub(super) const GUARD: &str = "default_transaction_read_only";
+
 /// How the server is told what a session is set to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SetBy {
@@ -26,6 +30,7 @@ pub(crate) struct Settings {
     values: Vec<(&'static str, String)>,
     set_by: SetBy,
     reset: bool,
+    guards_writes: bool,
 }
 
 impl Settings {
@@ -48,8 +53,22 @@ impl Settings {
             values,
             set_by,
             reset,
+            guards_writes: false,
         }
         .named()
+    }
+
+    /// Transactions are read-only unless they say otherwise, as those of ours do: if a handler ends
+    /// its transaction by itself, what it sends afterwards writes nothing.
+    pub(super) fn guarding_writes(mut self) -> Self {
+        self.guards_writes = true;
+        self
+    }
+
+    /// The opposite: for sessions that are no transaction's.
+    pub(super) fn unguarded(mut self) -> Self {
+        self.guards_writes = false;
+        self
     }
 
     /// One setting more, or another value for it.
@@ -113,14 +132,18 @@ impl Settings {
     /// the settings are what they should be, and whether the login acts as another role.
     pub(super) fn opening(&self, secret: &str) -> String {
         let mut statements: Vec<String> = self.sets().collect();
-        let unseeds = match self.reset {
-            true => UNSEEDS,
-            false => "",
+        let unseeds = if self.reset { UNSEEDS } else { "" };
+        let guards = match self.guards_writes {
+            true => format!("pg_catalog.set_config('{GUARD}', 'on', false),"),
+            false => String::new(),
         };
         statements.push(format!(
             "PREPARE {PROOF}(pg_catalog.text) AS \
-             SELECT pg_catalog.pg_advisory_unlock_all(), '{secret}', {unseeds} $1"
+             SELECT pg_catalog.pg_advisory_unlock_all(), '{secret}', {unseeds} {guards} $1"
         ));
+        if self.guards_writes {
+            statements.push(format!("SET {GUARD} = on"));
+        }
         let holds = self.values.iter().map(|(name, value)| {
             // `set_config` answers with the value in the server's own spelling.
             let value = literal(value);

@@ -7,16 +7,17 @@ use sqlx::{Postgres, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
-use super::fate::{Fate, Outside};
-use super::proof::{Answers, nonce, savepoint};
-use super::session::{Last, OnReturn, OpenTransaction, PROMPT, PostgresSession, depth};
+use super::fate::{Fate, MARK, Outside};
+use super::proof::{Answers, nonce, savepoint, seal, unseal};
+use super::session::{Ends, Last, OnReturn, OpenTransaction, PROMPT, PostgresSession, depth};
 use super::sessions::no_answer;
+use super::settings::GUARD;
 use crate::db::error_class::{
     is_certain_refusal, not_writable, while_beginning_to_write, while_connecting,
 };
 use crate::db::{
     Access, BeginOptions, CommitError, Durability, Ending, ErrorClass, Isolation, RollbackError,
-    Session, TransactionId,
+    Session, TransactionControl, TransactionId,
 };
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
@@ -31,7 +32,9 @@ impl Session for PostgresSession {
     fn connection_ref(&self) -> &PgConnection {
         self
     }
+}
 
+impl TransactionControl for PostgresSession {
     fn owner(&mut self) -> &mut Option<TransactionId> {
         &mut self.owner
     }
@@ -40,8 +43,9 @@ impl Session for PostgresSession {
         self.is_new
     }
 
-    /// The id of the transaction comes in the same round trip, where a query may come first: at the
-    /// higher levels the first query fixes the snapshot, and that must be the handler's.
+    /// One round trip, in which the transaction is [sealed](seal), and its id comes, where a query
+    /// may come first: at the higher levels the first query fixes the snapshot, and that must be the
+    /// handler's. There, a lock that nobody else holds for long marks the transaction.
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         self.set_on_return(OnReturn::Check);
         let writes = options.access == Access::ReadWrite;
@@ -49,43 +53,38 @@ impl Session for PostgresSession {
             writes,
             ..OpenTransaction::default()
         };
-        let begin = match (options.isolation, options.access) {
-            (Isolation::Default, Access::ReadWrite) => "BEGIN",
-            (Isolation::RepeatableRead, Access::ReadWrite) => {
-                "BEGIN ISOLATION LEVEL REPEATABLE READ"
-            }
-            (Isolation::Serializable, Access::ReadWrite) => "BEGIN ISOLATION LEVEL SERIALIZABLE",
-            (Isolation::Default, Access::ReadOnly) => "BEGIN READ ONLY",
-            (Isolation::RepeatableRead, Access::ReadOnly) => {
-                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-            }
-            (Isolation::Serializable, Access::ReadOnly) => {
-                "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY"
-            }
+        let level = match options.isolation {
+            Isolation::Default => "",
+            Isolation::RepeatableRead => " ISOLATION LEVEL REPEATABLE READ",
+            Isolation::Serializable => " ISOLATION LEVEL SERIALIZABLE",
         };
-        let savepoint = savepoint();
+        let has_id = writes && options.isolation == Isolation::Default;
+        let name = savepoint();
         let nonce = nonce();
-        let (sql, statements) = match writes && options.isolation == Isolation::Default {
-            true => (
+        let (sql, statements) = match (writes, has_id) {
+            (true, true) => (
                 format!(
-                    "{begin}; SAVEPOINT {savepoint}; \
+                    "RESET {GUARD}; BEGIN READ WRITE; {seal}; SAVEPOINT {name}; \
                      SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text, \
-                         pg_catalog.current_setting('transaction_read_only'), '{nonce}'"
+                         pg_catalog.current_setting('{GUARD}'), '{nonce}'",
+                    seal = seal(name)
                 ),
-                3,
+                5,
             ),
-            // Not a query: it fixes no snapshot.
-            false if writes => (
-                format!("{begin}; SAVEPOINT {savepoint}; SHOW transaction_read_only"),
-                3,
+            // None of these is a query that fixes the snapshot.
+            (true, false) => (
+                format!(
+                    "RESET {GUARD}; BEGIN{level} READ WRITE; LOCK TABLE {MARK} IN ACCESS SHARE MODE; \
+                     SAVEPOINT {name}; SHOW {GUARD}; SET {GUARD} = on"
+                ),
+                6,
             ),
-            false => (format!("{begin}; SAVEPOINT {savepoint}"), 2),
+            (false, _) => (format!("BEGIN{level} READ ONLY; SAVEPOINT {name}"), 2),
         };
         let beginning = async {
             enter(self).await?;
             let answers = Answers::to(self, sql).await;
             let is_answered = answers.error.is_none() && answers.count == statements;
-            let has_id = writes && options.isolation == Isolation::Default;
             if !is_answered || has_id && !answers.prove(statements, &nonce) {
                 return Err(answers.into_error());
             }
@@ -96,6 +95,7 @@ impl Session for PostgresSession {
             }
             if has_id {
                 self.transaction.id = answers.text(0).map(Arc::from);
+                self.transaction.ends = Ends::BySeal;
             }
             Ok(())
         };
@@ -123,9 +123,6 @@ impl Session for PostgresSession {
     /// - nor can what stands outside one (25P01), or another, which the handler began or chained
     ///   (3B001);
     /// - deferred constraints are checked now, and every later statement at once.
-    ///
-    /// A setting that ends with the transaction would do as well, and spare the subtransaction, but
-    /// looking at it costs the server several times what a savepoint does.
     async fn prepare(&mut self) -> Result<(), CommitError> {
         let savepoint = savepoint();
         let nonce = nonce();
@@ -144,6 +141,9 @@ impl Session for PostgresSession {
         if let Some(id) = answers.text(0) {
             self.transaction.id = Some(id.into());
         }
+        if self.transaction.ends == Ends::ByAnybody {
+            self.transaction.ends = Ends::ByUs;
+        }
         Ok(())
     }
 
@@ -151,13 +151,16 @@ impl Session for PostgresSession {
     /// statement that fails, so COMMIT, which checks deferred constraints by itself, is reached only
     /// if the proof holds.
     async fn commit(&mut self) -> Result<Durability, CommitError> {
-        if self.transaction.writes && self.transaction.id.is_none() {
+        if self.transaction.is_doubtful() {
             self.prepare().await?;
         }
         // What is left is for asking what became of it.
         let limit = self.sessions().settle_timeout() / 2;
-        let release = format!("RELEASE {}", savepoint());
-        let statements = [&*release, "COMMIT"];
+        let proof = match self.transaction.ends {
+            Ends::BySeal => unseal(savepoint()),
+            Ends::ByAnybody | Ends::ByUs => format!("RELEASE {}", savepoint()),
+        };
+        let statements = [&*proof, "COMMIT"];
         let committing = self.run_last(&statements);
         let (error, is_alive) = match timeout(limit, committing).await {
             Ok(Last::Proved) => return Ok(Durability::reached()),
@@ -211,7 +214,7 @@ impl Session for PostgresSession {
     fn ending(&self) -> Ending {
         Ending::by(Outside {
             backend: Arc::clone(self.backend()),
-            id: self.transaction.id.clone(),
+            transaction: self.transaction.clone(),
             sessions: self.sessions().clone(),
         })
     }
@@ -271,6 +274,7 @@ impl PostgresSession {
             // The handler had sent COMMIT by itself.
             Some(Fate::Committed) => Err(RollbackError::Ended { undone: false }),
             Some(Fate::RolledBack) => Ok(()),
+            None if self.transaction.is_doubtful() => Err(RollbackError::Ended { undone: false }),
             None => Err(RollbackError::Lost(lost)),
         }
     }
@@ -298,7 +302,18 @@ async fn enter(connection: &mut PgConnection) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// The opposite, for statements that no BEGIN of ours precedes.
+/// Lets what no BEGIN of ours precedes write.
+pub(super) async fn unguard(connection: &mut PgConnection) -> sqlx::Result<()> {
+    let resetting = Answers::to(connection, format!("RESET {GUARD}"));
+    let answers = timeout(PROMPT, resetting).await;
+    match answers {
+        Ok(answers) if answers.error.is_none() && answers.count == 1 => Ok(()),
+        Ok(answers) => Err(answers.into_error()),
+        Err(_) => Err(no_answer(PROMPT)),
+    }
+}
+
+/// The opposite of [`enter`], for statements that no BEGIN of ours precedes.
 pub(super) async fn leave(connection: &mut PgConnection) -> sqlx::Result<()> {
     if depth(connection) == 0 {
         return Ok(());
@@ -318,6 +333,7 @@ fn refusal(error: sqlx::Error) -> CommitError {
     let code = error.as_database_error().and_then(|error| error.code());
     match code.as_deref() {
         Some("25P02") => CommitError::Aborted,
+        // A handler that closes all cursors breaks the seal too; ROLLBACK then finds out.
         Some("25P01" | "3B001") => CommitError::Ended { undone: false },
         _ => CommitError::Refused(error),
     }

@@ -186,7 +186,7 @@ impl LentWriter {
     /// refuses may stand in another.
     async fn has_attached(&mut self) -> bool {
         const ATTACHED: &str =
-            "SELECT count(*) FROM pragma_database_list() WHERE name NOT IN ('main', 'temp')";
+            "SELECT count(*) FROM temp.pragma_database_list() WHERE name NOT IN ('main', 'temp')";
 
         let attached = sqlx::query_scalar(ATTACHED).fetch_one(self.open_mut().connection_mut());
         let attached: sqlx::Result<i64> = attached.await;
@@ -259,6 +259,7 @@ impl Drop for LentWriter {
         } else if let Some(open) = &mut *self.turn {
             // Now, while nobody waits for it: the next request is about to be woken.
             open.ask_for_state();
+            open.keep_checkpoints();
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | `steps` | the statements that begin and end its transactions |
 //! | `lent` | that connection while one transaction has it |
 //! | `watch` | what only SQLite can say about the writer's transaction |
+//! | `keys` | whether COMMIT would find a deferred foreign key broken |
 //! | `mark` | whether a transaction has written to the write-ahead log |
 //! | `sync` | one sync of the write-ahead log for all commits before it |
 //! | `readers` | the connections that only read |
@@ -18,6 +19,7 @@
 //! | `readiness` | whether it can be written now, asked beside requests |
 
 mod file;
+mod keys;
 mod lent;
 mod mark;
 mod place;
@@ -54,7 +56,8 @@ use self::writer::{Writer, WriterFile, unreachable};
 use crate::db::config::{SLOW, Synchronous};
 use crate::db::{
     Access, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity, Link,
-    Migrations, NotReady, Patience, RollbackError, Session, TransactionId, TransactionPool, pool,
+    Migrations, NotReady, Patience, RollbackError, Session, TransactionControl, TransactionId,
+    TransactionPool, pool,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -120,7 +123,9 @@ impl Session for SqliteSession {
     fn connection_ref(&self) -> &SqliteConnection {
         self
     }
+}
 
+impl TransactionControl for SqliteSession {
     fn owner(&mut self) -> &mut Option<TransactionId> {
         &mut self.owner
     }
@@ -280,6 +285,14 @@ fn busy_timeout(patience: Patience, usual: Duration) -> Duration {
     }
 }
 
+/// How many commands a connection's queue holds: as good as all. It takes memory for those alone that
+/// are in it.
+///
+/// On a full queue sqlx blocks the thread that queues a rollback or the end of the connection, also
+/// where its own `Transaction` is dropped. A handler that gives up many statements would stop requests
+/// that have nothing to do with its database.
+const QUEUE: usize = isize::MAX.unsigned_abs();
+
 fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
     let url = |reason: String, advice| Error::Url { reason, advice };
     let options = SqliteConnectOptions::from_str(&config.url)
@@ -316,6 +329,7 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
     Ok(options
         .create_if_missing(true)
         .busy_timeout(config.busy_timeout.0)
+        .command_buffer_size(QUEUE)
         .foreign_keys(true)
         .log_slow_statements(log::LevelFilter::Debug, SLOW)
         // Migrations, above all, are synced by SQLite itself.

@@ -42,6 +42,21 @@ impl Open {
         Ok(())
     }
 
+    /// Switches automatic checkpoints on once more, now and then: nothing but the size of the log shows
+    /// that a request has switched them off, and looking at that costs more.
+    pub(super) fn keep_checkpoints(&mut self) {
+        /// So many uses can fill the log before it is noticed.
+        const USES: u32 = 100;
+        /// SQLite's own default, in pages.
+        const ON: &str = "PRAGMA wal_autocheckpoint = 1000";
+
+        self.uses = (self.uses + 1) % USES;
+        if self.uses == 0 {
+            // Not as a prepared statement: SQLite obeys this one when it prepares it.
+            send(self.connection_mut(), sqlx::raw_sql(ON));
+        }
+    }
+
     /// How long the next statement waits for another process, and those behind it until
     /// [`wait_as_usual`](Self::wait_as_usual).
     pub(super) fn wait_for_others(&mut self, limit: Duration) {

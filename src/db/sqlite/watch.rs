@@ -14,8 +14,9 @@ use rocket::futures::future::{BoxFuture, ready};
 use rocket::futures::{FutureExt, StreamExt};
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
-use sqlx::{Connection, Execute, Executor, Sqlite};
+use sqlx::{Execute, Executor, Sqlite};
 
+use super::keys::{KeyProbe, Keys};
 use super::sync::Wal;
 use crate::db::{Ended, ending};
 
@@ -49,10 +50,7 @@ pub(super) struct Watch {
     log: OnceLock<Arc<Wal>>,
     /// SQLite's `total_changes()` at the last question: a hint, as it misses some writes.
     changes: AtomicU64,
-    /// The parent of the row in [`PROBE`] was looked for.
-    looked_for: AtomicBool,
-    /// The probe tells the truth on this version of SQLite.
-    probe_works: AtomicBool,
+    keys: KeyProbe,
 }
 
 /// What is asked on the connection's own thread, right before the next statement.
@@ -95,36 +93,47 @@ const COLLATION: &str = "rocket_tx_probe";
 
 const ASK: &str = "SELECT $1 = ($2 || ' ' || total_changes()) COLLATE rocket_tx_probe";
 
-/// What a request may leave behind that the next one would feel, in one text. What changes no result,
-/// such as the size of the cache, is not among it. Nor is what can be changed outside a transaction
+/// What a request may leave behind that the next one would feel, in one text. What changes no result
+/// is not among it. Nor is what can be changed outside a transaction
 /// alone: that concerns writing, and a writer whose transaction was ended by a handler is closed.
 ///
-/// The brackets behind the names of pragmas see to it that a table of such a name is an error: it
-/// would go before the pragma.
+/// A table under the name of a pragma would go before it. So they are looked for among the temporary
+/// tables, all of which are in the text.
 macro_rules! state {
     () => {
-        "(SELECT group_concat(name || ' ' || file) FROM pragma_database_list()) \
+        "(SELECT group_concat(name || ' ' || file) FROM temp.pragma_database_list()) \
          || (SELECT ':' || count(*) || ifnull(group_concat(name), '') FROM temp.sqlite_schema) \
-         || (SELECT ':' || query_only FROM pragma_query_only()) \
-         || (SELECT ':' || locking_mode FROM pragma_locking_mode('main')) \
-         || (SELECT ':' || synchronous FROM pragma_synchronous()) \
-         || (SELECT ':' || reverse_unordered_selects FROM pragma_reverse_unordered_selects()) \
-         || (SELECT ':' || short_column_names FROM pragma_short_column_names()) \
-         || (SELECT ':' || full_column_names FROM pragma_full_column_names()) \
-         || (SELECT ':' || count_changes FROM pragma_count_changes()) \
-         || (SELECT ':' || ignore_check_constraints FROM pragma_ignore_check_constraints()) \
-         || (SELECT ':' || recursive_triggers FROM pragma_recursive_triggers()) \
-         || (SELECT ':' || writable_schema FROM pragma_writable_schema()) \
-         || (SELECT ':' || legacy_alter_table FROM pragma_legacy_alter_table()) \
-         || (SELECT ':' || max_page_count FROM pragma_max_page_count()) \
-         || (SELECT ':' || trusted_schema FROM pragma_trusted_schema()) \
-         || (SELECT ':' || timeout FROM pragma_busy_timeout()) \
-         || (SELECT ':' || group_concat(name) FROM pragma_collation_list()) \
-         || ('a' LIKE 'A') || ('a' = 'b') || ('a' = 'A' COLLATE NOCASE) \
-         || ('a' = 'b' COLLATE NOCASE) || ('a ' = 'a' COLLATE RTRIM) || ('a' = 'b' COLLATE RTRIM)"
+         || (SELECT ':' || query_only FROM temp.pragma_query_only()) \
+         || (SELECT ':' || locking_mode FROM temp.pragma_locking_mode('main')) \
+         || (SELECT ':' || synchronous FROM temp.pragma_synchronous()) \
+         || (SELECT ':' || reverse_unordered_selects FROM temp.pragma_reverse_unordered_selects()) \
+         || (SELECT ':' || short_column_names FROM temp.pragma_short_column_names()) \
+         || (SELECT ':' || full_column_names FROM temp.pragma_full_column_names()) \
+         || (SELECT ':' || count_changes FROM temp.pragma_count_changes()) \
+         || (SELECT ':' || ignore_check_constraints FROM temp.pragma_ignore_check_constraints()) \
+         || (SELECT ':' || recursive_triggers FROM temp.pragma_recursive_triggers()) \
+         || (SELECT ':' || writable_schema FROM temp.pragma_writable_schema()) \
+         || (SELECT ':' || legacy_alter_table FROM temp.pragma_legacy_alter_table()) \
+         || (SELECT ':' || max_page_count FROM temp.pragma_max_page_count()) \
+         || (SELECT ':' || trusted_schema FROM temp.pragma_trusted_schema()) \
+         || (SELECT ':' || timeout FROM temp.pragma_busy_timeout()) \
+         || (SELECT ':' || group_concat(name) FROM temp.pragma_collation_list()) \
+         || ('a' LIKE 'A') || ('a' = 'A' COLLATE BINARY) || ('a' = 'A' COLLATE NOCASE) \
+         || ('Ä' = 'ä' COLLATE NOCASE) || ('a ' = 'a' COLLATE RTRIM) || ('a' = 'A' COLLATE RTRIM)"
     };
 }
 pub(super) use state;
+
+/// The same of the writer. What its cache keeps until COMMIT is what [`Wal::reserve`] reckons with.
+macro_rules! writer_state {
+    () => {
+        concat!(
+            state!(),
+            " || (SELECT ':' || cache_size FROM temp.pragma_cache_size()) \
+              || (SELECT ':' || cache_spill FROM temp.pragma_cache_spill())"
+        )
+    };
+}
 
 /// SQL, and behind it the question for the state, which the connection asks itself at once.
 macro_rules! and_ask_for_state {
@@ -132,7 +141,7 @@ macro_rules! and_ask_for_state {
         concat!(
             $sql,
             "SELECT $1 = ($2 || ' ' || ",
-            state!(),
+            writer_state!(),
             ") COLLATE rocket_tx_probe"
         )
     };
@@ -144,27 +153,6 @@ pub(super) enum End {
     Commit,
     Rollback,
 }
-
-/// A deferred foreign key that is broken is found by COMMIT alone, which is too late when another
-/// database has been committed already; and SQLite's counter of broken ones is not to be had
-/// through a safe interface. But it shows: when a row of a child table goes, SQLite looks for its
-/// parent only if that counter is not zero (`OP_FkIfZero`). The parent's key is compared by a
-/// collation of ours, so we are told of the look.
-const PROBE_TABLES: &str = "\
-    CREATE TEMP TABLE rocket_tx_parent (
-        key TEXT COLLATE rocket_tx_probe PRIMARY KEY
-    ) WITHOUT ROWID;
-    CREATE TEMP TABLE rocket_tx_child (
-        parent TEXT REFERENCES rocket_tx_parent (key) DEFERRABLE INITIALLY DEFERRED
-    );
-    INSERT INTO rocket_tx_parent VALUES ('');
-    INSERT INTO rocket_tx_child VALUES ('');";
-
-const PROBE: &str = "\
-    SAVEPOINT rocket_tx_probe;
-    DELETE FROM temp.rocket_tx_child RETURNING 1;
-    ROLLBACK TO rocket_tx_probe;
-    RELEASE rocket_tx_probe";
 
 /// Belongs to a callback. SQLite has one of each kind; when somebody sets another, or removes it,
 /// sqlx drops ours, and this with it.
@@ -200,14 +188,8 @@ impl Watch {
             watch.compare(one, other)
         })?;
         drop(handle);
-        connection.execute("PRAGMA temp_store = memory").await?;
-        connection.execute(sqlx::raw_sql(PROBE_TABLES)).await?;
-        // Nothing is broken here. A version of SQLite that looks all the same would make every
-        // request fail; there, COMMIT finds out.
-        self.probe_works.store(true, Ordering::SeqCst);
-        let broken = self.is_constraint_broken(connection).await?;
-        self.probe_works.store(!broken, Ordering::SeqCst);
-        let made = sqlx::query_scalar(concat!("SELECT ", state!()))
+        self.keys.install(connection).await?;
+        let made = sqlx::query_scalar(concat!("SELECT ", writer_state!()))
             .fetch_one(&mut *connection)
             .await?;
         self.made.get_or_init(|| made);
@@ -252,7 +234,7 @@ impl Watch {
         };
         match asked {
             Some(asked) => self.answer(asked),
-            None => self.looked_for.store(true, Ordering::SeqCst),
+            None => self.keys.note_look(),
         }
         one.cmp(other)
     }
@@ -337,8 +319,8 @@ impl Watch {
     }
 
     fn for_state(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
-        // Numbered: the answer to an earlier question may still be to come, and this one may not
-        // have been sent.
+        // Numbered: the answer to an earlier question may still be to come, and this one is not sent
+        // to a connection whose thread has ended.
         let number = self.asked_for_state.fetch_add(1, Ordering::SeqCst) + 1;
         sqlx::query(sql).bind(&self.secret).bind(number.to_string())
     }
@@ -382,21 +364,18 @@ impl Watch {
         &self,
         connection: &mut SqliteConnection,
     ) -> sqlx::Result<bool> {
-        if !self.probe_works.load(Ordering::SeqCst) {
-            // What is still in the queue must be done all the same.
-            connection.ping().await?;
-            return Ok(false);
-        }
-        self.looked_for.store(false, Ordering::SeqCst);
-        let rows = connection.fetch_all(sqlx::raw_sql(PROBE)).await?;
-        if rows.len() != 1 {
-            // A request has changed the table: the next one gets another connection.
-            self.is_touched.store(true, Ordering::SeqCst);
-            return Err(sqlx::Error::WorkerCrashed);
-        }
-        // The row that it deleted, and put back.
+        let is_broken = match self.keys.look(connection).await? {
+            Keys::NotProbed => return Ok(false),
+            Keys::Hold => false,
+            Keys::Broken => true,
+            Keys::Unknown => {
+                self.is_touched.store(true, Ordering::SeqCst);
+                return Err(sqlx::Error::WorkerCrashed);
+            }
+        };
+        // The row that was deleted, and put back.
         self.changes.fetch_add(1, Ordering::SeqCst);
-        Ok(self.looked_for.load(Ordering::SeqCst))
+        Ok(is_broken)
     }
 }
 
@@ -412,8 +391,8 @@ impl ending::End for Arc<Watch> {
     }
 }
 
-/// Puts a statement into the connection's queue, and does not wait for what it says. If the queue is
-/// full it is not sent, and the question remains unanswered.
+/// Puts a statement into the connection's queue, which is never full, and does not wait for what it
+/// says.
 pub(super) fn send<'q>(connection: &mut SqliteConnection, query: impl Execute<'q, Sqlite> + 'q) {
     let _under_way = connection.fetch_many(query).next().now_or_never();
 }

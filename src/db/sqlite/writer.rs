@@ -69,6 +69,8 @@ pub(super) struct Open {
     pub(super) counts_one_too_many: bool,
     /// It was asked whether it is as we made it, and nobody has used it since.
     pub(super) is_asked_for_state: bool,
+    /// Counted for [`keep_checkpoints`](Open::keep_checkpoints).
+    pub(super) uses: u32,
 }
 
 const OPEN: &str = "the connection is there until it is dropped";
@@ -178,6 +180,7 @@ impl Open {
             rolls_back: false,
             counts_one_too_many: false,
             is_asked_for_state: false,
+            uses: 0,
         })
     }
 

@@ -1,0 +1,371 @@
+//! A handler on Postgres that ends its transaction by itself, whatever becomes of its session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rocket::http::Status;
+use rocket::tokio::sync::Semaphore;
+use rocket::tokio::task::spawn;
+use rocket::{post, routes};
+use rocket_db_pools::Connection as Lent;
+use rocket_tx::db::Connection;
+use rocket_tx::tx::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable, bounded};
+use rocket_tx::{Begin, Error, Settlement};
+use sqlx::{Executor, PgConnection};
+
+use crate::support::{self, Answer, Backend, Cluster, Databases, In, Main, PgBouncer, Stage};
+
+fn postgres(connection: &mut Connection) -> &mut PgConnection {
+    match connection {
+        Connection::Postgres(session) => session,
+        Connection::Sqlite(_) => unreachable!("these tests are Postgres's"),
+    }
+}
+
+/// Between two statements.
+const NEXT: &str = ";;";
+
+/// Runs the statements, whatever becomes of each; says what they met.
+async fn run(db: &mut PgConnection, script: &str) -> String {
+    let mut met = String::new();
+    for sql in script.split(NEXT) {
+        let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()));
+        if let Err(error) = db.execute(sql).await {
+            met.push_str(&error.to_string());
+        }
+    }
+    met
+}
+
+/// Has a permit for the leaked guard when the answer has left.
+static ANSWERED: Semaphore = Semaphore::const_new(0);
+
+/// How it goes on when the statements have run: with a status, not at all, or in a task.
+async fn act<M: Mode>(
+    begin: Begin<Main, M>,
+    then: &str,
+    sql: String,
+) -> Result<(Status, String), Error> {
+    let mut tx = begin.begin().await?;
+    if then == "leaked" {
+        let have_run = Arc::new(Semaphore::new(0));
+        let done = Arc::clone(&have_run);
+        spawn(async move {
+            // The last one may not return before its session is ended.
+            let (all, last) = sql.rsplit_once(NEXT).unwrap_or(("SELECT 1", &sql));
+            run(postgres(&mut tx), all).await;
+            done.add_permits(1);
+            run(postgres(&mut tx), last).await;
+            ANSWERED.acquire().await.unwrap().forget();
+        });
+        let _have_run = have_run.acquire().await;
+        return Ok((Status::Created, String::new()));
+    }
+    let met = run(postgres(&mut tx), &sql).await;
+    match then.parse() {
+        Ok(status) => Ok((Status::new(status), met)),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+#[post("/default/<then>", data = "<sql>")]
+async fn by_default(
+    then: &str,
+    sql: String,
+    begin: Begin<Main, ReadWrite>,
+) -> Result<(Status, String), Error> {
+    act(begin, then, sql).await
+}
+
+#[post("/repeatable-read/<then>", data = "<sql>")]
+async fn repeatable_read(
+    then: &str,
+    sql: String,
+    begin: Begin<Main, RepeatableRead>,
+) -> Result<(Status, String), Error> {
+    act(begin, then, sql).await
+}
+
+#[post("/serializable/<then>", data = "<sql>")]
+async fn serializable(
+    then: &str,
+    sql: String,
+    begin: Begin<Main, Serializable>,
+) -> Result<(Status, String), Error> {
+    act(begin, then, sql).await
+}
+
+#[post("/read-only/<then>", data = "<sql>")]
+async fn read_only(
+    then: &str,
+    sql: String,
+    begin: Begin<Main, ReadOnly>,
+) -> Result<(Status, String), Error> {
+    act(begin, then, sql).await
+}
+
+/// No transaction of ours.
+#[post("/lent", data = "<sql>")]
+async fn lent(sql: String, mut session: Lent<Main>) -> String {
+    run(postgres(&mut session), &sql).await
+}
+
+const GIVEN_UP_AFTER: Duration = Duration::from_millis(500);
+const ONE: (&str, &str) = ("databases.main.max_connections", "1");
+
+fn rocket(rocket: rocket::Rocket<rocket::Build>) -> rocket::Rocket<rocket::Build> {
+    let all = routes![by_default, repeatable_read, serializable, read_only, lent];
+    rocket
+        .mount("/", bounded(all, GIVEN_UP_AFTER))
+        .attach(Settlement::new())
+}
+
+async fn stage() -> Stage {
+    Stage::with(Backend::Postgres, &[ONE], rocket).await
+}
+
+async fn send(stage: &Stage, path: &str, statements: &[&str]) -> Answer {
+    let request = stage.http.request(&format!("POST {path}"));
+    let answer = Answer::of(request.body(statements.join(NEXT))).await;
+    if path.ends_with("leaked") {
+        ANSWERED.add_permits(1);
+    }
+    answer
+}
+
+/// What is told of the notes in the statements is what is stored of them.
+async fn is_true(stage: &Stage, path: &str, statements: &[&str]) {
+    let answer = send(stage, path, statements).await;
+    stage.nothing_is_stuck().await;
+    let stored = stage.databases.notes(In::Main).await;
+    let all = statements.concat();
+    let written: Vec<&str> = ["first", "second"]
+        .into_iter()
+        .filter(|name| all.contains(name))
+        .collect();
+    let what = format!("{path} {statements:?}: {}", answer.body);
+    match answer.told() {
+        (200..400, Some("committed")) => assert_eq!(stored, written, "{what}"),
+        (_, Some("rolled-back")) => assert_eq!(stored, [""; 0], "{what}"),
+        (500, Some("unknown")) => {}
+        told => panic!("{told:?}, {what}"),
+    }
+    stage.databases.empty().await;
+}
+
+const FIRST: &str = "INSERT INTO notes VALUES ('first')";
+const SECOND: &str = "INSERT INTO notes VALUES ('second')";
+const LOSE: &str = "SELECT pg_terminate_backend(pg_backend_pid())";
+const SLOW: &str = "SELECT pg_sleep(20)";
+const UNSEEN: &str = "SET track_activities = off";
+
+#[rocket::async_test]
+async fn on_postgres_a_commit_of_the_handlers_own_is_refused() {
+    let stage = stage().await;
+    for end in [
+        "COMMIT",
+        "COMMIT AND CHAIN",
+        "END",
+        "PREPARE TRANSACTION 'p'",
+    ] {
+        for then in ["201", "422"] {
+            let path = format!("/default/{then}");
+            let answer = send(&stage, &path, &[FIRST, end]).await;
+            assert_eq!(answer.told(), (500, Some("unknown")), "{end}: {answer:?}");
+            assert_eq!(answer.kind(), "ended", "{end}");
+            stage.nothing_is_stuck().await;
+            assert_eq!(stage.notes().await, [""; 0], "{end}");
+        }
+    }
+}
+
+#[rocket::async_test]
+async fn on_postgres_what_stands_beside_a_transaction_writes_nothing() {
+    let stage = stage().await;
+    for level in ["default", "repeatable-read", "serializable"] {
+        for aside in [&[SECOND][..], &["BEGIN", SECOND, "COMMIT"]] {
+            let statements = [&[FIRST, "ROLLBACK"], aside].concat();
+            let answer = send(&stage, &format!("/{level}/201"), &statements).await;
+            assert_eq!(answer.told(), (500, Some("unknown")), "{answer:?}");
+            stage.nothing_is_stuck().await;
+            assert_eq!(stage.notes().await, [""; 0], "{level}: {statements:?}");
+        }
+    }
+    // The same session, for somebody who does not ask for a transaction.
+    let answer = send(&stage, "/lent", &[FIRST]).await;
+    assert_eq!((answer.status, &*answer.body), (200, ""));
+    assert_eq!(stage.notes().await, ["first"]);
+    let answer = send(&stage, "/default/201", &[SECOND]).await;
+    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+}
+
+#[rocket::async_test]
+async fn on_postgres_what_is_told_of_a_transaction_that_its_handler_ended_is_true() {
+    let stage = stage().await;
+    for level in ["default", "repeatable-read", "serializable"] {
+        for ends in [
+            &[FIRST, "COMMIT"][..],
+            &[FIRST, "COMMIT", "BEGIN", SECOND],
+            &[FIRST, "COMMIT", "BEGIN", SECOND, "ROLLBACK"],
+            &[FIRST, "COMMIT AND CHAIN", SECOND],
+            &[FIRST, "ROLLBACK", SECOND],
+            &[FIRST, "ROLLBACK", "BEGIN READ WRITE", SECOND, "COMMIT"],
+            &[FIRST, "ROLLBACK AND CHAIN", SECOND, "COMMIT"],
+            &[FIRST, "CLOSE ALL"],
+            &[FIRST, "CLOSE ALL", "COMMIT"],
+        ] {
+            for then in ["201", "500"] {
+                is_true(&stage, &format!("/{level}/{then}"), ends).await;
+            }
+        }
+        for ends in [
+            &[FIRST, "COMMIT"][..],
+            &[FIRST, "COMMIT", "BEGIN", SECOND],
+            &[FIRST, "COMMIT", "BEGIN", SECOND, "ROLLBACK"],
+            &[FIRST, "COMMIT AND CHAIN", SECOND],
+            &[FIRST, "ROLLBACK", SECOND],
+        ] {
+            let lost = [ends, &[LOSE]].concat();
+            for then in ["201", "500"] {
+                is_true(&stage, &format!("/{level}/{then}"), &lost).await;
+            }
+        }
+    }
+}
+
+#[rocket::async_test]
+async fn on_postgres_what_is_told_of_a_handler_that_was_given_up_or_leaks_is_true() {
+    let stage = stage().await;
+    for then in ["given-up", "leaked"] {
+        for level in ["default", "repeatable-read", "serializable"] {
+            for ends in [
+                &[FIRST, "COMMIT", SLOW][..],
+                &["INSERT INTO notes VALUES ('first'); COMMIT; SELECT pg_sleep(20)"],
+                &[UNSEEN, FIRST, "COMMIT", "SELECT 1"],
+                &[FIRST, "ROLLBACK", SECOND, SLOW],
+                &[FIRST, "COMMIT", LOSE],
+                &[FIRST, "ROLLBACK", SECOND, LOSE],
+            ] {
+                is_true(&stage, &format!("/{level}/{then}"), ends).await;
+            }
+        }
+    }
+    for statements in [
+        &["COMMIT", FIRST][..],
+        &["COMMIT", "BEGIN", FIRST, "COMMIT", LOSE],
+    ] {
+        for then in ["201", "500", "given-up"] {
+            let path = format!("/read-only/{then}");
+            let answer = send(&stage, &path, statements).await;
+            assert_ne!(answer.outcome(), Some("committed"), "{path}: {answer:?}");
+            assert_eq!(stage.notes().await, [""; 0], "{path}");
+        }
+    }
+}
+
+#[rocket::async_test]
+async fn on_postgres_a_transaction_that_idled_too_long_is_told_as_it_went() {
+    let limit = ("databases.main.idle_in_transaction_timeout", "\"100ms\"");
+    let stage = Stage::with(Backend::Postgres, &[ONE, limit], rocket).await;
+    let ended = "DO $$ BEGIN PERFORM pg_sleep(0.01); END $$";
+    for statements in [
+        &[FIRST, "COMMIT", "BEGIN", SECOND, ended][..],
+        &[FIRST, ended],
+    ] {
+        is_true(&stage, "/default/given-up", statements).await;
+    }
+}
+
+/// Nobody can be asked then.
+#[rocket::async_test]
+async fn on_postgres_what_is_told_while_no_more_sessions_can_be_opened_is_true() {
+    let mut databases = Databases::with_tables(Backend::Postgres).await;
+    let mut admin = databases.postgres(In::Main).await;
+    let (_, name) = databases.url(In::Main).rsplit_once('/').unwrap();
+    let role = format!("full_{name}");
+    let make = format!("CREATE ROLE {role} LOGIN; GRANT ALL ON notes, pairs TO {role}");
+    admin
+        .execute(sqlx::raw_sql(sqlx::AssertSqlSafe(make)))
+        .await
+        .unwrap();
+    let url = with_user(databases.url(In::Main), &role);
+    databases.reach_at(In::Main, url);
+    let stage = Stage::on(databases, &[ONE], rocket).await;
+    for path in ["/default/given-up", "/serializable/given-up"] {
+        let limit = |most: i32| format!("ALTER ROLE {role} CONNECTION LIMIT {most}");
+        stage.nothing_is_stuck().await;
+        admin.execute(sqlx::AssertSqlSafe(limit(0))).await.unwrap();
+        let answer = send(&stage, path, &[FIRST, "COMMIT"]).await;
+        admin.execute(sqlx::AssertSqlSafe(limit(-1))).await.unwrap();
+        let stored = stage.notes().await;
+        let is_true = answer.outcome() == Some("unknown") || stored.is_empty();
+        assert!(is_true, "{path}: {stored:?}, {answer:?}");
+        stage.databases.empty().await;
+    }
+}
+
+fn with_user(url: &str, user: &str) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.split_once('@').map_or(rest, |(_, rest)| rest);
+    format!("postgres://{user}@{rest}")
+}
+
+#[rocket::async_test]
+async fn on_postgres_what_is_told_behind_a_pooler_that_is_full_is_true() {
+    let mut databases = Databases::with_tables(Backend::Postgres).await;
+    let settings = [("default_pool_size", "2")];
+    let pooler = PgBouncer::to(&databases.main, support::Mode::Session, &settings).await;
+    databases.reach_at(In::Main, pooler.url(&databases.main));
+    let stage = Stage::on(databases, &[ONE], rocket).await;
+    is_true(&stage, "/read-only/201", &["SELECT 1"]).await;
+    for level in ["default", "serializable"] {
+        is_true(&stage, &format!("/{level}/given-up"), &[FIRST, "COMMIT"]).await;
+    }
+}
+
+/// A COMMIT that waits for a standby is not ended: it would stand on this server alone.
+#[rocket::async_test]
+async fn on_postgres_a_commit_that_waits_for_an_absent_standby_is_not_told_as_rolled_back() {
+    let settings = "synchronous_commit = local\nsynchronous_standby_names = 'absent'\n";
+    let cluster = Cluster::start_with(settings).await;
+    let databases = Databases::on_cluster(&cluster).await;
+    let stage = Stage::on(databases, &[ONE], rocket).await;
+    for level in ["default", "serializable"] {
+        let statements = ["SET synchronous_commit = on", FIRST, "COMMIT"];
+        let answer = send(&stage, &format!("/{level}/given-up"), &statements).await;
+        let mut admin = cluster.admin().await;
+        for value in ["", "absent"] {
+            let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{value}'");
+            admin.execute(sqlx::AssertSqlSafe(set)).await.unwrap();
+            admin.execute("SELECT pg_reload_conf()").await.unwrap();
+            // Once the standby is not waited for any more, what waited is there.
+            stage.nothing_is_stuck().await;
+        }
+        let stored = stage.notes().await;
+        let is_true = answer.outcome() == Some("unknown") || stored.is_empty();
+        assert!(is_true, "{level}: {stored:?}, {answer:?}");
+        stage.databases.empty().await;
+    }
+}
+
+#[rocket::async_test]
+async fn on_postgres_what_is_prepared_for_later_is_not_told_as_rolled_back() {
+    let cluster = Cluster::start_with("max_prepared_transactions = 10\n").await;
+    let databases = Databases::on_cluster(&cluster).await;
+    let stage = Stage::on(databases, &[ONE], rocket).await;
+    for level in ["default", "serializable"] {
+        for then in ["201", "500", "given-up"] {
+            for lost in [&[][..], &[LOSE]] {
+                let path = format!("/{level}/{then}");
+                let statements = [&[FIRST, "PREPARE TRANSACTION 'p'"], lost].concat();
+                let answer = send(&stage, &path, &statements).await;
+                let mut admin = stage.databases.postgres(In::Main).await;
+                let _is_there = admin.execute("COMMIT PREPARED 'p'").await;
+                let stored = stage.notes().await;
+                let is_true = answer.outcome() == Some("unknown") || stored.is_empty();
+                assert!(is_true, "{path}: {stored:?}, {answer:?}");
+                stage.databases.empty().await;
+            }
+        }
+    }
+}
