@@ -157,25 +157,25 @@ pub(super) struct OpenTransaction {
     pub(super) is_refused: bool,
     /// Its id, where that is known; with it, the server can be asked what became of it.
     pub(super) id: Option<Arc<str>>,
-    pub(super) ends: Ends,
+    pub(super) protection: Protection,
 }
 
-/// Whose COMMIT, or ROLLBACK, a transaction can have ended by.
+/// Why no handler can have committed a transaction by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Ends {
-    /// A handler's too.
+pub(super) enum Protection {
+    /// It can have.
     #[default]
-    ByAnybody,
-    /// The server obeys no COMMIT but ours: the transaction is sealed.
-    BySeal,
-    /// It stood after the last statement of its handler; what follows is ours.
-    ByUs,
+    None,
+    /// The server obeys no COMMIT but ours.
+    Sealed,
+    /// It stood after the last statement of its handler.
+    Proved,
 }
 
 impl OpenTransaction {
     /// A handler may have committed something of it, and nobody was asked.
     pub(super) fn is_doubtful(&self) -> bool {
-        self.writes && self.ends == Ends::ByAnybody
+        self.writes && self.protection == Protection::None
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::fate::{Fate, MARK, Outside};
 use super::proof::{Answers, nonce, savepoint, seal, unseal};
-use super::session::{Ends, Last, OnReturn, OpenTransaction, PROMPT, PostgresSession, depth};
+use super::session::{Last, OnReturn, OpenTransaction, PROMPT, PostgresSession, Protection, depth};
 use super::sessions::no_answer;
 use super::settings::GUARD;
 use crate::db::error_class::{
@@ -95,7 +95,7 @@ impl TransactionControl for PostgresSession {
             }
             if has_id {
                 self.transaction.id = answers.text(0).map(Arc::from);
-                self.transaction.ends = Ends::BySeal;
+                self.transaction.protection = Protection::Sealed;
             }
             Ok(())
         };
@@ -141,8 +141,8 @@ impl TransactionControl for PostgresSession {
         if let Some(id) = answers.text(0) {
             self.transaction.id = Some(id.into());
         }
-        if self.transaction.ends == Ends::ByAnybody {
-            self.transaction.ends = Ends::ByUs;
+        if self.transaction.protection == Protection::None {
+            self.transaction.protection = Protection::Proved;
         }
         Ok(())
     }
@@ -156,9 +156,9 @@ impl TransactionControl for PostgresSession {
         }
         // What is left is for asking what became of it.
         let limit = self.sessions().settle_timeout() / 2;
-        let proof = match self.transaction.ends {
-            Ends::BySeal => unseal(savepoint()),
-            Ends::ByAnybody | Ends::ByUs => format!("RELEASE {}", savepoint()),
+        let proof = match self.transaction.protection {
+            Protection::Sealed => unseal(savepoint()),
+            Protection::None | Protection::Proved => format!("RELEASE {}", savepoint()),
         };
         let statements = [&*proof, "COMMIT"];
         let committing = self.run_last(&statements);
