@@ -25,6 +25,7 @@ mod guards;
 mod history;
 mod honesty;
 mod hooks;
+mod innocent;
 mod input;
 mod launch;
 mod leaks;

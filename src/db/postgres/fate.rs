@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::session::OpenTransaction;
 use super::sessions::Sessions;
-use super::settings::Settings;
+use super::settings::{Settings, literal};
 use crate::db::Ended;
 use crate::db::ending::End;
 
@@ -49,9 +49,25 @@ async fn incarnation(connection: &mut PgConnection) -> sqlx::Result<String> {
     row.try_get(0)
 }
 
-/// The table that a transaction has locked which has no id yet, as everybody may who may read it.
-/// Others lock it for a moment at most: only a query that names it keeps it to its transaction's end.
-pub(super) const MARK: &str = "pg_catalog.pg_ts_config_map";
+/// How a transaction is told from others of its session.
+enum Known<'a> {
+    Id(&'a str),
+    /// By the name of its session.
+    Mark(&'a str),
+    /// Not at all.
+    Nothing,
+}
+
+impl Known<'_> {
+    /// Whether a row of the server's list of sessions is at it.
+    fn stands(&self) -> String {
+        match self {
+            Self::Id(id) => format!("backend_xid IS NOT DISTINCT FROM '{id}'::xid8::xid"),
+            Self::Mark(mark) => format!("application_name = {}", literal(mark)),
+            Self::Nothing => "FALSE".into(),
+        }
+    }
+}
 
 impl Backend {
     /// The id of its process.
@@ -80,7 +96,7 @@ impl Backend {
     ///
     /// Ends the process. Dropped half-way, it may have done so.
     pub(super) async fn fate(&self, xid: &str, sessions: &Sessions) -> Option<Fate> {
-        let fate = self.end(Some(xid), sessions).await.fate;
+        let fate = self.end(Known::Id(xid), sessions).await.fate;
         tracing::warn!(
             ?fate,
             xid,
@@ -89,14 +105,21 @@ impl Backend {
         fate
     }
 
+    /// Ends the process, whatever it is at, and waits until it is gone; not for ever.
+    ///
+    /// Dropped half-way, it may have ended it.
+    pub(super) async fn stop(&self, sessions: &Sessions) {
+        self.end(Known::Nothing, sessions).await;
+    }
+
     /// Ends the process, and waits until it is gone.
-    async fn end(&self, xid: Option<&str>, sessions: &Sessions) -> Seen {
+    async fn end(&self, known: Known<'_>, sessions: &Sessions) -> Seen {
         // What is left is for the answer.
         let deadline = Instant::now() + sessions.settle_timeout() * 2 / 5;
         let mut seen = Seen::default();
         let asking = async {
             loop {
-                match self.ask(xid, sessions.settings(), &mut seen).await {
+                match self.ask(&known, sessions.settings(), &mut seen).await {
                     Ok(Asked::Enough) => return,
                     Ok(Asked::IsThere) => {}
                     Err(error) => tracing::debug!(%error, "asking for the fate of a transaction"),
@@ -111,7 +134,7 @@ impl Backend {
 
     async fn ask(
         &self,
-        xid: Option<&str>,
+        known: &Known<'_>,
         settings: &Settings,
         seen: &mut Seen,
     ) -> sqlx::Result<Asked> {
@@ -121,17 +144,11 @@ impl Backend {
             None => false,
         };
         let Self { pid, started, .. } = self;
-        let stands = match xid {
-            Some(xid) => format!("backend_xid IS NOT DISTINCT FROM '{xid}'::xid8::xid"),
-            None => format!(
-                "EXISTS (SELECT FROM pg_locks WHERE pg_locks.pid = {pid} \
-                     AND relation = '{MARK}'::regclass AND mode = 'AccessShareLock')"
-            ),
-        };
+        let stands = known.stands();
         // COMMIT may wait for a standby: ended there, it would stand on this server alone.
         let end = format!(
             "SELECT ({stands})::text, (wait_event IS NOT DISTINCT FROM 'SyncRep')::text, \
-                 CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' \
+                 backend_xid::text, CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' \
                  THEN pg_terminate_backend(pid) END \
              FROM pg_stat_activity WHERE pid = {pid} AND backend_start = '{started}'"
         );
@@ -140,7 +157,12 @@ impl Backend {
             .await?;
         if let Some(process) = process {
             let (stands, waits): (&str, &str) = (process.try_get(0)?, process.try_get(1)?);
-            seen.stood.get_or_insert(stands == "true");
+            if seen.stood.is_none() {
+                let stands = stands == "true";
+                seen.stood = Some(stands);
+                let id: Option<&str> = process.try_get(2)?;
+                seen.id = id.filter(|_| stands).map(full_id);
+            }
             return Ok(match waits {
                 "true" => Asked::Enough,
                 _ => Asked::IsThere,
@@ -148,10 +170,16 @@ impl Backend {
         }
         // Another server knows nothing of it, unless the process was seen there.
         seen.is_gone = is_same || self.incarnation.is_none() || seen.stood.is_some();
-        let (Some(xid), true) = (xid, is_same) else {
-            return Ok(Asked::Enough);
+        let id = match (known, &seen.id) {
+            (Known::Id(id), _) => format!("'{id}'"),
+            // COMMIT may have been under way when it was ended.
+            (_, Some(id)) => id.clone(),
+            (_, None) => return Ok(Asked::Enough),
         };
-        let status = format!("SELECT pg_xact_status('{xid}')");
+        if !is_same {
+            return Ok(Asked::Enough);
+        }
+        let status = format!("SELECT pg_xact_status({id})");
         let status = sqlx::raw_sql(AssertSqlSafe(status))
             .fetch_one(&mut connection)
             .await?;
@@ -171,8 +199,19 @@ impl Backend {
 struct Seen {
     /// At first sight it was at the transaction.
     stood: Option<bool>,
+    /// The id that it had got by then, as an expression of the server's.
+    id: Option<String>,
     is_gone: bool,
     fate: Option<Fate>,
+}
+
+/// An id of 32 bits, as the server's list of sessions shows it, with the epoch that it is of.
+fn full_id(id: &str) -> String {
+    format!(
+        "(SELECT (next - next % 4294967296 + {id} \
+             - CASE WHEN {id} > next % 4294967296 THEN 4294967296 ELSE 0 END)::text::xid8 \
+         FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::numeric) AS ids (next))"
+    )
 }
 
 enum Asked {
@@ -197,7 +236,12 @@ impl End for Outside {
                 transaction,
                 sessions,
             } = self;
-            let seen = backend.end(transaction.id.as_deref(), sessions).await;
+            let known = match (&transaction.id, &transaction.mark) {
+                (Some(id), _) => Known::Id(id),
+                (None, Some(mark)) => Known::Mark(mark),
+                (None, None) => Known::Nothing,
+            };
+            let seen = backend.end(known, sessions).await;
             let may_be_kept = transaction.writes
                 && match (seen.fate, seen.stood) {
                     (Some(Fate::Committed), _) | (_, Some(false)) => true,

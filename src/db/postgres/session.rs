@@ -29,6 +29,8 @@ pub(super) struct Live {
     pub(super) backend: Arc<Backend>,
     pub(super) opened: Instant,
     clean_up: CleanUp,
+    /// Transactions are READ COMMITTED that say nothing else.
+    pub(super) reads_committed: bool,
     /// Comes back with each proof: safe code can exchange the connections of two sessions.
     secret: String,
 }
@@ -51,41 +53,54 @@ impl Live {
             ));
         }
         let acts = answers.text(3) == Some("true");
+        let reads_committed = answers.text(4) == Some("true");
         let backend = Backend::new(pid.to_owned(), started.to_owned(), &mut connection).await;
         Ok(Self {
             connection,
             backend: Arc::new(backend),
             opened: Instant::now(),
             clean_up: settings.clean_up(acts),
+            reads_committed,
             secret,
         })
     }
 
     /// Ends whatever transaction is open, takes back what the session was set to, and has it prove
-    /// that it answers. `false`: nobody may use it any more.
+    /// that it answers.
     ///
     /// Reads what is left of an answer that its user did not wait for.
-    pub(super) async fn is_clean(&mut self) -> bool {
+    pub(super) async fn clean(&mut self) -> Cleaned {
         /// BEGIN first: outside of a transaction ROLLBACK alone would be a warning in the server's
         /// log each time.
         const END: [&str; 2] = ["BEGIN", "ROLLBACK"];
 
         // Deeper in transactions than ours, its user has forgotten a savepoint.
         if depth(&self.connection) > 1 {
-            return false;
+            return Cleaned::Failed;
         }
         let nonce = nonce();
         let (sql, statements) = self.clean_up.after(&END, &nonce);
         let asked = Answers::to(&mut self.connection, sql);
-        let answers = timeout(PROMPT, asked).await;
-        let is_clean = answers.is_ok_and(|answers| {
-            answers.prove(statements, &nonce) && answers.text(SECRET) == Some(&self.secret)
-        });
-        if is_clean {
-            forget_types(&mut self.connection).await;
+        let Ok(answers) = timeout(PROMPT, asked).await else {
+            return Cleaned::Silent;
+        };
+        if !answers.prove(statements, &nonce) || answers.text(SECRET) != Some(&self.secret) {
+            return Cleaned::Failed;
         }
-        is_clean
+        forget_types(&mut self.connection).await;
+        Cleaned::Done
     }
+}
+
+/// What came of [cleaning](Live::clean) a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cleaned {
+    /// The next user may have it.
+    Done,
+    /// Nobody may use it any more.
+    Failed,
+    /// The same, and the server may be at a statement still.
+    Silent,
 }
 
 /// On a session that keeps no statements, the driver forgets what it took names of types for: by the
@@ -157,6 +172,8 @@ pub(super) struct OpenTransaction {
     pub(super) is_refused: bool,
     /// Its id, where that is known; with it, the server can be asked what became of it.
     pub(super) id: Option<Arc<str>>,
+    /// The name of its session in the server's list, where it has no id yet.
+    pub(super) mark: Option<Arc<str>>,
     pub(super) protection: Protection,
 }
 
@@ -291,9 +308,11 @@ impl Drop for PostgresSession {
                 // Without a runtime the process ends.
                 if let Ok(runtime) = Handle::try_current() {
                     runtime.spawn(async move {
-                        match live.is_clean().await {
-                            true => place.sessions.put(live),
-                            false => drop(live),
+                        match live.clean().await {
+                            Cleaned::Done => place.sessions.put(live),
+                            Cleaned::Failed => drop(live),
+                            // Its place is another's only when its statement is over.
+                            Cleaned::Silent => live.backend.stop(&place.sessions).await,
                         }
                         drop(place);
                     });

@@ -120,6 +120,21 @@ impl Settings {
         }
     }
 
+    /// The name that a session goes by for as long as one transaction, which nothing else tells from
+    /// others: in the server's list of sessions it can be seen from outside. Servers cut names at 63
+    /// bytes.
+    pub(super) fn marked_name(&self, mark: &str) -> String {
+        let mut name: String = self
+            .options
+            .get_application_name()
+            .unwrap_or_default()
+            .into();
+        while name.len() + 1 + mark.len() > 63 {
+            name.pop();
+        }
+        format!("{name} {mark}")
+    }
+
     /// The statements that set what the startup message has not.
     fn sets(&self) -> impl Iterator<Item = String> + '_ {
         let by_statements = self.set_by == SetBy::Statements;
@@ -129,7 +144,8 @@ impl Settings {
 
     /// Run once on a new session, which can be told from every other one by its `secret`. The last
     /// statement answers with one row: the process that serves the session, when it started, whether
-    /// the settings are what they should be, and whether the login acts as another role.
+    /// the settings are what they should be, whether the login acts as another role, and whether
+    /// transactions are READ COMMITTED that say nothing else.
     pub(super) fn opening(&self, secret: &str) -> String {
         let mut statements: Vec<String> = self.sets().collect();
         let unseeds = if self.reset { UNSEEDS } else { "" };
@@ -162,7 +178,8 @@ impl Settings {
         statements.push(format!(
             "SELECT pg_backend_pid()::text, \
                  (SELECT backend_start::text FROM pg_stat_get_activity(pg_backend_pid())), \
-                 ({holds})::text, (current_setting('rocket_tx.role') <> 'none')::text"
+                 ({holds})::text, (current_setting('rocket_tx.role') <> 'none')::text, \
+                 (current_setting('default_transaction_isolation') LIKE 'read %')::text"
         ));
         statements.join("; ")
     }
@@ -229,6 +246,6 @@ impl CleanUp {
 }
 
 /// A string as SQL writes it; `standard_conforming_strings` is on since version 9.1.
-fn literal(value: &str) -> String {
+pub(super) fn literal(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
 }

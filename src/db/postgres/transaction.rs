@@ -7,11 +7,13 @@ use sqlx::{Postgres, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
-use super::fate::{Fate, MARK, Outside};
+use super::fate::{Fate, Outside};
 use super::proof::{Answers, nonce, savepoint, seal, unseal};
-use super::session::{Last, OnReturn, OpenTransaction, PROMPT, PostgresSession, Protection, depth};
+use super::session::{
+    Cleaned, Last, OnReturn, OpenTransaction, PROMPT, PostgresSession, Protection, depth,
+};
 use super::sessions::no_answer;
-use super::settings::GUARD;
+use super::settings::{GUARD, literal};
 use crate::db::error_class::{
     is_certain_refusal, not_writable, while_beginning_to_write, while_connecting,
 };
@@ -43,9 +45,8 @@ impl TransactionControl for PostgresSession {
         self.is_new
     }
 
-    /// One round trip, in which the transaction is [sealed](seal), and its id comes, where a query
-    /// may come first: at the higher levels the first query fixes the snapshot, and that must be the
-    /// handler's. There, a lock that nobody else holds for long marks the transaction.
+    /// One round trip, in which the transaction is [sealed](seal), and its id comes. Above READ
+    /// COMMITTED a mark tells it from others.
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         self.set_on_return(OnReturn::Check);
         let writes = options.access == Access::ReadWrite;
@@ -58,7 +59,9 @@ impl TransactionControl for PostgresSession {
             Isolation::RepeatableRead => " ISOLATION LEVEL REPEATABLE READ",
             Isolation::Serializable => " ISOLATION LEVEL SERIALIZABLE",
         };
-        let has_id = writes && options.isolation == Isolation::Default;
+        // Elsewhere the first query fixes the snapshot, and that must be the handler's.
+        let reads_committed = self.live().reads_committed;
+        let has_id = writes && options.isolation == Isolation::Default && reads_committed;
         let name = savepoint();
         let nonce = nonce();
         let (sql, statements) = match (writes, has_id) {
@@ -72,13 +75,16 @@ impl TransactionControl for PostgresSession {
                 5,
             ),
             // None of these is a query that fixes the snapshot.
-            (true, false) => (
-                format!(
-                    "RESET {GUARD}; BEGIN{level} READ WRITE; LOCK TABLE {MARK} IN ACCESS SHARE MODE; \
-                     SAVEPOINT {name}; SHOW {GUARD}; SET {GUARD} = on"
-                ),
-                6,
-            ),
+            (true, false) => {
+                let mark = self.sessions().settings().marked_name(&nonce[..16]);
+                let sql = format!(
+                    "RESET {GUARD}; BEGIN{level} READ WRITE; SET LOCAL application_name = {}; \
+                     SAVEPOINT {name}; SHOW {GUARD}; SET {GUARD} = on",
+                    literal(&mark)
+                );
+                self.transaction.mark = Some(mark.into());
+                (sql, 6)
+            }
             (false, _) => (format!("BEGIN{level} READ ONLY; SAVEPOINT {name}"), 2),
         };
         let beginning = async {
@@ -192,7 +198,7 @@ impl TransactionControl for PostgresSession {
     async fn rollback(&mut self) -> Result<(), RollbackError> {
         if self.transaction.is_refused {
             // Unless it was the refusal of another statement, which was read late.
-            if self.live().is_clean().await {
+            if self.live().clean().await == Cleaned::Done {
                 self.set_on_return(OnReturn::Reuse);
                 return Ok(());
             }

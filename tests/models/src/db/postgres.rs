@@ -26,6 +26,8 @@ mod fate {
         pub async fn new(_: String, _: String, _: &mut PgConnection) -> Self {
             Self
         }
+
+        pub async fn stop(&self, _: &super::Sessions) {}
     }
 }
 

@@ -1,0 +1,373 @@
+//! SQL that a handler may send: it works as it does without this library.
+
+use std::time::Duration;
+
+use rocket::http::Status;
+use rocket::{post, routes};
+use rocket_db_pools::Connection as Lent;
+use rocket_tx::db::Connection;
+use rocket_tx::tx::{Mode, RepeatableRead, Serializable, bounded};
+use rocket_tx::{Begin, Error, Read, Settlement, with_backend};
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::support::stage::note;
+use crate::support::{Answer, Audit, Backend, Databases, In, Main, Stage};
+
+/// Between two statements.
+const NEXT: &str = ";;";
+
+/// Runs the statements, whatever becomes of each; says what they met.
+async fn run(connection: &mut Connection, script: &str) -> String {
+    let mut met = String::new();
+    for sql in script.split(NEXT) {
+        let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+        let ran = with_backend!(connection, |db| sql.execute(db).await.map(drop));
+        if let Err(error) = ran {
+            met.push_str(&error.to_string());
+        }
+    }
+    met
+}
+
+async fn run_in<M: Mode>(begin: Begin<Main, M>, sql: &str) -> Result<(Status, String), Error> {
+    let mut tx = begin.begin().await?;
+    let met = run(&mut tx, sql).await;
+    Ok((Status::Created, met))
+}
+
+#[post("/default", data = "<sql>")]
+async fn by_default(sql: String, begin: Begin<Main>) -> Result<(Status, String), Error> {
+    run_in(begin, &sql).await
+}
+
+#[post("/repeatable-read", data = "<sql>")]
+async fn repeatable_read(
+    sql: String,
+    begin: Begin<Main, RepeatableRead>,
+) -> Result<(Status, String), Error> {
+    run_in(begin, &sql).await
+}
+
+#[post("/serializable", data = "<sql>")]
+async fn serializable(
+    sql: String,
+    begin: Begin<Main, Serializable>,
+) -> Result<(Status, String), Error> {
+    run_in(begin, &sql).await
+}
+
+#[post("/both", data = "<sql>")]
+async fn both(
+    sql: String,
+    begin: Begin<Main>,
+    audit: Begin<Audit>,
+) -> Result<(Status, String), Error> {
+    let answer = run_in(begin, &sql).await;
+    note(&mut *audit.begin().await?, "audit").await?;
+    answer
+}
+
+#[post("/read", data = "<sql>")]
+async fn read(sql: String, mut read: Read<Main>) -> String {
+    run(&mut read, &sql).await
+}
+
+/// No transaction of ours.
+#[post("/lent", data = "<sql>")]
+async fn lent(sql: String, mut session: Lent<Main>) -> String {
+    run(&mut session, &sql).await
+}
+
+/// At most one note: those that want to write one take turns.
+async fn at_most_one<M: Mode>(begin: Begin<Main, M>) -> Result<Status, Error> {
+    let mut tx = begin.begin().await?;
+    let Connection::Postgres(db) = &mut *tx else {
+        return Ok(Status::NotImplemented);
+    };
+    db.execute("LOCK TABLE notes IN EXCLUSIVE MODE").await?;
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes")
+        .fetch_one(&mut **db)
+        .await?;
+    if count > 0 {
+        return Ok(Status::Conflict);
+    }
+    db.execute("INSERT INTO notes SELECT gen_random_uuid()::text")
+        .await?;
+    // Until the other one waits for the lock, if it waits for it at all.
+    db.execute("SELECT pg_sleep(0.3)").await?;
+    Ok(Status::Created)
+}
+
+#[post("/only-one/default")]
+async fn only_one(begin: Begin<Main>) -> Result<Status, Error> {
+    at_most_one(begin).await
+}
+
+#[post("/only-one/repeatable-read")]
+async fn only_one_above(begin: Begin<Main, RepeatableRead>) -> Result<Status, Error> {
+    at_most_one(begin).await
+}
+
+const GIVEN_UP_AFTER: Duration = Duration::from_millis(500);
+
+fn rocket(rocket: rocket::Rocket<rocket::Build>) -> rocket::Rocket<rocket::Build> {
+    let routes = routes![
+        by_default,
+        repeatable_read,
+        serializable,
+        both,
+        lent,
+        only_one,
+        only_one_above
+    ];
+    rocket
+        .mount("/", routes)
+        .mount("/", bounded(routes![read], GIVEN_UP_AFTER))
+        .attach(Settlement::new())
+}
+
+async fn send(stage: &Stage, path: &str, statements: &[&str]) -> Answer {
+    let request = stage.http.request(&format!("POST {path}"));
+    Answer::of(request.body(statements.join(NEXT))).await
+}
+
+const FIRST: &str = "INSERT INTO notes (text) VALUES ('first')";
+const SECOND: &str = "INSERT INTO notes (text) VALUES ('second')";
+
+/// Each works, twice, and nothing that it leaves disturbs the next.
+async fn all_work(stage: &Stage, path: &str, all: &[&[&str]]) {
+    for statements in all {
+        for _ in 0..2 {
+            let answer = send(stage, path, statements).await;
+            let what = format!("{path} {statements:?}: {answer:?}");
+            assert_eq!(answer.told(), (201, Some("committed")), "{what}");
+            assert_eq!(answer.body, "", "{what}");
+            assert_eq!(stage.databases.notes(In::Main).await, ["first"], "{what}");
+            stage.databases.empty().await;
+        }
+    }
+}
+
+const POSTGRES: &[&[&str]] = &[
+    &[
+        "CREATE TEMP TABLE t (a int) ON COMMIT PRESERVE ROWS",
+        "INSERT INTO t VALUES (1)",
+        FIRST,
+    ],
+    &["CREATE TEMP TABLE t2 (a int) ON COMMIT DROP", FIRST],
+    &["LISTEN x", "NOTIFY x, 'y'", "UNLISTEN x", FIRST],
+    &["SELECT lo_from_bytea(0, 'a')", FIRST],
+    &["SELECT pg_advisory_lock(1)", FIRST],
+    &["PREPARE q AS SELECT 1", "EXECUTE q", "DEALLOCATE q", FIRST],
+    &["PREPARE q AS SELECT 1", "DEALLOCATE ALL", FIRST],
+    &["DECLARE h CURSOR WITH HOLD FOR SELECT 1", FIRST],
+    &[
+        "CREATE TABLE made (a int)",
+        "CREATE INDEX ON made (a)",
+        "ALTER TABLE notes ADD COLUMN IF NOT EXISTS b int",
+        "DROP TABLE made",
+        "INSERT INTO notes (text) VALUES ('first')",
+    ],
+    &["CREATE EXTENSION pg_trgm", "DROP EXTENSION pg_trgm", FIRST],
+    &["SET LOCAL ROLE pg_monitor", "RESET ROLE", FIRST],
+    &[
+        "SET LOCAL statement_timeout = 1",
+        "RESET statement_timeout",
+        FIRST,
+    ],
+    &[FIRST, "SET statement_timeout = 1"],
+    &[
+        FIRST,
+        "SET lock_timeout = 1",
+        "SET idle_in_transaction_session_timeout = 5",
+    ],
+    &[
+        "SET CONSTRAINTS ALL DEFERRED",
+        "INSERT INTO pairs VALUES (1, 2)",
+        "INSERT INTO pairs VALUES (2, 1)",
+        FIRST,
+    ],
+    &["SET TRANSACTION READ WRITE", FIRST],
+    &["TRUNCATE notes, pairs", FIRST],
+    &["SET search_path = pg_temp", "RESET search_path", FIRST],
+    &["LOCK TABLE notes IN ACCESS EXCLUSIVE MODE", FIRST],
+    &["DISCARD PLANS", "DISCARD SEQUENCES", "DISCARD TEMP", FIRST],
+    &["RESET ALL", FIRST],
+    &["ANALYZE notes", FIRST],
+];
+
+const SQLITE: &[&[&str]] = &[
+    &["CREATE TEMP TABLE t (a)", "INSERT INTO t VALUES (1)", FIRST],
+    &[
+        "CREATE TEMP TRIGGER g AFTER INSERT ON notes BEGIN SELECT 1; END",
+        FIRST,
+    ],
+    &["CREATE TEMP VIEW v AS SELECT 1", FIRST],
+    &[
+        "CREATE TABLE made (a INTEGER PRIMARY KEY, b REFERENCES made)",
+        "CREATE INDEX i ON made (b)",
+        "ALTER TABLE made ADD COLUMN c",
+        "ALTER TABLE made DROP COLUMN c",
+        "ALTER TABLE made RENAME TO mode",
+        "DROP TABLE mode",
+        FIRST,
+    ],
+    &[
+        "CREATE VIRTUAL TABLE f USING fts5(a)",
+        "INSERT INTO f VALUES ('x')",
+        "INSERT INTO f(f) VALUES ('optimize')",
+        "DROP TABLE f",
+        FIRST,
+    ],
+    &[
+        "CREATE VIRTUAL TABLE r USING rtree(id, a, b)",
+        "INSERT INTO r VALUES (1, 2, 3)",
+        "DROP TABLE r",
+        FIRST,
+    ],
+    &[
+        "PRAGMA defer_foreign_keys = ON",
+        "INSERT INTO pairs VALUES (1, 2)",
+        "INSERT INTO pairs VALUES (2, 1)",
+        FIRST,
+    ],
+    &["SAVEPOINT s", FIRST, "ROLLBACK TO s", "RELEASE s", FIRST],
+    &[
+        "PRAGMA table_info(notes)",
+        "PRAGMA foreign_key_check",
+        "PRAGMA integrity_check",
+        FIRST,
+    ],
+    &["ANALYZE", "REINDEX", "PRAGMA optimize", FIRST],
+    &["DELETE FROM notes", "DELETE FROM pairs", FIRST],
+    &["INSERT OR REPLACE INTO notes VALUES ('first')"],
+    &["INSERT INTO notes VALUES ('first') ON CONFLICT DO NOTHING RETURNING rowid"],
+    &[
+        "PRAGMA user_version = 3",
+        "PRAGMA application_id = 3",
+        FIRST,
+    ],
+    &["PRAGMA incremental_vacuum", FIRST],
+    &[
+        "PRAGMA recursive_triggers = ON",
+        "PRAGMA case_sensitive_like = ON",
+        "PRAGMA cache_size = -100",
+        FIRST,
+    ],
+    &[
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) INSERT INTO pairs SELECT i, i FROM n",
+        "DELETE FROM pairs",
+        FIRST,
+    ],
+    &[
+        "EXPLAIN QUERY PLAN SELECT * FROM notes",
+        "SELECT json_group_array(text) FROM notes",
+        FIRST,
+    ],
+];
+
+#[rocket::async_test]
+async fn on_postgres_a_transaction_takes_any_sql_that_does_not_end_it() {
+    let stage = Stage::new(Backend::Postgres, rocket).await;
+    for path in ["/default", "/repeatable-read", "/serializable"] {
+        all_work(&stage, path, POSTGRES).await;
+    }
+}
+
+#[rocket::async_test]
+async fn on_sqlite_a_transaction_takes_any_sql_that_does_not_end_it() {
+    let stage = Stage::new(Backend::Sqlite, rocket).await;
+    for path in ["/default", "/both"] {
+        all_work(&stage, path, SQLITE).await;
+    }
+}
+
+#[rocket::async_test]
+async fn on_postgres_a_lent_connection_does_what_it_does_elsewhere() {
+    const PROCEDURE: &str = "CREATE PROCEDURE p() LANGUAGE plpgsql AS $$ BEGIN \
+        INSERT INTO notes VALUES ('first'); COMMIT; \
+        INSERT INTO notes VALUES ('second'); COMMIT; END $$";
+
+    let one = ("databases.main.max_connections", "1");
+    let stage = Stage::with(Backend::Postgres, &[one], rocket).await;
+    stage.databases.execute(In::Main, PROCEDURE).await;
+    for (statements, stored) in [
+        (&["CALL p()"][..], &["first", "second"][..]),
+        (&["VACUUM notes", FIRST], &["first"]),
+        (
+            &[
+                "CREATE INDEX CONCURRENTLY i ON pairs (partner)",
+                "DROP INDEX CONCURRENTLY i",
+                FIRST,
+            ],
+            &["first"],
+        ),
+        (&["BEGIN", FIRST, "COMMIT"], &["first"]),
+        (&["BEGIN", FIRST, "ROLLBACK", SECOND], &["second"]),
+        (&["DISCARD ALL", FIRST], &["first"]),
+        (&["RESET ALL", FIRST], &["first"]),
+        (
+            &[
+                "BEGIN ISOLATION LEVEL SERIALIZABLE",
+                FIRST,
+                "COMMIT AND CHAIN",
+                SECOND,
+                "COMMIT",
+            ],
+            &["first", "second"],
+        ),
+    ] {
+        // A session that was a transaction's before.
+        let before = send(&stage, "/default", &["SELECT 1"]).await;
+        assert_eq!(before.told(), (201, Some("committed")));
+        let answer = send(&stage, "/lent", statements).await;
+        assert_eq!(answer.body, "", "{statements:?}");
+        assert_eq!(
+            stage.databases.notes(In::Main).await,
+            stored,
+            "{statements:?}"
+        );
+        stage.databases.empty().await;
+    }
+}
+
+/// Taking turns by a lock works above READ COMMITTED too, if the lock comes before the snapshot.
+#[rocket::async_test]
+async fn on_postgres_the_first_query_of_a_handler_fixes_the_snapshot() {
+    const ABOVE: &str = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET \
+        default_transaction_isolation = ''repeatable read''', current_database()); END $$";
+
+    for (path, level) in [
+        ("/only-one/default", None),
+        ("/only-one/default", Some(ABOVE)),
+        ("/only-one/repeatable-read", None),
+    ] {
+        let databases = Databases::with_tables(Backend::Postgres).await;
+        if let Some(level) = level {
+            databases.execute(In::Main, level).await;
+        }
+        let stage = Stage::on(databases, &[], rocket).await;
+        let (one, other) = rocket::tokio::join!(send(&stage, path, &[]), send(&stage, path, &[]));
+        let stored = stage.databases.notes(In::Main).await.len();
+        assert_eq!(stored, 1, "{path}: {one:?}, {other:?}");
+    }
+}
+
+/// The place of a session that was given up is free only when the server is done with it.
+#[rocket::async_test]
+async fn on_postgres_reads_that_were_given_up_leave_no_more_sessions_at_work_than_there_may_be() {
+    const AT_WORK: &str = "SELECT pid::text FROM pg_stat_activity \
+        WHERE datname = current_database() AND state = 'active' AND query LIKE '%pg_sleep(25)%' \
+            AND pid <> pg_backend_pid()";
+
+    let one = ("databases.main.max_connections", "1");
+    let wait = ("databases.main.connect_timeout", "\"20s\"");
+    let stage = Stage::with(Backend::Postgres, &[one, wait], rocket).await;
+    for _ in 0..3 {
+        // Each has the place of the one before.
+        let answer = send(&stage, "/read", &["SELECT pg_sleep(25)"]).await;
+        assert_eq!(answer.status, 503, "{answer:?}");
+        let at_work = stage.databases.texts(In::Main, AT_WORK).await;
+        assert!(at_work.len() <= 1, "{at_work:?}");
+    }
+}
