@@ -1,18 +1,19 @@
 //! Faults at the point where an aggregate is loaded: its lease is held, and no connection.
 
+use std::error::Error;
 use std::time::Duration;
 
 use rocket::Request;
 use rocket::tokio::time::sleep;
+use rocket_tx::aggregate::LoadObserver;
+use rocket_tx::db::{Access, BeginOptions, Isolation, Patience, TransactionPool, UrlPool};
 
-use crate::aggregate::LoadObserver;
-use crate::app::Main;
-use crate::db::{Access, BeginOptions, Isolation, Patience, TransactionPool, UrlPool};
+use crate::app::databases::Main;
 
 use super::{Fault, admitted, sql};
 
-/// What this request wants to go wrong when it has loaded an aggregate.
-pub(in crate::app) fn at_loaded(request: &Request<'_>) -> Option<Box<dyn LoadObserver>> {
+/// The faults of this request for the time when it has loaded an aggregate.
+pub(crate) fn at_loaded(request: &Request<'_>) -> Option<Box<dyn LoadObserver>> {
     let faults = admitted(request).ok()?;
     let at_loaded = |fault: &Fault| match fault {
         Fault::DelayLoaded(time) => Some(AtLoaded::Delay(*time)),
@@ -52,7 +53,7 @@ impl LoadObserver for Loaded {
     }
 }
 
-async fn expire(pool: &UrlPool, stream: &str) -> Result<(), crate::Error> {
+async fn expire(pool: &UrlPool, stream: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
     let options = BeginOptions {
         isolation: Isolation::Default,
         access: Access::ReadWrite,
@@ -60,6 +61,6 @@ async fn expire(pool: &UrlPool, stream: &str) -> Result<(), crate::Error> {
     };
     let mut transaction = pool.open(options).await?;
     sql::hand_the_lease_over(transaction.connection(), stream).await?;
-    let committed = transaction.commit().await;
-    committed.map_err(|error| crate::Error::of_commit(error, "main"))
+    transaction.commit().await?;
+    Ok(())
 }

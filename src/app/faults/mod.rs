@@ -1,8 +1,8 @@
 //! Failure injection: by header `X-Fault` or query `fault=`, around any endpoint.
 //!
-//! The handlers know nothing of it. A fault is a decorator around the route ([`around`]), an
-//! observer of the settlement ([`Crash`]) or of loading an aggregate ([`at_loaded`]), or another
-//! address for the downstream call.
+//! The handlers know nothing about it, and only the assembly imports this room. A fault acts around
+//! the route ([`around`]), as an observer of the settlement ([`Crash`]) or of loading an aggregate
+//! ([`at_loaded`]), or as a failure of the other service that [`crate::app::downstream`] simulates.
 //!
 //! With faults off (`faults = false`, the default in release) a request that carries one is
 //! refused with 403 and not executed.
@@ -17,34 +17,21 @@ use rocket::http::Status;
 use rocket::route::{Handler, Outcome};
 use rocket::tokio::time::sleep;
 use rocket::{Data, Request, Response, Route};
+use rocket_tx::db::Connection;
+use rocket_tx::tx::{self, Action, Observer, Settled, Step};
+use rocket_tx::{Outstanding, Problem, Tx};
 
-use crate::tx::{Action, Observer, Settled, Step};
-use crate::{Outstanding, Problem, Tx};
+use crate::app::config::FaultInjection;
+use crate::app::databases::Main;
+use crate::app::http::{decorate, respond};
 
-use super::Main;
-use super::config::Config;
-use super::decorate::decorate;
-use super::error::answer;
-
-pub(super) use self::loaded::at_loaded;
-pub(super) use self::parse::Downstream;
 use self::parse::{CrashPoint, Fault, requested};
 
-/// The same routes, each with failure injection around it.
-pub(super) fn around(routes: Vec<Route>) -> Vec<Route> {
-    decorate(routes, Around)
-}
+pub(crate) use self::loaded::at_loaded;
 
-/// The failure of the downstream service that this request asks for.
-pub(super) fn downstream(request: &Request<'_>) -> Option<Downstream> {
-    requested(request)
-        .as_ref()
-        .ok()?
-        .iter()
-        .find_map(|fault| match fault {
-            Fault::Downstream(downstream) => Some(*downstream),
-            _ => None,
-        })
+/// The same routes, each with failure injection around it.
+pub(crate) fn around(routes: Vec<Route>) -> Vec<Route> {
+    decorate(routes, Around)
 }
 
 /// A handler with failure injection around it.
@@ -56,8 +43,13 @@ impl Handler for Around {
     async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
         let faults = match admitted(request) {
             Ok(faults) => faults,
-            Err(problem) => return answer(request, problem),
+            Err(problem) => return respond(request, problem),
         };
+        for fault in faults {
+            if let Fault::Downstream(failure) = fault {
+                failure.set(request);
+            }
+        }
         let mut outcome = self.0.handle(request, data).await;
         for fault in faults {
             if let Some(instead) = inject(request, fault).await {
@@ -68,11 +60,15 @@ impl Handler for Around {
     }
 }
 
+fn are_on(request: &Request<'_>) -> bool {
+    let faults: Option<&FaultInjection> = request.rocket().state();
+    faults.is_some_and(|faults| faults.0)
+}
+
 /// The faults of this request, if it may have any.
 fn admitted<'r>(request: &'r Request<'_>) -> Result<&'r [Fault], Problem> {
     let faults = requested(request).as_ref().map_err(Clone::clone)?;
-    let on = Config::of(request.rocket()).is_some_and(|config| config.faults);
-    if on || faults.is_empty() {
+    if faults.is_empty() || are_on(request) {
         return Ok(faults);
     }
     Err(Problem::new(
@@ -82,8 +78,8 @@ fn admitted<'r>(request: &'r Request<'_>) -> Result<&'r [Fault], Problem> {
     ))
 }
 
-/// Does what the fault says, after the handler and before settlement. Returns the answer that the
-/// client is to have instead, if the fault is one.
+/// Carries the fault out, after the handler and before settlement. Returns the response that
+/// replaces the handler's, if the fault is one.
 async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'r>> {
     match fault {
         Fault::Respond(status) if status.code >= 400 => return Some(Outcome::Error(*status)),
@@ -105,7 +101,7 @@ async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'
         Fault::Swallow => with_transaction(request, sql::swallow_an_error).await,
         Fault::Disconnect => with_transaction(request, sql::end_the_session).await,
         Fault::Leak(time) => leak(request, *time),
-        // These work elsewhere: at the downstream call, when an aggregate has been loaded, and while
+        // These act elsewhere: at the downstream call, when an aggregate has been loaded, and while
         // the request is settled.
         Fault::Downstream(_) | Fault::DelayLoaded(_) | Fault::ExpireLease | Fault::Crash(_) => {}
     }
@@ -113,16 +109,13 @@ async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'
 }
 
 /// Runs `work` in the request's transaction of `main`, if it has one.
-async fn with_transaction(
-    request: &Request<'_>,
-    work: impl AsyncFnOnce(&mut crate::db::Connection),
-) {
+async fn with_transaction(request: &Request<'_>, work: impl AsyncFnOnce(&mut Connection)) {
     if let Ok(Some(mut tx)) = Tx::<Main>::current(request) {
         work(&mut tx).await;
     }
 }
 
-/// Has a task hold the guard for longer than the request lives.
+/// Starts a task that holds the guard for longer than the request lives.
 fn leak(request: &Request<'_>, time: Duration) {
     if let Ok(Some(tx)) = Tx::<Main>::current(request) {
         rocket::tokio::spawn(async move {
@@ -133,17 +126,12 @@ fn leak(request: &Request<'_>, time: Duration) {
 }
 
 /// Ends the process in the middle of a settlement, as a power failure would.
-pub(super) struct Crash;
+pub(crate) struct Crash;
 
 impl Crash {
     fn at(request: &Request<'_>, point: CrashPoint) {
-        let on = Config::of(request.rocket()).is_some_and(|config| config.faults);
         let faults = requested(request).as_ref().map_or(&[][..], Vec::as_slice);
-        if on
-            && faults
-                .iter()
-                .any(|fault| matches!(fault, Fault::Crash(p) if *p == point))
-        {
+        if are_on(request) && faults.contains(&Fault::Crash(point)) {
             tracing::warn!(?point, "a fault ends the process");
             std::process::abort();
         }
@@ -160,7 +148,7 @@ impl Observer for Crash {
     }
 
     fn settled(&self, request: &Request<'_>, settled: &Settled) {
-        if settled.outcome == crate::tx::Outcome::Committed {
+        if settled.outcome == tx::Outcome::Committed {
             Self::at(request, CrashPoint::AfterCommit);
         }
     }

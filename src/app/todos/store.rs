@@ -1,9 +1,8 @@
 //! The table `todos`: all of its SQL, the same text for both backends.
 
+use rocket_tx::db::Connection;
+use rocket_tx::with_backend;
 use sqlx::FromRow;
-
-use crate::db::Connection;
-use crate::with_backend;
 
 use super::{Change, NewTodo};
 

@@ -10,29 +10,24 @@ use prometheus::{
 };
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::http::{ContentType, Status};
-use rocket::{Data, Request, Response, Route, State, get, routes};
+use rocket::{Data, Request, Response, State, get};
+use rocket_tx::RequestId;
+use rocket_tx::aggregate::Leases;
+use rocket_tx::db::sqlite_open_retries;
+use rocket_tx::tx::{Action, Live, Observer, Reason, Settled, Step};
 
-use crate::aggregate::Leases;
-use crate::db::sqlite_open_retries;
-use crate::tx::{Action, Live, Observer, Reason, Settled, Step};
-use crate::{RequestId, tx};
+use crate::app::databases::Main;
+use crate::app::http::{Endpoints, endpoints};
 
-use super::Main;
-
-pub(super) fn routes() -> Vec<Route> {
-    routes![metrics]
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("metrics": metrics)
 }
 
-/// As the contract names them.
-#[derive(utoipa::OpenApi)]
-#[openapi(paths(metrics))]
-pub(super) struct Paths;
-
-/// All that is measured. A clone is another handle on the same.
+/// Every metric. A clone is another handle to the same.
 #[derive(Clone)]
-pub(super) struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
-    /// Two who ask at once must not both add what is new.
+    /// Two requests for `/metrics` at once must not both add the same difference.
     collecting: Arc<Mutex<()>>,
     http: IntCounterVec,
     http_seconds: HistogramVec,
@@ -166,7 +161,7 @@ impl Metrics {
             .try_for_each(|one| self.registry.register(one))
     }
 
-    /// What others count, as it is now.
+    /// Brings the counts that the library keeps up to date.
     fn collect(&self, live: &Live, leases: &Leases<Main>) {
         let _alone = self.collecting.lock();
         let count = i64::try_from(live.transactions().len()).unwrap_or(i64::MAX);
@@ -189,12 +184,12 @@ impl Metrics {
     }
 }
 
-/// A counter of ours follows one that is kept elsewhere.
+/// Has a counter follow one that the library keeps.
 fn raise(counter: &IntCounter, to: u64) {
     counter.inc_by(to.saturating_sub(counter.get()));
 }
 
-/// A label has few values: what a reason says in detail is for the log.
+/// A label must have few values. The log has the details of a reason.
 fn label(reason: &Reason) -> &'static str {
     match reason {
         Reason::Leaked(_) => "leaked",
@@ -218,7 +213,7 @@ impl Observer for Metrics {
         seconds.observe(waited.as_secs_f64());
     }
 
-    fn after(&self, step: &Step<'_, '_>, result: Result<(), &tx::Error>, _: Duration) {
+    fn after(&self, step: &Step<'_, '_>, result: Result<(), &rocket_tx::Error>, _: Duration) {
         let action = match step.action {
             Action::Prepare => "prepare",
             Action::Commit => "commit",
@@ -252,10 +247,10 @@ impl Observer for Metrics {
     }
 }
 
-/// Notes when requests come.
-pub(super) struct Arrivals;
+/// Notes the time when a request arrives.
+pub(crate) struct Arrivals;
 
-/// When a request came.
+/// The time when a request arrived.
 struct Arrived(Instant);
 
 #[rocket::async_trait]

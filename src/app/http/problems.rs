@@ -1,13 +1,13 @@
-//! What can go wrong, each said once.
+//! The failures of operations, as the contract describes them: each once.
 
 use std::collections::BTreeMap;
 
 use utoipa::IntoResponses;
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response};
 
-use super::operations;
+use super::endpoints::operations_of;
 
-/// Each status of a problem, what the contract calls it, and when it is answered.
+/// Each status of a problem, its name in the contract, and when it is sent.
 const PROBLEMS: [(u16, &str, &str); 13] = [
     (
         400,
@@ -69,7 +69,7 @@ const PROBLEMS: [(u16, &str, &str); 13] = [
 ];
 
 /// The operation can fail with this status.
-pub(in crate::app) enum Fails<const STATUS: u16> {}
+pub(crate) enum Fails<const STATUS: u16> {}
 
 impl<const STATUS: u16> IntoResponses for Fails<STATUS> {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
@@ -90,7 +90,7 @@ const fn is_listed(status: u16) -> bool {
 }
 
 /// The operation takes a body, which can be wrong.
-pub(in crate::app) enum BadBody {}
+pub(crate) enum BadBody {}
 
 impl IntoResponses for BadBody {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
@@ -110,9 +110,9 @@ fn problems(statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
         .collect()
 }
 
-/// Adds what every operation can fail with, and what the references refer to.
-pub(super) fn add_to(contract: &mut OpenApi) {
-    for (_, operation) in operations(contract) {
+/// Adds the failures that every operation has, and the problems that all references refer to.
+pub(crate) fn describe_problems(contract: &mut OpenApi) {
+    for (_, operation) in operations_of(contract) {
         let responses = &mut operation.responses.responses;
         responses.extend(problems(&[403, 422, 500]));
     }
