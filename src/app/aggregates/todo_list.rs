@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::app::http::Page;
 
-use super::Todo;
+use super::todo::Todo;
 
 /// Writes the row of an aggregate whenever its events are stored.
 pub(crate) struct TodoList;

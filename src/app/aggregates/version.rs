@@ -15,7 +15,7 @@ use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::openapi::{Object, Required, Type};
 use utoipa::{IntoParams, ToSchema};
 
-use super::Todo;
+use super::todo::Todo;
 
 /// A todo as a response: with its id and version, and the version as `ETag` too.
 pub(super) struct Versioned(pub(super) Todo);

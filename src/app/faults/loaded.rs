@@ -10,7 +10,9 @@ use rocket_tx::db::{Access, BeginOptions, Isolation, Patience, TransactionPool, 
 
 use crate::app::databases::Main;
 
-use super::{Fault, admitted, sql};
+use super::parse::Fault;
+use super::requested::admitted;
+use super::sql;
 
 /// The faults of this request for the time when it has loaded an aggregate.
 pub(crate) fn at_loaded(request: &Request<'_>) -> Option<Box<dyn LoadObserver>> {

@@ -9,6 +9,7 @@
 
 mod loaded;
 mod parse;
+mod requested;
 mod sql;
 
 use std::time::Duration;
@@ -19,13 +20,13 @@ use rocket::tokio::time::sleep;
 use rocket::{Data, Request, Response, Route};
 use rocket_tx::db::Connection;
 use rocket_tx::tx::{self, Action, Observer, Settled, Step};
-use rocket_tx::{Outstanding, Problem, Tx};
+use rocket_tx::{Outstanding, Tx};
 
-use crate::app::config::FaultInjection;
 use crate::app::databases::Main;
 use crate::app::http::{decorate, respond};
 
-use self::parse::{CrashPoint, Fault, requested};
+use self::parse::{CrashPoint, Fault};
+use self::requested::admitted;
 
 pub(crate) use self::loaded::at_loaded;
 
@@ -58,24 +59,6 @@ impl Handler for Around {
         }
         outcome
     }
-}
-
-fn are_on(request: &Request<'_>) -> bool {
-    let faults: Option<&FaultInjection> = request.rocket().state();
-    faults.is_some_and(|faults| faults.0)
-}
-
-/// The faults of this request, if it may have any.
-fn admitted<'r>(request: &'r Request<'_>) -> Result<&'r [Fault], Problem> {
-    let faults = requested(request).as_ref().map_err(Clone::clone)?;
-    if faults.is_empty() || are_on(request) {
-        return Ok(faults);
-    }
-    Err(Problem::new(
-        Status::Forbidden,
-        "faults-off",
-        "Failure injection is off; the request was not executed. Launch with ROCKET_FAULTS=true.",
-    ))
 }
 
 /// Carries the fault out, after the handler and before settlement. Returns the response that
@@ -130,8 +113,7 @@ pub(crate) struct Crash;
 
 impl Crash {
     fn at(request: &Request<'_>, point: CrashPoint) {
-        let faults = requested(request).as_ref().map_or(&[][..], Vec::as_slice);
-        if are_on(request) && faults.contains(&Fault::Crash(point)) {
+        if admitted(request).is_ok_and(|faults| faults.contains(&Fault::Crash(point))) {
             tracing::warn!(?point, "a fault ends the process");
             std::process::abort();
         }

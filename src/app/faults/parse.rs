@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rocket::Request;
 use rocket::http::Status;
 use rocket_tx::Problem;
 
@@ -45,27 +44,8 @@ pub(super) enum CrashPoint {
     AfterCommit,
 }
 
-/// The faults that this request asks for, parsed once a request.
-pub(super) fn requested<'r>(request: &'r Request<'_>) -> &'r Result<Vec<Fault>, Problem> {
-    request.local_cache(|| {
-        let header = request.headers().get("X-Fault");
-        let query = request.uri().query().into_iter().flat_map(|query| {
-            query
-                .segments()
-                .filter(|(key, _)| *key == "fault")
-                .map(|(_, value)| value)
-        });
-        header
-            .chain(query)
-            .flat_map(|list| list.split(','))
-            .map(str::trim)
-            .filter(|word| !word.is_empty())
-            .map(parse)
-            .collect()
-    })
-}
-
-fn parse(word: &str) -> Result<Fault, Problem> {
+/// Reads one word of `X-Fault`.
+pub(super) fn parse(word: &str) -> Result<Fault, Problem> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value)),
         None => (word, None),

@@ -4,32 +4,24 @@
 //! response decides.
 
 mod store;
+mod todo;
 
 use rocket::http::Status;
-use rocket::http::uri::Host;
 use rocket::response::status::Created;
 use rocket::serde::json::Json;
 use rocket::{delete, get, patch, post};
 use rocket_tx::{Begin, Read, Tx};
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use crate::app::audit::AuditLog;
 use crate::app::databases::Main;
 use crate::app::downstream::Downstream;
-use crate::app::http::{
-    BadBody, Body, Endpoints, Error, Fails, Rules, SafeInteger, SingleLineText, check_text,
-    endpoints, safe_integer,
-};
+use crate::app::http::{BadBody, Body, Endpoints, Error, Fails, endpoints};
 
-use self::store::Row;
+use self::todo::{Change, ClientHost, NewTodo, Todo};
 
 pub(crate) fn endpoints() -> Endpoints {
     endpoints!("todos": list, create, clear, find, change, remove, share)
 }
-
-/// The host in the client's URL: todos carry their full address.
-type ClientHost<'r> = Option<&'r Host<'r>>;
 
 /// All todos.
 #[utoipa::path(responses((status = 200, description = "Oldest first.", body = Vec<Todo>), Fails<503>))]
@@ -136,75 +128,6 @@ async fn share(
     audit.record("todo shared", &todo.url).await?;
     downstream.tell(&todo).await?;
     Ok(Json(todo))
-}
-
-/// A todo, for clients.
-#[derive(Debug, Serialize, ToSchema)]
-struct Todo {
-    id: i64,
-    title: String,
-    completed: bool,
-    #[schema(required)]
-    order: Option<i64>,
-    shared: bool,
-    url: String,
-}
-
-/// The body that creates a todo.
-#[derive(Debug, Deserialize, ToSchema)]
-struct NewTodo {
-    #[schema(value_type = SingleLineText)]
-    title: String,
-    #[serde(default)]
-    completed: bool,
-    #[serde(default, deserialize_with = "safe_integer")]
-    #[schema(value_type = Option<SafeInteger>)]
-    order: Option<i64>,
-}
-
-/// The body that changes a todo. Fields that are left out stay.
-#[derive(Debug, Deserialize, ToSchema)]
-struct Change {
-    #[schema(value_type = Option<SingleLineText>)]
-    title: Option<String>,
-    completed: Option<bool>,
-    #[serde(default, deserialize_with = "safe_integer")]
-    #[schema(value_type = Option<SafeInteger>)]
-    order: Option<i64>,
-}
-
-impl Rules for NewTodo {
-    fn check(&self) -> Result<(), String> {
-        check_text("title", &self.title, 500)
-    }
-}
-
-impl Rules for Change {
-    fn check(&self) -> Result<(), String> {
-        let title = self.title.as_deref();
-        title.map_or(Ok(()), |title| check_text("title", title, 500))
-    }
-}
-
-impl Todo {
-    fn new(row: Row, host: ClientHost<'_>) -> Self {
-        let Row {
-            id,
-            title,
-            completed,
-            order,
-            shared,
-        } = row;
-        let base = host.map(|host| format!("http://{host}"));
-        Self {
-            url: format!("{}/todos/{id}", base.unwrap_or_default()),
-            id,
-            title,
-            completed,
-            order,
-            shared,
-        }
-    }
 }
 
 fn no_such_todo(id: i64) -> Error {
