@@ -190,6 +190,10 @@ fn raise(counter: &IntCounter, to: u64) {
 }
 
 /// A label must have few values. The log has the details of a reason.
+#[allow(
+    unreachable_patterns,
+    reason = "only in the crate of `Reason` itself: outside of it, `Reason` can grow"
+)]
 fn label(reason: &Reason) -> &'static str {
     match reason {
         Reason::Leaked(_) => "leaked",
@@ -199,6 +203,7 @@ fn label(reason: &Reason) -> &'static str {
         Reason::Handler => "handler",
         Reason::Vetoed => "vetoed",
         Reason::Status(_) => "status",
+        _ => "other",
     }
 }
 
