@@ -29,10 +29,10 @@ pub(crate) fn at_loaded(request: &Request<'_>) -> Option<Box<dyn LoadObserver>> 
     if wanted.is_empty() {
         return None;
     }
-    Some(Box::new(Loaded(wanted)))
+    Some(Box::new(LoadFaults(wanted)))
 }
 
-struct Loaded(Vec<AtLoaded>);
+struct LoadFaults(Vec<AtLoaded>);
 
 enum AtLoaded {
     Delay(Duration),
@@ -40,7 +40,7 @@ enum AtLoaded {
 }
 
 #[rocket::async_trait]
-impl LoadObserver for Loaded {
+impl LoadObserver for LoadFaults {
     async fn loaded(&self, stream: &str) {
         for fault in &self.0 {
             match fault {

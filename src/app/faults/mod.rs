@@ -32,15 +32,15 @@ pub(crate) use self::loaded::at_loaded;
 
 /// The same routes, each with failure injection around it.
 pub(crate) fn around(routes: Vec<Route>) -> Vec<Route> {
-    decorate(routes, Around)
+    decorate(routes, InjectFaults)
 }
 
 /// A handler with failure injection around it.
 #[derive(Clone)]
-struct Around(Box<dyn Handler>);
+struct InjectFaults(Box<dyn Handler>);
 
 #[rocket::async_trait]
-impl Handler for Around {
+impl Handler for InjectFaults {
     async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
         let faults = match admitted(request) {
             Ok(faults) => faults,
@@ -112,7 +112,7 @@ fn leak(request: &Request<'_>, time: Duration) {
 pub(crate) struct Crash;
 
 impl Crash {
-    fn at(request: &Request<'_>, point: CrashPoint) {
+    fn if_requested(request: &Request<'_>, point: CrashPoint) {
         if admitted(request).is_ok_and(|faults| faults.contains(&Fault::Crash(point))) {
             tracing::warn!(?point, "a fault ends the process");
             std::process::abort();
@@ -123,15 +123,15 @@ impl Crash {
 impl Observer for Crash {
     fn before(&self, step: &Step<'_, '_>) {
         match (step.action, step.committed) {
-            (Action::Commit, 0) => Self::at(step.request, CrashPoint::BeforeCommit),
-            (Action::Commit, 1) => Self::at(step.request, CrashPoint::BetweenCommits),
+            (Action::Commit, 0) => Self::if_requested(step.request, CrashPoint::BeforeCommit),
+            (Action::Commit, 1) => Self::if_requested(step.request, CrashPoint::BetweenCommits),
             _ => {}
         }
     }
 
     fn settled(&self, request: &Request<'_>, settled: &Settled) {
         if settled.outcome == tx::Outcome::Committed {
-            Self::at(request, CrashPoint::AfterCommit);
+            Self::if_requested(request, CrashPoint::AfterCommit);
         }
     }
 }

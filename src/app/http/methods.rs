@@ -41,7 +41,7 @@ pub(crate) fn answer_every_method(mut routes: Vec<Route>) -> Vec<Route> {
         let names: Vec<_> = methods.iter().map(|method| method.as_str()).collect();
         let allow = names.join(", ");
         for method in missing {
-            let mut route = Route::new(method, &path, Allowed(allow.clone()));
+            let mut route = Route::new(method, &path, AllowedMethods(allow.clone()));
             route.name = Some("allowed methods".into());
             // Behind every route that does something: `/todos/<id>` also where `<id>` is the last
             // part of another address.
@@ -54,10 +54,10 @@ pub(crate) fn answer_every_method(mut routes: Vec<Route>) -> Vec<Route> {
 
 /// Responds with the methods of an address.
 #[derive(Clone)]
-struct Allowed(String);
+struct AllowedMethods(String);
 
 #[rocket::async_trait]
-impl Handler for Allowed {
+impl Handler for AllowedMethods {
     async fn handle<'r>(&self, request: &'r Request<'_>, _: Data<'r>) -> Outcome<'r> {
         let mut response = match request.method() {
             Method::Options => Response::build().status(Status::NoContent).finalize(),

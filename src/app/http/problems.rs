@@ -8,64 +8,23 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response};
 use super::endpoints::operations_of;
 
 /// Each status of a problem, its name in the contract, and when it is sent.
+#[rustfmt::skip]
 const PROBLEMS: [(u16, &str, &str); 13] = [
-    (
-        400,
-        "BadRequest",
-        "The body is not JSON, or ended too soon.",
-    ),
-    (
-        403,
-        "Forbidden",
-        "The address is for operators; or the request asks for a fault, and failure injection is off.",
-    ),
+    (400, "BadRequest", "The body is not JSON, or ended too soon."),
+    (403, "Forbidden",
+        "The address is for operators; or the request asks for a fault, and failure injection is off."),
     (404, "NotFound", "There is no such thing."),
-    (
-        405,
-        "MethodNotAllowed",
-        "The address does not have this method.",
-    ),
-    (
-        409,
-        "Conflict",
-        "It exists already; or somebody else was first; or a constraint refuses it.",
-    ),
-    (
-        412,
-        "PreconditionFailed",
-        "It is of another version than `If-Match` says.",
-    ),
+    (405, "MethodNotAllowed", "The address does not have this method."),
+    (409, "Conflict", "It exists already; or somebody else was first; or a constraint refuses it."),
+    (412, "PreconditionFailed", "It is of another version than `If-Match` says."),
     (413, "TooLarge", "The body is over the size limit."),
-    (
-        415,
-        "UnsupportedMediaType",
-        "The body is not `application/json`.",
-    ),
-    (
-        422,
-        "Validation",
-        "What was sent breaks a rule. `detail` names it.",
-    ),
-    (
-        500,
-        "Internal",
-        "The service failed. Its log names the request's id.",
-    ),
-    (
-        502,
-        "Downstream",
-        "The other service refused, or cannot be reached. Nothing was changed.",
-    ),
-    (
-        503,
-        "Unavailable",
-        "The service is busy, or a database cannot be reached. Nothing was changed; retry.",
-    ),
-    (
-        504,
-        "DownstreamTimeout",
-        "The other service did not answer in time. Nothing was changed.",
-    ),
+    (415, "UnsupportedMediaType", "The body is not `application/json`."),
+    (422, "Validation", "What was sent breaks a rule. `detail` names it."),
+    (500, "Internal", "The service failed. Its log names the request's id."),
+    (502, "Downstream", "The other service refused, or cannot be reached. Nothing was changed."),
+    (503, "Unavailable",
+        "The service is busy, or a database cannot be reached. Nothing was changed; retry."),
+    (504, "DownstreamTimeout", "The other service did not answer in time. Nothing was changed."),
 ];
 
 /// The operation can fail with this status.

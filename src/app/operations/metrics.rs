@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Counter, Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::http::{ContentType, Status};
@@ -42,7 +43,7 @@ pub(crate) struct Metrics {
     hook_failures: IntCounter,
     open_retries: IntCounter,
     leases: IntCounterVec,
-    lease_wait_seconds: prometheus::Counter,
+    lease_wait_seconds: Counter,
 }
 
 /// From a tenth of a millisecond to ten seconds.
@@ -58,15 +59,18 @@ impl Default for Metrics {
 
 impl Metrics {
     fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
-            IntCounterVec::new(Opts::new(name, help), labels)
+            let options = Opts::new(name, help);
+            registered(&registry, IntCounterVec::new(options, labels))
         };
         let histograms = |name: &str, help: &str, labels: &[&str]| {
             let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
-            HistogramVec::new(options, labels)
+            registered(&registry, HistogramVec::new(options, labels))
         };
-        let metrics = Self {
-            registry: Registry::new(),
+        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
+        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
+        Ok(Self {
             collecting: Arc::default(),
             http: counters(
                 "http_requests_total",
@@ -109,19 +113,19 @@ impl Metrics {
                 "How long a request that only reads waited for a connection.",
                 &["database"],
             )?,
-            outstanding: IntGauge::new(
+            outstanding: gauge(
                 "rocket_tx_outstanding",
                 "Transactions and resources that are outstanding or condemned now.",
             )?,
-            listeners: IntGauge::new(
+            listeners: gauge(
                 "rocket_tx_listeners",
                 "Who listens to /registry/events now.",
             )?,
-            hook_failures: IntCounter::new(
+            hook_failures: counter(
                 "rocket_tx_hook_failures_total",
                 "Hooks after commit or rollback that failed or panicked.",
             )?,
-            open_retries: IntCounter::new(
+            open_retries: counter(
                 "rocket_tx_sqlite_open_retries_total",
                 "How often a SQLite file was busy when it was opened.",
             )?,
@@ -131,34 +135,15 @@ impl Metrics {
                  contended; given up.",
                 &["result"],
             )?,
-            lease_wait_seconds: prometheus::Counter::new(
-                "rocket_tx_lease_wait_seconds_total",
-                "How long those waited that got a lease, all together.",
+            lease_wait_seconds: registered(
+                &registry,
+                Counter::new(
+                    "rocket_tx_lease_wait_seconds_total",
+                    "How long those waited that got a lease, all together.",
+                ),
             )?,
-        };
-        metrics.register()?;
-        Ok(metrics)
-    }
-
-    fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn prometheus::core::Collector>; 14] = [
-            Box::new(self.http.clone()),
-            Box::new(self.http_seconds.clone()),
-            Box::new(self.settled.clone()),
-            Box::new(self.settle_seconds.clone()),
-            Box::new(self.databases.clone()),
-            Box::new(self.steps.clone()),
-            Box::new(self.begin_seconds.clone()),
-            Box::new(self.read_seconds.clone()),
-            Box::new(self.outstanding.clone()),
-            Box::new(self.listeners.clone()),
-            Box::new(self.hook_failures.clone()),
-            Box::new(self.open_retries.clone()),
-            Box::new(self.leases.clone()),
-            Box::new(self.lease_wait_seconds.clone()),
-        ];
-        all.into_iter()
-            .try_for_each(|one| self.registry.register(one))
+            registry,
+        })
     }
 
     /// Brings the counts that the library keeps up to date.
@@ -182,6 +167,16 @@ impl Metrics {
         let more = stats.waited.as_secs_f64() - self.lease_wait_seconds.get();
         self.lease_wait_seconds.inc_by(more.max(0.0));
     }
+}
+
+/// The metric, once `registry` has it.
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<C>,
+) -> prometheus::Result<C> {
+    let metric = metric?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
 }
 
 /// Has a counter follow one that the library keeps.
@@ -245,7 +240,7 @@ impl Observer for Metrics {
         let route = request.route().and_then(|route| route.name.as_deref());
         let route = route.unwrap_or("none");
         let status = response.status().code.to_string();
-        let arrived = request.local_cache(|| Arrived(Instant::now())).0;
+        let arrived = request.local_cache(|| ArrivalTime(Instant::now())).0;
         self.http.with_label_values(&[route, &status]).inc();
         let seconds = self.http_seconds.with_label_values(&[route]);
         seconds.observe(arrived.elapsed().as_secs_f64());
@@ -256,7 +251,7 @@ impl Observer for Metrics {
 pub(crate) struct Arrivals;
 
 /// The time when a request arrived.
-struct Arrived(Instant);
+struct ArrivalTime(Instant);
 
 #[rocket::async_trait]
 impl Fairing for Arrivals {
@@ -268,7 +263,7 @@ impl Fairing for Arrivals {
     }
 
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
-        request.local_cache(|| Arrived(Instant::now()));
+        request.local_cache(|| ArrivalTime(Instant::now()));
     }
 }
 
