@@ -152,6 +152,10 @@
 
 #![forbid(unsafe_code)]
 
+/// The reference service names the library as its copies do.
+#[cfg(feature = "app")]
+extern crate self as rocket_tx;
+
 pub mod aggregate;
 #[cfg(feature = "app")]
 #[doc(hidden)]

@@ -4,50 +4,43 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rocket::request::{FromRequest, Outcome};
 use rocket::serde::json::Json;
-use rocket::{Request, Route, get, routes};
+use rocket::{Request, get};
+use rocket_tx::db::Connection;
+use rocket_tx::{Begin, Problem, Read, RequestId, with_backend};
 use serde::Serialize;
 use sqlx::FromRow;
 use utoipa::ToSchema;
 
-use crate::db::Connection;
-use crate::{Begin, Problem, Read, RequestId, with_backend};
+use crate::app::databases::Audit;
+use crate::app::http::{Endpoints, Error, Fails, Page, endpoints};
 
-use super::openapi::Fails;
-use super::page::Page;
-use super::{Audit, Error};
-
-pub(super) fn routes() -> Vec<Route> {
-    routes![list]
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("audit": list)
 }
-
-/// As the contract names them.
-#[derive(utoipa::OpenApi)]
-#[openapi(paths(list))]
-pub(super) struct Paths;
 
 /// One line for every change, newest first. The next page is `?after=` the `id` of the last line.
 #[utoipa::path(
     params(Page<i64>),
-    responses((status = 200, description = "Newest first.", body = Vec<Line>), Fails<503>)
+    responses((status = 200, description = "Newest first.", body = Vec<AuditLine>), Fails<503>)
 )]
 #[get("/audit")]
 async fn list(
     page: Result<Page<i64>, Problem>,
     mut read: Read<Audit>,
-) -> Result<Json<Vec<Line>>, Error> {
+) -> Result<Json<Vec<AuditLine>>, Error> {
     Ok(Json(lines(&mut read, page?).await?))
 }
 
-/// Writes lines for this request. Ask for it after the guards of `main`: databases are taken in
-/// the order of attachment.
-pub(super) struct Trail {
+/// Writes lines about this request. Put it behind the guards of `main` in a handler's arguments: a
+/// request takes its databases in the order in which they are attached.
+pub(crate) struct AuditLog {
     begin: Begin<Audit>,
     request: RequestId,
 }
 
-impl Trail {
-    /// Notes what was done, and to what, in the request's transaction of the audit database.
-    pub(super) async fn note(&self, action: &str, subject: &str) -> Result<(), crate::Error> {
+impl AuditLog {
+    /// Writes a line in the request's transaction of the audit database: the action, and its subject.
+    pub(crate) async fn record(&self, action: &str, subject: &str) -> Result<(), rocket_tx::Error> {
         let mut tx = self.begin.begin().await?;
         insert(&mut tx, self.request, action, subject).await?;
         Ok(())
@@ -55,26 +48,25 @@ impl Trail {
 }
 
 #[rocket::async_trait]
-impl<'r> FromRequest<'r> for Trail {
-    type Error = crate::Error;
+impl<'r> FromRequest<'r> for AuditLog {
+    type Error = rocket_tx::Error;
 
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, crate::Error> {
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, rocket_tx::Error> {
         let begin = Begin::from_request(request).await;
         match request.guard::<RequestId>().await {
             Outcome::Success(id) => begin.map(|begin| Self { begin, request: id }),
             // Infallible.
-            _ => Outcome::Error((
-                crate::Error::NoSettlement.status(),
-                crate::Error::NoSettlement,
-            )),
+            _ => {
+                let error = rocket_tx::Error::NoSettlement;
+                Outcome::Error((error.status(), error))
+            }
         }
     }
 }
 
-/// A line of the trail.
+/// A line of the audit trail.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
-#[schema(as = AuditLine)]
-struct Line {
+struct AuditLine {
     id: i64,
     request_id: String,
     action: String,
@@ -83,7 +75,7 @@ struct Line {
     at: i64,
 }
 
-async fn lines(connection: &mut Connection, page: Page<i64>) -> sqlx::Result<Vec<Line>> {
+async fn lines(connection: &mut Connection, page: Page<i64>) -> sqlx::Result<Vec<AuditLine>> {
     with_backend!(connection, |db| {
         sqlx::query_as(
             "SELECT id, request_id, action, subject, at FROM audit \

@@ -1,39 +1,49 @@
-//! The service's own keys in `Rocket.toml`.
+//! How the parts of the service read their keys in `Rocket.toml`.
 
 use std::time::Duration;
 
+use rocket::Config;
+use rocket::fairing::AdHoc;
 use rocket::figment::Figment;
-use rocket::{Build, Phase, Rocket, fairing};
+use rocket_tx::db::Seconds;
 use serde::de::DeserializeOwned;
 
-use crate::db::Seconds;
-
-use super::admin::{AdminFrom, Token};
-use super::downstream::Client;
-
-/// What `Rocket.toml` says about the service itself.
-pub(super) struct Config {
-    /// Whether failure injection is on.
-    pub(super) faults: bool,
-    /// What `/todos/<id>/share` calls; `None` is the service's own stand-in.
-    pub(super) downstream_url: Option<reqwest::Url>,
-    /// How long it may take to answer. The SQLite writer is held meanwhile.
-    pub(super) downstream_timeout: Duration,
-    /// From where the service's inside may be seen.
-    pub(super) admin_from: AdminFrom,
-    /// What opens it from elsewhere.
-    pub(super) admin_token: Option<Token>,
+/// The value of `key`, or `None` if the configuration does not have the key.
+pub(crate) fn value<T: DeserializeOwned>(
+    figment: &Figment,
+    key: &str,
+) -> Result<Option<T>, String> {
+    match figment.extract_inner(key) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.missing() => Ok(None),
+        Err(error) => Err(format!("`{key}`: {error}")),
+    }
 }
 
-impl Config {
-    /// Reads the configuration and has Rocket manage it. A value that cannot be understood stops
-    /// the launch.
-    pub(super) async fn manage(rocket: Rocket<Build>) -> fairing::Result {
-        match Self::read(rocket.figment()) {
-            Ok(config) => {
-                let client = Client::new(config.downstream_timeout);
-                Ok(rocket.manage(config).manage(client))
-            }
+/// A duration, as `"10s"` or as a number of seconds.
+pub(crate) fn duration(
+    figment: &Figment,
+    key: &str,
+    default: Duration,
+) -> Result<Duration, String> {
+    let configured: Option<Seconds> = value(figment, key)?;
+    Ok(configured.map_or(default, |Seconds(configured)| configured))
+}
+
+/// Whether the service runs with the profile for development.
+pub(crate) fn is_debug(figment: &Figment) -> bool {
+    figment.profile() == Config::DEBUG_PROFILE
+}
+
+/// A fairing: Rocket manages the settings that `read` finds. A value that `read` refuses stops the
+/// launch.
+pub(crate) fn managed<T: Send + Sync + 'static>(
+    name: &'static str,
+    read: fn(&Figment) -> Result<T, String>,
+) -> AdHoc {
+    AdHoc::try_on_ignite(name, move |rocket| async move {
+        match read(rocket.figment()) {
+            Ok(settings) => Ok(rocket.manage(settings)),
             Err(error) => {
                 tracing::error!(
                     "cannot launch: {error}; correct it in Rocket.toml or the environment"
@@ -41,85 +51,43 @@ impl Config {
                 Err(rocket)
             }
         }
-    }
+    })
+}
 
-    /// As the running service has it.
-    pub(super) fn of<P: Phase>(rocket: &Rocket<P>) -> Option<&Self> {
-        rocket.state()
-    }
+/// `faults`: whether failure injection is on. By default only in development.
+pub(crate) struct FaultInjection(pub(crate) bool);
 
-    fn read(figment: &Figment) -> Result<Self, String> {
-        handler_timeout(figment)?;
-        let debug = figment.profile() == rocket::Config::DEBUG_PROFILE;
-        let url: Option<String> = read(figment, "downstream_url")?;
-        let timeout: Option<Seconds> = read(figment, "downstream_timeout")?;
-        // What is wrong with it is not repeated: the log is no place for a token.
-        let token: Option<String> = read(figment, "admin_token")
-            .map_err(|_| "`admin_token`: it must be text; write it in quotes".to_owned())?;
-        let usual = match debug {
-            true => AdminFrom::Anywhere,
-            false => AdminFrom::Loopback,
-        };
-        Ok(Self {
-            admin_from: read(figment, "admin_from")?.unwrap_or(usual),
-            admin_token: token
-                .map(|token| Token::new(token).map_err(|error| format!("`admin_token`: {error}")))
-                .transpose()?,
-            faults: read(figment, "faults")?.unwrap_or(debug),
-            downstream_url: url
-                .map(|url| web_address(&url).map_err(|error| format!("`downstream_url`: {error}")))
-                .transpose()?,
-            downstream_timeout: timeout.map_or(Duration::from_secs(1), |timeout| timeout.0),
-        })
+impl FaultInjection {
+    pub(crate) fn read(figment: &Figment) -> Result<Self, String> {
+        let configured = value(figment, "faults")?;
+        Ok(Self(configured.unwrap_or(is_debug(figment))))
     }
 }
 
-/// How long a handler may take. By default a little longer than a statement and what it may have
-/// waited for: where the database lives, its own limit comes first.
-pub(super) fn handler_timeout(figment: &Figment) -> Result<Duration, String> {
-    const MARGIN: Duration = Duration::from_secs(5);
+/// `handler_timeout`: how long a handler may take.
+#[derive(Default)]
+pub(crate) struct HandlerTimeout(pub(crate) Duration);
 
-    let seconds = |key: &str, default: u64| -> Result<Duration, String> {
-        let configured: Option<Seconds> = read(figment, key)?;
-        Ok(
-            configured.map_or(Duration::from_secs(default), |Seconds(configured)| {
-                configured
-            }),
-        )
-    };
-    let configured: Option<Seconds> = read(figment, "handler_timeout")?;
-    if let Some(Seconds(configured)) = configured {
-        return match configured.is_zero() {
-            true => Err("`handler_timeout`: nothing is done in no time; leave it out".into()),
-            false => Ok(configured),
-        };
-    }
-    let mut waits = seconds("downstream_timeout", 1)?;
-    let mut statement = Duration::ZERO;
-    for database in ["main", "audit"] {
-        waits += seconds(&format!("databases.{database}.connect_timeout"), 5)?;
-        statement = statement.max(seconds(
-            &format!("databases.{database}.statement_timeout"),
-            30,
-        )?);
-    }
-    Ok(waits + statement + MARGIN)
-}
+impl HandlerTimeout {
+    /// The default is a little longer than everything that a handler may wait for, and a statement:
+    /// the limits of the databases come first, because they also end the work in the database.
+    pub(crate) fn read(figment: &Figment) -> Result<Self, String> {
+        const MARGIN: Duration = Duration::from_secs(5);
+        let seconds = |key: &str, default| duration(figment, key, Duration::from_secs(default));
 
-/// `host:port` without a scheme is a URL too, whose scheme is the host's name.
-fn web_address(url: &str) -> Result<reqwest::Url, String> {
-    let url: reqwest::Url = url.parse().map_err(|error| format!("{error}"))?;
-    match url.scheme() {
-        "http" | "https" => Ok(url),
-        _ => Err("it is no address to call; write it as http://host:port/path".into()),
-    }
-}
-
-/// What `Rocket.toml` says for `key`; `None` where it says nothing.
-pub(super) fn read<T: DeserializeOwned>(figment: &Figment, key: &str) -> Result<Option<T>, String> {
-    match figment.extract_inner(key) {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.missing() => Ok(None),
-        Err(error) => Err(format!("`{key}`: {error}")),
+        if let Some(Seconds(configured)) = value(figment, "handler_timeout")? {
+            if configured.is_zero() {
+                return Err("`handler_timeout`: nothing is done in no time; leave it out".into());
+            }
+            return Ok(Self(configured));
+        }
+        let mut waits = seconds("downstream_timeout", 1)?;
+        let mut statement = Duration::ZERO;
+        for database in ["main", "audit"] {
+            waits += seconds(&format!("databases.{database}.connect_timeout"), 5)?;
+            let limit = seconds(&format!("databases.{database}.statement_timeout"), 30)?;
+            statement = statement.max(limit);
+        }
+        Ok(Self(waits + statement + MARGIN))
     }
 }

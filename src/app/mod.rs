@@ -1,86 +1,50 @@
-//! The reference service: what the library looks like in use, for copying.
+//! The reference service: the library in use, for copying.
 //!
-//! | file | what it holds |
+//! | room | what it holds |
 //! | --- | --- |
+//! | `databases` | the two databases, and their migrations |
 //! | `todos` | `/todos`, by the Todo-Backend contract, and `POST /todos/<id>/share` |
 //! | `aggregates` | `/aggregates/todos`: event-sourced todos |
-//! | `leases` | `/leases`: who may write which of them |
 //! | `audit` | `/audit`, and the guard that writes a line for every change |
-//! | `downstream` | the service that `share` calls, and its stand-in |
-//! | `status` | `/registry`, `/healthz`, `/readyz` |
-//! | `admin` | who may look inside |
-//! | `console` | `/registry/events`: what happens, as it happens |
-//! | `metrics` | `/metrics` |
-//! | `site` | the pages, and what browsers are told of them |
-//! | `statements` | the statements of requests, told to the feed |
-//! | `changes` | `/changes`: which lists have changed |
+//! | `downstream` | the service that `share` calls, and a stub of it |
+//! | `http` | bodies, fields, pages, problems: what all of them need of HTTP |
+//! | `operations` | for operators: state, feed, metrics, log, traces |
+//! | `site` | the pages, and their feed `/changes` |
+//! | `openapi` | `/openapi.json`: the contract, made from the code |
 //! | `faults` | failure injection, around the handlers |
-//! | `body`, `field`, `page`, `error` | what clients send, and what they are told when it is wrong |
-//! | `openapi` | `/openapi.json`: all of it, as a contract made from the code |
-//! | `cors`, `methods` | headers and answers that every address has |
-//! | `log` | how it logs |
-//! | `telemetry` | its spans, for an OpenTelemetry collector, with the feature `otel` |
-//! | `tls` | TLS for what it calls |
-//! | `decorate` | handlers around handlers |
 //! | `config` | the service's own keys in `Rocket.toml` |
 //!
-//! Everything here uses the library through its public door; no library room imports it.
+//! This file puts them together. To copy the todos, take `todos`, `databases`, `http`, and from here
+//! the lines that mention them; without `audit` and `downstream`, leave out their two guards.
 
-mod admin;
 mod aggregates;
 mod audit;
-mod body;
-mod changes;
 mod config;
-mod console;
-mod cors;
-mod decorate;
+mod databases;
 mod downstream;
-mod error;
 mod faults;
-mod field;
-mod leases;
-mod log;
-mod methods;
-mod metrics;
+mod http;
 mod openapi;
-mod page;
+mod operations;
 mod site;
-mod statements;
-mod status;
-#[cfg(feature = "otel")]
-mod telemetry;
-mod tls;
 mod todos;
 
-use rocket::fairing::AdHoc;
 use rocket::figment::Figment;
 use rocket::http::Status;
 use rocket::{Build, Rocket, catch, catchers};
-use rocket_db_pools::Database;
-use sqlx::migrate;
+use rocket_tx::tx::{bounded, traced};
+use rocket_tx::{Problem, Settlement, aggregate, db, problem_catchers};
 
-use crate::db::{self, Migrations, UrlPool};
-use crate::tx::{bounded, traced};
-use crate::{Problem, Settlement, aggregate, problem_catchers};
+pub use self::operations::log::{Log, start_log};
 
-pub use self::log::{Log, start_log};
-
-use self::changes::Changes;
-use self::config::Config;
-use self::decorate::named;
-use self::error::Error;
-use self::metrics::Metrics;
-
-/// Todos. SQLite or Postgres, as `databases.main.url` says.
-#[derive(Database)]
-#[database("main")]
-pub struct Main(UrlPool);
-
-/// One line for every change. SQLite or Postgres, as `databases.audit.url` says.
-#[derive(Database)]
-#[database("audit")]
-pub struct Audit(UrlPool);
+use self::config::{FaultInjection, HandlerTimeout, managed};
+use self::databases::{Audit, Main};
+use self::operations::admin::{self, require_admin};
+use self::operations::metrics::{self, Metrics};
+#[cfg(feature = "otel")]
+use self::operations::telemetry;
+use self::operations::{console, leases, status};
+use self::site::changes::{self, Changes};
 
 /// The service, configured by `Rocket.toml` and `ROCKET_*`, ready to launch.
 pub fn rocket() -> Rocket<Build> {
@@ -89,35 +53,39 @@ pub fn rocket() -> Rocket<Build> {
 
 /// The service, configured by `figment`.
 pub fn service(figment: Figment) -> Rocket<Build> {
-    let routes = [
-        named("todos", todos::routes()),
-        named("aggregates", aggregates::routes()),
-        named("leases", admin::only(leases::routes())),
-        named("audit", audit::routes()),
-        named("registry", admin::only(status::inside())),
-        named("registry", admin::only(console::routes())),
-        named("metrics", admin::only(metrics::routes())),
-        named("health", status::routes()),
-        named("downstream", downstream::routes()),
-        named("pages", site::routes()),
-        named("pages", admin::only(site::inside())),
-        named("changes", changes::routes()),
-        named("contract", openapi::routes()),
+    let parts = [
+        todos::endpoints(),
+        aggregates::endpoints(),
+        require_admin(leases::endpoints()),
+        audit::endpoints(),
+        status::probes(),
+        require_admin(status::registry_endpoints()),
+        require_admin(console::endpoints()),
+        require_admin(metrics::endpoints()),
+        downstream::endpoints(),
+        changes::endpoints(),
+        openapi::endpoints(),
+        site::endpoints(),
+        require_admin(site::operator_endpoints()),
     ];
-    let routes = methods::complete(routes.into_iter().flatten().collect());
-    let routes = faults::around(console::watched(routes));
-    let routes = bounded(
-        routes,
-        config::handler_timeout(&figment).unwrap_or_default(),
-    );
+    let contract = openapi::Contract::of(&parts);
+    // Each line stands around the lines before it.
+    let routes = parts.into_iter().flat_map(|part| part.routes).collect();
+    let routes = http::answer_every_method(routes);
+    let routes = console::count_rows(routes);
+    let routes = faults::around(routes);
+    // A timeout that cannot be read stops the launch below.
+    let limit = HandlerTimeout::read(&figment).unwrap_or_default();
+    let routes = bounded(routes, limit.0);
     #[cfg(feature = "otel")]
-    let routes = telemetry::continued(routes);
+    let routes = telemetry::continue_traces(routes);
+    let routes = traced(routes);
     let metrics = Metrics::default();
     let changes = Changes::default();
 
     rocket::custom(figment)
-        .attach(db::init::<Main>().migrations(main_migrations()))
-        .attach(db::init::<Audit>().migrations(audit_migrations()))
+        .attach(db::init::<Main>().migrations(Main::migrations()))
+        .attach(db::init::<Audit>().migrations(Audit::migrations()))
         .attach(
             aggregate::init::<Main>()
                 .projection::<aggregates::Todo>(aggregates::TodoList)
@@ -131,32 +99,24 @@ pub fn service(figment: Figment) -> Rocket<Build> {
                 .observer(faults::Crash),
         )
         .attach(metrics::Arrivals)
-        .attach(AdHoc::try_on_ignite("Configuration", Config::manage))
-        .attach(cors::Cors)
+        .attach(managed("Handler timeout", HandlerTimeout::read))
+        .attach(managed("Operators", admin::Operators::read))
+        .attach(managed("Failure injection", FaultInjection::read))
+        .attach(managed("Downstream service", downstream::Client::read))
+        .attach(http::Cors)
         .attach(site::shield())
         .manage(changes)
+        .manage(contract)
         .manage(metrics)
-        .mount("/", traced(routes))
+        .mount("/", routes)
         .register("/", problem_catchers())
         .register("/", catchers![no_such_address])
 }
 
-/// What Rocket says where a part of the path is not of its type: `/todos/x`. Bodies that break a
-/// rule are answered by their handlers.
+/// Rocket's 422 for a path with a part that is not of its type: `/todos/x`. Handlers respond to
+/// bodies that break a rule themselves.
 #[catch(422)]
 fn no_such_address() -> Problem {
     let detail = "There is nothing at this address.";
     Problem::new(Status::NotFound, "not-found", detail)
-}
-
-fn main_migrations() -> Migrations {
-    Migrations::new()
-        .sqlite(migrate!("migrations/main/sqlite"))
-        .postgres(migrate!("migrations/main/postgres"))
-}
-
-fn audit_migrations() -> Migrations {
-    Migrations::new()
-        .sqlite(migrate!("migrations/audit/sqlite"))
-        .postgres(migrate!("migrations/audit/postgres"))
 }

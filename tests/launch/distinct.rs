@@ -24,7 +24,7 @@ async fn is_refused(mut databases: Databases, audit: String) {
     let migrated = "SELECT description FROM _sqlx_migrations";
     assert_eq!(
         databases.texts(In::Main, migrated).await,
-        ["todos", "todo list"]
+        ["todos", "todo list", "no deferred probe"]
     );
 }
 

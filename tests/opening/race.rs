@@ -122,7 +122,7 @@ async fn sixteen_processes_open_the_same_new_databases_and_each_can_write(backen
         let migrated = "SELECT CAST(count(*) AS TEXT) FROM _sqlx_migrations";
         let todos = "SELECT title FROM todos";
         let audit = "SELECT request_id FROM audit";
-        assert_eq!(databases.texts(In::Main, migrated).await, ["2"]);
+        assert_eq!(databases.texts(In::Main, migrated).await, ["3"]);
         let events = "SELECT description FROM _aggregate_events_migrations";
         assert_eq!(databases.texts(In::Main, events).await.len(), 1);
         let leases = "SELECT description FROM _aggregate_locks_migrations";

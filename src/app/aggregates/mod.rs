@@ -1,86 +1,82 @@
-//! `/aggregates/todos`: todos of which what happened is stored, and that many processes write.
+//! `/aggregates/todos`: event-sourced todos, which many processes may write.
 //!
-//! A handler loads one, changes it, and commits it. Until the client is told, nobody else changes
-//! it, in whatever process; and if the client is told of a failure, nothing has happened.
+//! A handler loads an aggregate, changes it, and commits it. No other request, in any process,
+//! changes the aggregate until the response. If the response is a failure, nothing has happened.
 
-mod listed;
 mod todo;
+mod todo_list;
 mod version;
 
 use std::collections::BTreeSet;
 
 use rocket::response::status::Created;
 use rocket::serde::json::Json;
-use rocket::{Route, get, post, routes};
+use rocket::{get, post};
+use rocket_tx::aggregate::{self, Aggregate, Aggregates, EventRecord};
+use rocket_tx::{Problem, Read};
 use serde::Deserialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::aggregate::{Aggregate, Aggregates, EventRecord};
-use crate::{Problem, Read};
+use crate::app::audit::AuditLog;
+use crate::app::databases::Main;
+use crate::app::http::{
+    BadBody, Body, Endpoints, Error, Fails, Id, Page, Rules, ShortText, SingleLineText, check_text,
+    endpoints,
+};
 
-use self::version::{IfMatch, Shown, Versioned};
-use super::audit::Trail;
-use super::body::{Body, Rules};
-use super::field::{Id, Line, Name, check_text};
-use super::openapi::{BadBody, Fails};
-use super::page::Page;
-use super::{Error, Main};
+use self::version::{IfMatch, TodoView, Versioned};
 
-pub(super) use self::listed::TodoList;
-pub(super) use self::todo::Todo;
+pub(crate) use self::todo::Todo;
+pub(crate) use self::todo_list::TodoList;
 
-pub(super) fn routes() -> Vec<Route> {
-    routes![list, create, find, rename, complete, complete_all, events]
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("aggregates": list, create, find, rename, complete, complete_all, events)
 }
-
-/// As the contract names them.
-#[derive(utoipa::OpenApi)]
-#[openapi(paths(list, create, find, rename, complete, complete_all, events))]
-pub(super) struct Paths;
 
 type Todos = Aggregates<Main, Todo>;
 
 /// A page of all aggregates, by id. The next page is `?after=` the last `id`.
 #[utoipa::path(
     params(Page<String>),
-    responses((status = 200, description = "By id.", body = Vec<listed::Row>), Fails<503>)
+    responses((status = 200, description = "By id.", body = Vec<todo_list::Row>), Fails<503>)
 )]
 #[get("/aggregates/todos")]
 async fn list(
     page: Result<Page<String>, Problem>,
     mut read: Read<Main>,
-) -> Result<Json<Vec<listed::Row>>, Error> {
-    Ok(Json(listed::page(&mut read, page?).await?))
+) -> Result<Json<Vec<todo_list::Row>>, Error> {
+    Ok(Json(todo_list::page(&mut read, page?).await?))
 }
 
 /// Creates an aggregate.
 #[utoipa::path(
     request_body = NewTodo,
-    responses((status = 201, description = "Created.", body = Shown), BadBody, Fails<409>, Fails<503>)
+    responses((status = 201, description = "Created.", body = TodoView), BadBody, Fails<409>, Fails<503>)
 )]
 #[post("/aggregates/todos", data = "<new>")]
 async fn create(
     new: Body<NewTodo>,
     todos: Todos,
-    trail: Trail,
+    audit: AuditLog,
 ) -> Result<Created<Versioned>, Error> {
     let new = new?.0;
     let id = new.id.unwrap_or_else(|| Uuid::now_v7().to_string());
-    // For the better answer: what decides is the key of the stream.
+    // For a better error. Two that create it at once meet at the key of the stream.
     if todos.peek(&id).await?.is_some() {
-        return Err(Error::TodoExists(id));
+        let detail = format!("there is a todo `{id}` already");
+        return Err(Error::conflict("exists", detail));
     }
     let mut todo = Todo::create(&id, new.user_id, new.task)?;
     todos.commit(&mut todo).await?;
-    trail.note("aggregate created", &id).await?;
+    audit.record("aggregate created", &id).await?;
     Ok(Created::new(address(&id)).body(Versioned(todo)))
 }
 
 /// One aggregate.
 #[utoipa::path(
     params(("id" = Id, Path)),
-    responses((status = 200, description = "Found.", body = Shown), Fails<404>, Fails<503>)
+    responses((status = 200, description = "Found.", body = TodoView), Fails<404>, Fails<503>)
 )]
 #[get("/aggregates/todos/<id>")]
 async fn find(id: &str, todos: Todos) -> Result<Versioned, Error> {
@@ -93,7 +89,7 @@ async fn find(id: &str, todos: Todos) -> Result<Versioned, Error> {
     params(("id" = Id, Path), IfMatch),
     request_body = NewTask,
     responses(
-        (status = 200, description = "Renamed.", body = Shown),
+        (status = 200, description = "Renamed.", body = TodoView),
         BadBody, Fails<404>, Fails<409>, Fails<412>, Fails<503>
     )
 )]
@@ -103,14 +99,14 @@ async fn rename(
     new: Body<NewTask>,
     if_match: IfMatch<'_>,
     todos: Todos,
-    trail: Trail,
+    audit: AuditLog,
 ) -> Result<Versioned, Error> {
     let new = new?.0;
     let mut todo = todos.get(id).await?.ok_or_else(|| no_such(id))?;
     if_match.check(&todo)?;
     todo.rename(new.task)?;
     todos.commit(&mut todo).await?;
-    trail.note("aggregate renamed", id).await?;
+    audit.record("aggregate renamed", id).await?;
     Ok(Versioned(todo))
 }
 
@@ -118,7 +114,7 @@ async fn rename(
 #[utoipa::path(
     params(("id" = Id, Path), IfMatch),
     responses(
-        (status = 200, description = "Complete.", body = Shown),
+        (status = 200, description = "Complete.", body = TodoView),
         Fails<404>, Fails<409>, Fails<412>, Fails<503>
     )
 )]
@@ -127,33 +123,33 @@ async fn complete(
     id: &str,
     if_match: IfMatch<'_>,
     todos: Todos,
-    trail: Trail,
+    audit: AuditLog,
 ) -> Result<Versioned, Error> {
     let mut todo = todos.get(id).await?.ok_or_else(|| no_such(id))?;
     if_match.check(&todo)?;
     if todo.complete()? {
         todos.commit(&mut todo).await?;
-        trail.note("aggregate completed", id).await?;
+        audit.record("aggregate completed", id).await?;
     }
     Ok(Versioned(todo))
 }
 
 /// Completes several aggregates: all of them, or none.
 #[utoipa::path(
-    request_body = Which,
+    request_body = CompleteMany,
     responses(
-        (status = 200, description = "As they were named.", body = Vec<Shown>),
+        (status = 200, description = "As they were named.", body = Vec<TodoView>),
         BadBody, Fails<404>, Fails<409>, Fails<503>
     )
 )]
-#[post("/aggregates/todos/complete", data = "<which>")]
+#[post("/aggregates/todos/complete", data = "<many>")]
 async fn complete_all(
-    which: Body<Which>,
+    many: Body<CompleteMany>,
     todos: Todos,
-    trail: Trail,
+    audit: AuditLog,
 ) -> Result<Json<Vec<Versioned>>, Error> {
-    let which = which?.0;
-    let ids: Vec<&str> = which.ids.iter().map(String::as_str).collect();
+    let many = many?.0;
+    let ids: Vec<&str> = many.ids.iter().map(String::as_str).collect();
     let found = todos.get_all(&ids).await?.into_iter().zip(&ids);
     let found = found.map(|(todo, id)| todo.ok_or_else(|| no_such(id)));
     let mut all = found.collect::<Result<Vec<Todo>, Error>>()?;
@@ -165,7 +161,7 @@ async fn complete_all(
     }
     todos.commit_all(&mut changed).await?;
     for todo in &changed {
-        trail.note("aggregate completed", todo.id()).await?;
+        audit.record("aggregate completed", todo.id()).await?;
     }
     Ok(Json(all.into_iter().map(Versioned).collect()))
 }
@@ -190,39 +186,45 @@ async fn events(
     Ok(Json(events))
 }
 
-/// Where a todo is. Rocket writes brackets as they are, which RFC 3986 does not allow in a path.
+/// The address of a todo. Rocket leaves brackets as they are, and RFC 3986 allows none in a path.
 fn address(id: &str) -> String {
     let address = rocket::uri!(find(id)).to_string();
     address.replace('[', "%5B").replace(']', "%5D")
 }
 
 fn no_such(id: &str) -> Error {
-    Error::NoSuchAggregate(id.to_owned())
+    Error::not_found("no-such-todo", format!("there is no todo `{id}`"))
 }
 
-/// What a client sends to create one.
+impl From<aggregate::Error> for Error {
+    fn from(error: aggregate::Error) -> Self {
+        Self::Transaction(error.into())
+    }
+}
+
+/// The body that creates a todo.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = NewAggregate)]
 struct NewTodo {
     /// Chosen here if it is left out.
     #[schema(value_type = Option<Id>)]
     id: Option<String>,
-    #[schema(value_type = Name)]
+    #[schema(value_type = ShortText)]
     user_id: String,
-    #[schema(value_type = Line)]
+    #[schema(value_type = SingleLineText)]
     task: String,
 }
 
-/// What a client sends to rename one.
+/// The body that renames a todo.
 #[derive(Debug, Deserialize, ToSchema)]
 struct NewTask {
-    #[schema(value_type = Line)]
+    #[schema(value_type = SingleLineText)]
     task: String,
 }
 
-/// What a client sends to complete several.
+/// The body that completes several todos.
 #[derive(Debug, Deserialize, ToSchema)]
-struct Which {
+struct CompleteMany {
     #[schema(value_type = BTreeSet<Id>, min_items = 1, max_items = 100)]
     ids: Vec<String>,
 }
@@ -246,7 +248,7 @@ impl Rules for NewTask {
     }
 }
 
-impl Rules for Which {
+impl Rules for CompleteMany {
     fn check(&self) -> Result<(), String> {
         let distinct: BTreeSet<_> = self.ids.iter().collect();
         match self.ids.len() {

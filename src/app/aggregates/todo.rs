@@ -1,16 +1,15 @@
-//! A todo as what has happened to it.
+//! An event-sourced todo: its events, and the state that they add up to.
 
 use rocket::serde::json::{Value, json};
+use rocket_tx::aggregate;
+use rocket_tx::aggregate::{Aggregate, Entity, Error, Event};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::aggregate;
-use crate::aggregate::{Aggregate, Entity, Error, Event};
-
-/// What has become of an event-sourced todo.
+/// The state of an event-sourced todo.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[schema(as = AggregateState)]
-pub(in crate::app) struct Todo {
+pub(crate) struct Todo {
     #[serde(skip)]
     entity: Entity,
     pub(super) user_id: String,
@@ -31,7 +30,7 @@ impl Todo {
         self.record(Renamed { task })
     }
 
-    /// Says whether anything has happened.
+    /// `false` if it was complete already, and nothing has happened.
     pub(super) fn complete(&mut self) -> Result<bool, Error> {
         if self.completed {
             return Ok(false);

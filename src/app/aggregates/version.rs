@@ -1,4 +1,4 @@
-//! The version of an aggregate as HTTP says it: `ETag` and `If-Match`
+//! The version of an aggregate in HTTP: `ETag` and `If-Match`
 //! ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#section-13.1.1)).
 
 use std::convert::Infallible;
@@ -8,23 +8,22 @@ use rocket::http::{Header, Status};
 use rocket::request::{FromRequest, Outcome};
 use rocket::response::{self, Responder};
 use rocket::serde::json::Json;
+use rocket_tx::Problem;
+use rocket_tx::aggregate::Aggregate;
 use serde::{Serialize, Serializer};
 use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::openapi::{Object, Required, Type};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::Problem;
-use crate::aggregate::Aggregate;
+use super::todo::Todo;
 
-use super::Todo;
-
-/// A todo with its id and version, the latter as `ETag` too.
+/// A todo as a response: with its id and version, and the version as `ETag` too.
 pub(super) struct Versioned(pub(super) Todo);
 
-/// An event-sourced todo, as clients see it.
+/// An event-sourced todo, for clients.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Aggregate)]
-pub(super) struct Shown<'a> {
+pub(super) struct TodoView<'a> {
     id: &'a str,
     /// How many events have happened to it.
     version: u64,
@@ -34,12 +33,12 @@ pub(super) struct Shown<'a> {
 
 impl Serialize for Versioned {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let shown = Shown {
+        let view = TodoView {
             id: self.0.id(),
             version: self.0.version(),
             todo: &self.0,
         };
-        shown.serialize(serializer)
+        view.serialize(serializer)
     }
 }
 
@@ -55,7 +54,7 @@ fn tag(todo: &Todo) -> String {
     format!("\"{}\"", todo.version())
 }
 
-/// Which version the client has seen, if it says so.
+/// The versions that the client accepts. Without the header, it accepts every version.
 pub(super) struct IfMatch<'r>(Vec<&'r str>);
 
 impl IfMatch<'_> {

@@ -1,18 +1,21 @@
 //! Faults at the point where an aggregate is loaded: its lease is held, and no connection.
 
+use std::error::Error;
 use std::time::Duration;
 
 use rocket::Request;
 use rocket::tokio::time::sleep;
+use rocket_tx::aggregate::LoadObserver;
+use rocket_tx::db::{Access, BeginOptions, Isolation, Patience, TransactionPool, UrlPool};
 
-use crate::aggregate::LoadObserver;
-use crate::app::Main;
-use crate::db::{Access, BeginOptions, Isolation, Patience, TransactionPool, UrlPool};
+use crate::app::databases::Main;
 
-use super::{Fault, admitted, sql};
+use super::parse::Fault;
+use super::requested::admitted;
+use super::sql;
 
-/// What this request wants to go wrong when it has loaded an aggregate.
-pub(in crate::app) fn at_loaded(request: &Request<'_>) -> Option<Box<dyn LoadObserver>> {
+/// The faults of this request for the time when it has loaded an aggregate.
+pub(crate) fn at_loaded(request: &Request<'_>) -> Option<Box<dyn LoadObserver>> {
     let faults = admitted(request).ok()?;
     let at_loaded = |fault: &Fault| match fault {
         Fault::DelayLoaded(time) => Some(AtLoaded::Delay(*time)),
@@ -26,10 +29,10 @@ pub(in crate::app) fn at_loaded(request: &Request<'_>) -> Option<Box<dyn LoadObs
     if wanted.is_empty() {
         return None;
     }
-    Some(Box::new(Loaded(wanted)))
+    Some(Box::new(LoadFaults(wanted)))
 }
 
-struct Loaded(Vec<AtLoaded>);
+struct LoadFaults(Vec<AtLoaded>);
 
 enum AtLoaded {
     Delay(Duration),
@@ -37,7 +40,7 @@ enum AtLoaded {
 }
 
 #[rocket::async_trait]
-impl LoadObserver for Loaded {
+impl LoadObserver for LoadFaults {
     async fn loaded(&self, stream: &str) {
         for fault in &self.0 {
             match fault {
@@ -52,7 +55,7 @@ impl LoadObserver for Loaded {
     }
 }
 
-async fn expire(pool: &UrlPool, stream: &str) -> Result<(), crate::Error> {
+async fn expire(pool: &UrlPool, stream: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
     let options = BeginOptions {
         isolation: Isolation::Default,
         access: Access::ReadWrite,
@@ -60,6 +63,6 @@ async fn expire(pool: &UrlPool, stream: &str) -> Result<(), crate::Error> {
     };
     let mut transaction = pool.open(options).await?;
     sql::hand_the_lease_over(transaction.connection(), stream).await?;
-    let committed = transaction.commit().await;
-    committed.map_err(|error| crate::Error::of_commit(error, "main"))
+    transaction.commit().await?;
+    Ok(())
 }

@@ -1,14 +1,15 @@
 //! Failure injection: by header `X-Fault` or query `fault=`, around any endpoint.
 //!
-//! The handlers know nothing of it. A fault is a decorator around the route ([`around`]), an
-//! observer of the settlement ([`Crash`]) or of loading an aggregate ([`at_loaded`]), or another
-//! address for the downstream call.
+//! The handlers know nothing about it, and only the assembly imports this room. A fault acts around
+//! the route ([`around`]), as an observer of the settlement ([`Crash`]) or of loading an aggregate
+//! ([`at_loaded`]), or as a failure of the other service that [`crate::app::downstream`] simulates.
 //!
 //! With faults off (`faults = false`, the default in release) a request that carries one is
 //! refused with 403 and not executed.
 
 mod loaded;
 mod parse;
+mod requested;
 mod sql;
 
 use std::time::Duration;
@@ -17,47 +18,39 @@ use rocket::http::Status;
 use rocket::route::{Handler, Outcome};
 use rocket::tokio::time::sleep;
 use rocket::{Data, Request, Response, Route};
+use rocket_tx::db::Connection;
+use rocket_tx::tx::{self, Action, Observer, Settled, Step};
+use rocket_tx::{Outstanding, Tx};
 
-use crate::tx::{Action, Observer, Settled, Step};
-use crate::{Outstanding, Problem, Tx};
+use crate::app::databases::Main;
+use crate::app::http::{decorate, respond};
 
-use super::Main;
-use super::config::Config;
-use super::decorate::decorate;
-use super::error::answer;
+use self::parse::{CrashPoint, Fault};
+use self::requested::admitted;
 
-pub(super) use self::loaded::at_loaded;
-pub(super) use self::parse::Downstream;
-use self::parse::{CrashPoint, Fault, requested};
+pub(crate) use self::loaded::at_loaded;
 
 /// The same routes, each with failure injection around it.
-pub(super) fn around(routes: Vec<Route>) -> Vec<Route> {
-    decorate(routes, Around)
-}
-
-/// The failure of the downstream service that this request asks for.
-pub(super) fn downstream(request: &Request<'_>) -> Option<Downstream> {
-    requested(request)
-        .as_ref()
-        .ok()?
-        .iter()
-        .find_map(|fault| match fault {
-            Fault::Downstream(downstream) => Some(*downstream),
-            _ => None,
-        })
+pub(crate) fn around(routes: Vec<Route>) -> Vec<Route> {
+    decorate(routes, InjectFaults)
 }
 
 /// A handler with failure injection around it.
 #[derive(Clone)]
-struct Around(Box<dyn Handler>);
+struct InjectFaults(Box<dyn Handler>);
 
 #[rocket::async_trait]
-impl Handler for Around {
+impl Handler for InjectFaults {
     async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
         let faults = match admitted(request) {
             Ok(faults) => faults,
-            Err(problem) => return answer(request, problem),
+            Err(problem) => return respond(request, problem),
         };
+        for fault in faults {
+            if let Fault::Downstream(failure) = fault {
+                failure.set(request);
+            }
+        }
         let mut outcome = self.0.handle(request, data).await;
         for fault in faults {
             if let Some(instead) = inject(request, fault).await {
@@ -68,22 +61,8 @@ impl Handler for Around {
     }
 }
 
-/// The faults of this request, if it may have any.
-fn admitted<'r>(request: &'r Request<'_>) -> Result<&'r [Fault], Problem> {
-    let faults = requested(request).as_ref().map_err(Clone::clone)?;
-    let on = Config::of(request.rocket()).is_some_and(|config| config.faults);
-    if on || faults.is_empty() {
-        return Ok(faults);
-    }
-    Err(Problem::new(
-        Status::Forbidden,
-        "faults-off",
-        "Failure injection is off; the request was not executed. Launch with ROCKET_FAULTS=true.",
-    ))
-}
-
-/// Does what the fault says, after the handler and before settlement. Returns the answer that the
-/// client is to have instead, if the fault is one.
+/// Carries the fault out, after the handler and before settlement. Returns the response that
+/// replaces the handler's, if the fault is one.
 async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'r>> {
     match fault {
         Fault::Respond(status) if status.code >= 400 => return Some(Outcome::Error(*status)),
@@ -105,7 +84,7 @@ async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'
         Fault::Swallow => with_transaction(request, sql::swallow_an_error).await,
         Fault::Disconnect => with_transaction(request, sql::end_the_session).await,
         Fault::Leak(time) => leak(request, *time),
-        // These work elsewhere: at the downstream call, when an aggregate has been loaded, and while
+        // These act elsewhere: at the downstream call, when an aggregate has been loaded, and while
         // the request is settled.
         Fault::Downstream(_) | Fault::DelayLoaded(_) | Fault::ExpireLease | Fault::Crash(_) => {}
     }
@@ -113,16 +92,13 @@ async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'
 }
 
 /// Runs `work` in the request's transaction of `main`, if it has one.
-async fn with_transaction(
-    request: &Request<'_>,
-    work: impl AsyncFnOnce(&mut crate::db::Connection),
-) {
+async fn with_transaction(request: &Request<'_>, work: impl AsyncFnOnce(&mut Connection)) {
     if let Ok(Some(mut tx)) = Tx::<Main>::current(request) {
         work(&mut tx).await;
     }
 }
 
-/// Has a task hold the guard for longer than the request lives.
+/// Starts a task that holds the guard for longer than the request lives.
 fn leak(request: &Request<'_>, time: Duration) {
     if let Ok(Some(tx)) = Tx::<Main>::current(request) {
         rocket::tokio::spawn(async move {
@@ -133,17 +109,11 @@ fn leak(request: &Request<'_>, time: Duration) {
 }
 
 /// Ends the process in the middle of a settlement, as a power failure would.
-pub(super) struct Crash;
+pub(crate) struct Crash;
 
 impl Crash {
-    fn at(request: &Request<'_>, point: CrashPoint) {
-        let on = Config::of(request.rocket()).is_some_and(|config| config.faults);
-        let faults = requested(request).as_ref().map_or(&[][..], Vec::as_slice);
-        if on
-            && faults
-                .iter()
-                .any(|fault| matches!(fault, Fault::Crash(p) if *p == point))
-        {
+    fn if_requested(request: &Request<'_>, point: CrashPoint) {
+        if admitted(request).is_ok_and(|faults| faults.contains(&Fault::Crash(point))) {
             tracing::warn!(?point, "a fault ends the process");
             std::process::abort();
         }
@@ -153,15 +123,15 @@ impl Crash {
 impl Observer for Crash {
     fn before(&self, step: &Step<'_, '_>) {
         match (step.action, step.committed) {
-            (Action::Commit, 0) => Self::at(step.request, CrashPoint::BeforeCommit),
-            (Action::Commit, 1) => Self::at(step.request, CrashPoint::BetweenCommits),
+            (Action::Commit, 0) => Self::if_requested(step.request, CrashPoint::BeforeCommit),
+            (Action::Commit, 1) => Self::if_requested(step.request, CrashPoint::BetweenCommits),
             _ => {}
         }
     }
 
     fn settled(&self, request: &Request<'_>, settled: &Settled) {
-        if settled.outcome == crate::tx::Outcome::Committed {
-            Self::at(request, CrashPoint::AfterCommit);
+        if settled.outcome == tx::Outcome::Committed {
+            Self::if_requested(request, CrashPoint::AfterCommit);
         }
     }
 }

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use rocket::Request;
 use rocket::http::Status;
+use rocket_tx::Problem;
 
-use crate::Problem;
+use crate::app::downstream::SimulatedFailure;
 
-/// One thing that is to go wrong.
+/// One failure that a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Answer with this status, after the handler has done its work.
+    /// Respond with this status, after the handler has done its work.
     Respond(Status),
     /// Panic after the handler has done its work.
     Panic,
@@ -18,34 +18,25 @@ pub(super) enum Fault {
     Delay(Duration),
     /// Keep the lease, and nothing else, for this long, when an aggregate has been loaded.
     DelayLoaded(Duration),
-    /// Hand the lease to somebody else, when an aggregate has been loaded.
+    /// Hand the lease to another holder, when an aggregate has been loaded.
     ExpireLease,
     /// Doom the request.
     Doom,
-    /// Have a deferred constraint of `main` refuse the commit.
+    /// Break a deferred constraint of `main`, so that it refuses the commit.
     Commit,
-    /// Have a statement on `main` fail, and swallow the error.
+    /// Let a statement on `main` fail, and swallow the error.
     Swallow,
-    /// Have a spawned task keep the guard of `main` for this long.
+    /// Keep the guard of `main` in a spawned task for this long.
     Leak(Duration),
-    /// Have the downstream service fail.
-    Downstream(Downstream),
+    /// Let the downstream service fail.
+    Downstream(SimulatedFailure),
     /// End the Postgres session of `main` before it is settled.
     Disconnect,
     /// Abort the process.
     Crash(CrashPoint),
 }
 
-/// How the downstream service is to fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::app) enum Downstream {
-    /// It answers with this status.
-    Status(u16),
-    /// It does not answer in time.
-    Timeout,
-}
-
-/// Where in a settlement the process is to end.
+/// The point in a settlement where the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CrashPoint {
     BeforeCommit,
@@ -53,27 +44,8 @@ pub(super) enum CrashPoint {
     AfterCommit,
 }
 
-/// What this request asks for, parsed once a request.
-pub(super) fn requested<'r>(request: &'r Request<'_>) -> &'r Result<Vec<Fault>, Problem> {
-    request.local_cache(|| {
-        let header = request.headers().get("X-Fault");
-        let query = request.uri().query().into_iter().flat_map(|query| {
-            query
-                .segments()
-                .filter(|(key, _)| *key == "fault")
-                .map(|(_, value)| value)
-        });
-        header
-            .chain(query)
-            .flat_map(|list| list.split(','))
-            .map(str::trim)
-            .filter(|word| !word.is_empty())
-            .map(parse)
-            .collect()
-    })
-}
-
-fn parse(word: &str) -> Result<Fault, Problem> {
+/// Reads one word of `X-Fault`.
+pub(super) fn parse(word: &str) -> Result<Fault, Problem> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value)),
         None => (word, None),
@@ -91,9 +63,10 @@ fn parse(word: &str) -> Result<Fault, Problem> {
         ("swallow", None) => Some(Fault::Swallow),
         ("leak", None) => Some(Fault::Leak(Duration::from_secs(1))),
         ("leak", Some(value)) => millis(value).map(Fault::Leak),
-        ("downstream", Some("timeout")) => Some(Fault::Downstream(Downstream::Timeout)),
+        ("downstream", Some("timeout")) => Some(Fault::Downstream(SimulatedFailure::Timeout)),
         ("downstream", Some(value)) => {
-            status(value).map(|status| Fault::Downstream(Downstream::Status(status.code)))
+            let failure = |status: Status| SimulatedFailure::Status(status.code);
+            status(value).map(|status| Fault::Downstream(failure(status)))
         }
         ("disconnect", None) => Some(Fault::Disconnect),
         ("crash", Some("before-commit")) => Some(Fault::Crash(CrashPoint::BeforeCommit)),
@@ -119,7 +92,7 @@ fn status(text: &str) -> Option<Status> {
         .map(Status::new)
 }
 
-/// A minute at most: a fault is to be seen, not to block the service.
+/// A minute at most: a fault must not block the service.
 fn millis(text: &str) -> Option<Duration> {
     text.parse()
         .ok()
@@ -148,7 +121,7 @@ mod tests {
         );
         assert_eq!(
             parse("downstream=timeout").unwrap(),
-            Fault::Downstream(Downstream::Timeout)
+            Fault::Downstream(SimulatedFailure::Timeout)
         );
     }
 

@@ -1,4 +1,4 @@
-//! The headers of answers, each said once.
+//! The headers of responses, each described once.
 
 use rocket::http::Method;
 use utoipa::openapi::extensions::Extensions;
@@ -6,11 +6,11 @@ use utoipa::openapi::path::Operation;
 use utoipa::openapi::schema::{ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{Header, OpenApi, Ref, RefOr, Response, Schema};
 
-use super::{operations, part};
+use crate::app::http::{operations_of, tag_of};
 
-/// Adds their headers to all answers.
+/// Adds the headers of all responses.
 pub(super) fn add_to(contract: &mut OpenApi) {
-    for (method, operation) in operations(contract) {
+    for (method, operation) in operations_of(contract) {
         let settles = settles(method, operation);
         for (status, response) in &mut operation.responses.responses {
             if let RefOr::T(response) = response {
@@ -28,9 +28,9 @@ pub(super) fn add_to(contract: &mut OpenApi) {
     }
 }
 
-/// It begins transactions, or takes leases.
+/// The operation begins transactions, or takes leases.
 fn settles(method: Method, operation: &Operation) -> bool {
-    method != Method::Get && ["todos", "aggregates"].contains(&part(operation))
+    method != Method::Get && ["todos", "aggregates"].contains(&tag_of(operation))
 }
 
 fn always(response: &mut Response) {
@@ -72,7 +72,7 @@ fn problem(name: &str, response: &mut Response) {
     headers.insert("Transaction-Outcome".to_owned(), RefOr::T(outcome));
 }
 
-/// Its body is one aggregate.
+/// The body is one aggregate.
 fn is_versioned(response: &Response) -> bool {
     let aggregate = RefOr::Ref(Ref::from_schema_name("Aggregate"));
     let mut bodies = response.content.values();
@@ -87,7 +87,7 @@ fn text() -> ObjectBuilder {
 fn add(response: &mut Response, name: &str, about: &str, schema: impl Into<RefOr<Schema>>) {
     let mut header = Header::new(schema);
     header.description = Some(about.to_owned());
-    // utoipa's headers do not have the field, but what they are extended with stands beside theirs.
+    // utoipa's headers lack this field, but extensions are written beside the other fields.
     header.extensions = Some(Extensions::from_iter([("required", true)]));
     response.headers.insert(name.to_owned(), RefOr::T(header));
 }

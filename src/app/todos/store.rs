@@ -1,21 +1,9 @@
 //! The table `todos`: all of its SQL, the same text for both backends.
 
-use sqlx::FromRow;
+use rocket_tx::db::Connection;
+use rocket_tx::with_backend;
 
-use crate::db::Connection;
-use crate::with_backend;
-
-use super::{Change, NewTodo};
-
-/// A row of the table.
-#[derive(Debug, FromRow)]
-pub(super) struct Row {
-    pub(super) id: i64,
-    pub(super) title: String,
-    pub(super) completed: bool,
-    pub(super) order: Option<i64>,
-    pub(super) shared: bool,
-}
+use super::todo::{Change, NewTodo, Row};
 
 pub(super) async fn list(connection: &mut Connection) -> sqlx::Result<Vec<Row>> {
     with_backend!(connection, |db| {

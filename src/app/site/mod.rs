@@ -1,75 +1,69 @@
-//! The pages, and what browsers are told of them: the todo app at `/`, the console beside it, the
-//! aggregates, the contract.
+//! The pages: the todo app at `/`, the console, the aggregates, the contract; their feed `/changes`;
+//! and the headers that restrict them in a browser.
 //!
-//! Their files are part of the binary: it shows them from wherever it is started.
+//! Their files are part of the binary, so it can be started anywhere.
 
+pub(crate) mod changes;
+
+use rocket::get;
 use rocket::http::{ContentType, Header};
 use rocket::response::content::RawHtml;
 use rocket::shield::{Policy, Referrer, Shield};
-use rocket::{Route, get, routes};
 
-use super::openapi::Fails;
+use crate::app::http::{Endpoints, Fails, endpoints};
 
-/// The todo app, and what can be seen by everybody.
-pub(super) fn routes() -> Vec<Route> {
-    routes![todos, aggregates, contract, asset]
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("pages": todos, aggregates, contract, asset)
 }
 
-/// For operators.
-pub(super) fn inside() -> Vec<Route> {
-    routes![console]
+/// The page for operators.
+pub(crate) fn operator_endpoints() -> Endpoints {
+    endpoints!("console": console)
 }
-
-/// As the contract names them.
-#[derive(utoipa::OpenApi)]
-#[openapi(paths(todos, aggregates, contract, asset))]
-pub(super) struct Paths;
-
-/// As the contract names those for operators.
-#[derive(utoipa::OpenApi)]
-#[openapi(paths(console))]
-pub(super) struct Inside;
 
 /// The todo app.
 #[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
 #[get("/")]
 fn todos() -> RawHtml<&'static str> {
-    RawHtml(include_str!("../../static/index.html"))
+    RawHtml(include_str!("../../../static/index.html"))
 }
 
 /// A request that is made to fail, and everything that happens to it.
 #[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
 #[get("/console")]
 fn console() -> RawHtml<&'static str> {
-    RawHtml(include_str!("../../static/console.html"))
+    RawHtml(include_str!("../../../static/console.html"))
 }
 
 /// An aggregate as it grows.
 #[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
 #[get("/aggregates")]
 fn aggregates() -> RawHtml<&'static str> {
-    RawHtml(include_str!("../../static/aggregates.html"))
+    RawHtml(include_str!("../../../static/aggregates.html"))
 }
 
 /// A readable view of this document.
 #[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
 #[get("/contract")]
 fn contract() -> RawHtml<&'static str> {
-    RawHtml(include_str!("../../static/contract.html"))
+    RawHtml(include_str!("../../../static/contract.html"))
 }
 
-/// What the pages are made of.
+/// The files of the pages.
 const ASSETS: [(&str, &str); 10] = [
-    ("aggregates.js", include_str!("../../static/aggregates.js")),
-    ("console.js", include_str!("../../static/console.js")),
-    ("contract.js", include_str!("../../static/contract.js")),
-    ("element.js", include_str!("../../static/element.js")),
-    ("faults.js", include_str!("../../static/faults.js")),
-    ("icon.svg", include_str!("../../static/icon.svg")),
-    ("service.js", include_str!("../../static/service.js")),
-    ("style.css", include_str!("../../static/style.css")),
-    ("timeline.js", include_str!("../../static/timeline.js")),
-    ("todos.js", include_str!("../../static/todos.js")),
+    (
+        "aggregates.js",
+        include_str!("../../../static/aggregates.js"),
+    ),
+    ("console.js", include_str!("../../../static/console.js")),
+    ("contract.js", include_str!("../../../static/contract.js")),
+    ("element.js", include_str!("../../../static/element.js")),
+    ("faults.js", include_str!("../../../static/faults.js")),
+    ("icon.svg", include_str!("../../../static/icon.svg")),
+    ("service.js", include_str!("../../../static/service.js")),
+    ("style.css", include_str!("../../../static/style.css")),
+    ("timeline.js", include_str!("../../../static/timeline.js")),
+    ("todos.js", include_str!("../../../static/todos.js")),
 ];
 
 /// A script, a style or a picture of the pages.
@@ -87,7 +81,7 @@ fn asset(file: &str) -> Option<(ContentType, &'static str)> {
 }
 
 /// Rocket's own policies, and two more.
-pub(super) fn shield() -> Shield {
+pub(crate) fn shield() -> Shield {
     Shield::default()
         .enable(ContentSecurityPolicy)
         .enable(Referrer::NoReferrer)

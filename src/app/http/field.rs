@@ -1,5 +1,5 @@
-//! What the fields of a body hold: the rules as the service keeps them, and as the contract says
-//! them.
+//! Rules for the fields of a body. Each rule stands twice: as code that checks a value, and as a
+//! schema in the contract.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use utoipa::{Number, PartialSchema, ToSchema};
 /// # Errors
 ///
 /// One sentence that names the field and the rule.
-pub(super) fn check_text(field: &str, text: &str, longest: usize) -> Result<(), String> {
+pub(crate) fn check_text(field: &str, text: &str, longest: usize) -> Result<(), String> {
     if text.trim().is_empty() {
         Err(format!("`{field}` must not be empty"))
     } else if text.chars().count() > longest {
@@ -30,33 +30,33 @@ const NOT_BLANK: &str = concat!(
     r"[^\u0000-\u001F\u007F-\u009F]*$",
 );
 
-/// The rule counts bytes, which a pattern cannot. What keeps this keeps the rule.
+/// The rule counts bytes, and a pattern cannot. Every text that matches this keeps the rule.
 const ID: &str = r"^(?!\.{1,2}$)([\u0020-\u007E]{1,200}|[^\u0000-\u001F\u007F-\u009F]{1,50})$";
 
-/// What Postgres can compare a text with.
+/// No control characters: Postgres refuses to compare a text with NUL.
 const NO_CONTROL: &str = r"^[^\u0000-\u001F\u007F-\u009F]*$";
 
-/// A title, or a task.
-pub(super) enum Line {}
+/// A title, or a task: up to 500 characters.
+pub(crate) enum SingleLineText {}
 
-/// The name of a user.
-pub(super) enum Name {}
+/// The name of a user: up to 200 characters.
+pub(crate) enum ShortText {}
 
-/// What an aggregate is told apart by.
-pub(super) enum Id {}
+/// The id of an aggregate.
+pub(crate) enum Id {}
 
-impl ToSchema for Line {}
-impl ToSchema for Name {}
+impl ToSchema for SingleLineText {}
+impl ToSchema for ShortText {}
 impl ToSchema for Id {}
 
-impl PartialSchema for Line {
+impl PartialSchema for SingleLineText {
     fn schema() -> RefOr<Schema> {
         let text = text(NOT_BLANK).description(Some("One line of text, not blank."));
         text.min_length(Some(1)).max_length(Some(500)).into()
     }
 }
 
-impl PartialSchema for Name {
+impl PartialSchema for ShortText {
     fn schema() -> RefOr<Schema> {
         let text = text(NOT_BLANK).description(Some("One short line of text, not blank."));
         text.min_length(Some(1)).max_length(Some(200)).into()
@@ -72,7 +72,7 @@ impl PartialSchema for Id {
 }
 
 /// Any text without control characters.
-pub(super) fn plain() -> Object {
+pub(crate) fn plain() -> Object {
     text(NO_CONTROL).build()
 }
 
@@ -82,34 +82,34 @@ fn text(pattern: &str) -> ObjectBuilder {
         .pattern(Some(pattern))
 }
 
-/// The greatest number up to which every reader of JSON tells whole numbers apart
+/// The greatest whole number that every JSON parser reads exactly
 /// ([RFC 7493](https://www.rfc-editor.org/rfc/rfc7493#section-2.2)).
 const SAFE: i64 = 9_007_199_254_740_991;
 
-/// A whole number that every client reads as it was sent.
-pub(super) enum Whole {}
+/// A whole number that every client reads exactly.
+pub(crate) enum SafeInteger {}
 
-impl ToSchema for Whole {}
+impl ToSchema for SafeInteger {}
 
-impl PartialSchema for Whole {
+impl PartialSchema for SafeInteger {
     fn schema() -> RefOr<Schema> {
         between(-SAFE, SAFE).into()
     }
 }
 
 /// A whole number.
-pub(super) fn between(least: impl Into<Number>, most: impl Into<Number>) -> ObjectBuilder {
+pub(crate) fn between(least: impl Into<Number>, most: impl Into<Number>) -> ObjectBuilder {
     ObjectBuilder::new()
         .schema_type(Type::Integer)
         .minimum(Some(least))
         .maximum(Some(most))
 }
 
-/// Reads a [`Whole`], or null. JSON has one kind of number: `1.0` and `1e3` are whole ones too.
-pub(super) fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
-    struct WholeOrNull;
+/// Reads a [`SafeInteger`] or null. JSON has one kind of number: `1.0` and `1e3` are whole too.
+pub(crate) fn safe_integer<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
+    struct SafeIntegerOrNull;
 
-    impl Visitor<'_> for WholeOrNull {
+    impl Visitor<'_> for SafeIntegerOrNull {
         type Value = Option<i64>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,9 +121,10 @@ pub(super) fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D
         }
 
         fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
-            match (-SAFE..=SAFE).contains(&number) {
-                true => Ok(Some(number)),
-                false => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+            if (-SAFE..=SAFE).contains(&number) {
+                Ok(Some(number))
+            } else {
+                Err(E::invalid_value(Unexpected::Signed(number), &self))
             }
         }
 
@@ -133,13 +134,13 @@ pub(super) fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D
         }
 
         fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
-            let is_whole = number.fract() == 0.0 && number.abs() <= SAFE as f64;
-            match is_whole {
-                true => Ok(Some(number as i64)),
-                false => Err(E::invalid_value(Unexpected::Float(number), &self)),
+            if number.fract() == 0.0 && number.abs() <= SAFE as f64 {
+                Ok(Some(number as i64))
+            } else {
+                Err(E::invalid_value(Unexpected::Float(number), &self))
             }
         }
     }
 
-    from.deserialize_any(WholeOrNull)
+    from.deserialize_any(SafeIntegerOrNull)
 }

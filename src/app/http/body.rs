@@ -1,27 +1,26 @@
-//! JSON bodies, and exact words about what is wrong with one.
+//! JSON bodies, checked before the handler's own code sees them.
 
 use rocket::Request;
 use rocket::data::{Data, FromData, Outcome, ToByteUnit};
 use rocket::http::Status;
 use rocket::serde::json::serde_json::{self, error::Category};
+use rocket_tx::Problem;
 use serde::de::DeserializeOwned;
 
-use crate::Problem;
-
 /// A rule that a body can break, beyond its shape.
-pub(super) trait Rules {
+pub(crate) trait Rules {
     /// # Errors
     ///
     /// One sentence that names the field and the rule.
     fn check(&self) -> Result<(), String>;
 }
 
-/// A JSON body that keeps its rules, or the problem that the client is told: 415 for another
-/// content type, 413 over the limit, 400 for what is not JSON, 422 for JSON that breaks a rule.
-pub(super) type Body<T> = Result<Valid<T>, Problem>;
+/// A JSON body that keeps its rules, or the problem for the client: 415 for another content type,
+/// 413 over the limit, 400 if it is not JSON, 422 for JSON that breaks a rule.
+pub(crate) type Body<T> = Result<Valid<T>, Problem>;
 
 /// The content of a [`Body`].
-pub(super) struct Valid<T>(pub(super) T);
+pub(crate) struct Valid<T>(pub(crate) T);
 
 #[rocket::async_trait]
 impl<'r, T: DeserializeOwned + Rules> FromData<'r> for Valid<T> {
@@ -74,7 +73,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
             format!("The body is not JSON: {error}"),
         )
     };
-    // serde makes a struct of an array too, by the order of its fields, which is nobody's business.
+    // serde also reads a struct from an array, by the order of its fields. Clients must not rely on it.
     let is_object = bytes.trim_ascii_start().first() == Some(&b'{');
     let not_object = || broken_rule("the body must be an object".into());
     let mut json = serde_json::Deserializer::from_slice(bytes);
@@ -89,9 +88,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         }
     })?;
     json.end().map_err(not_json)?;
-    match is_object {
-        true => Ok(value),
-        false => Err(not_object()),
+    if is_object {
+        Ok(value)
+    } else {
+        Err(not_object())
     }
 }
 

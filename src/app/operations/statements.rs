@@ -1,11 +1,13 @@
-//! The statements of requests, told to the feed as they end: how long each took, never its text.
+//! The statements of requests, in the feed: the duration of each, never its text.
 //!
-//! sqlx logs each of them at the debug level, in the span of the request that it belongs to. This
-//! is another reader of that log: while nobody listens to the feed, sqlx is told that nobody reads.
+//! sqlx logs every statement at the debug level, in the span of its request. This is one more reader
+//! of that log. While the feed has no client, the filter tells sqlx that nobody reads.
 
 use std::sync::{Arc, OnceLock};
 
 use rocket::serde::json::json;
+use rocket_tx::RequestId;
+use rocket_tx::tx::Live;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id};
@@ -15,30 +17,27 @@ use tracing_subscriber::filter::DynFilterFn;
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::RequestId;
-use crate::tx::Live;
-
 /// Where sqlx logs statements.
 const STATEMENTS: &str = "sqlx::query";
 /// The library's span of a request.
 const REQUEST: &str = "request";
-/// Spans of statements that are not told: by which connections are opened and transactions are
-/// begun and settled, which the feed tells of anyway; and the watcher's own.
-const UNTOLD: [&str; 4] = ["begin", "read", "step", "untold"];
+/// Spans whose statements are left out: those that open connections and begin and settle
+/// transactions, which the feed reports as such; and the console's own.
+const UNREPORTED: [&str; 4] = ["begin", "read", "step", "unreported"];
 
-/// A span for statements that are the watcher's own.
-pub(super) fn untold() -> Span {
-    tracing::info_span!(parent: None, "untold")
+/// A span for the console's own statements.
+pub(super) fn unreported() -> Span {
+    tracing::info_span!(parent: None, "unreported")
 }
 
-/// A layer of the log. Tells nothing until it is told where to.
+/// A layer of the log. It reports nothing until it has a feed.
 #[derive(Clone, Default)]
 pub(super) struct Statements(Arc<OnceLock<Live>>);
 
 impl Statements {
-    /// Tells `live` from now on. A log is of one process, and so is this: the first service that
-    /// launches in a process is told.
-    pub(super) fn tell(&self, live: Live) {
+    /// Reports to the feed of `live` from now on. There is one log for a process, so the first
+    /// service that launches in a process has the statements.
+    pub(super) fn report_to(&self, live: Live) {
         let _ = self.0.set(live);
     }
 
@@ -51,9 +50,12 @@ impl Statements {
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         let heard = self.clone();
-        let filter = DynFilterFn::new(move |metadata, _| match metadata.is_span() {
-            true => is_request(metadata) || is_ours(metadata) && heard.is_heard(),
-            false => metadata.target() == STATEMENTS && heard.is_heard(),
+        let filter = DynFilterFn::new(move |metadata, _| {
+            if metadata.is_span() {
+                is_request(metadata) || is_ours(metadata) && heard.is_heard()
+            } else {
+                metadata.target() == STATEMENTS && heard.is_heard()
+            }
         });
         let filter = filter
             .with_max_level_hint(LevelFilter::DEBUG)
@@ -67,8 +69,9 @@ impl Statements {
     }
 }
 
+/// A span of the library, or of this service.
 fn is_ours(metadata: &Metadata<'_>) -> bool {
-    metadata.target().starts_with("rocket_tx::")
+    metadata.target().starts_with("rocket_tx")
 }
 
 fn is_request(metadata: &Metadata<'_>) -> bool {
@@ -79,7 +82,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let mut read = Read::default();
         attributes.record(&mut read);
-        // Nothing else is told of who only reads.
+        // The feed reports nothing about requests that only read.
         if read.only_reads {
             return;
         }
@@ -92,10 +95,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
         let Some(mut scope) = context.event_scope(event).map(Iterator::peekable) else {
             return;
         };
-        // The innermost says what it is for.
+        // The innermost span decides.
         if scope
             .peek()
-            .is_none_or(|span| UNTOLD.contains(&span.name()))
+            .is_none_or(|span| UNREPORTED.contains(&span.name()))
         {
             return;
         }
@@ -108,7 +111,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
     }
 }
 
-/// What is taken from a span or an event.
+/// The fields of a span or an event that matter here.
 #[derive(Default)]
 struct Read {
     request: Option<RequestId>,

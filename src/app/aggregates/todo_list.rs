@@ -1,18 +1,18 @@
-//! The list of todos, written with their events.
+//! The table `todo_list`: one row for each aggregate, written in the transaction of its events.
 
+use rocket_tx::aggregate::{Aggregate, EventRecord, Projection};
+use rocket_tx::db::Connection;
+use rocket_tx::with_backend;
 use serde::Serialize;
 use sqlx::FromRow;
 use utoipa::ToSchema;
 
-use crate::aggregate::{Aggregate, EventRecord, Projection};
-use crate::app::page::Page;
-use crate::db::Connection;
-use crate::with_backend;
+use crate::app::http::Page;
 
-use super::Todo;
+use super::todo::Todo;
 
-/// Keeps the table `todo_list`.
-pub(in crate::app) struct TodoList;
+/// Writes the row of an aggregate whenever its events are stored.
+pub(crate) struct TodoList;
 
 impl Projection<Todo, Connection> for TodoList {
     async fn project(

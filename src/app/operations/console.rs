@@ -7,35 +7,30 @@ use rocket::response::stream::{Event, EventStream};
 use rocket::route::{Handler, Outcome};
 use rocket::serde::json::json;
 use rocket::tokio::select;
-use rocket::{Data, Request, Route, Shutdown, State, get, routes};
+use rocket::{Data, Request, Route, Shutdown, State, get};
+use rocket_tx::db::{Access, Connection, Patience, TransactionPool, UrlPool};
+use rocket_tx::tx::{Heard, Live, Observer, Settled};
+use rocket_tx::{RequestId, Tx, with_backend};
 use sqlx::FromRow;
 use tracing::Instrument;
 
-use crate::db::{Access, Connection, Patience, TransactionPool, UrlPool};
-use crate::tx::{Heard, Live, Observer, Settled};
-use crate::{RequestId, Tx, with_backend};
+use crate::app::databases::{Audit, Main};
+use crate::app::http::{Endpoints, decorate, endpoints};
 
-use super::decorate::decorate;
-use super::statements::untold;
-use super::{Audit, Main};
+use super::statements::unreported;
 
-pub(super) fn routes() -> Vec<Route> {
-    routes![events]
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("registry": events)
 }
 
-/// As the contract names them.
-#[derive(utoipa::OpenApi)]
-#[openapi(paths(events))]
-pub(super) struct Paths;
-
-/// Server-sent events, until the client goes or the service shuts down. Who reads too slowly misses
-/// some, and is told how many.
+/// Server-sent events, until the client goes or the service shuts down. A client that reads too
+/// slowly misses some, and reads how many.
 #[utoipa::path(responses(
     (status = 200, description = "Without an end.", body = String, content_type = "text/event-stream")
 ))]
 #[get("/registry/events")]
 fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
-    /// A client that is gone is noticed by the next thing that is written to it.
+    /// The service notices that a client is gone when it next writes to it.
     const HEARTBEAT: Duration = Duration::from_secs(2);
 
     let mut listener = live.listen();
@@ -56,32 +51,32 @@ fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
     stream.heartbeat(HEARTBEAT)
 }
 
-/// The same routes; while somebody listens, the rows of both databases are counted before the
+/// The same routes. While the feed has a client, they count the rows of both databases: before the
 /// handler, inside its transactions, and after the request was settled.
-pub(super) fn watched(routes: Vec<Route>) -> Vec<Route> {
-    decorate(routes, Watched)
+pub(crate) fn count_rows(routes: Vec<Route>) -> Vec<Route> {
+    decorate(routes, CountRows)
 }
 
 #[derive(Clone)]
-struct Watched(Box<dyn Handler>);
+struct CountRows(Box<dyn Handler>);
 
 #[rocket::async_trait]
-impl Handler for Watched {
+impl Handler for CountRows {
     async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
         let watch = Watch::of(request).await;
         if let Some(watch) = &watch {
-            watch.committed("before").instrument(untold()).await;
+            watch.committed("before").instrument(unreported()).await;
         }
         let outcome = self.0.handle(request, data).await;
         if let Some(watch) = &watch {
-            watch.inside(request).instrument(untold()).await;
+            watch.inside(request).instrument(unreported()).await;
         }
         outcome
     }
 }
 
-/// Counts again when the request is settled.
-pub(super) struct Recount;
+/// Counts again when a request is settled.
+pub(crate) struct Recount;
 
 impl Observer for Recount {
     fn settled(&self, request: &Request<'_>, settled: &Settled) {
@@ -91,10 +86,10 @@ impl Observer for Recount {
     }
 }
 
-/// Somebody listens, and this request may change something.
+/// The feed has a client, and this request may change something.
 struct Watch {
     request: RequestId,
-    /// By which the console knows a request of its own.
+    /// `X-Run`, by which a console knows its own requests.
     run: Option<String>,
     live: Live,
     main: UrlPool,
@@ -126,14 +121,14 @@ impl Watch {
         })
     }
 
-    /// What everybody sees.
+    /// The rows that everybody sees.
     async fn committed(&self, at: &'static str) {
         let main = read(&self.main, count_main).await;
         let audit = read(&self.audit, count_audit).await;
-        self.tell(at, main, audit);
+        self.publish(at, main, audit);
     }
 
-    /// What only this request sees, in the transactions that it has begun.
+    /// The rows that this request alone sees, in the transactions that it has begun.
     async fn inside(&self, request: &Request<'_>) {
         let mut counted = (None, None);
         if let Ok(Some(mut tx)) = Tx::<Main>::current(request) {
@@ -143,11 +138,11 @@ impl Watch {
             counted.1 = count_audit(&mut tx).await.ok();
         }
         if counted != (None, None) {
-            self.tell("inside", counted.0, counted.1);
+            self.publish("inside", counted.0, counted.1);
         }
     }
 
-    fn tell(&self, at: &'static str, main: Option<MainRows>, audit: Option<i64>) {
+    fn publish(&self, at: &'static str, main: Option<MainRows>, audit: Option<i64>) {
         self.live.note(self.request, "rows", || {
             json!({
                 "at": at,
@@ -186,7 +181,7 @@ async fn count_audit(connection: &mut Connection) -> sqlx::Result<i64> {
     .await)
 }
 
-/// Through a connection that is free at once, or not at all: watching must not make others wait.
+/// Counts on a connection that is free now, or not at all: other requests must not wait for it.
 async fn read<T>(
     pool: &UrlPool,
     count: impl AsyncFnOnce(&mut Connection) -> sqlx::Result<T>,

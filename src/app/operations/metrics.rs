@@ -4,35 +4,31 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Counter, Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::http::{ContentType, Status};
-use rocket::{Data, Request, Response, Route, State, get, routes};
+use rocket::{Data, Request, Response, State, get};
+use rocket_tx::RequestId;
+use rocket_tx::aggregate::Leases;
+use rocket_tx::db::sqlite_open_retries;
+use rocket_tx::tx::{Action, Live, Observer, Reason, Settled, Step};
 
-use crate::aggregate::Leases;
-use crate::db::sqlite_open_retries;
-use crate::tx::{Action, Live, Observer, Reason, Settled, Step};
-use crate::{RequestId, tx};
+use crate::app::databases::Main;
+use crate::app::http::{Endpoints, endpoints};
 
-use super::Main;
-
-pub(super) fn routes() -> Vec<Route> {
-    routes![metrics]
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("metrics": metrics)
 }
 
-/// As the contract names them.
-#[derive(utoipa::OpenApi)]
-#[openapi(paths(metrics))]
-pub(super) struct Paths;
-
-/// All that is measured. A clone is another handle on the same.
+/// Every metric. A clone is another handle to the same.
 #[derive(Clone)]
-pub(super) struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
-    /// Two who ask at once must not both add what is new.
+    /// Two requests for `/metrics` at once must not both add the same difference.
     collecting: Arc<Mutex<()>>,
     http: IntCounterVec,
     http_seconds: HistogramVec,
@@ -47,7 +43,7 @@ pub(super) struct Metrics {
     hook_failures: IntCounter,
     open_retries: IntCounter,
     leases: IntCounterVec,
-    lease_wait_seconds: prometheus::Counter,
+    lease_wait_seconds: Counter,
 }
 
 /// From a tenth of a millisecond to ten seconds.
@@ -63,15 +59,18 @@ impl Default for Metrics {
 
 impl Metrics {
     fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
-            IntCounterVec::new(Opts::new(name, help), labels)
+            let options = Opts::new(name, help);
+            registered(&registry, IntCounterVec::new(options, labels))
         };
         let histograms = |name: &str, help: &str, labels: &[&str]| {
             let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
-            HistogramVec::new(options, labels)
+            registered(&registry, HistogramVec::new(options, labels))
         };
-        let metrics = Self {
-            registry: Registry::new(),
+        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
+        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
+        Ok(Self {
             collecting: Arc::default(),
             http: counters(
                 "http_requests_total",
@@ -114,19 +113,19 @@ impl Metrics {
                 "How long a request that only reads waited for a connection.",
                 &["database"],
             )?,
-            outstanding: IntGauge::new(
+            outstanding: gauge(
                 "rocket_tx_outstanding",
                 "Transactions and resources that are outstanding or condemned now.",
             )?,
-            listeners: IntGauge::new(
+            listeners: gauge(
                 "rocket_tx_listeners",
                 "Who listens to /registry/events now.",
             )?,
-            hook_failures: IntCounter::new(
+            hook_failures: counter(
                 "rocket_tx_hook_failures_total",
                 "Hooks after commit or rollback that failed or panicked.",
             )?,
-            open_retries: IntCounter::new(
+            open_retries: counter(
                 "rocket_tx_sqlite_open_retries_total",
                 "How often a SQLite file was busy when it was opened.",
             )?,
@@ -136,37 +135,18 @@ impl Metrics {
                  contended; given up.",
                 &["result"],
             )?,
-            lease_wait_seconds: prometheus::Counter::new(
-                "rocket_tx_lease_wait_seconds_total",
-                "How long those waited that got a lease, all together.",
+            lease_wait_seconds: registered(
+                &registry,
+                Counter::new(
+                    "rocket_tx_lease_wait_seconds_total",
+                    "How long those waited that got a lease, all together.",
+                ),
             )?,
-        };
-        metrics.register()?;
-        Ok(metrics)
+            registry,
+        })
     }
 
-    fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn prometheus::core::Collector>; 14] = [
-            Box::new(self.http.clone()),
-            Box::new(self.http_seconds.clone()),
-            Box::new(self.settled.clone()),
-            Box::new(self.settle_seconds.clone()),
-            Box::new(self.databases.clone()),
-            Box::new(self.steps.clone()),
-            Box::new(self.begin_seconds.clone()),
-            Box::new(self.read_seconds.clone()),
-            Box::new(self.outstanding.clone()),
-            Box::new(self.listeners.clone()),
-            Box::new(self.hook_failures.clone()),
-            Box::new(self.open_retries.clone()),
-            Box::new(self.leases.clone()),
-            Box::new(self.lease_wait_seconds.clone()),
-        ];
-        all.into_iter()
-            .try_for_each(|one| self.registry.register(one))
-    }
-
-    /// What others count, as it is now.
+    /// Brings the counts that the library keeps up to date.
     fn collect(&self, live: &Live, leases: &Leases<Main>) {
         let _alone = self.collecting.lock();
         let count = i64::try_from(live.transactions().len()).unwrap_or(i64::MAX);
@@ -189,12 +169,26 @@ impl Metrics {
     }
 }
 
-/// A counter of ours follows one that is kept elsewhere.
+/// The metric, once `registry` has it.
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<C>,
+) -> prometheus::Result<C> {
+    let metric = metric?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+/// Has a counter follow one that the library keeps.
 fn raise(counter: &IntCounter, to: u64) {
     counter.inc_by(to.saturating_sub(counter.get()));
 }
 
-/// A label has few values: what a reason says in detail is for the log.
+/// A label must have few values. The log has the details of a reason.
+#[allow(
+    unreachable_patterns,
+    reason = "only in the crate of `Reason` itself: outside of it, `Reason` can grow"
+)]
 fn label(reason: &Reason) -> &'static str {
     match reason {
         Reason::Leaked(_) => "leaked",
@@ -204,6 +198,7 @@ fn label(reason: &Reason) -> &'static str {
         Reason::Handler => "handler",
         Reason::Vetoed => "vetoed",
         Reason::Status(_) => "status",
+        _ => "other",
     }
 }
 
@@ -218,7 +213,7 @@ impl Observer for Metrics {
         seconds.observe(waited.as_secs_f64());
     }
 
-    fn after(&self, step: &Step<'_, '_>, result: Result<(), &tx::Error>, _: Duration) {
+    fn after(&self, step: &Step<'_, '_>, result: Result<(), &rocket_tx::Error>, _: Duration) {
         let action = match step.action {
             Action::Prepare => "prepare",
             Action::Commit => "commit",
@@ -245,18 +240,18 @@ impl Observer for Metrics {
         let route = request.route().and_then(|route| route.name.as_deref());
         let route = route.unwrap_or("none");
         let status = response.status().code.to_string();
-        let arrived = request.local_cache(|| Arrived(Instant::now())).0;
+        let arrived = request.local_cache(|| ArrivalTime(Instant::now())).0;
         self.http.with_label_values(&[route, &status]).inc();
         let seconds = self.http_seconds.with_label_values(&[route]);
         seconds.observe(arrived.elapsed().as_secs_f64());
     }
 }
 
-/// Notes when requests come.
-pub(super) struct Arrivals;
+/// Notes the time when a request arrives.
+pub(crate) struct Arrivals;
 
-/// When a request came.
-struct Arrived(Instant);
+/// The time when a request arrived.
+struct ArrivalTime(Instant);
 
 #[rocket::async_trait]
 impl Fairing for Arrivals {
@@ -268,7 +263,7 @@ impl Fairing for Arrivals {
     }
 
     async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
-        request.local_cache(|| Arrived(Instant::now()));
+        request.local_cache(|| ArrivalTime(Instant::now()));
     }
 }
 

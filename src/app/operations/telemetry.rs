@@ -1,7 +1,7 @@
 //! The spans of requests, sent to an OpenTelemetry collector.
 //!
-//! The standard variables say where to and what of it, and without an endpoint nothing is done.
-//! Spans only: an event is a line of the log, and what a database says in one may quote a value.
+//! OpenTelemetry's standard variables configure it. Without an endpoint it does nothing. It sends
+//! spans only: events are lines of the log, and a database's message in one may quote a value.
 
 use std::collections::HashMap;
 use std::env;
@@ -26,25 +26,24 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::decorate::decorate;
-use super::tls;
+use crate::app::http::{decorate, install_tls_provider};
 
-/// How long the end of the process may be held up by a collector that does not answer.
+/// How long a collector that does not respond may delay the end of the process.
 const LAST_EXPORT: Duration = Duration::from_secs(3);
 
-/// `OTEL_SERVICE_NAME`, where nobody sets it.
+/// The default of `OTEL_SERVICE_NAME`.
 const SERVICE_NAME: &str = "rocket_tx";
 
-/// Spans that have ended wait here, a few thousand at most, for a thread that sends them; no request
-/// ever waits for it. Dropping it sends the last of them.
-pub(super) struct Export(SdkTracerProvider);
+/// Ended spans wait here, a few thousand at most, for a thread that sends them. No request waits for
+/// that thread. Dropping this sends the rest.
+pub(crate) struct Export(SdkTracerProvider);
 
-/// The layer that collects spans, and what exports them; `None` where no collector is named.
+/// The layer that collects spans, and their export; `None` if no collector is configured.
 ///
 /// # Errors
 ///
-/// A variable that is not understood.
-pub(super) fn start<S>() -> Result<Option<(impl Layer<S> + use<S>, Export)>, String>
+/// A variable has a value that is not known.
+pub(crate) fn start<S>() -> Result<Option<(impl Layer<S> + use<S>, Export)>, String>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
@@ -52,7 +51,7 @@ where
         return Ok(None);
     }
     refuse_other_protocols()?;
-    tls::provide();
+    install_tls_provider();
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
         .build()
@@ -74,10 +73,9 @@ where
     Ok(Some((layer, Export(provider))))
 }
 
-/// What the log's level leaves out too: a trace without its steps explains little.
+/// Spans of every level, whatever the log's level is: a trace without its steps explains little.
 fn is_exported(metadata: &Metadata<'_>) -> bool {
-    let target = metadata.target();
-    metadata.is_span() && (target == "rocket_tx" || target.starts_with("rocket_tx::"))
+    metadata.is_span() && metadata.target().starts_with("rocket_tx")
 }
 
 fn is_wanted() -> bool {
@@ -91,14 +89,14 @@ fn is_set(variable: &str) -> bool {
     env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
-/// The exporter would go on with the protocol that it has, to a port that speaks another.
+/// Without this the exporter would speak its own protocol to a port that expects another.
 fn refuse_other_protocols() -> Result<(), String> {
     let spoken = opentelemetry_otlp::OTEL_EXPORTER_OTLP_PROTOCOL_HTTP_PROTOBUF;
     let variables = [
         opentelemetry_otlp::OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
         opentelemetry_otlp::OTEL_EXPORTER_OTLP_PROTOCOL,
     ];
-    // The first that is set counts.
+    // The first that is set decides.
     match variables.into_iter().find(|variable| is_set(variable)) {
         Some(variable) if env::var(variable).as_deref() != Ok(spoken) => {
             Err(format!("`{variable}` can only be {spoken}"))
@@ -124,10 +122,10 @@ impl Drop for Export {
     fn drop(&mut self) {
         let provider = self.0.clone();
         let (done, is_done) = mpsc::channel();
-        // The limit of `shutdown_with_timeout` is on the sending. What it joins afterwards may
-        // still be asking for the collector's address, which nobody can interrupt.
+        // `shutdown_with_timeout` limits the sending alone. Then it joins a thread that may still
+        // resolve the collector's address, which cannot be interrupted.
         let closing = thread::Builder::new().spawn(move || {
-            // What went wrong is in the log.
+            // A failure is in the log.
             let _ = provider.shutdown_with_timeout(LAST_EXPORT);
             let _ = done.send(());
         });
@@ -137,8 +135,8 @@ impl Drop for Export {
     }
 }
 
-/// Says of `request` what collectors ask of a server's span, and what it can only know at its end.
-/// That is done here, in the exporter's thread, and not by fields that every log would show.
+/// Completes the spans `request` with the attributes that collectors expect of a server's span. The
+/// exporter's thread does it, so that these attributes are in no log.
 #[derive(Debug)]
 struct Finishing(opentelemetry_otlp::SpanExporter);
 
@@ -156,15 +154,15 @@ impl SpanExporter for Finishing {
     }
 }
 
-/// By the conventions for HTTP servers a 4xx is the client's error, not the span's: what is rolled
-/// back for a 404 or a conflict went as it should. Every partial or unknown outcome is a 500.
+/// By the conventions for HTTP servers a 4xx is no error of the span: a rollback because of a 404 or
+/// a conflict is as it should be. Every partial or unknown outcome is a 500.
 fn finish(span: &mut SpanData) {
     span.span_kind = SpanKind::Server;
     let status = span
         .attributes
         .iter_mut()
         .find(|attribute| attribute.key.as_str() == "status");
-    // Unsigned numbers come as text.
+    // Unsigned numbers arrive as text.
     if let Some(status) = status
         && let Ok(code) = status.value.as_str().parse::<i64>()
     {
@@ -175,26 +173,27 @@ fn finish(span: &mut SpanData) {
     }
 }
 
-/// The same routes; where a client tells by `traceparent` which of its spans a request belongs to,
-/// the span of the request becomes a child of that. Inside the span of the request.
-pub(super) fn continued(routes: Vec<Route>) -> Vec<Route> {
-    decorate(routes, Continued)
+/// The same routes. If the client sends `traceparent`, the request's span becomes a child of the
+/// client's span. Must be inside the span of the request.
+pub(crate) fn continue_traces(routes: Vec<Route>) -> Vec<Route> {
+    decorate(routes, ContinueTrace)
 }
 
 #[derive(Clone)]
-struct Continued(Box<dyn Handler>);
+struct ContinueTrace(Box<dyn Handler>);
 
 #[rocket::async_trait]
-impl Handler for Continued {
+impl Handler for ContinueTrace {
     async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
         let headers = request.headers();
         if headers.contains("traceparent") {
-            let told: HashMap<String, String> = ["traceparent", "tracestate"]
+            let headers: HashMap<String, String> = ["traceparent", "tracestate"]
                 .into_iter()
                 .filter_map(|name| Some((name.into(), headers.get_one(name)?.into())))
                 .collect();
-            let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &told);
-            // It fails where nothing is exported.
+            let parent =
+                TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
+            // It fails if nothing is exported.
             let _ = Span::current().set_parent(parent);
         }
         self.0.handle(request, data).await

@@ -1,45 +1,34 @@
-//! How the service is: what is outstanding, and whether it can serve.
+//! The state of the service: what is outstanding, and whether it can serve.
 
 use rocket::futures::future::join;
 use rocket::http::Status;
 use rocket::serde::json::Json;
-use rocket::{Route, State, get, routes};
+use rocket::{State, get};
+use rocket_tx::Problem;
+use rocket_tx::db::TransactionPool;
+use rocket_tx::tx::{Live, LiveTransaction, Outcome};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::Problem;
-use crate::db::TransactionPool;
-use crate::tx::{Live, LiveTransaction, Outcome};
+use crate::app::config::FaultInjection;
+use crate::app::databases::{Audit, Main};
+use crate::app::http::{Endpoints, Fails, endpoints};
 
-use super::config::Config;
-use super::openapi::Fails;
-use super::{Audit, Main};
-
-pub(super) fn routes() -> Vec<Route> {
-    routes![healthz, readyz]
+pub(crate) fn probes() -> Endpoints {
+    endpoints!("health": healthz, readyz)
 }
-
-/// As the contract names them.
-#[derive(utoipa::OpenApi)]
-#[openapi(paths(healthz, readyz))]
-pub(super) struct Paths;
 
 /// For operators.
-pub(super) fn inside() -> Vec<Route> {
-    routes![registry]
+pub(crate) fn registry_endpoints() -> Endpoints {
+    endpoints!("registry": registry)
 }
-
-/// As the contract names them.
-#[derive(utoipa::OpenApi)]
-#[openapi(paths(registry))]
-pub(super) struct Inside;
 
 #[derive(Serialize, ToSchema)]
 struct Registry {
-    /// What is begun and not yet settled, and what is condemned.
+    /// Everything that is begun and not yet settled, or condemned.
     outstanding: Vec<LiveTransaction>,
     settled: Counts,
-    /// Who listens to `/registry/events`.
+    /// The number of clients of `/registry/events`.
     listeners: usize,
     /// Whether failure injection is on.
     faults: bool,
@@ -57,7 +46,7 @@ struct Counts {
 /// What is outstanding or condemned now.
 #[utoipa::path(responses((status = 200, description = "As it is now.", body = Registry)))]
 #[get("/registry")]
-fn registry(live: &State<Live>, config: &State<Config>) -> Json<Registry> {
+fn registry(live: &State<Live>, faults: &State<FaultInjection>) -> Json<Registry> {
     Json(Registry {
         outstanding: live.transactions(),
         settled: Counts {
@@ -67,7 +56,7 @@ fn registry(live: &State<Live>, config: &State<Config>) -> Json<Registry> {
             unknown: live.settled(Outcome::Unknown),
         },
         listeners: live.listeners(),
-        faults: config.faults,
+        faults: faults.0,
     })
 }
 
@@ -87,12 +76,13 @@ async fn readyz(main: &State<Main>, audit: &State<Audit>) -> Result<Status, Prob
         .into_iter()
         .filter_map(|(name, ready)| Some(format!("the database `{name}` {}", ready.err()?)))
         .collect();
-    match reasons.is_empty() {
-        true => Ok(Status::NoContent),
-        false => Err(Problem::new(
-            Status::ServiceUnavailable,
-            "not-ready",
-            format!("Not ready: {}.", reasons.join("; ")),
-        )),
+    if reasons.is_empty() {
+        return Ok(Status::NoContent);
     }
+    let detail = format!("Not ready: {}.", reasons.join("; "));
+    Err(Problem::new(
+        Status::ServiceUnavailable,
+        "not-ready",
+        detail,
+    ))
 }

@@ -1,11 +1,11 @@
-//! Cross-origin access: any page may use the todos, as the Todo-Backend contract wants it. What
-//! operators alone may see is kept from other pages too, which their browsers may have open.
+//! Cross-origin access: any page may use the todos, as the Todo-Backend contract wants it. The
+//! addresses for operators are left out: another page in an operator's browser must not read them.
 
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::http::Header;
 use rocket::{Request, Response};
 
-pub(super) struct Cors;
+pub(crate) struct Cors;
 
 #[rocket::async_trait]
 impl Fairing for Cors {

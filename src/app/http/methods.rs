@@ -1,6 +1,6 @@
-//! Answers for the methods that an address does not have: OPTIONS, and 405 for the rest.
+//! Responses for the methods that an address does not have: OPTIONS, and 405 for the rest.
 //!
-//! Rocket says 404 where the path is known and the method is not.
+//! Rocket alone responds 404 where the path is known and the method is not.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,7 @@ use rocket::http::{Header, Method, Status};
 use rocket::response::Responder;
 use rocket::route::{Handler, Outcome};
 use rocket::{Data, Request, Response, Route};
-
-use crate::Problem;
+use rocket_tx::Problem;
 
 const METHODS: [Method; 8] = [
     Method::Get,
@@ -23,12 +22,12 @@ const METHODS: [Method; 8] = [
 ];
 
 /// Adds, for each path of `routes`, a route for every method that it lacks.
-pub(super) fn complete(mut routes: Vec<Route>) -> Vec<Route> {
+pub(crate) fn answer_every_method(mut routes: Vec<Route>) -> Vec<Route> {
     let mut known: BTreeMap<String, Vec<Method>> = BTreeMap::new();
     for route in &routes {
         let methods = known.entry(route.uri.path().to_owned()).or_default();
         methods.push(route.method);
-        // Rocket answers HEAD by the GET.
+        // Rocket responds to HEAD with the route for GET.
         if route.method == Method::Get {
             methods.push(Method::Head);
         }
@@ -42,7 +41,7 @@ pub(super) fn complete(mut routes: Vec<Route>) -> Vec<Route> {
         let names: Vec<_> = methods.iter().map(|method| method.as_str()).collect();
         let allow = names.join(", ");
         for method in missing {
-            let mut route = Route::new(method, &path, Allowed(allow.clone()));
+            let mut route = Route::new(method, &path, AllowedMethods(allow.clone()));
             route.name = Some("allowed methods".into());
             // Behind every route that does something: `/todos/<id>` also where `<id>` is the last
             // part of another address.
@@ -53,12 +52,12 @@ pub(super) fn complete(mut routes: Vec<Route>) -> Vec<Route> {
     routes
 }
 
-/// Says which methods an address has.
+/// Responds with the methods of an address.
 #[derive(Clone)]
-struct Allowed(String);
+struct AllowedMethods(String);
 
 #[rocket::async_trait]
-impl Handler for Allowed {
+impl Handler for AllowedMethods {
     async fn handle<'r>(&self, request: &'r Request<'_>, _: Data<'r>) -> Outcome<'r> {
         let mut response = match request.method() {
             Method::Options => Response::build().status(Status::NoContent).finalize(),

@@ -1,4 +1,4 @@
-//! `/changes`: which lists have changed, told after the commit to every page that shows one.
+//! `/changes`: tells the pages after each commit which lists have changed.
 
 use std::time::Duration;
 
@@ -7,22 +7,18 @@ use rocket::response::stream::{Event, EventStream};
 use rocket::tokio::select;
 use rocket::tokio::sync::broadcast::Sender;
 use rocket::tokio::sync::broadcast::error::RecvError;
-use rocket::{Request, Route, Shutdown, State, get, routes};
+use rocket::{Request, Shutdown, State, get};
+use rocket_tx::tx::{Observer, Outcome, Settled};
 
-use crate::tx::{Observer, Outcome, Settled};
+use crate::app::http::{Endpoints, endpoints};
 
-pub(super) fn routes() -> Vec<Route> {
-    routes![changes]
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("changes": changes)
 }
 
-/// As the contract names them.
-#[derive(utoipa::OpenApi)]
-#[openapi(paths(changes))]
-pub(super) struct Paths;
-
-/// Where changes are told. A clone is another handle on the same.
+/// The feed of changes. A clone is another handle to the same.
 #[derive(Clone)]
-pub(super) struct Changes(Sender<List>);
+pub(crate) struct Changes(Sender<List>);
 
 /// A list that a page may show, by the first part of its address.
 #[derive(Clone, Copy)]
@@ -50,7 +46,7 @@ impl List {
 
 impl Default for Changes {
     fn default() -> Self {
-        /// Who falls behind asks for the lists anew anyway.
+        /// A page that falls behind reloads all lists.
         const BACKLOG: usize = 16;
 
         Self(Sender::new(BACKLOG))
@@ -59,24 +55,24 @@ impl Default for Changes {
 
 impl Observer for Changes {
     fn settled(&self, request: &Request<'_>, settled: &Settled) {
-        // A request whose COMMIT was not answered may have changed something too.
+        // With an unknown outcome, something may have changed too.
         if request.method() != Method::Get && settled.outcome != Outcome::RolledBack {
-            // Nobody may be listening.
+            // It fails while there is no client.
             let _ = List::of(request).map(|list| self.0.send(list));
         }
     }
 }
 
 /// Server-sent events `changed`, each with the name of a list, until the client goes or the service
-/// shuts down. What other processes change is not told.
+/// shuts down. Changes by other processes are not reported.
 #[utoipa::path(responses(
     (status = 200, description = "Without an end.", body = String, content_type = "text/event-stream")
 ))]
 #[get("/changes")]
 fn changes(changes: &State<Changes>, mut shutdown: Shutdown) -> EventStream![] {
-    /// A client that is gone is noticed by the next thing that is written to it.
+    /// The service notices that a client is gone when it next writes to it.
     const HEARTBEAT: Duration = Duration::from_secs(5);
-    /// How soon a browser asks again that has lost us.
+    /// How soon a browser reconnects.
     const RETRY: Duration = Duration::from_secs(1);
 
     let mut changed = changes.0.subscribe();

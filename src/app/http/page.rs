@@ -4,22 +4,21 @@ use std::str::FromStr;
 
 use rocket::Request;
 use rocket::request::{FromRequest, Outcome};
+use rocket_tx::Problem;
 use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::openapi::schema::Object;
 
-use crate::Problem;
-
 use super::body::broken_rule;
 use super::field::{between, plain};
 
-/// Which part of a list is asked for; `K` is what its lines are told apart by.
-pub(super) struct Page<K> {
+/// The part of a list that the client asks for. `K` is the type of the list's key.
+pub(crate) struct Page<K> {
     /// How many at most: 1 to 200, default 50.
-    pub(super) limit: u32,
+    pub(crate) limit: u32,
     /// The key of the last one that the client has seen.
-    pub(super) after: Option<K>,
+    pub(crate) after: Option<K>,
 }
 
 #[rocket::async_trait]
@@ -48,7 +47,8 @@ impl<K: FromStr> Page<K> {
     }
 }
 
-/// Text is always understood, so what is not was to be a number. Postgres takes no NUL.
+/// Parsing a text never fails, so a value that cannot be parsed should have been a number. Control
+/// characters are refused because Postgres takes no NUL.
 fn value<T: FromStr>(request: &Request<'_>, name: &str) -> Result<Option<T>, Problem> {
     let broken = |rule| broken_rule(format!("`{name}` must {rule}"));
     let Some(text) = request.query_value::<String>(name) else {
@@ -62,8 +62,8 @@ fn value<T: FromStr>(request: &Request<'_>, name: &str) -> Result<Option<T>, Pro
     Ok(Some(value))
 }
 
-/// What the lines of a list are told apart by, as the contract says it.
-pub(super) trait Key {
+/// The key of a list, in the contract.
+pub(crate) trait Key {
     fn schema() -> Object;
 }
 

@@ -1,10 +1,11 @@
-//! How the service logs: for people, or a JSON object a line.
+//! The log of the service: text, or a JSON object a line.
 
 use std::io::IsTerminal;
 
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::figment::Figment;
 use rocket::{Orbit, Rocket};
+use rocket_tx::tx::Live;
 use serde::Deserialize;
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{FilterExt, filter_fn};
@@ -12,9 +13,8 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
 
-use crate::tx::Live;
+use crate::app::config;
 
-use super::config::read;
 use super::statements::Statements;
 #[cfg(feature = "otel")]
 use super::telemetry;
@@ -30,11 +30,11 @@ enum Format {
     Json,
 }
 
-/// What the log needs for as long as the service runs.
+/// Belongs to the log for as long as the service runs.
 ///
-/// Attached to Rocket, it tells the service's feed of statements, and goes with the service, when the
-/// last request is over; with the feature `otel` the spans that are not exported yet are exported
-/// then.
+/// Attached to Rocket, it connects the log with the service's feed, which then reports statements.
+/// It is dropped with the service, after the last request; with the feature `otel` the remaining
+/// spans are exported then.
 pub struct Log {
     statements: Statements,
     #[cfg(feature = "otel")]
@@ -52,25 +52,24 @@ impl Fairing for Log {
 
     async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
         if let Some(live) = rocket.state::<Live>() {
-            self.statements.tell(live.clone());
+            self.statements.report_to(live.clone());
         }
     }
 }
 
-/// Rocket logs each request as it came, with all its headers: tokens are not for a log.
+/// Leaves out Rocket's debug lines about requests: they contain all headers, and so tokens.
 fn is_for_all(metadata: &Metadata<'_>) -> bool {
     metadata.target() != "rocket::server" || *metadata.level() < Level::DEBUG
 }
 
-/// Logs to standard error, as `RUST_LOG` and `log_format` say. Called once, before the launch; what
-/// it returns is to be attached to Rocket.
+/// Logs to standard error, as `RUST_LOG` and `log_format` say. Call it once, before the launch, and
+/// attach the returned value to Rocket.
 ///
 /// # Errors
 ///
-/// A value of `log_format`, or with the feature `otel` of a variable of its own, that is not
-/// understood.
+/// `log_format`, or with the feature `otel` one of its variables, has a value that is not known.
 pub fn start_log(figment: &Figment) -> Result<Log, String> {
-    let format = read::<Format>(figment, "log_format")?.unwrap_or_default();
+    let format = config::value::<Format>(figment, "log_format")?.unwrap_or_default();
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("rocket_tx=info,rocket=warn,warn"));
     let is_seen = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

@@ -1,0 +1,2 @@
+-- Failure injection makes its own table now, in the transaction that it breaks.
+DROP TABLE deferred_probe;
