@@ -16,6 +16,7 @@ use tracing::Instrument;
 use super::collected::Collected;
 use super::context::RequestContext;
 use super::error::Error;
+use super::fairings::OF_RESPONSES;
 use super::feed::{Happened, micros};
 use super::hooks::Hooks;
 use super::live::{LiveFlags, short_type};
@@ -30,9 +31,6 @@ use super::settle::{Deadlines, Run};
 use super::verdict::{Facts, Outcome, Reason, Settled, Verdict};
 use crate::db::Ended;
 
-/// As Rocket lists it.
-pub(super) const NAME: &str = "Settlement of responses";
-
 /// The half that sees the response.
 pub(super) struct Answer;
 
@@ -40,7 +38,7 @@ pub(super) struct Answer;
 impl Fairing for Answer {
     fn info(&self) -> Info {
         Info {
-            name: NAME,
+            name: OF_RESPONSES,
             // A singleton leaves its former place when it is attached again.
             kind: Kind::Response | Kind::Singleton,
         }

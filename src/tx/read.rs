@@ -16,7 +16,8 @@ use super::error::Error;
 use super::guard::failed_to_read;
 use super::lent::ConnectionOf;
 use super::outstanding::Outstanding;
-use super::{read_body, sentinel};
+use super::running_body::RunningBody;
+use super::sentinel;
 use crate::db::{Access, Patience, Session, TransactionPool};
 
 /// A connection of `D` that only reads: no transaction, one round trip a query.
@@ -76,7 +77,7 @@ struct Reading<D: Database> {
 impl<D: Database> Reading<D> {
     /// The `Read` is used, by whatever is running.
     fn is_used(&self) {
-        let by_body = read_body::is_reading_from(self.outstanding.request);
+        let by_body = RunningBody::is_of(self.outstanding.request_id());
         self.by_body.store(by_body, Ordering::Relaxed);
     }
 }

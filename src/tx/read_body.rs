@@ -12,7 +12,6 @@
 //! its request is no concern of the client's.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::io::{self, SeekFrom};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,41 +26,13 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::sleep;
 use tracing::Instrument;
 
-use super::coming_first::knows_clients;
 use super::context::RequestContext;
 use super::outstanding::Outstanding;
 use super::peer::{Listed, Ours, Peer};
 use super::request_id::RequestId;
+use super::running_body::RunningBody;
 use super::settings::Settings;
 use crate::db::Arrival;
-
-thread_local! {
-    /// The request whose body this thread is reading from.
-    static READING_FROM: Cell<Option<RequestId>> = const { Cell::new(None) };
-}
-
-/// Whether the body of `request` is what is running.
-pub(super) fn is_reading_from(request: RequestId) -> bool {
-    READING_FROM.get() == Some(request)
-}
-
-/// While it lives, the body of a request is what is running.
-struct ReadingFrom {
-    before: Option<RequestId>,
-}
-
-impl ReadingFrom {
-    fn body_of(request: RequestId) -> Self {
-        let before = READING_FROM.replace(Some(request));
-        Self { before }
-    }
-}
-
-impl Drop for ReadingFrom {
-    fn drop(&mut self) {
-        READING_FROM.set(self.before);
-    }
-}
 
 /// Bounds how long the body of `response` waits for its client, if a `Read` is open: then the body
 /// may hold it. Other responses cost a look.
@@ -87,7 +58,7 @@ pub(super) async fn bound(
             address,
             ours: Ours::listening(listening.address, listening.port),
         },
-        is_known: knows_clients(settings, request.rocket()),
+        is_known: settings.order.knows_clients(request.rocket()),
     };
     let watch = Watch {
         waits: Arc::default(),
@@ -210,7 +181,7 @@ impl AsyncRead for ReadBody<'_> {
             }
             *waits = Waits::Ready;
         }
-        let reading_from = ReadingFrom::body_of(self.request);
+        let reading_from = RunningBody::of(self.request);
         let read = Pin::new(&mut self.body).poll_read(context, buffer);
         drop(reading_from);
         if let Poll::Ready(Err(error)) = &read {

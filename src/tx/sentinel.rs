@@ -1,20 +1,20 @@
 //! What a service must have so that guards work; checked at launch, with the line that is missing.
 
 use std::any::type_name;
+use std::sync::Arc;
 
 use rocket::{Ignite, Phase, Request, Rocket};
 use rocket_db_pools::Database;
 
-use super::coming_last::comes_too_early;
 use super::error::Error;
-use super::settings::Settings;
+use super::fairings::FairingOrder;
 use crate::db::{Roster, TransactionPool, same_database};
 
 /// The service has no `Settlement`, or one that cannot keep its word: says so, with the line that is
 /// missing.
 pub(super) fn is_missing<P: Phase>(rocket: &Rocket<P>) -> bool {
-    match rocket.state::<Settings>() {
-        Some(settings) => comes_too_early(settings, rocket),
+    match rocket.state::<Arc<FairingOrder>>() {
+        Some(order) => order.settles_too_early(rocket),
         None => {
             tracing::error!("{}", Error::NoSettlement);
             true

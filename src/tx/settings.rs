@@ -1,6 +1,6 @@
 //! What a service has told `Settlement`, by its code and its configuration.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rocket::figment::Figment;
@@ -8,6 +8,7 @@ use rocket::http::Method;
 use rocket::{Request, Response};
 use tokio_util::task::TaskTracker;
 
+use super::fairings::FairingOrder;
 use super::monitor::Monitor;
 use crate::db::{Seconds, setting};
 
@@ -31,10 +32,7 @@ pub(super) struct Settings {
     pub(super) read_idle_timeout: Duration,
     pub(super) veto: Option<Veto>,
     pub(super) in_flight: TaskTracker,
-    /// Why responses are not settled last, once it was looked at.
-    pub(super) late: OnceLock<Option<String>>,
-    /// Whether nobody can have changed the addresses of clients, once it was looked at.
-    pub(super) knows_clients: OnceLock<bool>,
+    pub(super) order: Arc<FairingOrder>,
 }
 
 /// What the configuration says.

@@ -1,22 +1,19 @@
 //! The fairing that a service attaches, and what it was told.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Data, Orbit, Request, Rocket};
 
-use super::coming_first::knows_clients;
-use super::coming_last::{ComesLast, comes_too_early};
+use super::coming_last::ComesLast;
 use super::context::{InFlight, RequestContext};
+use super::fairings::{FairingOrder, OF_REQUESTS};
 use super::live::Live;
 use super::monitor::Monitor;
 use super::observe::{Observer, Observers};
 use super::settings::{Durations, Settings, Veto, Vetoed};
 use super::{panics, slow};
 use crate::db::{Arrival, Roster};
-
-/// As Rocket lists it.
-pub(super) const NAME: &str = "Settlement";
 
 /// The fairing that settles every request: below 400 commits, 400 and above rolls back, and what
 /// [`Reason`](super::Reason) lists comes first.
@@ -75,7 +72,7 @@ impl Settlement {
 impl Fairing for Settlement {
     fn info(&self) -> Info {
         Info {
-            name: NAME,
+            name: OF_REQUESTS,
             kind: Kind::Ignite | Kind::Liftoff | Kind::Request | Kind::Singleton,
         }
     }
@@ -102,6 +99,7 @@ impl Fairing for Settlement {
             live: live.clone(),
             observers,
         };
+        let order = Arc::new(FairingOrder::default());
         let settings = Settings {
             monitor: monitor.clone(),
             settle_timeout,
@@ -109,10 +107,9 @@ impl Fairing for Settlement {
             read_idle_timeout,
             veto: self.veto.clone(),
             in_flight: roster.in_flight.clone(),
-            late: OnceLock::new(),
-            knows_clients: OnceLock::new(),
+            order: Arc::clone(&order),
         };
-        let rocket = rocket.manage(InFlight(roster.in_flight));
+        let rocket = rocket.manage(InFlight(roster.in_flight)).manage(order);
         let rocket = rocket.manage(monitor).manage(settings).manage(live);
         Ok(rocket.attach(ComesLast::new()))
     }
@@ -120,10 +117,10 @@ impl Fairing for Settlement {
     async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
         if let Some(settings) = rocket.state::<Settings>() {
             // Where no guard of ours stands in a handler's signature, nothing was asked before.
-            if comes_too_early(settings, rocket) {
+            if settings.order.settles_too_early(rocket) {
                 rocket.shutdown().notify();
             }
-            knows_clients(settings, rocket);
+            settings.order.knows_clients(rocket);
             let live = settings.monitor.live.clone();
             let watch = slow::watch(live, settings.slow_transaction, rocket.shutdown());
             tokio::spawn(watch);
