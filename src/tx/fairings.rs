@@ -7,21 +7,21 @@ use rocket::{Orbit, Phase, Rocket};
 use crate::db::Roster;
 
 /// `Settlement`, which sees requests, as Rocket lists it.
-pub(super) const OF_REQUESTS: &str = "Settlement";
+pub(in crate::tx) const OF_REQUESTS: &str = "Settlement";
 
 /// Its half that sees responses.
-pub(super) const OF_RESPONSES: &str = "Settlement of responses";
+pub(in crate::tx) const OF_RESPONSES: &str = "Settlement of responses";
 
 /// What was found out about the order of fairings. Managed by `Settlement`.
 #[derive(Default)]
-pub(super) struct FairingOrder {
+pub(in crate::tx) struct FairingOrder {
     runs_later: OnceLock<Option<String>>,
     knows_clients: OnceLock<bool>,
 }
 
 impl FairingOrder {
     /// Whether a response fairing runs after the settlement. Says so in the log, once.
-    pub(super) fn settles_too_early<P: Phase>(&self, rocket: &Rocket<P>) -> bool {
+    pub(in crate::tx) fn settles_too_early<P: Phase>(&self, rocket: &Rocket<P>) -> bool {
         let later = self.runs_later.get_or_init(|| {
             let later = what_runs_later(rocket);
             if let Some(later) = &later {
@@ -37,7 +37,7 @@ impl FairingOrder {
     ///
     /// Rocket runs request fairings in the order in which they were attached. The first one of this
     /// library, a database or `Settlement`, notes the address.
-    pub(super) fn knows_clients(&self, rocket: &Rocket<Orbit>) -> bool {
+    pub(in crate::tx) fn knows_clients(&self, rocket: &Rocket<Orbit>) -> bool {
         *self.knows_clients.get_or_init(|| knows_clients(rocket))
     }
 }
@@ -130,7 +130,9 @@ fn names(list: &str) -> Option<(Vec<String>, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{OF_RESPONSES, fairings, names};
+    use rocket::fairing::AdHoc;
+
+    use super::{fairings, names};
 
     #[test]
     fn names_are_read_whatever_is_in_them() {
@@ -143,10 +145,10 @@ mod tests {
 
     #[test]
     fn rocket_shows_its_fairings() {
-        let rocket = rocket::build().attach(crate::tx::answer::Answer);
+        let rocket = rocket::build().attach(AdHoc::on_response("ours", |_, _| Box::pin(async {})));
         let rocket = format!("{rocket:?}");
         let shown = fairings(&rocket, "response").unwrap();
-        assert_eq!(shown, ["Shield", OF_RESPONSES]);
+        assert_eq!(shown, ["Shield", "ours"]);
         assert_eq!(fairings(&rocket, "request").unwrap(), [""; 0]);
         assert_eq!(fairings("Rocket", "response"), None);
     }

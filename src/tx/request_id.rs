@@ -28,7 +28,7 @@ impl FromStr for RequestId {
 }
 
 impl RequestId {
-    pub(super) fn mint() -> Self {
+    pub(in crate::tx) fn mint() -> Self {
         Self(Uuid::now_v7())
     }
 }

@@ -10,18 +10,18 @@ thread_local! {
 }
 
 /// Marks the thread as running the body of a request, until it is dropped.
-pub(super) struct RunningBody {
+pub(in crate::tx) struct RunningBody {
     before: Option<RequestId>,
 }
 
 impl RunningBody {
-    pub(super) fn of(request: RequestId) -> Self {
+    pub(in crate::tx) fn of(request: RequestId) -> Self {
         let before = RUNNING.replace(Some(request));
         Self { before }
     }
 
     /// Whether the body of `request` runs on this thread now.
-    pub(super) fn is_of(request: RequestId) -> bool {
+    pub(in crate::tx) fn is_of(request: RequestId) -> bool {
         RUNNING.get() == Some(request)
     }
 }
