@@ -31,7 +31,6 @@ mod slot;
 pub(in crate::tx) use checkout::CheckedOut;
 pub(in crate::tx) use closed::{Closed, Held};
 pub use hooks::HookOutput;
-pub(in crate::tx) use hooks::Hooks;
 pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
 pub(in crate::tx) use open_transaction::{ConnectionOf, OpenTransaction};
 pub use outstanding::Outstanding;

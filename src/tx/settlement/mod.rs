@@ -6,6 +6,7 @@
 //! | `response` | its half that sees the response: decide, settle, rewrite, report |
 //! | `coming_last` | attaching that half behind all other response fairings |
 //! | `run` | carrying the verdict out on every resource |
+//! | `rewrite` | what a response becomes |
 //! | `replace` | making a response another one: what of it stays |
 //! | `read_body` | bodies that hold a `Read`: how long they may wait for their client |
 //! | `peer` | the connection of one client: whether its bytes arrive, and closing it |
@@ -16,6 +17,7 @@ mod peer;
 mod read_body;
 mod replace;
 mod response;
+mod rewrite;
 mod run;
 mod settings;
 

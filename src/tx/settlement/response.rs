@@ -1,4 +1,4 @@
-//! One response, as it is about to leave: the verdict is read off it, carried out, and told.
+//! The response half of the fairing: decide, settle, rewrite, report.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tracing::Instrument;
 
 use super::read_body;
 use super::replace::{OUTCOME, drop_upgrades, replace, strip};
+use super::rewrite::{Left, outcome, rewrite};
 use super::run::{Deadlines, Run};
 use super::settings::{Settings, Vetoed};
 use crate::db::Ended;
@@ -25,8 +26,8 @@ use crate::tx::fairings::OF_RESPONSES;
 use crate::tx::monitor::short_type;
 use crate::tx::monitor::{Happened, micros};
 use crate::tx::panics::shielded;
-use crate::tx::registry::{Closed, Held, Hooks, Outstanding};
-use crate::tx::verdict::{Facts, Outcome, Reason, Settled, Verdict};
+use crate::tx::registry::{Closed, Held, Outstanding};
+use crate::tx::verdict::{Facts, Outcome, Settled, Verdict};
 
 /// The half that sees the response.
 pub(in crate::tx) struct Answer;
@@ -106,12 +107,6 @@ struct Settle<'a, 'r, 's> {
     outstanding: &'a Arc<Outstanding>,
 }
 
-/// A verdict that was carried out.
-struct CarriedOut {
-    databases: Vec<(String, Outcome)>,
-    started: Instant,
-}
-
 impl<'r> Settle<'_, 'r, '_> {
     async fn run(&self, response: &mut Response<'r>) {
         let started = Instant::now();
@@ -176,34 +171,34 @@ impl<'r> Settle<'_, 'r, '_> {
             lines,
             deadlines,
         );
-        let result = match &verdict {
-            Verdict::Commit(_) => match complete {
-                Ok(()) => run.commit().await,
-                Err(error) => Err(run.rollback().await.unwrap_or(error)),
-            },
-            Verdict::Rollback(reason) => match run.rollback().await.or(kept) {
-                // What a handler has committed by itself stays, whatever was decided.
-                Some(kept) => Err(kept),
-                None => {
-                    databases.extend(run.outcomes());
-                    drop(run);
-                    let carried_out = CarriedOut { databases, started };
-                    return self.rolled_back(reason, closed, carried_out, response);
-                }
-            },
+        let result = match (&verdict, complete) {
+            (Verdict::Commit(_), Ok(())) => run.commit().await,
+            (Verdict::Commit(_), Err(error)) => Err(run.rollback().await.unwrap_or(error)),
+            // What a handler has committed by itself stays, whatever was decided.
+            (Verdict::Rollback(_), _) => run.rollback().await.or(kept).map_or(Ok(()), Err),
         };
         databases.extend(run.outcomes());
         drop(run);
-        let carried_out = CarriedOut { databases, started };
-        let outcome = match &result {
-            Ok(()) => Outcome::Committed,
-            Err(error) => error.outcome(),
+        let outcome = outcome(&verdict, &result);
+        let left = Left {
+            doom: closed.doom,
+            failure: closed.failure,
         };
-        if let Err(error) = &result {
-            error.report_success();
-            replace(self.request, response, error.problem(), outcome);
+        match rewrite(&verdict, result, response.status(), left) {
+            Some(problem) => replace(self.request, response, problem, outcome),
+            None => self.complete(response, outcome),
         }
-        self.done(verdict, outcome, closed.hooks, carried_out, response);
+        let settled = Settled {
+            request: self.context.id,
+            verdict,
+            outcome,
+            databases,
+            status: response.status(),
+            took: started.elapsed(),
+        };
+        self.report(&settled);
+        let live = &self.settings.monitor.live;
+        (closed.hooks).run(outcome, &self.settings.in_flight, live);
     }
 
     /// Begins the transactions that resources need and that nobody has begun, bounded.
@@ -234,46 +229,8 @@ impl<'r> Settle<'_, 'r, '_> {
         shielded("a veto", || veto(&vetoed)).unwrap_or(true)
     }
 
-    /// Everything was rolled back. A success that nobody chose does not stand.
-    fn rolled_back(
-        &self,
-        reason: &Reason,
-        closed: Closed,
-        carried_out: CarriedOut,
-        response: &mut Response<'r>,
-    ) {
-        let status = response.status();
-        if !reason.lets_stand(status) {
-            let error = match (reason, closed.doom) {
-                (Reason::Leaked(names), _) => Error::Leaked(names.clone()),
-                (Reason::Doomed(_), Some((status, reason))) => Error::Doomed { status, reason },
-                (Reason::Panicked, _) => Error::Panicked,
-                _ => Error::NotFinal(status),
-            };
-            error.report_success();
-            let problem = match closed.failure {
-                Some(failure) if *reason == Reason::GuardFailed => failure,
-                _ => error.problem(),
-            };
-            replace(self.request, response, problem, Outcome::RolledBack);
-        }
-        self.done(
-            Verdict::Rollback(reason.clone()),
-            Outcome::RolledBack,
-            closed.hooks,
-            carried_out,
-            response,
-        );
-    }
-
-    fn done(
-        &self,
-        verdict: Verdict,
-        outcome: Outcome,
-        hooks: Hooks,
-        carried_out: CarriedOut,
-        response: &mut Response<'r>,
-    ) {
+    /// A response that stays: the outcome is added, and what the outcome contradicts goes.
+    fn complete(&self, response: &mut Response<'r>, outcome: Outcome) {
         // A problem that the handler answered with could not know the outcome yet.
         if let Some(problem) = Problem::sent(self.request) {
             let is_problem = response
@@ -287,36 +244,32 @@ impl<'r> Settle<'_, 'r, '_> {
             drop_upgrades(self.request, response);
         }
         response.set_header(Header::new(OUTCOME, outcome.as_str()));
-        self.settings.monitor.live.count(outcome);
-        let settled = Settled {
-            request: self.context.id,
+    }
+
+    fn report(&self, settled: &Settled) {
+        let Settled {
             verdict,
             outcome,
-            databases: carried_out.databases,
-            status: response.status(),
-            took: carried_out.started.elapsed(),
-        };
-        self.settings
-            .monitor
-            .live
-            .tell(settled.request, || Happened::Settled {
-                outcome,
-                status: settled.status.code,
-                took_us: micros(settled.took),
-            });
+            status,
+            took,
+            ..
+        } = settled;
+        let monitor = &self.settings.monitor;
+        monitor.live.count(*outcome);
+        monitor.live.tell(settled.request, || Happened::Settled {
+            outcome: *outcome,
+            status: status.code,
+            took_us: micros(*took),
+        });
         let span = &self.context.span;
-        span.record("verdict", tracing::field::display(settled.verdict.reason()));
+        span.record("verdict", tracing::field::display(verdict.reason()));
         span.record("outcome", outcome.as_str());
-        span.record("status", settled.status.code);
+        span.record("status", status.code);
         tracing::debug!(
-            request = %settled.request, route = self.route(), verdict = %settled.verdict.reason(),
-            %outcome, status = settled.status.code, took = ?settled.took, "settled"
+            request = %settled.request, route = self.route(), verdict = %verdict.reason(),
+            %outcome, status = status.code, ?took, "settled"
         );
-        self.settings
-            .monitor
-            .observe(|observer| observer.settled(self.request, &settled));
-        let live = &self.settings.monitor.live;
-        hooks.run(outcome, &self.settings.in_flight, live);
+        monitor.observe(|observer| observer.settled(self.request, settled));
     }
 
     /// Of those that were open for long, but not for so long that they were seen while they were.
