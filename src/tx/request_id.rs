@@ -28,7 +28,7 @@ impl FromStr for RequestId {
 }
 
 impl RequestId {
-    pub(in crate::tx) fn mint() -> Self {
+    pub(super) fn mint() -> Self {
         Self(Uuid::now_v7())
     }
 }

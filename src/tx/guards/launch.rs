@@ -12,7 +12,7 @@ use crate::tx::fairings::FairingOrder;
 
 /// The service has no `Settlement`, or one that cannot keep its word: says so, with the line that is
 /// missing.
-pub(in crate::tx) fn refuse_without_settlement<P: Phase>(rocket: &Rocket<P>) -> bool {
+pub(super) fn refuse_without_settlement<P: Phase>(rocket: &Rocket<P>) -> bool {
     match rocket.state::<Arc<FairingOrder>>() {
         Some(order) => order.settles_too_early(rocket),
         None => {
@@ -41,7 +41,7 @@ where
 }
 
 /// The service cannot serve guards of `D`: says what is missing, or what is wrong.
-pub(in crate::tx) fn check_launch<D>(rocket: &Rocket<Ignite>) -> bool
+pub(super) fn check_launch<D>(rocket: &Rocket<Ignite>) -> bool
 where
     D: Database,
     D::Pool: TransactionPool,

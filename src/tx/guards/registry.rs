@@ -38,7 +38,7 @@ pub(crate) fn failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error
 }
 
 /// A guard of ours has failed. Whatever else is outstanding is rolled back.
-pub(in crate::tx) fn failed_to_read<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
+pub(super) fn failed_to_read<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
     match error.is_known_trouble(request) {
         true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
         false => tracing::warn!(%error, uri = %request.uri(), "a request guard failed"),

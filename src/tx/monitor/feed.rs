@@ -98,7 +98,7 @@ pub(in crate::tx) fn micros(duration: Duration) -> u64 {
 
 /// Where events go. Costs one look at a counter when nobody listens, and never waits for those who
 /// do.
-pub(in crate::tx) struct Feed {
+pub(super) struct Feed {
     sender: broadcast::Sender<Arc<Event>>,
     launched: Instant,
 }
@@ -113,11 +113,11 @@ impl Default for Feed {
 }
 
 impl Feed {
-    pub(in crate::tx) fn is_heard(&self) -> bool {
+    pub(super) fn is_heard(&self) -> bool {
         self.sender.receiver_count() > 0
     }
 
-    pub(in crate::tx) fn listeners(&self) -> usize {
+    pub(super) fn listeners(&self) -> usize {
         self.sender.receiver_count()
     }
 
@@ -133,7 +133,7 @@ impl Feed {
         }
     }
 
-    pub(in crate::tx) fn listen(&self) -> Listener {
+    pub(super) fn listen(&self) -> Listener {
         Listener(self.sender.subscribe())
     }
 }

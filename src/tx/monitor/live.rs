@@ -75,7 +75,7 @@ impl Live {
     }
 
     /// What is outstanding for longer than `limit`, and was not warned about yet.
-    pub(in crate::tx) fn overdue(&self, limit: Duration) -> Vec<LiveTransaction> {
+    pub(super) fn overdue(&self, limit: Duration) -> Vec<LiveTransaction> {
         let entries = self.0.entries.lock();
         let overdue = entries
             .values()

@@ -44,7 +44,7 @@ impl Outstanding {
     }
 
     /// The same for a caller that has the request's turn.
-    pub(in crate::tx) async fn begin_in_turn<D, M: Mode>(
+    pub(super) async fn begin_in_turn<D, M: Mode>(
         self: &Arc<Self>,
         pool: &D::Pool,
         guard: &'static str,

@@ -43,14 +43,14 @@ impl<E: Display> HookOutput for Result<(), E> {
 }
 
 impl Hooks {
-    pub(in crate::tx) fn after_commit(
+    pub(super) fn after_commit(
         &mut self,
         hook: impl Future<Output: HookOutput> + Send + 'static,
     ) {
         self.after_commit.push(logged(hook));
     }
 
-    pub(in crate::tx) fn after_rollback(
+    pub(super) fn after_rollback(
         &mut self,
         hook: impl Future<Output: HookOutput> + Send + 'static,
     ) {

@@ -25,7 +25,7 @@ where
 }
 
 /// What guards borrow: `None` while it is being begun, and after it was settled.
-pub(in crate::tx) type Slot<D> = Arc<Mutex<Option<OpenTransaction<D>>>>;
+pub(super) type Slot<D> = Arc<Mutex<Option<OpenTransaction<D>>>>;
 
 /// What a guard of `D` dereferences to.
 pub(in crate::tx) type ConnectionOf<D> =
@@ -91,7 +91,7 @@ where
 }
 
 /// A [`Slot`] whose database the registry need not know.
-pub(in crate::tx) trait AnySlot: Send + Sync {
+pub(super) trait AnySlot: Send + Sync {
     /// Takes the transaction out for good, unless somebody holds it.
     fn take(&self) -> SlotContent;
 
@@ -101,7 +101,7 @@ pub(in crate::tx) trait AnySlot: Send + Sync {
 }
 
 /// What was found in a loan.
-pub(in crate::tx) enum SlotContent {
+pub(super) enum SlotContent {
     /// Checked in: here it is.
     Resource(Box<dyn Resource>),
     /// Nothing was begun.
@@ -133,7 +133,7 @@ where
 }
 
 /// Locks a slot, if nobody else has.
-pub(in crate::tx) fn checkout<D>(
+pub(super) fn checkout<D>(
     slot: &Slot<D>,
 ) -> Result<OwnedMutexGuard<Option<OpenTransaction<D>>>, Error>
 where

@@ -144,7 +144,7 @@ impl Outstanding {
     }
 
     /// The route that is running now.
-    pub(in crate::tx) fn set_route(&self, route: Option<Cow<'static, str>>) {
+    pub(super) fn set_route(&self, route: Option<Cow<'static, str>>) {
         self.state.lock().route = route;
     }
 

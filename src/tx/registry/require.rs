@@ -101,7 +101,7 @@ impl Outstanding {
 
     /// Begins what is required of databases that are attached before `rank`. What fails to begin
     /// stays required.
-    pub(in crate::tx) async fn begin_required(self: &Arc<Self>, rank: usize) -> Result<(), Error> {
+    pub(super) async fn begin_required(self: &Arc<Self>, rank: usize) -> Result<(), Error> {
         loop {
             let next = {
                 let mut state = self.state.lock();
@@ -135,7 +135,7 @@ pub(in crate::tx) struct Unopened(RequiredTransaction, Patience);
 
 impl State {
     /// A resource will write to this database.
-    pub(in crate::tx) fn is_required(&self, database: TypeId) -> bool {
+    pub(super) fn is_required(&self, database: TypeId) -> bool {
         let mut required = self.required.iter();
         required.any(|required| required.database == database)
     }

@@ -14,7 +14,7 @@ use super::response::Answer;
 const ROUNDS: u8 = 4;
 
 /// Attaches the response half, now and in the rounds to come.
-pub(in crate::tx) struct ComesLast {
+pub(super) struct ComesLast {
     rounds: u8,
 }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 /// One client of the service, by both ends of its connection.
 #[derive(Clone, Copy)]
-pub(in crate::tx) struct Peer {
+pub(super) struct Peer {
     pub(in crate::tx) address: SocketAddr,
     pub(in crate::tx) ours: Ours,
 }
@@ -16,7 +16,7 @@ pub(in crate::tx) struct Peer {
 /// The service's end. Without it a client could pass for a server that the service is connected to:
 /// clients choose their own port.
 #[derive(Clone, Copy)]
-pub(in crate::tx) struct Ours {
+pub(super) struct Ours {
     /// `None` where the service listens on all addresses of its machine.
     ip: Option<IpAddr>,
     port: u16,
@@ -24,7 +24,7 @@ pub(in crate::tx) struct Ours {
 
 impl Ours {
     /// Where a service listens.
-    pub(in crate::tx) fn listening(ip: IpAddr, port: u16) -> Self {
+    pub(super) fn listening(ip: IpAddr, port: u16) -> Self {
         let ip = Some(ip).filter(|ip| !ip.is_unspecified());
         Self { ip, port }
     }
@@ -36,17 +36,17 @@ impl Ours {
 
 /// A connection that may be the client's, as the kernel lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::tx) struct Listed {
+pub(super) struct Listed {
     /// The service's end.
     pub(in crate::tx) ours: SocketAddr,
     /// How many bytes the client's machine has not taken yet.
-    pub(in crate::tx) not_taken: u64,
+    pub(super) not_taken: u64,
 }
 
 /// The socket of a client, as the process numbers it.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(unix), allow(dead_code))]
-pub(in crate::tx) struct Socket(i32);
+pub(super) struct Socket(i32);
 
 #[cfg(unix)]
 impl Peer {
@@ -57,7 +57,7 @@ impl Peer {
     ///
     /// Two connections look the same: a client may use one port for two addresses of the service, and
     /// Rocket does not say which of them was asked.
-    pub(in crate::tx) fn socket(self) -> io::Result<Option<Socket>> {
+    pub(super) fn socket(self) -> io::Result<Option<Socket>> {
         #[cfg(target_os = "linux")]
         const DESCRIPTORS: &str = "/proc/self/fd";
         #[cfg(not(target_os = "linux"))]
@@ -84,7 +84,7 @@ impl Peer {
     /// and no lock stands between this look and the call: only a connection that is opened within
     /// microseconds could be closed in its place, as by a network that fails. Files are safe: the
     /// number is never duplicated or closed, which would drop SQLite's locks.
-    pub(in crate::tx) fn cut(self, socket: Socket) -> io::Result<()> {
+    pub(super) fn cut(self, socket: Socket) -> io::Result<()> {
         use nix::sys::socket::{Shutdown, shutdown};
 
         if !self.is_at(socket) {
@@ -119,11 +119,11 @@ fn internet(address: &nix::sys::socket::SockaddrStorage) -> Option<SocketAddr> {
 
 #[cfg(not(unix))]
 impl Peer {
-    pub(in crate::tx) fn socket(self) -> io::Result<Option<Socket>> {
+    pub(super) fn socket(self) -> io::Result<Option<Socket>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(in crate::tx) fn cut(self, _: Socket) -> io::Result<()> {
+    pub(super) fn cut(self, _: Socket) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -138,7 +138,7 @@ impl Peer {
 
     /// The connections that may be this client's, where the kernel tells: as a rule one.
     #[cfg(target_os = "linux")]
-    pub(in crate::tx) fn listed(self) -> Vec<Listed> {
+    pub(super) fn listed(self) -> Vec<Listed> {
         let table = match self.address {
             SocketAddr::V4(_) => "/proc/self/net/tcp",
             SocketAddr::V6(_) => "/proc/self/net/tcp6",
@@ -160,7 +160,7 @@ impl Peer {
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(in crate::tx) fn listed(self) -> Vec<Listed> {
+    pub(super) fn listed(self) -> Vec<Listed> {
         Vec::new()
     }
 }

@@ -36,7 +36,7 @@ use crate::tx::running_body::RunningBody;
 
 /// Bounds how long the body of `response` waits for its client, if a `Read` is open: then the body
 /// may hold it. Other responses cost a look.
-pub(in crate::tx) async fn bound(
+pub(super) async fn bound(
     settings: &Settings,
     context: &RequestContext,
     request: &Request<'_>,

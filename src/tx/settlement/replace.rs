@@ -8,7 +8,7 @@ use crate::tx::panics::shielded;
 use crate::tx::verdict::Outcome;
 
 /// The header that tells what became of the request's transactions.
-pub(in crate::tx) const OUTCOME: &str = "Transaction-Outcome";
+pub(super) const OUTCOME: &str = "Transaction-Outcome";
 
 /// Makes the response a problem. Keeps the headers that fairings set.
 pub(in crate::tx) fn replace<'r>(
@@ -23,7 +23,7 @@ pub(in crate::tx) fn replace<'r>(
 }
 
 /// Drops body, upgrade handlers, and the headers that speak of them or of a success.
-pub(in crate::tx) fn strip(response: &mut Response<'_>) {
+pub(super) fn strip(response: &mut Response<'_>) {
     let mut bare = Response::build().status(response.status()).finalize();
     for header in response.headers().iter() {
         if survives(header.name().as_str()) {
@@ -37,7 +37,7 @@ pub(in crate::tx) fn strip(response: &mut Response<'_>) {
 
 /// Drops upgrade handlers, and nothing else. Rocket answers 101, whatever the status is, where the
 /// client asks for a protocol that the response has a handler for.
-pub(in crate::tx) fn drop_upgrades(request: &Request<'_>, response: &mut Response<'_>) {
+pub(super) fn drop_upgrades(request: &Request<'_>, response: &mut Response<'_>) {
     if !request.headers().contains("Upgrade") {
         return;
     }

@@ -30,7 +30,7 @@ use crate::tx::registry::{Closed, Held, Outstanding};
 use crate::tx::verdict::{Facts, Outcome, Settled, Verdict};
 
 /// The half that sees the response.
-pub(in crate::tx) struct Answer;
+pub(super) struct Answer;
 
 #[rocket::async_trait]
 impl Fairing for Answer {

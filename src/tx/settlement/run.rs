@@ -21,7 +21,7 @@ use crate::tx::verdict::{Action, Outcome};
 
 /// How long a settlement may take, all of it together.
 #[derive(Clone, Copy)]
-pub(in crate::tx) struct Deadlines {
+pub(super) struct Deadlines {
     /// For begin, prepare and the first COMMIT: some of the time is kept for what follows, the
     /// rollback of what did not make it or the releases of what did.
     pub(in crate::tx) commit: Instant,
@@ -31,7 +31,7 @@ pub(in crate::tx) struct Deadlines {
 
 impl Deadlines {
     /// From now on.
-    pub(in crate::tx) fn within(limit: Duration) -> Self {
+    pub(super) fn within(limit: Duration) -> Self {
         const ENOUGH: Duration = Duration::from_secs(1);
 
         let whole = Instant::now() + limit;
@@ -44,7 +44,7 @@ impl Deadlines {
 }
 
 /// The settlement of one request: its resources, and how far it has come.
-pub(in crate::tx) struct Run<'a, 'r> {
+pub(super) struct Run<'a, 'r> {
     settings: &'a Settings,
     request: &'a Request<'r>,
     id: RequestId,
@@ -100,7 +100,7 @@ impl<'a, 'r> Run<'a, 'r> {
     }
 
     /// What has become of each database, in joining order.
-    pub(in crate::tx) fn outcomes(&self) -> Vec<(String, Outcome)> {
+    pub(super) fn outcomes(&self) -> Vec<(String, Outcome)> {
         let databases = self.names[..self.databases].iter().enumerate();
         databases
             .map(|(index, name)| {

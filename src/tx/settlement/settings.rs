@@ -22,24 +22,24 @@ pub struct Vetoed<'a, 'r> {
     pub response: &'a Response<'r>,
 }
 
-pub(in crate::tx) type Veto = Arc<dyn Fn(&Vetoed<'_, '_>) -> bool + Send + Sync>;
+pub(super) type Veto = Arc<dyn Fn(&Vetoed<'_, '_>) -> bool + Send + Sync>;
 
 /// What every settlement needs; Rocket's managed state.
-pub(in crate::tx) struct Settings {
+pub(super) struct Settings {
     pub(in crate::tx) monitor: Monitor,
     pub(in crate::tx) settle_timeout: Duration,
     pub(in crate::tx) slow_transaction: Duration,
-    pub(in crate::tx) read_idle_timeout: Duration,
+    pub(super) read_idle_timeout: Duration,
     pub(in crate::tx) veto: Option<Veto>,
     pub(in crate::tx) in_flight: TaskTracker,
     pub(in crate::tx) order: Arc<FairingOrder>,
 }
 
 /// What the configuration says.
-pub(in crate::tx) struct Durations {
+pub(super) struct Durations {
     pub(in crate::tx) settle_timeout: Duration,
     pub(in crate::tx) slow_transaction: Duration,
-    pub(in crate::tx) read_idle_timeout: Duration,
+    pub(super) read_idle_timeout: Duration,
 }
 
 impl Durations {
