@@ -2,11 +2,11 @@
 //!
 //! | room | what it holds |
 //! | --- | --- |
-//! | [`guards`] | what handlers take ([`Tx`], [`Begin`], [`Read`]), and what they say by their return type |
-//! | [`registry`] | [`Outstanding`]: what a request has begun and not yet settled; [`Resource`]: how anything else joins |
-//! | [`settlement`] | [`Settlement`]: deciding what becomes of it, doing it, and telling the client |
-//! | [`monitor`] | [`Observer`], [`Listener`], [`Live`]: who watches |
-//! | [`failure`] | [`Error`] and [`Problem`]: why a request failed, and how its client is told |
+//! | `guards` | what handlers take ([`Tx`], [`Begin`], [`Read`]), and what they say by their return type |
+//! | `registry` | [`Outstanding`]: what a request has begun and not yet settled; [`Resource`]: how anything else joins |
+//! | `settlement` | [`Settlement`]: deciding what becomes of it, doing it, and telling the client |
+//! | `monitor` | [`Observer`], [`Listener`], [`Live`]: who watches |
+//! | `failure` | [`Error`] and [`Problem`]: why a request failed, and how its client is told |
 //!
 //! Guards and settlement do not know each other: both work on the registry. Below all rooms lie
 //!
