@@ -27,20 +27,20 @@ impl<'r> FromRequest<'r> for RequestId {
 }
 
 /// The requests that shutdown waits for. Managed by `Settlement`.
-pub(super) struct InFlight(pub(super) TaskTracker);
+pub(in crate::tx) struct InFlight(pub(in crate::tx) TaskTracker);
 
 /// Kept in Rocket's request-local cache, so that it survives a forwarding route and a catcher.
-pub(super) struct RequestContext {
-    pub(super) id: RequestId,
+pub(in crate::tx) struct RequestContext {
+    pub(in crate::tx) id: RequestId,
     /// Rocket turns a HEAD without a route of its own into a GET; this is what was asked, as
     /// `Settlement` saw it.
     method: OnceLock<Method>,
     /// It failed because a database is away, which was logged when that began.
-    pub(super) is_known_trouble: AtomicBool,
+    pub(in crate::tx) is_known_trouble: AtomicBool,
     /// What is logged about the request is logged in it.
-    pub(super) span: Span,
+    pub(in crate::tx) span: Span,
     /// Holds up the closing of the pools until the request is dropped, its body included.
-    pub(super) in_flight: TaskTrackerToken,
+    pub(in crate::tx) in_flight: TaskTrackerToken,
 }
 
 impl RequestContext {
@@ -64,25 +64,25 @@ impl RequestContext {
     }
 
     /// Called by `Settlement` before routing. Another fairing may have asked for the context before.
-    pub(super) fn enter(request: &Request<'_>) {
+    pub(in crate::tx) fn enter(request: &Request<'_>) {
         if let Some(context) = Self::of(request) {
             context.method.get_or_init(|| request.method());
         }
     }
 
     /// Made on first use. `None` in a service without `Settlement`.
-    pub(super) fn of<'r>(request: &'r Request<'_>) -> Option<&'r Self> {
+    pub(in crate::tx) fn of<'r>(request: &'r Request<'_>) -> Option<&'r Self> {
         let InFlight(tracker) = request.rocket().state()?;
         Some(request.local_cache(|| Self::new(request, tracker.token())))
     }
 
     /// Whether `Settlement` has seen the request, and so will settle it.
-    pub(super) fn is_entered(&self) -> bool {
+    pub(in crate::tx) fn is_entered(&self) -> bool {
         self.method.get().is_some()
     }
 
     /// The method as it was asked.
-    pub(super) fn method(&self, request: &Request<'_>) -> Method {
+    pub(in crate::tx) fn method(&self, request: &Request<'_>) -> Method {
         self.method.get().copied().unwrap_or(request.method())
     }
 }

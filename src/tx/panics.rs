@@ -41,7 +41,7 @@ static WATCHED: LazyLock<Mutex<HashMap<Place, Vec<Arc<AtomicBool>>>>> =
 
 /// Installs the hook, once in a process. A hook that is set later and does not call the one that
 /// it replaces turns the watch off; guards then still notice panics that they are dropped by.
-pub(super) fn install() {
+pub(in crate::tx) fn install() {
     static INSTALL: Once = Once::new();
 
     INSTALL.call_once(|| {
@@ -60,13 +60,13 @@ pub(super) fn install() {
 }
 
 /// Whether anything has panicked in the task of one request since it was made.
-pub(super) struct PanicWatch {
+pub(in crate::tx) struct PanicWatch {
     place: Place,
     panicked: Arc<AtomicBool>,
 }
 
 impl PanicWatch {
-    pub(super) fn here() -> Self {
+    pub(in crate::tx) fn here() -> Self {
         let watch = Self {
             place: Place::here(),
             panicked: Arc::default(),
@@ -80,11 +80,11 @@ impl PanicWatch {
     }
 
     /// For a guard that finds itself dropped by a panic, wherever it was moved to.
-    pub(super) fn mark(&self) {
+    pub(in crate::tx) fn mark(&self) {
         self.panicked.store(true, Ordering::SeqCst);
     }
 
-    pub(super) fn has_panicked(&self) -> bool {
+    pub(in crate::tx) fn has_panicked(&self) -> bool {
         self.panicked.load(Ordering::SeqCst)
     }
 }
@@ -103,7 +103,7 @@ impl Drop for PanicWatch {
 
 /// Runs code of the service's own beside a request: an observer, a veto, the `Drop` of a body. A
 /// panic in it is logged, and is not the request's.
-pub(super) fn shielded<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
+pub(in crate::tx) fn shielded<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
     let _entered = Shield::enter();
     match std::panic::catch_unwind(AssertUnwindSafe(run)) {
         Ok(value) => Some(value),
@@ -115,7 +115,7 @@ pub(super) fn shielded<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
 }
 
 /// What a panic said.
-pub(super) fn message(panic: &(dyn Any + Send)) -> &str {
+pub(in crate::tx) fn message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()

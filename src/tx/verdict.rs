@@ -19,22 +19,22 @@ pub enum Verdict {
 }
 
 /// What is known of a request when its response is ready.
-pub(super) struct Facts {
+pub(in crate::tx) struct Facts {
     /// The databases whose transactions a guard still holds.
-    pub(super) leaked: Vec<String>,
-    pub(super) panicked: bool,
+    pub(in crate::tx) leaked: Vec<String>,
+    pub(in crate::tx) panicked: bool,
     /// A guard of this library failed.
-    pub(super) guard_failed: bool,
+    pub(in crate::tx) guard_failed: bool,
     /// Why the request was doomed.
-    pub(super) doomed: Option<Cow<'static, str>>,
-    pub(super) choice: Option<Choice>,
+    pub(in crate::tx) doomed: Option<Cow<'static, str>>,
+    pub(in crate::tx) choice: Option<Choice>,
     /// The status that the response has now.
-    pub(super) status: Status,
+    pub(in crate::tx) status: Status,
 }
 
 impl Verdict {
     /// The first rule that applies decides. `vetoed` is asked only if no rule before it applies.
-    pub(super) fn of(facts: Facts, vetoed: impl FnOnce() -> bool) -> Self {
+    pub(in crate::tx) fn of(facts: Facts, vetoed: impl FnOnce() -> bool) -> Self {
         let status = facts.status;
         if !facts.leaked.is_empty() {
             return Self::Rollback(Reason::Leaked(facts.leaked));
@@ -92,7 +92,7 @@ pub enum Reason {
 impl Reason {
     /// Whether the client may be told `status` after a rollback for this reason. A success or a
     /// redirect stands only where the service asked for a rollback behind it.
-    pub(super) fn lets_stand(&self, status: Status) -> bool {
+    pub(in crate::tx) fn lets_stand(&self, status: Status) -> bool {
         match self {
             Self::Leaked(_) => false,
             Self::Handler | Self::Vetoed => status.code >= 200,
@@ -152,7 +152,7 @@ impl fmt::Display for Outcome {
 
 /// What a handler said by its return type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Choice {
+pub(in crate::tx) enum Choice {
     Commit,
     Rollback,
 }

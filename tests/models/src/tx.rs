@@ -1,24 +1,11 @@
 //! The registry of one request: what several tasks of it, its settlement and late guards do to each
 //! other.
 
-#[path = "../../../src/tx/checkout.rs"]
-mod checkout;
-#[path = "../../../src/tx/collected.rs"]
-mod collected;
-#[path = "../../../src/tx/lent.rs"]
-mod lent;
-#[path = "../../../src/tx/mode.rs"]
-mod mode;
-#[path = "../../../src/tx/outstanding.rs"]
-mod outstanding;
-#[path = "../../../src/tx/require.rs"]
-mod require;
+pub mod registry;
 mod stand_ins;
 
-pub use mode::{ReadWrite, Serializable};
-pub use outstanding::Outstanding;
-pub use stand_ins::Begin;
-use stand_ins::{error, hooks, live, observe, panics, problem, request_id, resource, verdict};
+pub use registry::{Outstanding, ReadWrite, Serializable};
+use stand_ins::{failure, monitor, panics, request_id, verdict};
 
 use std::sync::Arc;
 
@@ -28,11 +15,10 @@ use shuttle::rand::{Rng, thread_rng};
 
 use crate::db::pools::{First, Pool, Second, Transactions};
 use crate::{dropped_after, everywhere};
-use collected::Collected;
-use error::Error;
+use failure::Error;
 
 fn registry() -> Arc<Outstanding> {
-    let (live, observers) = (live::Live, observe::Observers);
+    let (live, observers) = (monitor::Live, monitor::Observers);
     Arc::new(Outstanding::new(request_id::RequestId, live, observers))
 }
 
@@ -43,8 +29,8 @@ async fn work<D: Database<Pool = Pool>>(
     keep: bool,
 ) -> Result<(), Error> {
     let begun = outstanding.begin::<D, ReadWrite>(pool, "guard").await;
-    let mut loaned = begun?;
-    let transaction = loaned.lent.as_mut().map(|lent| lent.transaction());
+    let mut checked_out = begun?;
+    let transaction = checked_out.open.as_mut().map(|open| open.transaction());
     let Some(transaction) = transaction else {
         panic!("a guard has an empty cell");
     };
@@ -54,8 +40,8 @@ async fn work<D: Database<Pool = Pool>>(
         // A task that outlives its request keeps the guard.
         tokio::spawn(async move {
             yield_now().await;
-            if let Some(lent) = loaned.lent.as_mut() {
-                lent.transaction().write();
+            if let Some(open) = checked_out.open.as_mut() {
+                open.transaction().write();
             }
         });
     }
@@ -64,14 +50,12 @@ async fn work<D: Database<Pool = Pool>>(
 
 /// As settlement does it: closes, collects, condemns what is held, and commits if nothing is.
 async fn settle(outstanding: &Arc<Outstanding>) -> (usize, usize) {
-    let mut state = outstanding.close();
-    let missing = state.missing();
-    let mut collected = Collected::default();
-    let held = collected.take(std::mem::take(&mut state.entries));
-    let mut resources = collected.resources;
-    let leaked = held.len();
+    let mut closed = outstanding.close();
+    closed.collect();
+    let leaked = closed.held().count();
+    let mut resources = closed.resources;
     if leaked == 0 {
-        let opened = outstanding.open_missing(missing).await;
+        let opened = outstanding.open_required(closed.unopened).await;
         resources.extend(opened.unwrap_or_else(|error| panic!("{error:?}")));
         for resource in &mut resources {
             resource
@@ -120,7 +104,9 @@ async fn settled_under_its_tasks() {
     // Nothing joins any more, and nothing that was committed is in a guard's hands.
     let late = work::<First>(&outstanding, &first, false).await;
     assert!(matches!(late, Err(Error::Settled)), "{late:?}");
-    assert!(outstanding.close().entries.is_empty());
+    let mut late = outstanding.close();
+    late.collect();
+    assert!(late.resources.is_empty() && late.held().count() == 0);
     for task in tasks {
         task.await.unwrap_or_else(|error| panic!("{error}"));
     }

@@ -1,17 +1,15 @@
 //! The rest of a request, as far as the registry asks for it.
 
-use std::marker::PhantomData;
-
-/// The name of a guard.
-pub struct Begin<D>(PhantomData<D>);
-
 pub mod request_id {
     #[derive(Clone, Copy)]
     pub struct RequestId;
 }
 
-pub mod error {
+pub mod failure {
     use crate::db::CommitError;
+
+    #[derive(Clone)]
+    pub struct Problem;
 
     #[derive(Debug)]
     pub enum Error {
@@ -59,8 +57,9 @@ pub mod hooks {
     }
 }
 
-pub mod live {
+pub mod monitor {
     use std::borrow::Cow;
+    use std::time::Duration;
 
     use super::request_id::RequestId;
 
@@ -82,17 +81,19 @@ pub mod live {
         }
     }
 
+    impl LiveFlags {
+        pub fn warn(&self) -> bool {
+            false
+        }
+
+        pub fn condemn(&self) {}
+    }
+
     impl LiveEntry {
         pub fn flags(&self) -> LiveFlags {
             LiveFlags
         }
     }
-}
-
-pub mod observe {
-    use std::time::Duration;
-
-    use super::request_id::RequestId;
 
     pub trait Observer {
         fn began(&self, request: RequestId, database: &str, waited: Duration);
@@ -122,16 +123,11 @@ pub mod panics {
     }
 }
 
-pub mod problem {
-    #[derive(Clone)]
-    pub struct Problem;
-}
-
 pub mod resource {
     use std::any::Any;
     use std::borrow::Cow;
 
-    use super::error::Error;
+    use super::failure::Error;
     use crate::db::Durability;
 
     pub enum Phase {

@@ -1,0 +1,291 @@
+//! The guards that handlers write through.
+
+use std::any::type_name;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use rocket::request::{FromRequest, Outcome, Request};
+use rocket::{Ignite, Rocket, Sentinel};
+use rocket_db_pools::Database;
+use tokio::sync::{OwnedMappedMutexGuard, OwnedMutexGuard};
+
+use super::launch;
+use super::registry::failed;
+use crate::db::TransactionPool;
+use crate::tx::failure::Error;
+use crate::tx::monitor::LiveFlags;
+use crate::tx::registry::CheckedOut;
+use crate::tx::registry::Outstanding;
+use crate::tx::registry::{ConnectionOf, OpenTransaction};
+use crate::tx::registry::{Mode, ReadWrite};
+
+/// A connection inside the request's transaction of `D`.
+///
+/// It dereferences to sqlx's connection, so that `.execute(&mut *tx)` works; for a
+/// [`UrlPool`](crate::db::UrlPool) to the enum that [`with_backend!`](crate::with_backend) matches
+/// on. The transaction is committed or rolled back by what the client is told, before the first
+/// byte of the answer leaves. sqlx's own `begin` on it makes a savepoint. The isolation is part of
+/// the type: `SET TRANSACTION` comes too late, after a savepoint of ours.
+///
+/// As a guard, `Tx<D>` begins before the body is read: a client that sends its body slowly would
+/// keep the connection from everybody. Handlers with a body take [`Begin<D>`] instead.
+///
+/// ```
+/// use rocket_tx::db::SqlitePool;
+/// use rocket_tx::rocket_db_pools::{self, Database};
+/// use rocket_tx::{sqlx, Error, Tx};
+///
+/// #[derive(Database)]
+/// #[database("main")]
+/// struct Main(SqlitePool);
+///
+/// #[rocket::delete("/todos/<id>")]
+/// async fn delete(mut tx: Tx<Main>, id: i64) -> Result<(), Error> {
+///     sqlx::query("DELETE FROM todos WHERE id = $1").bind(id).execute(&mut *tx).await?;
+///     Ok(())
+/// }
+/// ```
+///
+/// # Asking again
+///
+/// Guards of one request share one transaction a database, one after the other. A second one,
+/// while the first is held, fails with [`Error::CheckedOut`]: it never waits.
+///
+/// # Errors
+///
+/// As a guard it fails with an [`Error`] and its status, and the request is rolled back.
+///
+/// # Drop
+///
+/// Checks the connection in. A guard that outlives its request makes the answer a 500, and its
+/// transaction can never commit. On Postgres its session is ended at the server before the answer
+/// leaves, and every later statement fails; on SQLite it rolls back when the guard is dropped.
+pub struct Tx<D, M = ReadWrite>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    connection: OwnedMappedMutexGuard<Option<OpenTransaction<D>>, ConnectionOf<D>>,
+    flags: LiveFlags,
+    outstanding: Arc<Outstanding>,
+    mode: PhantomData<fn() -> M>,
+}
+
+impl<D, M: Mode> Tx<D, M>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    /// The request's open transaction of `D`, if it has one. For what stands around handlers: route
+    /// decorators, repositories, fairings.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CheckedOut`] while a guard holds it, [`Error::Weaker`] if it was begun with less
+    /// than `M` asks for.
+    pub fn current(request: &Request<'_>) -> Result<Option<Self>, Error> {
+        Self::current_in(Outstanding::of(request)?)
+    }
+
+    /// For what outlives the borrow of the request.
+    pub(crate) fn current_in(outstanding: &Arc<Outstanding>) -> Result<Option<Self>, Error> {
+        let checked_out = outstanding.current::<D, M>().transpose()?;
+        checked_out
+            .map(|checked_out| Self::new(checked_out, outstanding))
+            .transpose()
+    }
+
+    fn new(checked_out: CheckedOut<D>, outstanding: &Arc<Outstanding>) -> Result<Self, Error> {
+        let CheckedOut { open, flags } = checked_out;
+        let connection = OwnedMutexGuard::try_map(open, |open| {
+            open.as_mut().map(|open| open.transaction().connection())
+        })
+        // Empty once it was settled.
+        .map_err(|_| Error::Settled)?;
+        flags.checked_out(true);
+        Ok(Self {
+            connection,
+            flags,
+            outstanding: Arc::clone(outstanding),
+            mode: PhantomData,
+        })
+    }
+}
+
+impl<D, M> Deref for Tx<D, M>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    type Target = ConnectionOf<D>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.connection
+    }
+}
+
+impl<D, M> DerefMut for Tx<D, M>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.connection
+    }
+}
+
+impl<D, M> Drop for Tx<D, M>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn drop(&mut self) {
+        self.flags.checked_out(false);
+        if std::thread::panicking() {
+            self.outstanding.panicked();
+        }
+    }
+}
+
+#[rocket::async_trait]
+impl<'r, D, M: Mode> FromRequest<'r> for Tx<D, M>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    type Error = Error;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
+        guarded(request, Begin::<D, M>::of(request), type_name::<Self>()).await
+    }
+}
+
+/// A transaction of `D` that is begun when the handler says so. Costs nothing until then.
+///
+/// Rocket runs guards before it reads the body; a handler with a body takes `Begin` so that nothing
+/// is held while a slow client sends.
+///
+/// ```
+/// use rocket::serde::json::Json;
+/// use rocket_tx::db::SqlitePool;
+/// use rocket_tx::rocket_db_pools::{self, Database};
+/// use rocket_tx::{sqlx, Begin, Error};
+///
+/// #[derive(Database)]
+/// #[database("main")]
+/// struct Main(SqlitePool);
+///
+/// #[rocket::post("/todos", data = "<title>")]
+/// async fn create(begin: Begin<Main>, title: Json<String>) -> Result<(), Error> {
+///     let mut tx = begin.begin().await?;
+///     sqlx::query("INSERT INTO todos (title) VALUES ($1)").bind(&*title).execute(&mut *tx).await?;
+///     Ok(())
+/// }
+/// ```
+pub struct Begin<D, M = ReadWrite>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    outstanding: Arc<Outstanding>,
+    pool: D::Pool,
+    mode: PhantomData<fn() -> (D, M)>,
+}
+
+impl<D, M: Mode> Begin<D, M>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    /// Begins the transaction, or joins the one that the request has.
+    ///
+    /// # Errors
+    ///
+    /// 503 when no connection was free in time: [`Error::Busy`] or [`Error::OutOfOrder`].
+    /// [`Error::CheckedOut`], [`Error::Weaker`], [`Error::SecondConnection`] and
+    /// [`Error::Settled`] say what the handler does wrong.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future leaves nothing outstanding.
+    pub async fn begin(&self) -> Result<Tx<D, M>, Error> {
+        self.begin_for(type_name::<Self>()).await
+    }
+
+    async fn begin_for(&self, guard: &'static str) -> Result<Tx<D, M>, Error> {
+        let checked_out = self.outstanding.begin::<D, M>(&self.pool, guard).await?;
+        Tx::new(checked_out, &self.outstanding)
+    }
+
+    fn of(request: &Request<'_>) -> Result<Self, Error> {
+        let outstanding = Outstanding::of(request)?;
+        outstanding.wants();
+        let database = launch::attached::<D>(request)?;
+        Ok(Self::new(outstanding, database))
+    }
+
+    /// For what begins in a request's name without being a guard.
+    pub(crate) fn new(outstanding: &Arc<Outstanding>, pool: &D::Pool) -> Self {
+        Self {
+            outstanding: Arc::clone(outstanding),
+            pool: pool.clone(),
+            mode: PhantomData,
+        }
+    }
+}
+
+#[rocket::async_trait]
+impl<'r, D, M: Mode> FromRequest<'r> for Begin<D, M>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    type Error = Error;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
+        match Self::of(request) {
+            Ok(begin) => Outcome::Success(begin),
+            Err(error) => failed(request, error),
+        }
+    }
+}
+
+async fn guarded<D, M: Mode>(
+    request: &Request<'_>,
+    begin: Result<Begin<D, M>, Error>,
+    guard: &'static str,
+) -> Outcome<Tx<D, M>, Error>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    let result = match begin {
+        Ok(begin) => begin.begin_for(guard).await,
+        Err(error) => Err(error),
+    };
+    match result {
+        Ok(tx) => Outcome::Success(tx),
+        Err(error) => failed(request, error),
+    }
+}
+
+impl<D, M> Sentinel for Tx<D, M>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn abort(rocket: &Rocket<Ignite>) -> bool {
+        launch::check_launch::<D>(rocket)
+    }
+}
+
+impl<D, M> Sentinel for Begin<D, M>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn abort(rocket: &Rocket<Ignite>) -> bool {
+        launch::check_launch::<D>(rocket)
+    }
+}

@@ -1,0 +1,256 @@
+//! Checking a request's transaction out of its registry; it is begun when it is first asked for.
+
+use std::any::{TypeId, type_name};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rocket_db_pools::Database;
+use tokio::sync::OwnedMutexGuard;
+use tracing::Instrument;
+
+use super::mode::Mode;
+use super::open_transaction::{AnySlot, OpenTransaction, Slot, checkout};
+use super::outstanding::{DatabaseEntry, Entry, Outstanding, State};
+use crate::db::{Access, BeginOptions, Isolation, Patience, Transaction, TransactionPool};
+use crate::tx::failure::Error;
+use crate::tx::monitor::LiveFlags;
+
+/// A transaction that is locked for one guard.
+pub(in crate::tx) struct CheckedOut<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    pub(in crate::tx) open: OwnedMutexGuard<Option<OpenTransaction<D>>>,
+    pub(in crate::tx) flags: LiveFlags,
+}
+
+impl Outstanding {
+    /// Hands out the transaction of `D`, and begins it if there is none.
+    pub(in crate::tx) async fn begin<D, M: Mode>(
+        self: &Arc<Self>,
+        pool: &D::Pool,
+        guard: &'static str,
+    ) -> Result<CheckedOut<D>, Error>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        if let Some(open) = self.current::<D, M>() {
+            return open;
+        }
+        let _turn = self.turn().await;
+        self.begin_in_turn::<D, M>(pool, guard).await
+    }
+
+    /// The same for a caller that has the request's turn.
+    pub(super) async fn begin_in_turn<D, M: Mode>(
+        self: &Arc<Self>,
+        pool: &D::Pool,
+        guard: &'static str,
+    ) -> Result<CheckedOut<D>, Error>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        // Resources will need transactions of databases that come before this one.
+        if let Some(link) = pool.link().get() {
+            self.begin_required(link.rank).await?;
+        }
+        let (beginning, options) = match self.checkout_or_reserve::<D, M>(pool, guard)? {
+            Reserved::Open(checked_out) => return Ok(checked_out),
+            Reserved::New(beginning, options) => (beginning, options),
+        };
+        beginning.finish(self.open::<D>(pool, options).await?)
+    }
+
+    /// Begins a transaction of `D` that is in no registry yet.
+    pub(in crate::tx) async fn open<D>(
+        &self,
+        pool: &D::Pool,
+        options: BeginOptions,
+    ) -> Result<Transaction<<D::Pool as TransactionPool>::Session>, Error>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        let span = tracing::debug_span!("begin", database = D::NAME);
+        let asked = Instant::now();
+        let transaction = match pool.open(options).instrument(span).await {
+            Err(sqlx::Error::PoolTimedOut) if options.patience == Patience::Never => {
+                return Err(Error::OutOfOrder(D::NAME));
+            }
+            transaction => transaction?,
+        };
+        let waited = asked.elapsed();
+        self.observers
+            .tell(|observer| observer.began(self.request, D::NAME, waited));
+        Ok(transaction)
+    }
+
+    /// Hands out the transaction of `D`, if there is one.
+    pub(in crate::tx) fn current<D, M: Mode>(&self) -> Option<Result<CheckedOut<D>, Error>>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        self.state.lock().open::<D, M>()
+    }
+
+    fn checkout_or_reserve<D, M: Mode>(
+        self: &Arc<Self>,
+        pool: &D::Pool,
+        guard: &'static str,
+    ) -> Result<Reserved<D>, Error>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        let mut state = self.state.lock();
+        state.used = true;
+        if state.closed {
+            return Err(Error::Settled);
+        }
+        if let Some(open) = state.open::<D, M>() {
+            return open.map(Reserved::Open);
+        }
+        if state.is_reading::<D>() {
+            return Err(Error::SecondConnection(D::NAME));
+        }
+        let rank = pool
+            .link()
+            .get()
+            .ok_or(Error::NotAttached(type_name::<D>()))?
+            .rank;
+        let patience = state.patience(rank);
+        let database = TypeId::of::<D>();
+        if M::ISOLATION > Isolation::Default && state.leased.contains(&database) {
+            return Err(Error::Isolation(D::NAME));
+        }
+        // A resource will write through it.
+        let access = match state.is_required(database) {
+            true => Access::ReadWrite,
+            false => M::ACCESS,
+        };
+        let slot: Slot<D> = Arc::default();
+        let open = checkout(&slot)?;
+        state.entries.push(Entry::Database(DatabaseEntry {
+            database,
+            name: D::NAME,
+            guard,
+            rank,
+            isolation: M::ISOLATION,
+            access,
+            since: Instant::now(),
+            slot: Arc::clone(&slot) as Arc<dyn AnySlot>,
+            typed_slot: Box::new(slot),
+            flags: None,
+            ending: None,
+        }));
+        let options = BeginOptions {
+            isolation: M::ISOLATION,
+            access,
+            patience,
+        };
+        let beginning = Beginning {
+            outstanding: Arc::clone(self),
+            guard,
+            open: Some(open),
+        };
+        Ok(Reserved::New(beginning, options))
+    }
+}
+
+impl State {
+    /// The open transaction of `D`, locked for one guard, if it is as strict as `M` asks.
+    fn open<D, M: Mode>(&self) -> Option<Result<CheckedOut<D>, Error>>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        let entry = self
+            .databases()
+            .find(|entry| entry.database == TypeId::of::<D>())?;
+        let slot = entry.typed_slot.downcast_ref::<Slot<D>>()?;
+        if M::ISOLATION > entry.isolation || M::ACCESS > entry.access {
+            return Some(Err(Error::Weaker(D::NAME)));
+        }
+        // While it is being begun the slot is locked, and there are no flags yet.
+        let flags = entry.flags.clone().ok_or(Error::CheckedOut(D::NAME));
+        Some(flags.and_then(|flags| {
+            Ok(CheckedOut {
+                open: checkout(slot)?,
+                flags,
+            })
+        }))
+    }
+}
+
+enum Reserved<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    Open(CheckedOut<D>),
+    New(Beginning<D>, BeginOptions),
+}
+
+/// A line of the registry whose transaction is being begun. Dropping it, because BEGIN failed or
+/// was abandoned, takes the line back.
+struct Beginning<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    outstanding: Arc<Outstanding>,
+    guard: &'static str,
+    open: Option<OwnedMutexGuard<Option<OpenTransaction<D>>>>,
+}
+
+impl<D> Beginning<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn finish(
+        mut self,
+        transaction: Transaction<<D::Pool as TransactionPool>::Session>,
+    ) -> Result<CheckedOut<D>, Error> {
+        let mut state = self.outstanding.state.lock();
+        let database = TypeId::of::<D>();
+        let route = state.route.clone();
+        let entry = state.entries.iter_mut().find_map(|entry| match entry {
+            Entry::Database(entry) if entry.database == database => Some(entry),
+            _ => None,
+        });
+        // Without its line the request was settled meanwhile: the transaction rolls back here.
+        let (Some(entry), Some(mut open)) = (entry, self.open.take()) else {
+            return Err(Error::Settled);
+        };
+        let name = D::NAME.into();
+        let live = self
+            .outstanding
+            .live
+            .enter(self.outstanding.request, route, name, self.guard);
+        let flags = live.flags();
+        entry.flags = Some(flags.clone());
+        entry.ending = Some(transaction.ending());
+        *open = Some(OpenTransaction::new(transaction, live));
+        Ok(CheckedOut { open, flags })
+    }
+}
+
+impl<D> Drop for Beginning<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn drop(&mut self) {
+        if self.open.is_some() {
+            let database = TypeId::of::<D>();
+            self.outstanding.state.lock().entries.retain(
+                |entry| !matches!(entry, Entry::Database(entry) if entry.database == database),
+            );
+        }
+    }
+}

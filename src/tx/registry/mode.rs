@@ -1,0 +1,56 @@
+//! Isolation and access, as part of a guard's type.
+
+use crate::db::{Access, Isolation};
+
+/// How a guard's transaction is begun: the second parameter of [`Tx`](crate::tx::Tx) and
+/// [`Begin`](crate::tx::Begin).
+///
+/// ```
+/// use rocket_tx::tx::{Mode, ReadOnly, Serializable};
+/// use rocket_tx::db::{Access, Isolation};
+///
+/// assert_eq!(<ReadOnly<Serializable>>::ISOLATION, Isolation::Serializable);
+/// assert_eq!(<ReadOnly<Serializable>>::ACCESS, Access::ReadOnly);
+/// ```
+pub trait Mode: Send + Sync + 'static {
+    /// Isolation from other transactions.
+    const ISOLATION: Isolation;
+    /// Whether it may write.
+    const ACCESS: Access;
+}
+
+/// Reads and writes, at the isolation that the database is set to. What `Tx<D>` means.
+#[derive(Debug)]
+pub enum ReadWrite {}
+
+/// Postgres's REPEATABLE READ. SQLite gives more than that always.
+#[derive(Debug)]
+pub enum RepeatableRead {}
+
+/// SERIALIZABLE. On Postgres a conflict is a 503 that may be retried; SQLite gives it always.
+#[derive(Debug)]
+pub enum Serializable {}
+
+/// Reads only, with the isolation of `M`: one consistent view across several queries.
+#[derive(Debug)]
+pub struct ReadOnly<M = ReadWrite>(std::marker::PhantomData<fn() -> M>);
+
+impl Mode for ReadWrite {
+    const ISOLATION: Isolation = Isolation::Default;
+    const ACCESS: Access = Access::ReadWrite;
+}
+
+impl Mode for RepeatableRead {
+    const ISOLATION: Isolation = Isolation::RepeatableRead;
+    const ACCESS: Access = Access::ReadWrite;
+}
+
+impl Mode for Serializable {
+    const ISOLATION: Isolation = Isolation::Serializable;
+    const ACCESS: Access = Access::ReadWrite;
+}
+
+impl<M: Mode> Mode for ReadOnly<M> {
+    const ISOLATION: Isolation = M::ISOLATION;
+    const ACCESS: Access = Access::ReadOnly;
+}

@@ -1,0 +1,168 @@
+//! Transactions that a resource will need, and that are begun as late as may be.
+
+use std::any::{TypeId, type_name};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use rocket::futures::future::BoxFuture;
+use rocket_db_pools::Database;
+
+use super::mode::{Mode, ReadWrite};
+use super::open_transaction::OpenTransaction;
+use super::outstanding::{DeferredBegin, Outstanding, RequiredTransaction, State};
+use super::resource::Resource;
+use crate::db::{Access, BeginOptions, Patience, TransactionPool};
+use crate::tx::failure::Error;
+
+struct Required<D: Database> {
+    pool: D::Pool,
+    database: PhantomData<fn() -> D>,
+}
+
+impl<D> DeferredBegin for Required<D>
+where
+    D: Database,
+    D::Pool: TransactionPool,
+{
+    fn begin<'a>(&'a self, outstanding: &'a Arc<Outstanding>) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async {
+            let guard = type_name::<Required<D>>();
+            let begun = outstanding
+                .begin_in_turn::<D, ReadWrite>(&self.pool, guard)
+                .await;
+            begun.map(drop)
+        })
+    }
+
+    fn open<'a>(
+        &'a self,
+        outstanding: &'a Outstanding,
+        patience: Patience,
+    ) -> BoxFuture<'a, Result<Box<dyn Resource>, Error>> {
+        Box::pin(async move {
+            let options = BeginOptions {
+                isolation: ReadWrite::ISOLATION,
+                access: ReadWrite::ACCESS,
+                patience,
+            };
+            let transaction = outstanding.open::<D>(&self.pool, options).await?;
+            let guard = type_name::<Required<D>>();
+            let line = (outstanding.live).enter(outstanding.request, None, D::NAME.into(), guard);
+            let open: Box<dyn Resource> = Box::new(OpenTransaction::<D>::new(transaction, line));
+            Ok(open)
+        })
+    }
+}
+
+impl Outstanding {
+    /// Says that a [`Resource`] will write through `settling.transaction::<D>()`, so that there is
+    /// one.
+    ///
+    /// It is begun as late as may be: before a database that is attached behind `D`, so that the
+    /// order holds, or when the request is settled. A request that is rolled back never begins it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settled`] when the verdict has fallen; [`Error::Weaker`] when the request has a
+    /// transaction of `D` that only reads; [`Error::NotAttached`].
+    pub fn require<D>(&self, pool: &D::Pool) -> Result<(), Error>
+    where
+        D: Database,
+        D::Pool: TransactionPool,
+    {
+        let link = pool.link().get();
+        let rank = link.ok_or(Error::NotAttached(type_name::<D>()))?.rank;
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(Error::Settled);
+        }
+        let key = TypeId::of::<D>();
+        // One that is only being begun may fail.
+        let begun = state
+            .databases()
+            .find(|entry| entry.database == key && entry.flags.is_some());
+        match begun.map(|entry| entry.access) {
+            Some(Access::ReadWrite) => return Ok(()),
+            Some(Access::ReadOnly) => return Err(Error::Weaker(D::NAME)),
+            None => {}
+        }
+        if !state.required.iter().any(|known| known.database == key) {
+            state.required.push(RequiredTransaction {
+                database: key,
+                rank,
+                how: Arc::new(Required::<D> {
+                    pool: pool.clone(),
+                    database: PhantomData,
+                }),
+            });
+        }
+        Ok(())
+    }
+
+    /// Begins what is required of databases that are attached before `rank`. What fails to begin
+    /// stays required.
+    pub(super) async fn begin_required(self: &Arc<Self>, rank: usize) -> Result<(), Error> {
+        loop {
+            let next = {
+                let mut state = self.state.lock();
+                state.forget_what_is_there();
+                let next = state.required.first();
+                next.filter(|required| required.rank < rank)
+                    .map(|required| Arc::clone(&required.how))
+            };
+            match next {
+                Some(how) => how.begin(self).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Opens what nobody has begun.
+    pub(in crate::tx) async fn open_required(
+        &self,
+        unopened: Vec<Unopened>,
+    ) -> Result<Vec<Box<dyn Resource>>, Error> {
+        let mut opened = Vec::new();
+        for Unopened(required, patience) in unopened {
+            opened.push(required.how.open(self, patience).await?);
+        }
+        Ok(opened)
+    }
+}
+
+/// What is required and not there, and how long it may be waited for.
+pub(in crate::tx) struct Unopened(RequiredTransaction, Patience);
+
+impl State {
+    /// A resource will write to this database.
+    pub(super) fn is_required(&self, database: TypeId) -> bool {
+        let mut required = self.required.iter();
+        required.any(|required| required.database == database)
+    }
+
+    /// Leaves the rest in order of attachment.
+    fn forget_what_is_there(&mut self) {
+        if self.required.is_empty() {
+            return;
+        }
+        let there: Vec<TypeId> = self
+            .databases()
+            .filter(|entry| entry.flags.is_some())
+            .map(|entry| entry.database)
+            .collect();
+        self.required
+            .retain(|required| !there.contains(&required.database));
+        self.required.sort_by_key(|required| required.rank);
+    }
+
+    /// What is required and has not been begun when the request is settled.
+    pub(super) fn unopened(&mut self) -> Vec<Unopened> {
+        self.forget_what_is_there();
+        let required = std::mem::take(&mut self.required);
+        let patient = |required: RequiredTransaction| {
+            let patience = self.patience(required.rank);
+            Unopened(required, patience)
+        };
+        required.into_iter().map(patient).collect()
+    }
+}

@@ -1,0 +1,319 @@
+//! The response half of the fairing: decide, settle, rewrite, report.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use rocket::fairing::{Fairing, Info, Kind};
+use rocket::futures::FutureExt;
+use rocket::futures::future::join_all;
+use rocket::http::Header;
+use rocket::{Request, Response};
+use tokio::time::timeout_at;
+use tracing::Instrument;
+
+use super::read_body;
+use super::replace::{OUTCOME, drop_upgrades, replace, strip};
+use super::rewrite::{Left, outcome, rewrite};
+use super::run::{Deadlines, Run};
+use super::settings::{Settings, Vetoed};
+use crate::db::Ended;
+use crate::tx::context::RequestContext;
+use crate::tx::failure::Error;
+use crate::tx::failure::Problem;
+use crate::tx::fairings::OF_RESPONSES;
+use crate::tx::monitor::short_type;
+use crate::tx::monitor::{Happened, micros};
+use crate::tx::panics::shielded;
+use crate::tx::registry::{Closed, Held, Outstanding};
+use crate::tx::verdict::{Facts, Outcome, Settled, Verdict};
+
+/// The half that sees the response.
+pub(super) struct Answer;
+
+#[rocket::async_trait]
+impl Fairing for Answer {
+    fn info(&self) -> Info {
+        Info {
+            name: OF_RESPONSES,
+            // A singleton leaves its former place when it is attached again.
+            kind: Kind::Response | Kind::Singleton,
+        }
+    }
+
+    async fn on_response<'r>(&self, request: &'r Request<'_>, response: &mut Response<'r>) {
+        let context = RequestContext::of(request);
+        let settings = request.rocket().state::<Settings>();
+        let (Some(context), Some(settings)) = (context, settings) else {
+            return;
+        };
+        // Nobody else says what became of a transaction.
+        response.remove_header(OUTCOME);
+        if let Some(outstanding) = Outstanding::to_settle(request) {
+            let settling = Settle {
+                settings,
+                context,
+                request,
+                outstanding,
+            };
+            // Resources, vetoes and hooks are shielded one by one; this is for what they leave
+            // behind when they are dropped.
+            let span = tracing::info_span!(parent: &context.span, "settle");
+            let settled = AssertUnwindSafe(settling.run(response)).catch_unwind();
+            if settled.instrument(span).await.is_err() {
+                tracing::error!(request = %context.id, "settling panicked");
+                replace(
+                    request,
+                    response,
+                    Error::Panicked.problem(),
+                    Outcome::Unknown,
+                );
+            }
+        }
+        context
+            .span
+            .in_scope(|| log_failure(request, context, response));
+        response.set_header(Header::new("X-Request-Id", context.id.to_string()));
+        read_body::bound(settings, context, request, response).await;
+        let response = &*response;
+        settings
+            .monitor
+            .observe(|observer| observer.responded(request, response));
+    }
+}
+
+/// Clients are told to look for the request's id in the log.
+fn log_failure(request: &Request<'_>, context: &RequestContext, response: &Response<'_>) {
+    let (id, status) = (context.id, response.status().code);
+    let route = request.route().and_then(|route| route.name.as_deref());
+    let route = route.unwrap_or("-");
+    let is_known = context.is_known_trouble.load(Ordering::Relaxed);
+    match status {
+        503 if is_known => {
+            tracing::debug!(request = %id, route, status, "the request could not be served");
+        }
+        500 => tracing::error!(request = %id, route, status, "the service failed"),
+        501.. => tracing::warn!(request = %id, route, status, "the request could not be served"),
+        _ => {}
+    }
+}
+
+/// One request, its response ready, about to be settled.
+struct Settle<'a, 'r, 's> {
+    settings: &'a Settings,
+    context: &'a RequestContext,
+    request: &'r Request<'s>,
+    outstanding: &'a Arc<Outstanding>,
+}
+
+impl<'r> Settle<'_, 'r, '_> {
+    async fn run(&self, response: &mut Response<'r>) {
+        let started = Instant::now();
+        let mut closed = self.outstanding.close();
+        let panicked = self.outstanding.has_panicked();
+        let transactional = closed.used || (closed.wanted && panicked);
+        if !transactional && closed.hooks.is_empty() {
+            return;
+        }
+        self.warn_of_slow(&closed);
+        let deadlines = Deadlines::within(self.settings.settle_timeout);
+        closed.collect();
+        let leaked: Vec<String> = closed.held().map(|it| it.database().to_owned()).collect();
+        if !leaked.is_empty() {
+            // What holds it may be the response itself: its body, its upgrade handler.
+            strip(response);
+            closed.collect();
+        }
+        let held: Vec<Held<'_>> = closed.held().collect();
+        // Boxed: the future of a request that leaks nothing stays small.
+        let mut databases = match &held[..] {
+            [] => Vec::new(),
+            held => Box::pin(self.condemn_all(held, deadlines)).await,
+        };
+        drop(held);
+        let is_kept = |(_, outcome): &(_, Outcome)| *outcome == Outcome::Unknown;
+        let kept = databases
+            .iter()
+            .any(is_kept)
+            .then_some(Error::Ended { undone: false });
+        let facts = Facts {
+            leaked,
+            panicked,
+            guard_failed: closed.failure.is_some(),
+            doomed: closed.doom.as_ref().map(|(_, reason)| reason.clone()),
+            choice: closed.choice,
+            status: response.status(),
+        };
+        let verdict = Verdict::of(facts, || self.vetoed(response));
+        self.settings
+            .monitor
+            .live
+            .tell(self.context.id, || Happened::Verdict {
+                commit: matches!(verdict, Verdict::Commit(_)),
+                reason: verdict.reason().to_string(),
+            });
+        let mut complete = Ok(());
+        if let Verdict::Commit(_) = verdict
+            && !closed.unopened.is_empty()
+        {
+            complete = self.open_required(&mut closed, deadlines.commit).await;
+        }
+        let (resources, lines) = (
+            std::mem::take(&mut closed.resources),
+            std::mem::take(&mut closed.lines),
+        );
+        let mut run = Run::new(
+            self.settings,
+            self.request,
+            self.context.id,
+            resources,
+            lines,
+            deadlines,
+        );
+        let result = match (&verdict, complete) {
+            (Verdict::Commit(_), Ok(())) => run.commit().await,
+            (Verdict::Commit(_), Err(error)) => Err(run.rollback().await.unwrap_or(error)),
+            // What a handler has committed by itself stays, whatever was decided.
+            (Verdict::Rollback(_), _) => run.rollback().await.or(kept).map_or(Ok(()), Err),
+        };
+        databases.extend(run.outcomes());
+        drop(run);
+        let outcome = outcome(&verdict, &result);
+        let left = Left {
+            doom: closed.doom,
+            failure: closed.failure,
+        };
+        match rewrite(&verdict, result, response.status(), left) {
+            Some(problem) => replace(self.request, response, problem, outcome),
+            None => self.complete(response, outcome),
+        }
+        let settled = Settled {
+            request: self.context.id,
+            verdict,
+            outcome,
+            databases,
+            status: response.status(),
+            took: started.elapsed(),
+        };
+        self.report(&settled);
+        let live = &self.settings.monitor.live;
+        (closed.hooks).run(outcome, &self.settings.in_flight, live);
+    }
+
+    /// Begins the transactions that resources need and that nobody has begun, bounded.
+    async fn open_required(
+        &self,
+        closed: &mut Closed,
+        deadline: tokio::time::Instant,
+    ) -> Result<(), Error> {
+        let limit = self.settings.settle_timeout;
+        let unopened = std::mem::take(&mut closed.unopened);
+        // Boxed: the future of a request without any stays small.
+        let opening = Box::pin(self.outstanding.open_required(unopened));
+        let opened = tokio::time::timeout_at(deadline, opening).await;
+        let opened = opened.unwrap_or(Err(Error::SettleTimeout(limit)))?;
+        closed.resources.extend(opened);
+        Ok(())
+    }
+
+    fn vetoed(&self, response: &Response<'r>) -> bool {
+        let Some(veto) = &self.settings.veto else {
+            return false;
+        };
+        let vetoed = Vetoed {
+            request: self.request,
+            method: self.context.method(self.request),
+            response,
+        };
+        shielded("a veto", || veto(&vetoed)).unwrap_or(true)
+    }
+
+    /// A response that stays: the outcome is added, and what the outcome contradicts goes.
+    fn complete(&self, response: &mut Response<'r>, outcome: Outcome) {
+        // A problem that the handler answered with could not know the outcome yet.
+        if let Some(problem) = Problem::sent(self.request) {
+            let is_problem = response
+                .content_type()
+                .is_some_and(|kind| kind.top() == "application" && kind.sub() == "problem+json");
+            if is_problem && problem.status() == response.status() {
+                problem.with_outcome(outcome).write(self.request, response);
+            }
+        }
+        if outcome != Outcome::Committed && response.status().code >= 400 {
+            drop_upgrades(self.request, response);
+        }
+        response.set_header(Header::new(OUTCOME, outcome.as_str()));
+    }
+
+    fn report(&self, settled: &Settled) {
+        let Settled {
+            verdict,
+            outcome,
+            status,
+            took,
+            ..
+        } = settled;
+        let monitor = &self.settings.monitor;
+        monitor.live.count(*outcome);
+        monitor.live.tell(settled.request, || Happened::Settled {
+            outcome: *outcome,
+            status: status.code,
+            took_us: micros(*took),
+        });
+        let span = &self.context.span;
+        span.record("verdict", tracing::field::display(verdict.reason()));
+        span.record("outcome", outcome.as_str());
+        span.record("status", status.code);
+        tracing::debug!(
+            request = %settled.request, route = self.route(), verdict = %verdict.reason(),
+            %outcome, status = status.code, ?took, "settled"
+        );
+        monitor.observe(|observer| observer.settled(self.request, settled));
+    }
+
+    /// Of those that were open for long, but not for so long that they were seen while they were.
+    fn warn_of_slow(&self, closed: &Closed) {
+        for slow in closed.slower_than(self.settings.slow_transaction) {
+            tracing::warn!(
+                request = %self.context.id, route = self.route(), guard = short_type(slow.guard),
+                resource = slow.database, age_ms = slow.age.as_millis(),
+                "outstanding for longer than `slow_transaction`"
+            );
+        }
+    }
+
+    /// Sees to it that guards which outlive the request can commit nothing. Says what became of
+    /// each transaction.
+    async fn condemn_all(&self, held: &[Held<'_>], deadlines: Deadlines) -> Vec<(String, Outcome)> {
+        held.iter().for_each(|one| self.condemn(one));
+        let ends = held.iter().map(|one| async {
+            let Some(ending) = one.ending() else {
+                return Outcome::RolledBack; // it is not begun, and will not be
+            };
+            match timeout_at(deadlines.commit, ending.end()).await {
+                Ok(Ended::RolledBack) => Outcome::RolledBack,
+                // Its holder may commit it yet, or has done so.
+                Ok(Ended::Before | Ended::Unasked) | Err(_) => Outcome::Unknown,
+            }
+        });
+        let names = held.iter().map(|one| one.database().to_owned());
+        names.zip(join_all(ends).await).collect()
+    }
+
+    fn condemn(&self, held: &Held<'_>) {
+        held.condemn();
+        tracing::error!(
+            request = %self.context.id, route = self.route(), guard = short_type(held.guard()),
+            database = held.database(),
+            "a guard outlives its request; its transaction can never commit"
+        );
+    }
+
+    fn route(&self) -> &str {
+        self.request
+            .route()
+            .and_then(|route| route.name.as_deref())
+            .unwrap_or("-")
+    }
+}
