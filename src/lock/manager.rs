@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use super::async_lock::{Hold, in_order};
+use super::async_lock::{AsyncLockManager, in_order};
 use super::deadline::Deadline;
+use super::error::LockError;
 use super::gate::Gate;
 use super::key::{Key, Settings};
 use super::keyed::Keyed;
 use super::lease::Lease;
+use super::manual::{Lockable, ManualLock, Slot};
 use super::stats::{Counters, LeaseStats};
 use super::store::{LeaseRow, LeaseStore, Token};
-use super::{AsyncLock, AsyncLockManager, LockError};
 use crate::db::Patience;
 
 /// Durable locks: rows of `aggregate_locks`, behind a gate for the tasks of this process.
@@ -26,15 +25,13 @@ pub struct LeaseLockManager<S: LeaseStore> {
     store: S,
     settings: Settings,
     keys: Keyed<Key<S>>,
+    slots: Keyed<Slot<Key<S>>>,
     counters: Counters,
 }
 
-/// A durable lock on one key.
-///
-/// A locked key stays locked for this process, whoever drops their handle on it, until somebody
-/// unlocks it through any handle. For other processes it is free, too, when it has expired: it is
-/// renewed for as long as the manager's renewal cap says.
-pub struct LeaseLock<S: LeaseStore>(Arc<Key<S>>);
+/// A durable lock on one key. It is renewed until it is unlocked, up to the manager's renewal cap;
+/// past that it expires, and other processes can take the key.
+pub type LeaseLock<S> = ManualLock<Key<S>>;
 
 impl<S: LeaseStore> LeaseLockManager<S> {
     /// Leases in the rows of `store`.
@@ -49,6 +46,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
                 renewal_cap: Duration::from_secs(600),
             },
             keys: Keyed::default(),
+            slots: Keyed::default(),
             counters: Counters::default(),
         };
         // The store is told too.
@@ -201,7 +199,6 @@ impl<S: LeaseStore> LeaseLockManager<S> {
             store: self.store.clone(),
             settings: self.settings.clone(),
             counters: self.counters.clone(),
-            held: Mutex::default(),
             keys: self.keys.clone(),
         })
     }
@@ -212,7 +209,7 @@ impl<S: LeaseStore> AsyncLockManager for LeaseLockManager<S> {
     type Hold = Lease<S>;
 
     fn get_lock(&self, key: &str) -> Result<Arc<LeaseLock<S>>, LockError> {
-        Ok(Arc::new(LeaseLock(self.key(key)?)))
+        ManualLock::new(&self.slots, self.key(key)?, self.settings.max_wait)
     }
 
     async fn hold_all(&self, keys: &[&str]) -> Result<Vec<Lease<S>>, LockError> {
@@ -225,28 +222,19 @@ impl<S: LeaseStore> AsyncLockManager for LeaseLockManager<S> {
     }
 }
 
-impl<S: LeaseStore> AsyncLock for LeaseLock<S> {
-    async fn lock(&self) -> Result<(), LockError> {
-        let deadline = Deadline::after(self.0.settings.max_wait);
-        let lease = self.0.acquire(deadline).await?;
-        *self.0.held.lock() = Some(lease);
-        Ok(())
+impl<S: LeaseStore> Lockable for Key<S> {
+    type Hold = Lease<S>;
+
+    fn name(&self) -> &str {
+        &self.name
     }
 
-    async fn try_lock(&self) -> Result<bool, LockError> {
-        let patience = Patience::AtMost(self.0.settings.retry_interval);
-        let Some(lease) = self.0.try_acquire(patience).await? else {
-            return Ok(false);
-        };
-        *self.0.held.lock() = Some(lease);
-        Ok(true)
+    async fn hold(self: &Arc<Self>, max_wait: Option<Duration>) -> Result<Lease<S>, LockError> {
+        self.acquire(Deadline::after(max_wait)).await
     }
 
-    async fn unlock(&self) -> Result<(), LockError> {
-        let held = self.0.held.lock().take();
-        match held {
-            Some(lease) => lease.release().await,
-            None => Ok(()),
-        }
+    async fn try_hold(self: &Arc<Self>) -> Result<Option<Lease<S>>, LockError> {
+        let patience = Patience::AtMost(self.settings.retry_interval);
+        self.try_acquire(patience).await
     }
 }

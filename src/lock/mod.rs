@@ -6,7 +6,9 @@
 //! | `memory` | locks that live in this process alone |
 //! | `gate` | the process-local queue in front of a lease |
 //! | `deadline` | how long to wait |
-//! | `key` | one key: what waits for it, and how its lease is taken |
+//! | `key` | one key: its gate, and where its lease is |
+//! | `acquire` | how the lease of a key is taken |
+//! | `manual` | [`ManualLock`]: locking and unlocking by hand, over any [`Hold`] |
 //! | `manager` | [`LeaseLockManager`]: the gate first, then the row |
 //! | `lease` | [`Lease`]: one that is ours; renewal and release |
 //! | `store` | [`LeaseStore`]: what a backend does to the rows of `aggregate_locks` |
@@ -23,6 +25,7 @@
 //! fence: whoever commits deletes their lease row in the same transaction, and rolls back if it is
 //! not there.
 
+mod acquire;
 mod async_lock;
 mod by_url;
 mod deadline;
@@ -36,6 +39,7 @@ mod lease;
 #[cfg(feature = "postgres")]
 mod listener;
 mod manager;
+mod manual;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -50,6 +54,7 @@ pub use by_url::{UrlLeases, UrlLockManager};
 pub use error::LockError;
 pub use lease::Lease;
 pub use manager::{LeaseLock, LeaseLockManager};
+pub use manual::ManualLock;
 pub use memory::{InMemoryAsyncLock, InMemoryAsyncLockManager, InMemoryHold};
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresLeases, PostgresLockManager};
