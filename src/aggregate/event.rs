@@ -7,8 +7,6 @@ use rocket::serde::json::serde_json;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Aggregate;
-
 /// What is known about an event beside itself. `request_id` is the request that caused it.
 pub type Metadata = BTreeMap<String, String>;
 
@@ -92,7 +90,7 @@ pub struct ReplayError(pub String);
 
 /// What [`aggregate!`](crate::aggregate!) calls for an event whose name it knows.
 #[doc(hidden)]
-pub fn replay_as<A: Aggregate, E: Event<A>>(
+pub fn replay_as<A, E: Event<A>>(
     aggregate: &mut A,
     record: &EventRecord,
 ) -> Result<(), ReplayError> {

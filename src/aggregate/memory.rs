@@ -6,10 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-use super::Error;
+use super::error::Error;
 use super::event::EventRecord;
-use super::repository::{Append, AsyncRepository, History, Snapshot};
+use super::repository::AsyncRepository;
 use super::store::EventStore;
+use super::stream::{Append, History, Snapshot};
 use crate::lock::{Fence, Released};
 
 /// Streams that are gone with the process: what [`SqlEventStore`](super::SqlEventStore) promises,

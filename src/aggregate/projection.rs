@@ -6,9 +6,9 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::Aggregate;
+use super::definition::Aggregate;
 use super::event::EventRecord;
-use super::repository::Append;
+use super::stream::Append;
 
 /// Writes a read model of the aggregates of type `A`, on connections of type `C`, in the
 /// transaction that stores their events. An error rolls all of it back.

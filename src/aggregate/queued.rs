@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Error;
+use super::error::Error;
 use super::event::EventRecord;
-use super::repository::{Append, AsyncRepository, AsyncUnlockableRepository, HeldLease, History};
+use super::repository::{AsyncRepository, AsyncUnlockableRepository};
 use super::store::EventStore;
+use super::stream::{Append, HeldLease, History};
 use crate::lock::{AsyncLockManager, Hold, Keyed};
 
 /// Makes a [`QueuedRepository`] of an event store.

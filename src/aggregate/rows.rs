@@ -6,9 +6,9 @@ use std::future::Future;
 use rocket::serde::json::serde_json;
 use sqlx::FromRow;
 
-use super::Error;
+use super::error::Error;
 use super::event::EventRecord;
-use super::repository::{Append, History, Snapshot};
+use super::stream::{Append, History, Snapshot};
 use crate::db::Session;
 use crate::lock::LeasePool;
 

@@ -4,12 +4,13 @@ use std::future::Future;
 
 use sqlx::migrate;
 
-use super::Error;
 use super::definition::Aggregate;
+use super::error::Error;
 use super::event::EventRecord;
 use super::projection::{Projection, Projections};
-use super::repository::{Append, AsyncRepository, History};
+use super::repository::AsyncRepository;
 use super::rows::{AggregatePool, EventRows, Row, history_of};
+use super::stream::{Append, History};
 use crate::db::{
     self, Access, BeginOptions, Isolation, Migrations, Patience, Session, TransactionPool,
 };

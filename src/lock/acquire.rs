@@ -53,15 +53,17 @@ impl<S: LeaseStore> Key<S> {
         self: &Arc<Self>,
         deadline: Deadline,
     ) -> Result<Lease<S>, LockError> {
-        if deadline.is_now() {
+        if deadline.is_immediate() {
             let lease = self.try_acquire(Patience::AtMost(self.settings.retry_interval));
-            return lease.await?.ok_or_else(|| deadline.passed(&self.name));
+            return lease
+                .await?
+                .ok_or_else(|| deadline.timeout_error(&self.name));
         }
         // Counted as given up unless it comes to a lease: also when this future is dropped.
         let waiting = Waiting::of(self);
-        let pass = deadline.bound(&self.name, self.gate.enter()).await?;
+        let pass = deadline.timeout(&self.name, self.gate.enter()).await?;
         let taken = deadline
-            .bound(
+            .timeout(
                 &self.name,
                 self.in_a_task(pass, Insist::UntilGivenUp, waiting.since),
             )

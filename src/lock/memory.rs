@@ -87,7 +87,7 @@ impl AsyncLockManager for InMemoryAsyncLockManager {
 
 impl Key {
     async fn enter(self: Arc<Self>, deadline: Deadline) -> Result<InMemoryHold, LockError> {
-        let pass = deadline.bound(&self.name, self.gate.enter()).await?;
+        let pass = deadline.timeout(&self.name, self.gate.enter()).await?;
         Ok(InMemoryHold {
             key: self,
             _pass: pass,

@@ -9,10 +9,10 @@ use rocket_db_pools::Database;
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::held::{Held, LeaseOf};
-use super::repository::Append;
+use super::leases::{LeaseOf, RequestLeases};
 use super::rows::AggregatePool;
 use super::store::release_within;
+use super::stream::Append;
 use crate::db::{Access, Patience};
 use crate::lock::{Fence, Hold, LeasePool, LeaseStore, LockError};
 use crate::tx::{Phase, Resource, Settling};
@@ -30,10 +30,10 @@ where
     D: Database,
     D::Pool: AggregatePool,
 {
-    held: Arc<Held<D>>,
+    request: Arc<RequestLeases<D>>,
     leases: Vec<(LeaseOf<D>, Fence)>,
-    /// For each lease, whether its row went with the transaction, and was wanted.
-    gone: Vec<bool>,
+    /// For each lease whose row a transaction has deleted: whether another process wants it.
+    deleted: Vec<bool>,
 }
 
 impl<D> RequestAggregates<D>
@@ -41,17 +41,22 @@ where
     D: Database,
     D::Pool: AggregatePool,
 {
-    pub(super) fn new(held: Arc<Held<D>>) -> Self {
-        Self {
-            held,
-            leases: Vec::new(),
-            gone: Vec::new(),
+    /// Makes `request` one of the request's resources, once. If that fails, its leases are
+    /// released.
+    pub(super) fn join(request: &Arc<RequestLeases<D>>) -> Result<(), crate::Error> {
+        if !request.is_first_join() {
+            return Ok(());
         }
+        request.outstanding.join(Self {
+            request: Arc::clone(request),
+            leases: Vec::new(),
+            deleted: Vec::new(),
+        })
     }
 
     /// What is staged. From now on no lease is renewed.
     async fn take(&mut self) -> Vec<Append> {
-        let taken = self.held.close();
+        let taken = self.request.close();
         for mut lease in taken.leases {
             if let Some(fence) = lease.fence().await {
                 self.leases.push((lease, fence));
@@ -62,7 +67,7 @@ where
 
     /// The rows are gone: who waits may go on.
     fn open_gates(&mut self) {
-        for ((lease, _), wanted) in self.leases.drain(..).zip(self.gone.drain(..)) {
+        for ((lease, _), wanted) in self.leases.drain(..).zip(self.deleted.drain(..)) {
             lease.released(wanted);
         }
     }
@@ -85,7 +90,7 @@ where
         settling: &mut Settling<'_>,
     ) -> Result<bool, crate::Error> {
         // Nobody else can write meanwhile, so nobody of another process is waited for.
-        let patience = Patience::AtMost(self.held.shared.locks.retry_interval());
+        let patience = Patience::AtMost(self.request.shared.locks.retry_interval());
         let Some(mut transaction) = settling.begin_after_rollback::<D>(patience).await? else {
             return Ok(false);
         };
@@ -94,7 +99,7 @@ where
             let released =
                 <<D::Pool as LeasePool>::Leases as LeaseStore>::release_within(db, key, token)
                     .await?;
-            self.gone.push(released.wanted);
+            self.deleted.push(released.wanted);
         }
         // A power cut ends all holders: it may bring the row back, which expires by itself.
         transaction.commit_without_waiting().await.map(drop)?;
@@ -110,7 +115,7 @@ where
     /// Unsettled, it gives back what the request holds; aggregates that are kept somewhere find
     /// nothing more.
     fn drop(&mut self) {
-        drop(self.held.close());
+        drop(self.request.close());
     }
 }
 
@@ -145,10 +150,10 @@ where
         };
         let db = transaction.connection();
         let written = async {
-            self.held.shared.store.write(db, &staged).await?;
+            self.request.shared.store.write(db, &staged).await?;
             for (_, fence) in &self.leases {
                 let released = release_within::<D::Pool>(db, fence).await?;
-                self.gone.push(released.wanted);
+                self.deleted.push(released.wanted);
             }
             Ok::<(), crate::Error>(())
         };
@@ -159,7 +164,7 @@ where
     }
 
     async fn commit(&mut self) -> Result<(), crate::Error> {
-        match self.gone.len() == self.leases.len() {
+        match self.deleted.len() == self.leases.len() {
             true => self.open_gates(),
             false => self.release().await,
         }
@@ -168,7 +173,7 @@ where
 
     async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), crate::Error> {
         drop(self.take().await);
-        self.gone.clear();
+        self.deleted.clear();
         if self.leases.is_empty() {
             return Ok(());
         }
