@@ -9,7 +9,8 @@
 //! | `repository` | [`AsyncRepository`], [`AsyncAggregateRepository`]: load, change, commit |
 //! | `queued` | [`QueuedRepository`]: with a lock on what is loaded |
 //! | `store` | [`SqlEventStore`]: events, snapshots and read models in one transaction |
-//! | `rows`, `by_url` | all SQL of the tables |
+//! | `rows`, `by_url` | the rows of events and snapshots |
+//! | `sql/` | the statements: those of both backends, and a folder for each |
 //! | `memory` | [`InMemoryEventStore`]: the same, for unit tests |
 //! | `projection` | [`Projection`]: a read model that is written with the events |
 //! | `request` | [`Aggregates`]: the guard, a repository that belongs to a request |

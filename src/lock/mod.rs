@@ -12,9 +12,9 @@
 //! | `manager` | [`LeaseLockManager`]: the gate first, then the row |
 //! | `lease` | [`Lease`]: one that is ours; renewal and release |
 //! | `store` | [`LeaseStore`]: what a backend does to the rows of `aggregate_locks` |
-//! | `statements` | all SQL of that table |
-//! | `fencing` | where fencing tokens come from on Postgres, and why they grow |
 //! | `sqlite`, `postgres` | the rows in a SQLite file, and in Postgres |
+//! | `sql/` | the statements: those of both backends, and a folder for each |
+//! | `fencing` | where fencing tokens come from on Postgres, and why they grow |
 //! | `by_url` | the rows in whichever of them a URL names |
 //! | `listener` | waking who waits, by LISTEN and NOTIFY |
 //! | `stats` | [`LeaseStats`]: what has come of asking |
@@ -45,7 +45,6 @@ mod memory;
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-mod statements;
 mod stats;
 mod store;
 

@@ -9,10 +9,10 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
-use super::listener::{Listener, no_answer};
-use super::statements::postgres as statements;
+use super::fencing::{open_fence, take};
+use super::listener::{Listener, bell, no_answer};
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token,
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token, millis,
     spawn_before_closing,
 };
 use crate::db::{
@@ -118,10 +118,10 @@ impl PostgresLeases {
 
     async fn try_take(&self, claim: &Claim) -> sqlx::Result<Attempt> {
         self.on_session(async |db| {
-            let mut tried = statements::take(db, claim).await?;
+            let mut tried = take(db, claim).await?;
             if !tried.fence_is_open {
-                statements::open_fence(db).await?;
-                tried = statements::take(db, claim).await?;
+                open_fence(db).await?;
+                tried = take(db, claim).await?;
             }
             Ok(match tried.fencing_token {
                 Some(fencing_token) => Attempt::Taken {
@@ -138,9 +138,15 @@ impl PostgresLeases {
     }
 }
 
-/// Wakes those who wait for `keys`. What is freed is free, whether they hear of it or not.
+async fn notify(db: &mut PgConnection, keys: &[impl AsRef<str>]) -> sqlx::Result<()> {
+    let bells: Vec<String> = keys.iter().map(|key| bell(key.as_ref())).collect();
+    let notify = sqlx::query(include_str!("sql/postgres/notify.sql")).bind(bells);
+    notify.execute(db).await.map(drop)
+}
+
+/// Wakes the waiters for `keys`. The keys are free even if this fails: waiters poll as well.
 async fn wake(db: &mut PgConnection, keys: &[impl AsRef<str>]) {
-    if let Err(error) = statements::notify(db, keys).await {
+    if let Err(error) = notify(db, keys).await {
         tracing::debug!(%error, "those who wait were not woken; they poll");
     }
 }
@@ -176,7 +182,13 @@ impl LeaseStore for PostgresLeases {
         /// How long a request that is settled waits for a renewal that is under way.
         const MOMENT: Duration = Duration::from_secs(1);
 
-        let renewing = self.on_session(async |db| statements::renew(db, claim).await);
+        let renewing = self.on_session(async |db| {
+            let renew = sqlx::query(include_str!("sql/postgres/renew.sql"))
+                .bind(&*claim.key)
+                .bind(claim.token.as_str())
+                .bind(millis(claim.ttl));
+            Ok(renew.fetch_optional(&mut **db).await?.is_some())
+        });
         tokio::select! {
             renewed = renewing => renewed,
             () = async { stopped.cancelled().await; sleep(MOMENT).await } => Err(no_answer(MOMENT)),
@@ -185,7 +197,7 @@ impl LeaseStore for PostgresLeases {
 
     async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
         self.on_session(async |db| {
-            let released = statements::release(db, key, token).await?;
+            let released = Self::release_within(db, key, token).await?;
             // Only if wanted: NOTIFY takes a lock of the whole cluster at commit.
             if released.wanted {
                 wake(db, &[key]).await;
@@ -200,17 +212,22 @@ impl LeaseStore for PostgresLeases {
         key: &str,
         token: &Token,
     ) -> sqlx::Result<Released> {
-        statements::release(db, key, token).await
+        let release = sqlx::query_scalar(include_str!("sql/release.sql"))
+            .bind(key)
+            .bind(token.as_str());
+        Ok(Released::found(release.fetch_optional(db).await?))
     }
 
     async fn announce(&self, key: &str) -> sqlx::Result<()> {
-        self.on_session(async |db| statements::notify(db, &[key]).await)
-            .await
+        self.on_session(async |db| notify(db, &[key]).await).await
     }
 
     async fn want(&self, key: &str) -> sqlx::Result<bool> {
-        self.on_session(async |db| statements::want(db, key).await)
-            .await
+        self.on_session(async |db| {
+            let mark = sqlx::query(include_str!("sql/mark_wanted.sql")).bind(key);
+            Ok(mark.fetch_optional(&mut **db).await?.is_some())
+        })
+        .await
     }
 
     fn freed(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
@@ -219,7 +236,10 @@ impl LeaseStore for PostgresLeases {
 
     async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
         self.on_session(async |db| {
-            let swept = statements::sweep(db, grace).await?;
+            let swept: Vec<String> = sqlx::query_scalar(include_str!("sql/postgres/sweep.sql"))
+                .bind(millis(grace))
+                .fetch_all(&mut **db)
+                .await?;
             if !swept.is_empty() {
                 wake(db, &swept).await;
             }
@@ -229,12 +249,17 @@ impl LeaseStore for PostgresLeases {
     }
 
     async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
-        self.on_session(async |db| statements::list(db).await).await
+        let list = sqlx::query_as(include_str!("sql/postgres/list.sql"));
+        self.on_session(async |db| list.fetch_all(&mut **db).await)
+            .await
     }
 
     async fn free(&self, token: &Token) -> sqlx::Result<bool> {
         self.on_session(async |db| {
-            let freed = statements::free(db, token).await?;
+            let freed: Option<String> = sqlx::query_scalar(include_str!("sql/free.sql"))
+                .bind(token.as_str())
+                .fetch_optional(&mut **db)
+                .await?;
             if let Some(key) = &freed {
                 wake(db, &[key]).await;
             }
@@ -249,8 +274,10 @@ impl LeaseStore for PostgresLeases {
         self.requests
             .migrate(&Migrations::new().postgres(migrator))
             .await?;
-        let isolation = self.on_session(async |db| statements::default_isolation(db).await);
-        match isolation.await?.as_str() {
+        let ask = sqlx::query_scalar("SELECT current_setting('default_transaction_isolation')");
+        let isolation = self.on_session(async |db| ask.fetch_one(&mut **db).await);
+        let isolation: String = isolation.await?;
+        match isolation.as_str() {
             "read committed" => Ok(()),
             isolation => Err(db::Error::Isolation(isolation.to_owned())),
         }

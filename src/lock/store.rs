@@ -82,18 +82,6 @@ pub enum Attempt {
     },
 }
 
-/// What a look at a row has found.
-#[cfg(feature = "sqlite")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
-    /// No row, or one of our own.
-    Free,
-    /// One that has expired.
-    Expired,
-    /// Somebody else's, wanted by others or not.
-    Held { wanted: bool },
-}
-
 /// What an open, writing transaction of a request means for a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exclusion {
@@ -232,6 +220,11 @@ pub trait LeasePool: TransactionPool {
 
     /// Its rows of `aggregate_locks`.
     fn leases(&self) -> Self::Leases;
+}
+
+/// For a statement.
+pub(super) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// In a task of its own that the pool's closing waits for.
