@@ -11,7 +11,7 @@ use super::event::EventRecord;
 use super::repository::AsyncRepository;
 use super::store::EventStore;
 use super::stream::{Append, History, Snapshot};
-use crate::lock::{Fence, Released};
+use crate::lock::{Fence, ReleaseOutcome};
 
 /// Streams that are gone with the process: what [`SqlEventStore`](super::SqlEventStore) promises,
 /// without a database and without read models. A clone is another handle on the same streams.
@@ -109,7 +109,7 @@ impl EventStore for InMemoryEventStore {
         &self,
         batch: &[Append],
         fences: &[Fence],
-    ) -> Result<Vec<Option<Released>>, Error> {
+    ) -> Result<Vec<Option<ReleaseOutcome>>, Error> {
         self.add(batch)?;
         Ok(fences.iter().map(|_| None).collect())
     }

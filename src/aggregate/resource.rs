@@ -58,7 +58,7 @@ where
     async fn take(&mut self) -> Vec<Append> {
         let taken = self.request.close();
         for mut lease in taken.leases {
-            if let Some(fence) = lease.fence().await {
+            if let Some(fence) = lease.begin_fenced_release().await {
                 self.leases.push((lease, fence));
             }
         }
@@ -68,7 +68,7 @@ where
     /// The rows are gone: who waits may go on.
     fn open_gates(&mut self) {
         for ((lease, _), wanted) in self.leases.drain(..).zip(self.deleted.drain(..)) {
-            lease.released(wanted);
+            lease.mark_released(wanted);
         }
     }
 

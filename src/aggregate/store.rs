@@ -14,7 +14,7 @@ use super::stream::{Append, History};
 use crate::db::{
     self, Access, BeginOptions, Isolation, Migrations, Patience, Session, TransactionPool,
 };
-use crate::lock::{Fence, LeaseStore, LockError, Released};
+use crate::lock::{Fence, LeaseStore, LockError, ReleaseOutcome};
 
 /// Streams of events, with what a lock in the same database needs.
 pub trait EventStore: AsyncRepository {
@@ -29,7 +29,7 @@ pub trait EventStore: AsyncRepository {
         &self,
         batch: &[Append],
         fences: &[Fence],
-    ) -> impl Future<Output = Result<Vec<Option<Released>>, Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<Option<ReleaseOutcome>>, Error>> + Send;
 }
 
 /// What guards of a pool dereference to.
@@ -155,7 +155,7 @@ pub(super) async fn page_from<C: EventRows>(
 pub(super) async fn release_within<P: AggregatePool>(
     db: &mut ConnectionOf<P>,
     fence: &Fence,
-) -> Result<Released, Error> {
+) -> Result<ReleaseOutcome, Error> {
     let released = <P::Leases as LeaseStore>::release_within(db, &fence.key, &fence.token).await?;
     match released.ours {
         true => Ok(released),
@@ -188,7 +188,7 @@ impl<P: AggregatePool> EventStore for SqlEventStore<P> {
         &self,
         batch: &[Append],
         fences: &[Fence],
-    ) -> Result<Vec<Option<Released>>, Error> {
+    ) -> Result<Vec<Option<ReleaseOutcome>>, Error> {
         if batch.iter().all(|append| append.events.is_empty()) {
             return Ok(fences.iter().map(|_| None).collect());
         }

@@ -15,12 +15,12 @@ use super::store::{Attempt, Claim, LeaseStore, Token};
 use crate::db::{ErrorClass, Patience};
 
 /// A wait that counts as given up unless it is said to have ended well.
-struct Waiting {
+struct WaitRecord {
     since: Instant,
     counters: Option<Counters>,
 }
 
-impl Waiting {
+impl WaitRecord {
     fn of<S: LeaseStore>(key: &Key<S>) -> Self {
         Self {
             since: Instant::now(),
@@ -28,12 +28,12 @@ impl Waiting {
         }
     }
 
-    fn ends(mut self) {
+    fn finish(mut self) {
         self.counters = None;
     }
 }
 
-impl Drop for Waiting {
+impl Drop for WaitRecord {
     fn drop(&mut self) {
         if let Some(counters) = &self.counters {
             counters.given_up();
@@ -43,9 +43,9 @@ impl Drop for Waiting {
 
 /// Whether to wait for a row that is somebody else's.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Insist {
-    Once(Patience),
-    UntilGivenUp,
+enum AcquireMode {
+    Try(Patience),
+    Wait,
 }
 
 impl<S: LeaseStore> Key<S> {
@@ -60,15 +60,15 @@ impl<S: LeaseStore> Key<S> {
                 .ok_or_else(|| deadline.timeout_error(&self.name));
         }
         // Counted as given up unless it comes to a lease: also when this future is dropped.
-        let waiting = Waiting::of(self);
+        let waiting = WaitRecord::of(self);
         let pass = deadline.timeout(&self.name, self.gate.enter()).await?;
         let taken = deadline
             .timeout(
                 &self.name,
-                self.in_a_task(pass, Insist::UntilGivenUp, waiting.since),
+                self.spawn_acquire(pass, AcquireMode::Wait, waiting.since),
             )
             .await??;
-        waiting.ends();
+        waiting.finish();
         taken.ok_or_else(|| LockError::ShuttingDown(self.name.to_string()))
     }
 
@@ -78,7 +78,10 @@ impl<S: LeaseStore> Key<S> {
     ) -> Result<Option<Lease<S>>, LockError> {
         let asked = Instant::now();
         match self.gate.try_enter() {
-            Some(pass) => self.in_a_task(pass, Insist::Once(patience), asked).await,
+            Some(pass) => {
+                self.spawn_acquire(pass, AcquireMode::Try(patience), asked)
+                    .await
+            }
             None => {
                 self.counters.contended();
                 Ok(None)
@@ -89,14 +92,14 @@ impl<S: LeaseStore> Key<S> {
     /// A statement that has been sent cannot be taken back by dropping its future. So the database
     /// part runs in a task of its own, which keeps the gate; if nobody waits for what it brings,
     /// it releases the row, then the gate.
-    async fn in_a_task(
+    async fn spawn_acquire(
         self: &Arc<Self>,
         pass: Pass,
-        insist: Insist,
+        mode: AcquireMode,
         asked: Instant,
     ) -> Result<Option<Lease<S>>, LockError> {
         let (answer, taken) = oneshot::channel();
-        let work = Arc::clone(self).take(pass, insist, asked, answer);
+        let work = Arc::clone(self).take(pass, mode, asked, answer);
         self.store.spawn(work);
         // Without an answer the runtime is ending.
         taken.await.unwrap_or(Ok(None))
@@ -105,7 +108,7 @@ impl<S: LeaseStore> Key<S> {
     async fn take(
         self: Arc<Self>,
         pass: Pass,
-        insist: Insist,
+        mode: AcquireMode,
         asked: Instant,
         mut answer: oneshot::Sender<Result<Option<Lease<S>>, LockError>>,
     ) {
@@ -115,22 +118,22 @@ impl<S: LeaseStore> Key<S> {
             token: Token::mint(),
             ttl: self.settings.lease_ttl,
         };
-        if insist == Insist::UntilGivenUp && self.gate.should_yield() {
+        if mode == AcquireMode::Wait && self.gate.should_yield() {
             // Long enough for a process that polls to come by.
             tokio::select! {
                 () = sleep(self.settings.retry_interval * 2) => {}
                 () = answer.closed() => return,
             }
         }
-        let patience = match insist {
-            Insist::Once(patience) => patience,
-            Insist::UntilGivenUp => Patience::AtMost(self.settings.retry_interval),
+        let patience = match mode {
+            AcquireMode::Try(patience) => patience,
+            AcquireMode::Wait => Patience::AtMost(self.settings.retry_interval),
         };
         let interval = self.settings.retry_interval;
         let mut pause = interval;
         loop {
             // Before the attempt: a release that comes right after it must not be missed.
-            let freed = self.store.freed(&self.name);
+            let freed = self.store.wait_for_release(&self.name);
             let sent = Instant::now();
             let wanted = match self.store.take(&claim, patience).await {
                 Ok(Attempt::Taken {
@@ -143,7 +146,7 @@ impl<S: LeaseStore> Key<S> {
                     let _ = answer.send(Ok(Some(lease)));
                     return;
                 }
-                Ok(Attempt::Held { .. }) if insist != Insist::UntilGivenUp => {
+                Ok(Attempt::Held { .. }) if mode != AcquireMode::Wait => {
                     self.counters.contended();
                     let _ = answer.send(Ok(None));
                     return;
@@ -167,7 +170,13 @@ impl<S: LeaseStore> Key<S> {
                 }
             };
             // Each new holder's row says anew whether it is wanted.
-            if !wanted && self.store.want(&self.name).await.is_ok_and(|marked| marked) {
+            if !wanted
+                && self
+                    .store
+                    .mark_wanted(&self.name)
+                    .await
+                    .is_ok_and(|marked| marked)
+            {
                 // It may have been released just before it was marked; and where tasks of the
                 // other process queue, it gives way soon.
                 pause = interval / 8;

@@ -92,12 +92,12 @@ pub trait Hold: Send + 'static {
     /// What a transaction that writes under this lock must find and delete, if the lock has a row.
     /// From now on the row is not renewed any more, so that no renewal comes between the
     /// transaction's statements.
-    fn fence(&mut self) -> impl Future<Output = Option<Fence>> + Send {
+    fn begin_fenced_release(&mut self) -> impl Future<Output = Option<Fence>> + Send {
         async { None }
     }
 
     /// The transaction did not commit after all, and the lock is kept: a row is renewed again.
-    fn keep(&mut self) {}
+    fn resume_renewal(&mut self) {}
 
     /// Frees the key; resolves when others can have it.
     ///
@@ -111,9 +111,9 @@ pub trait Hold: Send + 'static {
     /// Dropping the future changes nothing: the release goes on.
     fn release(self) -> impl Future<Output = Result<(), LockError>> + Send;
 
-    /// The row of its [`fence`](Self::fence) was deleted by a transaction that has committed;
+    /// The row of its fenced release](Self::begin_fenced_release) was deleted by a transaction that has committed;
     /// `wanted` says that another process waits.
-    fn released(self, wanted: bool);
+    fn mark_released(self, wanted: bool);
 }
 
 /// Sorted, each once.

@@ -38,8 +38,8 @@ impl<S: LeaseStore> Drop for Key<S> {
 
 impl<S: LeaseStore> Key<S> {
     /// The lease was released, and another process had said that it wants it, or not.
-    pub(super) fn released(self: &Arc<Self>, wanted: bool) {
-        self.gate.released(wanted);
+    pub(super) fn mark_released(self: &Arc<Self>, wanted: bool) {
+        self.gate.mark_released(wanted);
         if wanted {
             // Keeps what the gate knows of turns for as long as the other process needs to come by:
             // a client that asks again and again would never give way otherwise.

@@ -64,7 +64,7 @@ impl Listener {
 
     /// Resolves at the next notification for `key`, counted from this call, not from its first
     /// poll.
-    pub(super) fn freed(&self, key: &str) -> impl Future<Output = ()> + Send + use<> {
+    pub(super) fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + use<> {
         let inner = &self.0;
         inner.task.get_or_init(|| {
             let work = listen(inner.options.clone(), inner.bells.clone());

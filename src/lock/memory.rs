@@ -123,5 +123,5 @@ impl Hold for InMemoryHold {
         Ok(())
     }
 
-    fn released(self, _wanted: bool) {}
+    fn mark_released(self, _wanted: bool) {}
 }

@@ -61,7 +61,7 @@ pub use postgres::{PostgresLeases, PostgresLockManager};
 pub use sqlite::{SqliteLeases, SqliteLockManager};
 pub use stats::LeaseStats;
 pub use store::{
-    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Released, Token,
+    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token,
 };
 
 pub(crate) use async_lock::in_order;

@@ -12,7 +12,7 @@ use super::LeaseLockManager;
 use super::fencing::{open_fence, take};
 use super::listener::{Listener, bell, no_answer};
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token, millis,
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
     spawn_before_closing,
 };
 use crate::db::{
@@ -195,7 +195,7 @@ impl LeaseStore for PostgresLeases {
         }
     }
 
-    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
+    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
         self.on_session(async |db| {
             let released = Self::release_within(db, key, token).await?;
             // Only if wanted: NOTIFY takes a lock of the whole cluster at commit.
@@ -211,18 +211,18 @@ impl LeaseStore for PostgresLeases {
         db: &mut PgConnection,
         key: &str,
         token: &Token,
-    ) -> sqlx::Result<Released> {
+    ) -> sqlx::Result<ReleaseOutcome> {
         let release = sqlx::query_scalar(include_str!("sql/release.sql"))
             .bind(key)
             .bind(token.as_str());
-        Ok(Released::found(release.fetch_optional(db).await?))
+        Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
     }
 
-    async fn announce(&self, key: &str) -> sqlx::Result<()> {
+    async fn notify_waiters(&self, key: &str) -> sqlx::Result<()> {
         self.on_session(async |db| notify(db, &[key]).await).await
     }
 
-    async fn want(&self, key: &str) -> sqlx::Result<bool> {
+    async fn mark_wanted(&self, key: &str) -> sqlx::Result<bool> {
         self.on_session(async |db| {
             let mark = sqlx::query(include_str!("sql/mark_wanted.sql")).bind(key);
             Ok(mark.fetch_optional(&mut **db).await?.is_some())
@@ -230,8 +230,8 @@ impl LeaseStore for PostgresLeases {
         .await
     }
 
-    fn freed(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
-        self.listener.freed(key)
+    fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
+        self.listener.wait_for_release(key)
     }
 
     async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token, millis,
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
     spawn_before_closing,
 };
 use crate::db::{
@@ -165,33 +165,33 @@ impl LeaseStore for SqliteLeases {
         Ok(!writer.run(renew).await?.is_empty())
     }
 
-    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
+    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
         let release = sqlx::query(RELEASE).bind(key).bind(token.as_str());
         let gone = self.writer().await?.run(release).await?;
         let wanted = gone.first().map(|row| row.try_get(0)).transpose()?;
-        Ok(Released::found(wanted))
+        Ok(ReleaseOutcome::found(wanted))
     }
 
     async fn release_within(
         db: &mut SqliteConnection,
         key: &str,
         token: &Token,
-    ) -> sqlx::Result<Released> {
+    ) -> sqlx::Result<ReleaseOutcome> {
         let release = sqlx::query_scalar(RELEASE).bind(key).bind(token.as_str());
-        Ok(Released::found(release.fetch_optional(db).await?))
+        Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
     }
 
     /// Nobody can be told across processes: who waits polls.
-    async fn announce(&self, _key: &str) -> sqlx::Result<()> {
+    async fn notify_waiters(&self, _key: &str) -> sqlx::Result<()> {
         Ok(())
     }
 
-    async fn want(&self, key: &str) -> sqlx::Result<bool> {
+    async fn mark_wanted(&self, key: &str) -> sqlx::Result<bool> {
         let want = sqlx::query(include_str!("sql/mark_wanted.sql")).bind(key);
         Ok(!self.writer().await?.run(want).await?.is_empty())
     }
 
-    fn freed(&self, _key: &str) -> impl Future<Output = ()> + Send + 'static {
+    fn wait_for_release(&self, _key: &str) -> impl Future<Output = ()> + Send + 'static {
         pending()
     }
 

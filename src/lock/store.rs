@@ -95,14 +95,14 @@ pub enum Exclusion {
 
 /// What became of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Released {
+pub struct ReleaseOutcome {
     /// The row was still ours.
     pub ours: bool,
     /// Another process waits for it.
     pub wanted: bool,
 }
 
-impl Released {
+impl ReleaseOutcome {
     /// By the mark of the row that was deleted, if there was one.
     pub(super) fn found(wanted: Option<bool>) -> Self {
         Self {
@@ -174,25 +174,25 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
         &self,
         key: &str,
         token: &Token,
-    ) -> impl Future<Output = sqlx::Result<Released>> + Send;
+    ) -> impl Future<Output = sqlx::Result<ReleaseOutcome>> + Send;
 
     /// Deletes the row inside a transaction, if it is still ours. Who wants it is woken by
-    /// [`announce`](Self::announce), once that has committed.
+    /// [`notify_waiters`](Self::notify_waiters), once that has committed.
     fn release_within(
         connection: &mut <Self::Session as Session>::Connection,
         key: &str,
         token: &Token,
-    ) -> impl Future<Output = sqlx::Result<Released>> + Send;
+    ) -> impl Future<Output = sqlx::Result<ReleaseOutcome>> + Send;
 
     /// Wakes who waits for a key in other processes, where they can be woken.
-    fn announce(&self, key: &str) -> impl Future<Output = sqlx::Result<()>> + Send;
+    fn notify_waiters(&self, key: &str) -> impl Future<Output = sqlx::Result<()>> + Send;
 
     /// Marks a row as wanted by another process. `false`: there is none, or it was marked before.
-    fn want(&self, key: &str) -> impl Future<Output = sqlx::Result<bool>> + Send;
+    fn mark_wanted(&self, key: &str) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
     /// Resolves when the key may have become free, counted from the call. May resolve for no
     /// reason, and need never resolve at all: who waits tries again after the retry interval.
-    fn freed(&self, key: &str) -> impl Future<Output = ()> + Send + 'static;
+    fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + 'static;
 
     /// Deletes rows that expired longer than `grace` ago. Never one that somebody is at.
     fn sweep(&self, grace: Duration) -> impl Future<Output = sqlx::Result<u64>> + Send;
