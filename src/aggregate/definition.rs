@@ -1,4 +1,4 @@
-//! What an aggregate is.
+//! The trait of aggregates, and the macro that implements it.
 
 use rocket::serde::json::serde_json;
 use serde::Serialize;

@@ -73,7 +73,7 @@ impl Entity {
         self.version
     }
 
-    /// What has happened since it was loaded or committed.
+    /// The events since it was loaded or committed.
     pub fn new_events(&self) -> &[EventRecord] {
         &self.new_events
     }

@@ -21,7 +21,7 @@ use crate::tx::{Outstanding, ReadOnly};
 
 pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>;
 
-/// What a request holds and has staged in the database `D`.
+/// The leases of a request, and its staged events, in the database `D`.
 pub(super) struct RequestLeases<D>
 where
     D: Database,
@@ -43,7 +43,7 @@ where
     staged: BTreeMap<String, Append>,
     /// Streams whose events are in the transaction already.
     flushed: BTreeSet<String>,
-    /// Leases that are being given back.
+    /// Leases that are being released.
     pending: BTreeMap<String, PendingRelease>,
     /// It is one of the request's resources.
     joined: bool,
@@ -60,14 +60,14 @@ where
     handle: Weak<LeaseHandle<D>>,
 }
 
-/// A lease that is being given back, in a task of its own.
+/// A lease that is being released, in a task of its own.
 #[derive(Clone)]
 struct PendingRelease {
     token: Token,
     done: CancellationToken,
 }
 
-/// What an aggregate owns. Dropping it gives the lease back, unless the request still needs it.
+/// Owned by a loaded aggregate. Dropping it releases the lease, unless the request still needs it.
 pub(super) struct LeaseHandle<D>
 where
     D: Database,
@@ -87,7 +87,7 @@ where
     }
 }
 
-/// All that a settlement needs.
+/// Handed over to the settlement.
 pub(super) struct Contents<D>
 where
     D: Database,
@@ -197,7 +197,7 @@ where
         let lease = match self.may_wait_for(stream) {
             true => locks.acquire_by(stream, deadline).await?,
             false => {
-                // What this request has just given up is not somebody else's.
+                // This request itself may be releasing it right now.
                 if let Some(PendingRelease { done, .. }) = self.pending_release(stream) {
                     let _in_vain = timeout(locks.retry_interval(), done.cancelled()).await;
                 }
@@ -211,7 +211,7 @@ where
         Ok(lease)
     }
 
-    /// A lease of this request that is being given back.
+    /// A lease that this request is releasing.
     fn pending_release(&self, stream: &str) -> Option<PendingRelease> {
         let mut state = self.state.lock();
         state
@@ -220,7 +220,7 @@ where
         state.pending.get(stream).cloned()
     }
 
-    /// Who holds what others may be waiting for does not wait.
+    /// Deadlock rule: wait for a lease only while holding no connection and no later key.
     fn may_wait_for(&self, stream: &str) -> bool {
         self.order.is_next(self.rank, stream) && !self.outstanding.holds_a_connection()
     }
@@ -254,7 +254,7 @@ where
         !std::mem::replace(&mut self.state.lock().joined, true)
     }
 
-    /// Keeps what is to be appended until the request is settled; all or nothing.
+    /// Keeps appends until the request is settled; all or none.
     pub(super) fn stage(&self, batch: Vec<Append>) -> Result<(), Error> {
         let mut state = self.state.lock();
         if state.closed {
@@ -270,7 +270,7 @@ where
             }
         }
         for mut append in batch {
-            // The request has it; what is staged must not keep the request.
+            // The request has the lease. A reference here would keep the request alive.
             append.lease = None;
             match state.staged.get_mut(&append.stream) {
                 Some(before) => before.extend(append),
@@ -280,12 +280,12 @@ where
         Ok(())
     }
 
-    /// What is staged of a stream.
+    /// The staged events of a stream.
     pub(super) fn staged(&self, stream: &str) -> Option<Append> {
         self.state.lock().staged.get(stream).cloned()
     }
 
-    /// Takes out what is staged, to be written to the open transaction at once.
+    /// Takes out the staged events, to be written to the open transaction at once.
     pub(super) fn flush(&self) -> Vec<Append> {
         let mut state = self.state.lock();
         let staged = std::mem::take(&mut state.staged);
@@ -293,8 +293,8 @@ where
         staged.into_values().collect()
     }
 
-    /// Gives up one lease, without waiting for the settlement. What is staged under it stays, and
-    /// so does the lease then. The guard is to be dropped when it is released.
+    /// Takes out one lease, to be released before the settlement; `None` while the request needs
+    /// it: it has staged events of the stream, or a connection. Drop the guard when it is released.
     pub(super) fn release_early(&self, stream: &str) -> Option<(LeaseOf<D>, DropGuard)> {
         self.release_early_if(stream, |_| true)
     }
@@ -326,7 +326,7 @@ where
         Some((lease, done))
     }
 
-    /// The last handle of a lease is gone, unless somebody has made another meanwhile.
+    /// Releases the lease, unless another handle was made meanwhile.
     fn handle_dropped(&self, stream: &str) {
         let is_last = |entry: &LeaseEntry<D>| entry.handle.strong_count() == 0;
         if let Some((lease, done)) = self.release_early_if(stream, is_last) {
@@ -334,7 +334,7 @@ where
         }
     }
 
-    /// Lets nothing be added any more, and hands everything over.
+    /// Hands everything over. Nothing can be added any more.
     pub(super) fn close(&self) -> Contents<D> {
         let mut state = self.state.lock();
         state.closed = true;

@@ -1,4 +1,4 @@
-//! Event-sourced aggregates: what happened is stored, and the state is what follows from it.
+//! Event-sourced aggregates: events are stored, and the state follows from them.
 //!
 //! | file | what it holds |
 //! | --- | --- |
@@ -58,8 +58,8 @@
 //! }
 //! ```
 //!
-//! The event is stored if the client is told of success, in the request's own transaction. Until
-//! then nobody else writes this account, in whatever process: `get` has its lease.
+//! The event is stored in the request's own transaction, if the response is a success. Until then
+//! no other process writes this account: `get` has its lease.
 
 mod by_url;
 mod definition;

@@ -14,7 +14,7 @@ use crate::lock::{AsyncLockManager, Hold, Keyed};
 
 /// Makes a [`QueuedRepository`] of an event store.
 pub trait Queueable: EventStore + Sized {
-    /// Has whoever loads an aggregate to change it wait for a lock of `locks`.
+    /// Loading an aggregate to change it waits for a lock of `locks`.
     ///
     /// If the locks are leases in the store's own database, a commit deletes them in its own
     /// transaction, and is refused if one of them was lost. Leases elsewhere, and locks in memory,
@@ -38,7 +38,7 @@ pub struct QueuedRepository<R, M: AsyncLockManager> {
     slots: Keyed<HoldSlot<M::Hold>>,
 }
 
-/// What a loaded aggregate owns. Dropping it gives the lock back.
+/// Owned by a loaded aggregate. Dropping it releases the lock.
 struct HoldSlot<H: Hold> {
     stream: Arc<str>,
     /// Empty once it was given back.

@@ -12,8 +12,8 @@ use super::stream::{Append, HeldLease, History};
 /// Streams of events, and perhaps leases on them. [`AsyncAggregateRepository`] makes aggregates of
 /// it.
 pub trait AsyncRepository: Send + Sync {
-    /// Waits for the leases of `streams`, all of them, in an order that meets nobody else's in a
-    /// circle. In the order of `streams`; `None` where a repository has no leases.
+    /// Waits for the leases of `streams`, all of them, in an order that cannot deadlock. In the
+    /// order of `streams`; `None` where a repository has no leases.
     ///
     /// # Errors
     ///
@@ -26,7 +26,7 @@ pub trait AsyncRepository: Send + Sync {
         async { Ok(none) }
     }
 
-    /// What there is of a stream, with its snapshot if that is of the given version.
+    /// Reads a stream, with its snapshot if that is of the given version.
     ///
     /// # Errors
     ///
@@ -47,7 +47,7 @@ pub trait AsyncRepository: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if somebody was first; [`Error::Lock`] if a lease was lost.
+    /// [`Error::Conflict`] if another writer was first; [`Error::Lock`] if a lease was lost.
     fn append(&self, batch: Vec<Append>) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Stores what is staged, for a caller that must see the error itself. Where nothing is staged
@@ -83,7 +83,7 @@ pub trait AsyncUnlockableRepository: AsyncRepository {
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if it was somebody else's by now.
+    /// [`Error::Lock`] if another holder has it by now.
     fn unlock(&self, stream: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// An aggregate is given up without a commit. What `lease` it was loaded with is given back.
@@ -194,7 +194,7 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
         Ok(all)
     }
 
-    /// Loads an aggregate to look at it: without a lease, waiting for nobody.
+    /// Loads an aggregate to look at it: without a lease, and without waiting.
     ///
     /// # Errors
     ///
@@ -208,7 +208,7 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if somebody was first; [`Error::Lock`] if the lease was lost. The
+    /// [`Error::Conflict`] if another writer was first; [`Error::Lock`] if the lease was lost. The
     /// aggregate is as before then.
     pub async fn commit(&self, aggregate: &mut A) -> Result<(), Error> {
         self.commit_all(&mut [aggregate]).await
@@ -241,7 +241,7 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
         self.repository.flush().await
     }
 
-    /// What has happened to an aggregate after a sequence, in order, `limit` events at most.
+    /// The events of an aggregate after a sequence, in order, `limit` at most.
     ///
     /// # Errors
     ///
@@ -292,18 +292,18 @@ impl<R: AsyncUnlockableRepository, A: Aggregate> AsyncAggregateRepository<R, A> 
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if its lease was somebody else's by now.
+    /// [`Error::Lock`] if another holder has its lease by now.
     pub async fn abort(&self, mut aggregate: A) -> Result<(), Error> {
         let lease = aggregate.entity_mut().lease.take();
         let stream = A::stream(aggregate.id())?;
         self.repository.abort(&stream, lease).await
     }
 
-    /// Gives back the lease of `id`, if this repository has it, whoever owns it.
+    /// Releases the lease of `id`, if this repository has it.
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if it was somebody else's by now.
+    /// [`Error::Lock`] if another holder has it by now.
     pub async fn unlock(&self, id: &str) -> Result<(), Error> {
         self.repository.unlock(&A::stream(id)?).await
     }

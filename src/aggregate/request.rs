@@ -27,21 +27,21 @@ use crate::{Begin, Read, RequestId, Tx};
 
 /// The aggregates of type `A` in the database `D`, for one request.
 ///
-/// What is committed is *staged*: it is stored in the request's own transaction of `D`, together
-/// with snapshots and read models, when the client is told of success, and forgotten otherwise. The
+/// A commit *stages* events: they are stored in the request's own transaction of `D`, together with
+/// snapshots and read models, if the response is a success, and forgotten otherwise. The
 /// leases of what was loaded with `get` are released by that same transaction; after a rollback
 /// they are released at once. A lease that was lost meanwhile makes the answer a 409.
 ///
 /// # Leases before transactions
 ///
-/// Load what you change before you begin transactions: who waits for a lease should hold nothing
-/// that others wait for. A request that has a transaction or a `Read`, of whatever database, or the
-/// lease of a key that sorts behind, gets a lease that is free and otherwise a 503 at once. Nothing
-/// is begun by committing: the transaction begins before that of the next database that is attached
-/// behind `D`, or when the request is settled.
+/// Load aggregates before you begin transactions: a request that waits for a lease should hold
+/// nothing that others wait for. A request that has a transaction or a `Read`, of whatever
+/// database, or the lease of a key that sorts behind, gets a lease that is free and otherwise a 503
+/// at once. Nothing is begun by committing: the transaction begins before that of the next database
+/// that is attached behind `D`, or when the request is settled.
 ///
-/// What is loaded is read through the request's transaction of `D`, if it has one, and otherwise
-/// through a connection of its own: drop a `Tx<D>` or `Read<D>` that you hold before you load.
+/// Loading reads through the request's transaction of `D`, if it has one, and otherwise through a
+/// connection of its own: drop a `Tx<D>` or `Read<D>` that you hold before you load.
 ///
 /// # Drop
 ///
@@ -83,8 +83,8 @@ where
     }
 }
 
-/// A part of what is staged may have been written: the rest must not be forgotten over it. Dropped
-/// as it is, it dooms the request.
+/// Dooms the request when it is dropped: a part of the staged events may have been written, and the
+/// rest must not be forgotten.
 struct FlushGuard<'a>(Option<&'a Outstanding>);
 
 impl FlushGuard<'_> {
@@ -210,7 +210,7 @@ where
     D: Database,
     D::Pool: AggregatePool,
 {
-    /// What is staged keeps its lease until the request is settled; so does every lease of a
+    /// Staged events keep their lease until the request is settled; so does every lease of a
     /// request that has a connection.
     async fn unlock(&self, stream: &str) -> Result<(), Error> {
         match self.leases.release_early(stream) {

@@ -1,4 +1,4 @@
-//! Leases and staged events, as the resource that they are when the request is settled.
+//! Leases and staged events, as a resource that is settled with the request.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::db::{Access, Patience};
 use crate::lock::{Fence, Hold, LeasePool, LeaseStore, LockError};
 use crate::tx::{Phase, Resource, Settling};
 
-/// What a request has done to aggregates in `D`.
+/// The leases and staged events of a request in `D`.
 ///
 /// The lease rows are deleted in the transaction that stores the events, as its last statements: a
 /// waiter whose statement meets one of them is kept for one round trip. If a row is not there, all
@@ -54,7 +54,7 @@ where
         })
     }
 
-    /// What is staged. From now on no lease is renewed.
+    /// Takes the staged events, and stops the renewal of all leases.
     async fn take(&mut self) -> Vec<Append> {
         let taken = self.request.close();
         for mut lease in taken.leases {
@@ -65,7 +65,7 @@ where
         taken.staged
     }
 
-    /// The rows are gone: who waits may go on.
+    /// The rows are deleted: waiters may go on.
     fn open_gates(&mut self) {
         for ((lease, _), wanted) in self.leases.drain(..).zip(self.deleted.drain(..)) {
             lease.mark_released(wanted);
@@ -84,12 +84,12 @@ where
         }
     }
 
-    /// Says whether the request had a transaction to do it on.
+    /// Returns whether the request had a transaction to do it on.
     async fn release_on_the_same_connection(
         &mut self,
         settling: &mut Settling<'_>,
     ) -> Result<bool, crate::Error> {
-        // Nobody else can write meanwhile, so nobody of another process is waited for.
+        // No other task can write meanwhile, so no other process is waited for.
         let patience = Patience::AtMost(self.request.shared.locks.retry_interval());
         let Some(mut transaction) = settling.begin_after_rollback::<D>(patience).await? else {
             return Ok(false);

@@ -119,12 +119,12 @@ impl Row {
     }
 }
 
-/// What [`EventRows::history`] found.
+/// Makes a history of the rows of [`EventRows::history`].
 pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Error> {
     let mut history = History::default();
     for row in rows {
         if row.name.as_deref() == Some("") {
-            // One that cannot be read is passed over by whoever reads its state.
+            // One that cannot be read is passed over when its state is read.
             history.snapshot = Some(Snapshot {
                 sequence: unsigned(row.sequence),
                 version: row

@@ -19,8 +19,8 @@ use crate::lock::{Fence, LeaseStore, LockError, ReleaseOutcome};
 /// Streams of events, with what a lock in the same database needs.
 pub trait EventStore: AsyncRepository {
     /// Adds to streams, to all or to none, and in the same transaction deletes the lease rows of
-    /// those `fences` that are in this store's database: for each of them, what became of it. `None`
-    /// is for the others.
+    /// those `fences` that are in this store's database: for each of them, what became of it.
+    /// `None` is for the others.
     ///
     /// # Errors
     ///
@@ -32,7 +32,7 @@ pub trait EventStore: AsyncRepository {
     ) -> impl Future<Output = Result<Vec<Option<ReleaseOutcome>>, Error>> + Send;
 }
 
-/// What guards of a pool dereference to.
+/// The type that guards of a pool dereference to.
 pub(super) type ConnectionOf<P> = <<P as TransactionPool>::Session as Session>::Connection;
 
 /// Streams in a SQLite file or in Postgres. A clone is another handle on the same.
@@ -80,7 +80,7 @@ impl<P: AggregatePool> SqlEventStore<P> {
     ///
     /// # Errors
     ///
-    /// What the database said.
+    /// Errors of the database.
     pub async fn migrate(&self) -> Result<(), db::Error> {
         const TABLE: &str = "_aggregate_events_migrations";
 

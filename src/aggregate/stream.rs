@@ -1,12 +1,12 @@
-//! A stream: what is read of it, what is added to it, and the lease on it.
+//! Streams: the values that are read and added, and the lease.
 
 use std::any::Any;
 use std::sync::Arc;
 
 use super::event::EventRecord;
 
-/// A lease that a loaded aggregate owns. What is in it is its repository's own business; when the
-/// last clone is dropped, the lease is released.
+/// A lease that a loaded aggregate owns, of a type that its repository knows. When the last clone
+/// is dropped, the lease is released.
 #[derive(Clone)]
 pub struct HeldLease(Arc<dyn Any + Send + Sync>);
 
@@ -16,7 +16,7 @@ impl HeldLease {
         Self(lease)
     }
 
-    /// What it was made of.
+    /// The value that it was made of.
     pub fn downcast<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
         Arc::clone(&self.0).downcast().ok()
     }
@@ -33,7 +33,7 @@ pub struct Snapshot {
     pub state: String,
 }
 
-/// What there is of a stream: a snapshot, if any, and the events after it.
+/// A stream as it was read: a snapshot, if any, and the events after it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
     /// The state that the events come after.
@@ -42,7 +42,7 @@ pub struct History {
     pub events: Vec<EventRecord>,
 }
 
-/// What is to be added to one stream.
+/// Events to be added to one stream.
 #[derive(Clone)]
 pub struct Append {
     /// The stream.

@@ -14,7 +14,7 @@ use super::stats::Counters;
 use super::store::{Attempt, Claim, LeaseStore, Token};
 use crate::db::{ErrorClass, Patience};
 
-/// A wait that counts as given up unless it is said to have ended well.
+/// Counts a wait as given up, unless it was finished.
 struct WaitRecord {
     since: Instant,
     counters: Option<Counters>,
@@ -41,7 +41,7 @@ impl Drop for WaitRecord {
     }
 }
 
-/// Whether to wait for a row that is somebody else's.
+/// Whether to wait for a row of another holder.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum AcquireMode {
     Try(Patience),
@@ -89,9 +89,9 @@ impl<S: LeaseStore> Key<S> {
         }
     }
 
-    /// A statement that has been sent cannot be taken back by dropping its future. So the database
-    /// part runs in a task of its own, which keeps the gate; if nobody waits for what it brings,
-    /// it releases the row, then the gate.
+    /// Dropping its future does not take back a statement that has been sent. So the database part
+    /// runs in a task of its own, which keeps the gate. If the caller has gone, the task releases
+    /// the row, then the gate.
     async fn spawn_acquire(
         self: &Arc<Self>,
         pass: Pass,
@@ -163,13 +163,14 @@ impl<S: LeaseStore> Key<S> {
                     let _ = answer.send(Err(error.into()));
                     drop(pass);
                     if was_sent {
-                        // It may have been obeyed, and its answer lost. Nobody waits for this.
+                        // It may have been executed, and its response lost. No caller waits for
+                        // this.
                         release_patiently(&self.store, &claim, interval, false).await;
                     }
                     return;
                 }
             };
-            // Each new holder's row says anew whether it is wanted.
+            // Each new holder's row is marked anew.
             if !wanted
                 && self
                     .store

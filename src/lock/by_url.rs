@@ -15,7 +15,7 @@ use super::store::{
 };
 use crate::db::{self, Connection, Identity, Patience, UrlPool, either};
 
-/// Leases in a SQLite file or in Postgres, as the URL says.
+/// Leases in a SQLite file or in Postgres, depending on the URL.
 pub type UrlLockManager = LeaseLockManager<UrlLeases>;
 
 impl UrlLockManager {

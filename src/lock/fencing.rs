@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | release, takeover, sweep, a stopped process | the sequence; and takers of a key draw in turn |
 //! | the server's clock is set back | the sequence does not look at it |
-//! | crash or restart of the server, whatever its clock says then | the mark: it was flushed before the first token below it was drawn |
+//! | crash or restart of the server, whatever its clock shows then | the mark: it was flushed before the first token below it was drawn |
 //! | failover to a synchronous standby | the mark: its flush waited for the standby |
 //! | failover to an asynchronous standby | the mark, unless the standby lacks even the last opening; then the clock |
 //! | a restored backup, a copied database | the clock |
@@ -35,7 +35,7 @@ const OPEN_FENCE: &str = include_str!("sql/postgres/open_fence.sql");
 pub(super) struct TakeRow {
     /// The lease is ours.
     pub(super) fencing_token: Option<i64>,
-    /// There is, or was, a lease of somebody else: live, or expired.
+    /// Another holder has, or had, a lease: live, or expired.
     pub(super) lives: Option<bool>,
     pub(super) wanted: Option<bool>,
     /// If not, nothing was tried.

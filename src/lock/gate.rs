@@ -60,7 +60,7 @@ impl Gate {
         turns.wanted |= wanted;
     }
 
-    /// Whether whoever is next here should let another process go first. Asked once a turn.
+    /// Whether the next task here should let another process go first. Called once a turn.
     pub(super) fn should_yield(&self) -> bool {
         let mut turns = self.turns.lock();
         let due = turns.wanted && turns.taken >= HAND_OVERS;
@@ -88,7 +88,7 @@ mod tests {
         for _ in 0..2 * HAND_OVERS {
             gate.mark_released(false);
         }
-        assert!(!gate.should_yield(), "nobody has asked");
+        assert!(!gate.should_yield(), "no other process has asked");
         gate.mark_released(true);
         assert!(gate.should_yield());
     }

@@ -20,7 +20,7 @@ pub(super) struct Settings {
     pub(super) renewal_cap: Duration,
 }
 
-/// One key, for as long as somebody holds it, waits for it, or keeps its lock.
+/// One key, while it is held, waited for, or has a lock handle.
 pub struct Key<S: LeaseStore> {
     pub(super) name: Arc<str>,
     pub(super) gate: Gate,

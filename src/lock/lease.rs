@@ -64,13 +64,13 @@ impl<S: LeaseStore> Lease<S> {
         self.0.as_ref().expect(IS_ACTIVE)
     }
 
-    /// The fencing token: greater than that of any lease of this key before. Whoever is given it
-    /// can refuse what comes with a smaller one.
+    /// The fencing token: greater than that of any lease of this key before. A service that
+    /// receives it can refuse calls with a smaller one.
     pub fn fencing_token(&self) -> i64 {
         self.active().fencing_token
     }
 
-    /// Whether the lease is known to be somebody else's by now. What decides is the release.
+    /// Whether another holder is known to have taken it over. The release decides.
     pub fn is_lost(&self) -> bool {
         self.active().renewal.0.lost.load(Ordering::SeqCst)
     }
@@ -83,7 +83,7 @@ impl<S: LeaseStore> Lease<S> {
         self.active().key.store.needs_read_committed()
     }
 
-    /// Releases it as dropping does, and tells when that has ended.
+    /// Releases it as dropping does, then calls `then`.
     pub(crate) fn release_then(mut self, then: impl FnOnce() + Send + 'static) {
         if let Some(active) = self.0.take() {
             active.spawn_release(|_| then());
@@ -116,7 +116,7 @@ impl<S: LeaseStore> Hold for Lease<S> {
         let key = active.claim.key.to_string();
         let (done, released) = oneshot::channel();
         active.spawn_release(|released| {
-            // Nobody may be waiting for the answer.
+            // The caller may have gone.
             let _ = done.send(released);
         });
         match released.await {
@@ -135,7 +135,7 @@ impl<S: LeaseStore> Hold for Lease<S> {
             let key = Arc::clone(&active.claim.key);
             active.key.store.spawn(async move {
                 if let Err(error) = store.notify_waiters(&key).await {
-                    tracing::debug!(%key, %error, "those who wait were not woken; they poll");
+                    tracing::debug!(%key, %error, "waiters were not woken; they poll");
                 }
             });
         }
@@ -184,8 +184,8 @@ impl<S: LeaseStore> ActiveLease<S> {
 
 /// Deletes the row of a lease, or lets it expire.
 ///
-/// An answer may be lost after the row was deleted, and the next attempt finds none. It is taken for
-/// the one that `was_ours` when the first was made.
+/// An answer may be lost after the row was deleted, and the next attempt finds none. It is taken
+/// for the one that `was_ours` when the first was made.
 pub(super) async fn release_patiently<S: LeaseStore>(
     store: &S,
     claim: &Claim,
@@ -214,8 +214,8 @@ pub(super) async fn release_patiently<S: LeaseStore>(
     }
 }
 
-/// Until when nobody can have taken a lease over, by the clock of this process: counted from before
-/// the last statement that was obeyed was sent.
+/// Until when no other process can have taken a lease over, by the clock of this process: counted
+/// from before the last successful statement was sent.
 #[derive(Clone)]
 struct OursUntil(Arc<parking_lot::Mutex<Instant>>);
 
@@ -236,12 +236,12 @@ impl OursUntil {
 /// Puts off the expiry of a lease past each third of its time. Dropping it ends that.
 struct Renewal(Arc<RenewalState>);
 
-/// What the lease and the task that renews it tell each other.
+/// Shared by a lease and the task that renews it.
 struct RenewalState {
     stopped: CancellationToken,
-    /// ActiveLease while a statement is under way.
+    /// Held while a statement is under way.
     under_way: Mutex<()>,
-    /// The row was somebody else's.
+    /// The row was another holder's.
     lost: AtomicBool,
     ours_until: OursUntil,
 }
@@ -274,7 +274,7 @@ impl Drop for Renewal {
 }
 
 impl RenewalState {
-    /// Only "this row is not ours" is a loss; whatever else goes wrong is tried again.
+    /// Only "this row is not ours" is a loss; other errors are retried.
     async fn renew<S: LeaseStore>(self: Arc<Self>, store: S, claim: Claim, cap: Duration) {
         let taken = Instant::now();
         let interval = claim.ttl / 3;

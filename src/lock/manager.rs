@@ -49,19 +49,19 @@ impl<S: LeaseStore> LeaseLockManager<S> {
             slots: Keyed::default(),
             counters: Counters::default(),
         };
-        // The store is told too.
+        // The store has a copy.
         manager.with_retry_interval(Duration::from_millis(50))
     }
 
-    /// How long a lease lasts that nobody renews: how long others wait after a crash. Default
-    /// 30 s; no less than 30 ms.
+    /// How long a lease lasts without renewal: how long others wait after a crash. Default 30 s; no
+    /// less than 30 ms.
     pub fn with_lease_ttl(mut self, ttl: Duration) -> Self {
         self.settings.lease_ttl = ttl.max(Duration::from_millis(30));
         self
     }
 
-    /// How often a waiter asks again, give or take half, and how long one attempt may wait for a
-    /// busy row. Default 50 ms; no less than 1 ms.
+    /// Polling interval for a contended lease (±50 % jitter), and how long one attempt may wait for
+    /// a busy row. Default 50 ms; no less than 1 ms.
     pub fn with_retry_interval(mut self, interval: Duration) -> Self {
         let interval = interval.max(Duration::from_millis(1));
         self.settings.retry_interval = interval;
@@ -92,7 +92,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     ///
     /// # Errors
     ///
-    /// What the database said.
+    /// Errors of the database.
     pub async fn migrate(&self) -> Result<(), crate::db::Error> {
         self.store.migrate().await
     }
@@ -121,8 +121,8 @@ impl<S: LeaseStore> LeaseLockManager<S> {
             .await
     }
 
-    /// With [`Patience::Never`] it does not wait for the database either, where a request that
-    /// waits for us could have it.
+    /// With [`Patience::Never`] it does not wait for the database either: a request that waits for
+    /// us could have it.
     pub(crate) async fn try_acquire_with(
         &self,
         key: &str,
@@ -136,7 +136,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         Deadline::after(self.settings.max_wait)
     }
 
-    /// How often a waiter asks again.
+    /// Polling interval for a contended lease.
     pub(crate) fn retry_interval(&self) -> Duration {
         self.settings.retry_interval
     }
@@ -150,30 +150,30 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     }
 
     /// Deletes rows that have been expired for longer than the time to live. Never one that is
-    /// live, or that somebody is taking over. Says how many.
+    /// live, or is being taken over. Returns how many.
     ///
     /// # Errors
     ///
-    /// What the database said.
+    /// Errors of the database.
     pub async fn sweep_expired(&self) -> Result<u64, LockError> {
         Ok(self.store.sweep(self.settings.lease_ttl).await?)
     }
 
-    /// Everything that is leased in this database, by whatever process.
+    /// All leases in this database, of all processes.
     ///
     /// # Errors
     ///
-    /// What the database said.
+    /// Errors of the database.
     pub async fn leases(&self) -> Result<Vec<LeaseRow>, LockError> {
         Ok(self.store.list().await?)
     }
 
-    /// Frees a lease by its token, for an operator. Whoever holds it finds out at its commit, and
-    /// rolls back. `false`: there is no such lease.
+    /// Frees a lease by its token, for an operator. Its holder notices at the commit, and rolls
+    /// back. `false`: there is no such lease.
     ///
     /// # Errors
     ///
-    /// What the database said.
+    /// Errors of the database.
     pub async fn free(&self, token: &str) -> Result<bool, LockError> {
         // None was minted with any, and Postgres takes no NUL.
         if token.chars().any(char::is_control) {
@@ -182,12 +182,12 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         Ok(self.store.free(&Token::from(token)).await?)
     }
 
-    /// What has come of asking for leases in this process.
+    /// Counters of this process.
     pub fn stats(&self) -> LeaseStats {
         self.counters.read()
     }
 
-    /// How many keys are held, waited for, or kept by somebody in this process.
+    /// How many keys are held, waited for, or have a lock handle in this process.
     pub fn keys(&self) -> usize {
         self.keys.len()
     }

@@ -12,7 +12,7 @@ use super::keyed::Keyed;
 
 /// A key of a manager.
 pub trait Lockable: Send + Sync + Sized + 'static {
-    /// What frees it when it is dropped.
+    /// Frees the key when it is dropped.
     type Hold: Hold;
 
     /// The key's text.

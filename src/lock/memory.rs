@@ -27,7 +27,7 @@ pub struct InMemoryHold {
     _pass: Pass,
 }
 
-/// One key, for as long as somebody holds it, waits for it, or keeps its lock.
+/// One key, while it is held, waited for, or has a lock handle.
 pub struct Key {
     name: Arc<str>,
     gate: Gate,
@@ -52,7 +52,7 @@ impl InMemoryAsyncLockManager {
         self
     }
 
-    /// How many keys are locked, waited for, or kept by somebody.
+    /// How many keys are locked, waited for, or have a lock handle.
     pub fn keys(&self) -> usize {
         self.keys.len()
     }

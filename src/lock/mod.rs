@@ -1,8 +1,8 @@
-//! Locks: who may write an aggregate now.
+//! Locks: the right to write an aggregate.
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `async_lock` | [`AsyncLock`], [`AsyncLockManager`], [`Hold`]: what every lock can do |
+//! | `async_lock` | [`AsyncLock`], [`AsyncLockManager`], [`Hold`]: the interface of every lock |
 //! | `memory` | locks that live in this process alone |
 //! | `gate` | the process-local queue in front of a lease |
 //! | `deadline` | how long to wait |
@@ -10,20 +10,19 @@
 //! | `acquire` | how the lease of a key is taken |
 //! | `manual` | [`ManualLock`]: locking and unlocking by hand, over any [`Hold`] |
 //! | `manager` | [`LeaseLockManager`]: the gate first, then the row |
-//! | `lease` | [`Lease`]: one that is ours; renewal and release |
-//! | `store` | [`LeaseStore`]: what a backend does to the rows of `aggregate_locks` |
+//! | `lease` | [`Lease`]: a lease of this process; renewal and release |
+//! | `store` | [`LeaseStore`]: the rows of `aggregate_locks`, for one backend |
 //! | `sqlite`, `postgres` | the rows in a SQLite file, and in Postgres |
 //! | `sql/` | the statements: those of both backends, and a folder for each |
 //! | `fencing` | where fencing tokens come from on Postgres, and why they grow |
 //! | `by_url` | the rows in whichever of them a URL names |
-//! | `listener` | waking who waits, by LISTEN and NOTIFY |
-//! | `stats` | [`LeaseStats`]: what has come of asking |
-//! | `keyed` | one object for each key, for as long as anybody keeps it |
+//! | `listener` | waking waiters, by LISTEN and NOTIFY |
+//! | `stats` | [`LeaseStats`]: counters |
+//! | `keyed` | one object for each key, while any reference to it exists |
 //!
-//! A lease is a promise with an end: a holder that is stopped for longer than its time to live
-//! finds, when it goes on, that somebody else has taken over. What makes that harmless is the
-//! fence: whoever commits deletes their lease row in the same transaction, and rolls back if it is
-//! not there.
+//! A lease ends by itself. A holder that is stopped for longer than its time to live finds, when it
+//! goes on, that another one has taken over. The fence makes that harmless: a commit deletes the
+//! lease row in the same transaction, and rolls back if the row is not there.
 
 mod acquire;
 mod async_lock;

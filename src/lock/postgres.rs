@@ -26,7 +26,7 @@ pub type PostgresLockManager = LeaseLockManager<PostgresLeases>;
 
 impl PostgresLockManager {
     /// Leases in the database of `pool`, on connections of their own: two for statements, and one
-    /// that listens as soon as somebody waits.
+    /// that listens once there is a waiter.
     pub fn new(pool: &PostgresPool) -> Self {
         Self::over(pool.leases())
     }
@@ -73,7 +73,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// Until the retry interval is set.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// `lock_timeout` bounds how long a statement waits for a row that somebody is at.
+/// `lock_timeout` bounds how long a statement waits for a locked row.
 fn sessions(settings: &Settings, lock_timeout: Duration) -> Sessions {
     let lock_timeout = lock_timeout.max(Duration::from_millis(1));
     let settings = settings.clone().with_limit("lock_timeout", lock_timeout);
@@ -86,16 +86,16 @@ fn sessions(settings: &Settings, lock_timeout: Duration) -> Sessions {
     Sessions::new(settings, limits, Arc::default())
 }
 
-/// lock_not_available, query_canceled, deadlock_detected, serialization_failure: somebody is at
-/// the row. <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+/// lock_not_available, query_canceled, deadlock_detected, serialization_failure: the row is locked.
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 fn is_contention(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("55P03" | "57014" | "40P01" | "40001"))
 }
 
 impl PostgresLeases {
-    /// Runs statements on a session. They are ours, and all that comes back is read: if none failed,
-    /// the next one may have the session at once.
+    /// Runs statements on a session. They are ours, and all that comes back is read: if none
+    /// failed, the next one may have the session at once.
     ///
     /// On a dead network it fails after the longest wait for a session, and [`ANSWER`].
     async fn on_session<T>(
@@ -128,7 +128,7 @@ impl PostgresLeases {
                     fencing_token,
                     taken_over: tried.lives == Some(false),
                 },
-                // If none lives, somebody came between.
+                // If none lives, another process came between.
                 None => Attempt::Held {
                     wanted: tried.lives == Some(true) && tried.wanted == Some(true),
                 },
@@ -147,7 +147,7 @@ async fn notify(db: &mut PgConnection, keys: &[impl AsRef<str>]) -> sqlx::Result
 /// Wakes the waiters for `keys`. The keys are free even if this fails: waiters poll as well.
 async fn wake(db: &mut PgConnection, keys: &[impl AsRef<str>]) {
     if let Err(error) = notify(db, keys).await {
-        tracing::debug!(%error, "those who wait were not woken; they poll");
+        tracing::debug!(%error, "waiters were not woken; they poll");
     }
 }
 

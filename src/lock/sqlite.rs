@@ -53,7 +53,7 @@ impl SqliteLeases {
     }
 
     async fn try_take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
-        // By a reader first: who waits must not keep others from writing.
+        // By a reader first: a waiter must not keep others from writing.
         let mut reader = self.read(patience).await?;
         let found = look(reader.connection(), &claim.key, Some(&claim.token)).await?;
         if let RowState::Held { wanted } = found {
@@ -71,13 +71,13 @@ impl SqliteLeases {
                 fencing_token: row.try_get(0)?,
                 taken_over: found == RowState::Expired,
             }),
-            // Somebody came between.
+            // Another process came between.
             None => Ok(Attempt::Held { wanted: false }),
         }
     }
 
-    /// The writer. Waits no longer than one retry interval for another process: nobody else of this
-    /// one can write meanwhile.
+    /// The writer. Waits no longer than one retry interval for another process: no other task of
+    /// this one can write meanwhile.
     async fn writer(&self) -> sqlx::Result<OneShotWriter> {
         self.pool
             .writer(Patience::AtMost(self.retry_interval))
@@ -94,7 +94,7 @@ enum RowState {
     Free,
     /// One that has expired.
     Expired,
-    /// Somebody else's, wanted by others or not.
+    /// Another holder's, wanted by others or not.
     Held { wanted: bool },
 }
 
@@ -130,13 +130,13 @@ impl LeaseStore for SqliteLeases {
 
     async fn take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
         match self.try_take(claim, patience).await {
-            // Nobody can mark a row while the file is busy.
+            // No row can be marked while the file is busy.
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: true }),
             result => result,
         }
     }
 
-    /// Its transactions see what is there when they begin, and nobody writes until they end.
+    /// Its transactions see a snapshot, and no other process writes until they end.
     fn needs_read_committed(&self) -> bool {
         false
     }
@@ -181,7 +181,7 @@ impl LeaseStore for SqliteLeases {
         Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
     }
 
-    /// Nobody can be told across processes: who waits polls.
+    /// SQLite has no notifications: waiters of other processes poll.
     async fn notify_waiters(&self, _key: &str) -> sqlx::Result<()> {
         Ok(())
     }
