@@ -69,8 +69,8 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         self
     }
 
-    /// How long [`acquire`](Self::acquire) and [`AsyncLock::lock`] wait, for gate and row together.
-    /// Default 5 s; `None` waits for ever.
+    /// How long [`acquire`](Self::acquire) and [`AsyncLock::lock`](super::AsyncLock::lock) wait, for
+    /// gate and row together. Default 5 s; `None` waits for ever.
     pub fn with_max_wait(mut self, max_wait: Option<Duration>) -> Self {
         self.settings.max_wait = max_wait;
         self
