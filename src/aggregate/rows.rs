@@ -10,7 +10,7 @@ use super::error::Error;
 use super::event::EventRecord;
 use super::stream::{Append, History, Snapshot};
 use crate::db::Session;
-use crate::lock::LeasePool;
+use crate::lock::{LeasePool, statement};
 
 /// A pool whose database can hold aggregates: any of [`SqlitePool`](crate::db::SqlitePool),
 /// [`PostgresPool`](crate::db::PostgresPool) and [`UrlPool`](crate::db::UrlPool).
@@ -148,7 +148,7 @@ macro_rules! rows {
                 stream: &str,
                 snapshot_version: Option<u32>,
             ) -> sqlx::Result<Vec<Row>> {
-                sqlx::query_as::<$database, Row>(include_str!("sql/history.sql"))
+                sqlx::query_as::<$database, Row>(statement(include_str!("sql/history.sql")))
                 .bind(stream)
                 .bind(snapshot_version.and_then(|version| i32::try_from(version).ok()))
                 .fetch_all(self)
@@ -161,7 +161,7 @@ macro_rules! rows {
                 after: u64,
                 limit: u32,
             ) -> sqlx::Result<Vec<Row>> {
-                sqlx::query_as::<$database, Row>(include_str!("sql/page.sql"))
+                sqlx::query_as::<$database, Row>(statement(include_str!("sql/page.sql")))
                 .bind(stream)
                 .bind(signed(after))
                 .bind(i64::from(limit))
@@ -197,7 +197,7 @@ macro_rules! rows {
                 stream: &str,
                 snapshot: &Snapshot,
             ) -> sqlx::Result<()> {
-                sqlx::query::<$database>(include_str!($put_snapshot))
+                sqlx::query::<$database>(statement(include_str!($put_snapshot)))
                 .bind(stream)
                 .bind(signed(snapshot.sequence))
                 .bind(i32::try_from(snapshot.version).unwrap_or(i32::MAX))

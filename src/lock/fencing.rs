@@ -25,6 +25,7 @@
 use sqlx::postgres::PgConnection;
 
 use super::listener::hash;
+use super::sql::statement;
 use super::store::{Claim, millis};
 
 const TAKE: &str = include_str!("sql/postgres/take.sql");
@@ -44,7 +45,7 @@ pub(super) struct TakeRow {
 
 pub(super) async fn take(db: &mut PgConnection, claim: &Claim) -> sqlx::Result<TakeRow> {
     let (class, number) = turn(&claim.key);
-    sqlx::query_as(TAKE)
+    sqlx::query_as(statement(TAKE))
         .bind(&*claim.key)
         .bind(&*claim.owner)
         .bind(claim.token.as_str())
@@ -57,7 +58,10 @@ pub(super) async fn take(db: &mut PgConnection, claim: &Claim) -> sqlx::Result<T
 
 /// Opens the sequence, unless another process has just done so.
 pub(super) async fn open_fence(db: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::raw_sql(OPEN_FENCE).execute(db).await.map(drop)
+    sqlx::raw_sql(statement(OPEN_FENCE))
+        .execute(db)
+        .await
+        .map(drop)
 }
 
 /// The advisory lock by which the takers of `key` have their turns. Keys that share one wait for

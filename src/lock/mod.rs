@@ -13,7 +13,7 @@
 //! | `lease` | [`Lease`]: a lease of this process; renewal and release |
 //! | `store` | [`LeaseStore`]: the rows of `aggregate_locks`, for one backend |
 //! | `sqlite`, `postgres` | the rows in a SQLite file, and in Postgres |
-//! | `sql/` | the statements: those of both backends, and a folder for each |
+//! | `sql`, `sql/` | the statements: those of both backends, and a folder for each |
 //! | `fencing` | where fencing tokens come from on Postgres, and why they grow |
 //! | `by_url` | the rows in whichever of them a URL names |
 //! | `listener` | waking waiters, by LISTEN and NOTIFY |
@@ -42,6 +42,7 @@ mod manual;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod stats;
@@ -66,3 +67,4 @@ pub use store::{
 pub(crate) use async_lock::in_order;
 pub(crate) use deadline::Deadline;
 pub(crate) use keyed::Keyed;
+pub(crate) use sql::statement;

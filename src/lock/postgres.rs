@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::LeaseLockManager;
 use super::fencing::{open_fence, take};
 use super::listener::{Listener, bell, no_answer};
+use super::sql::statement;
 use super::store::{
     Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
     spawn_before_closing,
@@ -140,7 +141,7 @@ impl PostgresLeases {
 
 async fn notify(db: &mut PgConnection, keys: &[impl AsRef<str>]) -> sqlx::Result<()> {
     let bells: Vec<String> = keys.iter().map(|key| bell(key.as_ref())).collect();
-    let notify = sqlx::query(include_str!("sql/postgres/notify.sql")).bind(bells);
+    let notify = sqlx::query(statement(include_str!("sql/postgres/notify.sql"))).bind(bells);
     notify.execute(db).await.map(drop)
 }
 
@@ -183,7 +184,7 @@ impl LeaseStore for PostgresLeases {
         const MOMENT: Duration = Duration::from_secs(1);
 
         let renewing = self.on_session(async |db| {
-            let renew = sqlx::query(include_str!("sql/postgres/renew.sql"))
+            let renew = sqlx::query(statement(include_str!("sql/postgres/renew.sql")))
                 .bind(&*claim.key)
                 .bind(claim.token.as_str())
                 .bind(millis(claim.ttl));
@@ -212,7 +213,7 @@ impl LeaseStore for PostgresLeases {
         key: &str,
         token: &Token,
     ) -> sqlx::Result<ReleaseOutcome> {
-        let release = sqlx::query_scalar(include_str!("sql/release.sql"))
+        let release = sqlx::query_scalar(statement(include_str!("sql/release.sql")))
             .bind(key)
             .bind(token.as_str());
         Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
@@ -224,7 +225,7 @@ impl LeaseStore for PostgresLeases {
 
     async fn mark_wanted(&self, key: &str) -> sqlx::Result<bool> {
         self.on_session(async |db| {
-            let mark = sqlx::query(include_str!("sql/mark_wanted.sql")).bind(key);
+            let mark = sqlx::query(statement(include_str!("sql/mark_wanted.sql"))).bind(key);
             Ok(mark.fetch_optional(&mut **db).await?.is_some())
         })
         .await
@@ -236,10 +237,11 @@ impl LeaseStore for PostgresLeases {
 
     async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
         self.on_session(async |db| {
-            let swept: Vec<String> = sqlx::query_scalar(include_str!("sql/postgres/sweep.sql"))
-                .bind(millis(grace))
-                .fetch_all(&mut **db)
-                .await?;
+            let swept: Vec<String> =
+                sqlx::query_scalar(statement(include_str!("sql/postgres/sweep.sql")))
+                    .bind(millis(grace))
+                    .fetch_all(&mut **db)
+                    .await?;
             if !swept.is_empty() {
                 wake(db, &swept).await;
             }
@@ -249,14 +251,14 @@ impl LeaseStore for PostgresLeases {
     }
 
     async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
-        let list = sqlx::query_as(include_str!("sql/postgres/list.sql"));
+        let list = sqlx::query_as(statement(include_str!("sql/postgres/list.sql")));
         self.on_session(async |db| list.fetch_all(&mut **db).await)
             .await
     }
 
     async fn free(&self, token: &Token) -> sqlx::Result<bool> {
         self.on_session(async |db| {
-            let freed: Option<String> = sqlx::query_scalar(include_str!("sql/free.sql"))
+            let freed: Option<String> = sqlx::query_scalar(statement(include_str!("sql/free.sql")))
                 .bind(token.as_str())
                 .fetch_optional(&mut **db)
                 .await?;

@@ -8,6 +8,7 @@ use sqlx::{Row, migrate};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
+use super::sql::statement;
 use super::store::{
     Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
     spawn_before_closing,
@@ -60,7 +61,7 @@ impl SqliteLeases {
             return Ok(Attempt::Held { wanted });
         }
         drop(reader);
-        let take = sqlx::query(include_str!("sql/sqlite/take.sql"))
+        let take = sqlx::query(statement(include_str!("sql/sqlite/take.sql")))
             .bind(&*claim.key)
             .bind(&*claim.owner)
             .bind(claim.token.as_str())
@@ -104,7 +105,7 @@ async fn look(
     key: &str,
     ours: Option<&Token>,
 ) -> sqlx::Result<RowState> {
-    let row: Option<(bool, bool)> = sqlx::query_as(include_str!("sql/sqlite/look.sql"))
+    let row: Option<(bool, bool)> = sqlx::query_as(statement(include_str!("sql/sqlite/look.sql")))
         .bind(key)
         .bind(ours.map_or("", Token::as_str))
         .fetch_optional(db)
@@ -158,7 +159,7 @@ impl LeaseStore for SqliteLeases {
             // The request may have the writer, and be waiting for us to stop.
             () = stopped.cancelled() => return Err(sqlx::Error::PoolTimedOut),
         };
-        let renew = sqlx::query(include_str!("sql/sqlite/renew.sql"))
+        let renew = sqlx::query(statement(include_str!("sql/sqlite/renew.sql")))
             .bind(&*claim.key)
             .bind(claim.token.as_str())
             .bind(millis(claim.ttl));
@@ -166,7 +167,9 @@ impl LeaseStore for SqliteLeases {
     }
 
     async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
-        let release = sqlx::query(RELEASE).bind(key).bind(token.as_str());
+        let release = sqlx::query(statement(RELEASE))
+            .bind(key)
+            .bind(token.as_str());
         let gone = self.writer().await?.run(release).await?;
         let wanted = gone.first().map(|row| row.try_get(0)).transpose()?;
         Ok(ReleaseOutcome::found(wanted))
@@ -177,7 +180,9 @@ impl LeaseStore for SqliteLeases {
         key: &str,
         token: &Token,
     ) -> sqlx::Result<ReleaseOutcome> {
-        let release = sqlx::query_scalar(RELEASE).bind(key).bind(token.as_str());
+        let release = sqlx::query_scalar(statement(RELEASE))
+            .bind(key)
+            .bind(token.as_str());
         Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
     }
 
@@ -187,7 +192,7 @@ impl LeaseStore for SqliteLeases {
     }
 
     async fn mark_wanted(&self, key: &str) -> sqlx::Result<bool> {
-        let want = sqlx::query(include_str!("sql/mark_wanted.sql")).bind(key);
+        let want = sqlx::query(statement(include_str!("sql/mark_wanted.sql"))).bind(key);
         Ok(!self.writer().await?.run(want).await?.is_empty())
     }
 
@@ -196,18 +201,19 @@ impl LeaseStore for SqliteLeases {
     }
 
     async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
-        let sweep = sqlx::query(include_str!("sql/sqlite/sweep.sql")).bind(millis(grace));
+        let sweep =
+            sqlx::query(statement(include_str!("sql/sqlite/sweep.sql"))).bind(millis(grace));
         Ok(self.writer().await?.run(sweep).await?.len() as u64)
     }
 
     async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
-        sqlx::query_as(include_str!("sql/sqlite/list.sql"))
+        sqlx::query_as(statement(include_str!("sql/sqlite/list.sql")))
             .fetch_all(self.read(Patience::Wait).await?.connection())
             .await
     }
 
     async fn free(&self, token: &Token) -> sqlx::Result<bool> {
-        let free = sqlx::query(include_str!("sql/free.sql")).bind(token.as_str());
+        let free = sqlx::query(statement(include_str!("sql/free.sql"))).bind(token.as_str());
         Ok(!self.writer().await?.run(free).await?.is_empty())
     }
 
