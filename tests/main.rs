@@ -25,6 +25,7 @@ mod guards;
 mod history;
 mod honesty;
 mod hooks;
+mod house;
 mod innocent;
 mod input;
 mod launch;

@@ -1,7 +1,7 @@
 //! Events in whichever database a URL names.
 
-use super::repository::{Append, Snapshot};
 use super::rows::{EventRows, Row};
+use super::stream::{Append, Snapshot};
 use crate::db::Connection;
 use crate::with_backend;
 

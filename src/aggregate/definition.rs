@@ -1,13 +1,13 @@
-//! What an aggregate is.
+//! The trait of aggregates, and the macro that implements it.
 
 use rocket::serde::json::serde_json;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Error;
 use super::entity::{Entity, check_id};
+use super::error::Error;
 use super::event::{Event, EventRecord, Metadata, ReplayError};
-use super::repository::{History, Snapshot};
+use super::stream::{History, Snapshot};
 
 /// A state that follows from events, and is changed by [recording](Self::record) new ones.
 ///

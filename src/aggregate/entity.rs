@@ -1,8 +1,8 @@
 //! The part that every aggregate has.
 
-use super::Error;
+use super::error::Error;
 use super::event::EventRecord;
-use super::repository::HeldLease;
+use super::stream::HeldLease;
 
 /// Id, version and new events of an aggregate; and its lease, if it was loaded with one.
 ///
@@ -73,7 +73,7 @@ impl Entity {
         self.version
     }
 
-    /// What has happened since it was loaded or committed.
+    /// The events since it was loaded or committed.
     pub fn new_events(&self) -> &[EventRecord] {
         &self.new_events
     }

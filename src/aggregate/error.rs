@@ -1,4 +1,4 @@
-//! What can go wrong with an aggregate.
+//! Errors of aggregates.
 
 use rocket::http::Status;
 
@@ -12,7 +12,7 @@ pub enum Error {
     #[error("an id has 1 to 200 bytes and no control characters")]
     Id,
 
-    /// Somebody else has appended to the stream since it was loaded. 409.
+    /// Another writer has appended to the stream since it was loaded. 409.
     #[error("`{0}` was changed by somebody else meanwhile; load it again and retry")]
     Conflict(String),
 
@@ -23,7 +23,7 @@ pub enum Error {
         stream: String,
         /// The event's place in it.
         sequence: u64,
-        /// What is wrong with it, without its payload.
+        /// The defect, without the payload.
         reason: String,
     },
 
@@ -32,7 +32,7 @@ pub enum Error {
     Encode {
         /// Which event, or which aggregate.
         what: &'static str,
-        /// What serde said.
+        /// serde's error.
         reason: String,
     },
 

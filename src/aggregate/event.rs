@@ -7,9 +7,7 @@ use rocket::serde::json::serde_json;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Aggregate;
-
-/// What is known about an event beside itself. `request_id` is the request that caused it.
+/// Facts about an event that are not part of it. `request_id` is the request that caused it.
 pub type Metadata = BTreeMap<String, String>;
 
 /// An event as it is stored.
@@ -18,24 +16,24 @@ pub type Metadata = BTreeMap<String, String>;
 pub struct EventRecord {
     /// Its place in the stream, from 1, without gaps.
     pub sequence: u64,
-    /// What kind of event it is.
+    /// Its kind.
     pub name: String,
     /// Which version of that kind.
     pub version: u32,
-    /// What it says.
+    /// Its content.
     pub payload: Value,
     /// When it was stored, on the store's clock: milliseconds since 1970. `None` until then.
     #[cfg_attr(feature = "app", schema(required))]
     pub recorded_at: Option<i64>,
-    /// What is known about it beside itself.
+    /// Facts about it that are not part of it.
     #[cfg_attr(feature = "app", schema(value_type = BTreeMap<String, String>))]
     pub metadata: Metadata,
 }
 
 /// One kind of event of the aggregate `A`.
 ///
-/// Stored events stay as they are for ever. When the shape changes, raise [`VERSION`](Self::VERSION)
-/// and say in [`upcast`](Self::upcast) what an older payload means now.
+/// Stored events stay as they are for ever. When the shape changes, raise
+/// [`VERSION`](Self::VERSION) and convert older payloads in [`upcast`](Self::upcast).
 ///
 /// ```
 /// use rocket_tx::aggregate::{Entity, Event};
@@ -65,7 +63,7 @@ pub struct EventRecord {
 /// rocket_tx::aggregate!(Todo as "todo", entity, [Renamed]);
 /// ```
 pub trait Event<A>: Serialize + DeserializeOwned {
-    /// What it is stored as. Never changes.
+    /// Its name in the store. Never changes.
     const NAME: &'static str;
 
     /// Which version [`Serialize`] writes and [`DeserializeOwned`] reads.
@@ -75,7 +73,7 @@ pub trait Event<A>: Serialize + DeserializeOwned {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in words for an operator; without its content.
+    /// The defect, in words for an operator; without the content.
     fn upcast(version: u32, payload: Value) -> Result<Value, String> {
         let _ = payload;
         Err(format!("there is no upcaster from version {version}"))
@@ -90,9 +88,9 @@ pub trait Event<A>: Serialize + DeserializeOwned {
 #[error("{0}")]
 pub struct ReplayError(pub String);
 
-/// What [`aggregate!`](crate::aggregate!) calls for an event whose name it knows.
+/// Called by [`aggregate!`](crate::aggregate!) for an event whose name it knows.
 #[doc(hidden)]
-pub fn replay_as<A: Aggregate, E: Event<A>>(
+pub fn replay_as<A, E: Event<A>>(
     aggregate: &mut A,
     record: &EventRecord,
 ) -> Result<(), ReplayError> {

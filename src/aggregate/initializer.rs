@@ -18,8 +18,8 @@ use super::store::{ConnectionOf, SqlEventStore};
 use crate::db::{Seconds, setting};
 use crate::lock::{LeaseLockManager, LeasePool};
 
-/// Told when a request has loaded aggregates with their leases, and holds no connection: what takes
-/// long here is waited for, with the leases held.
+/// Called when a request has loaded aggregates with their leases, and holds no connection. The
+/// request waits until it returns, with the leases held.
 #[rocket::async_trait]
 pub trait LoadObserver: Send + Sync {
     /// The stream of one of them.
@@ -28,7 +28,7 @@ pub trait LoadObserver: Send + Sync {
 
 type Observers = dyn Fn(&Request<'_>) -> Option<Box<dyn LoadObserver>> + Send + Sync;
 
-/// What all requests share.
+/// Shared by all requests.
 pub(super) struct Shared<D>
 where
     D: Database,
@@ -50,7 +50,7 @@ where
     }
 }
 
-/// The leases in the database `D`: who holds what, and a way to free one. Managed by [`init`]'s
+/// The leases in the database `D`: a list of them, and a way to free one. Managed by [`init`]'s
 /// fairing: ask for it as `&State<Leases<D>>`. It derefs to [`LeaseLockManager`].
 pub struct Leases<D>(Arc<Shared<D>>)
 where
@@ -92,8 +92,8 @@ where
 ///
 /// | key | default | |
 /// | --- | --- | --- |
-/// | `lease_ttl` | `"30s"` | how long a lease lasts that nobody renews: how long others wait after a crash |
-/// | `lease_retry_interval` | `"50ms"` | how often who waits asks again, give or take half |
+/// | `lease_ttl` | `"30s"` | how long a lease lasts without renewal: how long others wait after a crash |
+/// | `lease_retry_interval` | `"50ms"` | polling interval for a contended lease (±50 % jitter) |
 /// | `lease_max_wait` | `"5s"` | how long a request waits for leases, all of one call together; then 503 |
 /// | `lease_owner_id` | address, port and process id | a label for operators |
 /// | `lease_renewal_cap` | `"10m"` | how long a lease is renewed at most |
@@ -134,7 +134,8 @@ where
         self
     }
 
-    /// Has the loads of a request observed, if `observe` says so when its guard is made.
+    /// Observes the loads of a request. `observe` is called when its guard is made; `None` observes
+    /// nothing.
     pub fn observe_loads<F>(mut self, observe: F) -> Self
     where
         F: Fn(&Request<'_>) -> Option<Box<dyn LoadObserver>> + Send + Sync + 'static,
@@ -226,7 +227,7 @@ where
     }
 }
 
-/// What `Rocket.toml` says.
+/// Settings from `Rocket.toml`.
 struct Config {
     ttl: Duration,
     retry_interval: Duration,

@@ -6,11 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-use super::Error;
+use super::error::Error;
 use super::event::EventRecord;
-use super::repository::{Append, AsyncRepository, History, Snapshot};
+use super::repository::AsyncRepository;
 use super::store::EventStore;
-use crate::lock::{Fence, Released};
+use super::stream::{Append, History, Snapshot};
+use crate::lock::{Fence, ReleaseOutcome};
 
 /// Streams that are gone with the process: what [`SqlEventStore`](super::SqlEventStore) promises,
 /// without a database and without read models. A clone is another handle on the same streams.
@@ -108,7 +109,7 @@ impl EventStore for InMemoryEventStore {
         &self,
         batch: &[Append],
         fences: &[Fence],
-    ) -> Result<Vec<Option<Released>>, Error> {
+    ) -> Result<Vec<Option<ReleaseOutcome>>, Error> {
         self.add(batch)?;
         Ok(fences.iter().map(|_| None).collect())
     }

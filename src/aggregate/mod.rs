@@ -1,20 +1,22 @@
-//! Event-sourced aggregates: what happened is stored, and the state is what follows from it.
+//! Event-sourced aggregates: events are stored, and the state follows from them.
 //!
 //! | file | what it holds |
 //! | --- | --- |
 //! | `entity` | [`Entity`]: id, version and new events, the part that every aggregate has |
 //! | `event` | [`Event`], [`EventRecord`]: one thing that happened, and its older versions |
+//! | `stream` | [`History`], [`Append`], [`HeldLease`]: what is read of a stream, added to it, and the lease on it |
 //! | `definition` | [`Aggregate`] and the macro [`aggregate!`](crate::aggregate!) that implements it |
 //! | `repository` | [`AsyncRepository`], [`AsyncAggregateRepository`]: load, change, commit |
 //! | `queued` | [`QueuedRepository`]: with a lock on what is loaded |
 //! | `store` | [`SqlEventStore`]: events, snapshots and read models in one transaction |
-//! | `rows`, `by_url` | all SQL of the tables |
+//! | `rows`, `by_url` | the rows of events and snapshots |
+//! | `sql/` | the statements: those of both backends, and a folder for each |
 //! | `memory` | [`InMemoryEventStore`]: the same, for unit tests |
 //! | `projection` | [`Projection`]: a read model that is written with the events |
 //! | `request` | [`Aggregates`]: the guard, a repository that belongs to a request |
 //! | `order` | the keys that a request holds, in all databases |
-//! | `held` | the leases of a request, and what it has staged |
-//! | `settled` | both of them, as the resource that they are when the request is settled |
+//! | `leases` | the leases of a request, and what it has staged |
+//! | `resource` | both of them, as the resource that is settled with the request |
 //! | `initializer` | [`init`]: the fairing that makes the tables and sweeps the leases |
 //!
 //! # In a handler
@@ -56,25 +58,26 @@
 //! }
 //! ```
 //!
-//! The event is stored if the client is told of success, in the request's own transaction. Until
-//! then nobody else writes this account, in whatever process: `get` has its lease.
+//! The event is stored in the request's own transaction, if the response is a success. Until then
+//! no other process writes this account: `get` has its lease.
 
 mod by_url;
 mod definition;
 mod entity;
 mod error;
 mod event;
-mod held;
 mod initializer;
+mod leases;
 mod memory;
 mod order;
 mod projection;
 mod queued;
 mod repository;
 mod request;
+mod resource;
 mod rows;
-mod settled;
 mod store;
+mod stream;
 
 pub use definition::Aggregate;
 pub use entity::Entity;
@@ -84,13 +87,11 @@ pub use initializer::{Initializer, Leases, LoadObserver, init};
 pub use memory::InMemoryEventStore;
 pub use projection::Projection;
 pub use queued::{Queueable, QueuedRepository};
-pub use repository::{
-    Append, AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository, HeldLease,
-    History, Snapshot,
-};
+pub use repository::{AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository};
 pub use request::{Aggregates, RequestRepository};
 pub use rows::{AggregatePool, EventRows};
 pub use store::{EventStore, SqlEventStore};
+pub use stream::{Append, HeldLease, History, Snapshot};
 
 #[doc(hidden)]
 pub use event::replay_as;

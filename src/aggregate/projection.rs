@@ -6,9 +6,9 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::Aggregate;
+use super::definition::Aggregate;
 use super::event::EventRecord;
-use super::repository::Append;
+use super::stream::Append;
 
 /// Writes a read model of the aggregates of type `A`, on connections of type `C`, in the
 /// transaction that stores their events. An error rolls all of it back.
@@ -25,7 +25,7 @@ pub trait Projection<A, C>: Send + Sync + 'static {
 /// The projections of a store, by type of aggregate.
 pub(super) struct Projections<C>(Arc<ByType<C>>);
 
-type ByType<C> = HashMap<TypeId, Vec<Arc<dyn Erased<C>>>>;
+type ByType<C> = HashMap<TypeId, Vec<Arc<dyn AnyProjection<C>>>>;
 
 impl<C> Clone for Projections<C> {
     fn clone(&self) -> Self {
@@ -44,7 +44,7 @@ impl<C: Send + 'static> Projections<C> {
         let mut all: ByType<C> = (*self.0).clone();
         all.entry(TypeId::of::<A>())
             .or_default()
-            .push(Arc::new(Of::<A, P>(projection, PhantomData)));
+            .push(Arc::new(TypedProjection::<A, P>(projection, PhantomData)));
         Self(Arc::new(all))
     }
 
@@ -60,7 +60,7 @@ impl<C: Send + 'static> Projections<C> {
 }
 
 #[rocket::async_trait]
-trait Erased<C>: Send + Sync {
+trait AnyProjection<C>: Send + Sync {
     async fn project(
         &self,
         connection: &mut C,
@@ -69,10 +69,12 @@ trait Erased<C>: Send + Sync {
     ) -> sqlx::Result<()>;
 }
 
-struct Of<A, P>(P, PhantomData<fn() -> A>);
+struct TypedProjection<A, P>(P, PhantomData<fn() -> A>);
 
 #[rocket::async_trait]
-impl<A: Aggregate, C: Send + 'static, P: Projection<A, C>> Erased<C> for Of<A, P> {
+impl<A: Aggregate, C: Send + 'static, P: Projection<A, C>> AnyProjection<C>
+    for TypedProjection<A, P>
+{
     async fn project(
         &self,
         connection: &mut C,

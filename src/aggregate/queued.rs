@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Error;
+use super::error::Error;
 use super::event::EventRecord;
-use super::repository::{Append, AsyncRepository, AsyncUnlockableRepository, HeldLease, History};
+use super::repository::{AsyncRepository, AsyncUnlockableRepository};
 use super::store::EventStore;
+use super::stream::{Append, HeldLease, History};
 use crate::lock::{AsyncLockManager, Hold, Keyed};
 
 /// Makes a [`QueuedRepository`] of an event store.
 pub trait Queueable: EventStore + Sized {
-    /// Has whoever loads an aggregate to change it wait for a lock of `locks`.
+    /// Loading an aggregate to change it waits for a lock of `locks`.
     ///
     /// If the locks are leases in the store's own database, a commit deletes them in its own
     /// transaction, and is refused if one of them was lost. Leases elsewhere, and locks in memory,
@@ -22,7 +23,7 @@ pub trait Queueable: EventStore + Sized {
         QueuedRepository {
             store: self,
             locks,
-            held: Keyed::default(),
+            slots: Keyed::default(),
         }
     }
 }
@@ -34,20 +35,20 @@ impl<R: EventStore> Queueable for R {}
 pub struct QueuedRepository<R, M: AsyncLockManager> {
     store: R,
     locks: M,
-    held: Keyed<Holding<M::Hold>>,
+    slots: Keyed<HoldSlot<M::Hold>>,
 }
 
-/// What a loaded aggregate owns. Dropping it gives the lock back.
-struct Holding<H: Hold> {
+/// Owned by a loaded aggregate. Dropping it releases the lock.
+struct HoldSlot<H: Hold> {
     stream: Arc<str>,
     /// Empty once it was given back.
     hold: Mutex<Option<H>>,
-    held: Keyed<Self>,
+    slots: Keyed<Self>,
 }
 
-impl<H: Hold> Drop for Holding<H> {
+impl<H: Hold> Drop for HoldSlot<H> {
     fn drop(&mut self) {
-        self.held.forget(&self.stream);
+        self.slots.forget(&self.stream);
     }
 }
 
@@ -57,12 +58,12 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
         let mut leases = HashMap::new();
         for hold in holds {
             let key = hold.key().to_owned();
-            let holding = self.held.put(&key, |stream| Holding {
+            let slot = self.slots.put(&key, |stream| HoldSlot {
                 stream,
                 hold: Mutex::new(Some(hold)),
-                held: self.held.clone(),
+                slots: self.slots.clone(),
             });
-            leases.insert(key, HeldLease::new(holding));
+            leases.insert(key, HeldLease::new(slot));
         }
         let of = |stream: &&str| leases.get(*stream).cloned();
         Ok(streams.iter().map(of).collect())
@@ -75,27 +76,27 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
     /// Dropping the future once the transaction was begun leaves it to the database whether it is
     /// committed; the locks are given back either way.
     async fn append(&self, batch: Vec<Append>) -> Result<(), Error> {
-        let holdings: Vec<Arc<Holding<M::Hold>>> = batch
+        let slots: Vec<Arc<HoldSlot<M::Hold>>> = batch
             .iter()
             .filter_map(|append| append.lease.as_ref()?.downcast())
             .collect();
         let mut fences = Vec::new();
         // Each with the place of its fence, if it has one.
         let mut taken = Vec::new();
-        for holding in &holdings {
-            let hold = holding.hold.lock().take();
+        for slot in &slots {
+            let hold = slot.hold.lock().take();
             if let Some(mut hold) = hold {
-                let fence = hold.fence().await;
+                let fence = hold.begin_fenced_release().await;
                 let place = fence.is_some().then_some(fences.len());
                 fences.extend(fence);
-                taken.push((holding, hold, place));
+                taken.push((slot, hold, place));
             }
         }
         match self.store.append_fenced(&batch, &fences).await {
             Ok(released) => {
                 for (_, hold, place) in taken {
                     match place.and_then(|place| released[place]) {
-                        Some(released) => hold.released(released.wanted),
+                        Some(released) => hold.mark_released(released.wanted),
                         // In a task of its own, if it takes a statement: the commit is a success.
                         None => drop(hold),
                     }
@@ -104,9 +105,9 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
             }
             Err(error) => {
                 // The aggregates go on owning them.
-                for (holding, mut hold, _) in taken {
-                    hold.keep();
-                    *holding.hold.lock() = Some(hold);
+                for (slot, mut hold, _) in taken {
+                    hold.resume_renewal();
+                    *slot.hold.lock() = Some(hold);
                 }
                 Err(error)
             }
@@ -124,8 +125,8 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
 
 impl<R: EventStore, M: AsyncLockManager> AsyncUnlockableRepository for QueuedRepository<R, M> {
     async fn unlock(&self, stream: &str) -> Result<(), Error> {
-        let holding = self.held.find(stream);
-        let hold = holding.and_then(|holding| holding.hold.lock().take());
+        let slot = self.slots.find(stream);
+        let hold = slot.and_then(|slot| slot.hold.lock().take());
         match hold {
             Some(hold) => Ok(hold.release().await?),
             None => Ok(()),

@@ -1,89 +1,19 @@
 //! Loading, changing and committing aggregates.
 
-use std::any::Any;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::Error;
 use super::definition::{Aggregate, replayed, snapshot_of};
+use super::error::Error;
 use super::event::EventRecord;
-
-/// A lease that a loaded aggregate owns. What is in it is its repository's own business; when the
-/// last clone is dropped, the lease is released.
-#[derive(Clone)]
-pub struct HeldLease(Arc<dyn Any + Send + Sync>);
-
-impl HeldLease {
-    /// Makes one of whatever releases the lease when it is dropped.
-    pub fn new<T: Any + Send + Sync>(lease: Arc<T>) -> Self {
-        Self(lease)
-    }
-
-    /// What it was made of.
-    pub fn downcast<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        Arc::clone(&self.0).downcast().ok()
-    }
-}
-
-/// The state of an aggregate after some of its events.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The last event that is in it.
-    pub sequence: u64,
-    /// [`Aggregate::SNAPSHOT_VERSION`].
-    pub version: u32,
-    /// The state, as JSON.
-    pub state: String,
-}
-
-/// What there is of a stream: a snapshot, if any, and the events after it.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct History {
-    /// The state that the events come after.
-    pub snapshot: Option<Snapshot>,
-    /// In order.
-    pub events: Vec<EventRecord>,
-}
-
-/// What is to be added to one stream.
-#[derive(Clone)]
-pub struct Append {
-    /// The stream.
-    pub stream: String,
-    /// The sequence of the last event that the change was made on.
-    pub after: u64,
-    /// The events, with the sequences that follow.
-    pub events: Vec<EventRecord>,
-    /// The state after them, if one is due.
-    pub snapshot: Option<Snapshot>,
-    /// The aggregate after them, for read models.
-    pub aggregate: Arc<dyn Any + Send + Sync>,
-    /// The lease that it was loaded with.
-    pub lease: Option<HeldLease>,
-}
-
-impl Append {
-    /// The sequence of its last event.
-    pub(super) fn last(&self) -> u64 {
-        self.after + self.events.len() as u64
-    }
-
-    /// Takes in what comes right after it.
-    pub(super) fn extend(&mut self, next: Self) {
-        self.events.extend(next.events);
-        self.aggregate = next.aggregate;
-        if next.snapshot.is_some() {
-            self.snapshot = next.snapshot;
-        }
-    }
-}
+use super::stream::{Append, HeldLease, History};
 
 /// Streams of events, and perhaps leases on them. [`AsyncAggregateRepository`] makes aggregates of
 /// it.
 pub trait AsyncRepository: Send + Sync {
-    /// Waits for the leases of `streams`, all of them, in an order that meets nobody else's in a
-    /// circle. In the order of `streams`; `None` where a repository has no leases.
+    /// Waits for the leases of `streams`, all of them, in an order that cannot deadlock. In the
+    /// order of `streams`; `None` where a repository has no leases.
     ///
     /// # Errors
     ///
@@ -96,7 +26,7 @@ pub trait AsyncRepository: Send + Sync {
         async { Ok(none) }
     }
 
-    /// What there is of a stream, with its snapshot if that is of the given version.
+    /// Reads a stream, with its snapshot if that is of the given version.
     ///
     /// # Errors
     ///
@@ -117,7 +47,7 @@ pub trait AsyncRepository: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if somebody was first; [`Error::Lock`] if a lease was lost.
+    /// [`Error::Conflict`] if another writer was first; [`Error::Lock`] if a lease was lost.
     fn append(&self, batch: Vec<Append>) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Stores what is staged, for a caller that must see the error itself. Where nothing is staged
@@ -153,7 +83,7 @@ pub trait AsyncUnlockableRepository: AsyncRepository {
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if it was somebody else's by now.
+    /// [`Error::Lock`] if another holder has it by now.
     fn unlock(&self, stream: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// An aggregate is given up without a commit. What `lease` it was loaded with is given back.
@@ -264,7 +194,7 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
         Ok(all)
     }
 
-    /// Loads an aggregate to look at it: without a lease, waiting for nobody.
+    /// Loads an aggregate to look at it: without a lease, and without waiting.
     ///
     /// # Errors
     ///
@@ -278,7 +208,7 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if somebody was first; [`Error::Lock`] if the lease was lost. The
+    /// [`Error::Conflict`] if another writer was first; [`Error::Lock`] if the lease was lost. The
     /// aggregate is as before then.
     pub async fn commit(&self, aggregate: &mut A) -> Result<(), Error> {
         self.commit_all(&mut [aggregate]).await
@@ -311,7 +241,7 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
         self.repository.flush().await
     }
 
-    /// What has happened to an aggregate after a sequence, in order, `limit` events at most.
+    /// The events of an aggregate after a sequence, in order, `limit` at most.
     ///
     /// # Errors
     ///
@@ -362,18 +292,18 @@ impl<R: AsyncUnlockableRepository, A: Aggregate> AsyncAggregateRepository<R, A> 
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if its lease was somebody else's by now.
+    /// [`Error::Lock`] if another holder has its lease by now.
     pub async fn abort(&self, mut aggregate: A) -> Result<(), Error> {
         let lease = aggregate.entity_mut().lease.take();
         let stream = A::stream(aggregate.id())?;
         self.repository.abort(&stream, lease).await
     }
 
-    /// Gives back the lease of `id`, if this repository has it, whoever owns it.
+    /// Releases the lease of `id`, if this repository has it.
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if it was somebody else's by now.
+    /// [`Error::Lock`] if another holder has it by now.
     pub async fn unlock(&self, id: &str) -> Result<(), Error> {
         self.repository.unlock(&A::stream(id)?).await
     }

@@ -1,6 +1,7 @@
 //! The guard: a repository that belongs to a request.
 
 use std::any::type_name;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rocket::http::Status;
@@ -11,37 +12,36 @@ use rocket_db_pools::Database;
 use super::definition::Aggregate;
 use super::error::Error;
 use super::event::EventRecord;
-use super::held::Held;
 use super::initializer::{LoadObserver, Shared};
+use super::leases::RequestLeases;
 use super::order::Order;
-use super::repository::{
-    Append, AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository, HeldLease,
-    History,
-};
+use super::repository::{AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository};
+use super::resource::RequestAggregates;
 use super::rows::AggregatePool;
 use super::store::{load_from, page_from};
+use super::stream::{Append, HeldLease, History};
 use crate::db::TransactionPool;
-use crate::lock::Hold;
+use crate::lock::{Hold, in_order};
 use crate::tx::{Outstanding, ReadOnly};
 use crate::{Begin, Read, RequestId, Tx};
 
 /// The aggregates of type `A` in the database `D`, for one request.
 ///
-/// What is committed is *staged*: it is stored in the request's own transaction of `D`, together
-/// with snapshots and read models, when the client is told of success, and forgotten otherwise. The
+/// A commit *stages* events: they are stored in the request's own transaction of `D`, together with
+/// snapshots and read models, if the response is a success, and forgotten otherwise. The
 /// leases of what was loaded with `get` are released by that same transaction; after a rollback
 /// they are released at once. A lease that was lost meanwhile makes the answer a 409.
 ///
 /// # Leases before transactions
 ///
-/// Load what you change before you begin transactions: who waits for a lease should hold nothing
-/// that others wait for. A request that has a transaction or a `Read`, of whatever database, or the
-/// lease of a key that sorts behind, gets a lease that is free and otherwise a 503 at once. Nothing
-/// is begun by committing: the transaction begins before that of the next database that is attached
-/// behind `D`, or when the request is settled.
+/// Load aggregates before you begin transactions: a request that waits for a lease should hold
+/// nothing that others wait for. A request that has a transaction or a `Read`, of whatever
+/// database, or the lease of a key that sorts behind, gets a lease that is free and otherwise a 503
+/// at once. Nothing is begun by committing: the transaction begins before that of the next database
+/// that is attached behind `D`, or when the request is settled.
 ///
-/// What is loaded is read through the request's transaction of `D`, if it has one, and otherwise
-/// through a connection of its own: drop a `Tx<D>` or `Read<D>` that you hold before you load.
+/// Loading reads through the request's transaction of `D`, if it has one, and otherwise through a
+/// connection of its own: drop a `Tx<D>` or `Read<D>` that you hold before you load.
 ///
 /// # Drop
 ///
@@ -55,7 +55,7 @@ where
     D: Database,
     D::Pool: AggregatePool,
 {
-    held: Arc<Held<D>>,
+    leases: Arc<RequestLeases<D>>,
     observer: Option<Box<dyn LoadObserver>>,
 }
 
@@ -74,19 +74,20 @@ where
             .ok_or(crate::Error::NotAttached(type_name::<D>()))?
             .rank;
         let order = request.local_cache(Arc::<Order>::default);
-        let held = request.local_cache(|| Arc::new(Held::new(outstanding, shared, rank, order)));
+        let leases =
+            request.local_cache(|| Arc::new(RequestLeases::new(outstanding, shared, rank, order)));
         Ok(Self {
-            held: Arc::clone(held),
+            leases: Arc::clone(leases),
             observer: shared.observer_of(request),
         })
     }
 }
 
-/// A part of what is staged may have been written: the rest must not be forgotten over it. Dropped
-/// as it is, it dooms the request.
-struct Unfinished<'a>(Option<&'a Outstanding>);
+/// Dooms the request when it is dropped: a part of the staged events may have been written, and the
+/// rest must not be forgotten.
+struct FlushGuard<'a>(Option<&'a Outstanding>);
 
-impl Unfinished<'_> {
+impl FlushGuard<'_> {
     fn doom_by(&self, error: &Error) {
         // The first doom counts.
         if let (Error::Conflict(_), Some(outstanding)) = (error, self.0) {
@@ -96,7 +97,7 @@ impl Unfinished<'_> {
     }
 }
 
-impl Drop for Unfinished<'_> {
+impl Drop for FlushGuard<'_> {
     fn drop(&mut self) {
         if let Some(outstanding) = self.0 {
             let reason = "Events could not be stored. Nothing was changed.";
@@ -108,16 +109,16 @@ impl Drop for Unfinished<'_> {
 /// Reads through the request's open transaction, if it has one, else through a connection that only
 /// reads and is given back at once.
 macro_rules! reading {
-    ($held:expr, |$db:ident| $work:expr) => {{
-        let outstanding = &$held.outstanding;
-        let _turn = $held.order.reading.lock().await;
+    ($leases:expr, |$db:ident| $work:expr) => {{
+        let outstanding = &$leases.outstanding;
+        let _turn = $leases.order.reading.lock().await;
         match Tx::<D, ReadOnly>::current_in(outstanding)? {
             Some(mut tx) => {
                 let $db = &mut *tx;
                 $work
             }
             None => {
-                let mut read = Read::<D>::lend(outstanding, $held.pool()).await?;
+                let mut read = Read::<D>::lend(outstanding, $leases.pool()).await?;
                 let $db = &mut *read;
                 $work
             }
@@ -131,14 +132,29 @@ where
     D::Pool: AggregatePool,
 {
     async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, Error> {
-        self.held.lease(streams).await
+        let outstanding = &self.leases.outstanding;
+        outstanding.tries();
+        let sorted = in_order(streams);
+        let deadline = self.leases.shared.locks.deadline();
+        let first = sorted.first().copied().unwrap_or_default();
+        let _turn = deadline.timeout(first, outstanding.turn()).await?;
+        let mut leases = BTreeMap::new();
+        for stream in sorted {
+            let lease = self.leases.lease(stream, deadline).await?;
+            // Before the next wait, so that this one is released when the request is settled even
+            // if the next one fails.
+            RequestAggregates::join(&self.leases)?;
+            leases.insert(stream, lease);
+        }
+        let of = |stream: &&str| leases.get(*stream).cloned();
+        Ok(streams.iter().map(of).collect())
     }
 
     async fn load(&self, stream: &str, snapshot_version: Option<u32>) -> Result<History, Error> {
-        let mut history = reading!(self.held, |db| {
+        let mut history = reading!(self.leases, |db| {
             load_from(db, stream, snapshot_version).await
         })?;
-        if let Some(staged) = self.held.staged(stream) {
+        if let Some(staged) = self.leases.staged(stream) {
             history.events.extend(staged.events);
         }
         Ok(history)
@@ -153,33 +169,39 @@ where
     }
 
     async fn append(&self, mut batch: Vec<Append>) -> Result<(), Error> {
-        let request: RequestId = self.held.outstanding.request_id();
+        let request: RequestId = self.leases.outstanding.request_id();
         for event in batch.iter_mut().flat_map(|append| &mut append.events) {
             let id = request.to_string();
             event.metadata.insert("request_id".to_owned(), id);
         }
-        self.held.stage(batch)
+        batch.retain(|append| !append.events.is_empty());
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.leases.outstanding.require::<D>(self.leases.pool())?;
+        RequestAggregates::join(&self.leases)?;
+        self.leases.stage(batch)
     }
 
     async fn flush(&self) -> Result<(), Error> {
-        let begin = Begin::<D>::new(&self.held.outstanding, self.held.pool());
+        let begin = Begin::<D>::new(&self.leases.outstanding, self.leases.pool());
         let mut tx = begin.begin().await?;
-        let staged = self.held.flush();
-        let mut unfinished = Unfinished(Some(&self.held.outstanding));
-        let written = self.held.shared.store.write(&mut tx, &staged).await;
+        let staged = self.leases.flush();
+        let mut guard = FlushGuard(Some(&self.leases.outstanding));
+        let written = self.leases.shared.store.write(&mut tx, &staged).await;
         match &written {
-            Ok(()) => unfinished.0 = None,
-            Err(error) => unfinished.doom_by(error),
+            Ok(()) => guard.0 = None,
+            Err(error) => guard.doom_by(error),
         }
         written
     }
 
     async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
-        reading!(self.held, |db| page_from(db, stream, after, limit).await)
+        reading!(self.leases, |db| page_from(db, stream, after, limit).await)
     }
 
     fn snapshot_every(&self) -> u64 {
-        self.held.shared.store.snapshot_every()
+        self.leases.shared.store.snapshot_every()
     }
 }
 
@@ -188,11 +210,11 @@ where
     D: Database,
     D::Pool: AggregatePool,
 {
-    /// What is staged keeps its lease until the request is settled; so does every lease of a
+    /// Staged events keep their lease until the request is settled; so does every lease of a
     /// request that has a connection.
     async fn unlock(&self, stream: &str) -> Result<(), Error> {
-        match self.held.give_up(stream) {
-            Some((lease, _gone)) => Ok(lease.release().await?),
+        match self.leases.release_early(stream) {
+            Some((lease, _done)) => Ok(lease.release().await?),
             None => Ok(()),
         }
     }
@@ -209,7 +231,7 @@ where
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, crate::Error> {
         match RequestRepository::of(request) {
             Ok(repository) => {
-                repository.held.outstanding.wants();
+                repository.leases.outstanding.wants();
                 Outcome::Success(Self::new(repository))
             }
             Err(error) => crate::tx::failed(request, error),

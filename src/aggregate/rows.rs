@@ -1,16 +1,16 @@
-//! The tables `aggregate_events` and `aggregate_snapshots`: all of their SQL. Both backends take
-//! the same text but for the clock.
+//! The tables `aggregate_events` and `aggregate_snapshots`. Their SQL is in `sql/`, but for the
+//! insertion of events, whose text depends on their number.
 
 use std::future::Future;
 
 use rocket::serde::json::serde_json;
 use sqlx::FromRow;
 
-use super::Error;
+use super::error::Error;
 use super::event::EventRecord;
-use super::repository::{Append, History, Snapshot};
+use super::stream::{Append, History, Snapshot};
 use crate::db::Session;
-use crate::lock::LeasePool;
+use crate::lock::{LeasePool, statement};
 
 /// A pool whose database can hold aggregates: any of [`SqlitePool`](crate::db::SqlitePool),
 /// [`PostgresPool`](crate::db::PostgresPool) and [`UrlPool`](crate::db::UrlPool).
@@ -119,12 +119,12 @@ impl Row {
     }
 }
 
-/// What [`EventRows::history`] found.
+/// Makes a history of the rows of [`EventRows::history`].
 pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Error> {
     let mut history = History::default();
     for row in rows {
         if row.name.as_deref() == Some("") {
-            // One that cannot be read is passed over by whoever reads its state.
+            // One that cannot be read is passed over when its state is read.
             history.snapshot = Some(Snapshot {
                 sequence: unsigned(row.sequence),
                 version: row
@@ -141,25 +141,14 @@ pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Error>
 }
 
 macro_rules! rows {
-    ($database:ty, $connection:ty, now = $now:literal) => {
+    ($database:ty, $connection:ty, now = $now:literal, $put_snapshot:literal) => {
         impl EventRows for $connection {
             async fn history(
                 &mut self,
                 stream: &str,
                 snapshot_version: Option<u32>,
             ) -> sqlx::Result<Vec<Row>> {
-                sqlx::query_as::<$database, Row>(
-                    "SELECT sequence, '' AS name, version, state AS payload, \
-                            '' AS metadata, recorded_at \
-                     FROM aggregate_snapshots WHERE stream = $1 AND version = $2 \
-                     UNION ALL \
-                     SELECT sequence, name, version, payload, metadata, recorded_at \
-                     FROM aggregate_events \
-                     WHERE stream = $1 AND sequence > coalesce( \
-                         (SELECT sequence FROM aggregate_snapshots \
-                          WHERE stream = $1 AND version = $2), 0) \
-                     ORDER BY sequence",
-                )
+                sqlx::query_as::<$database, Row>(statement(include_str!("sql/history.sql")))
                 .bind(stream)
                 .bind(snapshot_version.and_then(|version| i32::try_from(version).ok()))
                 .fetch_all(self)
@@ -172,11 +161,7 @@ macro_rules! rows {
                 after: u64,
                 limit: u32,
             ) -> sqlx::Result<Vec<Row>> {
-                sqlx::query_as::<$database, Row>(
-                    "SELECT sequence, name, version, payload, metadata, recorded_at \
-                     FROM aggregate_events WHERE stream = $1 AND sequence > $2 \
-                     ORDER BY sequence LIMIT $3",
-                )
+                sqlx::query_as::<$database, Row>(statement(include_str!("sql/page.sql")))
                 .bind(stream)
                 .bind(signed(after))
                 .bind(i64::from(limit))
@@ -212,16 +197,7 @@ macro_rules! rows {
                 stream: &str,
                 snapshot: &Snapshot,
             ) -> sqlx::Result<()> {
-                sqlx::query::<$database>(concat!(
-                    "INSERT INTO aggregate_snapshots \
-                         (stream, sequence, version, state, recorded_at) \
-                     VALUES ($1, $2, $3, $4, ",
-                    $now,
-                    ") \
-                     ON CONFLICT (stream) DO UPDATE \
-                     SET sequence = excluded.sequence, version = excluded.version, \
-                         state = excluded.state, recorded_at = excluded.recorded_at"
-                ))
+                sqlx::query::<$database>(statement(include_str!($put_snapshot)))
                 .bind(stream)
                 .bind(signed(snapshot.sequence))
                 .bind(i32::try_from(snapshot.version).unwrap_or(i32::MAX))
@@ -238,12 +214,14 @@ macro_rules! rows {
 rows!(
     sqlx::Sqlite,
     sqlx::SqliteConnection,
-    now = "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)"
+    now = "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)",
+    "sql/sqlite/put_snapshot.sql"
 );
 
 #[cfg(feature = "postgres")]
 rows!(
     sqlx::Postgres,
     sqlx::PgConnection,
-    now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+    "sql/postgres/put_snapshot.sql"
 );

@@ -4,22 +4,23 @@ use std::future::Future;
 
 use sqlx::migrate;
 
-use super::Error;
 use super::definition::Aggregate;
+use super::error::Error;
 use super::event::EventRecord;
 use super::projection::{Projection, Projections};
-use super::repository::{Append, AsyncRepository, History};
+use super::repository::AsyncRepository;
 use super::rows::{AggregatePool, EventRows, Row, history_of};
+use super::stream::{Append, History};
 use crate::db::{
     self, Access, BeginOptions, Isolation, Migrations, Patience, Session, TransactionPool,
 };
-use crate::lock::{Fence, LeaseStore, LockError, Released};
+use crate::lock::{Fence, LeaseStore, LockError, ReleaseOutcome};
 
 /// Streams of events, with what a lock in the same database needs.
 pub trait EventStore: AsyncRepository {
     /// Adds to streams, to all or to none, and in the same transaction deletes the lease rows of
-    /// those `fences` that are in this store's database: for each of them, what became of it. `None`
-    /// is for the others.
+    /// those `fences` that are in this store's database: for each of them, what became of it.
+    /// `None` is for the others.
     ///
     /// # Errors
     ///
@@ -28,10 +29,10 @@ pub trait EventStore: AsyncRepository {
         &self,
         batch: &[Append],
         fences: &[Fence],
-    ) -> impl Future<Output = Result<Vec<Option<Released>>, Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<Option<ReleaseOutcome>>, Error>> + Send;
 }
 
-/// What guards of a pool dereference to.
+/// The type that guards of a pool dereference to.
 pub(super) type ConnectionOf<P> = <<P as TransactionPool>::Session as Session>::Connection;
 
 /// Streams in a SQLite file or in Postgres. A clone is another handle on the same.
@@ -79,7 +80,7 @@ impl<P: AggregatePool> SqlEventStore<P> {
     ///
     /// # Errors
     ///
-    /// What the database said.
+    /// Errors of the database.
     pub async fn migrate(&self) -> Result<(), db::Error> {
         const TABLE: &str = "_aggregate_events_migrations";
 
@@ -154,7 +155,7 @@ pub(super) async fn page_from<C: EventRows>(
 pub(super) async fn release_within<P: AggregatePool>(
     db: &mut ConnectionOf<P>,
     fence: &Fence,
-) -> Result<Released, Error> {
+) -> Result<ReleaseOutcome, Error> {
     let released = <P::Leases as LeaseStore>::release_within(db, &fence.key, &fence.token).await?;
     match released.ours {
         true => Ok(released),
@@ -187,7 +188,7 @@ impl<P: AggregatePool> EventStore for SqlEventStore<P> {
         &self,
         batch: &[Append],
         fences: &[Fence],
-    ) -> Result<Vec<Option<Released>>, Error> {
+    ) -> Result<Vec<Option<ReleaseOutcome>>, Error> {
         if batch.iter().all(|append| append.events.is_empty()) {
             return Ok(fences.iter().map(|_| None).collect());
         }

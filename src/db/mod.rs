@@ -62,7 +62,7 @@ pub(crate) use initializer::{Roster, same_database};
 #[cfg(feature = "postgres")]
 pub(crate) use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};
 #[cfg(feature = "sqlite")]
-pub(crate) use sqlite::WholeWriter;
+pub(crate) use sqlite::OneShotWriter;
 #[cfg(feature = "sqlite")]
 pub(crate) use sqlite::is_sqlite_busy;
 pub(crate) use transaction::{TransactionControl, TransactionId};

@@ -1,4 +1,4 @@
-//! What every lock can do, in memory or in a database.
+//! The interface of every lock, in memory or in a database.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub trait AsyncLock: Send + Sync {
     /// [`LockError::TimedOut`] past the manager's longest wait.
     fn lock(&self) -> impl Future<Output = Result<(), LockError>> + Send;
 
-    /// Takes the key if it is free now; says whether it did.
+    /// Takes the key if it is free now; returns whether it did.
     ///
     /// # Errors
     ///
@@ -29,7 +29,7 @@ pub trait AsyncLock: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if the key was somebody else's by now; [`LockError::NotReleased`] if its
+    /// [`LockError::Lost`] if another holder has the key by now; [`LockError::NotReleased`] if its
     /// row could not be deleted, and expires by itself.
     ///
     /// # Cancellation
@@ -59,8 +59,8 @@ pub trait AsyncLockManager: Send + Sync + 'static {
     /// A locked key that is freed when it is dropped.
     type Hold: Hold;
 
-    /// The lock on `key`: the same one for everybody who asks while it is held, waited for, or
-    /// kept by somebody.
+    /// The lock on `key`. All handles on a key share its state while it is held, waited for, or a
+    /// handle exists.
     ///
     /// # Errors
     ///
@@ -86,24 +86,25 @@ pub trait AsyncLockManager: Send + Sync + 'static {
 
 /// A locked key. Dropping it frees the key, in a task of its own where that takes a statement.
 pub trait Hold: Send + 'static {
-    /// What is locked.
+    /// The locked key.
     fn key(&self) -> &str;
 
-    /// What a transaction that writes under this lock must find and delete, if the lock has a row.
-    /// From now on the row is not renewed any more, so that no renewal comes between the
-    /// transaction's statements.
-    fn fence(&mut self) -> impl Future<Output = Option<Fence>> + Send {
+    /// Stops renewal, and returns the row that a transaction which writes under this lock must find
+    /// and delete; `None` for a lock without a row. No renewal comes between the transaction's
+    /// statements.
+    fn begin_fenced_release(&mut self) -> impl Future<Output = Option<Fence>> + Send {
         async { None }
     }
 
-    /// The transaction did not commit after all, and the lock is kept: a row is renewed again.
-    fn keep(&mut self) {}
+    /// Undoes [`begin_fenced_release`](Self::begin_fenced_release) after a transaction that did not
+    /// commit: the row is renewed again.
+    fn resume_renewal(&mut self) {}
 
     /// Frees the key; resolves when others can have it.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if it was somebody else's by now; [`LockError::NotReleased`] if its row
+    /// [`LockError::Lost`] if another holder has it by now; [`LockError::NotReleased`] if its row
     /// could not be deleted, and expires by itself.
     ///
     /// # Cancellation
@@ -111,9 +112,9 @@ pub trait Hold: Send + 'static {
     /// Dropping the future changes nothing: the release goes on.
     fn release(self) -> impl Future<Output = Result<(), LockError>> + Send;
 
-    /// The row of its [`fence`](Self::fence) was deleted by a transaction that has committed;
-    /// `wanted` says that another process waits.
-    fn released(self, wanted: bool);
+    /// Frees the key without a statement: a transaction that has committed has deleted the row.
+    /// `wanted`: another process waits for it.
+    fn mark_released(self, wanted: bool);
 }
 
 /// Sorted, each once.

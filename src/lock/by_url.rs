@@ -10,10 +10,12 @@ use super::LeaseLockManager;
 use super::PostgresLeases;
 #[cfg(feature = "sqlite")]
 use super::SqliteLeases;
-use super::store::{Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token};
+use super::store::{
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token,
+};
 use crate::db::{self, Connection, Identity, Patience, UrlPool, either};
 
-/// Leases in a SQLite file or in Postgres, as the URL says.
+/// Leases in a SQLite file or in Postgres, depending on the URL.
 pub type UrlLockManager = LeaseLockManager<UrlLeases>;
 
 impl UrlLockManager {
@@ -79,7 +81,7 @@ impl LeaseStore for UrlLeases {
         either!(Self, self, |leases| leases.renew(claim, stopped).await)
     }
 
-    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
+    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
         either!(Self, self, |leases| leases.release(key, token).await)
     }
 
@@ -87,7 +89,7 @@ impl LeaseStore for UrlLeases {
         connection: &mut Connection,
         key: &str,
         token: &Token,
-    ) -> sqlx::Result<Released> {
+    ) -> sqlx::Result<ReleaseOutcome> {
         match connection {
             #[cfg(feature = "sqlite")]
             Connection::Sqlite(db) => SqliteLeases::release_within(db, key, token).await,
@@ -96,16 +98,17 @@ impl LeaseStore for UrlLeases {
         }
     }
 
-    async fn announce(&self, key: &str) -> sqlx::Result<()> {
-        either!(Self, self, |leases| leases.announce(key).await)
+    async fn notify_waiters(&self, key: &str) -> sqlx::Result<()> {
+        either!(Self, self, |leases| leases.notify_waiters(key).await)
     }
 
-    async fn want(&self, key: &str) -> sqlx::Result<bool> {
-        either!(Self, self, |leases| leases.want(key).await)
+    async fn mark_wanted(&self, key: &str) -> sqlx::Result<bool> {
+        either!(Self, self, |leases| leases.mark_wanted(key).await)
     }
 
-    fn freed(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
-        let freed: BoxFuture<'static, ()> = either!(Self, self, |leases| leases.freed(key).boxed());
+    fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
+        let freed: BoxFuture<'static, ()> =
+            either!(Self, self, |leases| leases.wait_for_release(key).boxed());
         freed
     }
 

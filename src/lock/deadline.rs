@@ -24,22 +24,24 @@ impl Deadline {
     }
 
     /// There is no waiting at all: what is free is taken.
-    pub(super) fn is_now(&self) -> bool {
+    pub(super) fn is_immediate(&self) -> bool {
         self.wait.is_zero()
     }
 
-    pub(crate) async fn bound<T>(
+    pub(crate) async fn timeout<T>(
         &self,
         key: &str,
         work: impl Future<Output = T>,
     ) -> Result<T, LockError> {
         match self.at {
             None => Ok(work.await),
-            Some(at) => timeout_at(at, work).await.map_err(|_| self.passed(key)),
+            Some(at) => timeout_at(at, work)
+                .await
+                .map_err(|_| self.timeout_error(key)),
         }
     }
 
-    pub(super) fn passed(&self, key: &str) -> LockError {
+    pub(super) fn timeout_error(&self, key: &str) -> LockError {
         LockError::TimedOut {
             key: key.to_owned(),
             waited: self.wait,

@@ -1,4 +1,4 @@
-//! What can go wrong with a lock.
+//! Errors of locks.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub enum LockError {
     #[error("a key has 1 to 300 bytes and no control characters")]
     Key,
 
-    /// Somebody else held it for longer than we were told to wait.
+    /// Another holder kept it for longer than the longest wait.
     #[error("`{key}` was held by somebody else for {waited:?}; retry")]
     TimedOut {
         /// The key.
@@ -21,8 +21,8 @@ pub enum LockError {
         waited: Duration,
     },
 
-    /// Somebody else holds it, and the request has something already that others may be waiting
-    /// for: a transaction, a connection, or the lease of a key that sorts behind this one.
+    /// Another holder has it, and the request must not wait: others may be waiting for something
+    /// that it has, a transaction, a connection, or the lease of a key that sorts behind this one.
     #[error(
         "`{0}` is held by somebody else, and this request must not wait for it: it has a transaction, a connection or a lease that comes after; retry, or load aggregates first and in order"
     )]
@@ -32,8 +32,8 @@ pub enum LockError {
     #[error("the lease of `{0}` was lost: it had expired, or was freed; load again and retry")]
     Lost(String),
 
-    /// The row of a lease could not be deleted in all its time to live, and is left to expire. Nobody
-    /// else had it until then.
+    /// The row of a lease could not be deleted in all its time to live, and is left to expire. No
+    /// other holder had it until then.
     #[error(
         "the lease of `{0}` could not be released and is left to expire; others wait until then"
     )]

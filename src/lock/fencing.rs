@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | release, takeover, sweep, a stopped process | the sequence; and takers of a key draw in turn |
 //! | the server's clock is set back | the sequence does not look at it |
-//! | crash or restart of the server, whatever its clock says then | the mark: it was flushed before the first token below it was drawn |
+//! | crash or restart of the server, whatever its clock shows then | the mark: it was flushed before the first token below it was drawn |
 //! | failover to a synchronous standby | the mark: its flush waited for the standby |
 //! | failover to an asynchronous standby | the mark, unless the standby lacks even the last opening; then the clock |
 //! | a restored backup, a copied database | the clock |
@@ -22,54 +22,70 @@
 //! server: Postgres empties such tables whenever it recovers, be it after a crash, in a restored
 //! backup, or on a standby that is promoted.
 
+use sqlx::postgres::PgConnection;
+
 use super::listener::hash;
+use super::sql::statement;
+use super::store::{Claim, millis};
 
-/// Holds while the sequence is open. For the table under its own name.
-macro_rules! is_open {
-    () => {
-        "SELECT FROM aggregate_locks_fence, aggregate_locks_fence_open AS open \
-         WHERE last_value < upto \
-             AND started = pg_postmaster_start_time() \
-             AND place = pg_relation_filepath(open.tableoid)"
-    };
+const TAKE: &str = include_str!("sql/postgres/take.sql");
+const OPEN_FENCE: &str = include_str!("sql/postgres/open_fence.sql");
+
+/// One attempt to take a lease.
+#[derive(sqlx::FromRow)]
+pub(super) struct TakeRow {
+    /// The lease is ours.
+    pub(super) fencing_token: Option<i64>,
+    /// Another holder has, or had, a lease: live, or expired.
+    pub(super) lives: Option<bool>,
+    pub(super) wanted: Option<bool>,
+    /// If not, nothing was tried.
+    pub(super) fence_is_open: bool,
 }
-pub(super) use is_open;
 
-/// Opens the sequence, unless another has just done so; one implicit transaction.
-///
-/// Nobody sees the row before the commit is flushed, and confirmed by a synchronous standby. It
-/// leaves room for those who have just seen that there is room.
-///
-/// Tokens follow the clock, in microseconds, at this moment only. So they never run ahead of it by
-/// more than the ten million that each opening reserves.
-pub(super) const OPEN: &str = concat!(
-    "SELECT set_config('synchronous_commit', 'on', TRUE); \
-     SELECT FROM aggregate_locks_fence_mark FOR UPDATE; \
-     WITH moved AS ( \
-         UPDATE aggregate_locks_fence_mark \
-         SET value = 10000000 + setval('aggregate_locks_fence', greatest( \
-             value, \
-             (SELECT last_value FROM aggregate_locks_fence), \
-             (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)) \
-         WHERE NOT EXISTS (",
-    is_open!(),
-    ") RETURNING value \
-     ), closed AS ( \
-         DELETE FROM aggregate_locks_fence_open WHERE EXISTS (SELECT FROM moved) \
-     ) \
-     INSERT INTO aggregate_locks_fence_open (started, place, upto) \
-     SELECT pg_postmaster_start_time(), \
-            pg_relation_filepath('aggregate_locks_fence_open'), \
-            value - 1000000 \
-     FROM moved"
-);
+pub(super) async fn take(db: &mut PgConnection, claim: &Claim) -> sqlx::Result<TakeRow> {
+    let (class, number) = turn(&claim.key);
+    sqlx::query_as(statement(TAKE))
+        .bind(&*claim.key)
+        .bind(&*claim.owner)
+        .bind(claim.token.as_str())
+        .bind(millis(claim.ttl))
+        .bind(class)
+        .bind(number)
+        .fetch_one(db)
+        .await
+}
+
+/// Opens the sequence, unless another process has just done so.
+pub(super) async fn open_fence(db: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::raw_sql(statement(OPEN_FENCE))
+        .execute(db)
+        .await
+        .map(drop)
+}
 
 /// The advisory lock by which the takers of `key` have their turns. Keys that share one wait for
 /// each other for no reason, no longer than for a row.
-pub(super) fn turn(key: &str) -> (i32, i32) {
+fn turn(key: &str) -> (i32, i32) {
     let [.., a, b, c, d] = hash(key).to_be_bytes();
     (
         i32::from_be_bytes(*b"rtxl"),
         i32::from_be_bytes([a, b, c, d]),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_statements_agree_on_when_the_sequence_is_open() {
+        let condition = |sql: &'static str| {
+            let start = sql.find("SELECT FROM aggregate_locks_fence,").unwrap();
+            let condition = sql[start..].split(')').next().unwrap();
+            condition.split_whitespace().collect::<Vec<_>>()
+        };
+        assert_eq!(condition(TAKE), condition(OPEN_FENCE));
+        assert!(condition(TAKE).contains(&"upto"));
+    }
 }

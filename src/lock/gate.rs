@@ -54,13 +54,13 @@ impl Gate {
     }
 
     /// The lease was released, and another process had said that it wants it, or not.
-    pub(super) fn released(&self, wanted: bool) {
+    pub(super) fn mark_released(&self, wanted: bool) {
         let mut turns = self.turns.lock();
         turns.taken += 1;
         turns.wanted |= wanted;
     }
 
-    /// Whether whoever is next here should let another process go first. Asked once a turn.
+    /// Whether the next task here should let another process go first. Called once a turn.
     pub(super) fn should_yield(&self) -> bool {
         let mut turns = self.turns.lock();
         let due = turns.wanted && turns.taken >= HAND_OVERS;
@@ -78,18 +78,18 @@ mod tests {
     #[test]
     fn after_a_few_turns_it_gives_way_to_whoever_has_asked() {
         let gate = Gate::default();
-        gate.released(true);
+        gate.mark_released(true);
         assert!(!gate.should_yield(), "not at once");
         for _ in 1..HAND_OVERS {
-            gate.released(false);
+            gate.mark_released(false);
         }
         assert!(gate.should_yield());
         assert!(!gate.should_yield(), "once");
         for _ in 0..2 * HAND_OVERS {
-            gate.released(false);
+            gate.mark_released(false);
         }
-        assert!(!gate.should_yield(), "nobody has asked");
-        gate.released(true);
+        assert!(!gate.should_yield(), "no other process has asked");
+        gate.mark_released(true);
         assert!(gate.should_yield());
     }
 }

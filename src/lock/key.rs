@@ -1,22 +1,16 @@
-//! One key: what waits for it, and how its lease is taken.
+//! One key: its gate, and where its lease is.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-use super::LockError;
-use super::deadline::Deadline;
-use super::gate::{Gate, Pass};
+use super::gate::Gate;
 use super::keyed::Keyed;
-use super::lease::{Lease, release_patiently};
 use super::stats::Counters;
-use super::store::{Attempt, Claim, LeaseStore, Token};
-use crate::db::{ErrorClass, Patience};
+use super::store::LeaseStore;
 
-/// What a manager was told.
+/// Settings of a lock manager.
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) lease_ttl: Duration,
@@ -26,15 +20,13 @@ pub(super) struct Settings {
     pub(super) renewal_cap: Duration,
 }
 
-/// One key, for as long as somebody holds it, waits for it, or keeps its lock.
-pub(super) struct Key<S: LeaseStore> {
+/// One key, while it is held, waited for, or has a lock handle.
+pub struct Key<S: LeaseStore> {
     pub(super) name: Arc<str>,
     pub(super) gate: Gate,
     pub(super) store: S,
     pub(super) settings: Settings,
     pub(super) counters: Counters,
-    /// What [`AsyncLock::lock`] took. It keeps the key alive until it is unlocked.
-    pub(super) held: Mutex<Option<Lease<S>>>,
     pub(super) keys: Keyed<Self>,
 }
 
@@ -44,44 +36,10 @@ impl<S: LeaseStore> Drop for Key<S> {
     }
 }
 
-/// A wait that counts as given up unless it is said to have ended well.
-struct Waiting {
-    since: Instant,
-    counters: Option<Counters>,
-}
-
-impl Waiting {
-    fn of<S: LeaseStore>(key: &Key<S>) -> Self {
-        Self {
-            since: Instant::now(),
-            counters: Some(key.counters.clone()),
-        }
-    }
-
-    fn ends(mut self) {
-        self.counters = None;
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if let Some(counters) = &self.counters {
-            counters.given_up();
-        }
-    }
-}
-
-/// Whether to wait for a row that is somebody else's.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Insist {
-    Once(Patience),
-    UntilGivenUp,
-}
-
 impl<S: LeaseStore> Key<S> {
     /// The lease was released, and another process had said that it wants it, or not.
-    pub(super) fn released(self: &Arc<Self>, wanted: bool) {
-        self.gate.released(wanted);
+    pub(super) fn mark_released(self: &Arc<Self>, wanted: bool) {
+        self.gate.mark_released(wanted);
         if wanted {
             // Keeps what the gate knows of turns for as long as the other process needs to come by:
             // a client that asks again and again would never give way otherwise.
@@ -90,138 +48,6 @@ impl<S: LeaseStore> Key<S> {
                 sleep(key.settings.retry_interval * 2).await;
                 drop(key);
             });
-        }
-    }
-
-    pub(super) async fn acquire(
-        self: &Arc<Self>,
-        deadline: Deadline,
-    ) -> Result<Lease<S>, LockError> {
-        if deadline.is_now() {
-            let lease = self.try_acquire(Patience::AtMost(self.settings.retry_interval));
-            return lease.await?.ok_or_else(|| deadline.passed(&self.name));
-        }
-        // Counted as given up unless it comes to a lease: also when this future is dropped.
-        let waiting = Waiting::of(self);
-        let pass = deadline.bound(&self.name, self.gate.enter()).await?;
-        let taken = deadline
-            .bound(
-                &self.name,
-                self.in_a_task(pass, Insist::UntilGivenUp, waiting.since),
-            )
-            .await??;
-        waiting.ends();
-        taken.ok_or_else(|| LockError::ShuttingDown(self.name.to_string()))
-    }
-
-    pub(super) async fn try_acquire(
-        self: &Arc<Self>,
-        patience: Patience,
-    ) -> Result<Option<Lease<S>>, LockError> {
-        let asked = Instant::now();
-        match self.gate.try_enter() {
-            Some(pass) => self.in_a_task(pass, Insist::Once(patience), asked).await,
-            None => {
-                self.counters.contended();
-                Ok(None)
-            }
-        }
-    }
-
-    /// A statement that has been sent cannot be taken back by dropping its future. So the database
-    /// part runs in a task of its own, which keeps the gate; if nobody waits for what it brings,
-    /// it releases the row, then the gate.
-    async fn in_a_task(
-        self: &Arc<Self>,
-        pass: Pass,
-        insist: Insist,
-        asked: Instant,
-    ) -> Result<Option<Lease<S>>, LockError> {
-        let (answer, taken) = oneshot::channel();
-        let work = Arc::clone(self).take(pass, insist, asked, answer);
-        self.store.spawn(work);
-        // Without an answer the runtime is ending.
-        taken.await.unwrap_or(Ok(None))
-    }
-
-    async fn take(
-        self: Arc<Self>,
-        pass: Pass,
-        insist: Insist,
-        asked: Instant,
-        mut answer: oneshot::Sender<Result<Option<Lease<S>>, LockError>>,
-    ) {
-        let claim = Claim {
-            key: Arc::clone(&self.name),
-            owner: Arc::clone(&self.settings.owner),
-            token: Token::mint(),
-            ttl: self.settings.lease_ttl,
-        };
-        if insist == Insist::UntilGivenUp && self.gate.should_yield() {
-            // Long enough for a process that polls to come by.
-            tokio::select! {
-                () = sleep(self.settings.retry_interval * 2) => {}
-                () = answer.closed() => return,
-            }
-        }
-        let patience = match insist {
-            Insist::Once(patience) => patience,
-            Insist::UntilGivenUp => Patience::AtMost(self.settings.retry_interval),
-        };
-        let interval = self.settings.retry_interval;
-        let mut pause = interval;
-        loop {
-            // Before the attempt: a release that comes right after it must not be missed.
-            let freed = self.store.freed(&self.name);
-            let sent = Instant::now();
-            let wanted = match self.store.take(&claim, patience).await {
-                Ok(Attempt::Taken {
-                    fencing_token,
-                    taken_over,
-                }) => {
-                    self.counters.acquired(asked.elapsed(), taken_over);
-                    let lease = Lease::new(Arc::clone(&self), claim, fencing_token, sent, pass);
-                    // Given back by a caller that is gone, it is dropped here, and so released.
-                    let _ = answer.send(Ok(Some(lease)));
-                    return;
-                }
-                Ok(Attempt::Held { .. }) if insist != Insist::UntilGivenUp => {
-                    self.counters.contended();
-                    let _ = answer.send(Ok(None));
-                    return;
-                }
-                Ok(Attempt::Held { wanted }) => {
-                    self.counters.contended();
-                    wanted
-                }
-                Err(error) => {
-                    let was_sent = !matches!(
-                        ErrorClass::of(&error),
-                        ErrorClass::Unreachable | ErrorClass::Busy
-                    );
-                    let _ = answer.send(Err(error.into()));
-                    drop(pass);
-                    if was_sent {
-                        // It may have been obeyed, and its answer lost. Nobody waits for this.
-                        release_patiently(&self.store, &claim, interval, false).await;
-                    }
-                    return;
-                }
-            };
-            // Each new holder's row says anew whether it is wanted.
-            if !wanted && self.store.want(&self.name).await.is_ok_and(|marked| marked) {
-                // It may have been released just before it was marked; and where tasks of the
-                // other process queue, it gives way soon.
-                pause = interval / 8;
-                continue;
-            }
-            let jittered = pause.mul_f64(0.5 + fastrand::f64());
-            pause = (pause * 2).min(interval);
-            tokio::select! {
-                () = freed => {}
-                () = sleep(jittered) => {}
-                () = answer.closed() => return,
-            }
         }
     }
 }

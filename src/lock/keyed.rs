@@ -1,4 +1,4 @@
-//! One object for each key, for as long as anybody keeps it.
+//! One object for each key, while any reference to it exists.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 
 use super::LockError;
 
-/// Objects by key. It keeps none of them alive: what nobody holds or waits for leaves no memory
-/// behind, provided that the object calls [`forget`](Self::forget) when it is dropped.
+/// A map of weak references. An object must call [`forget`](Self::forget) when it is dropped, or
+/// its entry leaks.
 pub(crate) struct Keyed<T>(Arc<Mutex<HashMap<Arc<str>, Weak<T>>>>);
 
 impl<T> Clone for Keyed<T> {
@@ -46,7 +46,7 @@ impl<T> Keyed<T> {
     /// To be called by the object that is being dropped.
     pub(crate) fn forget(&self, key: &str) {
         let mut objects = self.0.lock();
-        // Somebody may have come for the key meanwhile, and made another.
+        // Another task may have made a new one meanwhile.
         if objects
             .get(key)
             .is_some_and(|object| object.strong_count() == 0)

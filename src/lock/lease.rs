@@ -14,7 +14,7 @@ use super::LockError;
 use super::async_lock::Hold;
 use super::gate::Pass;
 use super::key::Key;
-use super::store::{Claim, Fence, LeaseStore, Released, Token};
+use super::store::{Claim, Fence, LeaseStore, ReleaseOutcome, Token};
 
 /// The right to write one aggregate, until it is dropped or expires.
 ///
@@ -22,9 +22,9 @@ use super::store::{Claim, Fence, LeaseStore, Released, Token};
 ///
 /// Releases the row, then lets the next task of this process in, in a task of its own. A process
 /// that is killed leaves the row to its expiry.
-pub struct Lease<S: LeaseStore>(Option<Held<S>>);
+pub struct Lease<S: LeaseStore>(Option<ActiveLease<S>>);
 
-struct Held<S: LeaseStore> {
+struct ActiveLease<S: LeaseStore> {
     key: Arc<Key<S>>,
     claim: Claim,
     fencing_token: i64,
@@ -36,7 +36,7 @@ struct Held<S: LeaseStore> {
     _pass: Pass,
 }
 
-const HELD: &str = "a lease is emptied only when it is consumed";
+const IS_ACTIVE: &str = "a lease is emptied only when it is consumed";
 
 impl<S: LeaseStore> Lease<S> {
     /// `asked`: before the statement was sent that took it.
@@ -49,7 +49,7 @@ impl<S: LeaseStore> Lease<S> {
     ) -> Self {
         let ours_until = OursUntil::new(asked, claim.ttl);
         let renewal = Renewal::start(&key, &claim, &ours_until);
-        Self(Some(Held {
+        Self(Some(ActiveLease {
             key,
             claim,
             fencing_token,
@@ -60,82 +60,82 @@ impl<S: LeaseStore> Lease<S> {
         }))
     }
 
-    fn held(&self) -> &Held<S> {
-        self.0.as_ref().expect(HELD)
+    fn active(&self) -> &ActiveLease<S> {
+        self.0.as_ref().expect(IS_ACTIVE)
     }
 
-    /// The fencing token: greater than that of any lease of this key before. Whoever is given it
-    /// can refuse what comes with a smaller one.
+    /// The fencing token: greater than that of any lease of this key before. A service that
+    /// receives it can refuse calls with a smaller one.
     pub fn fencing_token(&self) -> i64 {
-        self.held().fencing_token
+        self.active().fencing_token
     }
 
-    /// Whether the lease is known to be somebody else's by now. What decides is the release.
+    /// Whether another holder is known to have taken it over. The release decides.
     pub fn is_lost(&self) -> bool {
-        self.held().renewal.0.lost.load(Ordering::SeqCst)
+        self.active().renewal.0.lost.load(Ordering::SeqCst)
     }
 
     pub(crate) fn token(&self) -> &Token {
-        &self.held().claim.token
+        &self.active().claim.token
     }
 
     pub(crate) fn needs_read_committed(&self) -> bool {
-        self.held().key.store.needs_read_committed()
+        self.active().key.store.needs_read_committed()
     }
 
-    /// Releases it as dropping does, and tells when that has ended.
+    /// Releases it as dropping does, then calls `then`.
     pub(crate) fn release_then(mut self, then: impl FnOnce() + Send + 'static) {
-        if let Some(held) = self.0.take() {
-            held.release_in_a_task(|_| then());
+        if let Some(active) = self.0.take() {
+            active.spawn_release(|_| then());
         }
     }
 }
 
 impl<S: LeaseStore> Hold for Lease<S> {
     fn key(&self) -> &str {
-        &self.held().claim.key
+        &self.active().claim.key
     }
 
-    async fn fence(&mut self) -> Option<Fence> {
-        let held = self.0.as_mut().expect(HELD);
-        held.renewal.stop().await;
+    async fn begin_fenced_release(&mut self) -> Option<Fence> {
+        let active = self.0.as_mut().expect(IS_ACTIVE);
+        active.renewal.stop().await;
         Some(Fence {
-            database: held.key.store.database().clone(),
-            key: Arc::clone(&held.claim.key),
-            token: held.claim.token.clone(),
+            database: active.key.store.database().clone(),
+            key: Arc::clone(&active.claim.key),
+            token: active.claim.token.clone(),
         })
     }
 
-    fn keep(&mut self) {
-        let held = self.0.as_mut().expect(HELD);
-        held.renewal = Renewal::start(&held.key, &held.claim, &held.ours_until);
+    fn resume_renewal(&mut self) {
+        let active = self.0.as_mut().expect(IS_ACTIVE);
+        active.renewal = Renewal::start(&active.key, &active.claim, &active.ours_until);
     }
 
     async fn release(mut self) -> Result<(), LockError> {
-        let held = self.0.take().expect(HELD);
-        let key = held.claim.key.to_string();
+        let active = self.0.take().expect(IS_ACTIVE);
+        let key = active.claim.key.to_string();
         let (done, released) = oneshot::channel();
-        held.release_in_a_task(|released| {
-            // Nobody may be waiting for the answer.
+        active.spawn_release(|released| {
+            // The caller may have gone.
             let _ = done.send(released);
         });
         match released.await {
-            Ok(Some(Released { ours: true, .. })) => Ok(()),
-            Ok(Some(Released { ours: false, .. })) => Err(LockError::Lost(key)),
+            Ok(Some(ReleaseOutcome { ours: true, .. })) => Ok(()),
+            Ok(Some(ReleaseOutcome { ours: false, .. })) => Err(LockError::Lost(key)),
             // Without an answer the runtime has ended, and with it the attempts.
             Ok(None) | Err(_) => Err(LockError::NotReleased(key)),
         }
     }
 
-    fn released(mut self, wanted: bool) {
-        let held = self.0.take().expect(HELD);
-        held.key.released(wanted);
+    fn mark_released(mut self, wanted: bool) {
+        let active = self.0.take().expect(IS_ACTIVE);
+        active.key.mark_released(wanted);
         if wanted {
-            let store = held.key.store.clone();
-            let key = Arc::clone(&held.claim.key);
-            held.key.store.spawn(async move {
-                if let Err(error) = store.announce(&key).await {
-                    tracing::debug!(%key, %error, "those who wait were not woken; they poll");
+            let store = active.key.store.clone();
+            let key = Arc::clone(&active.claim.key);
+            active.key.store.spawn(async move {
+                if let Err(error) = store.notify_waiters(&key).await {
+                    tracing::debug!(%key, %error, "waiters were not woken; they poll");
                 }
             });
         }
@@ -144,22 +144,22 @@ impl<S: LeaseStore> Hold for Lease<S> {
 
 impl<S: LeaseStore> Drop for Lease<S> {
     fn drop(&mut self) {
-        if let Some(held) = self.0.take() {
-            held.release_in_a_task(drop);
+        if let Some(active) = self.0.take() {
+            active.spawn_release(drop);
         }
     }
 }
 
 impl<S: LeaseStore> fmt::Debug for Lease<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let claim = self.0.as_ref().map(|held| &held.claim);
+        let claim = self.0.as_ref().map(|active| &active.claim);
         f.debug_tuple("Lease").field(&claim).finish()
     }
 }
 
-impl<S: LeaseStore> Held<S> {
+impl<S: LeaseStore> ActiveLease<S> {
     /// A runtime that has ended runs nothing; the row expires.
-    fn release_in_a_task(self, then: impl FnOnce(Option<Released>) + Send + 'static) {
+    fn spawn_release(self, then: impl FnOnce(Option<ReleaseOutcome>) + Send + 'static) {
         let runtime = self.runtime.clone();
         let _inside = runtime.enter();
         let store = self.key.store.clone();
@@ -169,14 +169,14 @@ impl<S: LeaseStore> Held<S> {
     }
 
     /// Tries until the row would have expired anyway.
-    async fn release(self) -> Option<Released> {
+    async fn release(self) -> Option<ReleaseOutcome> {
         self.renewal.stop().await;
         let was_ours = !self.ours_until.has_passed();
         let (store, claim) = (&self.key.store, &self.claim);
         let pause = self.key.settings.retry_interval;
         let released = release_patiently(store, claim, pause, was_ours).await;
         if let Some(released) = released {
-            self.key.released(released.wanted);
+            self.key.mark_released(released.wanted);
         }
         released
     }
@@ -184,21 +184,21 @@ impl<S: LeaseStore> Held<S> {
 
 /// Deletes the row of a lease, or lets it expire.
 ///
-/// An answer may be lost after the row was deleted, and the next attempt finds none. It is taken for
-/// the one that `was_ours` when the first was made.
+/// An answer may be lost after the row was deleted, and the next attempt finds none. It is taken
+/// for the one that `was_ours` when the first was made.
 pub(super) async fn release_patiently<S: LeaseStore>(
     store: &S,
     claim: &Claim,
     mut pause: Duration,
     was_ours: bool,
-) -> Option<Released> {
+) -> Option<ReleaseOutcome> {
     let until = Instant::now() + claim.ttl;
     let mut is_first = true;
     loop {
         match store.release(&claim.key, &claim.token).await {
             Ok(released) => {
                 let ours = released.ours || (was_ours && !is_first);
-                return Some(Released { ours, ..released });
+                return Some(ReleaseOutcome { ours, ..released });
             }
             Err(error) if Instant::now() + pause < until => {
                 tracing::debug!(key = %claim.key, %error, "a lease is not released yet");
@@ -214,8 +214,8 @@ pub(super) async fn release_patiently<S: LeaseStore>(
     }
 }
 
-/// Until when nobody can have taken a lease over, by the clock of this process: counted from before
-/// the last statement that was obeyed was sent.
+/// Until when no other process can have taken a lease over, by the clock of this process: counted
+/// from before the last successful statement was sent.
 #[derive(Clone)]
 struct OursUntil(Arc<parking_lot::Mutex<Instant>>);
 
@@ -234,21 +234,21 @@ impl OursUntil {
 }
 
 /// Puts off the expiry of a lease past each third of its time. Dropping it ends that.
-struct Renewal(Arc<Renewing>);
+struct Renewal(Arc<RenewalState>);
 
-/// What the lease and the task that renews it tell each other.
-struct Renewing {
+/// Shared by a lease and the task that renews it.
+struct RenewalState {
     stopped: CancellationToken,
     /// Held while a statement is under way.
     under_way: Mutex<()>,
-    /// The row was somebody else's.
+    /// The row was another holder's.
     lost: AtomicBool,
     ours_until: OursUntil,
 }
 
 impl Renewal {
     fn start<S: LeaseStore>(key: &Key<S>, claim: &Claim, ours_until: &OursUntil) -> Self {
-        let renewing = Arc::new(Renewing {
+        let renewing = Arc::new(RenewalState {
             stopped: CancellationToken::new(),
             under_way: Mutex::default(),
             lost: AtomicBool::new(false),
@@ -273,8 +273,8 @@ impl Drop for Renewal {
     }
 }
 
-impl Renewing {
-    /// Only "this row is not ours" is a loss; whatever else goes wrong is tried again.
+impl RenewalState {
+    /// Only "this row is not ours" is a loss; other errors are retried.
     async fn renew<S: LeaseStore>(self: Arc<Self>, store: S, claim: Claim, cap: Duration) {
         let taken = Instant::now();
         let interval = claim.ttl / 3;

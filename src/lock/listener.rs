@@ -1,6 +1,6 @@
-//! Waking those who wait for a lease on Postgres, by LISTEN and NOTIFY.
+//! Waking waiters for a lease on Postgres, by LISTEN and NOTIFY.
 //!
-//! It only makes waiting shorter: who waits polls as well, so a lost notification costs one retry
+//! It only makes waiting shorter: waiters poll as well, so a lost notification costs one retry
 //! interval.
 
 use std::sync::{Arc, OnceLock};
@@ -23,11 +23,11 @@ pub(super) struct Listener(Arc<Inner>);
 struct Inner {
     options: PgConnectOptions,
     bells: Keyed<Bell>,
-    /// Started by the first who waits.
+    /// Started by the first waiter.
     task: OnceLock<AbortOnDropHandle<()>>,
 }
 
-/// What those who wait for one key sleep by.
+/// Wakes the waiters for one key.
 struct Bell {
     name: Arc<str>,
     rung: Arc<Notify>,
@@ -64,7 +64,7 @@ impl Listener {
 
     /// Resolves at the next notification for `key`, counted from this call, not from its first
     /// poll.
-    pub(super) fn freed(&self, key: &str) -> impl Future<Output = ()> + Send + use<> {
+    pub(super) fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + use<> {
         let inner = &self.0;
         inner.task.get_or_init(|| {
             let work = listen(inner.options.clone(), inner.bells.clone());
@@ -94,7 +94,7 @@ impl Listener {
 /// vanished closes no connection, and nothing is sent on this one that could fail.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// How long a living server takes at most for what is asked here.
+/// How long a living server takes at most for these statements.
 const ANSWER: Duration = Duration::from_secs(3);
 
 async fn listen(options: PgConnectOptions, bells: Keyed<Bell>) {
@@ -106,14 +106,14 @@ async fn listen(options: PgConnectOptions, bells: Keyed<Bell>) {
         {
             tracing::warn!(%error, "not listening for released leases; polling meanwhile");
         }
-        // Whatever was said meanwhile was not heard.
+        // Notifications sent meanwhile were missed.
         bells.for_each(|bell| bell.rung.notify_waiters());
         sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Until the connection ends, or the server does not answer. It is left to sqlx then, which takes
-/// leave in a task of its own, until the network tells that there is nobody.
+/// Until the connection ends, or the server does not answer. sqlx then closes it in a task of its
+/// own, which ends when the network reports that the peer is gone.
 async fn hear(
     options: &PgConnectOptions,
     bells: &Keyed<Bell>,

@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use super::async_lock::{Hold, in_order};
+use super::async_lock::{AsyncLockManager, in_order};
 use super::deadline::Deadline;
+use super::error::LockError;
 use super::gate::Gate;
 use super::key::{Key, Settings};
 use super::keyed::Keyed;
 use super::lease::Lease;
+use super::manual::{Lockable, ManualLock, Slot};
 use super::stats::{Counters, LeaseStats};
 use super::store::{LeaseRow, LeaseStore, Token};
-use super::{AsyncLock, AsyncLockManager, LockError};
 use crate::db::Patience;
 
 /// Durable locks: rows of `aggregate_locks`, behind a gate for the tasks of this process.
@@ -26,15 +25,13 @@ pub struct LeaseLockManager<S: LeaseStore> {
     store: S,
     settings: Settings,
     keys: Keyed<Key<S>>,
+    slots: Keyed<Slot<Key<S>>>,
     counters: Counters,
 }
 
-/// A durable lock on one key.
-///
-/// A locked key stays locked for this process, whoever drops their handle on it, until somebody
-/// unlocks it through any handle. For other processes it is free, too, when it has expired: it is
-/// renewed for as long as the manager's renewal cap says.
-pub struct LeaseLock<S: LeaseStore>(Arc<Key<S>>);
+/// A durable lock on one key. It is renewed until it is unlocked, up to the manager's renewal cap;
+/// past that it expires, and other processes can take the key.
+pub type LeaseLock<S> = ManualLock<Key<S>>;
 
 impl<S: LeaseStore> LeaseLockManager<S> {
     /// Leases in the rows of `store`.
@@ -49,21 +46,22 @@ impl<S: LeaseStore> LeaseLockManager<S> {
                 renewal_cap: Duration::from_secs(600),
             },
             keys: Keyed::default(),
+            slots: Keyed::default(),
             counters: Counters::default(),
         };
-        // The store is told too.
+        // The store has a copy.
         manager.with_retry_interval(Duration::from_millis(50))
     }
 
-    /// How long a lease lasts that nobody renews: how long others wait after a crash. Default
-    /// 30 s; no less than 30 ms.
+    /// How long a lease lasts without renewal: how long others wait after a crash. Default 30 s; no
+    /// less than 30 ms.
     pub fn with_lease_ttl(mut self, ttl: Duration) -> Self {
         self.settings.lease_ttl = ttl.max(Duration::from_millis(30));
         self
     }
 
-    /// How often a waiter asks again, give or take half, and how long one attempt may wait for a
-    /// busy row. Default 50 ms; no less than 1 ms.
+    /// Polling interval for a contended lease (±50 % jitter), and how long one attempt may wait for
+    /// a busy row. Default 50 ms; no less than 1 ms.
     pub fn with_retry_interval(mut self, interval: Duration) -> Self {
         let interval = interval.max(Duration::from_millis(1));
         self.settings.retry_interval = interval;
@@ -71,8 +69,8 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         self
     }
 
-    /// How long [`acquire`](Self::acquire) and [`AsyncLock::lock`] wait, for gate and row together.
-    /// Default 5 s; `None` waits for ever.
+    /// How long [`acquire`](Self::acquire) and [`AsyncLock::lock`](super::AsyncLock::lock) wait, for
+    /// gate and row together. Default 5 s; `None` waits for ever.
     pub fn with_max_wait(mut self, max_wait: Option<Duration>) -> Self {
         self.settings.max_wait = max_wait;
         self
@@ -94,7 +92,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     ///
     /// # Errors
     ///
-    /// What the database said.
+    /// Errors of the database.
     pub async fn migrate(&self) -> Result<(), crate::db::Error> {
         self.store.migrate().await
     }
@@ -123,8 +121,8 @@ impl<S: LeaseStore> LeaseLockManager<S> {
             .await
     }
 
-    /// With [`Patience::Never`] it does not wait for the database either, where a request that
-    /// waits for us could have it.
+    /// With [`Patience::Never`] it does not wait for the database either: a request that waits for
+    /// us could have it.
     pub(crate) async fn try_acquire_with(
         &self,
         key: &str,
@@ -138,7 +136,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         Deadline::after(self.settings.max_wait)
     }
 
-    /// How often a waiter asks again.
+    /// Polling interval for a contended lease.
     pub(crate) fn retry_interval(&self) -> Duration {
         self.settings.retry_interval
     }
@@ -152,30 +150,30 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     }
 
     /// Deletes rows that have been expired for longer than the time to live. Never one that is
-    /// live, or that somebody is taking over. Says how many.
+    /// live, or is being taken over. Returns how many.
     ///
     /// # Errors
     ///
-    /// What the database said.
+    /// Errors of the database.
     pub async fn sweep_expired(&self) -> Result<u64, LockError> {
         Ok(self.store.sweep(self.settings.lease_ttl).await?)
     }
 
-    /// Everything that is leased in this database, by whatever process.
+    /// All leases in this database, of all processes.
     ///
     /// # Errors
     ///
-    /// What the database said.
+    /// Errors of the database.
     pub async fn leases(&self) -> Result<Vec<LeaseRow>, LockError> {
         Ok(self.store.list().await?)
     }
 
-    /// Frees a lease by its token, for an operator. Whoever holds it finds out at its commit, and
-    /// rolls back. `false`: there is no such lease.
+    /// Frees a lease by its token, for an operator. Its holder notices at the commit, and rolls
+    /// back. `false`: there is no such lease.
     ///
     /// # Errors
     ///
-    /// What the database said.
+    /// Errors of the database.
     pub async fn free(&self, token: &str) -> Result<bool, LockError> {
         // None was minted with any, and Postgres takes no NUL.
         if token.chars().any(char::is_control) {
@@ -184,12 +182,12 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         Ok(self.store.free(&Token::from(token)).await?)
     }
 
-    /// What has come of asking for leases in this process.
+    /// Counters of this process.
     pub fn stats(&self) -> LeaseStats {
         self.counters.read()
     }
 
-    /// How many keys are held, waited for, or kept by somebody in this process.
+    /// How many keys are held, waited for, or have a lock handle in this process.
     pub fn keys(&self) -> usize {
         self.keys.len()
     }
@@ -201,7 +199,6 @@ impl<S: LeaseStore> LeaseLockManager<S> {
             store: self.store.clone(),
             settings: self.settings.clone(),
             counters: self.counters.clone(),
-            held: Mutex::default(),
             keys: self.keys.clone(),
         })
     }
@@ -212,7 +209,7 @@ impl<S: LeaseStore> AsyncLockManager for LeaseLockManager<S> {
     type Hold = Lease<S>;
 
     fn get_lock(&self, key: &str) -> Result<Arc<LeaseLock<S>>, LockError> {
-        Ok(Arc::new(LeaseLock(self.key(key)?)))
+        ManualLock::new(&self.slots, self.key(key)?, self.settings.max_wait)
     }
 
     async fn hold_all(&self, keys: &[&str]) -> Result<Vec<Lease<S>>, LockError> {
@@ -225,28 +222,19 @@ impl<S: LeaseStore> AsyncLockManager for LeaseLockManager<S> {
     }
 }
 
-impl<S: LeaseStore> AsyncLock for LeaseLock<S> {
-    async fn lock(&self) -> Result<(), LockError> {
-        let deadline = Deadline::after(self.0.settings.max_wait);
-        let lease = self.0.acquire(deadline).await?;
-        *self.0.held.lock() = Some(lease);
-        Ok(())
+impl<S: LeaseStore> Lockable for Key<S> {
+    type Hold = Lease<S>;
+
+    fn name(&self) -> &str {
+        &self.name
     }
 
-    async fn try_lock(&self) -> Result<bool, LockError> {
-        let patience = Patience::AtMost(self.0.settings.retry_interval);
-        let Some(lease) = self.0.try_acquire(patience).await? else {
-            return Ok(false);
-        };
-        *self.0.held.lock() = Some(lease);
-        Ok(true)
+    async fn hold(self: &Arc<Self>, max_wait: Option<Duration>) -> Result<Lease<S>, LockError> {
+        self.acquire(Deadline::after(max_wait)).await
     }
 
-    async fn unlock(&self) -> Result<(), LockError> {
-        let held = self.0.held.lock().take();
-        match held {
-            Some(lease) => lease.release().await,
-            None => Ok(()),
-        }
+    async fn try_hold(self: &Arc<Self>) -> Result<Option<Lease<S>>, LockError> {
+        let patience = Patience::AtMost(self.settings.retry_interval);
+        self.try_acquire(patience).await
     }
 }

@@ -3,29 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use super::async_lock::{Hold, in_order};
+use super::async_lock::{AsyncLockManager, Hold, in_order};
 use super::deadline::Deadline;
+use super::error::LockError;
 use super::gate::{Gate, Pass};
 use super::keyed::Keyed;
-use super::{AsyncLock, AsyncLockManager, LockError};
+use super::manual::{Lockable, ManualLock, Slot};
 
 /// Makes [`InMemoryAsyncLock`]s. A clone is another handle on the same locks.
 #[derive(Clone, Default)]
 pub struct InMemoryAsyncLockManager {
     keys: Keyed<Key>,
+    slots: Keyed<Slot<Key>>,
     max_wait: Option<Duration>,
 }
 
 /// A lock on one key in this process. First come, first served.
-///
-/// A locked key stays locked, whoever drops their handle on it, until somebody unlocks it through
-/// any handle.
-pub struct InMemoryAsyncLock {
-    key: Arc<Key>,
-    max_wait: Option<Duration>,
-}
+pub type InMemoryAsyncLock = ManualLock<Key>;
 
 /// A key that is locked in this process. Dropping it frees the key at once.
 pub struct InMemoryHold {
@@ -33,11 +27,10 @@ pub struct InMemoryHold {
     _pass: Pass,
 }
 
-struct Key {
+/// One key, while it is held, waited for, or has a lock handle.
+pub struct Key {
     name: Arc<str>,
     gate: Gate,
-    /// What [`AsyncLock::lock`] took. While it is locked, the key keeps itself alive.
-    held: Mutex<Option<InMemoryHold>>,
     keys: Keyed<Key>,
 }
 
@@ -59,7 +52,7 @@ impl InMemoryAsyncLockManager {
         self
     }
 
-    /// How many keys are locked, waited for, or kept by somebody.
+    /// How many keys are locked, waited for, or have a lock handle.
     pub fn keys(&self) -> usize {
         self.keys.len()
     }
@@ -69,7 +62,6 @@ impl InMemoryAsyncLockManager {
         self.keys.get(key, |name| Key {
             name,
             gate: Gate::default(),
-            held: Mutex::default(),
             keys,
         })
     }
@@ -80,10 +72,7 @@ impl AsyncLockManager for InMemoryAsyncLockManager {
     type Hold = InMemoryHold;
 
     fn get_lock(&self, key: &str) -> Result<Arc<InMemoryAsyncLock>, LockError> {
-        Ok(Arc::new(InMemoryAsyncLock {
-            key: self.key(key)?,
-            max_wait: self.max_wait,
-        }))
+        ManualLock::new(&self.slots, self.key(key)?, self.max_wait)
     }
 
     async fn hold_all(&self, keys: &[&str]) -> Result<Vec<InMemoryHold>, LockError> {
@@ -98,7 +87,7 @@ impl AsyncLockManager for InMemoryAsyncLockManager {
 
 impl Key {
     async fn enter(self: Arc<Self>, deadline: Deadline) -> Result<InMemoryHold, LockError> {
-        let pass = deadline.bound(&self.name, self.gate.enter()).await?;
+        let pass = deadline.timeout(&self.name, self.gate.enter()).await?;
         Ok(InMemoryHold {
             key: self,
             _pass: pass,
@@ -106,30 +95,22 @@ impl Key {
     }
 }
 
-impl AsyncLock for InMemoryAsyncLock {
-    async fn lock(&self) -> Result<(), LockError> {
-        let deadline = Deadline::after(self.max_wait);
-        let hold = Arc::clone(&self.key).enter(deadline).await?;
-        *self.key.held.lock() = Some(hold);
-        Ok(())
+impl Lockable for Key {
+    type Hold = InMemoryHold;
+
+    fn name(&self) -> &str {
+        &self.name
     }
 
-    async fn try_lock(&self) -> Result<bool, LockError> {
-        let Some(pass) = self.key.gate.try_enter() else {
-            return Ok(false);
-        };
-        *self.key.held.lock() = Some(InMemoryHold {
-            key: Arc::clone(&self.key),
+    async fn hold(self: &Arc<Self>, max_wait: Option<Duration>) -> Result<InMemoryHold, LockError> {
+        Arc::clone(self).enter(Deadline::after(max_wait)).await
+    }
+
+    async fn try_hold(self: &Arc<Self>) -> Result<Option<InMemoryHold>, LockError> {
+        Ok(self.gate.try_enter().map(|pass| InMemoryHold {
+            key: Arc::clone(self),
             _pass: pass,
-        });
-        Ok(true)
-    }
-
-    async fn unlock(&self) -> Result<(), LockError> {
-        // Dropped outside the mutex: it wakes the next one, and may drop the key itself.
-        let held = self.key.held.lock().take();
-        drop(held);
-        Ok(())
+        }))
     }
 }
 
@@ -142,5 +123,5 @@ impl Hold for InMemoryHold {
         Ok(())
     }
 
-    fn released(self, _wanted: bool) {}
+    fn mark_released(self, _wanted: bool) {}
 }

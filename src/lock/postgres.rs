@@ -9,10 +9,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
-use super::listener::{Listener, no_answer};
-use super::statements::postgres as statements;
+use super::fencing::{open_fence, take};
+use super::listener::{Listener, bell, no_answer};
+use super::sql::statement;
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, Released, Token,
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
     spawn_before_closing,
 };
 use crate::db::{
@@ -26,7 +27,7 @@ pub type PostgresLockManager = LeaseLockManager<PostgresLeases>;
 
 impl PostgresLockManager {
     /// Leases in the database of `pool`, on connections of their own: two for statements, and one
-    /// that listens as soon as somebody waits.
+    /// that listens once there is a waiter.
     pub fn new(pool: &PostgresPool) -> Self {
         Self::over(pool.leases())
     }
@@ -73,7 +74,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// Until the retry interval is set.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// `lock_timeout` bounds how long a statement waits for a row that somebody is at.
+/// `lock_timeout` bounds how long a statement waits for a locked row.
 fn sessions(settings: &Settings, lock_timeout: Duration) -> Sessions {
     let lock_timeout = lock_timeout.max(Duration::from_millis(1));
     let settings = settings.clone().with_limit("lock_timeout", lock_timeout);
@@ -86,16 +87,16 @@ fn sessions(settings: &Settings, lock_timeout: Duration) -> Sessions {
     Sessions::new(settings, limits, Arc::default())
 }
 
-/// lock_not_available, query_canceled, deadlock_detected, serialization_failure: somebody is at
-/// the row. <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+/// lock_not_available, query_canceled, deadlock_detected, serialization_failure: the row is locked.
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 fn is_contention(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("55P03" | "57014" | "40P01" | "40001"))
 }
 
 impl PostgresLeases {
-    /// Runs statements on a session. They are ours, and all that comes back is read: if none failed,
-    /// the next one may have the session at once.
+    /// Runs statements on a session. They are ours, and all that comes back is read: if none
+    /// failed, the next one may have the session at once.
     ///
     /// On a dead network it fails after the longest wait for a session, and [`ANSWER`].
     async fn on_session<T>(
@@ -118,17 +119,17 @@ impl PostgresLeases {
 
     async fn try_take(&self, claim: &Claim) -> sqlx::Result<Attempt> {
         self.on_session(async |db| {
-            let mut tried = statements::take(db, claim).await?;
+            let mut tried = take(db, claim).await?;
             if !tried.fence_is_open {
-                statements::open_fence(db).await?;
-                tried = statements::take(db, claim).await?;
+                open_fence(db).await?;
+                tried = take(db, claim).await?;
             }
             Ok(match tried.fencing_token {
                 Some(fencing_token) => Attempt::Taken {
                     fencing_token,
                     taken_over: tried.lives == Some(false),
                 },
-                // If none lives, somebody came between.
+                // If none lives, another process came between.
                 None => Attempt::Held {
                     wanted: tried.lives == Some(true) && tried.wanted == Some(true),
                 },
@@ -138,10 +139,16 @@ impl PostgresLeases {
     }
 }
 
-/// Wakes those who wait for `keys`. What is freed is free, whether they hear of it or not.
+async fn notify(db: &mut PgConnection, keys: &[impl AsRef<str>]) -> sqlx::Result<()> {
+    let bells: Vec<String> = keys.iter().map(|key| bell(key.as_ref())).collect();
+    let notify = sqlx::query(statement(include_str!("sql/postgres/notify.sql"))).bind(bells);
+    notify.execute(db).await.map(drop)
+}
+
+/// Wakes the waiters for `keys`. The keys are free even if this fails: waiters poll as well.
 async fn wake(db: &mut PgConnection, keys: &[impl AsRef<str>]) {
-    if let Err(error) = statements::notify(db, keys).await {
-        tracing::debug!(%error, "those who wait were not woken; they poll");
+    if let Err(error) = notify(db, keys).await {
+        tracing::debug!(%error, "waiters were not woken; they poll");
     }
 }
 
@@ -176,16 +183,22 @@ impl LeaseStore for PostgresLeases {
         /// How long a request that is settled waits for a renewal that is under way.
         const MOMENT: Duration = Duration::from_secs(1);
 
-        let renewing = self.on_session(async |db| statements::renew(db, claim).await);
+        let renewing = self.on_session(async |db| {
+            let renew = sqlx::query(statement(include_str!("sql/postgres/renew.sql")))
+                .bind(&*claim.key)
+                .bind(claim.token.as_str())
+                .bind(millis(claim.ttl));
+            Ok(renew.fetch_optional(&mut **db).await?.is_some())
+        });
         tokio::select! {
             renewed = renewing => renewed,
             () = async { stopped.cancelled().await; sleep(MOMENT).await } => Err(no_answer(MOMENT)),
         }
     }
 
-    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
+    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
         self.on_session(async |db| {
-            let released = statements::release(db, key, token).await?;
+            let released = Self::release_within(db, key, token).await?;
             // Only if wanted: NOTIFY takes a lock of the whole cluster at commit.
             if released.wanted {
                 wake(db, &[key]).await;
@@ -199,27 +212,36 @@ impl LeaseStore for PostgresLeases {
         db: &mut PgConnection,
         key: &str,
         token: &Token,
-    ) -> sqlx::Result<Released> {
-        statements::release(db, key, token).await
+    ) -> sqlx::Result<ReleaseOutcome> {
+        let release = sqlx::query_scalar(statement(include_str!("sql/release.sql")))
+            .bind(key)
+            .bind(token.as_str());
+        Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
     }
 
-    async fn announce(&self, key: &str) -> sqlx::Result<()> {
-        self.on_session(async |db| statements::notify(db, &[key]).await)
-            .await
+    async fn notify_waiters(&self, key: &str) -> sqlx::Result<()> {
+        self.on_session(async |db| notify(db, &[key]).await).await
     }
 
-    async fn want(&self, key: &str) -> sqlx::Result<bool> {
-        self.on_session(async |db| statements::want(db, key).await)
-            .await
+    async fn mark_wanted(&self, key: &str) -> sqlx::Result<bool> {
+        self.on_session(async |db| {
+            let mark = sqlx::query(statement(include_str!("sql/mark_wanted.sql"))).bind(key);
+            Ok(mark.fetch_optional(&mut **db).await?.is_some())
+        })
+        .await
     }
 
-    fn freed(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
-        self.listener.freed(key)
+    fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
+        self.listener.wait_for_release(key)
     }
 
     async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
         self.on_session(async |db| {
-            let swept = statements::sweep(db, grace).await?;
+            let swept: Vec<String> =
+                sqlx::query_scalar(statement(include_str!("sql/postgres/sweep.sql")))
+                    .bind(millis(grace))
+                    .fetch_all(&mut **db)
+                    .await?;
             if !swept.is_empty() {
                 wake(db, &swept).await;
             }
@@ -229,12 +251,17 @@ impl LeaseStore for PostgresLeases {
     }
 
     async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
-        self.on_session(async |db| statements::list(db).await).await
+        let list = sqlx::query_as(statement(include_str!("sql/postgres/list.sql")));
+        self.on_session(async |db| list.fetch_all(&mut **db).await)
+            .await
     }
 
     async fn free(&self, token: &Token) -> sqlx::Result<bool> {
         self.on_session(async |db| {
-            let freed = statements::free(db, token).await?;
+            let freed: Option<String> = sqlx::query_scalar(statement(include_str!("sql/free.sql")))
+                .bind(token.as_str())
+                .fetch_optional(&mut **db)
+                .await?;
             if let Some(key) = &freed {
                 wake(db, &[key]).await;
             }
@@ -249,8 +276,10 @@ impl LeaseStore for PostgresLeases {
         self.requests
             .migrate(&Migrations::new().postgres(migrator))
             .await?;
-        let isolation = self.on_session(async |db| statements::default_isolation(db).await);
-        match isolation.await?.as_str() {
+        let ask = sqlx::query_scalar("SELECT current_setting('default_transaction_isolation')");
+        let isolation = self.on_session(async |db| ask.fetch_one(&mut **db).await);
+        let isolation: String = isolation.await?;
+        match isolation.as_str() {
             "read committed" => Ok(()),
             isolation => Err(db::Error::Isolation(isolation.to_owned())),
         }

@@ -8,14 +8,14 @@ use sqlx::{Row, migrate};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
-use super::statements::sqlite as statements;
+use super::sql::statement;
 use super::store::{
-    Attempt, Claim, Exclusion, Found, LeasePool, LeaseRow, LeaseStore, Released, Token,
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
     spawn_before_closing,
 };
 use crate::db::{
-    self, Access, Identity, Migrations, Patience, Session, SqlitePool, SqliteSession,
-    TransactionPool, WholeWriter, is_sqlite_busy,
+    self, Access, Identity, Migrations, OneShotWriter, Patience, Session, SqlitePool,
+    SqliteSession, TransactionPool, is_sqlite_busy,
 };
 
 /// Leases in a SQLite file, for processes of one machine. All times are the host's.
@@ -54,36 +54,67 @@ impl SqliteLeases {
     }
 
     async fn try_take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
-        // By a reader first: who waits must not keep others from writing.
+        // By a reader first: a waiter must not keep others from writing.
         let mut reader = self.read(patience).await?;
-        let found = statements::look(reader.connection(), &claim.key, Some(&claim.token)).await?;
-        if let Found::Held { wanted } = found {
+        let found = look(reader.connection(), &claim.key, Some(&claim.token)).await?;
+        if let RowState::Held { wanted } = found {
             return Ok(Attempt::Held { wanted });
         }
         drop(reader);
-        let take = sqlx::query(statements::TAKE)
+        let take = sqlx::query(statement(include_str!("sql/sqlite/take.sql")))
             .bind(&*claim.key)
             .bind(&*claim.owner)
             .bind(claim.token.as_str())
-            .bind(statements::millis(claim.ttl));
+            .bind(millis(claim.ttl));
         let writer = self.pool.writer(patience).await?;
         match writer.run(take).await?.first() {
             Some(row) => Ok(Attempt::Taken {
                 fencing_token: row.try_get(0)?,
-                taken_over: found == Found::Expired,
+                taken_over: found == RowState::Expired,
             }),
-            // Somebody came between.
+            // Another process came between.
             None => Ok(Attempt::Held { wanted: false }),
         }
     }
 
-    /// The writer. Waits no longer than one retry interval for another process: nobody else of this
-    /// one can write meanwhile.
-    async fn writer(&self) -> sqlx::Result<WholeWriter> {
+    /// The writer. Waits no longer than one retry interval for another process: no other task of
+    /// this one can write meanwhile.
+    async fn writer(&self) -> sqlx::Result<OneShotWriter> {
         self.pool
             .writer(Patience::AtMost(self.retry_interval))
             .await
     }
+}
+
+const RELEASE: &str = include_str!("sql/release.sql");
+
+/// The row of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RowState {
+    /// No row, or one of our own.
+    Free,
+    /// One that has expired.
+    Expired,
+    /// Another holder's, wanted by others or not.
+    Held { wanted: bool },
+}
+
+/// The row of `key`, unless it is `ours`.
+async fn look(
+    db: &mut SqliteConnection,
+    key: &str,
+    ours: Option<&Token>,
+) -> sqlx::Result<RowState> {
+    let row: Option<(bool, bool)> = sqlx::query_as(statement(include_str!("sql/sqlite/look.sql")))
+        .bind(key)
+        .bind(ours.map_or("", Token::as_str))
+        .fetch_optional(db)
+        .await?;
+    Ok(match row {
+        None => RowState::Free,
+        Some((false, _)) => RowState::Expired,
+        Some((true, wanted)) => RowState::Held { wanted },
+    })
 }
 
 /// BUSY, LOCKED, or a connection of our own was not free in time.
@@ -100,13 +131,13 @@ impl LeaseStore for SqliteLeases {
 
     async fn take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
         match self.try_take(claim, patience).await {
-            // Nobody can mark a row while the file is busy.
+            // No row can be marked while the file is busy.
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: true }),
             result => result,
         }
     }
 
-    /// Its transactions see what is there when they begin, and nobody writes until they end.
+    /// Its transactions see a snapshot, and no other process writes until they end.
     fn needs_read_committed(&self) -> bool {
         false
     }
@@ -116,9 +147,9 @@ impl LeaseStore for SqliteLeases {
         key: &str,
         ours: Option<&Token>,
     ) -> sqlx::Result<Exclusion> {
-        Ok(match statements::look(db, key, ours).await? {
-            Found::Free | Found::Expired => Exclusion::Complete,
-            Found::Held { .. } => Exclusion::Held,
+        Ok(match look(db, key, ours).await? {
+            RowState::Free | RowState::Expired => Exclusion::Complete,
+            RowState::Held { .. } => Exclusion::Held,
         })
     }
 
@@ -128,55 +159,61 @@ impl LeaseStore for SqliteLeases {
             // The request may have the writer, and be waiting for us to stop.
             () = stopped.cancelled() => return Err(sqlx::Error::PoolTimedOut),
         };
-        let renew = sqlx::query(statements::RENEW)
+        let renew = sqlx::query(statement(include_str!("sql/sqlite/renew.sql")))
             .bind(&*claim.key)
             .bind(claim.token.as_str())
-            .bind(statements::millis(claim.ttl));
+            .bind(millis(claim.ttl));
         Ok(!writer.run(renew).await?.is_empty())
     }
 
-    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<Released> {
-        let release = sqlx::query(statements::RELEASE)
+    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
+        let release = sqlx::query(statement(RELEASE))
             .bind(key)
             .bind(token.as_str());
         let gone = self.writer().await?.run(release).await?;
         let wanted = gone.first().map(|row| row.try_get(0)).transpose()?;
-        Ok(Released::found(wanted))
+        Ok(ReleaseOutcome::found(wanted))
     }
 
     async fn release_within(
         db: &mut SqliteConnection,
         key: &str,
         token: &Token,
-    ) -> sqlx::Result<Released> {
-        statements::release(db, key, token).await
+    ) -> sqlx::Result<ReleaseOutcome> {
+        let release = sqlx::query_scalar(statement(RELEASE))
+            .bind(key)
+            .bind(token.as_str());
+        Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
     }
 
-    /// Nobody can be told across processes: who waits polls.
-    async fn announce(&self, _key: &str) -> sqlx::Result<()> {
+    /// SQLite has no notifications: waiters of other processes poll.
+    async fn notify_waiters(&self, _key: &str) -> sqlx::Result<()> {
         Ok(())
     }
 
-    async fn want(&self, key: &str) -> sqlx::Result<bool> {
-        let want = sqlx::query(statements::WANT).bind(key);
+    async fn mark_wanted(&self, key: &str) -> sqlx::Result<bool> {
+        let want = sqlx::query(statement(include_str!("sql/mark_wanted.sql"))).bind(key);
         Ok(!self.writer().await?.run(want).await?.is_empty())
     }
 
-    fn freed(&self, _key: &str) -> impl Future<Output = ()> + Send + 'static {
+    fn wait_for_release(&self, _key: &str) -> impl Future<Output = ()> + Send + 'static {
         pending()
     }
 
     async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
-        let sweep = sqlx::query(statements::SWEEP).bind(statements::millis(grace));
+        let sweep =
+            sqlx::query(statement(include_str!("sql/sqlite/sweep.sql"))).bind(millis(grace));
         Ok(self.writer().await?.run(sweep).await?.len() as u64)
     }
 
     async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
-        statements::list(self.read(Patience::Wait).await?.connection()).await
+        sqlx::query_as(statement(include_str!("sql/sqlite/list.sql")))
+            .fetch_all(self.read(Patience::Wait).await?.connection())
+            .await
     }
 
     async fn free(&self, token: &Token) -> sqlx::Result<bool> {
-        let free = sqlx::query(statements::FREE).bind(token.as_str());
+        let free = sqlx::query(statement(include_str!("sql/free.sql"))).bind(token.as_str());
         Ok(!self.writer().await?.run(free).await?.is_empty())
     }
 

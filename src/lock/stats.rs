@@ -1,4 +1,4 @@
-//! What has come of asking for leases.
+//! Counters of lease attempts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,13 +9,13 @@ use std::time::Duration;
 pub struct LeaseStats {
     /// Leases that were taken.
     pub acquired: u64,
-    /// Of these, those that had expired in the hands of somebody else.
+    /// Of these, those taken over from another holder after they had expired.
     pub taken_over: u64,
-    /// Attempts that found a key in somebody else's hands, or its row busy.
+    /// Attempts that found a key held, or its row busy.
     pub contended: u64,
-    /// Waits that were given up: past the longest wait, or because who waited was gone.
+    /// Waits that were given up: past the longest wait, or because the waiter was dropped.
     pub given_up: u64,
-    /// How long those waited that got a lease, all together, gate and row.
+    /// The sum of waits that ended with a lease, for gate and row.
     pub waited: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! What a backend does to the rows of `aggregate_locks`.
+//! The rows of `aggregate_locks`, for one backend.
 
 use std::fmt;
 use std::future::Future;
@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use crate::db::{Identity, Patience, Session, TransactionPool};
 
-/// Proof of having taken a lease: minted anew for every acquisition, and never shown to anybody
-/// but operators. The owner id is only a label.
+/// Proof of having taken a lease: new for every acquisition, and shown to operators only. The owner
+/// id is only a label.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Token(String);
 
@@ -38,22 +38,22 @@ impl fmt::Display for Token {
     }
 }
 
-/// What is asked for.
+/// An attempt to take a lease.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// What is to be locked.
+    /// The key to lock.
     pub key: Arc<str>,
-    /// A label for whoever looks.
+    /// A label for operators.
     pub owner: Arc<str>,
-    /// What will prove it ours.
+    /// The proof that it is ours.
     pub token: Token,
     /// For how long, on the database's clock.
     pub ttl: Duration,
 }
 
-/// What a transaction that writes under a lease must find and delete, or else roll back.
+/// The row that a transaction which writes under a lease must find and delete, or else roll back.
 ///
-/// A holder that was stopped for longer than its time to live finds here that somebody has taken
+/// A holder that was stopped for longer than its time to live finds here that another one has taken
 /// over. Only the database that has the row can tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
@@ -61,60 +61,48 @@ pub struct Fence {
     pub database: Identity,
     /// Its key.
     pub key: Arc<str>,
-    /// What proves it ours.
+    /// The proof that it is ours.
     pub token: Token,
 }
 
-/// What one attempt came to.
+/// The outcome of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
     /// The lease is ours.
     Taken {
         /// Greater than that of any lease of this key before it.
         fencing_token: i64,
-        /// It had expired in the hands of somebody else.
+        /// Another holder had it, and it had expired.
         taken_over: bool,
     },
-    /// It is somebody else's, or its row is busy.
+    /// Another holder has it, or its row is busy.
     Held {
         /// It is already marked as wanted.
         wanted: bool,
     },
 }
 
-/// What a look at a row has found.
-#[cfg(feature = "sqlite")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
-    /// No row, or one of our own.
-    Free,
-    /// One that has expired.
-    Expired,
-    /// Somebody else's, wanted by others or not.
-    Held { wanted: bool },
-}
-
-/// What an open, writing transaction of a request means for a key.
+/// Whether an open, writing transaction of a request keeps others from a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exclusion {
-    /// Nobody can write past it: it takes no lease.
+    /// No other process can write meanwhile: the request needs no lease.
     Complete,
-    /// Nobody can write past it, but somebody has a lease.
+    /// No other process can write meanwhile, but another holder has a lease.
     Held,
-    /// Others can write meanwhile: it takes a lease, beside the transaction.
+    /// Others can write meanwhile: the request needs a lease, beside the transaction.
     None,
 }
 
-/// What became of a release.
+/// The outcome of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Released {
+pub struct ReleaseOutcome {
     /// The row was still ours.
     pub ours: bool,
     /// Another process waits for it.
     pub wanted: bool,
 }
 
-impl Released {
+impl ReleaseOutcome {
     /// By the mark of the row that was deleted, if there was one.
     pub(super) fn found(wanted: Option<bool>) -> Self {
         Self {
@@ -128,9 +116,9 @@ impl Released {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
 #[cfg_attr(feature = "app", derive(utoipa::ToSchema))]
 pub struct LeaseRow {
-    /// What is locked.
+    /// The locked key.
     pub key: String,
-    /// The label of whoever holds it.
+    /// The label of its holder.
     pub owner: String,
     /// By which an operator frees it.
     pub token: String,
@@ -166,7 +154,8 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
         patience: Patience,
     ) -> impl Future<Output = sqlx::Result<Attempt>> + Send;
 
-    /// What an open transaction means for `key`. A lease with the token `ours` is nobody else's.
+    /// Whether an open transaction keeps others from `key`. A lease with the token `ours` does not
+    /// count as another holder's.
     fn exclusion(
         connection: &mut <Self::Session as Session>::Connection,
         key: &str,
@@ -181,38 +170,38 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
         stopped: &CancellationToken,
     ) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
-    /// Deletes the row, if it is still ours, and wakes who wants it.
+    /// Deletes the row, if it is still ours, and wakes its waiters.
     fn release(
         &self,
         key: &str,
         token: &Token,
-    ) -> impl Future<Output = sqlx::Result<Released>> + Send;
+    ) -> impl Future<Output = sqlx::Result<ReleaseOutcome>> + Send;
 
-    /// Deletes the row inside a transaction, if it is still ours. Who wants it is woken by
-    /// [`announce`](Self::announce), once that has committed.
+    /// Deletes the row inside a transaction, if it is still ours. Call
+    /// [`notify_waiters`](Self::notify_waiters) once it has committed.
     fn release_within(
         connection: &mut <Self::Session as Session>::Connection,
         key: &str,
         token: &Token,
-    ) -> impl Future<Output = sqlx::Result<Released>> + Send;
+    ) -> impl Future<Output = sqlx::Result<ReleaseOutcome>> + Send;
 
-    /// Wakes who waits for a key in other processes, where they can be woken.
-    fn announce(&self, key: &str) -> impl Future<Output = sqlx::Result<()>> + Send;
+    /// Wakes waiters for a key in other processes, where the database can.
+    fn notify_waiters(&self, key: &str) -> impl Future<Output = sqlx::Result<()>> + Send;
 
     /// Marks a row as wanted by another process. `false`: there is none, or it was marked before.
-    fn want(&self, key: &str) -> impl Future<Output = sqlx::Result<bool>> + Send;
+    fn mark_wanted(&self, key: &str) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
     /// Resolves when the key may have become free, counted from the call. May resolve for no
-    /// reason, and need never resolve at all: who waits tries again after the retry interval.
-    fn freed(&self, key: &str) -> impl Future<Output = ()> + Send + 'static;
+    /// reason, and need never resolve at all: waiters try again after the retry interval.
+    fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + 'static;
 
-    /// Deletes rows that expired longer than `grace` ago. Never one that somebody is at.
+    /// Deletes rows that expired longer than `grace` ago; never a locked one.
     fn sweep(&self, grace: Duration) -> impl Future<Output = sqlx::Result<u64>> + Send;
 
-    /// Everything that is leased, by key.
+    /// All leases, by key.
     fn list(&self) -> impl Future<Output = sqlx::Result<Vec<LeaseRow>>> + Send;
 
-    /// Frees a lease by its token, whoever holds it. `false`: there is none.
+    /// Frees a lease by its token. `false`: there is none.
     fn free(&self, token: &Token) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
     /// Makes the table, if it is not there.
@@ -232,6 +221,11 @@ pub trait LeasePool: TransactionPool {
 
     /// Its rows of `aggregate_locks`.
     fn leases(&self) -> Self::Leases;
+}
+
+/// A duration as a parameter of a statement.
+pub(super) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// In a task of its own that the pool's closing waits for.

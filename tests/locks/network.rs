@@ -116,7 +116,7 @@ mod postgres {
         road.dies();
         // By now it is being renewed, in vain.
         rocket::tokio::time::sleep(SECOND * 3 / 2).await;
-        within("the fence", 2 * SECOND, fenced.fence()).await;
+        within("the fence", 2 * SECOND, fenced.begin_fenced_release()).await;
         // Until it would have expired, and the last attempt with it.
         let _expires = within("release", 14 * SECOND, released.release()).await;
         drop(fenced);

@@ -265,13 +265,13 @@ impl Drop for LentWriter {
 }
 
 /// The writer, for a few statements that are a transaction of their own.
-pub(crate) struct WholeWriter {
+pub(crate) struct OneShotWriter {
     writer: LentWriter,
     /// How long they wait for another process.
     busy_timeout: Duration,
 }
 
-impl WholeWriter {
+impl OneShotWriter {
     pub(super) fn new(writer: LentWriter, busy_timeout: Duration) -> Self {
         Self {
             writer,

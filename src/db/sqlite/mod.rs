@@ -45,7 +45,7 @@ use sqlx_core::transaction::TransactionManager;
 
 pub(crate) use self::file::is_sqlite_busy;
 pub use self::file::sqlite_open_retries;
-pub(crate) use self::lent::WholeWriter;
+pub(crate) use self::lent::OneShotWriter;
 
 use self::file::SqliteFile;
 use self::lent::LentWriter;
@@ -251,10 +251,10 @@ impl SqlitePool {
 
 impl SqlitePool {
     /// Queues for the writer, as a transaction would.
-    pub(crate) async fn writer(&self, patience: Patience) -> sqlx::Result<WholeWriter> {
+    pub(crate) async fn writer(&self, patience: Patience) -> sqlx::Result<OneShotWriter> {
         let busy_timeout = busy_timeout(patience, self.0.busy_timeout);
         let writer = self.0.writer.acquire(patience).await?;
-        Ok(WholeWriter::new(writer, busy_timeout))
+        Ok(OneShotWriter::new(writer, busy_timeout))
     }
 }
 

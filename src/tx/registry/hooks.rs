@@ -43,10 +43,7 @@ impl<E: Display> HookOutput for Result<(), E> {
 }
 
 impl Hooks {
-    pub(super) fn after_commit(
-        &mut self,
-        hook: impl Future<Output: HookOutput> + Send + 'static,
-    ) {
+    pub(super) fn after_commit(&mut self, hook: impl Future<Output: HookOutput> + Send + 'static) {
         self.after_commit.push(logged(hook));
     }
 

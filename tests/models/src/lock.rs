@@ -28,7 +28,7 @@ async fn one_at_a_time_and_no_turn_is_lost() {
             if let Some(_pass) = pass {
                 assert_eq!(inside.fetch_add(1, SeqCst), 0, "two are inside");
                 yield_now().await;
-                gate.released(true);
+                gate.mark_released(true);
                 inside.fetch_sub(1, SeqCst);
             }
         }));
@@ -48,7 +48,7 @@ pub fn the_gate_lets_one_in_at_a_time_and_loses_no_turn() {
 async fn gives_way_once() {
     let gate = Arc::new(Gate::default());
     for _ in 0..4 {
-        gate.released(true);
+        gate.mark_released(true);
     }
     let mut tasks = Vec::new();
     for _ in 0..3 {

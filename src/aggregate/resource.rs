@@ -1,4 +1,4 @@
-//! Leases and staged events, as the resource that they are when the request is settled.
+//! Leases and staged events, as a resource that is settled with the request.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use rocket_db_pools::Database;
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::held::{Held, LeaseOf};
-use super::repository::Append;
+use super::leases::{LeaseOf, RequestLeases};
 use super::rows::AggregatePool;
 use super::store::release_within;
+use super::stream::Append;
 use crate::db::{Access, Patience};
 use crate::lock::{Fence, Hold, LeasePool, LeaseStore, LockError};
 use crate::tx::{Phase, Resource, Settling};
 
-/// What a request has done to aggregates in `D`.
+/// The leases and staged events of a request in `D`.
 ///
 /// The lease rows are deleted in the transaction that stores the events, as its last statements: a
 /// waiter whose statement meets one of them is kept for one round trip. If a row is not there, all
@@ -30,10 +30,10 @@ where
     D: Database,
     D::Pool: AggregatePool,
 {
-    held: Arc<Held<D>>,
+    request: Arc<RequestLeases<D>>,
     leases: Vec<(LeaseOf<D>, Fence)>,
-    /// For each lease, whether its row went with the transaction, and was wanted.
-    gone: Vec<bool>,
+    /// For each lease whose row a transaction has deleted: whether another process wants it.
+    deleted: Vec<bool>,
 }
 
 impl<D> RequestAggregates<D>
@@ -41,29 +41,34 @@ where
     D: Database,
     D::Pool: AggregatePool,
 {
-    pub(super) fn new(held: Arc<Held<D>>) -> Self {
-        Self {
-            held,
-            leases: Vec::new(),
-            gone: Vec::new(),
+    /// Makes `request` one of the request's resources, once. If that fails, its leases are
+    /// released.
+    pub(super) fn join(request: &Arc<RequestLeases<D>>) -> Result<(), crate::Error> {
+        if !request.is_first_join() {
+            return Ok(());
         }
+        request.outstanding.join(Self {
+            request: Arc::clone(request),
+            leases: Vec::new(),
+            deleted: Vec::new(),
+        })
     }
 
-    /// What is staged. From now on no lease is renewed.
+    /// Takes the staged events, and stops the renewal of all leases.
     async fn take(&mut self) -> Vec<Append> {
-        let taken = self.held.close();
+        let taken = self.request.close();
         for mut lease in taken.leases {
-            if let Some(fence) = lease.fence().await {
+            if let Some(fence) = lease.begin_fenced_release().await {
                 self.leases.push((lease, fence));
             }
         }
         taken.staged
     }
 
-    /// The rows are gone: who waits may go on.
+    /// The rows are deleted: waiters may go on.
     fn open_gates(&mut self) {
-        for ((lease, _), wanted) in self.leases.drain(..).zip(self.gone.drain(..)) {
-            lease.released(wanted);
+        for ((lease, _), wanted) in self.leases.drain(..).zip(self.deleted.drain(..)) {
+            lease.mark_released(wanted);
         }
     }
 
@@ -79,13 +84,13 @@ where
         }
     }
 
-    /// Says whether the request had a transaction to do it on.
+    /// Returns whether the request had a transaction to do it on.
     async fn release_on_the_same_connection(
         &mut self,
         settling: &mut Settling<'_>,
     ) -> Result<bool, crate::Error> {
-        // Nobody else can write meanwhile, so nobody of another process is waited for.
-        let patience = Patience::AtMost(self.held.shared.locks.retry_interval());
+        // No other task can write meanwhile, so no other process is waited for.
+        let patience = Patience::AtMost(self.request.shared.locks.retry_interval());
         let Some(mut transaction) = settling.begin_after_rollback::<D>(patience).await? else {
             return Ok(false);
         };
@@ -94,7 +99,7 @@ where
             let released =
                 <<D::Pool as LeasePool>::Leases as LeaseStore>::release_within(db, key, token)
                     .await?;
-            self.gone.push(released.wanted);
+            self.deleted.push(released.wanted);
         }
         // A power cut ends all holders: it may bring the row back, which expires by itself.
         transaction.commit_without_waiting().await.map(drop)?;
@@ -110,7 +115,7 @@ where
     /// Unsettled, it gives back what the request holds; aggregates that are kept somewhere find
     /// nothing more.
     fn drop(&mut self) {
-        drop(self.held.close());
+        drop(self.request.close());
     }
 }
 
@@ -145,10 +150,10 @@ where
         };
         let db = transaction.connection();
         let written = async {
-            self.held.shared.store.write(db, &staged).await?;
+            self.request.shared.store.write(db, &staged).await?;
             for (_, fence) in &self.leases {
                 let released = release_within::<D::Pool>(db, fence).await?;
-                self.gone.push(released.wanted);
+                self.deleted.push(released.wanted);
             }
             Ok::<(), crate::Error>(())
         };
@@ -159,7 +164,7 @@ where
     }
 
     async fn commit(&mut self) -> Result<(), crate::Error> {
-        match self.gone.len() == self.leases.len() {
+        match self.deleted.len() == self.leases.len() {
             true => self.open_gates(),
             false => self.release().await,
         }
@@ -168,7 +173,7 @@ where
 
     async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), crate::Error> {
         drop(self.take().await);
-        self.gone.clear();
+        self.deleted.clear();
         if self.leases.is_empty() {
             return Ok(());
         }

@@ -9,21 +9,20 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
 
-use super::Error;
+use super::error::Error;
 use super::initializer::Shared;
 use super::order::Order;
-use super::repository::{Append, HeldLease};
 use super::rows::AggregatePool;
-use super::settled::RequestAggregates;
+use super::stream::{Append, HeldLease};
 use crate::Tx;
 use crate::db::{Access, Isolation, Patience};
-use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError, Token, in_order};
+use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError, Token};
 use crate::tx::{Outstanding, ReadOnly};
 
 pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>;
 
-/// What a request holds and has staged in the database `D`.
-pub(super) struct Held<D>
+/// The leases of a request, and its staged events, in the database `D`.
+pub(super) struct RequestLeases<D>
 where
     D: Database,
     D::Pool: AggregatePool,
@@ -40,56 +39,56 @@ where
     D: Database,
     D::Pool: AggregatePool,
 {
-    entries: BTreeMap<String, Entry<D>>,
+    entries: BTreeMap<String, LeaseEntry<D>>,
     staged: BTreeMap<String, Append>,
     /// Streams whose events are in the transaction already.
     flushed: BTreeSet<String>,
-    /// Leases that are being given back.
-    going: BTreeMap<String, Going>,
+    /// Leases that are being released.
+    pending: BTreeMap<String, PendingRelease>,
     /// It is one of the request's resources.
     joined: bool,
     closed: bool,
 }
 
-struct Entry<D>
+struct LeaseEntry<D>
 where
     D: Database,
     D::Pool: AggregatePool,
 {
     /// `None`: the open transaction keeps others from the key by itself.
     lease: Option<LeaseOf<D>>,
-    handle: Weak<Handle<D>>,
+    handle: Weak<LeaseHandle<D>>,
 }
 
-/// A lease that is being given back, in a task of its own.
+/// A lease that is being released, in a task of its own.
 #[derive(Clone)]
-struct Going {
+struct PendingRelease {
     token: Token,
-    gone: CancellationToken,
+    done: CancellationToken,
 }
 
-/// What an aggregate owns. Dropping it gives the lease back, unless the request still needs it.
-pub(super) struct Handle<D>
+/// Owned by a loaded aggregate. Dropping it releases the lease, unless the request still needs it.
+pub(super) struct LeaseHandle<D>
 where
     D: Database,
     D::Pool: AggregatePool,
 {
     stream: String,
-    held: Arc<Held<D>>,
+    leases: Arc<RequestLeases<D>>,
 }
 
-impl<D> Drop for Handle<D>
+impl<D> Drop for LeaseHandle<D>
 where
     D: Database,
     D::Pool: AggregatePool,
 {
     fn drop(&mut self) {
-        self.held.handle_dropped(&self.stream);
+        self.leases.handle_dropped(&self.stream);
     }
 }
 
-/// All that a settlement needs.
-pub(super) struct Taken<D>
+/// Handed over to the settlement.
+pub(super) struct Contents<D>
 where
     D: Database,
     D::Pool: AggregatePool,
@@ -100,7 +99,7 @@ where
     pub(super) staged: Vec<Append>,
 }
 
-impl<D> Held<D>
+impl<D> RequestLeases<D>
 where
     D: Database,
     D::Pool: AggregatePool,
@@ -120,39 +119,31 @@ where
                 entries: BTreeMap::new(),
                 staged: BTreeMap::new(),
                 flushed: BTreeSet::new(),
-                going: BTreeMap::new(),
+                pending: BTreeMap::new(),
                 joined: false,
                 closed: false,
             }),
         }
     }
 
-    /// Takes the leases of `streams`, in order, each once; what the request holds it holds.
+    /// Takes the lease of `stream`, unless the request holds it already. The caller holds the
+    /// request's turn, and joins the resource once this has returned.
     ///
-    /// Dropping the future gives back what it has taken.
+    /// Dropping the future releases what it has taken.
     pub(super) async fn lease(
         self: &Arc<Self>,
-        streams: &[&str],
-    ) -> Result<Vec<Option<HeldLease>>, Error> {
-        self.outstanding.tries();
-        let sorted = in_order(streams);
-        let deadline = self.shared.locks.deadline();
-        let first = sorted.first().copied().unwrap_or_default();
-        let _turn = deadline.bound(first, self.outstanding.turn()).await?;
-        let mut handles = BTreeMap::new();
-        for stream in sorted {
-            let handle = match self.owned(stream) {
-                Some(handle) => handle,
-                None => self.take(stream, deadline).await?,
-            };
-            handles.insert(stream, HeldLease::new(handle));
-        }
-        let of = |stream: &&str| handles.get(*stream).cloned();
-        Ok(streams.iter().map(of).collect())
+        stream: &str,
+        deadline: Deadline,
+    ) -> Result<HeldLease, Error> {
+        let handle = match self.owned(stream) {
+            Some(handle) => handle,
+            None => self.take(stream, deadline).await?,
+        };
+        Ok(HeldLease::new(handle))
     }
 
     /// A key that the request holds already.
-    fn owned(self: &Arc<Self>, stream: &str) -> Option<Arc<Handle<D>>> {
+    fn owned(self: &Arc<Self>, stream: &str) -> Option<Arc<LeaseHandle<D>>> {
         let mut state = self.state.lock();
         let entry = state.entries.get_mut(stream)?;
         if let Some(handle) = entry.handle.upgrade() {
@@ -163,10 +154,10 @@ where
         Some(handle)
     }
 
-    fn handle(self: &Arc<Self>, stream: &str) -> Arc<Handle<D>> {
-        Arc::new(Handle {
+    fn handle(self: &Arc<Self>, stream: &str) -> Arc<LeaseHandle<D>> {
+        Arc::new(LeaseHandle {
             stream: stream.to_owned(),
-            held: Arc::clone(self),
+            leases: Arc::clone(self),
         })
     }
 
@@ -174,7 +165,7 @@ where
         self: &Arc<Self>,
         stream: &str,
         deadline: Deadline,
-    ) -> Result<Arc<Handle<D>>, Error> {
+    ) -> Result<Arc<LeaseHandle<D>>, Error> {
         if self.outstanding.is_settled() {
             return Err(crate::Error::Settled.into());
         }
@@ -186,7 +177,7 @@ where
             }
         };
         let handle = self.handle(stream);
-        let entry = Entry {
+        let entry = LeaseEntry {
             lease,
             handle: Arc::downgrade(&handle),
         };
@@ -198,7 +189,6 @@ where
             state.entries.insert(stream.to_owned(), entry);
         }
         self.order.insert(self.rank, stream);
-        self.join()?;
         Ok(handle)
     }
 
@@ -207,9 +197,9 @@ where
         let lease = match self.may_wait_for(stream) {
             true => locks.acquire_by(stream, deadline).await?,
             false => {
-                // What this request has just given up is not somebody else's.
-                if let Some(Going { gone, .. }) = self.going(stream) {
-                    let _in_vain = timeout(locks.retry_interval(), gone.cancelled()).await;
+                // This request itself may be releasing it right now.
+                if let Some(PendingRelease { done, .. }) = self.pending_release(stream) {
+                    let _in_vain = timeout(locks.retry_interval(), done.cancelled()).await;
                 }
                 let lease = locks.try_acquire_with(stream, Patience::Never).await?;
                 lease.ok_or_else(|| LockError::Held(stream.to_owned()))?
@@ -221,14 +211,16 @@ where
         Ok(lease)
     }
 
-    /// A lease of this request that is being given back.
-    fn going(&self, stream: &str) -> Option<Going> {
+    /// A lease that this request is releasing.
+    fn pending_release(&self, stream: &str) -> Option<PendingRelease> {
         let mut state = self.state.lock();
-        state.going.retain(|_, going| !going.gone.is_cancelled());
-        state.going.get(stream).cloned()
+        state
+            .pending
+            .retain(|_, release| !release.done.is_cancelled());
+        state.pending.get(stream).cloned()
     }
 
-    /// Who holds what others may be waiting for does not wait.
+    /// Deadlock rule: wait for a lease only while holding no connection and no later key.
     fn may_wait_for(&self, stream: &str) -> bool {
         self.order.is_next(self.rank, stream) && !self.outstanding.holds_a_connection()
     }
@@ -244,7 +236,7 @@ where
         let Some(mut tx) = Tx::<D, ReadOnly>::current_in(&self.outstanding)? else {
             return Ok(false);
         };
-        let ours = self.going(stream).map(|going| going.token);
+        let ours = self.pending_release(stream).map(|pending| pending.token);
         let exclusion = <D::Pool as LeasePool>::Leases::exclusion(&mut tx, stream, ours.as_ref());
         let exclusion = exclusion.await?;
         match exclusion {
@@ -257,31 +249,13 @@ where
         }
     }
 
-    /// Among the request's resources, so that it is settled with them.
-    fn join(self: &Arc<Self>) -> Result<(), Error> {
-        {
-            let mut state = self.state.lock();
-            if std::mem::replace(&mut state.joined, true) {
-                return Ok(());
-            }
-        }
-        let joined = self
-            .outstanding
-            .join(RequestAggregates::new(Arc::clone(self)));
-        if joined.is_err() {
-            drop(self.close());
-        }
-        Ok(joined?)
+    /// `true` the first time: the caller makes it one of the request's resources.
+    pub(super) fn is_first_join(&self) -> bool {
+        !std::mem::replace(&mut self.state.lock().joined, true)
     }
 
-    /// Keeps what is to be appended until the request is settled; all or nothing.
-    pub(super) fn stage(self: &Arc<Self>, mut batch: Vec<Append>) -> Result<(), Error> {
-        batch.retain(|append| !append.events.is_empty());
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.outstanding.require::<D>(self.pool())?;
-        self.join()?;
+    /// Keeps appends until the request is settled; all or none.
+    pub(super) fn stage(&self, batch: Vec<Append>) -> Result<(), Error> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(crate::Error::Settled.into());
@@ -296,7 +270,7 @@ where
             }
         }
         for mut append in batch {
-            // The request has it; what is staged must not keep the request.
+            // The request has the lease. A reference here would keep the request alive.
             append.lease = None;
             match state.staged.get_mut(&append.stream) {
                 Some(before) => before.extend(append),
@@ -306,12 +280,12 @@ where
         Ok(())
     }
 
-    /// What is staged of a stream.
+    /// The staged events of a stream.
     pub(super) fn staged(&self, stream: &str) -> Option<Append> {
         self.state.lock().staged.get(stream).cloned()
     }
 
-    /// Takes out what is staged, to be written to the open transaction at once.
+    /// Takes out the staged events, to be written to the open transaction at once.
     pub(super) fn flush(&self) -> Vec<Append> {
         let mut state = self.state.lock();
         let staged = std::mem::take(&mut state.staged);
@@ -319,16 +293,16 @@ where
         staged.into_values().collect()
     }
 
-    /// Gives up one lease, without waiting for the settlement. What is staged under it stays, and
-    /// so does the lease then. The guard is to be dropped when it is released.
-    pub(super) fn give_up(&self, stream: &str) -> Option<(LeaseOf<D>, DropGuard)> {
-        self.give_up_if(stream, |_| true)
+    /// Takes out one lease, to be released before the settlement; `None` while the request needs
+    /// it: it has staged events of the stream, or a connection. Drop the guard when it is released.
+    pub(super) fn release_early(&self, stream: &str) -> Option<(LeaseOf<D>, DropGuard)> {
+        self.release_early_if(stream, |_| true)
     }
 
-    fn give_up_if(
+    fn release_early_if(
         &self,
         stream: &str,
-        condition: impl FnOnce(&Entry<D>) -> bool,
+        condition: impl FnOnce(&LeaseEntry<D>) -> bool,
     ) -> Option<(LeaseOf<D>, DropGuard)> {
         let mut state = self.state.lock();
         let entry = state.entries.get(stream)?;
@@ -343,30 +317,30 @@ where
         let entry = state.entries.remove(stream)?;
         self.order.remove(self.rank, stream);
         let lease = entry.lease?;
-        let going = Going {
+        let release = PendingRelease {
             token: lease.token().clone(),
-            gone: CancellationToken::new(),
+            done: CancellationToken::new(),
         };
-        let gone = going.gone.clone().drop_guard();
-        state.going.insert(stream.to_owned(), going);
-        Some((lease, gone))
+        let done = release.done.clone().drop_guard();
+        state.pending.insert(stream.to_owned(), release);
+        Some((lease, done))
     }
 
-    /// The last handle of a lease is gone, unless somebody has made another meanwhile.
+    /// Releases the lease, unless another handle was made meanwhile.
     fn handle_dropped(&self, stream: &str) {
-        let is_last = |entry: &Entry<D>| entry.handle.strong_count() == 0;
-        if let Some((lease, gone)) = self.give_up_if(stream, is_last) {
-            lease.release_then(move || drop(gone));
+        let is_last = |entry: &LeaseEntry<D>| entry.handle.strong_count() == 0;
+        if let Some((lease, done)) = self.release_early_if(stream, is_last) {
+            lease.release_then(move || drop(done));
         }
     }
 
-    /// Lets nothing be added any more, and hands everything over.
-    pub(super) fn close(&self) -> Taken<D> {
+    /// Hands everything over. Nothing can be added any more.
+    pub(super) fn close(&self) -> Contents<D> {
         let mut state = self.state.lock();
         state.closed = true;
         let entries = std::mem::take(&mut state.entries);
         let staged = std::mem::take(&mut state.staged);
-        Taken {
+        Contents {
             leases: entries
                 .into_values()
                 .filter_map(|entry| entry.lease)

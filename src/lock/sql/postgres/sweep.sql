@@ -1,0 +1,6 @@
+-- Deletes leases that expired more than $1 milliseconds ago. Locked rows are left to the next sweep.
+DELETE FROM aggregate_locks WHERE lock_key IN (
+    SELECT lock_key FROM aggregate_locks
+    WHERE expires_at < (extract(epoch FROM clock_timestamp()) * 1000)::bigint - $1
+    FOR UPDATE SKIP LOCKED)
+RETURNING lock_key

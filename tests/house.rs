@@ -1,0 +1,334 @@
+//! The order of the house: within a room, files do not import each other in a circle.
+//!
+//! A room is a folder of the source. Its imports are read from the text: every path that begins at
+//! `crate`, `super`, `self` or a module below, followed through the re-exports of `mod.rs` to the
+//! file where the item is. Tests at the end of a file do not count, nor does a re-export by itself.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+
+/// Folders below `src` in which no circle is left, as `lock` or `app/faults`.
+const ROOMS: &[&str] = &["lock", "aggregate"];
+
+type Module = Vec<String>;
+
+/// A crate's source, by module.
+struct House(BTreeMap<Module, File>);
+
+struct File {
+    path: PathBuf,
+    /// Full paths that its code names.
+    imports: Vec<Module>,
+    /// What a `use` calls which full path.
+    names: BTreeMap<String, Module>,
+}
+
+/// A path as it is written, and what a `use` calls its end.
+struct Mention {
+    path: Vec<String>,
+    name: Option<String>,
+    is_reexport: bool,
+}
+
+impl House {
+    fn of(sources: &BTreeMap<PathBuf, String>) -> Self {
+        let modules: BTreeSet<Module> = sources.keys().map(|path| module_of(path)).collect();
+        let file = |(path, text): (&PathBuf, &String)| {
+            let module = module_of(path);
+            let mut imports = Vec::new();
+            let mut names = BTreeMap::new();
+            for mention in mentions(&tokens(text)) {
+                let Some(full) = full_path(&mention.path, &module, &modules) else {
+                    continue;
+                };
+                if let Some(name) = mention.name {
+                    names.insert(name, full.clone());
+                }
+                if !mention.is_reexport {
+                    imports.push(full);
+                }
+            }
+            let path = path.clone();
+            let file = File {
+                path,
+                imports,
+                names,
+            };
+            (module, file)
+        };
+        Self(sources.iter().map(file).collect())
+    }
+
+    fn at(root: &Path) -> Self {
+        let mut sources = BTreeMap::new();
+        let mut folders = vec![root.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in folder.read_dir().unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|it| it == "rs") {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    sources.insert(path.strip_prefix(root).unwrap().to_owned(), text);
+                }
+            }
+        }
+        Self::of(&sources)
+    }
+
+    /// The module whose file has the item at `path`.
+    fn home(&self, path: &[String], depth: usize) -> Module {
+        let mut module = Module::new();
+        for (index, segment) in path.iter().enumerate() {
+            let mut child = module.clone();
+            child.push(segment.clone());
+            if self.0.contains_key(&child) {
+                module = child;
+                continue;
+            }
+            let name = self.0.get(&module).and_then(|file| file.names.get(segment));
+            return match name {
+                // Names that lead to each other are no concern of this test.
+                Some(target) if depth < 16 => {
+                    let rest = target.iter().chain(&path[index + 1..]).cloned();
+                    self.home(&rest.collect::<Module>(), depth + 1)
+                }
+                _ => module,
+            };
+        }
+        module
+    }
+
+    /// For each file of a room, the files of the room that it imports from.
+    fn imports_within(&self, room: &str) -> BTreeMap<&Path, BTreeSet<&Path>> {
+        let room: Module = room.split('/').map(str::to_owned).collect();
+        let inside = |module: &Module| module.starts_with(&room);
+        let files = self.0.iter().filter(|(module, _)| inside(module));
+        let imports = |module: &Module, file: &File| {
+            let homes = file.imports.iter().map(|path| self.home(path, 0));
+            let others = homes.filter(|home| inside(home) && home != module);
+            others.map(|home| &*self.0[&home].path).collect()
+        };
+        files
+            .map(|(module, file)| (&*file.path, imports(module, file)))
+            .collect()
+    }
+
+    /// The shortest circle of each file that is in one, as text.
+    fn circles(&self, room: &str) -> BTreeSet<String> {
+        let imports = self.imports_within(room);
+        assert!(imports.len() > 1, "`{room}` is not a room of several files");
+        imports
+            .keys()
+            .filter_map(|file| circle_through(file, &imports))
+            .collect()
+    }
+}
+
+/// The way back to a file over its imports, from the file whose name sorts first.
+fn circle_through(file: &Path, imports: &BTreeMap<&Path, BTreeSet<&Path>>) -> Option<String> {
+    let mut ways = VecDeque::from([vec![file]]);
+    let mut seen = BTreeSet::new();
+    while let Some(way) = ways.pop_front() {
+        for next in imports.get(way.last()?).into_iter().flatten().copied() {
+            if next == file {
+                let first = (0..way.len()).min_by_key(|index| way[*index])?;
+                let turned = way.iter().cycle().skip(first).take(way.len() + 1);
+                let names: Vec<String> = turned.map(|path| path.display().to_string()).collect();
+                return Some(names.join(" -> "));
+            }
+            if seen.insert(next) {
+                ways.push_back(way.iter().copied().chain([next]).collect());
+            }
+        }
+    }
+    None
+}
+
+fn module_of(path: &Path) -> Module {
+    let stem = path.with_extension("");
+    let mut module: Module = stem
+        .iter()
+        .map(|part| part.to_str().unwrap().to_owned())
+        .collect();
+    if matches!(module.last().unwrap().as_str(), "mod" | "lib" | "main") {
+        module.pop();
+    }
+    module
+}
+
+/// Identifiers and `::`, and everything else a character at a time; without comments and tests.
+fn tokens(text: &str) -> Vec<String> {
+    let code = text.lines().take_while(|line| *line != "#[cfg(test)]");
+    let code = code.map(|line| line.split("//").next().unwrap_or_default());
+    let code: Vec<char> = code.collect::<Vec<_>>().join("\n").chars().collect();
+    let in_name = |char: &char| char.is_alphanumeric() || *char == '_';
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    while at < code.len() {
+        let length = match code[at] {
+            ':' if code.get(at + 1) == Some(&':') => 2,
+            char if in_name(&char) => code[at..].iter().take_while(|char| in_name(char)).count(),
+            _ => 1,
+        };
+        if !code[at].is_whitespace() {
+            tokens.push(code[at..at + length].iter().collect());
+        }
+        at += length;
+    }
+    tokens
+}
+
+fn is_name(token: &str) -> bool {
+    token.starts_with(|char: char| char.is_alphanumeric() || char == '_')
+}
+
+/// All paths of more than one segment, and those of each `use`.
+fn mentions(tokens: &[String]) -> Vec<Mention> {
+    let token = |at: usize| tokens.get(at).map_or("", String::as_str);
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        let before = |back: usize| at.checked_sub(back).map_or("", token);
+        let is_visibility = before(1) == "in" && before(2) == "(" && before(3) == "pub";
+        let is_use = token(at) == "use" && token(at + 1) != "<";
+        let is_path = token(at + 1) == "::"
+            && is_name(token(at))
+            && !matches!(before(1), "::" | "$")
+            && !is_visibility;
+        let is_reexport = matches!(before(1), "pub" | ")");
+        if is_use {
+            at = tree(tokens, at + 1, &[], &mut |path: Vec<String>, name| {
+                found.push(Mention {
+                    path,
+                    name: Some(name),
+                    is_reexport,
+                });
+            });
+        } else if is_path {
+            at = tree(tokens, at, &[], &mut |path: Vec<String>, _| {
+                found.push(Mention {
+                    path,
+                    name: None,
+                    is_reexport: false,
+                });
+            });
+        } else {
+            at += 1;
+        }
+    }
+    found
+}
+
+/// Reads `a::b::{c, d as e}` from `at`, behind `prefix`; returns where it ends.
+fn tree(
+    tokens: &[String],
+    mut at: usize,
+    prefix: &[String],
+    found: &mut impl FnMut(Vec<String>, String),
+) -> usize {
+    let token = |at: usize| tokens.get(at).map_or("", String::as_str);
+    let mut path = prefix.to_vec();
+    loop {
+        if is_name(token(at)) {
+            path.push(token(at).to_owned());
+            at += 1;
+            if token(at) == "::" {
+                at += 1;
+                continue;
+            }
+        } else if token(at) == "{" {
+            at += 1;
+            while !matches!(token(at), "}" | "") {
+                let end = match token(at) {
+                    "," => at + 1,
+                    _ => tree(tokens, at, &path, found),
+                };
+                at = end.max(at + 1);
+            }
+            return at + 1;
+        }
+        break;
+    }
+    if path.len() > 1 && path.last().is_some_and(|last| last == "self") {
+        path.pop();
+    }
+    let mut name = path.last().cloned().unwrap_or_default();
+    if token(at) == "as" {
+        name = token(at + 1).to_owned();
+        at += 2;
+    }
+    found(path, name);
+    at
+}
+
+/// From the crate's root; `None` for what is of another crate, or in no module.
+fn full_path(path: &[String], module: &Module, modules: &BTreeSet<Module>) -> Option<Module> {
+    let (first, rest) = path.split_first()?;
+    let mut full = match first.as_str() {
+        "crate" => Module::new(),
+        "self" | "super" => module.clone(),
+        child => {
+            let mut full = module.clone();
+            full.push(child.to_owned());
+            return modules.contains(&full).then(|| {
+                full.extend_from_slice(rest);
+                full
+            });
+        }
+    };
+    let ups = path.iter().filter(|segment| *segment == "super").count();
+    full.truncate(full.len().checked_sub(ups)?);
+    let rest = path
+        .iter()
+        .skip_while(|it| matches!(it.as_str(), "crate" | "self" | "super"));
+    full.extend(rest.cloned());
+    Some(full)
+}
+
+#[test]
+fn no_files_of_a_room_import_each_other_in_a_circle() {
+    let house = House::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    for room in ROOMS {
+        let circles = house.circles(room);
+        assert!(circles.is_empty(), "circles in `{room}`: {circles:#?}");
+    }
+}
+
+#[test]
+fn a_circle_is_found_however_the_import_is_written() {
+    let circles = |b: &str| {
+        let text = |path: &str, text: &str| (PathBuf::from(path), text.to_owned());
+        House::of(&BTreeMap::from([
+            text("lib.rs", "pub mod room; pub use room::A as Anything;"),
+            text("room/mod.rs", "mod a; mod b; pub use self::{a::A, b::*};"),
+            text("room/a.rs", "use super::b::{self, B};\npub struct A;"),
+            text("room/b.rs", b),
+        ]))
+        .circles("room")
+    };
+    for b in [
+        "use super::a::A;",
+        "use super::A;",
+        "use super::{a, B as C};",
+        "use crate::room::A;",
+        "use crate::{Anything, room};",
+        "fn f() { super::a::A::new() }",
+        "impl From<crate::room::A> for B {}",
+    ] {
+        assert_eq!(
+            circles(b).into_iter().collect::<Vec<_>>(),
+            ["room/a.rs -> room/b.rs -> room/a.rs"],
+            "{b}"
+        );
+    }
+    for b in [
+        "",
+        "// use super::A;",
+        "pub(in crate::room) struct B;",
+        "use std::a::A; macro_rules! m { () => { $crate::room::A } }",
+        "#[cfg(test)]\nmod tests { use super::super::a::A; }",
+    ] {
+        assert!(circles(b).is_empty(), "{b}");
+    }
+}
