@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-/// Folders below `src` in which no circle is left, as `lock` or `app/faults`.
-const ROOMS: &[&str] = &["lock", "aggregate"];
+/// Folders below `src` in which no files import each other in a circle.
+const ROOMS: &[&str] = &["aggregate", "app", "lock", "tx"];
 
 type Module = Vec<String>;
 
@@ -292,6 +292,25 @@ fn no_files_of_a_room_import_each_other_in_a_circle() {
     for room in ROOMS {
         let circles = house.circles(room);
         assert!(circles.is_empty(), "circles in `{room}`: {circles:#?}");
+    }
+}
+
+/// Both work on the registry.
+#[test]
+fn guards_and_settlement_do_not_know_each_other() {
+    let house = House::at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let imports = house.imports_within("tx");
+    for (one, other) in [
+        ("tx/guards", "tx/settlement"),
+        ("tx/settlement", "tx/guards"),
+        ("tx/registry", "tx/guards"),
+        ("tx/registry", "tx/settlement"),
+        ("tx/monitor", "tx/registry"),
+        ("tx/failure", "tx/registry"),
+    ] {
+        let mut ones = imports.iter().filter(|(file, _)| file.starts_with(one));
+        let known = ones.find(|(_, homes)| homes.iter().any(|home| home.starts_with(other)));
+        assert!(known.is_none(), "`{one}` imports from `{other}`: {known:?}");
     }
 }
 
