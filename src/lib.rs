@@ -1,172 +1,124 @@
-//! Request-scoped transactions for [Rocket](rocket) that tell the truth.
+//! The reference service: the library in use, for copying.
 //!
-//! A handler takes a transaction as an argument and forgets about it. What the client is told
-//! decides the database: success commits, failure rolls back everything outstanding, in every
-//! database, before the first byte of the answer leaves. **A response that says success means
-//! committed.**
-//!
-//! # Usage
-//!
-//! ```no_run
-//! use rocket::http::Status;
-//! use rocket_tx::db::{self, Migrations, SqlitePool};
-//! use rocket_tx::rocket_db_pools::{self, Database};
-//! use rocket_tx::{Begin, Error, Read, Settlement, problem_catchers};
-//!
-//! #[derive(Database)]
-//! #[database("main")] // databases.main.url in Rocket.toml
-//! struct Main(SqlitePool);
-//!
-//! #[rocket::post("/todos", data = "<title>")]
-//! async fn create(title: &str, main: Begin<Main>) -> Result<Status, Error> {
-//!     let mut tx = main.begin().await?;
-//!     sqlx::query("INSERT INTO todos (title) VALUES ($1)").bind(title).execute(&mut *tx).await?;
-//!     Ok(Status::Created)
-//! }
-//!
-//! #[rocket::get("/todos/count")]
-//! async fn count(mut read: Read<Main>) -> Result<String, Error> {
-//!     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM todos").fetch_one(&mut *read).await?;
-//!     Ok(count.to_string())
-//! }
-//!
-//! #[rocket::launch]
-//! fn launch() -> _ {
-//!     rocket::build()
-//!         .attach(db::init::<Main>().migrations(Migrations::new()))
-//!         .attach(Settlement::new())
-//!         .mount("/", rocket::routes![create, count])
-//!         .register("/", problem_catchers())
-//! }
-//! ```
-//!
-//! A service that forgets to attach the database or [`Settlement`] does not launch, and is told
-//! which line is missing.
-//!
-//! | guard | for |
+//! | room | what it holds |
 //! | --- | --- |
-//! | [`Tx<D>`](Tx) | handlers without a body: the transaction has begun when the handler starts |
-//! | [`Begin<D>`](Begin) | handlers with a body: it begins when asked, after the body has been read |
-//! | [`Read<D>`](Read) | handlers that only read: no transaction, and a body may stream from it |
-//! | [`&Outstanding`](Outstanding) | resources, doom, hooks |
+//! | `databases` | the two databases, and their migrations |
+//! | `todos` | `/todos`, by the Todo-Backend contract, and `POST /todos/<id>/share` |
+//! | `aggregates` | `/aggregates/todos`: event-sourced todos |
+//! | `audit` | `/audit`, and the guard that writes a line for every change |
+//! | `downstream` | the service that `share` calls, and a stub of it |
+//! | `http` | bodies, fields, pages, problems: what all of them need of HTTP |
+//! | `operations` | for operators: state, feed, metrics, log, traces |
+//! | `site` | the pages, and their feed `/changes` |
+//! | `openapi` | `/openapi.json`: the contract, made from the code |
+//! | `faults` | failure injection, around the handlers |
+//! | `config` | the service's own keys in `Rocket.toml` |
 //!
-//! # What decides
-//!
-//! The status of the response: 200 to 399 commits, 400 and above rolls back. Before it come, in this
-//! order, a guard that outlived its handler, a panic, a guard that failed, a doom, the handler's own
-//! word, and the service's veto; see [`tx::Reason`]. The handler's word is its return type:
-//!
-//! ```
-//! use rocket::http::Status;
-//! use rocket_tx::{Commit, Rollback};
-//!
-//! /// The attempt stays counted although the answer is a failure.
-//! #[rocket::post("/login")]
-//! fn login() -> Commit<Status> {
-//!     Commit(Status::Unauthorized)
-//! }
-//!
-//! /// Nothing is kept although the answer is a success.
-//! #[rocket::post("/import?dry_run")]
-//! fn dry_run() -> Rollback<&'static str> {
-//!     Rollback("would import 3 rows")
-//! }
-//! ```
-//!
-//! A catcher's answer is judged by its status like any other: one that redirects to a login page
-//! answers 303, and 303 commits. After a panic or a guard that failed a success or a redirect does not
-//! leave: the client is told of the failure. Only [`Rollback`] and the veto leave a success standing
-//! that was rolled back.
-//!
-//! # Several databases
-//!
-//! Every database that a request has touched is settled with the others. A request takes them in
-//! the order in which they are attached; out of order it gets what is free, or a 503 that may be
-//! retried, so that two requests never wait for each other.
-//!
-//! ```
-//! # use rocket_tx::db::UrlPool;
-//! # use rocket_tx::rocket_db_pools::{self, Database};
-//! # use rocket_tx::{Error, Tx, with_backend};
-//! #[derive(Database)]
-//! #[database("main")]
-//! struct Main(UrlPool); // sqlite: or postgres:, as the URL says
-//!
-//! #[derive(Database)]
-//! #[database("audit")]
-//! struct Audit(UrlPool);
-//!
-//! #[rocket::delete("/todos/<id>")]
-//! async fn delete(id: i64, mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<(), Error> {
-//!     with_backend!(main, |db| {
-//!         sqlx::query("DELETE FROM todos WHERE id = $1").bind(id).execute(db).await?;
-//!     });
-//!     with_backend!(audit, |db| {
-//!         sqlx::query("INSERT INTO audit (what) VALUES ('deleted')").execute(db).await?;
-//!     });
-//!     Ok(())
-//! }
-//! ```
-//!
-//! # Errors
-//!
-//! [`Error`] is the table of what can go wrong, each with the status that a client is told. It is
-//! made from [`sqlx::Error`] by SQLSTATE and SQLite result code, so that `?` in a handler does the
-//! right thing: busy is a 503 with `Retry-After`, a constraint a 409, a missing row a 404. As a
-//! responder it is `application/problem+json`, without SQL, paths or values. So are Rocket's own
-//! errors with [`problem_catchers`].
-//!
-//! # Before and after
-//!
-//! Whatever else must happen with the commit, or not at all, joins as a [`Resource`]; what may
-//! happen after it is a hook:
-//!
-//! ```
-//! # use rocket_tx::{Error, Outstanding};
-//! #[rocket::post("/orders")]
-//! fn order(outstanding: &Outstanding) -> Result<(), Error> {
-//!     outstanding.after_commit(async { println!("tell the warehouse") })
-//! }
-//! ```
-//!
-//! An [`Observer`] is told of every step, which is what metrics and a live view are made of.
-//!
-//! # Features
-//!
-//! | feature | |
-//! | --- | --- |
-//! | `sqlite` | [`db::SqlitePool`] |
-//! | `postgres` | [`db::PostgresPool`] |
-//! | `app` | the reference service, which the binary launches; not for libraries |
-//!
-//! All are on by default. [`db::UrlPool`] is there with either backend.
-//!
-//! # Rooms
-//!
-//! | | |
-//! | --- | --- |
-//! | [`tx`] | registry, guards, verdict, settlement, hooks |
-//! | [`db`] | how a database is opened, lent and closed |
-//! | [`mod@aggregate`] | event-sourced aggregates: events, repositories, and the guard with leases |
-//! | [`lock`] | locks: in memory, and durable leases in a database |
+//! This file puts them together. To copy the todos, take `todos`, `databases`, `http`, and from here
+//! the lines that mention them; without `audit` and `downstream`, leave out their two guards.
 
 #![forbid(unsafe_code)]
 
-/// The reference service names the library as its copies do.
-#[cfg(feature = "app")]
-extern crate self as rocket_tx;
+mod aggregates;
+mod audit;
+mod config;
+mod databases;
+mod downstream;
+mod faults;
+mod http;
+mod openapi;
+mod operations;
+mod site;
+mod todos;
 
-pub mod aggregate;
-#[cfg(feature = "app")]
-#[doc(hidden)]
-pub mod app;
-pub mod db;
-pub mod lock;
-pub mod tx;
+use rocket::figment::Figment;
+use rocket::http::Status;
+use rocket::{Build, Rocket, catch, catchers};
+use rocket_tx::tx::{bounded, traced};
+use rocket_tx::{Problem, Settlement, aggregate, db, problem_catchers};
 
-pub use tx::{
-    Begin, Commit, Error, Observer, Outstanding, Problem, Read, RequestId, Resource, Rollback,
-    Settlement, Tx, problem_catchers,
-};
-/// The crates whose types are part of this one's interface, at the versions that it speaks.
-pub use {rocket_db_pools, sqlx};
+pub use self::operations::log::{Log, start_log};
+
+use self::config::{FaultInjection, HandlerTimeout, managed};
+use self::databases::{Audit, Main};
+use self::operations::admin::{self, require_admin};
+use self::operations::metrics::{self, Metrics};
+#[cfg(feature = "otel")]
+use self::operations::telemetry;
+use self::operations::{console, leases, status};
+use self::site::changes::{self, Changes};
+
+/// The service, configured by `Rocket.toml` and `ROCKET_*`, ready to launch.
+pub fn rocket() -> Rocket<Build> {
+    service(rocket::Config::figment())
+}
+
+/// The service, configured by `figment`.
+pub fn service(figment: Figment) -> Rocket<Build> {
+    let parts = [
+        todos::endpoints(),
+        aggregates::endpoints(),
+        require_admin(leases::endpoints()),
+        audit::endpoints(),
+        status::probes(),
+        require_admin(status::registry_endpoints()),
+        require_admin(console::endpoints()),
+        require_admin(metrics::endpoints()),
+        downstream::endpoints(),
+        changes::endpoints(),
+        openapi::endpoints(),
+        site::endpoints(),
+        require_admin(site::operator_endpoints()),
+    ];
+    let contract = openapi::Contract::of(&parts);
+    // Each line stands around the lines before it.
+    let routes = parts.into_iter().flat_map(|part| part.routes).collect();
+    let routes = http::answer_every_method(routes);
+    let routes = console::count_rows(routes);
+    let routes = faults::around(routes);
+    // A timeout that cannot be read stops the launch below.
+    let limit = HandlerTimeout::read(&figment).unwrap_or_default();
+    let routes = bounded(routes, limit.0);
+    #[cfg(feature = "otel")]
+    let routes = telemetry::continue_traces(routes);
+    let routes = traced(routes);
+    let metrics = Metrics::default();
+    let changes = Changes::default();
+
+    rocket::custom(figment)
+        .attach(db::init::<Main>().migrations(Main::migrations()))
+        .attach(db::init::<Audit>().migrations(Audit::migrations()))
+        .attach(
+            aggregate::init::<Main>()
+                .projection::<aggregates::Todo>(aggregates::TodoList)
+                .observe_loads(faults::at_loaded),
+        )
+        .attach(
+            Settlement::new()
+                .observer(console::Recount)
+                .observer(metrics.clone())
+                .observer(changes.clone())
+                .observer(faults::Crash),
+        )
+        .attach(metrics::Arrivals)
+        .attach(managed("Handler timeout", HandlerTimeout::read))
+        .attach(managed("Operators", admin::Operators::read))
+        .attach(managed("Failure injection", FaultInjection::read))
+        .attach(managed("Downstream service", downstream::Client::read))
+        .attach(http::Cors)
+        .attach(site::shield())
+        .manage(changes)
+        .manage(contract)
+        .manage(metrics)
+        .mount("/", routes)
+        .register("/", problem_catchers())
+        .register("/", catchers![no_such_address])
+}
+
+/// Rocket's 422 for a path with a part that is not of its type: `/todos/x`. Handlers respond to
+/// bodies that break a rule themselves.
+#[catch(422)]
+fn no_such_address() -> Problem {
+    let detail = "There is nothing at this address.";
+    Problem::new(Status::NotFound, "not-found", detail)
+}

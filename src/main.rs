@@ -6,14 +6,14 @@ use std::process::ExitCode;
 
 #[rocket::main]
 async fn main() -> ExitCode {
-    let log = match rocket_tx::app::start_log(&rocket::Config::figment()) {
+    let log = match rocket_tx_service::start_log(&rocket::Config::figment()) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("cannot launch: {error}; correct it in Rocket.toml or the environment");
             return ExitCode::FAILURE;
         }
     };
-    match rocket_tx::app::rocket().attach(log).launch().await {
+    match rocket_tx_service::rocket().attach(log).launch().await {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");

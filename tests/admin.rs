@@ -25,7 +25,7 @@ struct Release {
 impl Release {
     async fn new(settings: &[(&str, &str)]) -> Self {
         let databases = Databases::new(Backend::Sqlite).await;
-        let rocket = rocket_tx::app::service(figment(&databases, settings));
+        let rocket = rocket_tx_service::service(figment(&databases, settings));
         Self {
             client: Client::untracked(rocket).await.unwrap(),
             _databases: databases,
@@ -219,14 +219,14 @@ async fn a_token_that_is_none_stops_the_launch_and_is_not_repeated() {
         ("admin_from", "everywhere"),
     ] {
         let databases = Databases::new(Backend::Sqlite).await;
-        let rocket = rocket_tx::app::service(figment(&databases, &[(key, value)]));
+        let rocket = rocket_tx_service::service(figment(&databases, &[(key, value)]));
         let said = refused(rocket).await;
         assert!(said.contains(&format!("`{key}`")), "{said}");
         assert!(!said.contains("secret"), "{said}");
     }
     let databases = Databases::new(Backend::Sqlite).await;
     let number = figment(&databases, &[]).merge(("admin_token", 1_234_567_890_123_456_i64));
-    let said = refused(rocket_tx::app::service(number)).await;
+    let said = refused(rocket_tx_service::service(number)).await;
     assert!(said.contains("`admin_token`"), "{said}");
     assert!(!said.contains("1234567890123456"), "{said}");
 }

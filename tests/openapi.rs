@@ -25,7 +25,7 @@ impl Documented {
             .figment()
             .merge(("log_level", "off"))
             .select("release");
-        let client = Client::untracked(rocket_tx::app::service(figment))
+        let client = Client::untracked(rocket_tx_service::service(figment))
             .await
             .unwrap();
         let contract = client.get("/openapi.json").dispatch().await;

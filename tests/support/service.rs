@@ -170,7 +170,7 @@ impl Process {
 
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let log = databases.folder().join(format!("{number}.log"));
-        let line = [behind, &[env!("CARGO_BIN_EXE_rocket_tx")]].concat();
+        let line = [behind, &[env!("CARGO_BIN_EXE_rocket_tx_service")]].concat();
         let mut command = Command::new(line[0]);
         command
             .args(&line[1..])

@@ -1,8 +1,8 @@
 //! The sessions of a Postgres database: stand-ins for what they talk to, and scenes.
 
-#[path = "../../../../src/db/postgres/session.rs"]
+#[path = "../../../../rocket_tx/src/db/postgres/session.rs"]
 mod session;
-#[path = "../../../../src/db/postgres/sessions.rs"]
+#[path = "../../../../rocket_tx/src/db/postgres/sessions.rs"]
 mod sessions;
 
 use std::sync::{Arc, OnceLock};

@@ -12,7 +12,7 @@ use crate::db::Patience;
 use crate::sqlite::SqliteConnectOptions;
 use crate::{Server, dropped_after, everywhere};
 
-#[path = "../../../../src/db/sqlite/writer.rs"]
+#[path = "../../../../rocket_tx/src/db/sqlite/writer.rs"]
 mod writer;
 
 pub mod place {

@@ -1,18 +1,18 @@
 //! The real registry, but for what Rocket's requests are needed for.
 
-#[path = "../../../../src/tx/registry/checkout.rs"]
+#[path = "../../../../rocket_tx/src/tx/registry/checkout.rs"]
 mod checkout;
-#[path = "../../../../src/tx/registry/closed.rs"]
+#[path = "../../../../rocket_tx/src/tx/registry/closed.rs"]
 mod closed;
-#[path = "../../../../src/tx/registry/joining.rs"]
+#[path = "../../../../rocket_tx/src/tx/registry/joining.rs"]
 mod joining;
-#[path = "../../../../src/tx/registry/mode.rs"]
+#[path = "../../../../rocket_tx/src/tx/registry/mode.rs"]
 mod mode;
-#[path = "../../../../src/tx/registry/open_transaction.rs"]
+#[path = "../../../../rocket_tx/src/tx/registry/open_transaction.rs"]
 mod open_transaction;
-#[path = "../../../../src/tx/registry/outstanding.rs"]
+#[path = "../../../../rocket_tx/src/tx/registry/outstanding.rs"]
 mod outstanding;
-#[path = "../../../../src/tx/registry/require.rs"]
+#[path = "../../../../rocket_tx/src/tx/registry/require.rs"]
 mod require;
 
 use super::stand_ins::{hooks, resource};

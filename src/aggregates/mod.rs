@@ -1,0 +1,260 @@
+//! `/aggregates/todos`: event-sourced todos, which many processes may write.
+//!
+//! A handler loads an aggregate, changes it, and commits it. No other request, in any process,
+//! changes the aggregate until the response. If the response is a failure, nothing has happened.
+
+mod todo;
+mod todo_list;
+mod version;
+
+use std::collections::BTreeSet;
+
+use rocket::response::status::Created;
+use rocket::serde::json::Json;
+use rocket::{get, post};
+use rocket_tx::aggregate::{self, Aggregate, Aggregates, EventRecord};
+use rocket_tx::{Problem, Read};
+use serde::Deserialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::audit::AuditLog;
+use crate::databases::Main;
+use crate::http::{
+    BadBody, Body, Endpoints, Error, Fails, Id, Page, Rules, ShortText, SingleLineText, check_text,
+    endpoints,
+};
+
+use self::version::{IfMatch, TodoView, Versioned};
+
+pub(crate) use self::todo::Todo;
+pub(crate) use self::todo_list::TodoList;
+
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("aggregates": list, create, find, rename, complete, complete_all, events)
+}
+
+type Todos = Aggregates<Main, Todo>;
+
+/// A page of all aggregates, by id. The next page is `?after=` the last `id`.
+#[utoipa::path(
+    params(Page<String>),
+    responses((status = 200, description = "By id.", body = Vec<todo_list::Row>), Fails<503>)
+)]
+#[get("/aggregates/todos")]
+async fn list(
+    page: Result<Page<String>, Problem>,
+    mut read: Read<Main>,
+) -> Result<Json<Vec<todo_list::Row>>, Error> {
+    Ok(Json(todo_list::page(&mut read, page?).await?))
+}
+
+/// Creates an aggregate.
+#[utoipa::path(
+    request_body = NewTodo,
+    responses((status = 201, description = "Created.", body = TodoView), BadBody, Fails<409>, Fails<503>)
+)]
+#[post("/aggregates/todos", data = "<new>")]
+async fn create(
+    new: Body<NewTodo>,
+    todos: Todos,
+    audit: AuditLog,
+) -> Result<Created<Versioned>, Error> {
+    let new = new?.0;
+    let id = new.id.unwrap_or_else(|| Uuid::now_v7().to_string());
+    // For a better error. Two that create it at once meet at the key of the stream.
+    if todos.peek(&id).await?.is_some() {
+        let detail = format!("there is a todo `{id}` already");
+        return Err(Error::conflict("exists", detail));
+    }
+    let mut todo = Todo::create(&id, new.user_id, new.task)?;
+    todos.commit(&mut todo).await?;
+    audit.record("aggregate created", &id).await?;
+    Ok(Created::new(address(&id)).body(Versioned(todo)))
+}
+
+/// One aggregate.
+#[utoipa::path(
+    params(("id" = Id, Path)),
+    responses((status = 200, description = "Found.", body = TodoView), Fails<404>, Fails<503>)
+)]
+#[get("/aggregates/todos/<id>")]
+async fn find(id: &str, todos: Todos) -> Result<Versioned, Error> {
+    let todo = todos.peek(id).await?;
+    Ok(Versioned(todo.ok_or_else(|| no_such(id))?))
+}
+
+/// Gives an aggregate another task.
+#[utoipa::path(
+    params(("id" = Id, Path), IfMatch),
+    request_body = NewTask,
+    responses(
+        (status = 200, description = "Renamed.", body = TodoView),
+        BadBody, Fails<404>, Fails<409>, Fails<412>, Fails<503>
+    )
+)]
+#[post("/aggregates/todos/<id>/rename", data = "<new>")]
+async fn rename(
+    id: &str,
+    new: Body<NewTask>,
+    if_match: IfMatch<'_>,
+    todos: Todos,
+    audit: AuditLog,
+) -> Result<Versioned, Error> {
+    let new = new?.0;
+    let mut todo = todos.get(id).await?.ok_or_else(|| no_such(id))?;
+    if_match.check(&todo)?;
+    todo.rename(new.task)?;
+    todos.commit(&mut todo).await?;
+    audit.record("aggregate renamed", id).await?;
+    Ok(Versioned(todo))
+}
+
+/// Completes an aggregate. The second time nothing happens, and that is a success too.
+#[utoipa::path(
+    params(("id" = Id, Path), IfMatch),
+    responses(
+        (status = 200, description = "Complete.", body = TodoView),
+        Fails<404>, Fails<409>, Fails<412>, Fails<503>
+    )
+)]
+#[post("/aggregates/todos/<id>/complete")]
+async fn complete(
+    id: &str,
+    if_match: IfMatch<'_>,
+    todos: Todos,
+    audit: AuditLog,
+) -> Result<Versioned, Error> {
+    let mut todo = todos.get(id).await?.ok_or_else(|| no_such(id))?;
+    if_match.check(&todo)?;
+    if todo.complete()? {
+        todos.commit(&mut todo).await?;
+        audit.record("aggregate completed", id).await?;
+    }
+    Ok(Versioned(todo))
+}
+
+/// Completes several aggregates: all of them, or none.
+#[utoipa::path(
+    request_body = CompleteMany,
+    responses(
+        (status = 200, description = "As they were named.", body = Vec<TodoView>),
+        BadBody, Fails<404>, Fails<409>, Fails<503>
+    )
+)]
+#[post("/aggregates/todos/complete", data = "<many>")]
+async fn complete_all(
+    many: Body<CompleteMany>,
+    todos: Todos,
+    audit: AuditLog,
+) -> Result<Json<Vec<Versioned>>, Error> {
+    let many = many?.0;
+    let ids: Vec<&str> = many.ids.iter().map(String::as_str).collect();
+    let found = todos.get_all(&ids).await?.into_iter().zip(&ids);
+    let found = found.map(|(todo, id)| todo.ok_or_else(|| no_such(id)));
+    let mut all = found.collect::<Result<Vec<Todo>, Error>>()?;
+    let mut changed = Vec::new();
+    for todo in &mut all {
+        if todo.complete()? {
+            changed.push(todo);
+        }
+    }
+    todos.commit_all(&mut changed).await?;
+    for todo in &changed {
+        audit.record("aggregate completed", todo.id()).await?;
+    }
+    Ok(Json(all.into_iter().map(Versioned).collect()))
+}
+
+/// What has happened to a todo, in order. The next page is `?after=` the last `sequence`.
+#[utoipa::path(
+    params(("id" = Id, Path), Page<u64>),
+    responses((status = 200, description = "In order.", body = Vec<EventRecord>), Fails<404>, Fails<503>)
+)]
+#[get("/aggregates/todos/<id>/events")]
+async fn events(
+    id: &str,
+    page: Result<Page<u64>, Problem>,
+    todos: Todos,
+) -> Result<Json<Vec<EventRecord>>, Error> {
+    let page = page?;
+    let after = page.after.unwrap_or(0);
+    let events = todos.events(id, after, page.limit).await?;
+    if events.is_empty() && after == 0 {
+        return Err(no_such(id));
+    }
+    Ok(Json(events))
+}
+
+/// The address of a todo. Rocket leaves brackets as they are, and RFC 3986 allows none in a path.
+fn address(id: &str) -> String {
+    let address = rocket::uri!(find(id)).to_string();
+    address.replace('[', "%5B").replace(']', "%5D")
+}
+
+fn no_such(id: &str) -> Error {
+    Error::not_found("no-such-todo", format!("there is no todo `{id}`"))
+}
+
+impl From<aggregate::Error> for Error {
+    fn from(error: aggregate::Error) -> Self {
+        Self::Transaction(error.into())
+    }
+}
+
+/// The body that creates a todo.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = NewAggregate)]
+struct NewTodo {
+    /// Chosen here if it is left out.
+    #[schema(value_type = Option<Id>)]
+    id: Option<String>,
+    #[schema(value_type = ShortText)]
+    user_id: String,
+    #[schema(value_type = SingleLineText)]
+    task: String,
+}
+
+/// The body that renames a todo.
+#[derive(Debug, Deserialize, ToSchema)]
+struct NewTask {
+    #[schema(value_type = SingleLineText)]
+    task: String,
+}
+
+/// The body that completes several todos.
+#[derive(Debug, Deserialize, ToSchema)]
+struct CompleteMany {
+    #[schema(value_type = BTreeSet<Id>, min_items = 1, max_items = 100)]
+    ids: Vec<String>,
+}
+
+impl Rules for NewTodo {
+    fn check(&self) -> Result<(), String> {
+        if let Some(id) = &self.id {
+            Todo::stream(id).map_err(|error| format!("`id`: {error}"))?;
+            if [".", ".."].contains(&id.as_str()) {
+                return Err(format!("`id`: a URL with `{id}` in it leads elsewhere"));
+            }
+        }
+        check_text("user_id", &self.user_id, 200)?;
+        check_text("task", &self.task, 500)
+    }
+}
+
+impl Rules for NewTask {
+    fn check(&self) -> Result<(), String> {
+        check_text("task", &self.task, 500)
+    }
+}
+
+impl Rules for CompleteMany {
+    fn check(&self) -> Result<(), String> {
+        let distinct: BTreeSet<_> = self.ids.iter().collect();
+        match self.ids.len() {
+            1..=100 if distinct.len() == self.ids.len() => Ok(()),
+            1..=100 => Err("`ids` must not name one twice".into()),
+            _ => Err("`ids` must name 1 to 100 todos".into()),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The audit trail: one line for every change, written in the transaction of the change.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rocket::request::{FromRequest, Outcome};
+use rocket::serde::json::Json;
+use rocket::{Request, get};
+use rocket_tx::db::Connection;
+use rocket_tx::{Begin, Problem, Read, RequestId, with_backend};
+use serde::Serialize;
+use sqlx::FromRow;
+use utoipa::ToSchema;
+
+use crate::databases::Audit;
+use crate::http::{Endpoints, Error, Fails, Page, endpoints};
+
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("audit": list)
+}
+
+/// One line for every change, newest first. The next page is `?after=` the `id` of the last line.
+#[utoipa::path(
+    params(Page<i64>),
+    responses((status = 200, description = "Newest first.", body = Vec<AuditLine>), Fails<503>)
+)]
+#[get("/audit")]
+async fn list(
+    page: Result<Page<i64>, Problem>,
+    mut read: Read<Audit>,
+) -> Result<Json<Vec<AuditLine>>, Error> {
+    Ok(Json(lines(&mut read, page?).await?))
+}
+
+/// Writes lines about this request. Put it behind the guards of `main` in a handler's arguments: a
+/// request takes its databases in the order in which they are attached.
+pub(crate) struct AuditLog {
+    begin: Begin<Audit>,
+    request: RequestId,
+}
+
+impl AuditLog {
+    /// Writes a line in the request's transaction of the audit database: the action, and its subject.
+    pub(crate) async fn record(&self, action: &str, subject: &str) -> Result<(), rocket_tx::Error> {
+        let mut tx = self.begin.begin().await?;
+        insert(&mut tx, self.request, action, subject).await?;
+        Ok(())
+    }
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for AuditLog {
+    type Error = rocket_tx::Error;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, rocket_tx::Error> {
+        let begin = Begin::from_request(request).await;
+        match request.guard::<RequestId>().await {
+            Outcome::Success(id) => begin.map(|begin| Self { begin, request: id }),
+            // Infallible.
+            _ => {
+                let error = rocket_tx::Error::NoSettlement;
+                Outcome::Error((error.status(), error))
+            }
+        }
+    }
+}
+
+/// A line of the audit trail.
+#[derive(Debug, Serialize, FromRow, ToSchema)]
+struct AuditLine {
+    id: i64,
+    request_id: String,
+    action: String,
+    subject: String,
+    /// Milliseconds since 1970.
+    at: i64,
+}
+
+async fn lines(connection: &mut Connection, page: Page<i64>) -> sqlx::Result<Vec<AuditLine>> {
+    with_backend!(connection, |db| {
+        sqlx::query_as(
+            "SELECT id, request_id, action, subject, at FROM audit \
+             WHERE id < $1 ORDER BY id DESC LIMIT $2",
+        )
+        .bind(page.after.unwrap_or(i64::MAX))
+        .bind(i64::from(page.limit))
+        .fetch_all(db)
+        .await
+    })
+}
+
+async fn insert(
+    connection: &mut Connection,
+    request: RequestId,
+    action: &str,
+    subject: &str,
+) -> sqlx::Result<()> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let at = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+    with_backend!(connection, |db| {
+        sqlx::query("INSERT INTO audit (request_id, action, subject, at) VALUES ($1, $2, $3, $4)")
+            .bind(request.to_string())
+            .bind(action)
+            .bind(subject)
+            .bind(at)
+            .execute(db)
+            .await?;
+    });
+    Ok(())
+}

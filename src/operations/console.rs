@@ -1,0 +1,191 @@
+//! `/registry/events`: what happens to requests, as it happens, for the page and for `curl -N`.
+
+use std::time::Duration;
+
+use rocket::http::Method;
+use rocket::response::stream::{Event, EventStream};
+use rocket::route::{Handler, Outcome};
+use rocket::serde::json::json;
+use rocket::tokio::select;
+use rocket::{Data, Request, Route, Shutdown, State, get};
+use rocket_tx::db::{Access, Connection, Patience, TransactionPool, UrlPool};
+use rocket_tx::tx::{Heard, Live, Observer, Settled};
+use rocket_tx::{RequestId, Tx, with_backend};
+use sqlx::FromRow;
+use tracing::Instrument;
+
+use crate::databases::{Audit, Main};
+use crate::http::{Endpoints, decorate, endpoints};
+
+use super::statements::unreported;
+
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("registry": events)
+}
+
+/// Server-sent events, until the client goes or the service shuts down. A client that reads too
+/// slowly misses some, and reads how many.
+#[utoipa::path(responses(
+    (status = 200, description = "Without an end.", body = String, content_type = "text/event-stream")
+))]
+#[get("/registry/events")]
+fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
+    /// The service notices that a client is gone when it next writes to it.
+    const HEARTBEAT: Duration = Duration::from_secs(2);
+
+    let mut listener = live.listen();
+    let stream = EventStream! {
+        yield Event::comment("listening");
+        loop {
+            let heard = select! {
+                heard = listener.next() => heard,
+                () = &mut shutdown => break,
+            };
+            match heard {
+                Some(Heard::Event(event)) => yield Event::json(&*event).event("request"),
+                Some(Heard::Missed(events)) => yield Event::data(events.to_string()).event("missed"),
+                None => break,
+            }
+        }
+    };
+    stream.heartbeat(HEARTBEAT)
+}
+
+/// The same routes. While the feed has a client, they count the rows of both databases: before the
+/// handler, inside its transactions, and after the request was settled.
+pub(crate) fn count_rows(routes: Vec<Route>) -> Vec<Route> {
+    decorate(routes, CountRows)
+}
+
+#[derive(Clone)]
+struct CountRows(Box<dyn Handler>);
+
+#[rocket::async_trait]
+impl Handler for CountRows {
+    async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
+        let watch = Watch::of(request).await;
+        if let Some(watch) = &watch {
+            watch.committed("before").instrument(unreported()).await;
+        }
+        let outcome = self.0.handle(request, data).await;
+        if let Some(watch) = &watch {
+            watch.inside(request).instrument(unreported()).await;
+        }
+        outcome
+    }
+}
+
+/// Counts again when a request is settled.
+pub(crate) struct Recount;
+
+impl Observer for Recount {
+    fn settled(&self, request: &Request<'_>, settled: &Settled) {
+        if let Some(watch) = Watch::for_request(request, settled.request) {
+            rocket::tokio::spawn(async move { watch.committed("after").await });
+        }
+    }
+}
+
+/// The feed has a client, and this request may change something.
+struct Watch {
+    request: RequestId,
+    /// `X-Run`, by which a console knows its own requests.
+    run: Option<String>,
+    live: Live,
+    main: UrlPool,
+    audit: UrlPool,
+}
+
+impl Watch {
+    async fn of(request: &Request<'_>) -> Option<Self> {
+        let id = request.guard::<RequestId>().await.succeeded()?;
+        Self::for_request(request, id)
+    }
+
+    fn for_request(request: &Request<'_>, id: RequestId) -> Option<Self> {
+        let rocket = request.rocket();
+        let live: &Live = rocket.state()?;
+        if live.listeners() == 0 || request.method() == Method::Get {
+            return None;
+        }
+        Some(Self {
+            request: id,
+            run: request
+                .headers()
+                .get_one("X-Run")
+                .filter(|run| run.len() <= 64)
+                .map(str::to_owned),
+            live: live.clone(),
+            main: (**rocket.state::<Main>()?).clone(),
+            audit: (**rocket.state::<Audit>()?).clone(),
+        })
+    }
+
+    /// The rows that everybody sees.
+    async fn committed(&self, at: &'static str) {
+        let main = read(&self.main, count_main).await;
+        let audit = read(&self.audit, count_audit).await;
+        self.publish(at, main, audit);
+    }
+
+    /// The rows that this request alone sees, in the transactions that it has begun.
+    async fn inside(&self, request: &Request<'_>) {
+        let mut counted = (None, None);
+        if let Ok(Some(mut tx)) = Tx::<Main>::current(request) {
+            counted.0 = count_main(&mut tx).await.ok();
+        }
+        if let Ok(Some(mut tx)) = Tx::<Audit>::current(request) {
+            counted.1 = count_audit(&mut tx).await.ok();
+        }
+        if counted != (None, None) {
+            self.publish("inside", counted.0, counted.1);
+        }
+    }
+
+    fn publish(&self, at: &'static str, main: Option<MainRows>, audit: Option<i64>) {
+        self.live.note(self.request, "rows", || {
+            json!({
+                "at": at,
+                "run": self.run,
+                "todos": main.map(|rows| rows.todos),
+                "aggregates": main.map(|rows| rows.aggregates),
+                "events": main.map(|rows| rows.events),
+                "audit": audit,
+            })
+        });
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, FromRow)]
+struct MainRows {
+    todos: i64,
+    aggregates: i64,
+    events: i64,
+}
+
+async fn count_main(connection: &mut Connection) -> sqlx::Result<MainRows> {
+    with_backend!(connection, |db| sqlx::query_as(
+        "SELECT (SELECT count(*) FROM todos) AS todos, \
+                (SELECT count(*) FROM todo_list) AS aggregates, \
+                (SELECT count(*) FROM aggregate_events) AS events"
+    )
+    .fetch_one(db)
+    .await)
+}
+
+async fn count_audit(connection: &mut Connection) -> sqlx::Result<i64> {
+    with_backend!(connection, |db| sqlx::query_scalar(
+        "SELECT count(*) FROM audit"
+    )
+    .fetch_one(db)
+    .await)
+}
+
+/// Counts on a connection that is free now, or not at all: other requests must not wait for it.
+async fn read<T>(
+    pool: &UrlPool,
+    count: impl AsyncFnOnce(&mut Connection) -> sqlx::Result<T>,
+) -> Option<T> {
+    let mut session = pool.session(Access::ReadOnly, Patience::Never).await.ok()?;
+    count(&mut session).await.ok()
+}

@@ -1,0 +1,46 @@
+//! `/leases`: who may write which aggregate, until when; and a way to free one that is stuck.
+
+use rocket::http::Status;
+use rocket::serde::json::Json;
+use rocket::{State, delete, get};
+use rocket_tx::aggregate::Leases;
+use rocket_tx::lock::LeaseRow;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::databases::Main;
+use crate::http::{Endpoints, Error, Fails, endpoints};
+
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("leases": list, free)
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Leases)]
+struct LeaseList {
+    /// Of all processes.
+    leases: Vec<LeaseRow>,
+    /// How many keys are held or waited for in this process.
+    gates: usize,
+}
+
+/// Who may write which aggregate, until when.
+#[utoipa::path(responses((status = 200, description = "All leases.", body = LeaseList), Fails<503>))]
+#[get("/leases")]
+async fn list(leases: &State<Leases<Main>>) -> Result<Json<LeaseList>, Error> {
+    Ok(Json(LeaseList {
+        leases: leases.leases().await.map_err(rocket_tx::Error::from)?,
+        gates: leases.keys(),
+    }))
+}
+
+/// Takes a lease from its holder. The holder's commit then fails, and it rolls back with a 409.
+#[utoipa::path(responses((status = 204, description = "Freed."), Fails<404>, Fails<503>))]
+#[delete("/leases/<token>")]
+async fn free(token: &str, leases: &State<Leases<Main>>) -> Result<Status, Error> {
+    if leases.free(token).await.map_err(rocket_tx::Error::from)? {
+        return Ok(Status::NoContent);
+    }
+    let detail = "There is no lease with this token; GET /leases lists them.";
+    Err(Error::not_found("no-such-lease", detail))
+}

@@ -1,0 +1,287 @@
+//! `/metrics`, in Prometheus's text format.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus::core::Collector;
+use prometheus::{
+    Counter, Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
+};
+use rocket::fairing::{Fairing, Info, Kind};
+use rocket::http::{ContentType, Status};
+use rocket::{Data, Request, Response, State, get};
+use rocket_tx::RequestId;
+use rocket_tx::aggregate::Leases;
+use rocket_tx::db::sqlite_open_retries;
+use rocket_tx::tx::{Action, Live, Observer, Reason, Settled, Step};
+
+use crate::databases::Main;
+use crate::http::{Endpoints, endpoints};
+
+pub(crate) fn endpoints() -> Endpoints {
+    endpoints!("metrics": metrics)
+}
+
+/// Every metric. A clone is another handle to the same.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// Two requests for `/metrics` at once must not both add the same difference.
+    collecting: Arc<Mutex<()>>,
+    http: IntCounterVec,
+    http_seconds: HistogramVec,
+    settled: IntCounterVec,
+    settle_seconds: HistogramVec,
+    databases: IntCounterVec,
+    steps: IntCounterVec,
+    begin_seconds: HistogramVec,
+    read_seconds: HistogramVec,
+    outstanding: IntGauge,
+    listeners: IntGauge,
+    hook_failures: IntCounter,
+    open_retries: IntCounter,
+    leases: IntCounterVec,
+    lease_wait_seconds: Counter,
+}
+
+/// From a tenth of a millisecond to ten seconds.
+const BUCKETS: [f64; 11] = [
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 2.0, 10.0,
+];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new().expect("its names and labels are what Prometheus allows, each once")
+    }
+}
+
+impl Metrics {
+    fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let options = Opts::new(name, help);
+            registered(&registry, IntCounterVec::new(options, labels))
+        };
+        let histograms = |name: &str, help: &str, labels: &[&str]| {
+            let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+            registered(&registry, HistogramVec::new(options, labels))
+        };
+        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
+        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
+        Ok(Self {
+            collecting: Arc::default(),
+            http: counters(
+                "http_requests_total",
+                "Requests that were answered, by route and status.",
+                &["route", "status"],
+            )?,
+            http_seconds: histograms(
+                "http_request_duration_seconds",
+                "From when a request came to when its answer was settled and ready.",
+                &["route"],
+            )?,
+            settled: counters(
+                "rocket_tx_settled_total",
+                "Requests that had something outstanding, by what became of it and why.",
+                &["outcome", "reason"],
+            )?,
+            settle_seconds: histograms(
+                "rocket_tx_settle_duration_seconds",
+                "How long settling took, by what it came to.",
+                &["outcome"],
+            )?,
+            databases: counters(
+                "rocket_tx_databases_settled_total",
+                "Transactions of requests, by database, what became of them, and why.",
+                &["database", "outcome", "reason"],
+            )?,
+            steps: counters(
+                "rocket_tx_steps_total",
+                "Steps of settlements: on which database or resource, what, and whether it failed.",
+                &["resource", "action", "result"],
+            )?,
+            begin_seconds: histograms(
+                "rocket_tx_begin_wait_seconds",
+                "How long a transaction took to begin: the queue for a connection or for SQLite's \
+                 writer, and BEGIN itself.",
+                &["database"],
+            )?,
+            read_seconds: histograms(
+                "rocket_tx_read_wait_seconds",
+                "How long a request that only reads waited for a connection.",
+                &["database"],
+            )?,
+            outstanding: gauge(
+                "rocket_tx_outstanding",
+                "Transactions and resources that are outstanding or condemned now.",
+            )?,
+            listeners: gauge(
+                "rocket_tx_listeners",
+                "Who listens to /registry/events now.",
+            )?,
+            hook_failures: counter(
+                "rocket_tx_hook_failures_total",
+                "Hooks after commit or rollback that failed or panicked.",
+            )?,
+            open_retries: counter(
+                "rocket_tx_sqlite_open_retries_total",
+                "How often a SQLite file was busy when it was opened.",
+            )?,
+            leases: counters(
+                "rocket_tx_leases_total",
+                "What came of asking for leases: acquired, and of these taken over; found \
+                 contended; given up.",
+                &["result"],
+            )?,
+            lease_wait_seconds: registered(
+                &registry,
+                Counter::new(
+                    "rocket_tx_lease_wait_seconds_total",
+                    "How long those waited that got a lease, all together.",
+                ),
+            )?,
+            registry,
+        })
+    }
+
+    /// Brings the counts that the library keeps up to date.
+    fn collect(&self, live: &Live, leases: &Leases<Main>) {
+        let _alone = self.collecting.lock();
+        let count = i64::try_from(live.transactions().len()).unwrap_or(i64::MAX);
+        self.outstanding.set(count);
+        let listeners = i64::try_from(live.listeners()).unwrap_or(i64::MAX);
+        self.listeners.set(listeners);
+        raise(&self.hook_failures, live.hook_failures());
+        raise(&self.open_retries, sqlite_open_retries());
+        let stats = leases.stats();
+        for (result, count) in [
+            ("acquired", stats.acquired),
+            ("taken-over", stats.taken_over),
+            ("contended", stats.contended),
+            ("given-up", stats.given_up),
+        ] {
+            raise(&self.leases.with_label_values(&[result]), count);
+        }
+        let more = stats.waited.as_secs_f64() - self.lease_wait_seconds.get();
+        self.lease_wait_seconds.inc_by(more.max(0.0));
+    }
+}
+
+/// The metric, once `registry` has it.
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<C>,
+) -> prometheus::Result<C> {
+    let metric = metric?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+/// Has a counter follow one that the library keeps.
+fn raise(counter: &IntCounter, to: u64) {
+    counter.inc_by(to.saturating_sub(counter.get()));
+}
+
+/// A label must have few values. The log has the details of a reason.
+#[allow(
+    unreachable_patterns,
+    reason = "only in the crate of `Reason` itself: outside of it, `Reason` can grow"
+)]
+fn label(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::Leaked(_) => "leaked",
+        Reason::Panicked => "panicked",
+        Reason::GuardFailed => "guard-failed",
+        Reason::Doomed(_) => "doomed",
+        Reason::Handler => "handler",
+        Reason::Vetoed => "vetoed",
+        Reason::Status(_) => "status",
+        _ => "other",
+    }
+}
+
+impl Observer for Metrics {
+    fn began(&self, _: RequestId, database: &str, waited: Duration) {
+        let seconds = self.begin_seconds.with_label_values(&[database]);
+        seconds.observe(waited.as_secs_f64());
+    }
+
+    fn lent(&self, _: RequestId, database: &str, waited: Duration) {
+        let seconds = self.read_seconds.with_label_values(&[database]);
+        seconds.observe(waited.as_secs_f64());
+    }
+
+    fn after(&self, step: &Step<'_, '_>, result: Result<(), &rocket_tx::Error>, _: Duration) {
+        let action = match step.action {
+            Action::Prepare => "prepare",
+            Action::Commit => "commit",
+            Action::Rollback => "rollback",
+        };
+        let result = if result.is_ok() { "ok" } else { "failed" };
+        let labels = [step.resource, action, result];
+        self.steps.with_label_values(&labels).inc();
+    }
+
+    fn settled(&self, _: &Request<'_>, settled: &Settled) {
+        let outcome = settled.outcome.as_str();
+        let reason = label(settled.verdict.reason());
+        self.settled.with_label_values(&[outcome, reason]).inc();
+        for (database, outcome) in &settled.databases {
+            let labels = [database, outcome.as_str(), reason];
+            self.databases.with_label_values(&labels).inc();
+        }
+        let seconds = self.settle_seconds.with_label_values(&[outcome]);
+        seconds.observe(settled.took.as_secs_f64());
+    }
+
+    fn responded(&self, request: &Request<'_>, response: &Response<'_>) {
+        let route = request.route().and_then(|route| route.name.as_deref());
+        let route = route.unwrap_or("none");
+        let status = response.status().code.to_string();
+        let arrived = request.local_cache(|| ArrivalTime(Instant::now())).0;
+        self.http.with_label_values(&[route, &status]).inc();
+        let seconds = self.http_seconds.with_label_values(&[route]);
+        seconds.observe(arrived.elapsed().as_secs_f64());
+    }
+}
+
+/// Notes the time when a request arrives.
+pub(crate) struct Arrivals;
+
+/// The time when a request arrived.
+struct ArrivalTime(Instant);
+
+#[rocket::async_trait]
+impl Fairing for Arrivals {
+    fn info(&self) -> Info {
+        Info {
+            name: "Metrics: arrivals",
+            kind: Kind::Request,
+        }
+    }
+
+    async fn on_request(&self, request: &mut Request<'_>, _: &mut Data<'_>) {
+        request.local_cache(|| ArrivalTime(Instant::now()));
+    }
+}
+
+/// Counters and durations, in Prometheus's text format.
+#[utoipa::path(responses((status = 200, description = "As they are now.", body = String)))]
+#[get("/metrics")]
+fn metrics(
+    metrics: &State<Metrics>,
+    live: &State<Live>,
+    leases: &State<Leases<Main>>,
+) -> Result<(ContentType, String), Status> {
+    metrics.collect(live, leases);
+    let mut text = Vec::new();
+    let encoder = TextEncoder::new();
+    let encoded = encoder.encode(&metrics.registry.gather(), &mut text);
+    let text = encoded.ok().and_then(|()| String::from_utf8(text).ok());
+    let text = text.ok_or(Status::InternalServerError)?;
+    let kind =
+        ContentType::new("text", "plain").with_params([("version", "0.0.4"), ("charset", "utf-8")]);
+    Ok((kind, text))
+}
