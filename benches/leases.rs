@@ -20,7 +20,7 @@ use rocket::futures::future::join_all;
 use rocket::tokio;
 use rocket_db_pools::Pool;
 use rocket_tx::db::UrlPool;
-use rocket_tx::lock::{Hold, UrlLockManager};
+use rocket_tx_aggregates::lock::{Hold, UrlLockManager};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, PgConnection, SqliteConnection};

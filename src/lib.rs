@@ -35,7 +35,8 @@ use rocket::figment::Figment;
 use rocket::http::Status;
 use rocket::{Build, Rocket, catch, catchers};
 use rocket_tx::tx::{bounded, traced};
-use rocket_tx::{Problem, Settlement, aggregate, db, problem_catchers};
+use rocket_tx::{Problem, Settlement, db, problem_catchers};
+use rocket_tx_aggregates::aggregate;
 
 pub use self::operations::log::{Log, start_log};
 

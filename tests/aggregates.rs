@@ -11,7 +11,7 @@ use rocket::serde::json::{Value, json};
 use rocket::tokio::task::JoinHandle;
 use serde::{Deserialize, Serialize};
 
-use rocket_tx::aggregate::{Entity, Event};
+use rocket_tx_aggregates::aggregate::{Entity, Event};
 
 use crate::support::{Answer, Databases, Http, In};
 
@@ -36,7 +36,7 @@ impl Event<Counter> for Added {
     }
 }
 
-rocket_tx::aggregate!(Counter as "counter", entity, [Added]);
+rocket_tx_aggregates::aggregate!(Counter as "counter", entity, [Added]);
 
 /// The reference service's `/aggregates/todos`.
 pub async fn create(http: &Http, id: &str) {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rocket::figment::Figment;
 use rocket_db_pools::Pool;
 use rocket_tx::db::UrlPool;
-use rocket_tx::lock::{LeaseRow, UrlLockManager};
+use rocket_tx_aggregates::lock::{LeaseRow, UrlLockManager};
 
 use crate::support::{Backend, Databases, eventually};
 

@@ -147,14 +147,12 @@
 //! | --- | --- |
 //! | [`tx`] | registry, guards, verdict, settlement, hooks |
 //! | [`db`] | how a database is opened, lent and closed |
-//! | [`mod@aggregate`] | event-sourced aggregates: events, repositories, and the guard with leases |
-//! | [`lock`] | locks: in memory, and durable leases in a database |
+//! | [`extend`] | for libraries that are built on this one, such as `rocket_tx_aggregates` |
 
 #![forbid(unsafe_code)]
 
-pub mod aggregate;
 pub mod db;
-pub mod lock;
+pub mod extend;
 pub mod tx;
 
 pub use tx::{

@@ -1,8 +1,8 @@
 //! An event-sourced todo: its events, and the state that they add up to.
 
 use rocket::serde::json::{Value, json};
-use rocket_tx::aggregate;
-use rocket_tx::aggregate::{Aggregate, Entity, Error, Event};
+use rocket_tx_aggregates::aggregate;
+use rocket_tx_aggregates::aggregate::{Aggregate, Entity, Error, Event};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

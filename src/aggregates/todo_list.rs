@@ -1,8 +1,8 @@
 //! The table `todo_list`: one row for each aggregate, written in the transaction of its events.
 
-use rocket_tx::aggregate::{Aggregate, EventRecord, Projection};
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;
+use rocket_tx_aggregates::aggregate::{Aggregate, EventRecord, Projection};
 use serde::Serialize;
 use sqlx::FromRow;
 use utoipa::ToSchema;

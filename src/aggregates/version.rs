@@ -9,7 +9,7 @@ use rocket::request::{FromRequest, Outcome};
 use rocket::response::{self, Responder};
 use rocket::serde::json::Json;
 use rocket_tx::Problem;
-use rocket_tx::aggregate::Aggregate;
+use rocket_tx_aggregates::aggregate::Aggregate;
 use serde::{Serialize, Serializer};
 use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::openapi::{Object, Required, Type};

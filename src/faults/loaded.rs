@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rocket::Request;
 use rocket::tokio::time::sleep;
-use rocket_tx::aggregate::LoadObserver;
 use rocket_tx::db::{Access, BeginOptions, Isolation, Patience, TransactionPool, UrlPool};
+use rocket_tx_aggregates::aggregate::LoadObserver;
 
 use crate::databases::Main;
 

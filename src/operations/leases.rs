@@ -3,8 +3,8 @@
 use rocket::http::Status;
 use rocket::serde::json::Json;
 use rocket::{State, delete, get};
-use rocket_tx::aggregate::Leases;
-use rocket_tx::lock::LeaseRow;
+use rocket_tx_aggregates::aggregate::Leases;
+use rocket_tx_aggregates::lock::LeaseRow;
 use serde::Serialize;
 use utoipa::ToSchema;
 

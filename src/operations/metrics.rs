@@ -13,9 +13,9 @@ use rocket::fairing::{Fairing, Info, Kind};
 use rocket::http::{ContentType, Status};
 use rocket::{Data, Request, Response, State, get};
 use rocket_tx::RequestId;
-use rocket_tx::aggregate::Leases;
 use rocket_tx::db::sqlite_open_retries;
 use rocket_tx::tx::{Action, Live, Observer, Reason, Settled, Step};
+use rocket_tx_aggregates::aggregate::Leases;
 
 use crate::databases::Main;
 use crate::http::{Endpoints, endpoints};

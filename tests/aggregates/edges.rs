@@ -9,10 +9,10 @@ use rocket::futures::future::join;
 use rocket::http::Status;
 use rocket::tokio::time::sleep;
 use rocket::{Build, Rocket, post, routes};
-use rocket_tx::aggregate::{self, Aggregate, Aggregates, EventRecord, Projection};
 use rocket_tx::db::Connection;
 use rocket_tx::tx::{ReadOnly, Serializable};
 use rocket_tx::{Begin, Error, Settlement};
+use rocket_tx_aggregates::aggregate::{self, Aggregate, Aggregates, EventRecord, Projection};
 
 use super::{Added, Counter};
 use crate::support::stage::{note, run};

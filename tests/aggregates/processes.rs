@@ -9,7 +9,7 @@ use rocket::futures::future::{join, join_all};
 use rocket::serde::json::{Value, json};
 use rocket_db_pools::Pool;
 use rocket_tx::db::UrlPool;
-use rocket_tx::lock::{Hold, UrlLockManager};
+use rocket_tx_aggregates::lock::{Hold, UrlLockManager};
 
 use super::{create, events, leases, rename, rename_that_is_lost};
 use crate::support::{Backend, Databases, Http, Service, Starting, eventually};

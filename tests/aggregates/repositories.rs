@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use rocket::futures::future::join_all;
 use rocket_db_pools::Pool;
-use rocket_tx::aggregate::{
+use rocket_tx::db::UrlPool;
+use rocket_tx_aggregates::aggregate::{
     Aggregate, Append, AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository, Error,
     EventRecord, EventStore, HeldLease, History, InMemoryEventStore, Queueable, QueuedRepository,
     SqlEventStore,
 };
-use rocket_tx::db::UrlPool;
-use rocket_tx::lock::{AsyncLockManager, InMemoryAsyncLockManager, LockError, UrlLockManager};
+use rocket_tx_aggregates::lock::{
+    AsyncLockManager, InMemoryAsyncLockManager, LockError, UrlLockManager,
+};
 
 use super::{Added, Counter};
 use crate::support::{Backend, Databases, In, eventually};

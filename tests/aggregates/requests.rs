@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use rocket::futures::future::join_all;
 use rocket::routes;
-use rocket_tx::{Settlement, aggregate};
+use rocket_tx::Settlement;
+use rocket_tx_aggregates::aggregate;
 
 use self::service::service;
 use crate::support::{Backend, Main, Stage, eventually};
@@ -236,13 +237,13 @@ async fn nothing_comes_after_the_answer(backend: Backend) {
 }
 
 /// What another process would have.
-async fn other_process(stage: &Stage) -> rocket_tx::lock::UrlLockManager {
+async fn other_process(stage: &Stage) -> rocket_tx_aggregates::lock::UrlLockManager {
     use rocket_db_pools::Pool;
 
     let figment = stage.databases.figment().focus("databases.main");
     let figment = figment.merge(("connect_timeout", 5));
     let pool = rocket_tx::db::UrlPool::init(&figment).await.unwrap();
-    rocket_tx::lock::UrlLockManager::new(&pool)
+    rocket_tx_aggregates::lock::UrlLockManager::new(&pool)
 }
 
 on_each_backend!(
@@ -271,7 +272,10 @@ mod launch {
             .attach(Settlement::new())
             .mount("/", routes![service::add_one]);
         let said = refused(rocket).await;
-        assert!(said.contains("rocket_tx::aggregate::init::<"), "{said}");
+        assert!(
+            said.contains("rocket_tx_aggregates::aggregate::init::<"),
+            "{said}"
+        );
     }
 
     #[rocket::async_test]

@@ -3,7 +3,7 @@
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use rocket_tx::lock::{AsyncLock, AsyncLockManager};
+use rocket_tx_aggregates::lock::{AsyncLock, AsyncLockManager};
 
 use super::Leases;
 use crate::support::{Backend, eventually};
@@ -102,7 +102,7 @@ trait ReleaseNow {
     async fn release_now(self);
 }
 
-impl<H: rocket_tx::lock::Hold> ReleaseNow for H {
+impl<H: rocket_tx_aggregates::lock::Hold> ReleaseNow for H {
     async fn release_now(self) {
         self.release().await.unwrap();
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use rocket_tx::lock::{Hold, LockError, UrlLockManager};
+use rocket_tx_aggregates::lock::{Hold, LockError, UrlLockManager};
 use sqlx::{Connection, Executor, PgConnection};
 
 use super::manager_on;
@@ -57,7 +57,7 @@ impl Told {
 async fn acquired(
     manager: &UrlLockManager,
     key: &str,
-) -> rocket_tx::lock::Lease<rocket_tx::lock::UrlLeases> {
+) -> rocket_tx_aggregates::lock::Lease<rocket_tx_aggregates::lock::UrlLeases> {
     let mut lease = None;
     eventually("there is a lease to be had", async || {
         for row in manager.leases().await.unwrap_or_default() {

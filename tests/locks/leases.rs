@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rocket::futures::future::{join, join_all};
-use rocket_tx::lock::{AsyncLock, AsyncLockManager, Hold, LockError, UrlLockManager};
+use rocket_tx_aggregates::lock::{AsyncLock, AsyncLockManager, Hold, LockError, UrlLockManager};
 
 use super::Leases;
 use crate::support::{Backend, In, eventually};

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use rocket::futures::future::join_all;
-use rocket_tx::lock::{
+use rocket_tx_aggregates::lock::{
     AsyncLock, AsyncLockManager, Hold, InMemoryAsyncLock, InMemoryAsyncLockManager, LockError,
 };
 

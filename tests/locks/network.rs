@@ -6,7 +6,7 @@ use rocket::tokio::io::copy_bidirectional;
 use rocket::tokio::net::{TcpListener, TcpStream};
 use rocket::tokio::sync::watch;
 use rocket::tokio::{select, spawn};
-use rocket_tx::lock::{Hold, LockError};
+use rocket_tx_aggregates::lock::{Hold, LockError};
 
 use super::{Leases, manager_on};
 use crate::support::{Backend, Break, Cluster, Proxy, eventually};

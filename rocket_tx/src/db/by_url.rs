@@ -120,7 +120,6 @@ macro_rules! either {
         }
     };
 }
-pub(crate) use either;
 
 impl Session for Connection {
     type Connection = Self;

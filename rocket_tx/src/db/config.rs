@@ -65,7 +65,11 @@ impl<'de> Deserialize<'de> for Seconds {
 }
 
 /// What the configuration says for `key`; `None` where it says nothing.
-pub(crate) fn setting<T: DeserializeOwned>(
+///
+/// # Errors
+///
+/// What it says is no `T`.
+pub fn setting<T: DeserializeOwned>(
     figment: &Figment,
     key: &str,
 ) -> Result<Option<T>, Box<figment::Error>> {

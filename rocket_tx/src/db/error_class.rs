@@ -8,7 +8,8 @@ use std::io;
 
 /// What an error means for the request that met it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ErrorClass {
+#[non_exhaustive]
+pub enum ErrorClass {
     /// Contention: BUSY, a deadlock, a serialization failure, a wait over its limit, no free
     /// connection.
     Busy,
@@ -35,7 +36,7 @@ pub(crate) enum ErrorClass {
 
 impl ErrorClass {
     /// What an error of a statement means.
-    pub(crate) fn of(error: &sqlx::Error) -> Self {
+    pub fn of(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::RowNotFound => Self::NotFound,
             sqlx::Error::PoolTimedOut => Self::Busy,

@@ -55,14 +55,18 @@ pub use transaction::{
 };
 
 pub(crate) use arrival::Arrival;
-pub(crate) use by_url::either;
-pub(crate) use config::setting;
-pub(crate) use error_class::ErrorClass;
+#[doc(hidden)] // documented in `extend`, like the next ones
+pub use config::setting;
+#[doc(hidden)]
+pub use error_class::ErrorClass;
 pub(crate) use initializer::{Roster, same_database};
 #[cfg(feature = "postgres")]
-pub(crate) use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};
+#[doc(hidden)]
+pub use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};
 #[cfg(feature = "sqlite")]
-pub(crate) use sqlite::OneShotWriter;
+#[doc(hidden)]
+pub use sqlite::OneShotWriter;
 #[cfg(feature = "sqlite")]
-pub(crate) use sqlite::is_sqlite_busy;
+#[doc(hidden)]
+pub use sqlite::is_sqlite_busy;
 pub(crate) use transaction::{TransactionControl, TransactionId};

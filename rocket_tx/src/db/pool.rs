@@ -119,6 +119,16 @@ pub struct Link {
 }
 
 impl Link {
+    /// The order of attachment: requests that want two databases take the lower one first.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Runs `work` in a task that the pool's closing waits for, bounded.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.in_flight.spawn(work);
+    }
+
     /// What counts for a pool that is in no service.
     #[cfg(feature = "postgres")]
     pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -168,8 +178,8 @@ pub(super) async fn close(link: &OnceLock<Link>, closing: impl Future<Output = (
 /// use rocket_tx::sqlx::migrate;
 ///
 /// let migrations = Migrations::new()
-///     .sqlite(migrate!("migrations/main/sqlite"))
-///     .postgres(migrate!("migrations/main/postgres"));
+///     .sqlite(migrate!("examples/migrations/notes"))
+///     .postgres(migrate!("examples/migrations/notes"));
 /// # let _ = migrations;
 /// # }
 /// ```

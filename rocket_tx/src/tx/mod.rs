@@ -46,4 +46,7 @@ pub use settlement::{Settlement, Vetoed};
 pub use traced::traced;
 pub use verdict::{Action, Outcome, Reason, Settled, Verdict};
 
-pub(crate) use guards::{attached, failed};
+#[doc(hidden)] // documented in `extend`
+pub use guards::{attached, guard_failed};
+#[doc(hidden)]
+pub use registry::Turn;

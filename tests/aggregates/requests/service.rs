@@ -7,9 +7,9 @@ use parking_lot::Mutex;
 use rocket::futures::future::join;
 use rocket::http::Status;
 use rocket::{Build, Rocket, State, get, post, routes};
-use rocket_tx::aggregate::{self, Aggregate, Aggregates, Leases};
 use rocket_tx::tx::{ReadOnly, Serializable};
 use rocket_tx::{Begin, Error, Read, Settlement, Tx};
+use rocket_tx_aggregates::aggregate::{self, Aggregate, Aggregates, Leases};
 
 use super::super::{Added, Counter};
 use crate::support::{Audit, Main};

@@ -1,6 +1,6 @@
 //! The gate in front of a lease.
 
-#[path = "../../../rocket_tx/src/lock/gate.rs"]
+#[path = "../../../rocket_tx_aggregates/src/lock/gate.rs"]
 mod gate;
 
 use std::sync::Arc;

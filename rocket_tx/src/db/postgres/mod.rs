@@ -32,11 +32,11 @@ use tokio::time::timeout;
 
 use self::pooler::Opened;
 use self::readiness::Probe;
-pub(crate) use self::session::OnReturn;
+pub use self::session::OnReturn;
 pub use self::session::PostgresSession;
-pub(crate) use self::sessions::{Limits, Liveness, Sessions};
+pub use self::sessions::{Limits, Liveness, Sessions};
 use self::sessions::{may_pass, no_answer, patiently};
-pub(crate) use self::settings::Settings;
+pub use self::settings::Settings;
 use self::settings::{GUARD, SetBy};
 use super::config::SLOW;
 use super::{
@@ -98,7 +98,7 @@ impl PostgresPool {
     }
 
     /// What its sessions are set to, but that a transaction's refuse what is written outside of it.
-    pub(crate) fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &Settings {
         &self.0.settings
     }
 

@@ -141,7 +141,7 @@ fn is_final(error: &sqlx::Error) -> bool {
 
 /// What becomes of a session when it comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum OnReturn {
+pub enum OnReturn {
     /// It has just proved itself, or ran statements of ours alone, and all were answered: the next
     /// one has it at once.
     Reuse,
@@ -219,7 +219,7 @@ impl PostgresSession {
     }
 
     /// What becomes of it when it comes back; but what is to be closed stays so.
-    pub(crate) fn set_on_return(&mut self, on_return: OnReturn) {
+    pub fn set_on_return(&mut self, on_return: OnReturn) {
         if self.on_return != OnReturn::Close {
             self.on_return = on_return;
         }

@@ -30,19 +30,20 @@ const OLDEST: Duration = Duration::from_secs(30 * 60);
 
 /// How many sessions there may be, and for how long.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    pub(crate) most: u32,
+pub struct Limits {
+    /// At most so many at once.
+    pub most: u32,
     /// Kept open while idle.
-    pub(crate) least: u32,
+    pub least: u32,
     /// How long a request waits for a session, a new one included.
-    pub(crate) wait: Duration,
+    pub wait: Duration,
     /// After how long an idle one is closed.
-    pub(crate) idle: Duration,
+    pub idle: Duration,
 }
 
 /// Whether a session that may have died while it was idle is good enough.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Liveness {
+pub enum Liveness {
     /// Yes: BEGIN comes first, and finds out.
     Unchecked,
     /// No: it is asked, and another one taken if it does not answer.
@@ -51,7 +52,7 @@ pub(crate) enum Liveness {
 
 /// The sessions of a database. A clone is another handle on the same ones.
 #[derive(Clone)]
-pub(crate) struct Sessions(Arc<Inner>);
+pub struct Sessions(Arc<Inner>);
 
 struct Inner {
     settings: Settings,
@@ -113,7 +114,7 @@ struct Idle {
 
 impl Sessions {
     /// Opens none yet.
-    pub(crate) fn new(settings: Settings, limits: Limits, link: Arc<OnceLock<Link>>) -> Self {
+    pub fn new(settings: Settings, limits: Limits, link: Arc<OnceLock<Link>>) -> Self {
         let inner = Arc::new(Inner {
             settings,
             limits,
@@ -213,7 +214,7 @@ impl Sessions {
     ///
     /// [`sqlx::Error::PoolTimedOut`] if all are lent for so long; what the connection met if a new
     /// one could not be opened.
-    pub(crate) async fn acquire(
+    pub async fn acquire(
         &self,
         patience: Patience,
         liveness: Liveness,

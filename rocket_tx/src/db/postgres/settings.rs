@@ -25,7 +25,7 @@ pub(super) enum SetBy {
 
 /// The settings of one kind of session, and whether sessions are reset between two uses.
 #[derive(Debug, Clone)]
-pub(crate) struct Settings {
+pub struct Settings {
     options: PgConnectOptions,
     values: Vec<(&'static str, String)>,
     set_by: SetBy,
@@ -72,19 +72,19 @@ impl Settings {
     }
 
     /// One setting more, or another value for it.
-    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.values.retain(|(known, _)| *known != name);
         self.values.push((name, value.into()));
         self
     }
 
     /// As [`with`](Self::with), in milliseconds.
-    pub(crate) fn with_limit(self, name: &'static str, limit: Duration) -> Self {
+    pub fn with_limit(self, name: &'static str, limit: Duration) -> Self {
         self.with(name, format!("{}ms", limit.as_millis()))
     }
 
     /// Another name in the server's list of sessions.
-    pub(crate) fn application_name(mut self, name: &str) -> Self {
+    pub fn application_name(mut self, name: &str) -> Self {
         self.options = self.options.application_name(name);
         self.named()
     }
@@ -110,7 +110,7 @@ impl Settings {
     }
 
     /// How sqlx connects for a session.
-    pub(crate) fn session_options(&self) -> PgConnectOptions {
+    pub fn session_options(&self) -> PgConnectOptions {
         match self.set_by {
             SetBy::Startup => self
                 .options

@@ -195,7 +195,7 @@ fn result_code(error: &sqlx::Error) -> Option<i32> {
 }
 
 /// Another connection, or another process, is at the file.
-pub(crate) fn is_sqlite_busy(error: &sqlx::Error) -> bool {
+pub fn is_sqlite_busy(error: &sqlx::Error) -> bool {
     matches!(result_code(error), Some(BUSY | LOCKED))
 }
 

@@ -265,7 +265,7 @@ impl Drop for LentWriter {
 }
 
 /// The writer, for a few statements that are a transaction of their own.
-pub(crate) struct OneShotWriter {
+pub struct OneShotWriter {
     writer: LentWriter,
     /// How long they wait for another process.
     busy_timeout: Duration,
@@ -286,7 +286,7 @@ impl OneShotWriter {
     /// holders too; and what is written under a lease stands behind it in the same log.
     ///
     /// Dropped half-way, it has the connection closed.
-    pub(crate) async fn run(
+    pub async fn run(
         mut self,
         mut query: Query<'_, Sqlite, SqliteArguments>,
     ) -> sqlx::Result<Vec<SqliteRow>> {

@@ -43,9 +43,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 
-pub(crate) use self::file::is_sqlite_busy;
+pub use self::file::is_sqlite_busy;
 pub use self::file::sqlite_open_retries;
-pub(crate) use self::lent::OneShotWriter;
+pub use self::lent::OneShotWriter;
 
 use self::file::SqliteFile;
 use self::lent::LentWriter;
@@ -251,7 +251,7 @@ impl SqlitePool {
 
 impl SqlitePool {
     /// Queues for the writer, as a transaction would.
-    pub(crate) async fn writer(&self, patience: Patience) -> sqlx::Result<OneShotWriter> {
+    pub async fn writer(&self, patience: Patience) -> sqlx::Result<OneShotWriter> {
         let busy_timeout = busy_timeout(patience, self.0.busy_timeout);
         let writer = self.0.writer.acquire(patience).await?;
         Ok(OneShotWriter::new(writer, busy_timeout))

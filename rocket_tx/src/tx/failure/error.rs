@@ -49,11 +49,9 @@ pub enum Error {
     )]
     NotAttached(&'static str),
 
-    /// A guard names a database that keeps no aggregates. 500.
-    #[error(
-        "the database `{0}` keeps no aggregates; add `.attach(rocket_tx::aggregate::init::<{0}>())` to the launch code"
-    )]
-    NoAggregates(&'static str),
+    /// A guard of another library lacks something in the launch code. 500.
+    #[error("{0}")]
+    NotSetUp(Cow<'static, str>),
 
     /// The request's transaction is held by another guard. Drop that one first. 500.
     #[error(
@@ -67,12 +65,15 @@ pub enum Error {
     )]
     Weaker(&'static str),
 
-    /// The request holds a lease of an aggregate and a transaction above READ COMMITTED, where the
-    /// lease's fence cannot work. 500.
-    #[error(
-        "a lease and a transaction of `{0}` above READ COMMITTED do not mix; load aggregates without it, or leave the isolation out"
-    )]
-    Isolation(&'static str),
+    /// A guard asks for a transaction above READ COMMITTED, which something else in the request rules
+    /// out. 500.
+    #[error("a transaction of `{database}` above READ COMMITTED cannot begin: {reason}")]
+    Isolation {
+        /// The database.
+        database: &'static str,
+        /// What rules it out, and what to do.
+        reason: &'static str,
+    },
 
     /// `Read` beside an open `Tx` of the same database, or the other way round, or two `Read`s at
     /// once: a request holds one connection of a pool at most. 500.
@@ -265,10 +266,10 @@ impl Error {
             Self::NoSettlement => ("no-settlement", self.to_string().into()),
             Self::NotEntered => ("not-entered", self.to_string().into()),
             Self::NotAttached(_) => ("not-attached", self.to_string().into()),
-            Self::NoAggregates(_) => ("no-aggregates", self.to_string().into()),
+            Self::NotSetUp(_) => ("not-set-up", self.to_string().into()),
             Self::CheckedOut(_) => ("checked-out", self.to_string().into()),
             Self::Weaker(_) => ("weaker", self.to_string().into()),
-            Self::Isolation(_) => ("isolation", self.to_string().into()),
+            Self::Isolation { .. } => ("isolation", self.to_string().into()),
             Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
             Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
             Self::NotOver(_) => ("not-over", self.to_string().into()),
@@ -327,8 +328,9 @@ impl Error {
         }
     }
 
-    /// What a transaction's refusal means for the request.
-    pub(crate) fn of_commit(error: CommitError, database: &str) -> Self {
+    /// What a transaction's refusal means for the request. `database` is named to the client if what
+    /// became of it is unknown.
+    pub fn of_commit(error: CommitError, database: &str) -> Self {
         match error {
             CommitError::Aborted => Self::Aborted,
             CommitError::Ended { undone } => Self::Ended { undone },

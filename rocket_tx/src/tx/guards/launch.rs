@@ -22,8 +22,12 @@ pub(super) fn refuse_without_settlement<P: Phase>(rocket: &Rocket<P>) -> bool {
     }
 }
 
-/// The database of a guard, for guards that no sentinel has seen too.
-pub(crate) fn attached<'r, D>(request: &'r Request<'_>) -> Result<&'r D, Error>
+/// The database of a guard, as it was attached. For guards of other libraries.
+///
+/// # Errors
+///
+/// [`Error::NotAttached`] if it was not.
+pub fn attached<'r, D>(request: &'r Request<'_>) -> Result<&'r D, Error>
 where
     D: Database,
     D::Pool: TransactionPool,

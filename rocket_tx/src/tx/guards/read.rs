@@ -96,15 +96,21 @@ where
     async fn of(request: &Request<'_>) -> Result<Self, Error> {
         let outstanding = Outstanding::of(request)?;
         let database = launch::attached::<D>(request)?;
-        Self::lend(outstanding, database).await
+        Self::in_request(outstanding, database).await
     }
 
     /// For what reads in a request's name without being a guard.
-    pub(crate) async fn lend(
-        outstanding: &Arc<Outstanding>,
-        pool: &D::Pool,
-    ) -> Result<Self, Error> {
-        let _turn = outstanding.turn().await;
+    ///
+    /// # Errors
+    ///
+    /// 503 when no connection was free in time: [`Error::Busy`] or [`Error::OutOfOrder`].
+    /// [`Error::SecondConnection`] while the request has a connection of `D`.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future gives the place back.
+    pub async fn in_request(outstanding: &Arc<Outstanding>, pool: &D::Pool) -> Result<Self, Error> {
+        let _turn = outstanding.acquire_in_turn().await;
         let link = pool.link().get();
         let rank = link.ok_or(Error::NotAttached(type_name::<D>()))?.rank;
         let by_body = Arc::<AtomicBool>::default();

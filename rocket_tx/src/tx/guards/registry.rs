@@ -14,10 +14,10 @@ impl<'r> FromRequest<'r> for &'r Outstanding {
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
         match Outstanding::of(request) {
             Ok(outstanding) => {
-                outstanding.wants();
+                outstanding.mark_wanted();
                 Outcome::Success(outstanding)
             }
-            Err(error) => failed(request, error),
+            Err(error) => guard_failed(request, error),
         }
     }
 }
@@ -28,11 +28,12 @@ impl Sentinel for &Outstanding {
     }
 }
 
-/// A guard of ours has failed by which something would be outstanding: the request is rolled back,
-/// and no catcher makes a success of it.
-pub(crate) fn failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
+/// What a guard of another library answers when it fails by which something would be outstanding: the
+/// request is rolled back, no catcher makes a success of it, and
+/// [`problem_catchers`](crate::tx::problem_catchers) tell the client the error.
+pub fn guard_failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
     if let Ok(outstanding) = Outstanding::of(request) {
-        outstanding.tries();
+        outstanding.mark_used();
     }
     failed_to_read(request, error)
 }

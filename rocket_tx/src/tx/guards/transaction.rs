@@ -11,7 +11,7 @@ use rocket_db_pools::Database;
 use tokio::sync::{OwnedMappedMutexGuard, OwnedMutexGuard};
 
 use super::launch;
-use super::registry::failed;
+use super::registry::guard_failed;
 use crate::db::TransactionPool;
 use crate::tx::failure::Error;
 use crate::tx::monitor::LiveFlags;
@@ -88,8 +88,12 @@ where
         Self::current_in(Outstanding::of(request)?)
     }
 
-    /// For what outlives the borrow of the request.
-    pub(crate) fn current_in(outstanding: &Arc<Outstanding>) -> Result<Option<Self>, Error> {
+    /// The same for what outlives the borrow of the request.
+    ///
+    /// # Errors
+    ///
+    /// As [`current`](Self::current).
+    pub fn current_in(outstanding: &Arc<Outstanding>) -> Result<Option<Self>, Error> {
         let checked_out = outstanding.current::<D, M>().transpose()?;
         checked_out
             .map(|checked_out| Self::new(checked_out, outstanding))
@@ -220,13 +224,13 @@ where
 
     fn of(request: &Request<'_>) -> Result<Self, Error> {
         let outstanding = Outstanding::of(request)?;
-        outstanding.wants();
+        outstanding.mark_wanted();
         let database = launch::attached::<D>(request)?;
-        Ok(Self::new(outstanding, database))
+        Ok(Self::in_request(outstanding, database))
     }
 
     /// For what begins in a request's name without being a guard.
-    pub(crate) fn new(outstanding: &Arc<Outstanding>, pool: &D::Pool) -> Self {
+    pub fn in_request(outstanding: &Arc<Outstanding>, pool: &D::Pool) -> Self {
         Self {
             outstanding: Arc::clone(outstanding),
             pool: pool.clone(),
@@ -246,7 +250,7 @@ where
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
         match Self::of(request) {
             Ok(begin) => Outcome::Success(begin),
-            Err(error) => failed(request, error),
+            Err(error) => guard_failed(request, error),
         }
     }
 }
@@ -266,7 +270,7 @@ where
     };
     match result {
         Ok(tx) => Outcome::Success(tx),
-        Err(error) => failed(request, error),
+        Err(error) => guard_failed(request, error),
     }
 }
 

@@ -39,7 +39,7 @@ impl Outstanding {
         if let Some(open) = self.current::<D, M>() {
             return open;
         }
-        let _turn = self.turn().await;
+        let _turn = self.acquire_in_turn().await;
         self.begin_in_turn::<D, M>(pool, guard).await
     }
 
@@ -124,8 +124,11 @@ impl Outstanding {
             .rank;
         let patience = state.patience(rank);
         let database = TypeId::of::<D>();
-        if M::ISOLATION > Isolation::Default && state.leased.contains(&database) {
-            return Err(Error::Isolation(D::NAME));
+        if let Some(reason) = state.cap(database)
+            && M::ISOLATION > Isolation::Default
+        {
+            let database = D::NAME;
+            return Err(Error::Isolation { database, reason });
         }
         // A resource will write through it.
         let access = match state.is_required(database) {

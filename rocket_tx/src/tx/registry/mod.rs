@@ -33,6 +33,6 @@ pub(in crate::tx) use closed::{Closed, Held};
 pub use hooks::HookOutput;
 pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
 pub(in crate::tx) use open_transaction::{ConnectionOf, OpenTransaction};
-pub use outstanding::Outstanding;
+pub use outstanding::{Outstanding, Turn};
 pub use resource::{Phase, Resource, Settling};
 pub use settling::{AfterRollback, BorrowedTransaction};

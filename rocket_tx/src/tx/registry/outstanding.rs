@@ -57,8 +57,8 @@ pub(super) struct State {
     pub(super) entries: Vec<Entry>,
     /// What resources will need when they are settled.
     pub(super) required: Vec<RequiredTransaction>,
-    /// Databases of which it holds leases whose fence works at READ COMMITTED alone.
-    pub(super) leased: Vec<TypeId>,
+    /// Databases whose transactions must be READ COMMITTED, and why.
+    pub(super) capped: Vec<(TypeId, &'static str)>,
     /// What the request's `Read`s hold.
     pub(super) reading: Vec<Reading>,
     pub(super) doom: Option<(Status, Cow<'static, str>)>,
@@ -75,6 +75,10 @@ pub(super) struct State {
     /// The verdict has fallen; nothing joins any more.
     pub(super) closed: bool,
 }
+
+/// The turn of one task among those of its request. The others get theirs when it is dropped.
+#[must_use = "the turn ends when it is dropped"]
+pub struct Turn<'a>(#[expect(dead_code)] tokio::sync::MutexGuard<'a, ()>);
 
 /// A database whose transaction is needed when the request is settled.
 pub(super) struct RequiredTransaction {
@@ -169,33 +173,41 @@ impl Outstanding {
         state.databases().next().is_some() || !state.reading.is_empty()
     }
 
-    /// A guard is taken by which something can become outstanding: a panic after it is told as a
-    /// failure, although nothing was begun yet.
-    pub(crate) fn wants(&self) {
+    /// Marks that a guard was taken by which something can become outstanding: after a panic no
+    /// catcher makes a success of the request, although nothing was begun yet. For guards of other
+    /// libraries.
+    pub fn mark_wanted(&self) {
         self.state.lock().wanted = true;
     }
 
-    /// Something is tried that would be outstanding: the answer tells the outcome.
-    pub(crate) fn tries(&self) {
+    /// Marks the request transactional, so that its response carries `Transaction-Outcome`.
+    pub fn mark_used(&self) {
         self.state.lock().used = true;
     }
 
-    /// Waits until no other task of this request is waiting for anything.
-    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.turn.lock().await
+    /// Waits until no other task of this request is waiting for a connection or a lease, and keeps
+    /// others waiting until the [`Turn`] is dropped. Before a wait whose bound depends on what the
+    /// request [holds](Self::holds_a_connection).
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future gives up the place in the queue.
+    pub async fn acquire_in_turn(&self) -> Turn<'_> {
+        Turn(self.turn.lock().await)
     }
 
-    /// From now on no transaction of `D` begins above READ COMMITTED.
-    pub(crate) fn stay_at_read_committed<D: Database>(&self) {
+    /// From now on no transaction of `D` begins above READ COMMITTED: a guard that asks for more
+    /// fails with [`Error::Isolation`], which tells the `reason`.
+    pub fn cap_isolation<D: Database>(&self, reason: &'static str) {
         let database = TypeId::of::<D>();
         let mut state = self.state.lock();
-        if !state.leased.contains(&database) {
-            state.leased.push(database);
+        if state.cap(database).is_none() {
+            state.capped.push((database, reason));
         }
     }
 
     /// How strict the open transaction of `D` is, if the request has one.
-    pub(crate) fn strength_of<D: Database>(&self) -> Option<(Isolation, Access)> {
+    pub fn open_mode<D: Database>(&self) -> Option<(Isolation, Access)> {
         let state = self.state.lock();
         let mut databases = state.databases();
         let entry = databases.find(|entry| entry.database == TypeId::of::<D>())?;
@@ -281,6 +293,12 @@ impl Outstanding {
 }
 
 impl State {
+    /// Why transactions of a database must be READ COMMITTED, if they must.
+    pub(super) fn cap(&self, database: TypeId) -> Option<&'static str> {
+        let mut capped = self.capped.iter();
+        capped.find_map(|(known, reason)| (*known == database).then_some(*reason))
+    }
+
     pub(super) fn is_reading<D: Database>(&self) -> bool {
         let database = TypeId::of::<D>();
         self.reading

@@ -14,7 +14,10 @@ pub mod failure {
     #[derive(Debug)]
     pub enum Error {
         CheckedOut(&'static str),
-        Isolation(&'static str),
+        Isolation {
+            database: &'static str,
+            reason: &'static str,
+        },
         NotAttached(&'static str),
         OutOfOrder(&'static str),
         SecondConnection(&'static str),

@@ -144,7 +144,7 @@ pub(super) fn snapshot_of<A: Aggregate>(aggregate: &A) -> Result<Snapshot, Error
 /// the field that is its entity, and its kinds of event.
 ///
 /// ```
-/// use rocket_tx::aggregate::{Aggregate, Entity, Event};
+/// use rocket_tx_aggregates::aggregate::{Aggregate, Entity, Event};
 /// use serde::{Deserialize, Serialize};
 ///
 /// #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -158,7 +158,7 @@ pub(super) fn snapshot_of<A: Aggregate>(aggregate: &A) -> Result<Snapshot, Error
 ///     fn apply(self, switch: &mut Switch) { switch.on = !switch.on }
 /// }
 ///
-/// rocket_tx::aggregate!(Switch as "switch", entity, [Flipped]);
+/// rocket_tx_aggregates::aggregate!(Switch as "switch", entity, [Flipped]);
 ///
 /// let mut switch = Switch::fresh("kitchen").unwrap();
 /// switch.record(Flipped).unwrap();

@@ -36,7 +36,7 @@ pub struct EventRecord {
 /// [`VERSION`](Self::VERSION) and convert older payloads in [`upcast`](Self::upcast).
 ///
 /// ```
-/// use rocket_tx::aggregate::{Entity, Event};
+/// use rocket_tx_aggregates::aggregate::{Entity, Event};
 /// use rocket::serde::json::{Value, json};
 /// use serde::{Deserialize, Serialize};
 ///
@@ -60,7 +60,7 @@ pub struct EventRecord {
 ///     }
 /// }
 ///
-/// rocket_tx::aggregate!(Todo as "todo", entity, [Renamed]);
+/// rocket_tx_aggregates::aggregate!(Todo as "todo", entity, [Renamed]);
 /// ```
 pub trait Event<A>: Serialize + DeserializeOwned {
     /// Its name in the store. Never changes.

@@ -11,10 +11,10 @@ use super::projection::{Projection, Projections};
 use super::repository::AsyncRepository;
 use super::rows::{AggregatePool, EventRows, Row, history_of};
 use super::stream::{Append, History};
-use crate::db::{
+use crate::lock::{Fence, LeaseStore, LockError, ReleaseOutcome};
+use rocket_tx::db::{
     self, Access, BeginOptions, Isolation, Migrations, Patience, Session, TransactionPool,
 };
-use crate::lock::{Fence, LeaseStore, LockError, ReleaseOutcome};
 
 /// Streams of events, with what a lock in the same database needs.
 pub trait EventStore: AsyncRepository {
@@ -210,7 +210,7 @@ impl<P: AggregatePool> EventStore for SqlEventStore<P> {
             }
         }
         let committed = transaction.commit().await;
-        committed.map_err(|error| crate::Error::of_commit(error, "the event store"))?;
+        committed.map_err(|error| rocket_tx::Error::of_commit(error, "the event store"))?;
         Ok(released)
     }
 }

@@ -108,7 +108,7 @@ pub trait AsyncUnlockableRepository: AsyncRepository {
 /// The aggregates of type `A` in a repository.
 ///
 /// ```
-/// # use rocket_tx::aggregate::{Aggregate, Entity, Event};
+/// # use rocket_tx_aggregates::aggregate::{Aggregate, Entity, Event};
 /// # use serde::{Deserialize, Serialize};
 /// # #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 /// # struct Switch { #[serde(skip)] entity: Entity, on: bool }
@@ -118,11 +118,11 @@ pub trait AsyncUnlockableRepository: AsyncRepository {
 /// #     const NAME: &'static str = "flipped";
 /// #     fn apply(self, switch: &mut Switch) { switch.on = !switch.on }
 /// # }
-/// # rocket_tx::aggregate!(Switch as "switch", entity, [Flipped]);
-/// use rocket_tx::aggregate::{AsyncAggregateRepository, InMemoryEventStore, Queueable};
-/// use rocket_tx::lock::InMemoryAsyncLockManager;
+/// # rocket_tx_aggregates::aggregate!(Switch as "switch", entity, [Flipped]);
+/// use rocket_tx_aggregates::aggregate::{AsyncAggregateRepository, InMemoryEventStore, Queueable};
+/// use rocket_tx_aggregates::lock::InMemoryAsyncLockManager;
 ///
-/// # async fn example() -> Result<(), rocket_tx::aggregate::Error> {
+/// # async fn example() -> Result<(), rocket_tx_aggregates::aggregate::Error> {
 /// let store = InMemoryEventStore::new().queued_async_with(InMemoryAsyncLockManager::new());
 /// let switches = AsyncAggregateRepository::<_, Switch>::new(store);
 ///

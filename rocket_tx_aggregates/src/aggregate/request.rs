@@ -20,10 +20,11 @@ use super::resource::RequestAggregates;
 use super::rows::AggregatePool;
 use super::store::{load_from, page_from};
 use super::stream::{Append, HeldLease, History};
-use crate::db::TransactionPool;
 use crate::lock::{Hold, in_order};
-use crate::tx::{Outstanding, ReadOnly};
-use crate::{Begin, Read, RequestId, Tx};
+use rocket_tx::db::TransactionPool;
+use rocket_tx::extend::{attached, guard_failed};
+use rocket_tx::tx::{Outstanding, ReadOnly};
+use rocket_tx::{Begin, Read, RequestId, Tx};
 
 /// The aggregates of type `A` in the database `D`, for one request.
 ///
@@ -64,15 +65,15 @@ where
     D: Database,
     D::Pool: AggregatePool,
 {
-    fn of(request: &Request<'_>) -> Result<Self, crate::Error> {
+    fn of(request: &Request<'_>) -> Result<Self, rocket_tx::Error> {
         let outstanding = Outstanding::of(request)?;
         let shared = request.rocket().state::<Arc<Shared<D>>>();
-        let shared = shared.ok_or(crate::Error::NoAggregates(type_name::<D>()))?;
-        let pool: &D::Pool = crate::tx::attached::<D>(request)?;
+        let shared = shared.ok_or_else(no_aggregates::<D>)?;
+        let pool: &D::Pool = attached::<D>(request)?;
         let link = pool.link().get();
         let rank = link
-            .ok_or(crate::Error::NotAttached(type_name::<D>()))?
-            .rank;
+            .ok_or(rocket_tx::Error::NotAttached(type_name::<D>()))?
+            .rank();
         let order = request.local_cache(Arc::<Order>::default);
         let leases =
             request.local_cache(|| Arc::new(RequestLeases::new(outstanding, shared, rank, order)));
@@ -81,6 +82,15 @@ where
             observer: shared.observer_of(request),
         })
     }
+}
+
+fn no_aggregates<D>() -> rocket_tx::Error {
+    let database = type_name::<D>();
+    let reason = format!(
+        "the database `{database}` keeps no aggregates; add \
+         `.attach(rocket_tx_aggregates::aggregate::init::<{database}>())` to the launch code"
+    );
+    rocket_tx::Error::NotSetUp(reason.into())
 }
 
 /// Dooms the request when it is dropped: a part of the staged events may have been written, and the
@@ -118,7 +128,7 @@ macro_rules! reading {
                 $work
             }
             None => {
-                let mut read = Read::<D>::lend(outstanding, $leases.pool()).await?;
+                let mut read = Read::<D>::in_request(outstanding, $leases.pool()).await?;
                 let $db = &mut *read;
                 $work
             }
@@ -133,11 +143,13 @@ where
 {
     async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, Error> {
         let outstanding = &self.leases.outstanding;
-        outstanding.tries();
+        outstanding.mark_used();
         let sorted = in_order(streams);
         let deadline = self.leases.shared.locks.deadline();
         let first = sorted.first().copied().unwrap_or_default();
-        let _turn = deadline.timeout(first, outstanding.turn()).await?;
+        let _turn = deadline
+            .timeout(first, outstanding.acquire_in_turn())
+            .await?;
         let mut leases = BTreeMap::new();
         for stream in sorted {
             let lease = self.leases.lease(stream, deadline).await?;
@@ -184,7 +196,7 @@ where
     }
 
     async fn flush(&self) -> Result<(), Error> {
-        let begin = Begin::<D>::new(&self.leases.outstanding, self.leases.pool());
+        let begin = Begin::<D>::in_request(&self.leases.outstanding, self.leases.pool());
         let mut tx = begin.begin().await?;
         let staged = self.leases.flush();
         let mut guard = FlushGuard(Some(&self.leases.outstanding));
@@ -226,15 +238,15 @@ where
     D: Database,
     D::Pool: AggregatePool,
 {
-    type Error = crate::Error;
+    type Error = rocket_tx::Error;
 
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, crate::Error> {
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, rocket_tx::Error> {
         match RequestRepository::of(request) {
             Ok(repository) => {
-                repository.leases.outstanding.wants();
+                repository.leases.outstanding.mark_wanted();
                 Outcome::Success(Self::new(repository))
             }
-            Err(error) => crate::tx::failed(request, error),
+            Err(error) => guard_failed(request, error),
         }
     }
 }
@@ -248,7 +260,7 @@ where
         let unfit = <Begin<D> as Sentinel>::abort(rocket);
         let missing = rocket.state::<Arc<Shared<D>>>().is_none();
         if missing {
-            tracing::error!("{}", crate::Error::NoAggregates(type_name::<D>()));
+            tracing::error!("{}", no_aggregates::<D>());
         }
         unfit || missing
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::db::{Identity, Patience, Session, TransactionPool};
+use rocket_tx::db::{Identity, Patience, Session, TransactionPool};
 
 /// Proof of having taken a lease: new for every acquisition, and shown to operators only. The owner
 /// id is only a label.
@@ -205,7 +205,7 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     fn free(&self, token: &Token) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
     /// Makes the table, if it is not there.
-    fn migrate(&self) -> impl Future<Output = Result<(), crate::db::Error>> + Send;
+    fn migrate(&self) -> impl Future<Output = Result<(), rocket_tx::db::Error>> + Send;
 
     /// How long one attempt may wait for a row, and how often waiters poll.
     fn set_retry_interval(&mut self, interval: Duration);
@@ -234,7 +234,7 @@ pub(super) fn spawn_before_closing<P: TransactionPool>(
     work: impl Future<Output = ()> + Send + 'static,
 ) {
     match pool.link().get() {
-        Some(link) => drop(link.in_flight.spawn(work)),
+        Some(link) => link.spawn(work),
         None => drop(tokio::spawn(work)),
     }
 }

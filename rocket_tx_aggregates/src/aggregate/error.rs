@@ -42,14 +42,14 @@ pub enum Error {
 
     /// The request's transaction could not do it.
     #[error(transparent)]
-    Transaction(#[from] crate::Error),
+    Transaction(#[from] rocket_tx::Error),
 
     /// The database failed.
     #[error("the events cannot be reached: {0}")]
     Database(#[from] sqlx::Error),
 }
 
-impl From<Error> for crate::Error {
+impl From<Error> for rocket_tx::Error {
     /// By the failure table.
     fn from(error: Error) -> Self {
         let status = match error {

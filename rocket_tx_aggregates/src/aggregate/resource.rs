@@ -13,9 +13,9 @@ use super::leases::{LeaseOf, RequestLeases};
 use super::rows::AggregatePool;
 use super::store::release_within;
 use super::stream::Append;
-use crate::db::{Access, Patience};
 use crate::lock::{Fence, Hold, LeasePool, LeaseStore, LockError};
-use crate::tx::{Phase, Resource, Settling};
+use rocket_tx::db::{Access, Patience};
+use rocket_tx::tx::{Phase, Resource, Settling};
 
 /// The leases and staged events of a request in `D`.
 ///
@@ -43,7 +43,7 @@ where
 {
     /// Makes `request` one of the request's resources, once. If that fails, its leases are
     /// released.
-    pub(super) fn join(request: &Arc<RequestLeases<D>>) -> Result<(), crate::Error> {
+    pub(super) fn join(request: &Arc<RequestLeases<D>>) -> Result<(), rocket_tx::Error> {
         if !request.is_first_join() {
             return Ok(());
         }
@@ -88,7 +88,7 @@ where
     async fn release_on_the_same_connection(
         &mut self,
         settling: &mut Settling<'_>,
-    ) -> Result<bool, crate::Error> {
+    ) -> Result<bool, rocket_tx::Error> {
         // No other task can write meanwhile, so no other process is waited for.
         let patience = Patience::AtMost(self.request.shared.locks.retry_interval());
         let Some(mut transaction) = settling.begin_after_rollback::<D>(patience).await? else {
@@ -133,7 +133,7 @@ where
         Phase::Release
     }
 
-    async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), crate::Error> {
+    async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), rocket_tx::Error> {
         let staged = self.take().await;
         if let Some((lease, _)) = self.leases.iter().find(|(lease, _)| lease.is_lost()) {
             return Err(LockError::Lost(lease.key().to_owned()).into());
@@ -145,7 +145,7 @@ where
             return match staged.is_empty() {
                 true => Ok(()),
                 // It was required, so it is there.
-                false => Err(crate::Error::Weaker(D::NAME)),
+                false => Err(rocket_tx::Error::Weaker(D::NAME)),
             };
         };
         let db = transaction.connection();
@@ -155,7 +155,7 @@ where
                 let released = release_within::<D::Pool>(db, fence).await?;
                 self.deleted.push(released.wanted);
             }
-            Ok::<(), crate::Error>(())
+            Ok::<(), rocket_tx::Error>(())
         };
         written.instrument(tracing::debug_span!("append")).await?;
         // Others may take the leases once they are gone: then everything else is certain.
@@ -163,7 +163,7 @@ where
         Ok(())
     }
 
-    async fn commit(&mut self) -> Result<(), crate::Error> {
+    async fn commit(&mut self) -> Result<(), rocket_tx::Error> {
         match self.deleted.len() == self.leases.len() {
             true => self.open_gates(),
             false => self.release().await,
@@ -171,7 +171,7 @@ where
         Ok(())
     }
 
-    async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), crate::Error> {
+    async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), rocket_tx::Error> {
         drop(self.take().await);
         self.deleted.clear();
         if self.leases.is_empty() {

@@ -15,8 +15,9 @@ use super::definition::Aggregate;
 use super::projection::{Projection, Projections};
 use super::rows::AggregatePool;
 use super::store::{ConnectionOf, SqlEventStore};
-use crate::db::{Seconds, setting};
 use crate::lock::{LeaseLockManager, LeasePool};
+use rocket_tx::db::Seconds;
+use rocket_tx::extend::setting;
 
 /// Called when a request has loaded aggregates with their leases, and holds no connection. The
 /// request waits until it returns, with the leases held.
@@ -73,7 +74,7 @@ where
 /// sweeps leases that crashed processes have left. Attach it after the database.
 ///
 /// ```no_run
-/// use rocket_tx::aggregate;
+/// use rocket_tx_aggregates::aggregate;
 /// use rocket_tx::db::{self, UrlPool};
 /// use rocket_tx::rocket_db_pools::{self, Database};
 /// use rocket_tx::Settlement;

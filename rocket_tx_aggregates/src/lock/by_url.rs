@@ -13,7 +13,19 @@ use super::SqliteLeases;
 use super::store::{
     Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token,
 };
-use crate::db::{self, Connection, Identity, Patience, UrlPool, either};
+use rocket_tx::db::{self, Connection, Identity, Patience, UrlPool};
+
+/// Matches on the backend and does the same to either.
+macro_rules! either {
+    ($kind:ident, $on:expr, |$inner:ident| $body:expr) => {
+        match $on {
+            #[cfg(feature = "sqlite")]
+            $kind::Sqlite($inner) => $body,
+            #[cfg(feature = "postgres")]
+            $kind::Postgres($inner) => $body,
+        }
+    };
+}
 
 /// Leases in a SQLite file or in Postgres, depending on the URL.
 pub type UrlLockManager = LeaseLockManager<UrlLeases>;

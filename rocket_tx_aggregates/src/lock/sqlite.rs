@@ -13,10 +13,11 @@ use super::store::{
     Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
     spawn_before_closing,
 };
-use crate::db::{
-    self, Access, Identity, Migrations, OneShotWriter, Patience, Session, SqlitePool,
-    SqliteSession, TransactionPool, is_sqlite_busy,
+use rocket_tx::db::{
+    self, Access, Identity, Migrations, Patience, Session, SqlitePool, SqliteSession,
+    TransactionPool,
 };
+use rocket_tx::extend::{OneShotWriter, is_sqlite_busy};
 
 /// Leases in a SQLite file, for processes of one machine. All times are the host's.
 pub type SqliteLockManager = LeaseLockManager<SqliteLeases>;

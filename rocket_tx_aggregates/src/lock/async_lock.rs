@@ -41,9 +41,9 @@ pub trait AsyncLock: Send + Sync {
 /// Makes locks by key.
 ///
 /// ```
-/// use rocket_tx::lock::{AsyncLock, AsyncLockManager, InMemoryAsyncLockManager};
+/// use rocket_tx_aggregates::lock::{AsyncLock, AsyncLockManager, InMemoryAsyncLockManager};
 ///
-/// # async fn example() -> Result<(), rocket_tx::lock::LockError> {
+/// # async fn example() -> Result<(), rocket_tx_aggregates::lock::LockError> {
 /// let locks = InMemoryAsyncLockManager::new();
 /// let lock = locks.get_lock("todo:7")?;
 /// lock.lock().await?;

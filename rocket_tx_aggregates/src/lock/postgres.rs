@@ -16,10 +16,10 @@ use super::store::{
     Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
     spawn_before_closing,
 };
-use crate::db::{
-    self, Identity, Limits, Liveness, Migrations, OnReturn, Patience, PostgresPool,
-    PostgresSession, Sessions, Settings, TransactionPool,
+use rocket_tx::db::{
+    self, Identity, Migrations, Patience, PostgresPool, PostgresSession, TransactionPool,
 };
+use rocket_tx::extend::{Limits, Liveness, OnReturn, Sessions, Settings};
 
 /// Leases in a Postgres database, for services on more than one machine. All times are the
 /// server's.

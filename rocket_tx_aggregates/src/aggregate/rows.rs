@@ -9,11 +9,11 @@ use sqlx::FromRow;
 use super::error::Error;
 use super::event::EventRecord;
 use super::stream::{Append, History, Snapshot};
-use crate::db::Session;
 use crate::lock::{LeasePool, statement};
+use rocket_tx::db::Session;
 
-/// A pool whose database can hold aggregates: any of [`SqlitePool`](crate::db::SqlitePool),
-/// [`PostgresPool`](crate::db::PostgresPool) and [`UrlPool`](crate::db::UrlPool).
+/// A pool whose database can hold aggregates: any of [`SqlitePool`](rocket_tx::db::SqlitePool),
+/// [`PostgresPool`](rocket_tx::db::PostgresPool) and [`UrlPool`](rocket_tx::db::UrlPool).
 pub trait AggregatePool:
     LeasePool<Session: Session<Connection: EventRows>, Leases: Send + Sync>
 {

@@ -2,8 +2,8 @@
 
 use super::rows::{EventRows, Row};
 use super::stream::{Append, Snapshot};
-use crate::db::Connection;
-use crate::with_backend;
+use rocket_tx::db::Connection;
+use rocket_tx::with_backend;
 
 impl EventRows for Connection {
     async fn history(

@@ -14,12 +14,16 @@ use super::initializer::Shared;
 use super::order::Order;
 use super::rows::AggregatePool;
 use super::stream::{Append, HeldLease};
-use crate::Tx;
-use crate::db::{Access, Isolation, Patience};
 use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError, Token};
-use crate::tx::{Outstanding, ReadOnly};
+use rocket_tx::Tx;
+use rocket_tx::db::{Access, Isolation, Patience};
+use rocket_tx::tx::{Outstanding, ReadOnly};
 
 pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>;
+
+/// Why a request with a lease has no stricter transaction.
+const CAP: &str = "the request holds a lease of an aggregate, whose fence works at READ COMMITTED alone; \
+    load aggregates without it, or leave the isolation out";
 
 /// The leases of a request, and its staged events, in the database `D`.
 pub(super) struct RequestLeases<D>
@@ -167,7 +171,7 @@ where
         deadline: Deadline,
     ) -> Result<Arc<LeaseHandle<D>>, Error> {
         if self.outstanding.is_settled() {
-            return Err(crate::Error::Settled.into());
+            return Err(rocket_tx::Error::Settled.into());
         }
         let lease = match self.excluded_by_transaction(stream).await? {
             true => None,
@@ -184,7 +188,7 @@ where
         {
             let mut state = self.state.lock();
             if state.closed {
-                return Err(crate::Error::Settled.into());
+                return Err(rocket_tx::Error::Settled.into());
             }
             state.entries.insert(stream.to_owned(), entry);
         }
@@ -206,7 +210,7 @@ where
             }
         };
         if lease.needs_read_committed() {
-            self.outstanding.stay_at_read_committed::<D>();
+            self.outstanding.cap_isolation::<D>(CAP);
         }
         Ok(lease)
     }
@@ -227,11 +231,11 @@ where
 
     /// Whether the request's open transaction of `D`, if it has one, keeps others from writing.
     async fn excluded_by_transaction(&self, stream: &str) -> Result<bool, Error> {
-        let Some((isolation, access)) = self.outstanding.strength_of::<D>() else {
+        let Some((isolation, access)) = self.outstanding.open_mode::<D>() else {
             return Ok(false);
         };
         if access == Access::ReadOnly {
-            return Err(crate::Error::Weaker(D::NAME).into());
+            return Err(rocket_tx::Error::Weaker(D::NAME).into());
         }
         let Some(mut tx) = Tx::<D, ReadOnly>::current_in(&self.outstanding)? else {
             return Ok(false);
@@ -242,9 +246,11 @@ where
         match exclusion {
             Exclusion::Complete => Ok(true),
             Exclusion::Held => Err(LockError::Held(stream.to_owned()).into()),
-            Exclusion::None if isolation > Isolation::Default => {
-                Err(crate::Error::Isolation(D::NAME).into())
+            Exclusion::None if isolation > Isolation::Default => Err(rocket_tx::Error::Isolation {
+                database: D::NAME,
+                reason: CAP,
             }
+            .into()),
             Exclusion::None => Ok(false),
         }
     }
@@ -258,7 +264,7 @@ where
     pub(super) fn stage(&self, batch: Vec<Append>) -> Result<(), Error> {
         let mut state = self.state.lock();
         if state.closed {
-            return Err(crate::Error::Settled.into());
+            return Err(rocket_tx::Error::Settled.into());
         }
         let mut last = BTreeMap::new();
         for append in &batch {

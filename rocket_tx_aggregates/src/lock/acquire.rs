@@ -12,7 +12,8 @@ use super::key::Key;
 use super::lease::{Lease, release_patiently};
 use super::stats::Counters;
 use super::store::{Attempt, Claim, LeaseStore, Token};
-use crate::db::{ErrorClass, Patience};
+use rocket_tx::db::Patience;
+use rocket_tx::extend::ErrorClass;
 
 /// Counts a wait as given up, unless it was finished.
 struct WaitRecord {

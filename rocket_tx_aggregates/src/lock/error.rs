@@ -48,7 +48,7 @@ pub enum LockError {
     Database(#[from] sqlx::Error),
 }
 
-impl From<LockError> for crate::Error {
+impl From<LockError> for rocket_tx::Error {
     /// By the failure table: 503 for what passes, 409 for a lease that was lost.
     fn from(error: LockError) -> Self {
         let status = match error {

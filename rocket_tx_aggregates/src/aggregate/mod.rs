@@ -22,10 +22,11 @@
 //! # In a handler
 //!
 //! ```
-//! use rocket_tx::aggregate::{Aggregate, Aggregates, Entity, Event};
+//! use rocket_tx_aggregates::aggregate::{Aggregate, Aggregates, Entity, Event};
 //! use rocket_tx::db::SqlitePool;
 //! use rocket_tx::rocket_db_pools::{self, Database};
-//! use rocket_tx::{Error, aggregate};
+//! use rocket_tx::Error;
+//! use rocket_tx_aggregates::aggregate;
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Database)]

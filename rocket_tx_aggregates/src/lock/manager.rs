@@ -13,7 +13,7 @@ use super::lease::Lease;
 use super::manual::{Lockable, ManualLock, Slot};
 use super::stats::{Counters, LeaseStats};
 use super::store::{LeaseRow, LeaseStore, Token};
-use crate::db::Patience;
+use rocket_tx::db::Patience;
 
 /// Durable locks: rows of `aggregate_locks`, behind a gate for the tasks of this process.
 ///
@@ -93,7 +93,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     /// # Errors
     ///
     /// Errors of the database.
-    pub async fn migrate(&self) -> Result<(), crate::db::Error> {
+    pub async fn migrate(&self) -> Result<(), rocket_tx::db::Error> {
         self.store.migrate().await
     }
 
