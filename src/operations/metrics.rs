@@ -185,10 +185,6 @@ fn raise(counter: &IntCounter, to: u64) {
 }
 
 /// A label must have few values. The log has the details of a reason.
-#[allow(
-    unreachable_patterns,
-    reason = "only in the crate of `Reason` itself: outside of it, `Reason` can grow"
-)]
 fn label(reason: &Reason) -> &'static str {
     match reason {
         Reason::Leaked(_) => "leaked",

@@ -1,9 +1,10 @@
 //! Noticing a panic that a catcher would paper over.
 //!
 //! Rocket catches a handler's panic and asks the catcher for 500, which may answer with a success.
-//! Nothing in the response tells that from a success. A guard that is dropped by the panic knows,
-//! but a panic in a responder, or after the last guard was dropped, passes none. So a panic hook,
-//! chained before whatever hook the process has, marks the request whose task it is in.
+//! Nothing in the response tells that from a success. A guard notices the panic by which it is
+//! dropped, but no guard is there for a panic in a responder, or after the last one was dropped. So a
+//! panic hook marks the request whose task it is in. It is chained before the hook that the process
+//! has. Settlement reads the mark: `Outstanding::has_panicked`.
 
 use std::any::Any;
 use std::cell::Cell;

@@ -69,7 +69,11 @@ impl Verdict {
     }
 }
 
-/// Why a verdict fell. In the order in which they are asked; the first that applies decides.
+/// Why a verdict fell. They are asked for in this order, and the first that applies
+/// decides; but a status below 200 comes before the handler's word, and so does one from 500 on if that
+/// word is [`Commit`](super::Commit).
+///
+/// What the client is told for each is in `settlement/rewrite.rs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
@@ -91,7 +95,8 @@ pub enum Reason {
 
 impl Reason {
     /// Whether the client may be told `status` after a rollback for this reason. A success or a
-    /// redirect stands only where the service asked for a rollback behind it.
+    /// redirect stands only where the service itself asked for the rollback, by
+    /// [`Rollback`](super::Rollback) or its veto.
     pub(in crate::tx) fn lets_stand(&self, status: Status) -> bool {
         match self {
             Self::Leaked(_) => false,

@@ -135,7 +135,7 @@ pub(super) struct DatabaseEntry {
 }
 
 impl Outstanding {
-    /// Nothing is begun yet. It notices panics of the thread from now on.
+    /// Nothing is begun yet. It notices panics of the request's task from now on.
     pub(in crate::tx) fn new(request: RequestId, live: Live, observers: Observers) -> Self {
         Self {
             request,

@@ -44,7 +44,9 @@ pub(super) fn rewrite(
             (Reason::Leaked(names), ..) => Error::Leaked(names.clone()),
             (Reason::Doomed(_), Some((status, reason)), _) => Error::Doomed { status, reason },
             (Reason::Panicked, ..) => Error::Panicked,
-            _ => Error::NotFinal(status),
+            // Spelt out, so that a new reason is given its own text here.
+            (Reason::GuardFailed | Reason::Doomed(_), ..)
+            | (Reason::Handler | Reason::Vetoed | Reason::Status(_), ..) => Error::NotFinal(status),
         },
     };
     error.report_success();
