@@ -6,6 +6,7 @@ use rocket::Config;
 use rocket::fairing::AdHoc;
 use rocket::figment::Figment;
 use rocket_tx::db::Seconds;
+use rocket_tx::extend::setting;
 use serde::de::DeserializeOwned;
 
 /// The value of `key`, or `None` if the configuration does not have the key.
@@ -13,11 +14,7 @@ pub(crate) fn value<T: DeserializeOwned>(
     figment: &Figment,
     key: &str,
 ) -> Result<Option<T>, String> {
-    match figment.extract_inner(key) {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.missing() => Ok(None),
-        Err(error) => Err(format!("`{key}`: {error}")),
-    }
+    setting(figment, key).map_err(|error| format!("`{key}`: {error}"))
 }
 
 /// A duration, as `"10s"` or as a number of seconds.

@@ -68,40 +68,23 @@ async fn act<M: Mode>(
     }
 }
 
-#[post("/default/<then>", data = "<sql>")]
-async fn by_default(
+#[post("/<level>/<then>", data = "<sql>")]
+async fn at(
+    level: &str,
     then: &str,
     sql: String,
-    begin: Begin<Main, ReadWrite>,
+    by_default: Begin<Main, ReadWrite>,
+    repeatable_read: Begin<Main, RepeatableRead>,
+    serializable: Begin<Main, Serializable>,
+    read_only: Begin<Main, ReadOnly>,
 ) -> Result<(Status, String), Error> {
-    act(begin, then, sql).await
-}
-
-#[post("/repeatable-read/<then>", data = "<sql>")]
-async fn repeatable_read(
-    then: &str,
-    sql: String,
-    begin: Begin<Main, RepeatableRead>,
-) -> Result<(Status, String), Error> {
-    act(begin, then, sql).await
-}
-
-#[post("/serializable/<then>", data = "<sql>")]
-async fn serializable(
-    then: &str,
-    sql: String,
-    begin: Begin<Main, Serializable>,
-) -> Result<(Status, String), Error> {
-    act(begin, then, sql).await
-}
-
-#[post("/read-only/<then>", data = "<sql>")]
-async fn read_only(
-    then: &str,
-    sql: String,
-    begin: Begin<Main, ReadOnly>,
-) -> Result<(Status, String), Error> {
-    act(begin, then, sql).await
+    match level {
+        "default" => act(by_default, then, sql).await,
+        "repeatable-read" => act(repeatable_read, then, sql).await,
+        "serializable" => act(serializable, then, sql).await,
+        "read-only" => act(read_only, then, sql).await,
+        _ => Err(Error::NotFound),
+    }
 }
 
 /// No transaction of ours.
@@ -114,7 +97,7 @@ const GIVEN_UP_AFTER: Duration = Duration::from_millis(500);
 const ONE: (&str, &str) = ("databases.main.max_connections", "1");
 
 fn rocket(rocket: rocket::Rocket<rocket::Build>) -> rocket::Rocket<rocket::Build> {
-    let all = routes![by_default, repeatable_read, serializable, read_only, lent];
+    let all = routes![at, lent];
     rocket
         .mount("/", bounded(all, GIVEN_UP_AFTER))
         .attach(Settlement::new())

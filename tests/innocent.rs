@@ -35,25 +35,20 @@ async fn run_in<M: Mode>(begin: Begin<Main, M>, sql: &str) -> Result<(Status, St
     Ok((Status::Created, met))
 }
 
-#[post("/default", data = "<sql>")]
-async fn by_default(sql: String, begin: Begin<Main>) -> Result<(Status, String), Error> {
-    run_in(begin, &sql).await
-}
-
-#[post("/repeatable-read", data = "<sql>")]
-async fn repeatable_read(
+#[post("/in/<level>", data = "<sql>")]
+async fn at(
+    level: &str,
     sql: String,
-    begin: Begin<Main, RepeatableRead>,
+    by_default: Begin<Main>,
+    repeatable_read: Begin<Main, RepeatableRead>,
+    serializable: Begin<Main, Serializable>,
 ) -> Result<(Status, String), Error> {
-    run_in(begin, &sql).await
-}
-
-#[post("/serializable", data = "<sql>")]
-async fn serializable(
-    sql: String,
-    begin: Begin<Main, Serializable>,
-) -> Result<(Status, String), Error> {
-    run_in(begin, &sql).await
+    match level {
+        "default" => run_in(by_default, &sql).await,
+        "repeatable-read" => run_in(repeatable_read, &sql).await,
+        "serializable" => run_in(serializable, &sql).await,
+        _ => Err(Error::NotFound),
+    }
 }
 
 #[post("/both", data = "<sql>")]
@@ -111,15 +106,7 @@ async fn only_one_above(begin: Begin<Main, RepeatableRead>) -> Result<Status, Er
 const GIVEN_UP_AFTER: Duration = Duration::from_millis(500);
 
 fn rocket(rocket: rocket::Rocket<rocket::Build>) -> rocket::Rocket<rocket::Build> {
-    let routes = routes![
-        by_default,
-        repeatable_read,
-        serializable,
-        both,
-        lent,
-        only_one,
-        only_one_above
-    ];
+    let routes = routes![at, both, lent, only_one, only_one_above];
     rocket
         .mount("/", routes)
         .mount("/", bounded(routes![read], GIVEN_UP_AFTER))
@@ -269,7 +256,7 @@ const SQLITE: &[&[&str]] = &[
 #[rocket::async_test]
 async fn on_postgres_a_transaction_takes_any_sql_that_does_not_end_it() {
     let stage = Stage::new(Backend::Postgres, rocket).await;
-    for path in ["/default", "/repeatable-read", "/serializable"] {
+    for path in ["/in/default", "/in/repeatable-read", "/in/serializable"] {
         all_work(&stage, path, POSTGRES).await;
     }
 }
@@ -277,7 +264,7 @@ async fn on_postgres_a_transaction_takes_any_sql_that_does_not_end_it() {
 #[rocket::async_test]
 async fn on_sqlite_a_transaction_takes_any_sql_that_does_not_end_it() {
     let stage = Stage::new(Backend::Sqlite, rocket).await;
-    for path in ["/default", "/both"] {
+    for path in ["/in/default", "/both"] {
         all_work(&stage, path, SQLITE).await;
     }
 }
@@ -318,7 +305,7 @@ async fn on_postgres_a_lent_connection_does_what_it_does_elsewhere() {
         ),
     ] {
         // A session that was a transaction's before.
-        let before = send(&stage, "/default", &["SELECT 1"]).await;
+        let before = send(&stage, "/in/default", &["SELECT 1"]).await;
         assert_eq!(before.told(), (201, Some("committed")));
         let answer = send(&stage, "/lent", statements).await;
         assert_eq!(answer.body, "", "{statements:?}");

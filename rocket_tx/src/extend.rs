@@ -10,7 +10,7 @@
 //! | [`acquire_in_turn`](crate::Outstanding::acquire_in_turn), [`holds_a_connection`](crate::Outstanding::holds_a_connection) | waiting without a deadlock |
 //! | [`open_mode`](crate::Outstanding::open_mode), [`cap_isolation`](crate::Outstanding::cap_isolation) | how strict its transactions are |
 //! | [`Tx::current_in`](crate::Tx::current_in), [`Begin::in_request`](crate::Begin::in_request), [`Read::in_request`](crate::Read::in_request) | its transactions and reads |
-//! | [`attached`], [`guard_failed`] | guards of their own |
+//! | [`attached`], [`rank_of`], [`guard_failed`] | guards of their own |
 //!
 //! And of a database: sessions of their own beside those of requests ([`Sessions`], by
 //! [`PostgresPool::settings`](crate::db::PostgresPool::settings); [`OneShotWriter`], by
@@ -22,4 +22,4 @@ pub use crate::db::{ErrorClass, setting};
 pub use crate::db::{Limits, Liveness, OnReturn, Sessions, Settings};
 #[cfg(feature = "sqlite")]
 pub use crate::db::{OneShotWriter, is_sqlite_busy};
-pub use crate::tx::{Turn, attached, guard_failed};
+pub use crate::tx::{Turn, attached, guard_failed, rank_of};

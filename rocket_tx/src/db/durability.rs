@@ -1,9 +1,8 @@
 //! The part of a COMMIT that may come after it: the wait until it survives a power cut.
 
-use std::fmt;
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
+use std::{fmt, io};
 
 use super::CommitError;
 

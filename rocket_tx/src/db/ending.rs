@@ -7,8 +7,8 @@ use rocket::futures::future::BoxFuture;
 /// Ends one transaction from outside its session: a guard that outlives its request has it, or a
 /// statement that nobody waits for is under way on it.
 ///
-/// SQLite's writer obeys no COMMIT but that of a settlement, unless its hooks were replaced. On Postgres the
-/// session is ended: whoever has it could roll back and go on.
+/// SQLite's writer obeys no COMMIT but that of a settlement, unless its hooks were replaced. On
+/// Postgres the session is ended: its holder could roll back and go on.
 #[derive(Clone, Default)]
 pub struct Ending(Option<Arc<dyn End>>);
 

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "postgres")]
 use super::health::Health;
-use super::{Arrival, Error, Identity, Link, Migrations, TransactionPool};
+use super::{Arrival, Error, Identity, Link, Migrations, TransactionPool, TransactionalDatabase};
 
 /// Attaches the database `D`: opens it, migrates it, and closes it at shutdown after the requests
 /// in flight.
@@ -41,11 +41,7 @@ use super::{Arrival, Error, Identity, Link, Migrations, TransactionPool};
 ///
 /// The launch stops, naming the database, the setting and the cause, when it cannot be opened,
 /// cannot be migrated, or is a database that is already attached under another name.
-pub fn init<D>() -> Initializer<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+pub fn init<D: TransactionalDatabase>() -> Initializer<D> {
     Initializer {
         migrations: Migrations::new(),
         database: PhantomData,
@@ -67,11 +63,7 @@ impl<D> Initializer<D> {
 }
 
 #[rocket::async_trait]
-impl<D> Fairing for Initializer<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> Fairing for Initializer<D> {
     fn info(&self) -> Info {
         Info {
             name: D::NAME,
@@ -102,11 +94,7 @@ where
     }
 }
 
-impl<D> Initializer<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> Initializer<D> {
     /// Opened, in its place, and migrated; or what the operator is to be told.
     async fn open(&self, rocket: &Rocket<Build>, roster: &Roster) -> Result<D::Pool, String> {
         let refused = |error: Error| {
@@ -201,15 +189,11 @@ impl Roster {
     /// # Errors
     ///
     /// The name of the database that is attached already and is the same one.
-    pub(crate) fn attach<D, P: Phase>(
+    pub(crate) fn attach<D: TransactionalDatabase, P: Phase>(
         &self,
         rocket: &Rocket<P>,
         pool: &D::Pool,
-    ) -> Result<(), &'static str>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    ) -> Result<(), &'static str> {
         let mut databases = self.databases.lock();
         let key = TypeId::of::<D>();
         if databases.iter().any(|(known, ..)| *known == key) {

@@ -42,7 +42,7 @@ pub use durability::Durability;
 pub use ending::{Ended, Ending};
 pub use error::{Error, OpenError};
 pub use initializer::{Initializer, init};
-pub use pool::{Identity, Link, Migrations, TransactionPool};
+pub use pool::{Identity, Link, Migrations, TransactionPool, TransactionalDatabase};
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresPool, PostgresSession};
 pub use readiness::NotReady;

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rocket::figment::Figment;
+use rocket_db_pools::Database;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
@@ -96,6 +97,12 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
     fn link(&self) -> &OnceLock<Link>;
 }
 
+/// A database that requests can have transactions of: any that is made of one of this library's pools
+/// by `#[derive(Database)]`.
+pub trait TransactionalDatabase: Database<Pool: TransactionPool> {}
+
+impl<D> TransactionalDatabase for D where D: Database<Pool: TransactionPool> {}
+
 /// Tells two databases apart, however their URLs are spelt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity(pub(crate) String);
@@ -119,11 +126,6 @@ pub struct Link {
 }
 
 impl Link {
-    /// The order of attachment: requests that want two databases take the lower one first.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
     /// Runs `work` in a task that the pool's closing waits for, bounded.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.in_flight.spawn(work);

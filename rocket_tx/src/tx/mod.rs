@@ -49,4 +49,4 @@ pub use verdict::{Action, Outcome, Reason, Settled, Verdict};
 #[doc(hidden)] // documented in `extend`
 pub use guards::{attached, guard_failed};
 #[doc(hidden)]
-pub use registry::Turn;
+pub use registry::{Turn, rank_of};

@@ -1,9 +1,10 @@
 //! Events in whichever database a URL names.
 
-use super::rows::{EventRows, Row};
-use super::stream::{Append, Snapshot};
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;
+
+use super::rows::{EventRows, Row};
+use super::stream::{Append, Snapshot};
 
 impl EventRows for Connection {
     async fn history(

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rocket::serde::json::Value;
-use rocket::serde::json::serde_json;
+use rocket::serde::json::{Value, serde_json};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

@@ -8,16 +8,15 @@ use std::time::Duration;
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::figment::Figment;
 use rocket::{Build, Orbit, Request, Rocket, tokio};
-use rocket_db_pools::Database;
+use rocket_tx::db::Seconds;
+use rocket_tx::extend::setting;
 use serde::de::DeserializeOwned;
 
 use super::definition::Aggregate;
 use super::projection::{Projection, Projections};
-use super::rows::AggregatePool;
+use super::rows::AggregateDatabase;
 use super::store::{ConnectionOf, SqlEventStore};
 use crate::lock::{LeaseLockManager, LeasePool};
-use rocket_tx::db::Seconds;
-use rocket_tx::extend::setting;
 
 /// Called when a request has loaded aggregates with their leases, and holds no connection. The
 /// request waits until it returns, with the leases held.
@@ -30,22 +29,14 @@ pub trait LoadObserver: Send + Sync {
 type Observers = dyn Fn(&Request<'_>) -> Option<Box<dyn LoadObserver>> + Send + Sync;
 
 /// Shared by all requests.
-pub(super) struct Shared<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+pub(super) struct Shared<D: AggregateDatabase> {
     pub(super) store: SqlEventStore<D::Pool>,
     pub(super) locks: LeaseLockManager<<D::Pool as LeasePool>::Leases>,
     sweep_interval: Duration,
     observers: Option<Arc<Observers>>,
 }
 
-impl<D> Shared<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> Shared<D> {
     pub(super) fn observer_of(&self, request: &Request<'_>) -> Option<Box<dyn LoadObserver>> {
         self.observers.as_ref().and_then(|observe| observe(request))
     }
@@ -53,16 +44,9 @@ where
 
 /// The leases in the database `D`: a list of them, and a way to free one. Managed by [`init`]'s
 /// fairing: ask for it as `&State<Leases<D>>`. It derefs to [`LeaseLockManager`].
-pub struct Leases<D>(Arc<Shared<D>>)
-where
-    D: Database,
-    D::Pool: AggregatePool;
+pub struct Leases<D: AggregateDatabase>(Arc<Shared<D>>);
 
-impl<D> Deref for Leases<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> Deref for Leases<D> {
     type Target = LeaseLockManager<<D::Pool as LeasePool>::Leases>;
 
     fn deref(&self) -> &Self::Target {
@@ -100,11 +84,7 @@ where
 /// | `lease_renewal_cap` | `"10m"` | how long a lease is renewed at most |
 /// | `lease_sweep_interval` | `"1m"` | how often expired leases are deleted |
 /// | `snapshot_interval` | `100` | a snapshot every so many events; 0 is never |
-pub fn init<D>() -> Initializer<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+pub fn init<D: AggregateDatabase>() -> Initializer<D> {
     Initializer {
         projections: Projections::default(),
         observers: None,
@@ -112,20 +92,12 @@ where
 }
 
 /// The fairing that [`init`] makes.
-pub struct Initializer<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+pub struct Initializer<D: AggregateDatabase> {
     projections: Projections<ConnectionOf<D::Pool>>,
     observers: Option<Arc<Observers>>,
 }
 
-impl<D> Initializer<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> Initializer<D> {
     /// Writes a read model in the transactions that store events of `A`.
     pub fn projection<A: Aggregate>(
         mut self,
@@ -174,11 +146,7 @@ where
 }
 
 #[rocket::async_trait]
-impl<D> Fairing for Initializer<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> Fairing for Initializer<D> {
     fn info(&self) -> Info {
         Info {
             name: "Aggregates",
@@ -208,11 +176,7 @@ where
 }
 
 /// Until shutdown. What fails is tried again at the next turn.
-async fn sweep<D>(shared: Arc<Shared<D>>, mut shutdown: rocket::Shutdown)
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+async fn sweep<D: AggregateDatabase>(shared: Arc<Shared<D>>, mut shutdown: rocket::Shutdown) {
     loop {
         // Not all processes at once.
         let pause = shared.sweep_interval.mul_f64(0.5 + fastrand::f64());

@@ -5,6 +5,9 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use rocket_db_pools::Database;
+use rocket_tx::Tx;
+use rocket_tx::db::{Access, Isolation, Patience};
+use rocket_tx::tx::{Outstanding, ReadOnly};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
@@ -12,12 +15,9 @@ use tracing::Instrument;
 use super::error::Error;
 use super::initializer::Shared;
 use super::order::Order;
-use super::rows::AggregatePool;
+use super::rows::AggregateDatabase;
 use super::stream::{Append, HeldLease};
 use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError, Token};
-use rocket_tx::Tx;
-use rocket_tx::db::{Access, Isolation, Patience};
-use rocket_tx::tx::{Outstanding, ReadOnly};
 
 pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>;
 
@@ -26,11 +26,7 @@ const CAP: &str = "the request holds a lease of an aggregate, whose fence works 
     load aggregates without it, or leave the isolation out";
 
 /// The leases of a request, and its staged events, in the database `D`.
-pub(super) struct RequestLeases<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+pub(super) struct RequestLeases<D: AggregateDatabase> {
     pub(super) outstanding: Arc<Outstanding>,
     pub(super) shared: Arc<Shared<D>>,
     rank: usize,
@@ -38,11 +34,7 @@ where
     state: Mutex<State<D>>,
 }
 
-struct State<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+struct State<D: AggregateDatabase> {
     entries: BTreeMap<String, LeaseEntry<D>>,
     staged: BTreeMap<String, Append>,
     /// Streams whose events are in the transaction already.
@@ -54,11 +46,7 @@ where
     closed: bool,
 }
 
-struct LeaseEntry<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+struct LeaseEntry<D: AggregateDatabase> {
     /// `None`: the open transaction keeps others from the key by itself.
     lease: Option<LeaseOf<D>>,
     handle: Weak<LeaseHandle<D>>,
@@ -72,42 +60,26 @@ struct PendingRelease {
 }
 
 /// Owned by a loaded aggregate. Dropping it releases the lease, unless the request still needs it.
-pub(super) struct LeaseHandle<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+pub(super) struct LeaseHandle<D: AggregateDatabase> {
     stream: String,
     leases: Arc<RequestLeases<D>>,
 }
 
-impl<D> Drop for LeaseHandle<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> Drop for LeaseHandle<D> {
     fn drop(&mut self) {
         self.leases.handle_dropped(&self.stream);
     }
 }
 
 /// Handed over to the settlement.
-pub(super) struct Contents<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+pub(super) struct Contents<D: AggregateDatabase> {
     /// In key order.
     pub(super) leases: Vec<LeaseOf<D>>,
     /// In stream order.
     pub(super) staged: Vec<Append>,
 }
 
-impl<D> RequestLeases<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> RequestLeases<D> {
     pub(super) fn new(
         outstanding: &Arc<Outstanding>,
         shared: &Arc<Shared<D>>,

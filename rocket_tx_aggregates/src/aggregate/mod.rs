@@ -90,7 +90,7 @@ pub use projection::Projection;
 pub use queued::{Queueable, QueuedRepository};
 pub use repository::{AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository};
 pub use request::{Aggregates, RequestRepository};
-pub use rows::{AggregatePool, EventRows};
+pub use rows::{AggregateDatabase, AggregatePool, EventRows};
 pub use store::{EventStore, SqlEventStore};
 pub use stream::{Append, HeldLease, History, Snapshot};
 

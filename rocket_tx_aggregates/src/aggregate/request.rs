@@ -7,7 +7,9 @@ use std::sync::Arc;
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Ignite, Rocket, Sentinel};
-use rocket_db_pools::Database;
+use rocket_tx::extend::{attached, guard_failed, rank_of};
+use rocket_tx::tx::{Outstanding, ReadOnly};
+use rocket_tx::{Begin, Read, RequestId, Tx};
 
 use super::definition::Aggregate;
 use super::error::Error;
@@ -17,14 +19,10 @@ use super::leases::RequestLeases;
 use super::order::Order;
 use super::repository::{AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository};
 use super::resource::RequestAggregates;
-use super::rows::AggregatePool;
+use super::rows::AggregateDatabase;
 use super::store::{load_from, page_from};
 use super::stream::{Append, HeldLease, History};
 use crate::lock::{Hold, in_order};
-use rocket_tx::db::TransactionPool;
-use rocket_tx::extend::{attached, guard_failed};
-use rocket_tx::tx::{Outstanding, ReadOnly};
-use rocket_tx::{Begin, Read, RequestId, Tx};
 
 /// The aggregates of type `A` in the database `D`, for one request.
 ///
@@ -51,29 +49,18 @@ use rocket_tx::{Begin, Read, RequestId, Tx};
 pub type Aggregates<D, A> = AsyncAggregateRepository<RequestRepository<D>, A>;
 
 /// Streams of the database `D`, for one request. Meant to be used through [`Aggregates`].
-pub struct RequestRepository<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+pub struct RequestRepository<D: AggregateDatabase> {
     leases: Arc<RequestLeases<D>>,
     observer: Option<Box<dyn LoadObserver>>,
 }
 
-impl<D> RequestRepository<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> RequestRepository<D> {
     fn of(request: &Request<'_>) -> Result<Self, rocket_tx::Error> {
         let outstanding = Outstanding::of(request)?;
         let shared = request.rocket().state::<Arc<Shared<D>>>();
         let shared = shared.ok_or_else(no_aggregates::<D>)?;
         let pool: &D::Pool = attached::<D>(request)?;
-        let link = pool.link().get();
-        let rank = link
-            .ok_or(rocket_tx::Error::NotAttached(type_name::<D>()))?
-            .rank();
+        let rank = rank_of::<D>(pool)?;
         let order = request.local_cache(Arc::<Order>::default);
         let leases =
             request.local_cache(|| Arc::new(RequestLeases::new(outstanding, shared, rank, order)));
@@ -136,11 +123,7 @@ macro_rules! reading {
     }};
 }
 
-impl<D> AsyncRepository for RequestRepository<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
     async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, Error> {
         let outstanding = &self.leases.outstanding;
         outstanding.mark_used();
@@ -217,11 +200,7 @@ where
     }
 }
 
-impl<D> AsyncUnlockableRepository for RequestRepository<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> AsyncUnlockableRepository for RequestRepository<D> {
     /// Staged events keep their lease until the request is settled; so does every lease of a
     /// request that has a connection.
     async fn unlock(&self, stream: &str) -> Result<(), Error> {
@@ -233,11 +212,7 @@ where
 }
 
 #[rocket::async_trait]
-impl<'r, D, A: Aggregate> FromRequest<'r> for Aggregates<D, A>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<'r, D: AggregateDatabase, A: Aggregate> FromRequest<'r> for Aggregates<D, A> {
     type Error = rocket_tx::Error;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, rocket_tx::Error> {
@@ -251,11 +226,7 @@ where
     }
 }
 
-impl<D, A> Sentinel for Aggregates<D, A>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase, A> Sentinel for Aggregates<D, A> {
     fn abort(rocket: &Rocket<Ignite>) -> bool {
         let unfit = <Begin<D> as Sentinel>::abort(rocket);
         let missing = rocket.state::<Arc<Shared<D>>>().is_none();

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rocket::futures::future::join_all;
-use rocket_db_pools::Database;
+use rocket_tx::db::{Access, Patience};
+use rocket_tx::tx::{Phase, Resource, Settling};
 use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::leases::{LeaseOf, RequestLeases};
-use super::rows::AggregatePool;
+use super::rows::AggregateDatabase;
 use super::store::release_within;
 use super::stream::Append;
 use crate::lock::{Fence, Hold, LeasePool, LeaseStore, LockError};
-use rocket_tx::db::{Access, Patience};
-use rocket_tx::tx::{Phase, Resource, Settling};
 
 /// The leases and staged events of a request in `D`.
 ///
@@ -25,22 +24,14 @@ use rocket_tx::tx::{Phase, Resource, Settling};
 /// one that writes.
 ///
 /// Dropped unsettled, it leaves the leases to tasks that release them.
-pub(super) struct RequestAggregates<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+pub(super) struct RequestAggregates<D: AggregateDatabase> {
     request: Arc<RequestLeases<D>>,
     leases: Vec<(LeaseOf<D>, Fence)>,
     /// For each lease whose row a transaction has deleted: whether another process wants it.
     deleted: Vec<bool>,
 }
 
-impl<D> RequestAggregates<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> RequestAggregates<D> {
     /// Makes `request` one of the request's resources, once. If that fails, its leases are
     /// released.
     pub(super) fn join(request: &Arc<RequestLeases<D>>) -> Result<(), rocket_tx::Error> {
@@ -107,11 +98,7 @@ where
     }
 }
 
-impl<D> Drop for RequestAggregates<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> Drop for RequestAggregates<D> {
     /// Unsettled, it gives back what the request holds; aggregates that are kept somewhere find
     /// nothing more.
     fn drop(&mut self) {
@@ -120,11 +107,7 @@ where
 }
 
 #[rocket::async_trait]
-impl<D> Resource for RequestAggregates<D>
-where
-    D: Database,
-    D::Pool: AggregatePool,
-{
+impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
     fn name(&self) -> Cow<'_, str> {
         format!("aggregates in {}", D::NAME).into()
     }

@@ -4,13 +4,14 @@
 use std::future::Future;
 
 use rocket::serde::json::serde_json;
+use rocket_db_pools::Database;
+use rocket_tx::db::Session;
 use sqlx::FromRow;
 
 use super::error::Error;
 use super::event::EventRecord;
 use super::stream::{Append, History, Snapshot};
 use crate::lock::{LeasePool, statement};
-use rocket_tx::db::Session;
 
 /// A pool whose database can hold aggregates: any of [`SqlitePool`](rocket_tx::db::SqlitePool),
 /// [`PostgresPool`](rocket_tx::db::PostgresPool) and [`UrlPool`](rocket_tx::db::UrlPool).
@@ -23,6 +24,11 @@ impl<P> AggregatePool for P where
     P: LeasePool<Session: Session<Connection: EventRows>, Leases: Send + Sync>
 {
 }
+
+/// A database that can hold aggregates.
+pub trait AggregateDatabase: Database<Pool: AggregatePool> {}
+
+impl<D> AggregateDatabase for D where D: Database<Pool: AggregatePool> {}
 
 /// An event, or a snapshot, as a row. A snapshot has no name. `None` is what is not of its type, as
 /// SQLite allows.

@@ -2,6 +2,9 @@
 
 use std::future::Future;
 
+use rocket_tx::db::{
+    self, Access, BeginOptions, Isolation, Migrations, Patience, Session, TransactionPool,
+};
 use sqlx::migrate;
 
 use super::definition::Aggregate;
@@ -12,9 +15,6 @@ use super::repository::AsyncRepository;
 use super::rows::{AggregatePool, EventRows, Row, history_of};
 use super::stream::{Append, History};
 use crate::lock::{Fence, LeaseStore, LockError, ReleaseOutcome};
-use rocket_tx::db::{
-    self, Access, BeginOptions, Isolation, Migrations, Patience, Session, TransactionPool,
-};
 
 /// Streams of events, with what a lock in the same database needs.
 pub trait EventStore: AsyncRepository {

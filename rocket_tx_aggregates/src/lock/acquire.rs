@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rocket_tx::db::Patience;
+use rocket_tx::extend::ErrorClass;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
@@ -12,8 +14,6 @@ use super::key::Key;
 use super::lease::{Lease, release_patiently};
 use super::stats::Counters;
 use super::store::{Attempt, Claim, LeaseStore, Token};
-use rocket_tx::db::Patience;
-use rocket_tx::extend::ErrorClass;
 
 /// Counts a wait as given up, unless it was finished.
 struct WaitRecord {

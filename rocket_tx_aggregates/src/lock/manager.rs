@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rocket_tx::db::Patience;
+
 use super::async_lock::{AsyncLockManager, in_order};
 use super::deadline::Deadline;
 use super::error::LockError;
@@ -13,7 +15,6 @@ use super::lease::Lease;
 use super::manual::{Lockable, ManualLock, Slot};
 use super::stats::{Counters, LeaseStats};
 use super::store::{LeaseRow, LeaseStore, Token};
-use rocket_tx::db::Patience;
 
 /// Durable locks: rows of `aggregate_locks`, behind a gate for the tasks of this process.
 ///

@@ -3,6 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rocket_tx::db::{
+    self, Identity, Migrations, Patience, PostgresPool, PostgresSession, TransactionPool,
+};
+use rocket_tx::extend::{Limits, Liveness, OnReturn, Sessions, Settings};
 use sqlx::migrate;
 use sqlx::postgres::PgConnection;
 use tokio::time::{sleep, timeout};
@@ -16,10 +20,6 @@ use super::store::{
     Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
     spawn_before_closing,
 };
-use rocket_tx::db::{
-    self, Identity, Migrations, Patience, PostgresPool, PostgresSession, TransactionPool,
-};
-use rocket_tx::extend::{Limits, Liveness, OnReturn, Sessions, Settings};
 
 /// Leases in a Postgres database, for services on more than one machine. All times are the
 /// server's.

@@ -3,6 +3,11 @@
 use std::future::pending;
 use std::time::Duration;
 
+use rocket_tx::db::{
+    self, Access, Identity, Migrations, Patience, Session, SqlitePool, SqliteSession,
+    TransactionPool,
+};
+use rocket_tx::extend::{OneShotWriter, is_sqlite_busy};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Row, migrate};
 use tokio_util::sync::CancellationToken;
@@ -13,11 +18,6 @@ use super::store::{
     Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
     spawn_before_closing,
 };
-use rocket_tx::db::{
-    self, Access, Identity, Migrations, Patience, Session, SqlitePool, SqliteSession,
-    TransactionPool,
-};
-use rocket_tx::extend::{OneShotWriter, is_sqlite_busy};
 
 /// Leases in a SQLite file, for processes of one machine. All times are the host's.
 pub type SqliteLockManager = LeaseLockManager<SqliteLeases>;

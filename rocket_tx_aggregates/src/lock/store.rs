@@ -5,11 +5,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rocket_tx::db::{Identity, Patience, Session, TransactionPool};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-use rocket_tx::db::{Identity, Patience, Session, TransactionPool};
 
 /// Proof of having taken a lease: new for every acquisition, and shown to operators only. The owner
 /// id is only a label.

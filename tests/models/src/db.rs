@@ -9,7 +9,7 @@ use std::time::Duration;
 
 pub use pools::{
     Access, BeginOptions, CommitError, Durability, Ending, Isolation, Session, Transaction,
-    TransactionPool,
+    TransactionPool, TransactionalDatabase,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

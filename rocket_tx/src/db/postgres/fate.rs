@@ -58,7 +58,15 @@ enum Known<'a> {
     Nothing,
 }
 
-impl Known<'_> {
+impl<'a> Known<'a> {
+    fn of(transaction: &'a OpenTransaction) -> Self {
+        match (&transaction.id, &transaction.mark) {
+            (Some(id), _) => Self::Id(id),
+            (None, Some(mark)) => Self::Mark(mark),
+            (None, None) => Self::Nothing,
+        }
+    }
+
     /// Whether a row of the server's list of sessions is at it.
     fn stands(&self) -> String {
         match self {
@@ -171,14 +179,12 @@ impl Backend {
         // Another server knows nothing of it, unless the process was seen there.
         seen.is_gone = is_same || self.incarnation.is_none() || seen.stood.is_some();
         let id = match (known, &seen.id) {
+            _ if !is_same => return Ok(Asked::Enough),
             (Known::Id(id), _) => format!("'{id}'"),
             // COMMIT may have been under way when it was ended.
             (_, Some(id)) => id.clone(),
             (_, None) => return Ok(Asked::Enough),
         };
-        if !is_same {
-            return Ok(Asked::Enough);
-        }
         let status = format!("SELECT pg_xact_status({id})");
         let status = sqlx::raw_sql(AssertSqlSafe(status))
             .fetch_one(&mut connection)
@@ -236,12 +242,7 @@ impl End for Outside {
                 transaction,
                 sessions,
             } = self;
-            let known = match (&transaction.id, &transaction.mark) {
-                (Some(id), _) => Known::Id(id),
-                (None, Some(mark)) => Known::Mark(mark),
-                (None, None) => Known::Nothing,
-            };
-            let seen = backend.end(known, sessions).await;
+            let seen = backend.end(Known::of(transaction), sessions).await;
             let may_be_kept = transaction.writes
                 && match (seen.fate, seen.stood) {
                     (Some(Fate::Committed), _) | (_, Some(false)) => true,

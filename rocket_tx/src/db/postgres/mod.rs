@@ -20,7 +20,6 @@ mod session;
 mod sessions;
 mod settings;
 mod transaction;
-
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -97,7 +96,7 @@ impl PostgresPool {
         })))
     }
 
-    /// What its sessions are set to, but that a transaction's refuse what is written outside of it.
+    /// What its sessions are set to, without the guard of those that are lent to transactions.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }

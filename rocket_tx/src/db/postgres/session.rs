@@ -29,7 +29,7 @@ pub(super) struct Live {
     pub(super) backend: Arc<Backend>,
     pub(super) opened: Instant,
     clean_up: CleanUp,
-    /// Transactions are READ COMMITTED that say nothing else.
+    /// Transactions that name no isolation are READ COMMITTED.
     pub(super) reads_committed: bool,
     /// Comes back with each proof: safe code can exchange the connections of two sessions.
     secret: String,

@@ -65,7 +65,7 @@ impl Settings {
         self
     }
 
-    /// The opposite: for sessions that are no transaction's.
+    /// The opposite, for sessions that are not lent to transactions.
     pub(super) fn unguarded(mut self) -> Self {
         self.guards_writes = false;
         self
@@ -120,19 +120,17 @@ impl Settings {
         }
     }
 
-    /// The name that a session goes by for as long as one transaction, which nothing else tells from
-    /// others: in the server's list of sessions it can be seen from outside. Servers cut names at 63
-    /// bytes.
-    pub(super) fn marked_name(&self, mark: &str) -> String {
-        let mut name: String = self
-            .options
-            .get_application_name()
-            .unwrap_or_default()
-            .into();
-        while name.len() + 1 + mark.len() > 63 {
+    /// A new name for the session, by which one transaction is known in the server's list of sessions.
+    pub(super) fn marked_name(&self) -> String {
+        /// Servers cut names at 63 bytes.
+        const ROOM: usize = 63 - " 0123456789abcdef".len();
+
+        let name = self.options.get_application_name().unwrap_or_default();
+        let mut name = name.to_owned();
+        while name.len() > ROOM {
             name.pop();
         }
-        format!("{name} {mark}")
+        format!("{name} {:016x}", fastrand::u64(..))
     }
 
     /// The statements that set what the startup message has not.
@@ -145,7 +143,7 @@ impl Settings {
     /// Run once on a new session, which can be told from every other one by its `secret`. The last
     /// statement answers with one row: the process that serves the session, when it started, whether
     /// the settings are what they should be, whether the login acts as another role, and whether
-    /// transactions are READ COMMITTED that say nothing else.
+    /// transactions that name no isolation are READ COMMITTED.
     pub(super) fn opening(&self, secret: &str) -> String {
         let mut statements: Vec<String> = self.sets().collect();
         let unseeds = if self.reset { UNSEEDS } else { "" };

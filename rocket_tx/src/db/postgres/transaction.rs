@@ -76,7 +76,7 @@ impl TransactionControl for PostgresSession {
             ),
             // None of these is a query that fixes the snapshot.
             (true, false) => {
-                let mark = self.sessions().settings().marked_name(&nonce[..16]);
+                let mark = self.sessions().settings().marked_name();
                 let sql = format!(
                     "RESET {GUARD}; BEGIN{level} READ WRITE; SET LOCAL application_name = {}; \
                      SAVEPOINT {name}; SHOW {GUARD}; SET {GUARD} = on",
@@ -339,8 +339,9 @@ fn refusal(error: sqlx::Error) -> CommitError {
     let code = error.as_database_error().and_then(|error| error.code());
     match code.as_deref() {
         Some("25P02") => CommitError::Aborted,
-        // A handler that closes all cursors breaks the seal too; ROLLBACK then finds out.
         Some("25P01" | "3B001") => CommitError::Ended { undone: false },
+        // Also 34000: the seal is gone, because the transaction is over, or because its handler closed
+        // all cursors. ROLLBACK finds out which.
         _ => CommitError::Refused(error),
     }
 }

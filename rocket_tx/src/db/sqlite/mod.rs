@@ -29,7 +29,6 @@ mod steps;
 mod sync;
 mod watch;
 mod writer;
-
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;

@@ -78,9 +78,9 @@ impl Wal {
     /// databases, the second one must not find the disk full when the first is committed.
     ///
     /// SQLite writes to the log before COMMIT what exceeds its cache, which is 2 MB unless the same
-    /// transaction has set `cache_size` or `cache_spill`. The blocks stay with the log, beyond its end. What this cannot reserve is
-    /// room in the `-shm` file, which grows by 32 KiB every 4,096 pages; and some file systems can
-    /// reserve nothing.
+    /// transaction has set `cache_size` or `cache_spill`. The blocks stay with the log, beyond its end.
+    /// What this cannot reserve is room in the `-shm` file, which grows by 32 KiB every 4,096 pages; and
+    /// some file systems can reserve nothing.
     ///
     /// # Errors
     ///

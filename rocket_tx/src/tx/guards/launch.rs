@@ -4,9 +4,8 @@ use std::any::type_name;
 use std::sync::Arc;
 
 use rocket::{Ignite, Phase, Request, Rocket};
-use rocket_db_pools::Database;
 
-use crate::db::{Roster, TransactionPool, same_database};
+use crate::db::{Roster, TransactionPool, TransactionalDatabase, same_database};
 use crate::tx::failure::Error;
 use crate::tx::fairings::FairingOrder;
 
@@ -27,11 +26,7 @@ pub(super) fn refuse_without_settlement<P: Phase>(rocket: &Rocket<P>) -> bool {
 /// # Errors
 ///
 /// [`Error::NotAttached`] if it was not.
-pub fn attached<'r, D>(request: &'r Request<'_>) -> Result<&'r D, Error>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+pub fn attached<'r, D: TransactionalDatabase>(request: &'r Request<'_>) -> Result<&'r D, Error> {
     let rocket = request.rocket();
     let database = rocket.state::<D>();
     let database = database.ok_or(Error::NotAttached(type_name::<D>()))?;
@@ -45,11 +40,7 @@ where
 }
 
 /// The service cannot serve guards of `D`: says what is missing, or what is wrong.
-pub(super) fn check_launch<D>(rocket: &Rocket<Ignite>) -> bool
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+pub(super) fn check_launch<D: TransactionalDatabase>(rocket: &Rocket<Ignite>) -> bool {
     let mut unfit = refuse_without_settlement(rocket);
     match (rocket.state::<D>(), rocket.state::<Roster>()) {
         (None, _) => {

@@ -1,6 +1,5 @@
 //! The guard for handlers that only read.
 
-use std::any::type_name;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -14,10 +13,9 @@ use tracing::Instrument;
 
 use super::launch;
 use super::registry::failed_to_read;
-use crate::db::{Access, Patience, Session, TransactionPool};
+use crate::db::{Access, Patience, Session, TransactionPool, TransactionalDatabase};
 use crate::tx::failure::Error;
-use crate::tx::registry::ConnectionOf;
-use crate::tx::registry::Outstanding;
+use crate::tx::registry::{ConnectionOf, Outstanding, rank_of};
 use crate::tx::running_body::RunningBody;
 
 /// A connection of `D` that only reads: no transaction, one round trip a query.
@@ -57,11 +55,7 @@ use crate::tx::running_body::RunningBody;
 ///     Ok(count.to_string())
 /// }
 /// ```
-pub struct Read<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+pub struct Read<D: TransactionalDatabase> {
     session: <D::Pool as TransactionPool>::Session,
     reading: Reading<D>,
 }
@@ -88,11 +82,7 @@ impl<D: Database> Drop for Reading<D> {
     }
 }
 
-impl<D> Read<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> Read<D> {
     async fn of(request: &Request<'_>) -> Result<Self, Error> {
         let outstanding = Outstanding::of(request)?;
         let database = launch::attached::<D>(request)?;
@@ -111,8 +101,7 @@ where
     /// Dropping the future gives the place back.
     pub async fn in_request(outstanding: &Arc<Outstanding>, pool: &D::Pool) -> Result<Self, Error> {
         let _turn = outstanding.acquire_in_turn().await;
-        let link = pool.link().get();
-        let rank = link.ok_or(Error::NotAttached(type_name::<D>()))?.rank;
+        let rank = rank_of::<D>(pool)?;
         let by_body = Arc::<AtomicBool>::default();
         let patience = outstanding.reading_begins::<D>(rank, Arc::clone(&by_body))?;
         // Made before the wait: dropped in it, the place is given back.
@@ -138,11 +127,7 @@ where
     }
 }
 
-impl<D> Deref for Read<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> Deref for Read<D> {
     type Target = ConnectionOf<D>;
 
     fn deref(&self) -> &Self::Target {
@@ -151,11 +136,7 @@ where
     }
 }
 
-impl<D> DerefMut for Read<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> DerefMut for Read<D> {
     fn deref_mut(&mut self) -> &mut Self::Target {
         self.reading.is_used();
         self.session.connection()
@@ -163,11 +144,7 @@ where
 }
 
 #[rocket::async_trait]
-impl<'r, D> FromRequest<'r> for Read<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<'r, D: TransactionalDatabase> FromRequest<'r> for Read<D> {
     type Error = Error;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
@@ -178,11 +155,7 @@ where
     }
 }
 
-impl<D> Sentinel for Read<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> Sentinel for Read<D> {
     fn abort(rocket: &Rocket<Ignite>) -> bool {
         launch::check_launch::<D>(rocket)
     }

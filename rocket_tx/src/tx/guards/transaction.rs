@@ -7,18 +7,16 @@ use std::sync::Arc;
 
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Ignite, Rocket, Sentinel};
-use rocket_db_pools::Database;
 use tokio::sync::{OwnedMappedMutexGuard, OwnedMutexGuard};
 
 use super::launch;
 use super::registry::guard_failed;
-use crate::db::TransactionPool;
+use crate::db::TransactionalDatabase;
 use crate::tx::failure::Error;
 use crate::tx::monitor::LiveFlags;
-use crate::tx::registry::CheckedOut;
-use crate::tx::registry::Outstanding;
-use crate::tx::registry::{ConnectionOf, OpenTransaction};
-use crate::tx::registry::{Mode, ReadWrite};
+use crate::tx::registry::{
+    CheckedOut, ConnectionOf, Mode, OpenTransaction, Outstanding, ReadWrite,
+};
 
 /// A connection inside the request's transaction of `D`.
 ///
@@ -61,22 +59,14 @@ use crate::tx::registry::{Mode, ReadWrite};
 /// Checks the connection in. A guard that outlives its request makes the answer a 500, and its
 /// transaction can never commit. On Postgres its session is ended at the server before the answer
 /// leaves, and every later statement fails; on SQLite it rolls back when the guard is dropped.
-pub struct Tx<D, M = ReadWrite>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+pub struct Tx<D: TransactionalDatabase, M = ReadWrite> {
     connection: OwnedMappedMutexGuard<Option<OpenTransaction<D>>, ConnectionOf<D>>,
     flags: LiveFlags,
     outstanding: Arc<Outstanding>,
     mode: PhantomData<fn() -> M>,
 }
 
-impl<D, M: Mode> Tx<D, M>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase, M: Mode> Tx<D, M> {
     /// The request's open transaction of `D`, if it has one. For what stands around handlers: route
     /// decorators, repositories, fairings.
     ///
@@ -117,11 +107,7 @@ where
     }
 }
 
-impl<D, M> Deref for Tx<D, M>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase, M> Deref for Tx<D, M> {
     type Target = ConnectionOf<D>;
 
     fn deref(&self) -> &Self::Target {
@@ -129,21 +115,13 @@ where
     }
 }
 
-impl<D, M> DerefMut for Tx<D, M>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase, M> DerefMut for Tx<D, M> {
     fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.connection
     }
 }
 
-impl<D, M> Drop for Tx<D, M>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase, M> Drop for Tx<D, M> {
     fn drop(&mut self) {
         self.flags.checked_out(false);
         if std::thread::panicking() {
@@ -153,11 +131,7 @@ where
 }
 
 #[rocket::async_trait]
-impl<'r, D, M: Mode> FromRequest<'r> for Tx<D, M>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<'r, D: TransactionalDatabase, M: Mode> FromRequest<'r> for Tx<D, M> {
     type Error = Error;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
@@ -187,21 +161,13 @@ where
 ///     Ok(())
 /// }
 /// ```
-pub struct Begin<D, M = ReadWrite>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+pub struct Begin<D: TransactionalDatabase, M = ReadWrite> {
     outstanding: Arc<Outstanding>,
     pool: D::Pool,
     mode: PhantomData<fn() -> (D, M)>,
 }
 
-impl<D, M: Mode> Begin<D, M>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
     /// Begins the transaction, or joins the one that the request has.
     ///
     /// # Errors
@@ -240,11 +206,7 @@ where
 }
 
 #[rocket::async_trait]
-impl<'r, D, M: Mode> FromRequest<'r> for Begin<D, M>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<'r, D: TransactionalDatabase, M: Mode> FromRequest<'r> for Begin<D, M> {
     type Error = Error;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
@@ -255,15 +217,11 @@ where
     }
 }
 
-async fn guarded<D, M: Mode>(
+async fn guarded<D: TransactionalDatabase, M: Mode>(
     request: &Request<'_>,
     begin: Result<Begin<D, M>, Error>,
     guard: &'static str,
-) -> Outcome<Tx<D, M>, Error>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+) -> Outcome<Tx<D, M>, Error> {
     let result = match begin {
         Ok(begin) => begin.begin_for(guard).await,
         Err(error) => Err(error),
@@ -274,21 +232,13 @@ where
     }
 }
 
-impl<D, M> Sentinel for Tx<D, M>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase, M> Sentinel for Tx<D, M> {
     fn abort(rocket: &Rocket<Ignite>) -> bool {
         launch::check_launch::<D>(rocket)
     }
 }
 
-impl<D, M> Sentinel for Begin<D, M>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase, M> Sentinel for Begin<D, M> {
     fn abort(rocket: &Rocket<Ignite>) -> bool {
         launch::check_launch::<D>(rocket)
     }

@@ -1,41 +1,35 @@
 //! Checking a request's transaction out of its registry; it is begun when it is first asked for.
 
-use std::any::{TypeId, type_name};
+use std::any::TypeId;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rocket_db_pools::Database;
 use tokio::sync::OwnedMutexGuard;
 use tracing::Instrument;
 
 use super::mode::Mode;
 use super::open_transaction::{AnySlot, OpenTransaction, Slot, checkout};
 use super::outstanding::{DatabaseEntry, Entry, Outstanding, State};
-use crate::db::{Access, BeginOptions, Isolation, Patience, Transaction, TransactionPool};
+use super::rank::rank_of;
+use crate::db::{
+    Access, BeginOptions, Isolation, Patience, Transaction, TransactionPool, TransactionalDatabase,
+};
 use crate::tx::failure::Error;
 use crate::tx::monitor::LiveFlags;
 
 /// A transaction that is locked for one guard.
-pub(in crate::tx) struct CheckedOut<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+pub(in crate::tx) struct CheckedOut<D: TransactionalDatabase> {
     pub(in crate::tx) open: OwnedMutexGuard<Option<OpenTransaction<D>>>,
     pub(in crate::tx) flags: LiveFlags,
 }
 
 impl Outstanding {
     /// Hands out the transaction of `D`, and begins it if there is none.
-    pub(in crate::tx) async fn begin<D, M: Mode>(
+    pub(in crate::tx) async fn begin<D: TransactionalDatabase, M: Mode>(
         self: &Arc<Self>,
         pool: &D::Pool,
         guard: &'static str,
-    ) -> Result<CheckedOut<D>, Error>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    ) -> Result<CheckedOut<D>, Error> {
         if let Some(open) = self.current::<D, M>() {
             return open;
         }
@@ -44,15 +38,11 @@ impl Outstanding {
     }
 
     /// The same for a caller that has the request's turn.
-    pub(super) async fn begin_in_turn<D, M: Mode>(
+    pub(super) async fn begin_in_turn<D: TransactionalDatabase, M: Mode>(
         self: &Arc<Self>,
         pool: &D::Pool,
         guard: &'static str,
-    ) -> Result<CheckedOut<D>, Error>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    ) -> Result<CheckedOut<D>, Error> {
         // Resources will need transactions of databases that come before this one.
         if let Some(link) = pool.link().get() {
             self.begin_required(link.rank).await?;
@@ -65,15 +55,11 @@ impl Outstanding {
     }
 
     /// Begins a transaction of `D` that is in no registry yet.
-    pub(in crate::tx) async fn open<D>(
+    pub(in crate::tx) async fn open<D: TransactionalDatabase>(
         &self,
         pool: &D::Pool,
         options: BeginOptions,
-    ) -> Result<Transaction<<D::Pool as TransactionPool>::Session>, Error>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    ) -> Result<Transaction<<D::Pool as TransactionPool>::Session>, Error> {
         let span = tracing::debug_span!("begin", database = D::NAME);
         let asked = Instant::now();
         let transaction = match pool.open(options).instrument(span).await {
@@ -89,23 +75,17 @@ impl Outstanding {
     }
 
     /// Hands out the transaction of `D`, if there is one.
-    pub(in crate::tx) fn current<D, M: Mode>(&self) -> Option<Result<CheckedOut<D>, Error>>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    pub(in crate::tx) fn current<D: TransactionalDatabase, M: Mode>(
+        &self,
+    ) -> Option<Result<CheckedOut<D>, Error>> {
         self.state.lock().open::<D, M>()
     }
 
-    fn checkout_or_reserve<D, M: Mode>(
+    fn checkout_or_reserve<D: TransactionalDatabase, M: Mode>(
         self: &Arc<Self>,
         pool: &D::Pool,
         guard: &'static str,
-    ) -> Result<Reserved<D>, Error>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    ) -> Result<Reserved<D>, Error> {
         let mut state = self.state.lock();
         state.used = true;
         if state.closed {
@@ -117,11 +97,7 @@ impl Outstanding {
         if state.is_reading::<D>() {
             return Err(Error::SecondConnection(D::NAME));
         }
-        let rank = pool
-            .link()
-            .get()
-            .ok_or(Error::NotAttached(type_name::<D>()))?
-            .rank;
+        let rank = rank_of::<D>(pool)?;
         let patience = state.patience(rank);
         let database = TypeId::of::<D>();
         if let Some(reason) = state.cap(database)
@@ -166,11 +142,7 @@ impl Outstanding {
 
 impl State {
     /// The open transaction of `D`, locked for one guard, if it is as strict as `M` asks.
-    fn open<D, M: Mode>(&self) -> Option<Result<CheckedOut<D>, Error>>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    fn open<D: TransactionalDatabase, M: Mode>(&self) -> Option<Result<CheckedOut<D>, Error>> {
         let entry = self
             .databases()
             .find(|entry| entry.database == TypeId::of::<D>())?;
@@ -189,32 +161,20 @@ impl State {
     }
 }
 
-enum Reserved<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+enum Reserved<D: TransactionalDatabase> {
     Open(CheckedOut<D>),
     New(Beginning<D>, BeginOptions),
 }
 
 /// A line of the registry whose transaction is being begun. Dropping it, because BEGIN failed or
 /// was abandoned, takes the line back.
-struct Beginning<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+struct Beginning<D: TransactionalDatabase> {
     outstanding: Arc<Outstanding>,
     guard: &'static str,
     open: Option<OwnedMutexGuard<Option<OpenTransaction<D>>>>,
 }
 
-impl<D> Beginning<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> Beginning<D> {
     fn finish(
         mut self,
         transaction: Transaction<<D::Pool as TransactionPool>::Session>,
@@ -243,11 +203,7 @@ where
     }
 }
 
-impl<D> Drop for Beginning<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> Drop for Beginning<D> {
     fn drop(&mut self) {
         if self.open.is_some() {
             let database = TypeId::of::<D>();

@@ -6,6 +6,7 @@
 //! | `slot` | its place in the request |
 //! | `checkout` | checking a transaction out of it, begun on first use |
 //! | `open_transaction` | an open transaction, as the resource that it is |
+//! | `rank` | the order in which requests take databases |
 //! | `require` | transactions that a resource will need, begun as late as may be |
 //! | `mode` | isolation and access, as part of a guard's type |
 //! | `resource` | [`Resource`] and [`Settling`]: how anything else joins |
@@ -23,6 +24,7 @@ mod joining;
 mod mode;
 mod open_transaction;
 mod outstanding;
+mod rank;
 mod require;
 mod resource;
 mod settling;
@@ -34,5 +36,6 @@ pub use hooks::HookOutput;
 pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
 pub(in crate::tx) use open_transaction::{ConnectionOf, OpenTransaction};
 pub use outstanding::{Outstanding, Turn};
+pub use rank::rank_of;
 pub use resource::{Phase, Resource, Settling};
 pub use settling::{AfterRollback, BorrowedTransaction};

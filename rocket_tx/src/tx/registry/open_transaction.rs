@@ -7,17 +7,13 @@ use rocket_db_pools::Database;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::resource::{Phase, Resource, Settling};
-use crate::db::{Durability, Session, Transaction, TransactionPool};
+use crate::db::{Durability, Session, Transaction, TransactionPool, TransactionalDatabase};
 use crate::tx::failure::Error;
 use crate::tx::monitor::LiveEntry;
 
 /// The transaction of database `D`, with its line in the service's list of what is outstanding.
 /// Dropping it rolls back and takes the line away.
-pub(in crate::tx) struct OpenTransaction<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+pub(in crate::tx) struct OpenTransaction<D: TransactionalDatabase> {
     transaction: Transaction<<D::Pool as TransactionPool>::Session>,
     /// The rest of its COMMIT.
     durability: Durability,
@@ -31,11 +27,7 @@ pub(super) type Slot<D> = Arc<Mutex<Option<OpenTransaction<D>>>>;
 pub(in crate::tx) type ConnectionOf<D> =
     <<<D as Database>::Pool as TransactionPool>::Session as Session>::Connection;
 
-impl<D> OpenTransaction<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> OpenTransaction<D> {
     pub(in crate::tx) fn new(
         transaction: Transaction<<D::Pool as TransactionPool>::Session>,
         live: LiveEntry,
@@ -55,11 +47,7 @@ where
 }
 
 #[rocket::async_trait]
-impl<D> Resource for OpenTransaction<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> Resource for OpenTransaction<D> {
     fn name(&self) -> Cow<'_, str> {
         D::NAME.into()
     }
@@ -110,11 +98,7 @@ pub(super) enum SlotContent {
     CheckedOut,
 }
 
-impl<D> AnySlot for Mutex<Option<OpenTransaction<D>>>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> AnySlot for Mutex<Option<OpenTransaction<D>>> {
     fn take(&self) -> SlotContent {
         match self.try_lock().map(|mut open| open.take()) {
             Ok(Some(open)) => SlotContent::Resource(Box::new(open)),
@@ -133,13 +117,9 @@ where
 }
 
 /// Locks a slot, if nobody else has.
-pub(super) fn checkout<D>(
+pub(super) fn checkout<D: TransactionalDatabase>(
     slot: &Slot<D>,
-) -> Result<OwnedMutexGuard<Option<OpenTransaction<D>>>, Error>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+) -> Result<OwnedMutexGuard<Option<OpenTransaction<D>>>, Error> {
     Arc::clone(slot)
         .try_lock_owned()
         .map_err(|_| Error::CheckedOut(D::NAME))

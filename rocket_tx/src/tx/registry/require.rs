@@ -10,8 +10,9 @@ use rocket_db_pools::Database;
 use super::mode::{Mode, ReadWrite};
 use super::open_transaction::OpenTransaction;
 use super::outstanding::{DeferredBegin, Outstanding, RequiredTransaction, State};
+use super::rank::rank_of;
 use super::resource::Resource;
-use crate::db::{Access, BeginOptions, Patience, TransactionPool};
+use crate::db::{Access, BeginOptions, Patience, TransactionalDatabase};
 use crate::tx::failure::Error;
 
 struct Required<D: Database> {
@@ -19,11 +20,7 @@ struct Required<D: Database> {
     database: PhantomData<fn() -> D>,
 }
 
-impl<D> DeferredBegin for Required<D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> DeferredBegin for Required<D> {
     fn begin<'a>(&'a self, outstanding: &'a Arc<Outstanding>) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async {
             let guard = type_name::<Required<D>>();
@@ -65,13 +62,8 @@ impl Outstanding {
     ///
     /// [`Error::Settled`] when the verdict has fallen; [`Error::Weaker`] when the request has a
     /// transaction of `D` that only reads; [`Error::NotAttached`].
-    pub fn require<D>(&self, pool: &D::Pool) -> Result<(), Error>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
-        let link = pool.link().get();
-        let rank = link.ok_or(Error::NotAttached(type_name::<D>()))?.rank;
+    pub fn require<D: TransactionalDatabase>(&self, pool: &D::Pool) -> Result<(), Error> {
+        let rank = rank_of::<D>(pool)?;
         let mut state = self.state.lock();
         if state.closed {
             return Err(Error::Settled);

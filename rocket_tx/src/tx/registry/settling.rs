@@ -12,6 +12,7 @@ use super::open_transaction::{ConnectionOf, OpenTransaction};
 use super::resource::Settling;
 use crate::db::{
     Access, BeginOptions, Durability, Isolation, Patience, Transaction, TransactionPool,
+    TransactionalDatabase,
 };
 use crate::tx::failure::Error;
 
@@ -55,16 +56,9 @@ type TransactionOf<D> = Transaction<<<D as Database>::Pool as TransactionPool>::
 ///     std::mem::swap(&mut transaction, &mut other);
 /// }
 /// ```
-pub struct BorrowedTransaction<'a, D>(&'a mut TransactionOf<D>)
-where
-    D: Database,
-    D::Pool: TransactionPool;
+pub struct BorrowedTransaction<'a, D: TransactionalDatabase>(&'a mut TransactionOf<D>);
 
-impl<D> BorrowedTransaction<'_, D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> BorrowedTransaction<'_, D> {
     /// Whether it may write.
     pub fn access(&self) -> Access {
         self.0.access()
@@ -81,16 +75,9 @@ where
 ///
 /// From [`Settling::begin_after_rollback`]. Dropped uncommitted, it is rolled back when the settlement
 /// is over; until then no other resource can begin one of the same database.
-pub struct AfterRollback<'a, D>(&'a mut TransactionOf<D>)
-where
-    D: Database,
-    D::Pool: TransactionPool;
+pub struct AfterRollback<'a, D: TransactionalDatabase>(&'a mut TransactionOf<D>);
 
-impl<D> AfterRollback<'_, D>
-where
-    D: Database,
-    D::Pool: TransactionPool,
-{
+impl<D: TransactionalDatabase> AfterRollback<'_, D> {
     /// Its connection, to run statements on.
     pub fn connection(&mut self) -> &mut ConnectionOf<D> {
         self.0.connection()
@@ -118,11 +105,7 @@ impl Settling<'_> {
     ///
     /// The statements that run in it are committed or rolled back with the rest. In `prepare` it is
     /// open; in `rollback` it is over, unless the resource is a database that joined before `D`.
-    pub fn transaction<D>(&mut self) -> Option<BorrowedTransaction<'_, D>>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    pub fn transaction<D: TransactionalDatabase>(&mut self) -> Option<BorrowedTransaction<'_, D>> {
         let (_, open) = self.find::<D>()?;
         let transaction = Some(open.transaction()).filter(|it| it.is_open());
         transaction.map(BorrowedTransaction)
@@ -143,14 +126,10 @@ impl Settling<'_> {
     /// # Cancellation
     ///
     /// If the future is dropped, the connection is closed when the settlement is over.
-    pub async fn begin_after_rollback<D>(
+    pub async fn begin_after_rollback<D: TransactionalDatabase>(
         &mut self,
         patience: Patience,
-    ) -> Result<Option<AfterRollback<'_, D>>, Error>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    ) -> Result<Option<AfterRollback<'_, D>>, Error> {
         let found = self.find::<D>().map(|(_, open)| open.transaction());
         let Some(transaction) = found.filter(|it| it.access() == Access::ReadWrite) else {
             return Ok(None);
@@ -169,21 +148,13 @@ impl Settling<'_> {
 
     /// Has the transaction of `D` committed after those of all other databases, because it carries
     /// rows that must not be gone before the rest is certain. The last call counts.
-    pub fn commit_last<D>(&mut self)
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    pub fn commit_last<D: TransactionalDatabase>(&mut self) {
         if let Some(index) = self.find::<D>().map(|(index, _)| index) {
             *self.last = Some(index);
         }
     }
 
-    fn find<D>(&mut self) -> Option<(usize, &mut OpenTransaction<D>)>
-    where
-        D: Database,
-        D::Pool: TransactionPool,
-    {
+    fn find<D: TransactionalDatabase>(&mut self) -> Option<(usize, &mut OpenTransaction<D>)> {
         self.others
             .iter_mut()
             .enumerate()

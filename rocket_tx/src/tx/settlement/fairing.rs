@@ -10,10 +10,7 @@ use super::settings::{Durations, Settings, Veto, Vetoed};
 use crate::db::{Arrival, Roster};
 use crate::tx::context::{InFlight, RequestContext};
 use crate::tx::fairings::{FairingOrder, OF_REQUESTS};
-use crate::tx::monitor::Live;
-use crate::tx::monitor::Monitor;
-use crate::tx::monitor::watch_slow;
-use crate::tx::monitor::{Observer, Observers};
+use crate::tx::monitor::{Live, Monitor, Observer, Observers, watch_slow};
 use crate::tx::panics;
 
 /// The fairing that settles every request: below 400 commits, 400 and above rolls back, and what

@@ -20,11 +20,9 @@ use super::run::{Deadlines, Run};
 use super::settings::{Settings, Vetoed};
 use crate::db::Ended;
 use crate::tx::context::RequestContext;
-use crate::tx::failure::Error;
-use crate::tx::failure::Problem;
+use crate::tx::failure::{Error, Problem};
 use crate::tx::fairings::OF_RESPONSES;
-use crate::tx::monitor::short_type;
-use crate::tx::monitor::{Happened, micros};
+use crate::tx::monitor::{Happened, micros, short_type};
 use crate::tx::panics::shielded;
 use crate::tx::registry::{Closed, Held, Outstanding};
 use crate::tx::verdict::{Facts, Outcome, Settled, Verdict};
@@ -159,10 +157,14 @@ impl<'r> Settle<'_, 'r, '_> {
         {
             complete = self.open_required(&mut closed, deadlines.commit).await;
         }
-        let (resources, lines) = (
-            std::mem::take(&mut closed.resources),
-            std::mem::take(&mut closed.lines),
-        );
+        let Closed {
+            resources,
+            lines,
+            doom,
+            failure,
+            hooks,
+            ..
+        } = closed;
         let mut run = Run::new(
             self.settings,
             self.request,
@@ -180,11 +182,7 @@ impl<'r> Settle<'_, 'r, '_> {
         databases.extend(run.outcomes());
         drop(run);
         let outcome = outcome(&verdict, &result);
-        let left = Left {
-            doom: closed.doom,
-            failure: closed.failure,
-        };
-        match rewrite(&verdict, result, response.status(), left) {
+        match rewrite(&verdict, result, response.status(), Left { doom, failure }) {
             Some(problem) => replace(self.request, response, problem, outcome),
             None => self.complete(response, outcome),
         }
@@ -198,7 +196,7 @@ impl<'r> Settle<'_, 'r, '_> {
         };
         self.report(&settled);
         let live = &self.settings.monitor.live;
-        (closed.hooks).run(outcome, &self.settings.in_flight, live);
+        hooks.run(outcome, &self.settings.in_flight, live);
     }
 
     /// Begins the transactions that resources need and that nobody has begun, bounded.

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rocket::figment::Figment;
+use rocket_db_pools::Database;
 use shuttle::future::yield_now;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -57,6 +58,10 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = sqlx::Error> + Clone {
 
     fn link(&self) -> &OnceLock<Link>;
 }
+
+pub trait TransactionalDatabase: Database<Pool: TransactionPool> {}
+
+impl<D> TransactionalDatabase for D where D: Database<Pool: TransactionPool> {}
 
 /// What became of every transaction of a scene.
 #[derive(Clone, Default)]

@@ -12,6 +12,8 @@ mod mode;
 mod open_transaction;
 #[path = "../../../../rocket_tx/src/tx/registry/outstanding.rs"]
 mod outstanding;
+#[path = "../../../../rocket_tx/src/tx/registry/rank.rs"]
+mod rank;
 #[path = "../../../../rocket_tx/src/tx/registry/require.rs"]
 mod require;
 

@@ -1,0 +1,17 @@
+//! The order of attachment, in which requests take databases.
+
+use std::any::type_name;
+
+use crate::db::{TransactionPool, TransactionalDatabase};
+use crate::tx::failure::Error;
+
+/// The place of `D` in that order.
+///
+/// # Errors
+///
+/// [`Error::NotAttached`] for a pool that is in no service.
+pub fn rank_of<D: TransactionalDatabase>(pool: &D::Pool) -> Result<usize, Error> {
+    let link = pool.link().get();
+    let link = link.ok_or(Error::NotAttached(type_name::<D>()))?;
+    Ok(link.rank)
+}
