@@ -1,6 +1,6 @@
 //! A resource of one's own: a file that is there if, and only if, its row is.
 //!
-//!     cargo run --example custom_resource
+//!     cargo run --package rocket_tx --example custom_resource
 //!     curl -i -T README.md http://127.0.0.1:8000/files/readme.md   # 201: the row, and the file
 //!     curl -i -T README.md http://127.0.0.1:8000/files/readme.md   # 409: neither; the first stays
 //!     ls data/files

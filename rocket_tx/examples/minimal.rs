@@ -1,6 +1,6 @@
 //! The smallest complete service.
 //!
-//!     cargo run --example minimal
+//!     cargo run --package rocket_tx --example minimal
 //!     curl -i -d 'buy milk' http://127.0.0.1:8000/notes    # 201, and it is stored
 //!     curl -i -d 'fly home' http://127.0.0.1:8000/notes    # 422, and it is not, though it was written
 //!     curl http://127.0.0.1:8000/notes

@@ -1,6 +1,6 @@
 //! One request, two databases: both have it, or neither.
 //!
-//!     cargo run --example two_databases
+//!     cargo run --package rocket_tx --example two_databases
 //!     curl -i -X POST http://127.0.0.1:8000/orders/tea/350      # 201
 //!     curl -i -X POST http://127.0.0.1:8000/orders/yacht/-1     # 409: the order is not kept either
 //!     curl http://127.0.0.1:8000/orders                         # 1 orders, 1 charges
