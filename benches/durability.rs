@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use rocket::figment::Figment;
 use rocket_db_pools::Pool;
-use rocket_tx::db::{Access, BeginOptions, Isolation, Patience, SqlitePool, TransactionPool};
+use rocket_tx::db::{Access, BeginOptions, Isolation, SqlitePool, TransactionPool, WaitPolicy};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Executor};
 
@@ -173,7 +173,7 @@ async fn write(way: Way, file: &Path) -> Slice {
                 let options = BeginOptions {
                     isolation: Isolation::Default,
                     access: Access::ReadWrite,
-                    patience: Patience::Wait,
+                    wait: WaitPolicy::QUEUE,
                 };
                 let mut transaction = pool.open(options).await.unwrap();
                 let insert = sqlx::query(INSERT).bind(text);

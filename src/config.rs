@@ -5,7 +5,7 @@ use std::time::Duration;
 use rocket::Config;
 use rocket::fairing::AdHoc;
 use rocket::figment::Figment;
-use rocket_tx::db::Seconds;
+use rocket_tx::db::ConfigDuration;
 use rocket_tx::extend::setting;
 use serde::de::DeserializeOwned;
 
@@ -23,8 +23,8 @@ pub(crate) fn duration(
     key: &str,
     default: Duration,
 ) -> Result<Duration, String> {
-    let configured: Option<Seconds> = value(figment, key)?;
-    Ok(configured.map_or(default, |Seconds(configured)| configured))
+    let configured: Option<ConfigDuration> = value(figment, key)?;
+    Ok(configured.map_or(default, |ConfigDuration(configured)| configured))
 }
 
 /// Whether the service runs with the profile for development.
@@ -72,7 +72,7 @@ impl HandlerTimeout {
         const MARGIN: Duration = Duration::from_secs(5);
         let seconds = |key: &str, default| duration(figment, key, Duration::from_secs(default));
 
-        if let Some(Seconds(configured)) = value(figment, "handler_timeout")? {
+        if let Some(ConfigDuration(configured)) = value(figment, "handler_timeout")? {
             if configured.is_zero() {
                 return Err("`handler_timeout`: nothing is done in no time; leave it out".into());
             }

@@ -83,7 +83,7 @@ impl Downstream<'_> {
     /// Tells the other service about `thing`.
     ///
     /// The caller waits `downstream_timeout` at most, and keeps what it holds meanwhile.
-    pub(crate) async fn tell(&self, thing: &impl Serialize) -> Result<(), Error> {
+    pub(crate) async fn notify(&self, thing: &impl Serialize) -> Result<(), Error> {
         let body = serde_json::to_vec(thing).unwrap_or_default();
         let request = self
             .client

@@ -9,7 +9,7 @@ use rocket::local::asynchronous::Client;
 use rocket::serde::json::Value;
 
 use crate::support::launch::refused;
-use crate::support::{Answer, Backend, Databases, Service};
+use crate::support::{Backend, Databases, HttpResponse, Service};
 
 const TOKEN: &str = "a token that nobody guesses";
 /// The feed is in a test of its own: it does not end.
@@ -249,7 +249,7 @@ async fn tokens_are_not_logged() {
             .request("GET /registry")
             .header("X-Forwarded-For", "203.0.113.7")
             .header("Authorization", format!("Bearer {token}"));
-        assert_eq!(Answer::of(request).await.status, status);
+        assert_eq!(HttpResponse::of(request).await.status, status);
     }
     let log = service.log();
     assert!(log.contains("TRACE"), "{log}");

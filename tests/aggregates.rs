@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use rocket_tx_aggregates::aggregate::{Entity, Event};
 
-use crate::support::{Answer, Databases, Http, In};
+use crate::support::{Databases, Http, HttpResponse, In};
 
 /// What tests of the library change.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -41,17 +41,17 @@ rocket_tx_aggregates::aggregate!(Counter as "counter", entity, [Added]);
 /// The reference service's `/aggregates/todos`.
 pub async fn create(http: &Http, id: &str) {
     let body = json!({ "id": id, "user_id": "ann", "task": "first" }).to_string();
-    let answer = http.json("POST /aggregates/todos", &body).await;
-    assert_eq!(answer.status, 201, "{answer:?}");
+    let response = http.json("POST /aggregates/todos", &body).await;
+    assert_eq!(response.status, 201, "{response:?}");
 }
 
-pub async fn rename(http: &Http, id: &str, task: &str, fault: &str) -> Answer {
+pub async fn rename(http: &Http, id: &str, task: &str, fault: &str) -> HttpResponse {
     let request = http
         .request(&format!("POST /aggregates/todos/{id}/rename"))
         .header("Content-Type", "application/json")
         .header("X-Fault", fault)
         .body(json!({ "task": task }).to_string());
-    Answer::of(request).await
+    HttpResponse::of(request).await
 }
 
 /// Renames in a task of its own: it has the lease for 9 s, and its process will not last so long.
@@ -66,9 +66,12 @@ pub fn rename_that_is_lost(http: &Http, id: &str) -> JoinHandle<bool> {
 }
 
 pub async fn leases(http: &Http) -> Vec<Value> {
-    let answer = http.send("GET /leases").await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    answer.json::<Value>()["leases"].as_array().unwrap().clone()
+    let response = http.send("GET /leases").await;
+    assert_eq!(response.status, 200, "{response:?}");
+    response.json::<Value>()["leases"]
+        .as_array()
+        .unwrap()
+        .clone()
 }
 
 /// All events of a todo, which must have no gaps.
@@ -79,11 +82,11 @@ pub async fn events(http: &Http, id: &str) -> Vec<Value> {
             "GET /aggregates/todos/{id}/events?limit=200&after={}",
             all.len()
         );
-        let answer = http.send(&path).await;
-        if answer.status == 404 {
+        let response = http.send(&path).await;
+        if response.status == 404 {
             return all;
         }
-        let page: Vec<Value> = answer.json();
+        let page: Vec<Value> = response.json();
         if page.is_empty() {
             return all;
         }

@@ -79,28 +79,33 @@ async fn a_begin_that_is_dropped_half_way_concerns_nobody_else(backend: Backend)
     .await;
     for what in ["plain", "read", "guard", "tx"] {
         for round in 0..5 {
-            let answer = stage.send(&format!("POST /cancelled/{what}")).await;
+            let response = stage.send(&format!("POST /cancelled/{what}")).await;
             let mut stored = stage.notes().await;
-            let before: &[&str] = match answer.outcome() {
+            let before: &[&str] = match response.outcome() {
                 Some("committed") if what == "tx" => &["before"],
                 _ => &[],
             };
-            assert_eq!(stored, before, "{what}: {answer:?}");
+            assert_eq!(stored, before, "{what}: {response:?}");
             if backend == Backend::Postgres {
                 let text = format!("then-{round}");
-                let answer = stage.send(&format!("POST /alone/{text}")).await;
-                assert_eq!(answer.status, 200, "{}", answer.body);
+                let response = stage.send(&format!("POST /alone/{text}")).await;
+                assert_eq!(response.status, 200, "{}", response.body);
                 stored.push(text);
                 assert_eq!(stage.notes().await, stored, "{what}");
             }
             let text = format!("{what}-{round}");
-            let answer = stage.send(&format!("POST /notes/{text}")).await;
-            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+            let response = stage.send(&format!("POST /notes/{text}")).await;
+            assert_eq!(
+                response.summary(),
+                (201, Some("committed")),
+                "{}",
+                response.body
+            );
             stored.push(text);
             stored.sort();
             assert_eq!(stage.notes().await, stored, "{what}");
-            let answer = stage.send("GET /count").await;
-            assert_eq!(answer.body, stored.len().to_string(), "{what}");
+            let response = stage.send("GET /count").await;
+            assert_eq!(response.body, stored.len().to_string(), "{what}");
             stage.databases.empty().await;
         }
         stage.nothing_is_stuck().await;

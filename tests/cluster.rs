@@ -89,12 +89,12 @@ mod postgres {
                 false => cluster.signal_backends("STOP"),
             }
             {
-                let answer = db.fetch_one("SELECT 1");
-                rocket::tokio::pin!(answer);
+                let response = db.fetch_one("SELECT 1");
+                rocket::tokio::pin!(response);
                 let soon = Duration::from_millis(300);
-                assert!(timeout(soon, &mut answer).await.is_err());
+                assert!(timeout(soon, &mut response).await.is_err());
                 cluster.thaw();
-                answer.await.unwrap();
+                response.await.unwrap();
             }
         }
     }

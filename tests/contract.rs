@@ -4,18 +4,23 @@ use std::sync::Arc;
 
 use rocket::serde::json::Value;
 
-use crate::support::{Answer, Backend, Break, Databases, In, Service, eventually};
+use crate::support::{Backend, Break, Databases, HttpResponse, In, Service, eventually};
 
 async fn created(service: &Service, body: &str) -> Value {
-    let answer = service.http.json("POST /todos", body).await;
-    assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
-    let todo: Value = answer.json();
-    assert_eq!(answer.header("location"), todo["url"].as_str());
+    let response = service.http.json("POST /todos", body).await;
+    assert_eq!(
+        response.summary(),
+        (201, Some("committed")),
+        "{}",
+        response.body
+    );
+    let todo: Value = response.json();
+    assert_eq!(response.header("location"), todo["url"].as_str());
     todo
 }
 
 /// What is at the address that a todo gives as its own.
-async fn at(service: &Service, todo: &Value) -> Answer {
+async fn at(service: &Service, todo: &Value) -> HttpResponse {
     let path = todo["url"]
         .as_str()
         .unwrap()
@@ -62,9 +67,9 @@ async fn todos_keep_the_todo_backend_contract(backend: Backend) {
         (r#"{"completed": false}"#, "completed", Value::from(false)),
         ("{}", "order", Value::from(95)),
     ] {
-        let answer = service.http.json(&path, change).await;
-        assert_eq!(answer.told(), (200, Some("committed")), "{change}");
-        let changed: Value = answer.json();
+        let response = service.http.json(&path, change).await;
+        assert_eq!(response.summary(), (200, Some("committed")), "{change}");
+        let changed: Value = response.json();
         assert_eq!(changed[field], value, "{change}");
         assert_eq!(
             at(&service, &todo).await.json::<Value>(),
@@ -79,10 +84,10 @@ async fn todos_keep_the_todo_backend_contract(backend: Backend) {
         .http
         .send(&format!("DELETE /todos/{}", todo["id"]))
         .await;
-    assert_eq!(gone.told(), (204, Some("committed")));
+    assert_eq!(gone.summary(), (204, Some("committed")));
     assert_eq!(at(&service, &todo).await.status, 404);
     assert_eq!(
-        service.http.send("DELETE /todos").await.told(),
+        service.http.send("DELETE /todos").await.summary(),
         (204, Some("committed"))
     );
     assert_eq!(service.get("/todos").await.body, "[]");
@@ -104,13 +109,13 @@ async fn any_page_may_use_it(backend: Backend) {
             .request(what)
             .header("Origin", "http://elsewhere.test")
             .header("Access-Control-Request-Method", "PATCH");
-        let answer = Answer::of(request).await;
+        let response = HttpResponse::of(request).await;
         assert_eq!(
-            answer.header("access-control-allow-origin"),
+            response.header("access-control-allow-origin"),
             Some("*"),
             "{what}"
         );
-        let methods = answer.header("access-control-allow-methods").unwrap();
+        let methods = response.header("access-control-allow-methods").unwrap();
         for method in ["GET", "POST", "PATCH", "DELETE"] {
             assert!(methods.contains(method), "{what} allows {methods}");
         }
@@ -122,8 +127,8 @@ async fn the_audit_is_paged_newest_first(backend: Backend) {
     let service = Service::start(backend).await;
     let mut ids = Vec::new();
     for number in 0..25 {
-        let answer = service.new_todo(&number.to_string(), "").await;
-        ids.push(answer.header("x-request-id").unwrap().to_owned());
+        let response = service.new_todo(&number.to_string(), "").await;
+        ids.push(response.header("x-request-id").unwrap().to_owned());
         // What was rolled back leaves a gap in the numbers, and none in the pages.
         assert_eq!(service.new_todo("lost", "respond=500").await.status, 500);
     }
@@ -168,10 +173,10 @@ mod away {
             let proxy = databases.by_proxy(In::Audit).await;
             let service = Service::on(Arc::new(databases), &[]).await;
             proxy.set("SHOW transaction_read_only", Break::Before);
-            let answer = service.get("/readyz").await;
-            assert_eq!(answer.status, 503, "{}", answer.body);
+            let response = service.get("/readyz").await;
+            assert_eq!(response.status, 503, "{}", response.body);
             assert_eq!(
-                answer.header("content-type"),
+                response.header("content-type"),
                 Some("application/problem+json")
             );
             assert_eq!(service.get("/healthz").await.status, 204);

@@ -15,7 +15,7 @@ async fn stored(databases: &Databases) -> (Vec<String>, usize) {
 
 /// Sends a todo with a fault that ends the process before it can answer.
 async fn crash(service: &mut Service, title: &str, fault: &str) {
-    let answer = service
+    let response = service
         .http
         .request("POST /todos")
         .header("Content-Type", "application/json")
@@ -24,7 +24,7 @@ async fn crash(service: &mut Service, title: &str, fault: &str) {
         .send()
         .await;
     assert!(
-        answer.is_err(),
+        response.is_err(),
         "{fault}: a process that has ended does not answer"
     );
     let status = service.ended().await;
@@ -82,14 +82,14 @@ async fn every_other_fault_leaves_both_or_neither(backend: Backend) {
         "commit,leak=20",
         "doom,commit,swallow",
     ] {
-        let answer = service.new_todo(fault, fault).await;
-        assert!(answer.status >= 400, "{fault}: {}", answer.status);
-        assert_eq!(answer.outcome(), Some("rolled-back"), "{fault}");
+        let response = service.new_todo(fault, fault).await;
+        assert!(response.status >= 400, "{fault}: {}", response.status);
+        assert_eq!(response.outcome(), Some("rolled-back"), "{fault}");
         assert_eq!(stored(databases).await, (vec![], 0), "{fault}");
     }
     if backend == Backend::Postgres {
-        let answer = service.new_todo("disconnect", "disconnect").await;
-        assert_eq!(answer.told(), (503, Some("rolled-back")));
+        let response = service.new_todo("disconnect", "disconnect").await;
+        assert_eq!(response.summary(), (503, Some("rolled-back")));
         assert_eq!(stored(databases).await, (vec![], 0));
     }
     let mut kept = 0;
@@ -100,9 +100,9 @@ async fn every_other_fault_leaves_both_or_neither(backend: Backend) {
         "respond=303",
         "downstream=502",
     ] {
-        let answer = service.new_todo("kept", fault).await;
-        assert!(answer.status < 400, "{fault}: {}", answer.status);
-        assert_eq!(answer.outcome(), Some("committed"), "{fault}");
+        let response = service.new_todo("kept", fault).await;
+        assert!(response.status < 400, "{fault}: {}", response.status);
+        assert_eq!(response.outcome(), Some("committed"), "{fault}");
         kept += 1;
         assert_eq!(
             stored(databases).await,
@@ -125,12 +125,12 @@ async fn sharing_is_undone_if_the_other_service_fails(backend: Backend) {
         ("", 200, "committed", "1"),
     ] {
         let request = service.http.request(&share).header("X-Fault", fault);
-        let answer = crate::support::Answer::of(request).await;
+        let response = crate::support::HttpResponse::of(request).await;
         assert_eq!(
-            answer.told(),
+            response.summary(),
             (status, Some(outcome)),
             "{fault}: {}",
-            answer.body
+            response.body
         );
         let found = service
             .databases

@@ -49,8 +49,13 @@ mod sqlite {
 
         disk.mend();
         for request in requests {
-            let answer = request.await.unwrap();
-            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+            let response = request.await.unwrap();
+            assert_eq!(
+                response.summary(),
+                (201, Some("committed")),
+                "{}",
+                response.body
+            );
         }
     }
 
@@ -64,13 +69,23 @@ mod sqlite {
 
         disk.order("fdatasync -wal stuck");
         let sent = Instant::now();
-        let answer = service.new_todo("late", "").await;
-        assert_eq!(answer.told(), (500, Some("unknown")), "{}", answer.body);
+        let response = service.new_todo("late", "").await;
+        assert_eq!(
+            response.summary(),
+            (500, Some("unknown")),
+            "{}",
+            response.body
+        );
         assert!(sent.elapsed() < Duration::from_secs(5));
 
         disk.mend();
-        let answer = service.new_todo("after", "").await;
-        assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+        let response = service.new_todo("after", "").await;
+        assert_eq!(
+            response.summary(),
+            (201, Some("committed")),
+            "{}",
+            response.body
+        );
         assert_eq!(
             databases.texts(In::Main, TITLES).await,
             ["after", "before", "late"]
@@ -86,21 +101,36 @@ mod sqlite {
         assert_eq!(service.new_todo("before", "").await.status, 201);
 
         disk.order("fdatasync main.db-wal eio");
-        let answer = service.new_todo("failed", "").await;
-        assert_eq!(answer.told(), (500, Some("unknown")), "{}", answer.body);
-        assert!(answer.body.contains("main"), "{}", answer.body);
-        assert!(!answer.body.contains("audit"), "{}", answer.body);
+        let response = service.new_todo("failed", "").await;
+        assert_eq!(
+            response.summary(),
+            (500, Some("unknown")),
+            "{}",
+            response.body
+        );
+        assert!(response.body.contains("main"), "{}", response.body);
+        assert!(!response.body.contains("audit"), "{}", response.body);
         // It is still broken: nothing is begun.
         for _ in 0..3 {
-            let answer = service.new_todo("refused", "").await;
-            assert_eq!(answer.told(), (503, Some("rolled-back")), "{}", answer.body);
+            let response = service.new_todo("refused", "").await;
+            assert_eq!(
+                response.summary(),
+                (503, Some("rolled-back")),
+                "{}",
+                response.body
+            );
         }
         // Reading goes on.
         assert_eq!(service.get("/todos").await.status, 200);
 
         disk.mend();
-        let answer = service.new_todo("after", "").await;
-        assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+        let response = service.new_todo("after", "").await;
+        assert_eq!(
+            response.summary(),
+            (201, Some("committed")),
+            "{}",
+            response.body
+        );
         assert!(service.log().contains("was checked"), "{}", service.log());
         assert_eq!(
             databases.texts(In::Main, TITLES).await,
@@ -124,16 +154,21 @@ mod sqlite {
                 .execute(In::Main, "PRAGMA wal_checkpoint(RESTART)")
                 .await;
             disk.order("fsync main.db-wal eio");
-            let answer = service.new_todo("failed", "").await;
+            let response = service.new_todo("failed", "").await;
             assert_eq!(
-                answer.told(),
+                response.summary(),
                 (500, Some("unknown")),
                 "{synchronous}: {}",
-                answer.body
+                response.body
             );
             disk.mend();
-            let answer = service.new_todo("after", "").await;
-            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+            let response = service.new_todo("after", "").await;
+            assert_eq!(
+                response.summary(),
+                (201, Some("committed")),
+                "{}",
+                response.body
+            );
             service.stop().await;
         }
     }
@@ -148,8 +183,13 @@ mod sqlite {
                 .service(&databases, &[("ROCKET_DATABASES", &settings)])
                 .await;
             disk.order("fdatasync -wal stuck");
-            let answer = service.new_todo("at once", "").await;
-            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+            let response = service.new_todo("at once", "").await;
+            assert_eq!(
+                response.summary(),
+                (201, Some("committed")),
+                "{}",
+                response.body
+            );
             disk.mend();
             service.stop().await;
         }

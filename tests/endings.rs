@@ -13,7 +13,7 @@ use rocket_tx::tx::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable, bou
 use rocket_tx::{Begin, Error, Settlement};
 use sqlx::{Executor, PgConnection};
 
-use crate::support::{self, Answer, Backend, Cluster, Databases, In, Main, PgBouncer, Stage};
+use crate::support::{self, Backend, Cluster, Databases, HttpResponse, In, Main, PgBouncer, Stage};
 
 fn postgres(connection: &mut Connection) -> &mut PgConnection {
     match connection {
@@ -107,18 +107,18 @@ async fn stage() -> Stage {
     Stage::with(Backend::Postgres, &[ONE], rocket).await
 }
 
-async fn send(stage: &Stage, path: &str, statements: &[&str]) -> Answer {
+async fn send(stage: &Stage, path: &str, statements: &[&str]) -> HttpResponse {
     let request = stage.http.request(&format!("POST {path}"));
-    let answer = Answer::of(request.body(statements.join(NEXT))).await;
+    let response = HttpResponse::of(request.body(statements.join(NEXT))).await;
     if path.ends_with("leaked") {
         ANSWERED.add_permits(1);
     }
-    answer
+    response
 }
 
 /// What is told of the notes in the statements is what is stored of them.
 async fn is_true(stage: &Stage, path: &str, statements: &[&str]) {
-    let answer = send(stage, path, statements).await;
+    let response = send(stage, path, statements).await;
     stage.nothing_is_stuck().await;
     let stored = stage.databases.notes(In::Main).await;
     let all = statements.concat();
@@ -126,8 +126,8 @@ async fn is_true(stage: &Stage, path: &str, statements: &[&str]) {
         .into_iter()
         .filter(|name| all.contains(name))
         .collect();
-    let what = format!("{path} {statements:?}: {}", answer.body);
-    match answer.told() {
+    let what = format!("{path} {statements:?}: {}", response.body);
+    match response.summary() {
         (200..400, Some("committed")) => assert_eq!(stored, written, "{what}"),
         (_, Some("rolled-back")) => assert_eq!(stored, [""; 0], "{what}"),
         (500, Some("unknown")) => {}
@@ -153,9 +153,13 @@ async fn on_postgres_a_commit_of_the_handlers_own_is_refused() {
     ] {
         for then in ["201", "422"] {
             let path = format!("/default/{then}");
-            let answer = send(&stage, &path, &[FIRST, end]).await;
-            assert_eq!(answer.told(), (500, Some("unknown")), "{end}: {answer:?}");
-            assert_eq!(answer.kind(), "ended", "{end}");
+            let response = send(&stage, &path, &[FIRST, end]).await;
+            assert_eq!(
+                response.summary(),
+                (500, Some("unknown")),
+                "{end}: {response:?}"
+            );
+            assert_eq!(response.kind(), "ended", "{end}");
             stage.nothing_is_stuck().await;
             assert_eq!(stage.notes().await, [""; 0], "{end}");
         }
@@ -168,18 +172,18 @@ async fn on_postgres_what_stands_beside_a_transaction_writes_nothing() {
     for level in ["default", "repeatable-read", "serializable"] {
         for aside in [&[SECOND][..], &["BEGIN", SECOND, "COMMIT"]] {
             let statements = [&[FIRST, "ROLLBACK"], aside].concat();
-            let answer = send(&stage, &format!("/{level}/201"), &statements).await;
-            assert_eq!(answer.told(), (500, Some("unknown")), "{answer:?}");
+            let response = send(&stage, &format!("/{level}/201"), &statements).await;
+            assert_eq!(response.summary(), (500, Some("unknown")), "{response:?}");
             stage.nothing_is_stuck().await;
             assert_eq!(stage.notes().await, [""; 0], "{level}: {statements:?}");
         }
     }
     // The same session, for somebody who does not ask for a transaction.
-    let answer = send(&stage, "/lent", &[FIRST]).await;
-    assert_eq!((answer.status, &*answer.body), (200, ""));
+    let response = send(&stage, "/lent", &[FIRST]).await;
+    assert_eq!((response.status, &*response.body), (200, ""));
     assert_eq!(stage.notes().await, ["first"]);
-    let answer = send(&stage, "/default/201", &[SECOND]).await;
-    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    let response = send(&stage, "/default/201", &[SECOND]).await;
+    assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
 }
 
 #[rocket::async_test]
@@ -239,8 +243,12 @@ async fn on_postgres_what_is_told_of_a_handler_that_was_given_up_or_leaks_is_tru
     ] {
         for then in ["201", "500", "given-up"] {
             let path = format!("/read-only/{then}");
-            let answer = send(&stage, &path, statements).await;
-            assert_ne!(answer.outcome(), Some("committed"), "{path}: {answer:?}");
+            let response = send(&stage, &path, statements).await;
+            assert_ne!(
+                response.outcome(),
+                Some("committed"),
+                "{path}: {response:?}"
+            );
             assert_eq!(stage.notes().await, [""; 0], "{path}");
         }
     }
@@ -278,11 +286,11 @@ async fn on_postgres_what_is_told_while_no_more_sessions_can_be_opened_is_true()
         let limit = |most: i32| format!("ALTER ROLE {role} CONNECTION LIMIT {most}");
         stage.nothing_is_stuck().await;
         admin.execute(sqlx::AssertSqlSafe(limit(0))).await.unwrap();
-        let answer = send(&stage, path, &[FIRST, "COMMIT"]).await;
+        let response = send(&stage, path, &[FIRST, "COMMIT"]).await;
         admin.execute(sqlx::AssertSqlSafe(limit(-1))).await.unwrap();
         let stored = stage.notes().await;
-        let is_true = answer.outcome() == Some("unknown") || stored.is_empty();
-        assert!(is_true, "{path}: {stored:?}, {answer:?}");
+        let is_true = response.outcome() == Some("unknown") || stored.is_empty();
+        assert!(is_true, "{path}: {stored:?}, {response:?}");
         stage.databases.empty().await;
     }
 }
@@ -315,7 +323,7 @@ async fn on_postgres_a_commit_that_waits_for_an_absent_standby_is_not_told_as_ro
     let stage = Stage::on(databases, &[ONE], rocket).await;
     for level in ["default", "serializable"] {
         let statements = ["SET synchronous_commit = on", FIRST, "COMMIT"];
-        let answer = send(&stage, &format!("/{level}/given-up"), &statements).await;
+        let response = send(&stage, &format!("/{level}/given-up"), &statements).await;
         let mut admin = cluster.admin().await;
         for value in ["", "absent"] {
             let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{value}'");
@@ -325,8 +333,8 @@ async fn on_postgres_a_commit_that_waits_for_an_absent_standby_is_not_told_as_ro
             stage.nothing_is_stuck().await;
         }
         let stored = stage.notes().await;
-        let is_true = answer.outcome() == Some("unknown") || stored.is_empty();
-        assert!(is_true, "{level}: {stored:?}, {answer:?}");
+        let is_true = response.outcome() == Some("unknown") || stored.is_empty();
+        assert!(is_true, "{level}: {stored:?}, {response:?}");
         stage.databases.empty().await;
     }
 }
@@ -341,12 +349,12 @@ async fn on_postgres_what_is_prepared_for_later_is_not_told_as_rolled_back() {
             for lost in [&[][..], &[LOSE]] {
                 let path = format!("/{level}/{then}");
                 let statements = [&[FIRST, "PREPARE TRANSACTION 'p'"], lost].concat();
-                let answer = send(&stage, &path, &statements).await;
+                let response = send(&stage, &path, &statements).await;
                 let mut admin = stage.databases.postgres(In::Main).await;
                 let _is_there = admin.execute("COMMIT PREPARED 'p'").await;
                 let stored = stage.notes().await;
-                let is_true = answer.outcome() == Some("unknown") || stored.is_empty();
-                assert!(is_true, "{path}: {stored:?}, {answer:?}");
+                let is_true = response.outcome() == Some("unknown") || stored.is_empty();
+                assert!(is_true, "{path}: {stored:?}, {response:?}");
                 stage.databases.empty().await;
             }
         }

@@ -70,18 +70,18 @@ async fn under_load(stage: &Stage, meanwhile: impl Future<Output = ()>) -> BTree
             let number = NEXT.fetch_add(1, Ordering::SeqCst);
             for what in [format!("POST /notes/{number}"), "GET /notes".to_owned()] {
                 let sent = Instant::now();
-                let answer = stage.send(&what).await;
+                let response = stage.send(&what).await;
                 let took = sent.elapsed();
-                assert!(took < BOUND, "{what} took {took:?}: {answer:?}");
-                match answer.status {
+                assert!(took < BOUND, "{what} took {took:?}: {response:?}");
+                match response.status {
                     200 | 201 => {}
                     503 => {
-                        assert!(answer.header("retry-after").is_some(), "{answer:?}");
-                        kinds.insert(answer.kind());
+                        assert!(response.header("retry-after").is_some(), "{response:?}");
+                        kinds.insert(response.kind());
                     }
                     _ => {
-                        assert_eq!(answer.outcome(), Some("unknown"), "{what}: {answer:?}");
-                        kinds.insert(answer.kind());
+                        assert_eq!(response.outcome(), Some("unknown"), "{what}: {response:?}");
+                        kinds.insert(response.kind());
                     }
                 }
             }
@@ -159,17 +159,17 @@ mod postgres {
                 cluster.restart().await;
             };
             let write = format!("POST /{level}/{round}");
-            let (answer, ()) = rocket::tokio::join!(stage.send(&write), crashing);
+            let (response, ()) = rocket::tokio::join!(stage.send(&write), crashing);
             let is_stored = !stage.databases.notes(In::Main).await.is_empty();
-            let what = format!("{write}, {kind:?}, stored: {is_stored}: {answer:?}");
-            match answer.told() {
+            let what = format!("{write}, {kind:?}, stored: {is_stored}: {response:?}");
+            match response.summary() {
                 (201, Some("committed")) => assert!(is_stored, "{what}"),
                 (503, Some("rolled-back")) => assert!(!is_stored, "{what}"),
                 (500, Some("unknown")) => {}
                 _ => panic!("{what}"),
             }
             *told
-                .entry((format!("{kind:?}"), answer.status))
+                .entry((format!("{kind:?}"), response.status))
                 .or_default() += 1;
             works(&stage).await;
             stage.databases.empty().await;
@@ -212,17 +212,27 @@ mod postgres {
         proxy.lead_to(&standby.url("main"));
         for what in ["notes", "repeatable", "serializable"] {
             for _ in 0..2 {
-                let answer = stage.send(&format!("POST /{what}/standby")).await;
-                assert_eq!(answer.told(), (503, Some("rolled-back")), "{}", answer.body);
-                assert_eq!(answer.kind(), "not-writable", "{what}");
-                assert!(answer.header("retry-after").is_some());
+                let response = stage.send(&format!("POST /{what}/standby")).await;
+                assert_eq!(
+                    response.summary(),
+                    (503, Some("rolled-back")),
+                    "{}",
+                    response.body
+                );
+                assert_eq!(response.kind(), "not-writable", "{what}");
+                assert!(response.header("retry-after").is_some());
             }
         }
         assert_eq!(stage.send("GET /notes").await.status, 200);
         standby.promote().await;
         for what in ["notes", "repeatable", "serializable"] {
-            let answer = stage.send(&format!("POST /{what}/{what}")).await;
-            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+            let response = stage.send(&format!("POST /{what}/{what}")).await;
+            assert_eq!(
+                response.summary(),
+                (201, Some("committed")),
+                "{}",
+                response.body
+            );
         }
     }
 
@@ -251,12 +261,17 @@ mod postgres {
             read_only == "on"
         })
         .await;
-        let answer = stage.send("POST /notes/before").await;
-        assert_eq!(answer.kind(), "not-writable");
+        let response = stage.send("POST /notes/before").await;
+        assert_eq!(response.kind(), "not-writable");
         proxy.lead_to(&standby.url("main"));
         for what in ["notes", "repeatable", "serializable"] {
-            let answer = stage.send(&format!("POST /{what}/{what}")).await;
-            assert_eq!(answer.told(), (201, Some("committed")), "{}", answer.body);
+            let response = stage.send(&format!("POST /{what}/{what}")).await;
+            assert_eq!(
+                response.summary(),
+                (201, Some("committed")),
+                "{}",
+                response.body
+            );
         }
         primary.stop().await;
     }

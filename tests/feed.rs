@@ -9,10 +9,10 @@ use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
 use rocket::tokio::net::TcpStream;
 use rocket::tokio::task::unconstrained;
 use rocket_tx::Settlement;
-use rocket_tx::tx::Heard;
+use rocket_tx::tx::FeedItem;
 
 use crate::aggregates::{create, rename};
-use crate::support::{Answer, Backend, Events, Http, Service, Stage, eventually};
+use crate::support::{Backend, Events, Http, HttpResponse, Service, Stage, eventually};
 
 /// Hears events from when it was made.
 struct Ear {
@@ -39,8 +39,12 @@ impl Ear {
     }
 
     /// What was told of one request, until something is told of it that ends it.
-    async fn of(&mut self, answer: &Answer, is_last: impl Fn(&Value) -> bool) -> Vec<Value> {
-        let request = answer.header("x-request-id").unwrap();
+    async fn of(
+        &mut self,
+        response: &HttpResponse,
+        is_last: impl Fn(&Value) -> bool,
+    ) -> Vec<Value> {
+        let request = response.header("x-request-id").unwrap();
         let mut searched = 0;
         // Heartbeats come for as long as anybody listens: it is time that ends a wait in vain.
         let started = Instant::now();
@@ -58,7 +62,7 @@ impl Ear {
 }
 
 /// In few words.
-fn told(events: &[Value]) -> Vec<String> {
+fn summary(events: &[Value]) -> Vec<String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     events
         .iter()
@@ -91,10 +95,10 @@ fn is_recounted(event: &Value) -> bool {
 async fn a_timeline_says_why(backend: Backend) {
     let service = Service::start(backend).await;
     let mut ear = Ear::on(&service.http).await;
-    let answer = service.new_todo("kept", "").await;
-    let events = ear.of(&answer, is_recounted).await;
+    let response = service.new_todo("kept", "").await;
+    let events = ear.of(&response, is_recounted).await;
     assert_eq!(
-        told(&events),
+        summary(&events),
         [
             "rows before",
             "began main",
@@ -122,10 +126,10 @@ async fn a_timeline_says_why(backend: Backend) {
     assert_eq!(events[1]["guard"], "Begin<Main>");
     assert_eq!(events[1]["route"], "todos::create");
 
-    let answer = service.new_todo("refused", "commit").await;
-    assert_eq!(answer.status, 409);
-    let events = ear.of(&answer, is_recounted).await;
-    let told = told(&events);
+    let response = service.new_todo("refused", "commit").await;
+    assert_eq!(response.status, 409);
+    let events = ear.of(&response, is_recounted).await;
+    let told = summary(&events);
     assert!(told.contains(&"prepare main failed".into()), "{told:?}");
     assert!(told.contains(&"rollback audit".into()), "{told:?}");
     assert!(told.contains(&"settled rolled-back 409".into()), "{told:?}");
@@ -153,8 +157,8 @@ async fn aggregates_are_told_too(backend: Backend) {
     create(&service.http, "milk").await;
     let mut ear = Ear::on(&service.http).await;
     // What is written at the end is counted too: the event, the list, the lease.
-    let answer = rename(&service.http, "milk", "in time", "").await;
-    let events = told(&ear.of(&answer, is_recounted).await);
+    let response = rename(&service.http, "milk", "in time", "").await;
+    let events = summary(&ear.of(&response, is_recounted).await);
     let verdict = events.iter().position(|it| it.starts_with("verdict"));
     let late = events[verdict.unwrap()..].iter();
     assert_eq!(
@@ -162,10 +166,10 @@ async fn aggregates_are_told_too(backend: Backend) {
         3,
         "{events:?}"
     );
-    let answer = rename(&service.http, "milk", "late", "expire-lease").await;
-    assert_eq!(answer.status, 409);
-    let events = ear.of(&answer, is_recounted).await;
-    let told = told(&events);
+    let response = rename(&service.http, "milk", "late", "expire-lease").await;
+    assert_eq!(response.status, 409);
+    let events = ear.of(&response, is_recounted).await;
+    let told = summary(&events);
     for wanted in [
         "began aggregates in main",
         "verdict true status 200",
@@ -181,8 +185,8 @@ async fn nothing_is_told_that_clients_must_not_know(backend: Backend) {
     let service = Service::start(backend).await;
     let mut ear = Ear::on(&service.http).await;
     for fault in ["swallow", "commit", "panic", "respond=502"] {
-        let answer = service.new_todo("a secret title", fault).await;
-        ear.of(&answer, is_recounted).await;
+        let response = service.new_todo("a secret title", fault).await;
+        ear.of(&response, is_recounted).await;
     }
     for event in ear.events.values().flatten() {
         let event = event.to_string();
@@ -212,7 +216,7 @@ async fn a_thousand_listeners_leave_nothing_behind(backend: Backend) {
         eventually("none is left", async || service.listeners().await == 0).await;
     }
     assert_eq!(
-        service.new_todo("a", "").await.told(),
+        service.new_todo("a", "").await.summary(),
         (201, Some("committed"))
     );
     service.stop().await;
@@ -228,9 +232,9 @@ async fn a_stalled_listener_slows_nobody_down(backend: Backend) {
     stalled.write_all(request.as_bytes()).await.unwrap();
     eventually("it listens", async || service.listeners().await == 2).await;
     for _ in 0..300 {
-        let answer = service.new_todo("a", "").await;
-        assert_eq!(answer.status, 201);
-        assert!(ear.of(&answer, is_recounted).await.len() > 10);
+        let response = service.new_todo("a", "").await;
+        assert_eq!(response.status, 201);
+        assert!(ear.of(&response, is_recounted).await.len() > 10);
     }
     drop(ear);
     // The first thing that it reads is whole.
@@ -245,18 +249,18 @@ async fn a_stalled_listener_misses_what_is_too_much(backend: Backend) {
     let mut stalled = stage.live.listen();
     let mut sent = 0;
     while sent < 2_000 {
-        let answer = stage.send("DELETE /pairs").await;
-        assert_eq!(answer.told(), (200, Some("committed")));
+        let response = stage.send("DELETE /pairs").await;
+        assert_eq!(response.summary(), (200, Some("committed")));
         // Each of two databases: begun, out, in, prepared and committed.
         sent += 10;
     }
-    let Some(Heard::Missed(missed)) = stalled.next().await else {
+    let Some(FeedItem::Lagged(missed)) = stalled.next().await else {
         panic!("it has missed nothing");
     };
     let mut waited = 0;
     // Without tokio's budget, which makes a task wait after so many.
     while let Some(Some(heard)) = unconstrained(stalled.next()).now_or_never() {
-        assert!(matches!(heard, Heard::Event(_)), "{heard:?}");
+        assert!(matches!(heard, FeedItem::Event(_)), "{heard:?}");
         waited += 1;
     }
     assert!(waited <= 1_024, "{waited} waited for it");

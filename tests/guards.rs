@@ -63,7 +63,7 @@ async fn view(
 ) -> Result<String, Error> {
     let before = count(&mut tx).await?;
     let meanwhile = Http::new(host.port().unwrap()).send("POST /note").await;
-    assert_eq!(meanwhile.told(), (201, Some("committed")));
+    assert_eq!(meanwhile.summary(), (201, Some("committed")));
     let after = count(&mut tx).await?;
     Ok(format!("{before} {after}"))
 }
@@ -157,8 +157,8 @@ async fn stage(backend: Backend) -> Stage {
 async fn a_write_through_a_read_fails_at_the_database(backend: Backend) {
     let stage = stage(backend).await;
     for path in ["read", "read-only"] {
-        let answer = stage.send(&format!("POST /{path}")).await;
-        assert_eq!(answer.status, 500, "{path}: {}", answer.body);
+        let response = stage.send(&format!("POST /{path}")).await;
+        assert_eq!(response.status, 500, "{path}: {}", response.body);
         assert_eq!(stage.notes().await, [""; 0], "{path}");
     }
     // The connections are still good.
@@ -172,11 +172,11 @@ async fn a_read_is_not_outstanding_and_a_body_may_stream_from_it(backend: Backen
         .databases
         .execute(In::Main, "INSERT INTO notes (text) VALUES ('one')")
         .await;
-    let answer = stage.send("GET /stream").await;
-    assert_eq!(answer.told(), (200, None));
-    assert_eq!(answer.body, "1 1 1 ");
+    let response = stage.send("GET /stream").await;
+    assert_eq!(response.summary(), (200, None));
+    assert_eq!(response.body, "1 1 1 ");
     for _ in 0..10 {
-        assert_eq!(stage.send("GET /count").await.told(), (200, None));
+        assert_eq!(stage.send("GET /count").await.summary(), (200, None));
     }
     assert_eq!(
         stage.send("GET /pooled").await.body,
@@ -189,9 +189,9 @@ async fn sqlx_transactions_work_on_a_read(backend: Backend) {
     let stage = stage(backend).await;
     // In turn, and more often than there are connections: each has been used for both.
     for _ in 0..10 {
-        assert_eq!(stage.send("GET /own").await.told(), (200, None));
+        assert_eq!(stage.send("GET /own").await.summary(), (200, None));
         assert_eq!(
-            stage.send("GET /read-only").await.told(),
+            stage.send("GET /read-only").await.summary(),
             (200, Some("committed"))
         );
     }
@@ -199,7 +199,7 @@ async fn sqlx_transactions_work_on_a_read(backend: Backend) {
 
 async fn a_begin_that_is_not_used_costs_nothing(backend: Backend) {
     let stage = stage(backend).await;
-    assert_eq!(stage.send("POST /idle").await.told(), (201, None));
+    assert_eq!(stage.send("POST /idle").await.summary(), (201, None));
     assert_eq!(stage.outstanding(), []);
 }
 
@@ -207,22 +207,27 @@ async fn isolation_is_part_of_the_type(backend: Backend) {
     let stage = stage(backend).await;
     assert_eq!(stage.send("GET /level").await.body, "serializable");
 
-    let answer = stage.send("POST /isolation/plain").await;
-    assert_eq!(answer.told(), (500, Some("rolled-back")));
-    let problem: Value = answer.json();
+    let response = stage.send("POST /isolation/plain").await;
+    assert_eq!(response.summary(), (500, Some("rolled-back")));
+    let problem: Value = response.json();
     assert_eq!(problem["type"], "urn:rocket_tx:problem:weaker");
     assert_eq!(stage.notes().await, [""; 0]);
 
-    let answer = stage.send("POST /isolation/serializable").await;
-    assert_eq!(answer.told(), (201, Some("committed")));
+    let response = stage.send("POST /isolation/serializable").await;
+    assert_eq!(response.summary(), (201, Some("committed")));
     assert_eq!(stage.notes().await, ["plain", "serializable"]);
 }
 
 async fn a_read_only_transaction_has_one_view(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("GET /view").await;
-    assert_eq!(answer.told(), (200, Some("committed")), "{}", answer.body);
-    assert_eq!(answer.body, "0 0");
+    let response = stage.send("GET /view").await;
+    assert_eq!(
+        response.summary(),
+        (200, Some("committed")),
+        "{}",
+        response.body
+    );
+    assert_eq!(response.body, "0 0");
     assert_eq!(stage.send("GET /count").await.body, "1");
 }
 

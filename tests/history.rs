@@ -317,7 +317,7 @@ async fn what_is_stored_is_what_was_told(backend: Backend) {
     let mut found = check(&history, &stored);
     if silences > 0 {
         found.push(format!(
-            "{silences} requests got no answer from a process that lives"
+            "{silences} requests got no response from a process that lives"
         ));
     }
     found.extend(models::check(&stored.events, &listed, &snapshots));
@@ -340,7 +340,7 @@ fn never(
     fates: &BTreeMap<&str, usize>,
     disturbances: &Disturbances,
 ) -> Vec<String> {
-    let outcomes = ["committed", "rolled-back", "no answer"].iter();
+    let outcomes = ["committed", "rolled-back", "no response"].iter();
     let mut missing: Vec<String> = Vec::new();
     let outcomes = outcomes.chain(match backend {
         Backend::Sqlite => [].iter(),

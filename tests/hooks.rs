@@ -73,8 +73,8 @@ async fn heard(said: &Said, last: &str) -> Vec<String> {
 async fn they_run_once_in_order_after_the_commit(backend: Backend) {
     let (stage, said) = stage(backend).await;
     for round in 1..=3 {
-        let answer = stage.send("POST /hooks/201").await;
-        assert_eq!(answer.told(), (201, Some("committed")), "{round}");
+        let response = stage.send("POST /hooks/201").await;
+        assert_eq!(response.summary(), (201, Some("committed")), "{round}");
         assert_eq!(heard(&said, "last").await, ["first", "last"], "{round}");
         stage.databases.empty().await;
     }
@@ -88,8 +88,8 @@ async fn they_run_once_in_order_after_the_commit(backend: Backend) {
 async fn none_runs_after_a_rollback_but_its_twin(backend: Backend) {
     let (stage, said) = stage(backend).await;
     for code in [404, 500] {
-        let answer = stage.send(&format!("POST /hooks/{code}")).await;
-        assert_eq!(answer.told(), (code, Some("rolled-back")));
+        let response = stage.send(&format!("POST /hooks/{code}")).await;
+        assert_eq!(response.summary(), (code, Some("rolled-back")));
     }
     stage.close().await;
     assert_eq!(*said.lock(), ["rolled back", "rolled back"]);

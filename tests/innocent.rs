@@ -11,7 +11,7 @@ use rocket_tx::{Begin, Error, Read, Settlement, with_backend};
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::support::stage::note;
-use crate::support::{Answer, Audit, Backend, Databases, In, Main, Stage};
+use crate::support::{Audit, Backend, Databases, HttpResponse, In, Main, Stage};
 
 /// Between two statements.
 const NEXT: &str = ";;";
@@ -57,9 +57,9 @@ async fn both(
     begin: Begin<Main>,
     audit: Begin<Audit>,
 ) -> Result<(Status, String), Error> {
-    let answer = run_in(begin, &sql).await;
+    let response = run_in(begin, &sql).await;
     note(&mut *audit.begin().await?, "audit").await?;
-    answer
+    response
 }
 
 #[post("/read", data = "<sql>")]
@@ -113,9 +113,9 @@ fn rocket(rocket: rocket::Rocket<rocket::Build>) -> rocket::Rocket<rocket::Build
         .attach(Settlement::new())
 }
 
-async fn send(stage: &Stage, path: &str, statements: &[&str]) -> Answer {
+async fn send(stage: &Stage, path: &str, statements: &[&str]) -> HttpResponse {
     let request = stage.http.request(&format!("POST {path}"));
-    Answer::of(request.body(statements.join(NEXT))).await
+    HttpResponse::of(request.body(statements.join(NEXT))).await
 }
 
 const FIRST: &str = "INSERT INTO notes (text) VALUES ('first')";
@@ -125,10 +125,10 @@ const SECOND: &str = "INSERT INTO notes (text) VALUES ('second')";
 async fn all_work(stage: &Stage, path: &str, all: &[&[&str]]) {
     for statements in all {
         for _ in 0..2 {
-            let answer = send(stage, path, statements).await;
-            let what = format!("{path} {statements:?}: {answer:?}");
-            assert_eq!(answer.told(), (201, Some("committed")), "{what}");
-            assert_eq!(answer.body, "", "{what}");
+            let response = send(stage, path, statements).await;
+            let what = format!("{path} {statements:?}: {response:?}");
+            assert_eq!(response.summary(), (201, Some("committed")), "{what}");
+            assert_eq!(response.body, "", "{what}");
             assert_eq!(stage.databases.notes(In::Main).await, ["first"], "{what}");
             stage.databases.empty().await;
         }
@@ -306,9 +306,9 @@ async fn on_postgres_a_lent_connection_does_what_it_does_elsewhere() {
     ] {
         // A session that was a transaction's before.
         let before = send(&stage, "/in/default", &["SELECT 1"]).await;
-        assert_eq!(before.told(), (201, Some("committed")));
-        let answer = send(&stage, "/lent", statements).await;
-        assert_eq!(answer.body, "", "{statements:?}");
+        assert_eq!(before.summary(), (201, Some("committed")));
+        let response = send(&stage, "/lent", statements).await;
+        assert_eq!(response.body, "", "{statements:?}");
         assert_eq!(
             stage.databases.notes(In::Main).await,
             stored,
@@ -352,8 +352,8 @@ async fn on_postgres_reads_that_were_given_up_leave_no_more_sessions_at_work_tha
     let stage = Stage::with(Backend::Postgres, &[one, wait], rocket).await;
     for _ in 0..3 {
         // Each has the place of the one before.
-        let answer = send(&stage, "/read", &["SELECT pg_sleep(25)"]).await;
-        assert_eq!(answer.status, 503, "{answer:?}");
+        let response = send(&stage, "/read", &["SELECT pg_sleep(25)"]).await;
+        assert_eq!(response.status, 503, "{response:?}");
         let at_work = stage.databases.texts(In::Main, AT_WORK).await;
         assert!(at_work.len() <= 1, "{at_work:?}");
     }

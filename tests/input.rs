@@ -5,20 +5,20 @@ use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
 use rocket::tokio::net::TcpStream;
 use rocket::tokio::time::{Duration, timeout};
 
-use crate::support::{Answer, Backend, In, Service};
+use crate::support::{Backend, HttpResponse, In, Service};
 
 const JSON: &str = "application/json";
 
 /// An error as every client may rely on: RFC 9457, and the id of the request in it. Returns its
 /// detail.
-fn problem(answer: &Answer, what: &str) -> String {
+fn problem(response: &HttpResponse, what: &str) -> String {
     assert_eq!(
-        answer.header("content-type"),
+        response.header("content-type"),
         Some("application/problem+json"),
-        "{what}: {answer:?}"
+        "{what}: {response:?}"
     );
-    let problem: Value = answer.json();
-    assert_eq!(problem["status"], answer.status, "{what}");
+    let problem: Value = response.json();
+    assert_eq!(problem["status"], response.status, "{what}");
     assert!(
         problem["type"]
             .as_str()
@@ -29,16 +29,16 @@ fn problem(answer: &Answer, what: &str) -> String {
     assert!(!problem["title"].as_str().unwrap().is_empty(), "{what}");
     assert_eq!(
         problem["instance"].as_str(),
-        answer.header("x-request-id"),
+        response.header("x-request-id"),
         "{what}"
     );
-    assert_eq!(problem["outcome"].as_str(), answer.outcome(), "{what}");
-    assert_ne!(answer.outcome(), Some("committed"), "{what}");
+    assert_eq!(problem["outcome"].as_str(), response.outcome(), "{what}");
+    assert_ne!(response.outcome(), Some("committed"), "{what}");
     for secret in ["SELECT", "INSERT", "sqlite", "postgres", "/tmp", ".db"] {
         assert!(
-            !answer.body.contains(secret),
+            !response.body.contains(secret),
             "{what} tells {secret}: {}",
-            answer.body
+            response.body
         );
     }
     problem["detail"].as_str().unwrap().to_owned()
@@ -65,12 +65,12 @@ async fn assert_unchanged(service: Service) {
     service.stop().await;
 }
 
-async fn send(service: &Service, what: &str, kind: Option<&str>, body: Vec<u8>) -> Answer {
+async fn send(service: &Service, what: &str, kind: Option<&str>, body: Vec<u8>) -> HttpResponse {
     let mut request = service.http.request(what).body(body);
     if let Some(kind) = kind {
         request = request.header("Content-Type", kind);
     }
-    Answer::of(request).await
+    HttpResponse::of(request).await
 }
 
 async fn a_body_that_is_not_understood(backend: Backend) {
@@ -95,14 +95,14 @@ async fn a_body_that_is_not_understood(backend: Backend) {
             (b"{\"title\": \"milk\"}", Some("nonsense"), 415),
             (b"{\"title\": \"milk\"}", None, 415),
         ] {
-            let answer = send(&service, what, kind, body.to_vec()).await;
+            let response = send(&service, what, kind, body.to_vec()).await;
             let shown = String::from_utf8_lossy(&body[..body.len().min(40)]);
             assert_eq!(
-                answer.status, status,
+                response.status, status,
                 "{what} {shown} as {kind:?}: {}",
-                answer.body
+                response.body
             );
-            problem(&answer, &shown);
+            problem(&response, &shown);
         }
         let json = send(
             &service,
@@ -160,9 +160,9 @@ async fn a_body_that_breaks_a_rule(backend: Backend) {
         ("7", "the body must be an object"),
     ] {
         for what in ["POST /todos", "PATCH /todos/1"] {
-            let answer = service.http.json(what, body).await;
-            assert_eq!(answer.status, 422, "{what} {body}: {}", answer.body);
-            let detail = problem(&answer, body);
+            let response = service.http.json(what, body).await;
+            assert_eq!(response.status, 422, "{what} {body}: {}", response.body);
+            let detail = problem(&response, body);
             assert!(detail.contains(names), "{what} {body} is told {detail}");
         }
     }
@@ -171,12 +171,12 @@ async fn a_body_that_breaks_a_rule(backend: Backend) {
         (r#"{"title": null}"#, "title"),
         ("null", "the body must be an object"),
     ] {
-        let answer = service.http.json("POST /todos", body).await;
-        assert_eq!(answer.status, 422, "{body}: {}", answer.body);
+        let response = service.http.json("POST /todos", body).await;
+        assert_eq!(response.status, 422, "{body}: {}", response.body);
         assert!(
-            problem(&answer, body).contains(names),
+            problem(&response, body).contains(names),
             "{body}: {}",
-            answer.body
+            response.body
         );
     }
     assert_unchanged(service).await;
@@ -204,20 +204,20 @@ async fn an_address_that_leads_nowhere(backend: Backend) {
     ] {
         for method in methods {
             let what = format!("{method} /todos/{id}");
-            let answer = send(
+            let response = send(
                 &service,
                 &what,
                 Some(JSON),
                 b"{\"completed\": true}".to_vec(),
             )
             .await;
-            assert_eq!(answer.status, 404, "{what}: {}", answer.body);
-            problem(&answer, &what);
+            assert_eq!(response.status, 404, "{what}: {}", response.body);
+            problem(&response, &what);
         }
         let what = format!("POST /todos/{id}/share");
-        let answer = service.http.send(&what).await;
-        assert_eq!(answer.status, 404, "{what}: {}", answer.body);
-        problem(&answer, &what);
+        let response = service.http.send(&what).await;
+        assert_eq!(response.status, 404, "{what}: {}", response.body);
+        problem(&response, &what);
     }
     for path in [
         "/todo",
@@ -230,9 +230,9 @@ async fn an_address_that_leads_nowhere(backend: Backend) {
     ] {
         for method in ["GET", "POST", "PUT", "DELETE"] {
             let what = format!("{method} {path}");
-            let answer = service.http.send(&what).await;
-            assert_eq!(answer.status, 404, "{what}: {}", answer.body);
-            problem(&answer, &what);
+            let response = service.http.send(&what).await;
+            assert_eq!(response.status, 404, "{what}: {}", response.body);
+            problem(&response, &what);
         }
     }
     assert_unchanged(service).await;
@@ -250,8 +250,8 @@ async fn a_method_that_an_address_does_not_have(backend: Backend) {
         ("/readyz", "GET, HEAD, OPTIONS"),
         ("/downstream", "POST, OPTIONS"),
     ] {
-        let allowed = |answer: &Answer| {
-            let allow = answer.header("allow").unwrap_or_default().to_owned();
+        let allowed = |response: &HttpResponse| {
+            let allow = response.header("allow").unwrap_or_default().to_owned();
             let mut sorted: Vec<String> = allow.split(", ").map(str::to_owned).collect();
             sorted.sort();
             sorted
@@ -263,14 +263,14 @@ async fn a_method_that_an_address_does_not_have(backend: Backend) {
                 continue;
             }
             let what = format!("{method} {path}");
-            let answer = service.http.send(&what).await;
-            assert_eq!(answer.status, 405, "{what}: {}", answer.body);
-            assert_eq!(allowed(&answer), expected, "{what}");
-            problem(&answer, &what);
+            let response = service.http.send(&what).await;
+            assert_eq!(response.status, 405, "{what}: {}", response.body);
+            assert_eq!(allowed(&response), expected, "{what}");
+            problem(&response, &what);
         }
-        let answer = service.http.send(&format!("OPTIONS {path}")).await;
-        assert_eq!(answer.status, 204, "OPTIONS {path}");
-        assert_eq!(allowed(&answer), expected, "OPTIONS {path}");
+        let response = service.http.send(&format!("OPTIONS {path}")).await;
+        assert_eq!(response.status, 204, "OPTIONS {path}");
+        assert_eq!(allowed(&response), expected, "OPTIONS {path}");
         if has.contains("GET") {
             let head = service.http.send(&format!("HEAD {path}")).await;
             let get = service.http.send(&format!("GET {path}")).await;
@@ -308,9 +308,9 @@ async fn a_query_that_breaks_a_rule(backend: Backend) {
         ),
     ] {
         let what = format!("GET /audit?{query}");
-        let answer = service.http.send(&what).await;
-        assert_eq!(answer.status, 422, "{what}: {}", answer.body);
-        assert_eq!(problem(&answer, &what), names, "{what}");
+        let response = service.http.send(&what).await;
+        assert_eq!(response.status, 422, "{what}: {}", response.body);
+        assert_eq!(problem(&response, &what), names, "{what}");
     }
     for query in [
         "",
@@ -351,19 +351,23 @@ async fn a_fault_that_is_none(backend: Backend) {
                 .request(what)
                 .header("X-Fault", fault)
                 .body(r#"{"title": "x"}"#);
-            let answer = Answer::of(request.header("Content-Type", JSON)).await;
-            assert_eq!(answer.status, 422, "{what} with {fault}: {}", answer.body);
+            let response = HttpResponse::of(request.header("Content-Type", JSON)).await;
+            assert_eq!(
+                response.status, 422,
+                "{what} with {fault}: {}",
+                response.body
+            );
             assert!(
-                problem(&answer, what).contains("X-Fault"),
+                problem(&response, what).contains("X-Fault"),
                 "{}",
-                answer.body
+                response.body
             );
         }
-        let answer = service
+        let response = service
             .http
             .send(&format!("DELETE /todos?fault={fault}"))
             .await;
-        assert_eq!(answer.status, 422, "fault={fault}: {}", answer.body);
+        assert_eq!(response.status, 422, "fault={fault}: {}", response.body);
     }
     // Several headers are one list.
     let request = service
@@ -371,7 +375,10 @@ async fn a_fault_that_is_none(backend: Backend) {
         .request("DELETE /todos")
         .header("X-Fault", "delay=1")
         .header("X-Fault", "respond=418");
-    assert_eq!(Answer::of(request).await.told(), (418, Some("rolled-back")));
+    assert_eq!(
+        HttpResponse::of(request).await.summary(),
+        (418, Some("rolled-back"))
+    );
     assert_unchanged(service).await;
 }
 
@@ -402,13 +409,13 @@ async fn a_connection_that_does_not_speak_http(backend: Backend) {
         // The service may have hung up before it has read all of it.
         let _ = client.write_all(sent.as_bytes()).await;
         let _ = client.shutdown().await;
-        let mut answer = Vec::new();
-        let read = timeout(Duration::from_secs(60), client.read_to_end(&mut answer)).await;
+        let mut response = Vec::new();
+        let read = timeout(Duration::from_secs(60), client.read_to_end(&mut response)).await;
         let shown = &sent[..sent.len().min(60)];
         assert!(read.is_ok(), "{shown:?} is neither answered nor cut");
-        let answer = String::from_utf8_lossy(&answer);
-        assert!(!answer.starts_with("HTTP/1.1 5"), "{shown:?}: {answer}");
-        assert!(!answer.starts_with("HTTP/1.1 2"), "{shown:?}: {answer}");
+        let response = String::from_utf8_lossy(&response);
+        assert!(!response.starts_with("HTTP/1.1 5"), "{shown:?}: {response}");
+        assert!(!response.starts_with("HTTP/1.1 2"), "{shown:?}: {response}");
     }
     assert_eq!(service.get("/todos").await.status, 200);
     assert_unchanged(service).await;

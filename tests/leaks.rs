@@ -151,12 +151,12 @@ async fn stage(backend: Backend) -> (Stage, Arc<Latch>) {
 
 async fn a_guard_leaked_into_a_task_is_condemned_until_it_ends(backend: Backend) {
     let (stage, latch) = stage(backend).await;
-    let answer = stage.send("POST /task").await;
-    assert_eq!(answer.told(), LEAKED);
+    let response = stage.send("POST /task").await;
+    assert_eq!(response.summary(), LEAKED);
     assert!(
-        answer.body.contains("urn:rocket_tx:problem:leaked"),
+        response.body.contains("urn:rocket_tx:problem:leaked"),
         "{}",
-        answer.body
+        response.body
     );
 
     // The other database was given back at once; this one is held, and everybody can see by whom.
@@ -167,7 +167,7 @@ async fn a_guard_leaked_into_a_task_is_condemned_until_it_ends(backend: Backend)
     assert_eq!(line.resource, "main");
     assert_eq!(line.guard, "Tx<Main>");
     assert_eq!(line.route.as_deref(), Some("task"));
-    assert_eq!(Some(line.request.as_str()), answer.header("x-request-id"));
+    assert_eq!(Some(line.request.as_str()), response.header("x-request-id"));
 
     latch.open().await;
     stage.nothing_is_stuck().await;
@@ -184,9 +184,9 @@ async fn a_guard_that_the_body_holds_is_taken_back(backend: Backend) {
     })
     .await;
     for path in ["body", "upgrade"] {
-        let answer = stage.send(&format!("GET /{path}")).await;
-        assert_eq!(answer.told(), LEAKED, "{path}");
-        assert!(!answer.body.contains("one"), "{}", answer.body);
+        let response = stage.send(&format!("GET /{path}")).await;
+        assert_eq!(response.summary(), LEAKED, "{path}");
+        assert!(!response.body.contains("one"), "{}", response.body);
         assert!(
             stage.outstanding().is_empty(),
             "{path}: it was freed with the response"
@@ -202,8 +202,8 @@ async fn a_guard_that_the_body_holds_is_taken_back(backend: Backend) {
 
 async fn a_body_and_a_task_at_once(backend: Backend) {
     let (stage, latch) = stage(backend).await;
-    let answer = stage.send("GET /both").await;
-    assert_eq!(answer.told(), LEAKED);
+    let response = stage.send("GET /both").await;
+    assert_eq!(response.summary(), LEAKED);
     let held: Vec<_> = stage
         .outstanding()
         .into_iter()
@@ -217,9 +217,9 @@ async fn a_body_and_a_task_at_once(backend: Backend) {
 
 async fn what_comes_after_the_verdict_is_refused(backend: Backend) {
     let (stage, latch) = stage(backend).await;
-    let answer = stage.send("POST /late").await;
+    let response = stage.send("POST /late").await;
     assert_eq!(
-        answer.told(),
+        response.summary(),
         (201, Some("committed")),
         "a guard that holds nothing leaks nothing"
     );
@@ -241,7 +241,7 @@ async fn a_leak_that_never_ends_does_not_block_shutdown(backend: Backend) {
         },
     )
     .await;
-    assert_eq!(stage.send("POST /task").await.told(), LEAKED);
+    assert_eq!(stage.send("POST /task").await.summary(), LEAKED);
     eventually("only the leak is left", async || {
         stage.outstanding().len() == 1
     })

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rocket::serde::json::Value;
 use rocket::tokio::task::JoinSet;
 
-use crate::support::{Answer, Backend, Databases, Http, In, Service, eventually};
+use crate::support::{Backend, Databases, Http, HttpResponse, In, Service, eventually};
 
 const CLIENTS: usize = 200;
 const LOAD: Duration = Duration::from_secs(10);
@@ -50,13 +50,13 @@ async fn client(http: Http, number: usize, until: Instant) -> Told {
             .header("Content-Type", "application/json")
             .header("X-Fault", fault)
             .body(format!(r#"{{"title": "{title}"}}"#));
-        let answer = Answer::of(request).await;
-        let id = answer.header("x-request-id").unwrap().to_owned();
-        let outcome = answer
+        let response = HttpResponse::of(request).await;
+        let id = response.header("x-request-id").unwrap().to_owned();
+        let outcome = response
             .outcome()
             .expect("every request here has tried to write");
         *told.outcomes.entry(outcome.to_owned()).or_default() += 1;
-        match answer.status {
+        match response.status {
             201 => {
                 assert_eq!(outcome, "committed");
                 assert!(fault.is_empty() || fault == "delay=1", "{fault} is a 201");
@@ -65,7 +65,7 @@ async fn client(http: Http, number: usize, until: Instant) -> Told {
             status => {
                 assert_eq!(outcome, "rolled-back", "{status}");
                 // A wait may be over its limit; nothing else goes wrong by itself.
-                assert!(!fault.is_empty() || status == 503, "{}", answer.body);
+                assert!(!fault.is_empty() || status == 503, "{}", response.body);
             }
         }
     }
@@ -109,11 +109,11 @@ async fn every_success_is_there_and_nothing_else(backend: Backend) {
         ("partial", "partial"),
         ("unknown", "unknown"),
     ] {
-        let answers: u64 = told
+        let responses: u64 = told
             .iter()
             .map(|told| told.outcomes.get(outcome).copied().unwrap_or(0))
             .sum();
-        assert_eq!(registry["settled"][counter], answers, "{outcome}");
+        assert_eq!(registry["settled"][counter], responses, "{outcome}");
     }
 
     // No connection is lost: more requests at once than there are, all at work at some time.
@@ -126,7 +126,7 @@ async fn every_success_is_there_and_nothing_else(backend: Backend) {
                 .header("Content-Type", "application/json")
                 .header("X-Fault", "delay=20")
                 .body(r#"{"title": "afterwards"}"#);
-            Answer::of(request).await.status
+            HttpResponse::of(request).await.status
         });
     }
     assert_eq!(writers.join_all().await, [201; 16]);

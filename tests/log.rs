@@ -22,9 +22,9 @@ fn objects(log: &str) -> Vec<Value> {
 async fn a_line_bears_its_request(backend: Backend) {
     let filter = ("RUST_LOG", "rocket_tx=debug,rocket=warn");
     let service = service(backend, &[("ROCKET_LOG_FORMAT", "json"), filter]).await;
-    let answer = service.new_todo("a", "respond=502").await;
-    assert_eq!(answer.told(), (502, Some("rolled-back")));
-    let request = answer.header("x-request-id").unwrap();
+    let response = service.new_todo("a", "respond=502").await;
+    assert_eq!(response.summary(), (502, Some("rolled-back")));
+    let request = response.header("x-request-id").unwrap();
     let lines = objects(&service.log());
     let settled = lines
         .iter()
@@ -51,8 +51,8 @@ async fn a_warning_bears_its_request_too(backend: Backend) {
         ("ROCKET_SLOW_TRANSACTION", "50ms"),
     ];
     let service = service(backend, &variables).await;
-    let answer = service.new_todo("a", "delay=100").await;
-    let request = answer.header("x-request-id").unwrap();
+    let response = service.new_todo("a", "delay=100").await;
+    let request = response.header("x-request-id").unwrap();
     let lines = objects(&service.log());
     let warned = lines.iter().find(|line| {
         let text = line["message"].as_str().unwrap_or_default();
@@ -77,9 +77,9 @@ async fn it_is_warned_while_it_lasts(backend: Backend) {
         let registry: Value = service.get("/registry").await.json();
         registry["outstanding"].as_array().unwrap().len()
     };
-    let (answer, outstanding) = rocket::futures::future::join(hanging, warned).await;
+    let (response, outstanding) = rocket::futures::future::join(hanging, warned).await;
     assert_eq!(outstanding, 2, "they were still outstanding");
-    assert_eq!(answer.status, 201);
+    assert_eq!(response.status, 201);
     let log = service.log();
     assert_eq!(log.matches("`slow_transaction`").count(), 2, "{log}");
     for said in [
@@ -95,8 +95,8 @@ async fn it_is_warned_while_it_lasts(backend: Backend) {
 async fn a_failure_is_found_by_its_request(backend: Backend) {
     let service = service(backend, &[]).await;
     for fault in ["panic", "respond=500", "respond=502", "leak=10"] {
-        let answer = service.new_todo("a", fault).await;
-        let request = answer.header("x-request-id").unwrap();
+        let response = service.new_todo("a", fault).await;
+        let request = response.header("x-request-id").unwrap();
         let log = service.log();
         let line = log.lines().find(|line| line.contains(request));
         let line = line.unwrap_or_else(|| panic!("{fault}: {request} is not in {log}"));
@@ -135,8 +135,8 @@ async fn no_statement_above_debug(backend: Backend) {
             rocket::tokio::time::sleep(std::time::Duration::from_millis(1_300)).await;
             sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
         };
-        let (answer, ()) = rocket::futures::future::join(waiting, letting_go).await;
-        assert_eq!(answer.status, 201, "{answer:?}");
+        let (response, ()) = rocket::futures::future::join(waiting, letting_go).await;
+        assert_eq!(response.status, 201, "{response:?}");
     }
     let log = service.log();
     for word in ["secret", "INSERT", "UPDATE", "SELECT", "BEGIN"] {

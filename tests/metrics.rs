@@ -55,12 +55,12 @@ fn read_by_prometheus(service: &Service, text: &str) -> usize {
 }
 
 async fn scraped(service: &Service) -> BTreeMap<String, f64> {
-    let answer = service.get("/metrics").await;
-    assert_eq!(answer.status, 200);
-    let kind = answer.header("content-type").unwrap();
+    let response = service.get("/metrics").await;
+    assert_eq!(response.status, 200);
+    let kind = response.header("content-type").unwrap();
     assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
-    let samples = samples(&answer.body);
-    assert_eq!(read_by_prometheus(service, &answer.body), samples.len());
+    let samples = samples(&response.body);
+    assert_eq!(read_by_prometheus(service, &response.body), samples.len());
     samples
 }
 
@@ -75,8 +75,8 @@ async fn outcomes_add_up(backend: Backend) {
         ("commit", "rolled-back"),
         ("", "committed"),
     ] {
-        let answer = service.new_todo("a", fault).await;
-        assert_eq!(answer.outcome(), Some(outcome));
+        let response = service.new_todo("a", fault).await;
+        assert_eq!(response.outcome(), Some(outcome));
         sent += 1;
     }
     let samples = scraped(&service).await;
@@ -177,9 +177,9 @@ async fn each_database_is_counted_for_itself() {
     let proxy = databases.by_proxy(In::Audit).await;
     let service = Service::on(Arc::new(databases), &[]).await;
     proxy.set("COMMIT", Break::Before);
-    let answer = service.new_todo("a", "").await;
+    let response = service.new_todo("a", "").await;
     assert!(proxy.has_sprung());
-    assert_eq!(answer.outcome(), Some("partial"));
+    assert_eq!(response.outcome(), Some("partial"));
     let samples = scraped(&service).await;
     for (database, outcome) in [("main", "committed"), ("audit", "rolled-back")] {
         let name = format!(

@@ -11,7 +11,7 @@ use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
 
 use crate::support::stage::{note, run};
 use crate::support::{
-    Answer, Audit, Backend, Databases, In, Main, Newcomers, Proxy, Stage, eventually,
+    Audit, Backend, Databases, HttpResponse, In, Main, Newcomers, Proxy, Stage, eventually,
 };
 
 /// As many as a database has connections here.
@@ -117,7 +117,7 @@ async fn scene() -> Scene {
 
 impl Scene {
     /// All of these at once.
-    async fn at_once(&self, requests: impl IntoIterator<Item = String>) -> Vec<Answer> {
+    async fn at_once(&self, requests: impl IntoIterator<Item = String>) -> Vec<HttpResponse> {
         let requests = requests
             .into_iter()
             .map(async |what| self.timed(&what).await);
@@ -125,19 +125,19 @@ impl Scene {
     }
 
     /// An answer that comes in time.
-    async fn timed(&self, what: &str) -> Answer {
+    async fn timed(&self, what: &str) -> HttpResponse {
         let sent = Instant::now();
-        let answer = self.stage.send(what).await;
+        let response = self.stage.send(what).await;
         let took = sent.elapsed();
-        assert!(took < BOUND, "{what} took {took:?}: {answer:?}");
-        answer
+        assert!(took < BOUND, "{what} took {took:?}: {response:?}");
+        response
     }
 
     /// Every session that there may be is open, and idle.
     async fn open_all(&self) {
         for what in ["POST /together", "GET /together"] {
-            let answers = self.at_once(vec![what.to_owned(); CONNECTIONS]).await;
-            assert!(answers.iter().all(|answer| answer.status == 200));
+            let responses = self.at_once(vec![what.to_owned(); CONNECTIONS]).await;
+            assert!(responses.iter().all(|response| response.status == 200));
         }
     }
 
@@ -160,11 +160,11 @@ impl Scene {
 }
 
 /// A refusal that a client may answer by trying again.
-fn is_refused(answer: &Answer, kind: &str, what: &str) {
-    assert_eq!(answer.status, 503, "{what}: {answer:?}");
-    assert_ne!(answer.outcome(), Some("unknown"), "{what}: {answer:?}");
-    assert_eq!(answer.kind(), kind, "{what}: {}", answer.body);
-    assert!(answer.header("retry-after").is_some(), "{what}");
+fn is_refused(response: &HttpResponse, kind: &str, what: &str) {
+    assert_eq!(response.status, 503, "{what}: {response:?}");
+    assert_ne!(response.outcome(), Some("unknown"), "{what}: {response:?}");
+    assert_eq!(response.kind(), kind, "{what}: {}", response.body);
+    assert!(response.header("retry-after").is_some(), "{what}");
 }
 
 mod postgres {
@@ -179,15 +179,15 @@ mod postgres {
         let broken = Instant::now();
         let writes = (0..2 * CONNECTIONS).map(|number| format!("POST /notes/{number}"));
         let reads = (0..2 * CONNECTIONS).map(|_| "GET /notes".to_owned());
-        let answers = scene.at_once(writes.chain(reads)).await;
+        let responses = scene.at_once(writes.chain(reads)).await;
         println!("answered in {:?}", broken.elapsed());
         let mut written = Vec::new();
-        for (number, answer) in answers.iter().enumerate() {
-            match (answer.status, answer.outcome()) {
+        for (number, response) in responses.iter().enumerate() {
+            match (response.status, response.outcome()) {
                 (201, Some("committed")) => written.push(number.to_string()),
                 (200, None) => {}
                 (503, Some("rolled-back") | None) => {}
-                told => panic!("request {number} was told {told:?}: {answer:?}"),
+                told => panic!("request {number} was told {told:?}: {response:?}"),
             }
         }
         scene.recovers(Duration::from_secs(10)).await;
@@ -207,8 +207,8 @@ mod postgres {
         scene.proxy.newcomers(Newcomers::Ignored).await;
         // The sessions that stand are found out first.
         let requests = (0..3 * CONNECTIONS).map(|number| format!("POST /notes/{number}"));
-        for answer in scene.at_once(requests).await {
-            assert_eq!(answer.status, 503, "{answer:?}");
+        for response in scene.at_once(requests).await {
+            assert_eq!(response.status, 503, "{response:?}");
         }
         for what in ["POST /notes/1", "POST /both/1", "GET /notes"] {
             is_refused(&scene.timed(what).await, "unreachable", what);
@@ -228,9 +228,14 @@ mod postgres {
             scene.proxy.freeze();
             scene.steps.go_on.add_permits(1);
         };
-        let (answer, ()) = rocket::tokio::join!(scene.timed("POST /steps"), test);
-        assert_eq!(answer.told(), (503, Some("rolled-back")), "{}", answer.body);
-        is_refused(&answer, "handler-timeout", "a statement");
+        let (response, ()) = rocket::tokio::join!(scene.timed("POST /steps"), test);
+        assert_eq!(
+            response.summary(),
+            (503, Some("rolled-back")),
+            "{}",
+            response.body
+        );
+        is_refused(&response, "handler-timeout", "a statement");
         scene.recovers(Duration::from_secs(5)).await;
         scene.proxy.thaw();
         scene.stage.nothing_is_stuck().await;
@@ -245,10 +250,14 @@ mod postgres {
         scene.proxy.cut();
         for _ in 0..2 {
             for what in ["POST /notes/1", "POST /both/1", "GET /notes"] {
-                let answer = scene.timed(what).await;
-                is_refused(&answer, "unreachable", what);
-                assert!(answer.body.contains("cannot be reached"), "{}", answer.body);
-                assert!(!answer.body.contains("busy"), "{}", answer.body);
+                let response = scene.timed(what).await;
+                is_refused(&response, "unreachable", what);
+                assert!(
+                    response.body.contains("cannot be reached"),
+                    "{}",
+                    response.body
+                );
+                assert!(!response.body.contains("busy"), "{}", response.body);
             }
         }
         scene.proxy.newcomers(Newcomers::Served).await;

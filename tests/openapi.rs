@@ -144,8 +144,8 @@ async fn what_is_for_operators_is_said_to_be() {
         let method = method.parse().unwrap();
         let request = documented.client.req(method, path.clone());
         let elsewhere = "203.0.113.7:4000".parse().unwrap();
-        let answer = request.remote(elsewhere).dispatch().await;
-        let refused = answer.status() == Status::Forbidden;
+        let response = request.remote(elsewhere).dispatch().await;
+        let refused = response.status() == Status::Forbidden;
         assert_eq!(refused, says["security"].is_array(), "{method} {path}");
     }
 }

@@ -78,18 +78,22 @@ mod postgres {
         for settings in [&[][..], &IGNORING] {
             let (databases, _pooler) = pooled(Mode::Session, settings).await;
             let stage = stage(databases).await;
-            let answer = stage.send("POST /notes/written").await;
-            assert_eq!(answer.told(), (201, Some("committed")), "{settings:?}");
+            let response = stage.send("POST /notes/written").await;
+            assert_eq!(response.summary(), (201, Some("committed")), "{settings:?}");
             // Of each session, and again after what a handler did to it.
             for _ in 0..6 {
-                let answer = stage.send("GET /limits").await;
+                let response = stage.send("GET /limits").await;
                 assert_eq!(
-                    (answer.status, &*answer.body),
+                    (response.status, &*response.body),
                     (200, "7s 8s"),
                     "{settings:?}"
                 );
-                let answer = stage.send("GET /read-only").await;
-                assert_eq!((answer.status, &*answer.body), (200, "on"), "{settings:?}");
+                let response = stage.send("GET /read-only").await;
+                assert_eq!(
+                    (response.status, &*response.body),
+                    (200, "on"),
+                    "{settings:?}"
+                );
                 assert_eq!(stage.send("POST /through-read").await.status, 500);
             }
             assert_eq!(stage.notes().await, ["written"]);
@@ -149,17 +153,20 @@ mod postgres {
         for round in 0..ROUNDS {
             for (kind_of_break, is_stored) in [(Break::Before, false), (Break::After, true)] {
                 proxy.set("COMMIT", kind_of_break);
-                let answer = stage.send(&format!("POST /notes/{round}")).await;
+                let response = stage.send(&format!("POST /notes/{round}")).await;
                 assert!(proxy.has_sprung());
                 let notes = stage.databases.notes(In::Main).await;
-                let what = format!("{kind_of_break:?}: {answer:?}");
+                let what = format!("{kind_of_break:?}: {response:?}");
                 assert_eq!(!notes.is_empty(), is_stored, "{what}");
-                match (answer.outcome(), is_stored) {
+                match (response.outcome(), is_stored) {
                     (Some("unknown"), _) => {}
                     (Some("committed"), true) | (Some("rolled-back"), false) => resolved += 1,
                     _ => panic!("told a lie: stored is {is_stored}, {what}"),
                 }
-                assert_eq!(answer.outcome() == Some("committed"), answer.status == 201);
+                assert_eq!(
+                    response.outcome() == Some("committed"),
+                    response.status == 201
+                );
                 stage.nothing_is_stuck().await;
                 stage.databases.empty().await;
             }

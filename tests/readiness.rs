@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Answer, Backend, Cluster, Databases, In, Newcomers, Proxy, Service, eventually,
+    Backend, Cluster, Databases, HttpResponse, In, Newcomers, Proxy, Service, eventually,
 };
 
 /// Two seconds, and some for a busy machine.
 const BOUND: Duration = Duration::from_secs(3);
 
-async fn readyz(service: &Service) -> Answer {
+async fn readyz(service: &Service) -> HttpResponse {
     let sent = Instant::now();
-    let answer = service.get("/readyz").await;
+    let response = service.get("/readyz").await;
     let took = sent.elapsed();
-    assert!(took < BOUND, "it took {took:?}: {answer:?}");
-    answer
+    assert!(took < BOUND, "it took {took:?}: {response:?}");
+    response
 }
 
 /// Becomes 503 for this reason.
@@ -26,10 +26,14 @@ async fn is_not_ready(service: &Service, reason: &str) {
         readyz(service).await.status == 503
     })
     .await;
-    let answer = readyz(service).await;
-    assert_eq!(answer.kind(), "not-ready", "{answer:?}");
-    assert!(answer.body.contains(reason), "{reason}: {}", answer.body);
-    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    let response = readyz(service).await;
+    assert_eq!(response.kind(), "not-ready", "{response:?}");
+    assert!(
+        response.body.contains(reason),
+        "{reason}: {}",
+        response.body
+    );
+    assert!(response.header("retry-after").is_some(), "{response:?}");
 }
 
 async fn is_ready(service: &Service) {
@@ -38,9 +42,9 @@ async fn is_ready(service: &Service) {
 
 async fn a_service_whose_databases_take_writes_is_ready(backend: Backend) {
     let service = Service::start(backend).await;
-    let answers = (0..20).map(|_| readyz(&service));
-    for answer in rocket::futures::future::join_all(answers).await {
-        assert_eq!(answer.status, 204, "{answer:?}");
+    let responses = (0..20).map(|_| readyz(&service));
+    for response in rocket::futures::future::join_all(responses).await {
+        assert_eq!(response.status, 204, "{response:?}");
     }
 }
 
@@ -60,8 +64,8 @@ async fn readiness_needs_no_connection_that_requests_have(backend: Backend) {
             assert_eq!(readyz(&service).await.status, 204);
         }
     };
-    let (answer, ()) = rocket::tokio::join!(busy, probes);
-    assert_eq!(answer.told(), (201, Some("committed")));
+    let (response, ()) = rocket::tokio::join!(busy, probes);
+    assert_eq!(response.summary(), (201, Some("committed")));
 }
 
 on_each_backend!(
@@ -92,8 +96,8 @@ mod postgres_alone {
             proxy.newcomers(Newcomers::Ignored).await;
             is_not_ready(&service, "`main` cannot be reached").await;
             let probes = (0..20).map(|_| readyz(&service));
-            for answer in rocket::futures::future::join_all(probes).await {
-                assert_eq!(answer.status, 503);
+            for response in rocket::futures::future::join_all(probes).await {
+                assert_eq!(response.status, 503);
             }
             proxy.newcomers(Newcomers::Served).await;
             // The connections of before stay silent.
@@ -118,8 +122,8 @@ mod postgres_alone {
                 match writes {
                     false => {
                         is_not_ready(&service, "`main` takes no writes").await;
-                        let answer = service.new_todo("a", "").await;
-                        assert_eq!(answer.kind(), "not-writable", "{answer:?}");
+                        let response = service.new_todo("a", "").await;
+                        assert_eq!(response.kind(), "not-writable", "{response:?}");
                     }
                     true => is_ready(&service).await,
                 }
@@ -135,8 +139,8 @@ mod postgres_alone {
             proxy.cut();
             for _ in 0..3 {
                 let requests = (0..6).map(|_| service.new_todo("meanwhile", ""));
-                for answer in rocket::futures::future::join_all(requests).await {
-                    assert_eq!(answer.kind(), "unreachable", "{answer:?}");
+                for response in rocket::futures::future::join_all(requests).await {
+                    assert_eq!(response.kind(), "unreachable", "{response:?}");
                 }
             }
             proxy.newcomers(Newcomers::Served).await;
@@ -195,8 +199,8 @@ mod sqlite_alone {
             assert_eq!(service.new_todo("before", "").await.status, 201);
             std::fs::write(&full, "").unwrap();
             is_not_ready(&service, "`main` has no room left on its disk").await;
-            let answer = service.new_todo("meanwhile", "").await;
-            assert!(answer.status >= 500, "{answer:?}");
+            let response = service.new_todo("meanwhile", "").await;
+            assert!(response.status >= 500, "{response:?}");
             std::fs::remove_file(&full).unwrap();
             is_ready(&service).await;
             let left_behind = std::fs::read_dir(databases.folder()).unwrap();

@@ -176,16 +176,19 @@ async fn stage(connections: &str, settings: &[(&str, &str)]) -> Stage {
     .await
 }
 
-async fn send(stage: &Stage, what: &str, body: &str) -> crate::support::Answer {
-    crate::support::Answer::of(stage.http.request(what).body(body.to_owned())).await
+async fn send(stage: &Stage, what: &str, body: &str) -> crate::support::HttpResponse {
+    crate::support::HttpResponse::of(stage.http.request(what).body(body.to_owned())).await
 }
 
 /// Each answer is to what its own request asked.
 async fn all_answers_are_their_own(stage: &Stage) {
     for number in 0..12 {
         for path in ["echo", "plain-echo"] {
-            let answer = stage.send(&format!("GET /{path}/{number}")).await;
-            assert_eq!((answer.status, &*answer.body), (200, &*number.to_string()));
+            let response = stage.send(&format!("GET /{path}/{number}")).await;
+            assert_eq!(
+                (response.status, &*response.body),
+                (200, &*number.to_string())
+            );
         }
     }
 }
@@ -212,17 +215,17 @@ mod postgres {
         let stage = stage("2", &[]).await;
         for round in 0..10 {
             let name = format!("import-{round}");
-            let answer = stage.send(&format!("POST /import/{name}")).await;
+            let response = stage.send(&format!("POST /import/{name}")).await;
             let stored = stage.notes().await.contains(&name);
-            match answer.told() {
-                (201, Some("committed")) => assert!(stored, "{answer:?}"),
-                (_, Some("rolled-back")) => assert!(!stored, "{answer:?}"),
-                told => panic!("{told:?}: {}", answer.body),
+            match response.summary() {
+                (201, Some("committed")) => assert!(stored, "{response:?}"),
+                (_, Some("rolled-back")) => assert!(!stored, "{response:?}"),
+                told => panic!("{told:?}: {}", response.body),
             }
             for innocent in 0..4 {
                 let name = format!("innocent-{round}-{innocent}");
-                let answer = stage.send(&format!("POST /notes/{name}")).await;
-                assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+                let response = stage.send(&format!("POST /notes/{name}")).await;
+                assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
                 assert!(stage.notes().await.contains(&name));
             }
         }
@@ -258,8 +261,12 @@ mod postgres {
         ] {
             send(&stage, &format!("POST /run/{guard}"), sql).await;
             let own = format!("own-{guard}-{}", sql.len());
-            let answer = stage.send(&format!("POST /notes/{own}")).await;
-            assert_eq!(answer.told(), (201, Some("committed")), "{sql}: {answer:?}");
+            let response = stage.send(&format!("POST /notes/{own}")).await;
+            assert_eq!(
+                response.summary(),
+                (201, Some("committed")),
+                "{sql}: {response:?}"
+            );
             // What was answered 201 is seen by reads that come later.
             let count = "SELECT count(*)::text FROM notes";
             let seen = send(&stage, "POST /ask/read", count).await;
@@ -347,7 +354,7 @@ mod postgres {
         let before = send(&stage, "POST /ask/tx", asks).await;
         assert_eq!(before.body, "NULL");
         let set = send(&stage, "POST /run/tx", "SET LOCAL app.tenant = 'alice'").await;
-        assert_eq!(set.told(), (200, Some("committed")));
+        assert_eq!(set.summary(), (200, Some("committed")));
         for guard in ["tx", "plain"] {
             let found = send(&stage, &format!("POST /ask/{guard}"), asks).await;
             assert_eq!(found.body, "", "{guard}");
@@ -407,8 +414,8 @@ mod postgres {
         for name in ["rocket_tx", "sqlx_savepoint_1"] {
             let sql =
                 format!("INSERT INTO notes VALUES ('lost'); ROLLBACK; BEGIN; SAVEPOINT {name}");
-            let answer = send(&stage, "POST /run/tx", &sql).await;
-            assert_eq!(answer.told(), (500, Some("unknown")), "{answer:?}");
+            let response = send(&stage, "POST /run/tx", &sql).await;
+            assert_eq!(response.summary(), (500, Some("unknown")), "{response:?}");
             all_answers_are_their_own(&stage).await;
         }
         stage.close().await;

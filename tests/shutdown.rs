@@ -14,7 +14,9 @@ use rocket::{Shutdown, State, get, post, routes};
 use rocket_tx::{Error, Outstanding, Read, Settlement, Tx};
 
 use crate::support::stage::{note, run};
-use crate::support::{Answer, Backend, Databases, Http, In, Main, Service, Stage, eventually};
+use crate::support::{
+    Backend, Databases, Http, HttpResponse, In, Main, Service, Stage, eventually,
+};
 
 /// What a client was told about a title; `None` if its connection ended without an answer.
 type Told = BTreeMap<String, Option<u16>>;
@@ -24,14 +26,14 @@ async fn client(http: Http, name: String, fault: &'static str) -> Told {
     let mut told = Told::new();
     for turn in 0..10_000 {
         let title = format!("{name}-{turn}");
-        let answer = http
+        let response = http
             .request("POST /todos")
             .header("Content-Type", "application/json")
             .header("X-Fault", fault)
             .body(format!(r#"{{"title": "{title}"}}"#))
             .send()
             .await;
-        let status = answer.ok().map(|answer| answer.status().as_u16());
+        let status = response.ok().map(|response| response.status().as_u16());
         told.insert(title, status);
         if status.is_none() {
             break;
@@ -187,8 +189,8 @@ fn ticks(mut shutdown: Shutdown) -> TextStream![&'static str] {
 fn reading(mut read: Read<Main>, mut shutdown: Shutdown) -> TextStream![&'static str] {
     TextStream! {
         loop {
-            let answer = run(&mut read, "SELECT 1").await;
-            yield if answer.is_ok() { "read\n" } else { "failed\n" };
+            let response = run(&mut read, "SELECT 1").await;
+            yield if response.is_ok() { "read\n" } else { "failed\n" };
             rocket::tokio::select! {
                 () = sleep(Duration::from_millis(20)) => {}
                 () = &mut shutdown => break,
@@ -242,16 +244,19 @@ async fn stage(backend: Backend) -> (Stage, Arc<AtomicBool>) {
 
 /// Opens a stream, waits for its first part, and reads on.
 async fn open(stage: &Stage, path: &str) -> rocket::tokio::task::JoinHandle<bool> {
-    let mut answer = stage
+    let mut response = stage
         .http
         .request(&format!("GET {path}"))
         .send()
         .await
         .unwrap();
-    assert!(answer.chunk().await.unwrap().is_some(), "{path} has begun");
+    assert!(
+        response.chunk().await.unwrap().is_some(),
+        "{path} has begun"
+    );
     rocket::tokio::spawn(async move {
         loop {
-            match answer.chunk().await {
+            match response.chunk().await {
                 Ok(Some(part)) => assert!(!part.starts_with(b"failed")),
                 Ok(None) => return true,
                 Err(_) => return false,
@@ -270,8 +275,8 @@ async fn shutdown_with_streams_open_settles_what_is_in_flight(backend: Backend) 
 
         let closed = timeout(Duration::from_secs(60), stage.close()).await;
         let databases = closed.unwrap_or_else(|_| panic!("{path} blocks the exit"));
-        let answer: Answer = in_flight.await.unwrap();
-        assert_eq!(answer.told(), (201, Some("committed")), "{path}");
+        let response: HttpResponse = in_flight.await.unwrap();
+        assert_eq!(response.summary(), (201, Some("committed")), "{path}");
         assert_eq!(databases.notes(In::Main).await, ["slow"], "{path}");
         assert_eq!(stream.await.unwrap(), ends_well, "{path}");
     }

@@ -13,8 +13,8 @@ async fn pages_are_told_to_load_nothing_from_elsewhere() {
         "/todos",
         "/nothing",
     ] {
-        let answer = service.get(page).await;
-        let policy = answer.header("content-security-policy").unwrap();
+        let response = service.get(page).await;
+        let policy = response.header("content-security-policy").unwrap();
         assert!(
             policy.starts_with("default-src 'none'; script-src 'self';"),
             "{policy}"
@@ -25,7 +25,7 @@ async fn pages_are_told_to_load_nothing_from_elsewhere() {
             ("x-frame-options", "SAMEORIGIN"),
             ("referrer-policy", "no-referrer"),
         ] {
-            assert_eq!(answer.header(name), Some(value), "{page}");
+            assert_eq!(response.header(name), Some(value), "{page}");
         }
     }
 }
@@ -36,17 +36,20 @@ async fn pages_are_whole() {
     let service = Service::start(Backend::Sqlite).await;
     let mut wanted = vec![];
     for page in ["/", "/console", "/aggregates", "/contract"] {
-        let answer = service.get(page).await;
-        assert_eq!(answer.status, 200, "{page}");
+        let response = service.get(page).await;
+        assert_eq!(response.status, 200, "{page}");
         assert_eq!(
-            answer.header("content-type"),
+            response.header("content-type"),
             Some("text/html; charset=utf-8")
         );
         assert!(
-            !answer.body.contains("style=") && !answer.body.contains("<script>"),
+            !response.body.contains("style=") && !response.body.contains("<script>"),
             "{page}"
         );
-        let addresses = answer.body.split('"').filter(|part| part.starts_with('/'));
+        let addresses = response
+            .body
+            .split('"')
+            .filter(|part| part.starts_with('/'));
         wanted.extend(addresses.map(str::to_owned));
     }
     wanted.sort();
@@ -56,9 +59,9 @@ async fn pages_are_whole() {
         if path.contains("fault=") {
             continue; // the todo app, with a word for its script
         }
-        let answer = service.get(&path).await;
-        assert_eq!(answer.status, 200, "{path}");
-        let kind = answer.header("content-type").unwrap();
+        let response = service.get(&path).await;
+        assert_eq!(response.status, 200, "{path}");
+        let kind = response.header("content-type").unwrap();
         match path.rsplit_once('.') {
             Some((_, "js")) => assert_eq!(kind, "text/javascript"),
             Some((_, "css")) => assert_eq!(kind, "text/css; charset=utf-8"),

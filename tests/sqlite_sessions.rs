@@ -16,7 +16,7 @@ use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
 use sqlx::SqliteConnection;
 
 use crate::support::stage::note;
-use crate::support::{Answer, Audit, Backend, Databases, Main, Stage};
+use crate::support::{Audit, Backend, Databases, HttpResponse, Main, Stage};
 
 fn sqlite(connection: &mut AnyConnection) -> &mut SqliteConnection {
     match connection {
@@ -144,6 +144,6 @@ async fn stage_on(databases: Databases) -> Stage {
     .await
 }
 
-async fn send_sql(stage: &Stage, path: &str, sql: &str) -> Answer {
-    Answer::of(stage.http.request(path).body(sql.to_owned())).await
+async fn send_sql(stage: &Stage, path: &str, sql: &str) -> HttpResponse {
+    HttpResponse::of(stage.http.request(path).body(sql.to_owned())).await
 }

@@ -268,8 +268,12 @@ impl Scene {
         for _ in 0..READERS {
             clients.push(Client::asks(&self.stage.http, &format!("GET {path}/{CHUNKS}")).await);
         }
-        let answer = self.stage.send("GET /count").await;
-        assert_eq!(answer.told(), (503, None), "all are taken: {answer:?}");
+        let response = self.stage.send("GET /count").await;
+        assert_eq!(
+            response.summary(),
+            (503, None),
+            "all are taken: {response:?}"
+        );
         clients
     }
 
@@ -281,7 +285,7 @@ impl Scene {
         })
         .await;
         eventually("others read", async || {
-            self.stage.send("GET /count").await.told() == (200, None)
+            self.stage.send("GET /count").await.summary() == (200, None)
         })
         .await;
     }

@@ -350,15 +350,19 @@ async fn count(number: i64, mut read: Read<Main>) -> Result<String, Error> {
 /// Those after it do nothing wrong. There are more of them than the pool has connections.
 async fn others_are_served(stage: &Stage, before: usize, script: &Script) {
     for number in 1..=6 {
-        let answer = stage.send(&format!("POST /innocent/{number}")).await;
+        let response = stage.send(&format!("POST /innocent/{number}")).await;
         assert_eq!(
-            answer.told(),
+            response.summary(),
             (201, Some("committed")),
-            "{script:?}: {answer:?}"
+            "{script:?}: {response:?}"
         );
-        let answer = stage.send(&format!("GET /count/{}", 1_000 * number)).await;
+        let response = stage.send(&format!("GET /count/{}", 1_000 * number)).await;
         let expected = 1_000 * number + before + number;
-        assert_eq!(answer.body, expected.to_string(), "{script:?}: {answer:?}");
+        assert_eq!(
+            response.body,
+            expected.to_string(),
+            "{script:?}: {response:?}"
+        );
     }
     let stored = stage.databases.notes(In::Main).await.len();
     assert_eq!(stored, before + 6, "{script:?}");
@@ -395,15 +399,15 @@ async fn what_is_told_is_stored_whatever_a_handler_sends(backend: Backend) {
             true => "POST /serializable",
             false => "POST /default",
         };
-        let answer = stage.send(path).await;
+        let response = stage.send(path).await;
         crate::support::eventually("nothing is outstanding", async || {
             stage.outstanding().is_empty()
         })
         .await;
         let [main, audit] = stored(&stage.databases).await;
         let seen = scene.lock().seen.take();
-        let (status, outcome) = answer.told();
-        let what = format!("{number}, {script:?}: {answer:?}, seen {seen:?}, stored {main:?}");
+        let (status, outcome) = response.summary();
+        let what = format!("{number}, {script:?}: {response:?}, seen {seen:?}, stored {main:?}");
         match outcome {
             Some("committed") => {
                 // Behind a COPY that was not read to its end, it has seen another one's answers.

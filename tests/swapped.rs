@@ -136,25 +136,25 @@ async fn stage(backend: Backend) -> Stage {
 
 /// What is told of `what` is what is stored of `text`, a moment later too.
 async fn is_told_truly(stage: &Stage, what: &str, text: &str) {
-    let answer = stage.send(what).await;
+    let response = stage.send(what).await;
     let stored = stage.notes().await.contains(&text.to_owned());
-    match (answer.status, answer.outcome()) {
-        (201, Some("committed")) => assert!(stored, "{what}: {answer:?}"),
-        (_, Some("rolled-back")) => assert!(!stored, "{what}: {answer:?}"),
+    match (response.status, response.outcome()) {
+        (201, Some("committed")) => assert!(stored, "{what}: {response:?}"),
+        (_, Some("rolled-back")) => assert!(!stored, "{what}: {response:?}"),
         (500, Some("unknown" | "partial")) => {}
         told => panic!("{what}: {told:?}"),
     }
     innocents_are_served(stage).await;
     let later = stage.notes().await.contains(&text.to_owned());
-    assert_eq!(later, stored, "{what}: {answer:?}");
+    assert_eq!(later, stored, "{what}: {response:?}");
 }
 
 /// Later requests write to, and read from, the database that they name.
 async fn innocents_are_served(stage: &Stage) {
     for number in 0..3 {
         let own = format!("own-{number}-{}", stage.notes().await.len());
-        let answer = stage.send(&format!("POST /main/{own}")).await;
-        assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+        let response = stage.send(&format!("POST /main/{own}")).await;
+        assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
         let main = stage.databases.notes(In::Main).await;
         assert!(main.contains(&own), "{own} is not in main: {main:?}");
         let seen = stage.send("GET /main").await;

@@ -16,7 +16,7 @@ use rocket::tokio::time::timeout;
 use rocket::{State, post, routes};
 
 use crate::support::launch::Launched;
-use crate::support::{Answer, Backend, Databases, Service};
+use crate::support::{Backend, Databases, HttpResponse, Service};
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
@@ -57,7 +57,7 @@ impl Collector {
     }
 
     /// Everything it was sent, once nothing more will come.
-    async fn told(self) -> Trace {
+    async fn finished(self) -> Trace {
         self.launched.close().await;
         Trace(std::mem::take(&mut self.sent.lock()))
     }
@@ -75,8 +75,8 @@ impl Trace {
     }
 
     /// The span of the request that was answered so.
-    fn of(&self, answer: &Answer) -> &Span {
-        let id = answer.header("x-request-id").unwrap();
+    fn of(&self, response: &HttpResponse) -> &Span {
+        let id = response.header("x-request-id").unwrap();
         self.spans()
             .find(|span| span.name == "request" && text(&span.attributes, "id") == id)
             .unwrap_or_else(|| panic!("{id} is not in {self}"))
@@ -156,14 +156,14 @@ async fn a_collector_gets_the_spans_of_requests(backend: Backend) {
         let variables = [(ENDPOINT, collector.url()), ("RUST_LOG", level)];
         let service = service(backend, &variables).await;
         let committed = service.new_todo("a secret title", "").await;
-        assert_eq!(committed.told(), (201, Some("committed")));
+        assert_eq!(committed.summary(), (201, Some("committed")));
         let rolled_back = service.new_todo("a secret title", "respond=502").await;
-        assert_eq!(rolled_back.told(), (502, Some("rolled-back")));
+        assert_eq!(rolled_back.summary(), (502, Some("rolled-back")));
         let refused = service.new_todo("a secret title", "commit").await;
-        assert_eq!(refused.told(), (409, Some("rolled-back")));
+        assert_eq!(refused.summary(), (409, Some("rolled-back")));
         service.new_todo("a secret title", "swallow").await;
         service.stop().await;
-        let trace = collector.told().await;
+        let trace = collector.finished().await;
 
         let commit = [
             "main Prepare",
@@ -172,11 +172,11 @@ async fn a_collector_gets_the_spans_of_requests(backend: Backend) {
             "audit Commit",
         ];
         let rollback = ["main Rollback", "audit Rollback"];
-        for (answer, verdict, code, expected) in [
+        for (response, verdict, code, expected) in [
             (&committed, "status 201", StatusCode::Unset, &commit[..]),
             (&rolled_back, "status 502", StatusCode::Error, &rollback),
         ] {
-            let request = trace.of(answer);
+            let request = trace.of(response);
             assert!(request.parent_span_id.is_empty(), "{trace}");
             assert_eq!(request.kind(), SpanKind::Server);
             assert_eq!(status_code(request), code);
@@ -184,8 +184,8 @@ async fn a_collector_gets_the_spans_of_requests(backend: Backend) {
             assert_eq!(text(attributes, "method"), "POST");
             assert_eq!(text(attributes, "route"), "todos::create");
             assert_eq!(text(attributes, "verdict"), verdict);
-            assert_eq!(text(attributes, "outcome"), answer.outcome().unwrap());
-            let status = any_value::Value::IntValue(answer.status.into());
+            assert_eq!(text(attributes, "outcome"), response.outcome().unwrap());
+            let status = any_value::Value::IntValue(response.status.into());
             assert_eq!(*value(attributes, "status"), status);
             let children = trace.within(request);
             let names: Vec<&str> = children.iter().map(|span| &*span.name).collect();
@@ -225,7 +225,7 @@ async fn a_client_says_which_span_is_the_parent(backend: Backend) {
             .header("Content-Type", "application/json")
             .header("traceparent", parent.to_owned())
             .body(r#"{"title":"a"}"#);
-        Answer::of(request)
+        HttpResponse::of(request)
     };
     let sampled = send("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").await;
     let unsampled = send("00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00").await;
@@ -235,7 +235,7 @@ async fn a_client_says_which_span_is_the_parent(backend: Backend) {
         (201, 201, 201)
     );
     service.stop().await;
-    let trace = collector.told().await;
+    let trace = collector.finished().await;
 
     let hex = |bytes: &[u8]| {
         bytes.iter().fold(String::new(), |mut hex, byte| {
@@ -265,8 +265,8 @@ async fn is_not_disturbed_by(backend: Backend, endpoint: &str) {
     let mut service = service(backend, &variables).await;
     let requests = async {
         for number in 0..50 {
-            let answer = service.new_todo(&number.to_string(), "").await;
-            assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+            let response = service.new_todo(&number.to_string(), "").await;
+            assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
         }
     };
     // A sending lasts 10 s: with one request that waits for one, this is not done in time.

@@ -138,9 +138,9 @@ async fn what_stands_is_rolled_back_before_the_answer(backend: Backend) {
         for level in LEVELS {
             let path = format!("/{how}/{level}/nothing");
             let (stage, late) = stage(backend).await;
-            let answer = stage.send(&format!("POST {path}")).await;
+            let response = stage.send(&format!("POST {path}")).await;
             let told = (status, Some("rolled-back"));
-            assert_eq!(answer.told(), told, "{path}: {}", answer.body);
+            assert_eq!(response.summary(), told, "{path}: {}", response.body);
             late.add_permits(1);
             stage.nothing_is_stuck().await;
             assert_eq!(stage.notes().await, [""; 0], "{path}");
@@ -160,7 +160,7 @@ async fn what_its_handler_has_committed_is_not_told_as_rolled_back(backend: Back
             for end in ends {
                 let path = format!("/{how}/{level}/{end}");
                 let (stage, late) = stage(backend).await;
-                let answer = stage.send(&format!("POST {path}")).await;
+                let response = stage.send(&format!("POST {path}")).await;
                 late.add_permits(1);
                 stage.nothing_is_stuck().await;
                 let stored = stage.notes().await;
@@ -171,8 +171,8 @@ async fn what_its_handler_has_committed_is_not_told_as_rolled_back(backend: Back
                     _ => (1, "unknown"),
                 };
                 assert_eq!(stored.len(), kept, "{path}: {stored:?}");
-                let (_, told) = answer.told();
-                assert_eq!(told, Some(outcome), "{path}: {}", answer.body);
+                let (_, told) = response.summary();
+                assert_eq!(told, Some(outcome), "{path}: {}", response.body);
             }
         }
     }
@@ -194,11 +194,15 @@ mod postgres_only {
         stage.nothing_is_stuck().await;
         let reset = "SELECT pg_stat_reset_shared('archiver')";
         stage.databases.execute(In::Main, reset).await;
-        let answer = stage.send("POST /leaked/default/nothing").await;
-        assert_eq!(answer.told(), (500, Some("rolled-back")), "{answer:?}");
+        let response = stage.send("POST /leaked/default/nothing").await;
+        assert_eq!(
+            response.summary(),
+            (500, Some("rolled-back")),
+            "{response:?}"
+        );
         late.add_permits(1);
-        let answer = stage.send("POST /given-up/default/commit").await;
-        assert_eq!(answer.told(), (500, Some("unknown")), "{answer:?}");
+        let response = stage.send("POST /given-up/default/commit").await;
+        assert_eq!(response.summary(), (500, Some("unknown")), "{response:?}");
         stage.nothing_is_stuck().await;
         assert_eq!(stage.notes().await, [""; 0]);
     }

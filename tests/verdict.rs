@@ -291,14 +291,14 @@ async fn assert_stored(stage: &Stage, expected: bool, what: &str) {
 async fn below_400_commits_and_the_rest_rolls_back(backend: Backend) {
     let stage = stage(backend).await;
     for code in [200, 201, 204, 303, 399] {
-        let answer = stage.send(&format!("POST /status/{code}")).await;
-        assert_eq!(answer.told(), (code, COMMITTED));
+        let response = stage.send(&format!("POST /status/{code}")).await;
+        assert_eq!(response.summary(), (code, COMMITTED));
         assert_stored(&stage, true, "below 400").await;
     }
     for code in [400, 404, 409, 500, 502, 599] {
-        let answer = stage.send(&format!("POST /status/{code}")).await;
-        assert_eq!(answer.told(), (code, ROLLED_BACK));
-        assert_eq!(answer.body, "said so", "the handler's own answer stays");
+        let response = stage.send(&format!("POST /status/{code}")).await;
+        assert_eq!(response.summary(), (code, ROLLED_BACK));
+        assert_eq!(response.body, "said so", "the handler's own answer stays");
         assert_stored(&stage, false, "from 400").await;
     }
     stage.nothing_is_stuck().await;
@@ -307,10 +307,10 @@ async fn below_400_commits_and_the_rest_rolls_back(backend: Backend) {
 async fn a_responder_that_fails_rolls_back(backend: Backend) {
     let stage = stage(backend).await;
     for code in [404, 500] {
-        let answer = stage.send(&format!("POST /catcher/{code}")).await;
-        assert_eq!(answer.told(), (code, ROLLED_BACK));
+        let response = stage.send(&format!("POST /catcher/{code}")).await;
+        assert_eq!(response.summary(), (code, ROLLED_BACK));
         assert_eq!(
-            answer.header("content-type"),
+            response.header("content-type"),
             Some("application/problem+json")
         );
         assert_stored(&stage, false, "a responder failed").await;
@@ -319,16 +319,16 @@ async fn a_responder_that_fails_rolls_back(backend: Backend) {
 
 async fn a_catcher_is_judged_by_its_status(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /redirected/catcher/404").await;
-    assert_eq!(answer.told(), (303, COMMITTED));
+    let response = stage.send("POST /redirected/catcher/404").await;
+    assert_eq!(response.summary(), (303, COMMITTED));
     assert_stored(&stage, true, "the catcher said 303").await;
 }
 
 async fn a_panic_rolls_back_wherever_it_happens(backend: Backend) {
     let stage = stage(backend).await;
     for place in ["handler", "late", "task", "guard", "responder"] {
-        let answer = stage.send(&format!("POST /panic/{place}")).await;
-        assert_eq!(answer.told(), (500, ROLLED_BACK), "{place}");
+        let response = stage.send(&format!("POST /panic/{place}")).await;
+        assert_eq!(response.summary(), (500, ROLLED_BACK), "{place}");
         assert_stored(&stage, false, place).await;
     }
     stage.nothing_is_stuck().await;
@@ -346,10 +346,13 @@ async fn a_panic_is_never_a_success(backend: Backend) {
     ] {
         for catcher in ["soothed", "redirected"] {
             let path = format!("/{catcher}/{place}");
-            let answer = stage.send(&format!("POST {path}")).await;
-            assert_eq!(answer.told(), (500, ROLLED_BACK), "{path}");
-            assert!(!answer.body.contains("all is well"), "{path}: {answer:?}");
-            assert_eq!(answer.header("location"), None, "{path}");
+            let response = stage.send(&format!("POST {path}")).await;
+            assert_eq!(response.summary(), (500, ROLLED_BACK), "{path}");
+            assert!(
+                !response.body.contains("all is well"),
+                "{path}: {response:?}"
+            );
+            assert_eq!(response.header("location"), None, "{path}");
             assert_stored(&stage, false, &path).await;
         }
     }
@@ -358,16 +361,16 @@ async fn a_panic_is_never_a_success(backend: Backend) {
 
 async fn a_guard_that_fails_after_another_wrote_rolls_back(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /bouncer").await;
-    assert_eq!(answer.told(), (401, ROLLED_BACK));
+    let response = stage.send("POST /bouncer").await;
+    assert_eq!(response.summary(), (401, ROLLED_BACK));
     assert_stored(&stage, false, "a guard of the service").await;
 }
 
 async fn overlapping_guards_get_a_clear_error(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /overlapping").await;
-    assert_eq!(answer.told(), (500, ROLLED_BACK));
-    let problem: rocket::serde::json::Value = answer.json();
+    let response = stage.send("POST /overlapping").await;
+    assert_eq!(response.summary(), (500, ROLLED_BACK));
+    let problem: rocket::serde::json::Value = response.json();
     assert_eq!(problem["type"], "urn:rocket_tx:problem:checked-out");
     assert!(
         problem["detail"].as_str().unwrap().contains("`main`"),
@@ -375,9 +378,9 @@ async fn overlapping_guards_get_a_clear_error(backend: Backend) {
     );
     assert_stored(&stage, false, "overlapping").await;
 
-    let answer = stage.send("POST /redirected/overlapping").await;
+    let response = stage.send("POST /redirected/overlapping").await;
     assert_eq!(
-        answer.told(),
+        response.summary(),
         (500, ROLLED_BACK),
         "a catcher cannot save it"
     );
@@ -394,8 +397,8 @@ async fn the_type_commit_commits_below_500(backend: Backend) {
         ("commit-failing", 404, COMMITTED),
         ("commit-failing", 500, ROLLED_BACK),
     ] {
-        let answer = stage.send(&format!("POST /{path}/{code}")).await;
-        assert_eq!(answer.told(), (code, outcome), "{path}");
+        let response = stage.send(&format!("POST /{path}/{code}")).await;
+        assert_eq!(response.summary(), (code, outcome), "{path}");
         assert_stored(&stage, outcome == COMMITTED, path).await;
     }
 }
@@ -403,26 +406,33 @@ async fn the_type_commit_commits_below_500(backend: Backend) {
 async fn the_type_rollback_rolls_back_a_200(backend: Backend) {
     let stage = stage(backend).await;
     for code in [200, 303, 404] {
-        let answer = stage.send(&format!("POST /rollback/{code}")).await;
-        assert_eq!(answer.told(), (code, ROLLED_BACK));
+        let response = stage.send(&format!("POST /rollback/{code}")).await;
+        assert_eq!(response.summary(), (code, ROLLED_BACK));
         assert_stored(&stage, false, "Rollback").await;
     }
-    let answer = stage.send("POST /dry-run").await;
-    assert_eq!(answer.told(), (200, ROLLED_BACK));
+    let response = stage.send("POST /dry-run").await;
+    assert_eq!(response.summary(), (200, ROLLED_BACK));
     assert_stored(&stage, false, "Rollback around Commit").await;
 }
 
 async fn doom_never_leaves_a_success_standing(backend: Backend) {
     let stage = stage(backend).await;
     for success in [200, 303] {
-        let answer = stage.send(&format!("POST /doom/{success}")).await;
-        assert_eq!(answer.told(), (409, ROLLED_BACK));
-        assert!(answer.body.contains("it was too late"), "{}", answer.body);
+        let response = stage.send(&format!("POST /doom/{success}")).await;
+        assert_eq!(response.summary(), (409, ROLLED_BACK));
+        assert!(
+            response.body.contains("it was too late"),
+            "{}",
+            response.body
+        );
         assert_stored(&stage, false, "doom").await;
     }
-    let answer = stage.send("POST /doom/418").await;
-    assert_eq!(answer.told(), (418, ROLLED_BACK));
-    assert_eq!(answer.body, "from the handler", "a failure stays as it is");
+    let response = stage.send("POST /doom/418").await;
+    assert_eq!(response.summary(), (418, ROLLED_BACK));
+    assert_eq!(
+        response.body, "from the handler",
+        "a failure stays as it is"
+    );
     assert_stored(&stage, false, "doom").await;
 }
 
@@ -441,13 +451,13 @@ async fn a_veto_rolls_back_and_leaves_the_response(backend: Backend) {
         // What a handler says by its type comes before the veto.
         ("commit/201", (201, COMMITTED)),
     ] {
-        let answer = stage.send(&format!("POST /{path}")).await;
-        assert_eq!(answer.told(), told, "{path}");
+        let response = stage.send(&format!("POST /{path}")).await;
+        assert_eq!(response.summary(), told, "{path}");
         assert_stored(&stage, told.1 == COMMITTED, path).await;
     }
-    let answer = stage.send("POST /status/202").await;
+    let response = stage.send("POST /status/202").await;
     assert_eq!(
-        answer.told(),
+        response.summary(),
         (202, ROLLED_BACK),
         "a veto that panics is a veto"
     );
@@ -457,8 +467,8 @@ async fn a_veto_rolls_back_and_leaves_the_response(backend: Backend) {
 async fn a_head_request_settles_like_its_get(backend: Backend) {
     let stage = stage(backend).await;
     for method in ["GET", "HEAD"] {
-        let answer = stage.send(&format!("{method} /get")).await;
-        assert_eq!(answer.told(), (200, COMMITTED), "{method}");
+        let response = stage.send(&format!("{method} /get")).await;
+        assert_eq!(response.summary(), (200, COMMITTED), "{method}");
         assert_stored(&stage, true, method).await;
     }
 }
@@ -469,24 +479,24 @@ async fn a_veto_sees_head(backend: Backend) {
     })
     .await;
     for (method, outcome) in [("GET", COMMITTED), ("HEAD", ROLLED_BACK)] {
-        let answer = stage.send(&format!("{method} /get")).await;
-        assert_eq!(answer.told(), (200, outcome), "{method}");
+        let response = stage.send(&format!("{method} /get")).await;
+        assert_eq!(response.summary(), (200, outcome), "{method}");
         assert_stored(&stage, outcome == COMMITTED, method).await;
     }
 }
 
 async fn a_forwarding_route_and_the_next_share_one_transaction(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /forwarded/200").await;
-    assert_eq!(answer.told(), (200, COMMITTED));
+    let response = stage.send("POST /forwarded/200").await;
+    assert_eq!(response.summary(), (200, COMMITTED));
     assert_eq!(
-        answer.body, "guard, handler",
+        response.body, "guard, handler",
         "the second sees the first's row"
     );
     assert_stored(&stage, true, "forwarded").await;
 
-    let answer = stage.send("POST /forwarded/409").await;
-    assert_eq!(answer.told(), (409, ROLLED_BACK));
+    let response = stage.send("POST /forwarded/409").await;
+    assert_eq!(response.summary(), (409, ROLLED_BACK));
     assert_stored(&stage, false, "forwarded").await;
     stage.nothing_is_stuck().await;
 }
@@ -500,10 +510,10 @@ async fn every_answer_bears_the_id_of_its_request(backend: Backend) {
         "GET /nowhere",
         "POST /panic/handler",
     ] {
-        let answer = stage.send(path).await;
-        let id = answer.header("x-request-id").unwrap().to_owned();
-        if answer.status != 200 && answer.body != "said so" {
-            let problem: rocket::serde::json::Value = answer.json();
+        let response = stage.send(path).await;
+        let id = response.header("x-request-id").unwrap().to_owned();
+        if response.status != 200 && response.body != "said so" {
+            let problem: rocket::serde::json::Value = response.json();
             assert_eq!(problem["instance"], id.as_str(), "{path}");
         }
         assert!(ids.insert(id), "an id is used once");

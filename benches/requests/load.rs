@@ -18,7 +18,7 @@ pub const CLIENTS: usize = 16;
 /// One route under load for a while.
 #[derive(Clone, Copy)]
 pub struct Slice {
-    pub answers: u64,
+    pub responses: u64,
     pub per_second: f64,
     /// Milliseconds.
     pub p50: f64,
@@ -28,8 +28,12 @@ pub struct Slice {
 }
 
 /// How many rows the answers stand for.
-pub fn written(what: &str, answers: u64) -> u64 {
-    if what.starts_with("POST") { answers } else { 0 }
+pub fn written(what: &str, responses: u64) -> u64 {
+    if what.starts_with("POST") {
+        responses
+    } else {
+        0
+    }
 }
 
 pub async fn run(port: u16, what: &'static str, time: Duration) -> Slice {
@@ -44,7 +48,7 @@ pub async fn run(port: u16, what: &'static str, time: Duration) -> Slice {
     }
     let millis = |quantile| all.value_at_quantile(quantile) as f64 / 1_000.0;
     Slice {
-        answers: all.len(),
+        responses: all.len(),
         per_second: all.len() as f64 / started.elapsed().as_secs_f64(),
         p50: millis(0.5),
         p99: millis(0.99),
@@ -72,9 +76,9 @@ async fn ask(port: u16, what: &str, client: usize, until: Instant) -> Histogram<
             .unwrap();
         let sent = Instant::now();
         connection.ready().await.unwrap();
-        let answer = connection.send_request(request).await.unwrap();
-        assert_eq!(answer.status(), expected, "{what}");
-        answer.into_body().collect().await.unwrap();
+        let response = connection.send_request(request).await.unwrap();
+        assert_eq!(response.status(), expected, "{what}");
+        response.into_body().collect().await.unwrap();
         micros
             .record(u64::try_from(sent.elapsed().as_micros()).unwrap())
             .unwrap();

@@ -80,11 +80,11 @@ async fn measure(backend: Backend, rounds: usize) {
             let server = if has_library { &mut with } else { &mut without };
             let before = server.cpu_time();
             let mut slice = load::run(server.port, what, SLICE).await;
-            slice.cpu = (server.cpu_time() - before) / slice.answers as f64;
+            slice.cpu = (server.cpu_time() - before) / slice.responses as f64;
             if round > 0 {
                 slices[route].push(slice);
             }
-            server.has_written(load::written(what, slice.answers));
+            server.has_written(load::written(what, slice.responses));
         }
     }
 

@@ -16,7 +16,7 @@ use rocket::tokio::fs;
 use rocket::{launch, put, routes};
 use rocket_tx::db::{self, Migrations, SqlitePool};
 use rocket_tx::rocket_db_pools::{self, Database};
-use rocket_tx::tx::Settling;
+use rocket_tx::tx::SettleContext;
 use rocket_tx::{Begin, Error, Outstanding, Resource, Settlement, problem_catchers};
 
 #[derive(Database)]
@@ -40,7 +40,7 @@ impl Resource for NewFile {
     }
 
     /// The last moment at which anything may refuse: what could go wrong later goes wrong here.
-    async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+    async fn prepare(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         let file = fs::File::open(&self.temporary).await.map_err(refused)?;
         file.sync_all().await.map_err(refused)
     }
@@ -52,7 +52,7 @@ impl Resource for NewFile {
             .map_err(refused)
     }
 
-    async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+    async fn rollback(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         fs::remove_file(&self.temporary).await.map_err(refused)
     }
 }

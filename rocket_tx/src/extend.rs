@@ -15,7 +15,7 @@
 //! And of a database: sessions of their own beside those of requests ([`Sessions`], by
 //! [`PostgresPool::settings`](crate::db::PostgresPool::settings); [`OneShotWriter`], by
 //! [`SqlitePool::writer`](crate::db::SqlitePool::writer)), what an error means ([`ErrorClass`]), a
-//! pool's place in its service ([`Link`](crate::db::Link)), and the configuration ([`setting`]).
+//! pool's place in its service ([`Attachment`](crate::db::Attachment)), and the configuration ([`setting`]).
 
 pub use crate::db::{ErrorClass, setting};
 #[cfg(feature = "postgres")]

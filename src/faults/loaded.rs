@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rocket::Request;
 use rocket::tokio::time::sleep;
-use rocket_tx::db::{Access, BeginOptions, Isolation, Patience, TransactionPool, UrlPool};
+use rocket_tx::db::{Access, BeginOptions, Isolation, TransactionPool, UrlPool, WaitPolicy};
 use rocket_tx_aggregates::aggregate::LoadObserver;
 
 use crate::databases::Main;
@@ -59,7 +59,7 @@ async fn expire(pool: &UrlPool, stream: &str) -> Result<(), Box<dyn Error + Send
     let options = BeginOptions {
         isolation: Isolation::Default,
         access: Access::ReadWrite,
-        patience: Patience::Wait,
+        wait: WaitPolicy::QUEUE,
     };
     let mut transaction = pool.open(options).await?;
     sql::hand_the_lease_over(transaction.connection(), stream).await?;

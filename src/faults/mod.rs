@@ -19,7 +19,7 @@ use rocket::route::{Handler, Outcome};
 use rocket::tokio::time::sleep;
 use rocket::{Data, Request, Response, Route};
 use rocket_tx::db::Connection;
-use rocket_tx::tx::{self, Action, Observer, Settled, Step};
+use rocket_tx::tx::{self, Action, Observer, SettlementReport, Step};
 use rocket_tx::{Outstanding, Tx};
 
 use crate::databases::Main;
@@ -129,7 +129,7 @@ impl Observer for Crash {
         }
     }
 
-    fn settled(&self, request: &Request<'_>, settled: &Settled) {
+    fn settled(&self, request: &Request<'_>, settled: &SettlementReport) {
         if settled.outcome == tx::Outcome::Committed {
             Self::if_requested(request, CrashPoint::AfterCommit);
         }

@@ -8,8 +8,8 @@ use rocket::route::{Handler, Outcome};
 use rocket::serde::json::json;
 use rocket::tokio::select;
 use rocket::{Data, Request, Route, Shutdown, State, get};
-use rocket_tx::db::{Access, Connection, Patience, TransactionPool, UrlPool};
-use rocket_tx::tx::{Heard, Live, Observer, Settled};
+use rocket_tx::db::{Access, Connection, TransactionPool, UrlPool, WaitPolicy};
+use rocket_tx::tx::{FeedItem, Live, Observer, SettlementReport};
 use rocket_tx::{RequestId, Tx, with_backend};
 use sqlx::FromRow;
 use tracing::Instrument;
@@ -42,8 +42,8 @@ fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
                 () = &mut shutdown => break,
             };
             match heard {
-                Some(Heard::Event(event)) => yield Event::json(&*event).event("request"),
-                Some(Heard::Missed(events)) => yield Event::data(events.to_string()).event("missed"),
+                Some(FeedItem::Event(event)) => yield Event::json(&*event).event("request"),
+                Some(FeedItem::Lagged(events)) => yield Event::data(events.to_string()).event("missed"),
                 None => break,
             }
         }
@@ -79,7 +79,7 @@ impl Handler for CountRows {
 pub(crate) struct Recount;
 
 impl Observer for Recount {
-    fn settled(&self, request: &Request<'_>, settled: &Settled) {
+    fn settled(&self, request: &Request<'_>, settled: &SettlementReport) {
         if let Some(watch) = Watch::for_request(request, settled.request) {
             rocket::tokio::spawn(async move { watch.committed("after").await });
         }
@@ -143,7 +143,7 @@ impl Watch {
     }
 
     fn publish(&self, at: &'static str, main: Option<MainRows>, audit: Option<i64>) {
-        self.live.note(self.request, "rows", || {
+        self.live.publish(self.request, "rows", || {
             json!({
                 "at": at,
                 "run": self.run,
@@ -186,6 +186,9 @@ async fn read<T>(
     pool: &UrlPool,
     count: impl AsyncFnOnce(&mut Connection) -> sqlx::Result<T>,
 ) -> Option<T> {
-    let mut session = pool.session(Access::ReadOnly, Patience::Never).await.ok()?;
+    let mut session = pool
+        .session(Access::ReadOnly, WaitPolicy::FAIL_FAST)
+        .await
+        .ok()?;
     count(&mut session).await.ok()
 }

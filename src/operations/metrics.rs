@@ -14,7 +14,7 @@ use rocket::http::{ContentType, Status};
 use rocket::{Data, Request, Response, State, get};
 use rocket_tx::RequestId;
 use rocket_tx::db::sqlite_open_retries;
-use rocket_tx::tx::{Action, Live, Observer, Reason, Settled, Step};
+use rocket_tx::tx::{Action, Live, Observer, Reason, SettlementReport, Step};
 use rocket_tx_aggregates::aggregate::Leases;
 
 use crate::databases::Main;
@@ -204,7 +204,7 @@ impl Observer for Metrics {
         seconds.observe(waited.as_secs_f64());
     }
 
-    fn lent(&self, _: RequestId, database: &str, waited: Duration) {
+    fn read_acquired(&self, _: RequestId, database: &str, waited: Duration) {
         let seconds = self.read_seconds.with_label_values(&[database]);
         seconds.observe(waited.as_secs_f64());
     }
@@ -220,7 +220,7 @@ impl Observer for Metrics {
         self.steps.with_label_values(&labels).inc();
     }
 
-    fn settled(&self, _: &Request<'_>, settled: &Settled) {
+    fn settled(&self, _: &Request<'_>, settled: &SettlementReport) {
         let outcome = settled.outcome.as_str();
         let reason = label(settled.verdict.reason());
         self.settled.with_label_values(&[outcome, reason]).inc();

@@ -106,7 +106,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
         if let (Some(request), Some(live)) = (request, self.0.get()) {
             let mut read = Read::default();
             event.record(&mut read);
-            live.note(request, "statement", || json!({ "took_us": read.took_us }));
+            live.publish(request, "statement", || json!({ "took_us": read.took_us }));
         }
     }
 }

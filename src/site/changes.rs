@@ -8,7 +8,7 @@ use rocket::tokio::select;
 use rocket::tokio::sync::broadcast::Sender;
 use rocket::tokio::sync::broadcast::error::RecvError;
 use rocket::{Request, Shutdown, State, get};
-use rocket_tx::tx::{Observer, Outcome, Settled};
+use rocket_tx::tx::{Observer, Outcome, SettlementReport};
 
 use crate::http::{Endpoints, endpoints};
 
@@ -54,7 +54,7 @@ impl Default for Changes {
 }
 
 impl Observer for Changes {
-    fn settled(&self, request: &Request<'_>, settled: &Settled) {
+    fn settled(&self, request: &Request<'_>, settled: &SettlementReport) {
         // With an unknown outcome, something may have changed too.
         if request.method() != Method::Get && settled.outcome != Outcome::RolledBack {
             // It fails while there is no client.

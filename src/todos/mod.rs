@@ -126,7 +126,7 @@ async fn share(
         .ok_or_else(|| no_such_todo(id))?;
     let todo = Todo::new(row, host);
     audit.record("todo shared", &todo.url).await?;
-    downstream.tell(&todo).await?;
+    downstream.notify(&todo).await?;
     Ok(Json(todo))
 }
 

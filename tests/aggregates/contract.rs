@@ -3,18 +3,18 @@
 use rocket::serde::json::{Value, json};
 
 use super::{create, events, leases, rename};
-use crate::support::{Answer, Backend, In, Service};
+use crate::support::{Backend, HttpResponse, In, Service};
 
 async fn created_once(backend: Backend) {
     let service = Service::start(backend).await;
     let http = &service.http;
     let body = r#"{"id":"milk","user_id":"ann","task":"buy milk"}"#;
-    let answer = http.json("POST /aggregates/todos", body).await;
-    assert_eq!(answer.told(), (201, Some("committed")));
-    assert_eq!(answer.header("etag"), Some("\"1\""));
-    assert_eq!(answer.header("location"), Some("/aggregates/todos/milk"));
+    let response = http.json("POST /aggregates/todos", body).await;
+    assert_eq!(response.summary(), (201, Some("committed")));
+    assert_eq!(response.header("etag"), Some("\"1\""));
+    assert_eq!(response.header("location"), Some("/aggregates/todos/milk"));
     let todo = json!({"id":"milk","version":1,"user_id":"ann","task":"buy milk","completed":false});
-    assert_eq!(answer.json::<Value>(), todo);
+    assert_eq!(response.json::<Value>(), todo);
     let found = service.get("/aggregates/todos/milk").await;
     assert_eq!(found.json::<Value>(), todo);
     assert_eq!(found.header("etag"), Some("\"1\""));
@@ -25,9 +25,9 @@ async fn created_once(backend: Backend) {
 
     // Without an id it is given one.
     let body = r#"{"user_id":"ann","task":"buy milk"}"#;
-    let answer = http.json("POST /aggregates/todos", body).await;
-    let id = answer.json::<Value>()["id"].as_str().unwrap().to_owned();
-    let location = answer.header("location").unwrap();
+    let response = http.json("POST /aggregates/todos", body).await;
+    let id = response.json::<Value>()["id"].as_str().unwrap().to_owned();
+    let location = response.header("location").unwrap();
     assert_eq!(location, format!("/aggregates/todos/{id}"));
     assert_eq!(service.get(location).await.status, 200);
     assert_eq!(service.get("/aggregates/todos/none").await.status, 404);
@@ -38,10 +38,10 @@ async fn completed_once(backend: Backend) {
     let http = &service.http;
     create(http, "milk").await;
     for _ in 0..2 {
-        let answer = http.send("POST /aggregates/todos/milk/complete").await;
-        assert_eq!(answer.told(), (200, Some("committed")));
-        assert_eq!(answer.header("etag"), Some("\"2\""));
-        assert_eq!(answer.json::<Value>()["completed"], true);
+        let response = http.send("POST /aggregates/todos/milk/complete").await;
+        assert_eq!(response.summary(), (200, Some("committed")));
+        assert_eq!(response.header("etag"), Some("\"2\""));
+        assert_eq!(response.json::<Value>()["completed"], true);
     }
     let names: Vec<Value> = events(http, "milk").await;
     let names: Vec<&Value> = names.iter().map(|event| &event["name"]).collect();
@@ -64,20 +64,20 @@ async fn only_the_version_that_was_seen(backend: Backend) {
             .header("Content-Type", "application/json")
             .header("If-Match", tag)
             .body(r#"{"task":"new"}"#);
-        Answer::of(request).await
+        HttpResponse::of(request).await
     };
     for tag in ["\"0\"", "\"2\"", "1", "W/\"1\"", "x", "\"5\", \"7\""] {
-        let answer = rename_if(tag).await;
-        assert_eq!(answer.told(), (412, Some("rolled-back")), "{tag}");
-        assert_eq!(answer.kind(), "version");
+        let response = rename_if(tag).await;
+        assert_eq!(response.summary(), (412, Some("rolled-back")), "{tag}");
+        assert_eq!(response.kind(), "version");
     }
     assert_eq!(rename_if("\"1\"").await.header("etag"), Some("\"2\""));
     assert_eq!(rename_if("*").await.header("etag"), Some("\"3\""));
-    let answer = rename_if("\"5\", \"3\"").await;
-    assert_eq!(answer.header("etag"), Some("\"4\""));
+    let response = rename_if("\"5\", \"3\"").await;
+    assert_eq!(response.header("etag"), Some("\"4\""));
     let complete = http.request("POST /aggregates/todos/milk/complete");
-    let answer = Answer::of(complete.header("If-Match", "\"1\"")).await;
-    assert_eq!(answer.status, 412);
+    let response = HttpResponse::of(complete.header("If-Match", "\"1\"")).await;
+    assert_eq!(response.status, 412);
     assert_eq!(events(http, "milk").await.len(), 4);
 }
 
@@ -91,12 +91,12 @@ async fn several_are_completed_or_none(backend: Backend) {
         let body = json!({ "ids": ids }).to_string();
         http.json("POST /aggregates/todos/complete", &body).await
     };
-    let answer = complete(json!(["a", "none", "c"])).await;
-    assert_eq!(answer.told(), (404, Some("rolled-back")));
+    let response = complete(json!(["a", "none", "c"])).await;
+    assert_eq!(response.summary(), (404, Some("rolled-back")));
     assert_eq!(events(http, "a").await.len(), 1);
-    let answer = complete(json!(["c", "a"])).await;
-    assert_eq!(answer.told(), (200, Some("committed")));
-    let ids: Value = answer.json();
+    let response = complete(json!(["c", "a"])).await;
+    assert_eq!(response.summary(), (200, Some("committed")));
+    let ids: Value = response.json();
     assert_eq!((&ids[0]["id"], &ids[1]["id"]), (&json!("c"), &json!("a")));
     for (id, length) in [("a", 2), ("b", 1), ("c", 2)] {
         assert_eq!(events(http, id).await.len(), length);
@@ -180,20 +180,23 @@ async fn ids_keep_the_rule(backend: Backend) {
                 r#"{"task":"x"}"#,
             ),
         ] {
-            let answer = http.json(&what, body).await;
-            assert_eq!(answer.status, 422, "{what}: {answer:?}");
+            let response = http.json(&what, body).await;
+            assert_eq!(response.status, 422, "{what}: {response:?}");
         }
     }
     for id in ["", "a\nb", ".", "..", &long] {
         let body = json!({ "id": id, "user_id": "ann", "task": "x" }).to_string();
-        let answer = http.json("POST /aggregates/todos", &body).await;
-        assert_eq!((answer.status, answer.kind().as_str()), (422, "validation"));
-        assert!(answer.body.contains("`id`"), "{answer:?}");
+        let response = http.json("POST /aggregates/todos", &body).await;
+        assert_eq!(
+            (response.status, response.kind().as_str()),
+            (422, "validation")
+        );
+        assert!(response.body.contains("`id`"), "{response:?}");
     }
     // What is said to be its address is a URL.
     let body = r#"{"id":"a[b] %/..","user_id":"ann","task":"x"}"#;
-    let answer = http.json("POST /aggregates/todos", body).await;
-    let location = answer.header("location").unwrap();
+    let response = http.json("POST /aggregates/todos", body).await;
+    let location = response.header("location").unwrap();
     assert_eq!(location, "/aggregates/todos/a%5Bb%5D%20%25%2F..");
     assert_eq!(service.get(location).await.status, 200);
     // The longest, and the strangest that keep it.
@@ -210,11 +213,11 @@ async fn ids_keep_the_rule(backend: Backend) {
         r#"{}"#,
         r#"{"task":"a\u0000"}"#,
     ] {
-        let answer = http
+        let response = http
             .json("POST /aggregates/todos/complete/rename", body)
             .await;
-        assert_eq!(answer.status, 422, "{body}");
-        assert!(answer.body.contains("task"), "{answer:?}");
+        assert_eq!(response.status, 422, "{body}");
+        assert!(response.body.contains("task"), "{response:?}");
     }
     let array = http
         .json("POST /aggregates/todos/complete/rename", r#"["task"]"#)
@@ -238,8 +241,8 @@ async fn an_older_event_loads_through_its_upcaster(backend: Backend) {
         (&todo["task"], &todo["version"]),
         (&json!("of old"), &json!(2))
     );
-    let answer = rename(http, "milk", "of now", "").await;
-    assert_eq!(answer.header("etag"), Some("\"3\""));
+    let response = rename(http, "milk", "of now", "").await;
+    assert_eq!(response.header("etag"), Some("\"3\""));
     // It is stored as it was.
     let stored = events(http, "milk").await;
     assert_eq!(stored[1]["payload"], json!({ "title": "of old" }));
@@ -303,9 +306,12 @@ async fn a_corrupt_event_blocks_only_its_stream(backend: Backend) {
                 )
                 .await;
             service.databases.execute(In::Main, sql).await;
-            let answer = service.get("/aggregates/todos/f").await;
-            assert_eq!(answer.status, 500);
-            assert!(answer.body.contains("event 1 of `todo:f`"), "{answer:?}");
+            let response = service.get("/aggregates/todos/f").await;
+            assert_eq!(response.status, 500);
+            assert!(
+                response.body.contains("event 1 of `todo:f`"),
+                "{response:?}"
+            );
         }
     }
     assert_eq!(rename(http, "good", "still", "").await.status, 200);
@@ -335,9 +341,9 @@ async fn snapshots_keep_loading_flat(backend: Backend) {
     // One that cannot be read is passed over, and here the events cannot be read either.
     let spoil = "UPDATE aggregate_snapshots SET state = '[]'";
     service.databases.execute(In::Main, spoil).await;
-    let answer = service.get("/aggregates/todos/milk").await;
-    assert_eq!(answer.status, 500);
-    assert!(answer.body.contains("event 1 of"), "{answer:?}");
+    let response = service.get("/aggregates/todos/milk").await;
+    assert_eq!(response.status, 500);
+    assert!(response.body.contains("event 1 of"), "{response:?}");
     let mend =
         "UPDATE aggregate_events SET name = 'renamed', version = 2, payload = '{\"task\":\"x\"}'";
     service.databases.execute(In::Main, mend).await;
@@ -372,8 +378,8 @@ async fn an_operator_frees_a_lease(backend: Backend) {
         (404, "no-such-lease")
     );
     // Its holder finds out.
-    let answer = slow.await.unwrap();
-    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    let response = slow.await.unwrap();
+    assert_eq!(response.summary(), (409, Some("rolled-back")));
     assert_eq!(events(http, "milk").await.len(), 1);
 }
 

@@ -280,33 +280,37 @@ async fn a_response_that_is_never_settled_leaves_nothing(backend: Backend) {
     let stage = stage(backend).await;
     for _ in 0..6 {
         let request = stage.http.request("POST /add/a?number=1");
-        let answer = request.header("X-Panic", "yes").send().await;
-        assert!(answer.is_err() || answer.unwrap().status() == 500);
+        let response = request.header("X-Panic", "yes").send().await;
+        assert!(response.is_err() || response.unwrap().status() == 500);
     }
     free(&stage).await;
     assert_eq!(stored(&stage).await, BEFORE);
-    let answer = stage.send("POST /add/a?number=1").await;
-    assert_eq!(answer.told(), (200, Some("committed")));
+    let response = stage.send("POST /add/a?number=1").await;
+    assert_eq!(response.summary(), (200, Some("committed")));
 }
 
 async fn a_flush_is_done_or_dooms(backend: Backend) {
     let stage = stage(backend).await;
     // Done is a success; until one was abandoned half-way nothing is shown.
     let mut done = 0;
-    let answer = loop {
-        let answer = stage.send("POST /flush/dropped").await;
-        if answer.told() != (200, Some("committed")) {
-            break answer;
+    let response = loop {
+        let response = stage.send("POST /flush/dropped").await;
+        if response.summary() != (200, Some("committed")) {
+            break response;
         }
         done += 1;
         assert!(done < 100, "no flush was abandoned");
     };
-    assert_eq!(answer.told(), (500, Some("rolled-back")), "{answer:?}");
+    assert_eq!(
+        response.summary(),
+        (500, Some("rolled-back")),
+        "{response:?}"
+    );
     assert_eq!(stored(&stage).await.len(), 2 + 2 * done);
     let before = stored(&stage).await;
-    let answer = stage.send("POST /flush/swallowed").await;
-    assert_eq!(answer.outcome(), Some("rolled-back"));
-    assert!([409, 500].contains(&answer.status), "{answer:?}");
+    let response = stage.send("POST /flush/swallowed").await;
+    assert_eq!(response.outcome(), Some("rolled-back"));
+    assert!([409, 500].contains(&response.status), "{response:?}");
     assert_eq!(stored(&stage).await, before);
     free(&stage).await;
 }
@@ -315,10 +319,10 @@ async fn an_abandoned_begin_forgets_nothing(backend: Backend) {
     let stage = stage(backend).await;
     let (mut sent, mut abandoned) = (0, 0);
     while abandoned < 3 {
-        let answer = stage.send("POST /begin/dropped").await;
-        assert_eq!(answer.outcome(), Some("committed"), "{answer:?}");
+        let response = stage.send("POST /begin/dropped").await;
+        assert_eq!(response.outcome(), Some("committed"), "{response:?}");
         sent += 1;
-        abandoned += u32::from(answer.status == 202);
+        abandoned += u32::from(response.status == 202);
         assert_eq!(stored(&stage).await.len(), 2 + sent);
         assert!(sent < 100, "no begin was abandoned");
     }
@@ -327,14 +331,22 @@ async fn an_abandoned_begin_forgets_nothing(backend: Backend) {
 
 async fn a_projection_is_proved_before_anything_is_committed(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /add/a?number=666").await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")), "{answer:?}");
-    let answer = stage.send("POST /add/b?number=667").await;
+    let response = stage.send("POST /add/a?number=666").await;
+    assert_eq!(
+        response.summary(),
+        (409, Some("rolled-back")),
+        "{response:?}"
+    );
+    let response = stage.send("POST /add/b?number=667").await;
     match backend {
         // It survives an ordinary error.
-        Backend::Sqlite => assert_eq!(answer.told(), (200, Some("committed"))),
+        Backend::Sqlite => assert_eq!(response.summary(), (200, Some("committed"))),
         Backend::Postgres => {
-            assert_eq!(answer.told(), (500, Some("rolled-back")), "{answer:?}");
+            assert_eq!(
+                response.summary(),
+                (500, Some("rolled-back")),
+                "{response:?}"
+            );
             assert_eq!(stored(&stage).await, BEFORE);
             assert!(stage.notes().await.is_empty());
         }
@@ -356,8 +368,8 @@ async fn tasks_of_one_request_ask_in_turn(backend: Backend) {
             stage.send(other).await
         };
         let (first, second) = join(stage.send(one), later).await;
-        assert_eq!(first.told(), (200, Some("committed")), "{first:?}");
-        assert_eq!(second.told(), (200, Some("committed")), "{second:?}");
+        assert_eq!(first.summary(), (200, Some("committed")), "{first:?}");
+        assert_eq!(second.summary(), (200, Some("committed")), "{second:?}");
         assert!(
             started.elapsed() < 30_000 * MS,
             "{one}: {:?}",
@@ -369,17 +381,17 @@ async fn tasks_of_one_request_ask_in_turn(backend: Backend) {
 
 async fn a_lease_and_a_stricter_transaction(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /then-read-only").await;
-    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
-    let answer = stage.send("POST /commit-then-read-only").await;
-    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /then-read-only").await;
+    assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
+    let response = stage.send("POST /commit-then-read-only").await;
+    assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
     assert_eq!(stored(&stage).await.len(), 3);
-    let answer = stage.send("POST /then-serializable").await;
+    let response = stage.send("POST /then-serializable").await;
     match backend {
-        Backend::Sqlite => assert_eq!(answer.told(), (200, Some("committed"))),
+        Backend::Sqlite => assert_eq!(response.summary(), (200, Some("committed"))),
         Backend::Postgres => {
-            assert_eq!(answer.told(), (500, Some("rolled-back")));
-            assert_eq!(answer.kind(), "isolation");
+            assert_eq!(response.summary(), (500, Some("rolled-back")));
+            assert_eq!(response.kind(), "isolation");
         }
     }
     free(&stage).await;
@@ -388,8 +400,8 @@ async fn a_lease_and_a_stricter_transaction(backend: Backend) {
 async fn a_renewal_that_waits_is_not_waited_for(backend: Backend) {
     let stage = stage(backend).await;
     let started = Instant::now();
-    let answer = stage.send("POST /slow").await;
-    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /slow").await;
+    assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
     // It would wait for the writer for `busy_timeout`, which is 5 s.
     assert!(started.elapsed() < 7_000 * MS, "{:?}", started.elapsed());
     free(&stage).await;
@@ -402,8 +414,12 @@ async fn a_lost_lease_refuses_what_was_written_elsewhere(backend: Backend) {
         let lose = "DELETE FROM aggregate_locks";
         stage.databases.execute(In::Main, lose).await;
     };
-    let (answer, ()) = join(stage.send("POST /elsewhere"), losing).await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")), "{answer:?}");
+    let (response, ()) = join(stage.send("POST /elsewhere"), losing).await;
+    assert_eq!(
+        response.summary(),
+        (409, Some("rolled-back")),
+        "{response:?}"
+    );
     assert!(stage.notes().await.is_empty());
     free(&stage).await;
 }
@@ -411,11 +427,11 @@ async fn a_lost_lease_refuses_what_was_written_elsewhere(backend: Backend) {
 async fn what_was_given_up_is_nobody_elses(backend: Backend) {
     let stage = stage(backend).await;
     for _ in 0..20 {
-        let answer = stage.send("POST /again").await;
-        assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+        let response = stage.send("POST /again").await;
+        assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
     }
-    let answer = stage.send("POST /thread").await;
-    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /thread").await;
+    assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
     free(&stage).await;
 }
 

@@ -36,11 +36,11 @@ async fn a_rollback_by_any_fault_leaves_no_trace(backend: Backend) {
         if fault == "disconnect" && backend == Backend::Sqlite {
             continue;
         }
-        let answer = rename(http, "milk", "never", fault).await;
+        let response = rename(http, "milk", "never", fault).await;
         assert_eq!(
-            answer.told(),
+            response.summary(),
             (status, Some("rolled-back")),
-            "{fault}: {answer:?}"
+            "{fault}: {response:?}"
         );
         assert_eq!(stored(&service.databases).await, before, "{fault}");
         if fault == "expire-lease" {
@@ -51,9 +51,9 @@ async fn a_rollback_by_any_fault_leaves_no_trace(backend: Backend) {
         // A leaked connection goes back later, and so may the lease.
         eventually("the lease is free", async || leases(http).await.is_empty()).await;
     }
-    let answer = rename(http, "milk", "third", "").await;
-    assert_eq!(answer.told(), (200, Some("committed")));
-    assert_eq!(answer.header("etag"), Some("\"3\""));
+    let response = rename(http, "milk", "third", "").await;
+    assert_eq!(response.summary(), (200, Some("committed")));
+    assert_eq!(response.header("etag"), Some("\"3\""));
     let audit = "SELECT action FROM audit";
     assert_eq!(service.databases.texts(In::Audit, audit).await.len(), 3);
 }
@@ -80,9 +80,9 @@ async fn a_crash_leaves_all_of_a_command_or_none(backend: Backend) {
         assert_eq!(stored.len(), length + 2, "{point}: {stored:?}");
         // The next process goes on, at the latest when the lease has expired.
         let next = Service::on(Arc::clone(&databases), &settings).await;
-        let answer = rename(&next.http, "milk", "next", "").await;
+        let response = rename(&next.http, "milk", "next", "").await;
         let tag = format!("\"{}\"", length + 1);
-        assert_eq!(answer.header("etag"), Some(tag.as_str()), "{point}");
+        assert_eq!(response.header("etag"), Some(tag.as_str()), "{point}");
         next.stop().await;
     }
 }
@@ -103,7 +103,7 @@ async fn renewal_keeps_the_lease_of_a_slow_request(backend: Backend) {
     .await;
     let quick = rename(&other.http, "milk", "quick", "").await;
     let slow = slow.await.unwrap();
-    assert_eq!(slow.told(), (200, Some("committed")));
+    assert_eq!(slow.summary(), (200, Some("committed")));
     assert_eq!(slow.header("etag"), Some("\"2\""));
     assert_eq!(quick.header("etag"), Some("\"3\""));
 }
@@ -123,8 +123,8 @@ async fn a_request_in_flight_gives_its_lease_back_before_the_end(backend: Backen
         })
         .await;
         next.stop().await;
-        let answer = slow.await.unwrap();
-        assert!([200, 502].contains(&answer.status), "{answer:?}");
+        let response = slow.await.unwrap();
+        assert!([200, 502].contains(&response.status), "{response:?}");
         assert!(leases(&service.http).await.is_empty());
         assert_eq!(stored(&service.databases).await.len(), length + 2);
     }
@@ -141,18 +141,18 @@ async fn a_renewal_never_races_the_commit(backend: Backend) {
         create(&service.http, &id).await;
         for delay in (385..415).step_by(3) {
             let fault = format!("delay={}@loaded", delay + number);
-            let answer = rename(&service.http, &id, "kept", &fault).await;
+            let response = rename(&service.http, &id, "kept", &fault).await;
             assert_eq!(
-                answer.told(),
+                response.summary(),
                 (200, Some("committed")),
-                "{fault}: {answer:?}"
+                "{fault}: {response:?}"
             );
             let fault = format!("{fault},respond=502");
-            let answer = rename(&service.http, &id, "undone", &fault).await;
+            let response = rename(&service.http, &id, "undone", &fault).await;
             assert_eq!(
-                answer.told(),
+                response.summary(),
                 (502, Some("rolled-back")),
-                "{fault}: {answer:?}"
+                "{fault}: {response:?}"
             );
         }
     };
@@ -198,8 +198,8 @@ async fn sweeping_fails_no_request(backend: Backend) {
         let path = id.replace(' ', "%20");
         for round in 0..2 {
             let task = round.to_string();
-            let answer = rename(&service.http, &path, &task, "delay=5000@loaded").await;
-            assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+            let response = rename(&service.http, &path, &task, "delay=5000@loaded").await;
+            assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
         }
     };
     join_all((0..8).map(client)).await;

@@ -33,8 +33,8 @@ async fn eight_processes_lose_and_repeat_nothing(backend: Backend) {
         let renames = async {
             for number in 0..RENAMES {
                 let task = format!("{process}/{number}");
-                let answer = rename(http, "shared", &task, "").await;
-                assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+                let response = rename(http, "shared", &task, "").await;
+                assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
             }
         };
         let completions = async {
@@ -42,8 +42,8 @@ async fn eight_processes_lose_and_repeat_nothing(backend: Backend) {
                 let id = format!("own {process} {number}");
                 create(http, &id).await;
                 let path = format!("POST /aggregates/todos/own%20{process}%20{number}/complete");
-                let answer = http.send(&path).await;
-                assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+                let response = http.send(&path).await;
+                assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
             }
         };
         join(renames, completions).await;
@@ -81,8 +81,8 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
     stopped.signal("STOP");
     let stopped_number = leases(&other.http).await[0]["fencing_token"].as_i64();
 
-    let answer = rename(&other.http, "milk", "in time", "").await;
-    assert_eq!(answer.told(), (200, Some("committed")));
+    let response = rename(&other.http, "milk", "in time", "").await;
+    assert_eq!(response.summary(), (200, Some("committed")));
     // Yet another holder, while the first goes on.
     let http = other.http.clone();
     let holding =
@@ -96,11 +96,11 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
     assert!(held[0]["fencing_token"].as_i64() > stopped_number);
     stopped.signal("CONT");
     let late = late.await.unwrap();
-    assert_eq!(late.told(), (409, Some("rolled-back")), "{late:?}");
+    assert_eq!(late.summary(), (409, Some("rolled-back")), "{late:?}");
     // The new holder's lease is untouched.
     let now = leases(&other.http).await;
     assert_eq!(now[0]["token"], held[0]["token"], "{now:?}");
-    assert_eq!(holding.await.unwrap().told(), (200, Some("committed")));
+    assert_eq!(holding.await.unwrap().summary(), (200, Some("committed")));
     let tasks: Vec<_> = events(&other.http, "milk").await;
     let tasks: Vec<_> = tasks
         .iter()
@@ -123,9 +123,9 @@ async fn the_lease_of_a_killed_process_is_taken_over(backend: Backend) {
     })
     .await;
     killed.signal("KILL");
-    let answer = rename(&other.http, "milk", "next", "").await;
+    let response = rename(&other.http, "milk", "next", "").await;
     let took = asked.elapsed();
-    assert_eq!(answer.told(), (200, Some("committed")));
+    assert_eq!(response.summary(), (200, Some("committed")));
     assert!(lost.await.unwrap());
     assert!((2_000 * MS..30_000 * MS).contains(&took), "{took:?}");
     let stored = events(&other.http, "milk").await;
@@ -145,9 +145,9 @@ async fn nobody_waits_for_ever(backend: Backend) {
         let http = &services[number % 2].http;
         let mut turns = vec![1];
         while newest.load(Ordering::Relaxed) < RENAMES {
-            let answer = rename(http, "milk", "again", "").await;
-            assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
-            let version = answer.json::<Value>()["version"].as_u64().unwrap();
+            let response = rename(http, "milk", "again", "").await;
+            assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
+            let version = response.json::<Value>()["version"].as_u64().unwrap();
             newest.fetch_max(version, Ordering::Relaxed);
             turns.push(version);
         }
@@ -198,9 +198,9 @@ async fn waiters_hold_no_connection(backend: Backend) {
             let (http, given_up): (Http, _) = (http.clone(), Arc::clone(&given_up));
             tokio::spawn(async move {
                 let started = Instant::now();
-                let answer = rename(&http, "milk", &number.to_string(), "").await;
+                let response = rename(&http, "milk", &number.to_string(), "").await;
                 given_up.fetch_add(1, Ordering::SeqCst);
-                (answer, started.elapsed())
+                (response, started.elapsed())
             })
         })
         .collect();
@@ -210,8 +210,8 @@ async fn waiters_hold_no_connection(backend: Backend) {
     .await;
     let mut rounds = 0;
     while rounds < 15 && given_up.load(Ordering::SeqCst) == 0 {
-        let answer = http.json("POST /todos", r#"{"title":"other"}"#).await;
-        assert_eq!(answer.status, 201, "{answer:?}");
+        let response = http.json("POST /todos", r#"{"title":"other"}"#).await;
+        assert_eq!(response.status, 201, "{response:?}");
         for path in ["GET /todos", "GET /aggregates/todos", "GET /audit?limit=1"] {
             assert_eq!(http.send(path).await.status, 200);
         }
@@ -220,9 +220,13 @@ async fn waiters_hold_no_connection(backend: Backend) {
     println!("{backend:?}: {rounds} rounds of others meanwhile");
     assert!(rounds > 1, "others had to wait");
     for waiter in waiters {
-        let (answer, took) = waiter.await.unwrap();
-        assert_eq!(answer.told(), (503, Some("rolled-back")), "{answer:?}");
-        assert_eq!(answer.header("retry-after"), Some("1"));
+        let (response, took) = waiter.await.unwrap();
+        assert_eq!(
+            response.summary(),
+            (503, Some("rolled-back")),
+            "{response:?}"
+        );
+        assert_eq!(response.header("retry-after"), Some("1"));
         assert!(took > 7_900 * MS, "{took:?}");
     }
     held.release().await.unwrap();
@@ -242,8 +246,8 @@ async fn opposite_orders_never_deadlock(backend: Backend) {
         }
         for _ in 0..5 {
             let body = json!({ "ids": ids }).to_string();
-            let answer = http.json("POST /aggregates/todos/complete", &body).await;
-            assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+            let response = http.json("POST /aggregates/todos/complete", &body).await;
+            assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
         }
     };
     join_all((0..12).map(client)).await;
@@ -294,8 +298,8 @@ mod postgres_clock {
                 assert!((0..=2_000).contains(&expires), "{held:?}");
                 let waited = rename(&other.http, "milk", "waited", "").await;
                 let slow = slow.await.unwrap();
-                assert_eq!(slow.told(), (200, Some("committed")), "{slow:?}");
-                assert_eq!(waited.told(), (200, Some("committed")), "{waited:?}");
+                assert_eq!(slow.summary(), (200, Some("committed")), "{slow:?}");
+                assert_eq!(waited.summary(), (200, Some("committed")), "{waited:?}");
             }
         }
         let stored = events(&honest.http, "milk").await;

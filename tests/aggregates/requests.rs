@@ -19,8 +19,8 @@ async fn stage(backend: Backend) -> Stage {
     ];
     let stage = Stage::with(backend, &settings, service).await;
     for id in ["a", "b"] {
-        let answer = stage.send(&format!("POST /new/{id}")).await;
-        assert_eq!(answer.told(), (200, Some("committed")));
+        let response = stage.send(&format!("POST /new/{id}")).await;
+        assert_eq!(response.summary(), (200, Some("committed")));
     }
     stage
 }
@@ -48,47 +48,51 @@ async fn the_answer_decides(backend: Backend) {
         (404, "rolled-back", "2 at 3"),
         (503, "rolled-back", "2 at 3"),
     ] {
-        let answer = stage.send(&format!("POST /status/{status}/a")).await;
-        assert_eq!(answer.told(), (status, Some(outcome)));
+        let response = stage.send(&format!("POST /status/{status}/a")).await;
+        assert_eq!(response.summary(), (status, Some(outcome)));
         assert_eq!(total_of(&stage, "a").await, total);
     }
-    let answer = stage.send("POST /panic/a").await;
-    assert_eq!(answer.told(), (500, Some("rolled-back")));
+    let response = stage.send("POST /panic/a").await;
+    assert_eq!(response.summary(), (500, Some("rolled-back")));
     assert_eq!(total_of(&stage, "a").await, "2 at 3");
-    let answer = stage.send("POST /new/a").await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")));
-    assert_eq!(answer.kind(), "conflict");
+    let response = stage.send("POST /new/a").await;
+    assert_eq!(response.summary(), (409, Some("rolled-back")));
+    assert_eq!(response.kind(), "conflict");
     free(&stage).await;
 }
 
 async fn a_key_is_taken_once(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /twice/a").await;
-    assert_eq!((answer.status, answer.body.as_str()), (200, "110"));
+    let response = stage.send("POST /twice/a").await;
+    assert_eq!((response.status, response.body.as_str()), (200, "110"));
     assert_eq!(total_of(&stage, "a").await, "110 at 3");
-    let answer = stage.send("POST /stale/a").await;
-    assert_eq!(answer.told(), (200, Some("committed")));
+    let response = stage.send("POST /stale/a").await;
+    assert_eq!(response.summary(), (200, Some("committed")));
     assert_eq!(total_of(&stage, "a").await, "111 at 4");
     free(&stage).await;
 }
 
 async fn what_is_dropped_is_free(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /dropped/a").await;
-    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /dropped/a").await;
+    assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
     free(&stage).await;
 }
 
 async fn flushing_shows_the_error(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /flush/a").await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")), "{answer:?}");
+    let response = stage.send("POST /flush/a").await;
+    assert_eq!(
+        response.summary(),
+        (409, Some("rolled-back")),
+        "{response:?}"
+    );
     assert_eq!(total_of(&stage, "a").await, "0 at 1");
-    let answer = stage.send("POST /flushed/a/502").await;
-    assert_eq!(answer.told(), (502, Some("rolled-back")));
+    let response = stage.send("POST /flushed/a/502").await;
+    assert_eq!(response.summary(), (502, Some("rolled-back")));
     assert_eq!(total_of(&stage, "a").await, "0 at 1");
-    let answer = stage.send("POST /flushed/a/200").await;
-    assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /flushed/a/200").await;
+    assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
     assert_eq!(total_of(&stage, "a").await, "2 at 3");
     free(&stage).await;
 }
@@ -104,13 +108,13 @@ async fn one_by_one_in_opposite_orders(backend: Backend) {
         };
         let mut done = 0;
         for _ in 0..10 {
-            let answer = stage.send(&format!("POST /one-by-one/{order}")).await;
-            match answer.told() {
+            let response = stage.send(&format!("POST /one-by-one/{order}")).await;
+            match response.summary() {
                 (200, Some("committed")) => done += 1,
                 (503, Some("rolled-back")) => {
-                    assert!(answer.body.contains("must not wait"), "{answer:?}");
+                    assert!(response.body.contains("must not wait"), "{response:?}");
                 }
-                _ => panic!("{answer:?}"),
+                _ => panic!("{response:?}"),
             }
         }
         done
@@ -132,13 +136,13 @@ async fn one_by_one_in_opposite_orders(backend: Backend) {
 async fn who_holds_a_transaction_never_waits(backend: Backend) {
     let stage = stage(backend).await;
     for which in ["main", "audit"] {
-        let answer = stage
+        let response = stage
             .send(&format!("POST /transaction-first/{which}/a"))
             .await;
         assert_eq!(
-            answer.told(),
+            response.summary(),
             (200, Some("committed")),
-            "{which}: {answer:?}"
+            "{which}: {response:?}"
         );
     }
     assert_eq!(total_of(&stage, "a").await, "4 at 5");
@@ -153,22 +157,22 @@ async fn who_holds_a_transaction_never_waits(backend: Backend) {
         "POST /backwards",
     ] {
         let started = Instant::now();
-        let answer = stage.send(what).await;
+        let response = stage.send(what).await;
         let took = started.elapsed();
         assert_eq!(
-            answer.told(),
+            response.summary(),
             (503, Some("rolled-back")),
-            "{what}: {answer:?}"
+            "{what}: {response:?}"
         );
-        assert!(answer.body.contains("must not wait"), "{answer:?}");
+        assert!(response.body.contains("must not wait"), "{response:?}");
         assert!(took < Duration::from_secs(7), "{what}: {took:?}");
     }
     let started = Instant::now();
-    let answer = stage.send("POST /add/a").await;
-    assert_eq!(answer.told(), (503, Some("rolled-back")));
+    let response = stage.send("POST /add/a").await;
+    assert_eq!(response.summary(), (503, Some("rolled-back")));
     assert!(
-        answer.body.contains("was held by somebody else for"),
-        "{answer:?}"
+        response.body.contains("was held by somebody else for"),
+        "{response:?}"
     );
     assert!(started.elapsed() > Duration::from_millis(7_900), "it waits");
     drop(held);
@@ -186,11 +190,11 @@ async fn transactions_first_never_hang(backend: Backend) {
         ][number % 3];
         let mut done = 0;
         for _ in 0..8 {
-            let answer = stage.send(&format!("POST /{what}")).await;
-            match answer.told() {
+            let response = stage.send(&format!("POST /{what}")).await;
+            match response.summary() {
                 (200, Some("committed")) => done += if number % 3 == 2 { 1 } else { 2 },
                 (503, Some("rolled-back")) => {}
-                _ => panic!("{answer:?}"),
+                _ => panic!("{response:?}"),
             }
         }
         done
@@ -208,19 +212,19 @@ async fn transactions_first_never_hang(backend: Backend) {
 
 async fn guards_that_do_not_mix_say_so(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /checked-out/a").await;
-    assert_eq!(answer.told(), (500, Some("rolled-back")));
-    assert_eq!(answer.kind(), "checked-out");
-    let answer = stage.send("POST /read-only/a").await;
-    assert_eq!(answer.told(), (500, Some("rolled-back")));
-    assert_eq!(answer.kind(), "weaker");
-    let answer = stage.send("POST /serializable/a").await;
+    let response = stage.send("POST /checked-out/a").await;
+    assert_eq!(response.summary(), (500, Some("rolled-back")));
+    assert_eq!(response.kind(), "checked-out");
+    let response = stage.send("POST /read-only/a").await;
+    assert_eq!(response.summary(), (500, Some("rolled-back")));
+    assert_eq!(response.kind(), "weaker");
+    let response = stage.send("POST /serializable/a").await;
     match backend {
         // Its transactions are that anyway.
-        Backend::Sqlite => assert_eq!(answer.told(), (200, Some("committed"))),
+        Backend::Sqlite => assert_eq!(response.summary(), (200, Some("committed"))),
         Backend::Postgres => {
-            assert_eq!(answer.told(), (500, Some("rolled-back")));
-            assert!(answer.body.contains("READ COMMITTED"), "{answer:?}");
+            assert_eq!(response.summary(), (500, Some("rolled-back")));
+            assert!(response.body.contains("READ COMMITTED"), "{response:?}");
         }
     }
     free(&stage).await;
@@ -228,8 +232,8 @@ async fn guards_that_do_not_mix_say_so(backend: Backend) {
 
 async fn nothing_comes_after_the_answer(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /leak/a").await;
-    assert_eq!(answer.told(), (200, Some("committed")));
+    let response = stage.send("POST /leak/a").await;
+    assert_eq!(response.summary(), (200, Some("committed")));
     free(&stage).await;
     assert_eq!(stage.send("POST /late").await.status, 200);
     assert_eq!(total_of(&stage, "a").await, "0 at 1");

@@ -5,7 +5,7 @@ use std::path::Path;
 use rocket::figment::Figment;
 use rocket_db_pools::Pool;
 use rocket_tx::db::{
-    Access, BeginOptions, Durability, Isolation, Patience, SqlitePool, TransactionPool,
+    Access, BeginOptions, Durability, Isolation, SqlitePool, TransactionPool, WaitPolicy,
 };
 
 use super::disk::Disk;
@@ -35,7 +35,7 @@ mod sqlite {
         let options = BeginOptions {
             isolation: Isolation::Default,
             access: Access::ReadWrite,
-            patience: Patience::Wait,
+            wait: WaitPolicy::QUEUE,
         };
         let mut transaction = pool.open(options).await.unwrap();
         let sql = sqlx::AssertSqlSafe(sql);
@@ -166,7 +166,7 @@ mod sqlite {
             let options = BeginOptions {
                 isolation: Isolation::Default,
                 access: Access::ReadWrite,
-                patience: Patience::Wait,
+                wait: WaitPolicy::QUEUE,
             };
             let mut transaction = pool.open(options).await.unwrap();
             let left = match how {
@@ -180,7 +180,7 @@ mod sqlite {
         let options = BeginOptions {
             isolation: Isolation::Default,
             access: Access::ReadWrite,
-            patience: Patience::Wait,
+            wait: WaitPolicy::QUEUE,
         };
         let mut early = None;
         if how == "replaced" {

@@ -72,7 +72,7 @@ impl Place {
         loop {
             let http = self.http();
             let error = match request(&http, operation, fault).send().await {
-                Ok(answer) => return Some(answered(answer).await),
+                Ok(response) => return Some(answered(response).await),
                 Err(error) => error,
             };
             if !self.revive(&http).await {
@@ -125,12 +125,12 @@ impl Place {
             let asked = started.elapsed();
             let request = self.http().request("GET /leases");
             let look = async {
-                let answer = request.send().await?.error_for_status()?;
-                answer.json::<Value>().await
+                let response = request.send().await?.error_for_status()?;
+                response.json::<Value>().await
             };
             match timeout(Duration::from_secs(5), look).await {
-                Ok(Ok(answer)) => {
-                    let rows = answer["leases"].as_array().unwrap();
+                Ok(Ok(response)) => {
+                    let rows = response["leases"].as_array().unwrap();
                     seen.lock().unwrap().look(rows, asked, started.elapsed());
                 }
                 // It is being restarted, or its database is out of reach.
@@ -166,14 +166,14 @@ fn request(http: &Http, operation: &Operation, fault: &str) -> reqwest::RequestB
 }
 
 /// The headers alone tell the outcome; the body may be cut short by a process that ends.
-async fn answered(answer: reqwest::Response) -> Answered {
-    let header = |name| Some(answer.headers().get(name)?.to_str().unwrap().to_owned());
+async fn answered(response: reqwest::Response) -> Answered {
+    let header = |name| Some(response.headers().get(name)?.to_str().unwrap().to_owned());
     let (outcome, request_id) = (header("Transaction-Outcome"), header("X-Request-Id"));
     Answered {
-        status: answer.status().as_u16(),
+        status: response.status().as_u16(),
         outcome,
         request_id,
-        id: match answer.json::<Value>().await {
+        id: match response.json::<Value>().await {
             Ok(body) => body["id"].as_i64(),
             Err(_) => None,
         },

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rocket::http::Status;
 use rocket::{post, routes};
-use rocket_tx::tx::{Phase, Settling};
+use rocket_tx::tx::{Phase, SettleContext};
 use rocket_tx::{Begin, Error, Outstanding, Resource, Settlement, Tx};
 
 use crate::support::launch::logged;
@@ -41,7 +41,7 @@ impl Resource for Hangs {
         self.phase
     }
 
-    async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+    async fn prepare(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         self.step("prepare").await
     }
 
@@ -49,7 +49,7 @@ impl Resource for Hangs {
         self.step("commit").await
     }
 
-    async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+    async fn rollback(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         self.step("rollback").await
     }
 }
@@ -105,9 +105,9 @@ async fn a_settlement_has_one_deadline(backend: Backend) {
         ("rollback/release/409", (409, "rolled-back"), 0),
     ] {
         let started = Instant::now();
-        let answer = stage.send(&format!("POST /hang/{path}")).await;
+        let response = stage.send(&format!("POST /hang/{path}")).await;
         let took = started.elapsed();
-        assert_eq!(answer.told(), (told.0, Some(told.1)), "{path}");
+        assert_eq!(response.summary(), (told.0, Some(told.1)), "{path}");
         assert!(took < LIMIT + SLACK, "{path} took {took:?}");
         // The databases around what hangs had time of their own.
         assert_eq!(stage.notes().await.len(), rows, "{path}");
@@ -133,9 +133,9 @@ mod of_postgres {
             let stage = stage(databases).await;
             proxy.set(at, Break::Stall);
             let started = Instant::now();
-            let answer = stage.send("POST /both").await;
+            let response = stage.send("POST /both").await;
             let took = started.elapsed();
-            assert_eq!(answer.told(), (told.0, Some(told.1)), "{at}");
+            assert_eq!(response.summary(), (told.0, Some(told.1)), "{at}");
             assert!(proxy.has_sprung(), "{at}");
             assert!(took < LIMIT + SLACK, "{at} took {took:?}");
             stage.nothing_is_stuck().await;
@@ -178,8 +178,8 @@ async fn a_settlement_is_shorter_than_a_shutdown(backend: Backend) {
     })
     .await;
     let started = Instant::now();
-    let answer = stage.send("POST /hang/rollback/release/409").await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    let response = stage.send("POST /hang/rollback/release/409").await;
+    assert_eq!(response.summary(), (409, Some("rolled-back")));
     let took = started.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
 }

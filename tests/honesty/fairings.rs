@@ -12,7 +12,7 @@ use rocket_tx::{Error, Observer, Settlement, Tx, db, problem_catchers};
 
 use crate::support::launch::{logged, refused};
 use crate::support::stage::{figment, note, run};
-use crate::support::{Answer, Audit, Backend, Databases, Main, Stage};
+use crate::support::{Audit, Backend, Databases, HttpResponse, Main, Stage};
 
 #[post("/status/<code>")]
 async fn status(code: u16, mut main: Tx<Main>) -> Result<(Status, ()), Error> {
@@ -45,11 +45,11 @@ fn stage_of(depth: usize) -> AdHoc {
 
 async fn settled_by_what_is_told(stage: &Stage, what: &str) {
     let failed = stage.send("POST /status/202").await;
-    assert_eq!(failed.told(), (503, Some("rolled-back")), "{what}");
+    assert_eq!(failed.summary(), (503, Some("rolled-back")), "{what}");
     assert_eq!(stage.notes().await, [""; 0], "{what}");
 
     let succeeded = stage.send("POST /status/418").await;
-    assert_eq!(succeeded.told(), (200, Some("committed")), "{what}");
+    assert_eq!(succeeded.summary(), (200, Some("committed")), "{what}");
     assert_eq!(stage.notes().await, ["written"], "{what}");
     stage.databases.empty().await;
 }
@@ -140,8 +140,8 @@ async fn an_observer_sees_what_the_client_is_told(backend: Backend) {
     })
     .await;
     for path in ["POST /constraint", "POST /status/418", "GET /nowhere"] {
-        let answer = stage.send(path).await;
-        let (status, outcome) = answer.told();
+        let response = stage.send(path).await;
+        let (status, outcome) = response.summary();
         let seen = std::mem::take(&mut *watches.0.lock());
         assert_eq!(seen, [(status, outcome.map(str::to_owned))], "{path}");
     }
@@ -173,8 +173,8 @@ impl<'r> rocket::response::Responder<'r, 'static> for Forged {
     }
 }
 
-fn all(answer: &Answer, name: &str) -> Vec<String> {
-    let values = answer.headers.get_all(name).iter();
+fn all(response: &HttpResponse, name: &str) -> Vec<String> {
+    let values = response.headers.get_all(name).iter();
     values.map(|it| it.to_str().unwrap().to_owned()).collect()
 }
 
@@ -186,18 +186,18 @@ async fn nobody_else_sets_the_headers_of_settlement(backend: Backend) {
     })
     .await;
     for code in [200, 404, 500] {
-        let answer = stage.send(&format!("GET /forged?code={code}")).await;
-        assert_eq!(answer.told(), (code, None), "nothing was outstanding");
-        let ids = all(&answer, "x-request-id");
+        let response = stage.send(&format!("GET /forged?code={code}")).await;
+        assert_eq!(response.summary(), (code, None), "nothing was outstanding");
+        let ids = all(&response, "x-request-id");
         assert!(ids.len() == 1 && ids[0] != "mine", "{ids:?}");
 
-        let answer = stage.send(&format!("POST /forged?code={code}")).await;
+        let response = stage.send(&format!("POST /forged?code={code}")).await;
         let outcome = match code {
             200 => "committed",
             _ => "rolled-back",
         };
-        assert_eq!(all(&answer, "transaction-outcome"), [outcome]);
-        let ids = all(&answer, "x-request-id");
+        assert_eq!(all(&response, "transaction-outcome"), [outcome]);
+        let ids = all(&response, "x-request-id");
         assert!(ids.len() == 1 && ids[0] != "mine", "{ids:?}");
     }
 }

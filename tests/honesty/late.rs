@@ -51,10 +51,15 @@ async fn the_id_may_be_asked_for_before_settlement(backend: Backend) {
             .mount("/", routes![id])
     })
     .await;
-    let answer = stage.send("POST /id").await;
-    assert_eq!(answer.told(), (200, Some("committed")), "{}", answer.body);
-    for early in [answer.header("x-early"), answer.header("x-request-id")] {
-        assert_eq!(early, Some(&*answer.body), "one id for a request");
+    let response = stage.send("POST /id").await;
+    assert_eq!(
+        response.summary(),
+        (200, Some("committed")),
+        "{}",
+        response.body
+    );
+    for early in [response.header("x-early"), response.header("x-request-id")] {
+        assert_eq!(early, Some(&*response.body), "one id for a request");
     }
     assert_eq!(stage.notes().await, ["written", "written"]);
 }
@@ -67,8 +72,8 @@ impl Observer for Panics {
         panic!("in `began`")
     }
 
-    fn lent(&self, _: RequestId, _: &str, _: Duration) {
-        panic!("in `lent`")
+    fn read_acquired(&self, _: RequestId, _: &str, _: Duration) {
+        panic!("in `read_acquired`")
     }
 
     fn before(&self, _: &rocket_tx::tx::Step<'_, '_>) {
@@ -79,7 +84,7 @@ impl Observer for Panics {
         panic!("in `after`")
     }
 
-    fn settled(&self, _: &rocket::Request<'_>, _: &rocket_tx::tx::Settled) {
+    fn settled(&self, _: &rocket::Request<'_>, _: &rocket_tx::tx::SettlementReport) {
         panic!("in `settled`")
     }
 
@@ -102,10 +107,10 @@ async fn an_observer_that_panics_harms_no_request(backend: Backend) {
             .attach(Settlement::new().observer(Panics))
     })
     .await;
-    assert_eq!(stage.send("GET /read").await.told(), (200, None));
+    assert_eq!(stage.send("GET /read").await.summary(), (200, None));
     for (path, status) in [("id", 200), ("read-first", 201)] {
-        let answer = stage.send(&format!("POST /{path}")).await;
-        assert_eq!(answer.told(), (status, Some("committed")), "{path}");
+        let response = stage.send(&format!("POST /{path}")).await;
+        assert_eq!(response.summary(), (status, Some("committed")), "{path}");
         assert!(!stage.notes().await.is_empty(), "{path}");
         stage.databases.empty().await;
     }
@@ -128,15 +133,15 @@ impl rocket_tx::Resource for Lamb {
 
 /// What the registry says to everything that may be asked of it, each in a word.
 async fn ask(outstanding: &Outstanding) -> Vec<&'static str> {
-    let answers = [
+    let responses = [
         outstanding.join(Lamb),
         outstanding.doom(Status::Conflict, "too late"),
         outstanding.after_commit(async {}),
         outstanding.after_rollback(async {}),
     ];
-    answers
+    responses
         .iter()
-        .map(|answer| match answer {
+        .map(|response| match response {
             Ok(()) => "yes",
             Err(Error::Settled) => "settled",
             Err(_) => "another error",
@@ -188,8 +193,8 @@ async fn what_comes_after_the_verdict_is_told_so(backend: Backend) {
     })
     .await;
     for (writes, outcome) in [(true, Some("committed")), (false, None)] {
-        let answer = stage.send(&format!("POST /lingers?writes={writes}")).await;
-        assert_eq!(answer.told(), (201, outcome));
+        let response = stage.send(&format!("POST /lingers?writes={writes}")).await;
+        assert_eq!(response.summary(), (201, outcome));
         let task = told.lock().take().unwrap();
         assert_eq!(task.await.unwrap(), SETTLED, "{writes}");
     }
@@ -202,12 +207,12 @@ struct Asks;
 impl<'r> Responder<'r, 'r> for Asks {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'r> {
         let body = stream::once(async move {
-            let mut answers = ask(Outstanding::of(request).unwrap()).await;
-            answers.push(match request.guard::<Tx<Main>>().await {
+            let mut responses = ask(Outstanding::of(request).unwrap()).await;
+            responses.push(match request.guard::<Tx<Main>>().await {
                 Outcome::Error((_, Error::Settled)) => "settled",
                 _ => "another answer",
             });
-            std::io::Cursor::new(answers.join(" "))
+            std::io::Cursor::new(responses.join(" "))
         });
         let body = ReaderStream::from(Box::pin(body));
         rocket::Response::build().streamed_body(body).ok()
@@ -224,9 +229,9 @@ async fn a_body_comes_after_the_verdict_too(backend: Backend) {
         rocket.mount("/", routes![asks]).attach(Settlement::new())
     })
     .await;
-    let answer = stage.send("GET /asks").await;
-    assert_eq!(answer.told(), (200, None));
-    assert_eq!(answer.body, ["settled"; 5].join(" "));
+    let response = stage.send("GET /asks").await;
+    assert_eq!(response.summary(), (200, None));
+    assert_eq!(response.body, ["settled"; 5].join(" "));
     stage.nothing_is_stuck().await;
 }
 
@@ -252,9 +257,9 @@ async fn a_request_that_rocket_cannot_read_writes_nothing(backend: Backend) {
             .attach(Settlement::new())
     })
     .await;
-    let answer = stage.send("NONSENSE /anywhere").await;
-    assert_eq!(answer.told(), (500, None), "{}", answer.body);
-    assert!(answer.body.contains("no fairing"), "{}", answer.body);
+    let response = stage.send("NONSENSE /anywhere").await;
+    assert_eq!(response.summary(), (500, None), "{}", response.body);
+    assert!(response.body.contains("no fairing"), "{}", response.body);
     assert_eq!(stage.notes().await, [""; 0]);
     stage.nothing_is_stuck().await;
 }

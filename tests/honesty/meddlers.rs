@@ -6,9 +6,9 @@ use rocket::http::Status;
 use rocket::outcome::Outcome;
 use rocket::request::{self, FromRequest};
 use rocket::{FromForm, FromFormField, Request, State, post, routes};
-use rocket_tx::db::{self, Access, BeginOptions, Isolation, Patience, TransactionPool, UrlPool};
+use rocket_tx::db::{self, Access, BeginOptions, Isolation, TransactionPool, UrlPool, WaitPolicy};
 use rocket_tx::rocket_db_pools::Database;
-use rocket_tx::tx::{Phase, Settling};
+use rocket_tx::tx::{Phase, SettleContext};
 use rocket_tx::{Begin, Error, Outstanding, Resource, Settlement};
 
 use crate::support::stage::{note, run};
@@ -17,7 +17,7 @@ use crate::support::{Backend, In, Main, Stage};
 const BEGIN: BeginOptions = BeginOptions {
     isolation: Isolation::Default,
     access: Access::ReadWrite,
-    patience: Patience::Wait,
+    wait: WaitPolicy::QUEUE,
 };
 
 /// What one of them does.
@@ -68,9 +68,11 @@ struct Meddler {
 }
 
 impl Meddler {
-    async fn meddle(&self, settling: &mut Settling<'_>) -> Result<(), Error> {
+    async fn meddle(&self, context: &mut SettleContext<'_>) -> Result<(), Error> {
         if let Does::BeginAnother = self.does {
-            let begun = settling.begin_after_rollback::<Main>(Patience::Never).await;
+            let begun = context
+                .begin_after_rollback::<Main>(WaitPolicy::FAIL_FAST)
+                .await;
             let is_too_early =
                 self.when.at == At::Prepare || self.when.joins == Joins::DatabaseBefore;
             return match begun {
@@ -82,7 +84,7 @@ impl Meddler {
                 Err(error) => Err(error),
             };
         }
-        let Some(mut transaction) = settling.transaction::<Main>() else {
+        let Some(mut transaction) = context.transaction::<Main>() else {
             assert_eq!(self.when.at, At::Rollback);
             return Ok(());
         };
@@ -92,7 +94,10 @@ impl Meddler {
                 std::mem::swap(transaction.connection(), fresh.connection());
             }
             Does::Capture(end) => {
-                let other = self.pool.session(Access::ReadOnly, Patience::Wait).await?;
+                let other = self
+                    .pool
+                    .session(Access::ReadOnly, WaitPolicy::QUEUE)
+                    .await?;
                 let session = std::mem::replace(transaction.connection(), other);
                 if let Ok(mut captured) = db::Transaction::begin(session, BEGIN).await {
                     match end {
@@ -125,9 +130,9 @@ impl Resource for Meddler {
         }
     }
 
-    async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
+    async fn prepare(&mut self, context: &mut SettleContext<'_>) -> Result<(), Error> {
         if self.when.at == At::Prepare {
-            self.meddle(settling).await?;
+            self.meddle(context).await?;
         }
         match self.when.refuses {
             true => Err(Error::Conflict("as told".into())),
@@ -139,10 +144,10 @@ impl Resource for Meddler {
         Ok(())
     }
 
-    async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
+    async fn rollback(&mut self, context: &mut SettleContext<'_>) -> Result<(), Error> {
         match self.when.at {
             At::Prepare => Ok(()),
-            At::Rollback => self.meddle(settling).await,
+            At::Rollback => self.meddle(context).await,
         }
     }
 }
@@ -206,10 +211,10 @@ async fn are_told_truly(backend: Backend, does: Does) {
         for joins in [Joins::Release, Joins::DatabaseBefore, Joins::DatabaseAfter] {
             for (status, refuses) in [(201, false), (201, true), (409, false)] {
                 let what = format!("POST /{status}?at={at:?}&joins={joins:?}&refuses={refuses}");
-                let answer = stage.send(&what).await;
+                let response = stage.send(&what).await;
                 stage.nothing_is_stuck().await;
                 let stored = stage.databases.notes(In::Main).await;
-                match answer.told() {
+                match response.summary() {
                     (201, Some("committed")) => assert_eq!(stored, ["first"], "{what}"),
                     (400.., Some("rolled-back")) => assert_eq!(stored, [""; 0], "{what}"),
                     (500, Some("unknown")) => {}

@@ -10,11 +10,11 @@ use rocket::response::{self, Responder, Response};
 use rocket::{Request, catch, catchers, get, post, routes};
 use rocket_db_pools::Database;
 use rocket_tx::db::UrlPool;
-use rocket_tx::tx::Settling;
+use rocket_tx::tx::SettleContext;
 use rocket_tx::{Begin, Commit, Error, Outstanding, Read, Resource, Rollback, Settlement, Tx};
 
 use crate::support::stage::note;
-use crate::support::{Answer, Audit, Backend, Main, Stage};
+use crate::support::{Audit, Backend, HttpResponse, Main, Stage};
 
 const COMMITTED: Option<&str> = Some("committed");
 const ROLLED_BACK: Option<&str> = Some("rolled-back");
@@ -91,16 +91,16 @@ fn panic_with_nothing() {
     panic!("with nothing")
 }
 
-#[post("/doom/<with>/<answer>")]
+#[post("/doom/<with>/<response>")]
 async fn doom(
     with: u16,
-    answer: u16,
+    response: u16,
     outstanding: &Outstanding,
     mut main: Tx<Main>,
 ) -> Result<(Status, ()), Error> {
     note(&mut main, "written").await?;
     outstanding.doom(Status::new(with), "doomed")?;
-    Ok((Status::new(answer), ()))
+    Ok((Status::new(response), ()))
 }
 
 /// A resource that refuses with a status of its choice.
@@ -112,7 +112,7 @@ impl Resource for Refuses {
         "refuses".into()
     }
 
-    async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+    async fn prepare(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         Err(Error::Refused {
             status: self.0,
             reason: "refused".into(),
@@ -285,10 +285,14 @@ async fn a_catcher_calls_no_failure_of_ours_a_success(backend: Backend) {
     for catcher in ["soothed", "redirected", "unmodified", "unfinished"] {
         for failure in FAILURES {
             let path = format!("/{catcher}/{failure}");
-            let answer = stage.send(&format!("POST {path}")).await;
-            assert_eq!(answer.told(), (500, ROLLED_BACK), "{path}: {answer:?}");
-            assert_eq!(answer.header("location"), None, "{path}");
-            let kind = answer.kind();
+            let response = stage.send(&format!("POST {path}")).await;
+            assert_eq!(
+                response.summary(),
+                (500, ROLLED_BACK),
+                "{path}: {response:?}"
+            );
+            assert_eq!(response.header("location"), None, "{path}");
+            let kind = response.kind();
             let expected = match failure.starts_with("panic") {
                 true => "panicked",
                 false => "not-attached",
@@ -303,9 +307,9 @@ async fn a_catcher_calls_no_failure_of_ours_a_success(backend: Backend) {
 async fn a_catcher_may_call_it_another_failure(backend: Backend) {
     let stage = stage(backend).await;
     for failure in FAILURES {
-        let answer = stage.send(&format!("POST /gone/{failure}")).await;
-        assert_eq!(answer.told(), (410, ROLLED_BACK), "{failure}");
-        assert_eq!(answer.body, "gone", "{failure}");
+        let response = stage.send(&format!("POST /gone/{failure}")).await;
+        assert_eq!(response.summary(), (410, ROLLED_BACK), "{failure}");
+        assert_eq!(response.body, "gone", "{failure}");
         nothing_is_stored(&stage, failure).await;
     }
 }
@@ -315,28 +319,28 @@ async fn a_catcher_is_free_where_nothing_was_outstanding(backend: Backend) {
     let stage = stage(backend).await;
     for failure in ["panic-with-read", "read-guard", "panic-with-nothing"] {
         let soothed = stage.send(&format!("GET /soothed/{failure}")).await;
-        assert_eq!(soothed.told(), (200, None), "{failure}");
+        assert_eq!(soothed.summary(), (200, None), "{failure}");
         let redirected = stage.send(&format!("GET /redirected/{failure}")).await;
-        assert_eq!(redirected.told(), (303, None), "{failure}");
+        assert_eq!(redirected.summary(), (303, None), "{failure}");
     }
 }
 
 async fn a_doom_cannot_be_given_a_success(backend: Backend) {
     let stage = stage(backend).await;
     for with in [0, 100, 200, 204, 302, 304, 399, 600] {
-        for answer in [200, 303] {
-            let what = format!("POST /doom/{with}/{answer}");
+        for response in [200, 303] {
+            let what = format!("POST /doom/{with}/{response}");
             let told = stage.send(&what).await;
-            assert_eq!(told.told(), (500, ROLLED_BACK), "{what}");
+            assert_eq!(told.summary(), (500, ROLLED_BACK), "{what}");
             assert_eq!(told.kind(), "doomed", "{what}");
             nothing_is_stored(&stage, &what).await;
         }
     }
     let failure = stage.send("POST /doom/200/418").await;
-    assert_eq!(failure.told(), (418, ROLLED_BACK), "a failure stays");
+    assert_eq!(failure.summary(), (418, ROLLED_BACK), "a failure stays");
     for with in [400, 409, 503, 599] {
         let told = stage.send(&format!("POST /doom/{with}/200")).await;
-        assert_eq!(told.told(), (with, ROLLED_BACK), "its own failure");
+        assert_eq!(told.summary(), (with, ROLLED_BACK), "its own failure");
     }
 }
 
@@ -350,14 +354,14 @@ async fn a_refusal_cannot_be_given_a_success(backend: Backend) {
             // Its catcher is never asked: the refusal has a body of its own.
             format!("soothed/refuse/{with}?open=true"),
         ] {
-            let answer = stage.send(&format!("POST /{path}")).await;
-            assert_eq!(answer.told(), (500, ROLLED_BACK), "{path}");
-            assert_eq!(answer.kind(), "refused", "{path}");
+            let response = stage.send(&format!("POST /{path}")).await;
+            assert_eq!(response.summary(), (500, ROLLED_BACK), "{path}");
+            assert_eq!(response.kind(), "refused", "{path}");
             nothing_is_stored(&stage, &path).await;
         }
     }
-    let answer = stage.send("POST /refuse/507?open=true").await;
-    assert_eq!(answer.told(), (507, ROLLED_BACK), "its own failure");
+    let response = stage.send("POST /refuse/507?open=true").await;
+    assert_eq!(response.summary(), (507, ROLLED_BACK), "its own failure");
 }
 
 async fn a_status_below_200_is_no_answer(backend: Backend) {
@@ -365,9 +369,9 @@ async fn a_status_below_200_is_no_answer(backend: Backend) {
     for code in [0, 99, 100, 101, 103, 150, 199] {
         for handler in ["status", "commit", "rollback"] {
             let what = format!("POST /{handler}/{code}");
-            let answer = stage.send(&what).await;
-            assert_eq!(answer.told(), (500, ROLLED_BACK), "{what}");
-            assert_eq!(answer.kind(), "not-final", "{what}");
+            let response = stage.send(&what).await;
+            assert_eq!(response.summary(), (500, ROLLED_BACK), "{what}");
+            assert_eq!(response.kind(), "not-final", "{what}");
             nothing_is_stored(&stage, &what).await;
         }
     }
@@ -384,11 +388,11 @@ async fn a_failure_is_not_upgraded(backend: Backend) {
         let request = stage.http.request(&format!("GET /upgrade/{code}"));
         let request = request.header("Connection", "upgrade");
         let request = request.header("Upgrade", "other, echo");
-        let answer = request.send().await.unwrap();
-        let outcome = answer.headers().get("transaction-outcome");
+        let response = request.send().await.unwrap();
+        let outcome = response.headers().get("transaction-outcome");
         let outcome = outcome.map(|outcome| outcome.to_str().unwrap());
-        assert_eq!((answer.status().as_u16(), outcome), told, "{code}");
-        assert_eq!(answer.headers()["x-kept"], "yes", "{code}");
+        assert_eq!((response.status().as_u16(), outcome), told, "{code}");
+        assert_eq!(response.headers()["x-kept"], "yes", "{code}");
         assert_eq!(stage.notes().await.len(), rows, "{code}");
         stage.databases.empty().await;
     }
@@ -397,17 +401,17 @@ async fn a_failure_is_not_upgraded(backend: Backend) {
 /// What counts is what the client is told, not what the handler was about to tell.
 async fn a_commit_by_type_rolls_back_where_the_catcher_fails(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /failing/commit-failing/404").await;
-    assert_eq!(answer.told(), (500, ROLLED_BACK));
+    let response = stage.send("POST /failing/commit-failing/404").await;
+    assert_eq!(response.summary(), (500, ROLLED_BACK));
     nothing_is_stored(&stage, "its catcher failed").await;
 
     // A failure that the handler's word is not for is not made one by a catcher.
-    let answer = stage.send("POST /gone/commit-failing/500").await;
-    assert_eq!(answer.told(), (410, ROLLED_BACK));
+    let response = stage.send("POST /gone/commit-failing/500").await;
+    assert_eq!(response.summary(), (410, ROLLED_BACK));
     nothing_is_stored(&stage, "the responder failed with 500").await;
 
-    let answer = stage.send("POST /gone/commit-failing/404").await;
-    assert_eq!(answer.told(), (410, COMMITTED));
+    let response = stage.send("POST /gone/commit-failing/404").await;
+    assert_eq!(response.summary(), (410, COMMITTED));
     assert_eq!(stage.notes().await, ["written"]);
 }
 
@@ -415,12 +419,12 @@ async fn a_commit_by_type_rolls_back_where_the_catcher_fails(backend: Backend) {
 async fn a_dry_run_stays_a_success(backend: Backend) {
     let stage = stage(backend).await;
     for code in [200, 204, 303, 304] {
-        let answer = stage.send(&format!("POST /rollback/{code}")).await;
-        assert_eq!(answer.told(), (code, ROLLED_BACK));
+        let response = stage.send(&format!("POST /rollback/{code}")).await;
+        assert_eq!(response.summary(), (code, ROLLED_BACK));
         nothing_is_stored(&stage, "Rollback").await;
     }
-    let answer = stage.send("POST /status/304").await;
-    assert_eq!(answer.told(), (304, COMMITTED));
+    let response = stage.send("POST /status/304").await;
+    assert_eq!(response.summary(), (304, COMMITTED));
     assert_eq!(stage.notes().await, ["written"]);
 }
 
@@ -460,7 +464,7 @@ type Reports = std::sync::Arc<parking_lot::Mutex<Vec<(String, rocket_tx::tx::Out
 struct Reporter(Reports);
 
 impl rocket_tx::Observer for Reporter {
-    fn settled(&self, _: &Request<'_>, settled: &rocket_tx::tx::Settled) {
+    fn settled(&self, _: &Request<'_>, settled: &rocket_tx::tx::SettlementReport) {
         self.0.lock().extend(settled.databases.iter().cloned());
     }
 }
@@ -476,14 +480,19 @@ async fn each_database_is_reported_for_itself_whatever_its_name(backend: Backend
             .attach(Settlement::new().observer(reporter))
     })
     .await;
-    let answer: Answer = stage.send("POST /namesake").await;
-    assert_eq!(answer.told(), (500, Some("partial")), "{}", answer.body);
+    let response: HttpResponse = stage.send("POST /namesake").await;
+    assert_eq!(
+        response.summary(),
+        (500, Some("partial")),
+        "{}",
+        response.body
+    );
     assert!(
-        answer
+        response
             .body
             .contains("committed in main, audit, but not in main"),
         "{}",
-        answer.body
+        response.body
     );
     assert_eq!(
         *reports.lock(),

@@ -119,8 +119,8 @@ async fn hidden_guards_refuse(rocket: Rocket<Build>, paths: &[&str], line: &str)
     let rocket = rocket.mount("/", routes).register("/", problem_catchers());
     let client = Client::untracked(rocket).await.unwrap();
     for path in paths {
-        let (answer, log) = logged(client.get(*path).dispatch()).await;
-        assert_eq!(answer.status(), Status::InternalServerError, "{path}");
+        let (response, log) = logged(client.get(*path).dispatch()).await;
+        assert_eq!(response.status(), Status::InternalServerError, "{path}");
         assert!(log.contains(line), "{path}: {log}");
     }
 }
@@ -176,11 +176,11 @@ async fn guards_work(databases: Databases, rocket: Rocket<Build>) {
         .register("/", problem_catchers());
     let service = Launched::new(rocket).await;
     let lost = service.http.send("POST /write/502").await;
-    assert_eq!(lost.told(), (502, Some("rolled-back")), "{lost:?}");
+    assert_eq!(lost.summary(), (502, Some("rolled-back")), "{lost:?}");
     let kept = service.http.send("POST /write/200").await;
-    assert_eq!(kept.told(), (200, Some("committed")), "{kept:?}");
+    assert_eq!(kept.summary(), (200, Some("committed")), "{kept:?}");
     let begun = service.http.send("POST /begun").await;
-    assert_eq!(begun.told(), (200, Some("committed")), "{begun:?}");
+    assert_eq!(begun.summary(), (200, Some("committed")), "{begun:?}");
     let count = service.http.send("GET /count").await;
     assert_eq!((count.status, &*count.body), (200, "2"), "{count:?}");
 
@@ -214,8 +214,8 @@ async fn hidden_guards_work_with_rocket_db_pools_initializer(backend: Backend) {
         .mount("/", routes![hidden_tx, hidden_begin, hidden_read]);
     let client = Client::untracked(rocket).await.unwrap();
     for path in ["/tx", "/begin", "/read"] {
-        let answer = client.get(path).dispatch().await;
-        assert_eq!(answer.status(), Status::Ok, "{path}");
+        let response = client.get(path).dispatch().await;
+        assert_eq!(response.status(), Status::Ok, "{path}");
     }
 }
 

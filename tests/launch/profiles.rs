@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rocket::serde::json::Value;
 
-use crate::support::{Answer, Backend, Databases, Service};
+use crate::support::{Backend, Databases, HttpResponse, Service};
 
 const RELEASE: [(&str, &str); 2] = [("ROCKET_PROFILE", "release"), ("ROCKET_FAULTS", "")];
 
@@ -14,11 +14,15 @@ async fn launched(backend: Backend, variables: &[(&str, &str)]) -> Service {
 }
 
 /// The answer is a problem of this status, and tells its kind.
-fn assert_problem(answer: &Answer, status: u16, kind: &str) {
-    assert_eq!(answer.status, status, "{answer:?}");
-    let content_type = answer.header("content-type");
-    assert_eq!(content_type, Some("application/problem+json"), "{answer:?}");
-    let problem: Value = answer.json();
+fn assert_problem(response: &HttpResponse, status: u16, kind: &str) {
+    assert_eq!(response.status, status, "{response:?}");
+    let content_type = response.header("content-type");
+    assert_eq!(
+        content_type,
+        Some("application/problem+json"),
+        "{response:?}"
+    );
+    let problem: Value = response.json();
     assert_eq!(problem["type"], format!("urn:rocket_tx:problem:{kind}"));
     assert_eq!(problem["status"], status);
 }
@@ -32,7 +36,7 @@ async fn titles(service: &Service) -> Vec<String> {
 async fn in_release_a_request_that_carries_a_fault_is_not_executed(backend: Backend) {
     let service = launched(backend, &RELEASE).await;
     let first = service.new_todo("first", "").await;
-    assert_eq!(first.told(), (201, Some("committed")));
+    assert_eq!(first.summary(), (201, Some("committed")));
     let id = first.json::<Value>()["url"]
         .as_str()
         .and_then(|url| url.rsplit('/').next().map(str::to_owned))
@@ -128,9 +132,12 @@ mod defaults {
             ] {
                 let variables = [("ROCKET_PROFILE", profile), ("ROCKET_FAULTS", setting)];
                 let service = launched(Backend::Sqlite, &variables).await;
-                let answer = service.new_todo("lost", "respond=418").await;
+                let response = service.new_todo("lost", "respond=418").await;
                 let expected = if on { 418 } else { 403 };
-                assert_eq!(answer.status, expected, "{profile} {setting:?}: {answer:?}");
+                assert_eq!(
+                    response.status, expected,
+                    "{profile} {setting:?}: {response:?}"
+                );
                 assert!(titles(&service).await.is_empty());
             }
         }

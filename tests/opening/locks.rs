@@ -58,8 +58,8 @@ async fn waits(lock: Lock) {
         Ok(service) => service,
         Err((status, log)) => panic!("{lock:?}: it ended with {status}\n{log}"),
     };
-    let answer = service.new_todo("after the lock", "").await;
-    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    let response = service.new_todo("after the lock", "").await;
+    assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
 }
 
 async fn gives_up(lock: Lock) {

@@ -10,7 +10,7 @@ use rocket::{State, get, post, routes};
 use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
 
 use crate::support::stage::{note, run};
-use crate::support::{Answer, Backend, In, Main, Stage, eventually};
+use crate::support::{Backend, HttpResponse, In, Main, Stage, eventually};
 
 /// Of the four that a pool may have.
 const SESSIONS: usize = 3;
@@ -66,7 +66,7 @@ async fn stage(backend: Backend) -> Stage {
     .await
 }
 
-async fn at_once(stage: &Stage, what: &str) -> Vec<Answer> {
+async fn at_once(stage: &Stage, what: &str) -> Vec<HttpResponse> {
     join_all((0..SESSIONS).map(|_| stage.send(what))).await
 }
 
@@ -79,11 +79,11 @@ mod sqlite {
         for round in 0..4 {
             for (swallowed, status) in [(false, 409), (true, 500)] {
                 let ended = stage.send(&format!("POST /ended/{swallowed}")).await;
-                assert_eq!(ended.told(), (status, Some("rolled-back")), "{ended:?}");
+                assert_eq!(ended.summary(), (status, Some("rolled-back")), "{ended:?}");
                 let written = stage
                     .send(&format!("POST /write/{round}-{swallowed}"))
                     .await;
-                assert_eq!(written.told(), (200, Some("committed")), "{written:?}");
+                assert_eq!(written.summary(), (200, Some("committed")), "{written:?}");
             }
         }
         assert_eq!(stage.notes().await.len(), 8);
@@ -125,13 +125,17 @@ mod postgres {
                 .map(|number| format!("POST /write/{round}-{number}"))
                 .collect();
             for written in join_all(writes.iter().map(|what| stage.send(what))).await {
-                assert_eq!(written.told(), (200, Some("committed")), "{written:?}");
+                assert_eq!(written.summary(), (200, Some("committed")), "{written:?}");
             }
             // A read cannot be repeated as BEGIN can: a session is asked whether it is alive, but
             // not if it was used within the last 50 ms.
             sleep(Duration::from_millis(60)).await;
-            for answer in at_once(&stage, "GET /read").await {
-                assert_eq!((answer.status, &*answer.body), (200, "1"), "{answer:?}");
+            for response in at_once(&stage, "GET /read").await {
+                assert_eq!(
+                    (response.status, &*response.body),
+                    (200, "1"),
+                    "{response:?}"
+                );
             }
         }
         assert_eq!(stage.notes().await.len(), 3 * SESSIONS);

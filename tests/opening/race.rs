@@ -116,8 +116,8 @@ async fn sixteen_processes_open_the_same_new_databases_and_each_can_write(backen
 
         let services: Vec<Service> = launched.into_iter().flatten().collect();
         let written = join_all(services.iter().map(|service| service.new_todo("a", ""))).await;
-        for answer in written {
-            assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+        for response in written {
+            assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
         }
         let migrated = "SELECT CAST(count(*) AS TEXT) FROM _sqlx_migrations";
         let todos = "SELECT title FROM todos";

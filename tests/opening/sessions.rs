@@ -122,7 +122,7 @@ async fn what_only_reads_cannot_write(backend: Backend) {
     assert!(stage.notes().await.is_empty());
 
     let written = stage.send("POST /write/tx").await;
-    assert_eq!(written.told(), (200, Some("committed")), "{written:?}");
+    assert_eq!(written.summary(), (200, Some("committed")), "{written:?}");
     assert_eq!(stage.notes().await, ["through Tx"]);
     stage.nothing_is_stuck().await;
 }
@@ -131,7 +131,7 @@ async fn what_only_reads_cannot_write(backend: Backend) {
 async fn a_row_without_its_partner_is_refused(backend: Backend) {
     let stage = stage(backend, &[]).await;
     let refused = stage.send("POST /orphan").await;
-    assert_eq!(refused.told(), (409, Some("rolled-back")), "{refused:?}");
+    assert_eq!(refused.summary(), (409, Some("rolled-back")), "{refused:?}");
     stage.nothing_is_stuck().await;
 }
 
@@ -232,8 +232,8 @@ mod of_one_backend {
             })
             .await;
             for route in ["GET /writer", "GET /reader"] {
-                let answer = stage.send(route).await;
-                assert!(answer.body.starts_with("todos "), "{answer:?}");
+                let response = stage.send(route).await;
+                assert!(response.body.starts_with("todos "), "{response:?}");
             }
         }
 
@@ -242,7 +242,7 @@ mod of_one_backend {
             let bound = ("databases.main.statement_timeout", "\"200ms\"");
             let stage = stage(Backend::Postgres, &[bound]).await;
             let ended = stage.send("POST /sleep").await;
-            assert_eq!(ended.told(), (503, Some("rolled-back")), "{ended:?}");
+            assert_eq!(ended.summary(), (503, Some("rolled-back")), "{ended:?}");
             assert!(stage.notes().await.is_empty());
             stage.nothing_is_stuck().await;
         }
@@ -252,7 +252,7 @@ mod of_one_backend {
             let bound = ("databases.main.idle_in_transaction_timeout", "\"200ms\"");
             let stage = stage(Backend::Postgres, &[bound]).await;
             let ended = stage.send("POST /idle").await;
-            assert_eq!(ended.told(), (503, Some("rolled-back")), "{ended:?}");
+            assert_eq!(ended.summary(), (503, Some("rolled-back")), "{ended:?}");
             assert!(stage.notes().await.is_empty());
             stage.nothing_is_stuck().await;
         }

@@ -243,8 +243,8 @@ impl Recorder {
     /// Once readers have left too, the last connection of `main` is closed: SQLite removes the WAL,
     /// and makes another one for the next request.
     async fn close_the_writer(&self, service: &Service) {
-        let answer = service.new_todo("closes the writer", "swallow").await;
-        assert_eq!(answer.outcome(), Some("rolled-back"), "{answer:?}");
+        let response = service.new_todo("closes the writer", "swallow").await;
+        assert_eq!(response.outcome(), Some("rolled-back"), "{response:?}");
         let wal = self.databases.folder().join("main.db-wal");
         eventually("the WAL is removed", async || !wal.exists()).await;
     }
@@ -262,21 +262,21 @@ impl Recorder {
             9 | 10 if (number / STRETCH).is_multiple_of(2) => "swallow",
             _ => "",
         };
-        let answer = service.new_todo(&title, fault).await;
+        let response = service.new_todo(&title, fault).await;
         let position = length(&self.log);
-        let id = match answer.told() {
+        let id = match response.summary() {
             (201, Some("committed")) if fault.is_empty() => {
-                let todo: Value = answer.json();
+                let todo: Value = response.json();
                 Some(todo["id"].as_u64().unwrap().try_into().unwrap())
             }
             // 503: the other process was faster for too long.
             (400.., Some("rolled-back")) => None,
             (_, Some("unknown" | "partial")) => return None,
-            _ => panic!("{answer:?}\n{}", service.log()),
+            _ => panic!("{response:?}\n{}", service.log()),
         };
         Some(Told {
             title,
-            request: answer.header("x-request-id").unwrap().to_owned(),
+            request: response.header("x-request-id").unwrap().to_owned(),
             position,
             id,
         })

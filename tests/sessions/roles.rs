@@ -88,17 +88,21 @@ async fn a_login_that_acts_as_another_role_does_so_in_each_request() {
     // The sessions are used again.
     for guard in ["tx", "read", "plain", "tx", "read", "plain"] {
         let asks = "SELECT current_user::text";
-        let answer = send(&stage, &format!("POST /ask/{guard}"), asks).await;
-        assert_eq!(answer.body, roles.application, "{guard}");
+        let response = send(&stage, &format!("POST /ask/{guard}"), asks).await;
+        assert_eq!(response.body, roles.application, "{guard}");
     }
-    let answer = stage.send("POST /notes/written").await;
-    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /notes/written").await;
+    assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
     // What a session is at is ended from outside it, by the login's own right.
-    let answer = stage.send("POST /keep/kept").await;
-    assert_eq!(answer.told(), (500, Some("rolled-back")), "{answer:?}");
+    let response = stage.send("POST /keep/kept").await;
+    assert_eq!(
+        response.summary(),
+        (500, Some("rolled-back")),
+        "{response:?}"
+    );
     go_on.notify_one();
     eventually("the session is replaced", async || {
-        stage.send("POST /notes/after").await.told() == (201, Some("committed"))
+        stage.send("POST /notes/after").await.summary() == (201, Some("committed"))
     })
     .await;
     let notes = stage.databases.notes(In::Main).await;

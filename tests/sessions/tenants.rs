@@ -69,14 +69,14 @@ async fn a_session_that_keeps_no_statements_serves_every_schema() {
     stage.databases.execute(In::Main, SCHEMAS).await;
     for _ in 0..2 {
         for (tenant, count) in [("a", "0"), ("b", "2")] {
-            let answer = stage.send(&format!("POST /moods/{tenant}")).await;
+            let response = stage.send(&format!("POST /moods/{tenant}")).await;
             assert_eq!(
-                answer.told(),
+                response.summary(),
                 (201, Some("committed")),
-                "{tenant}: {answer:?}"
+                "{tenant}: {response:?}"
             );
-            let answer = stage.send(&format!("GET /things/{tenant}")).await;
-            assert_eq!((answer.status, &*answer.body), (200, count), "{tenant}");
+            let response = stage.send(&format!("GET /things/{tenant}")).await;
+            assert_eq!((response.status, &*response.body), (200, count), "{tenant}");
         }
     }
     stage.close().await;

@@ -45,9 +45,9 @@ async fn a_file_that_was_deleted_is_refused() {
         std::fs::remove_file(file).unwrap();
     }
     for path in ["POST /note/after", "POST /note-both/after", "GET /notes"] {
-        let answer = stage.send(path).await;
-        assert_eq!(answer.status, 503, "{path}: {answer:?}");
-        assert_ne!(answer.outcome(), Some("committed"), "{path}");
+        let response = stage.send(path).await;
+        assert_eq!(response.status, 503, "{path}: {response:?}");
+        assert_ne!(response.outcome(), Some("committed"), "{path}");
     }
     // And none was made in its place.
     assert!(!files(&stage.databases)[0].exists());
@@ -66,9 +66,9 @@ async fn a_file_that_was_replaced_is_refused() {
         std::fs::remove_file(file).unwrap();
     }
     for path in ["POST /note/after", "GET /notes"] {
-        let answer = stage.send(path).await;
-        assert_eq!(answer.status, 503, "{path}: {answer:?}");
-        assert_ne!(answer.outcome(), Some("committed"), "{path}");
+        let response = stage.send(path).await;
+        assert_eq!(response.status, 503, "{path}: {response:?}");
+        assert_ne!(response.outcome(), Some("committed"), "{path}");
     }
 }
 
@@ -78,10 +78,14 @@ async fn a_log_that_was_deleted_is_never_a_success() {
     let stage = stage().await;
     assert_eq!(stage.send("POST /note/before").await.status, 201);
     std::fs::remove_file(&files(&stage.databases)[1]).unwrap();
-    let answer = stage.send("POST /note/first").await;
-    assert_eq!(answer.told(), (500, Some("unknown")), "{answer:?}");
-    let answer = stage.send("POST /note/second").await;
-    assert_eq!(answer.told(), (503, Some("rolled-back")), "{answer:?}");
+    let response = stage.send("POST /note/first").await;
+    assert_eq!(response.summary(), (500, Some("unknown")), "{response:?}");
+    let response = stage.send("POST /note/second").await;
+    assert_eq!(
+        response.summary(),
+        (503, Some("rolled-back")),
+        "{response:?}"
+    );
 }
 
 /// A small file system of its own; taken away when it is dropped.
@@ -147,8 +151,8 @@ async fn a_full_disk_is_a_refusal_and_never_half_a_commit() {
         return;
     };
     let stage = stage_on(audit_on(&disk).await).await;
-    let answer = stage.send("POST /note-both/before").await;
-    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /note-both/before").await;
+    assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
 
     let mut stored = vec!["before".to_owned()];
     for room in [0, 4_096, 16_384, 65_536] {
@@ -157,11 +161,11 @@ async fn a_full_disk_is_a_refusal_and_never_half_a_commit() {
         // What was reserved before is used up first.
         while refused < 10 {
             let text = format!("{room}-{}", stored.len());
-            let answer = stage.send(&format!("POST /note-both/{text}")).await;
-            match answer.told() {
+            let response = stage.send(&format!("POST /note-both/{text}")).await;
+            match response.summary() {
                 (201, Some("committed")) => stored.push(text),
                 told => {
-                    assert_eq!(told, (503, Some("rolled-back")), "{answer:?}");
+                    assert_eq!(told, (503, Some("rolled-back")), "{response:?}");
                     refused += 1;
                 }
             }
@@ -172,8 +176,8 @@ async fn a_full_disk_is_a_refusal_and_never_half_a_commit() {
     for database in [In::Main, In::Audit] {
         assert_eq!(stage.databases.notes(database).await, stored);
     }
-    let answer = stage.send("POST /note-both/after").await;
-    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /note-both/after").await;
+    assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
     stage.nothing_is_stuck().await;
 }
 
@@ -191,12 +195,16 @@ async fn room_is_reserved_whatever_another_request_has_set() {
         };
         let stage = stage_on(audit_on(&disk).await).await;
         let set = send_sql(&stage, "POST /run/audit", sql).await;
-        assert_eq!(set.told(), (201, Some("committed")), "{set:?}");
+        assert_eq!(set.summary(), (201, Some("committed")), "{set:?}");
         disk.fill(6_000_000);
         let much = "INSERT INTO notes VALUES (hex(zeroblob(4000000)))";
-        let answer = send_sql(&stage, "POST /run/both", much).await;
+        let response = send_sql(&stage, "POST /run/both", much).await;
         // The statement itself finds the disk full, and has SQLite roll back.
-        assert_eq!(answer.outcome(), Some("rolled-back"), "{sql}: {answer:?}");
+        assert_eq!(
+            response.outcome(),
+            Some("rolled-back"),
+            "{sql}: {response:?}"
+        );
         assert_eq!(stage.notes().await, [""; 0], "{sql}");
     }
 }
@@ -223,11 +231,15 @@ async fn an_attached_file_on_a_full_disk_is_no_reason_to_claim_anything_false() 
              INSERT INTO other.archive VALUES (zeroblob(900000))",
             other.display()
         );
-        let answer = send_sql(&stage, "POST /run/tx/201", &sql).await;
+        let response = send_sql(&stage, "POST /run/tx/201", &sql).await;
         let stored = stage.notes().await;
-        assert_ne!(answer.outcome(), Some("committed"), "{mode}: {answer:?}");
-        if answer.outcome() == Some("rolled-back") {
-            assert_eq!(stored, [""; 0], "{mode}: {answer:?}");
+        assert_ne!(
+            response.outcome(),
+            Some("committed"),
+            "{mode}: {response:?}"
+        );
+        if response.outcome() == Some("rolled-back") {
+            assert_eq!(stored, [""; 0], "{mode}: {response:?}");
         }
     }
 }

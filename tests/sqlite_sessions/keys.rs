@@ -47,8 +47,8 @@ async fn empty_the_probe(mut audit: Tx<Audit>) -> Result<Status, Error> {
 async fn a_probe_that_was_emptied_hides_no_broken_key() {
     let stage = stage_with_keys(In::Audit).await;
     for _ in 0..2 {
-        let answer = stage.send("POST /orphan-in-audit").await;
-        assert_eq!(answer.outcome(), Some("rolled-back"), "{answer:?}");
+        let response = stage.send("POST /orphan-in-audit").await;
+        assert_eq!(response.outcome(), Some("rolled-back"), "{response:?}");
         assert_eq!(stage.notes().await, [""; 0]);
         stage.send("POST /empty-the-probe").await;
     }
@@ -80,8 +80,8 @@ async fn keys_are_checked_after_a_handler_has_ended_its_transaction_by_sqlx() {
             let path = format!("POST /end-by-manager/{how}/{status}");
             send_sql(&stage, &path, "PRAGMA foreign_keys = 0").await;
             let orphan = "INSERT INTO children VALUES (99)";
-            let answer = send_sql(&stage, "POST /run/tx/201", orphan).await;
-            assert_eq!(answer.outcome(), Some("rolled-back"), "{how}, {status}");
+            let response = send_sql(&stage, "POST /run/tx/201", orphan).await;
+            assert_eq!(response.outcome(), Some("rolled-back"), "{how}, {status}");
             let stored = "SELECT CAST(parent AS TEXT) FROM children";
             let stored = stage.databases.texts(In::Main, stored).await;
             assert_eq!(stored, [""; 0], "{how}, {status}");

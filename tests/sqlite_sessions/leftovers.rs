@@ -81,8 +81,8 @@ async fn nothing_that_one_request_sets_is_seen_by_the_next() {
             }
         }
     }
-    let answer = stage.send("POST /note/after").await;
-    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /note/after").await;
+    assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
     assert_eq!(stage.send("GET /notes").await.body, "after");
     stage.nothing_is_stuck().await;
 }
@@ -95,7 +95,7 @@ async fn a_reader_that_was_left_in_a_transaction_shows_later_commits() {
         let path = format!("POST /run/{guard}/200");
         send_sql(&stage, &path, "BEGIN; SELECT count(*) FROM notes").await;
         let written = stage.send(&format!("POST /note/{number}")).await;
-        assert_eq!(written.told(), (201, Some("committed")));
+        assert_eq!(written.summary(), (201, Some("committed")));
         let seen = stage.send("GET /notes").await.body;
         assert!(seen.ends_with(&number.to_string()), "{guard}: {seen}");
     }
@@ -138,8 +138,8 @@ async fn callbacks_end_with_their_request() {
     let stage = stage().await;
     for path in ["callbacks", "callbacks-of-read"] {
         stage.send(&format!("POST /{path}")).await;
-        let answer = stage.send(&format!("POST /note/after-{path}")).await;
-        assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+        let response = stage.send(&format!("POST /note/after-{path}")).await;
+        assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
         let read = stage.send("GET /notes").await;
         assert_eq!(read.status, 200, "{path}: {read:?}");
     }
@@ -153,8 +153,8 @@ async fn automatic_checkpoints_come_back() {
     let write = "INSERT OR REPLACE INTO notes VALUES (hex(zeroblob(20000)))";
     let length_after = async |count| {
         for _ in 0..count {
-            let answer = send_sql(&stage, "POST /run/tx/201", write).await;
-            assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+            let response = send_sql(&stage, "POST /run/tx/201", write).await;
+            assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
         }
         std::fs::metadata(&log).unwrap().len()
     };
@@ -239,8 +239,8 @@ async fn rows_are_told_apart_after_any_collation_of_another_request() {
     stage.send("POST /note/bob").await;
     stage.send("POST /collation/BINARY").await;
     let delete = "DELETE FROM notes WHERE +text = 'bob'";
-    let answer = send_sql(&stage, "POST /run/tx/201", delete).await;
-    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    let response = send_sql(&stage, "POST /run/tx/201", delete).await;
+    assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
     assert_eq!(stage.notes().await, ["alice"]);
 }
 

@@ -110,15 +110,15 @@ async fn a_full_queue(path: &str) {
             .attach(Settlement::new())
     })
     .await;
-    let answer = stage.send(&format!("POST /give-up/{path}")).await;
-    assert_ne!(answer.outcome(), Some("committed"), "{answer:?}");
+    let response = stage.send(&format!("POST /give-up/{path}")).await;
+    assert_ne!(response.outcome(), Some("committed"), "{response:?}");
     let innocent = stage.send("GET /innocent").await;
     assert_eq!(innocent.body, "answered");
     let was_stopped = gate.was_forced.get().is_some();
     gate.open();
     assert!(!was_stopped, "everybody waited for one connection's thread");
     let written = stage.send("POST /note/after").await;
-    assert_eq!(written.told(), (201, Some("committed")), "{written:?}");
+    assert_eq!(written.summary(), (201, Some("committed")), "{written:?}");
     stage.nothing_is_stuck().await;
 }
 

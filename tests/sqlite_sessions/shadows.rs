@@ -16,15 +16,15 @@ const SHADOWS: [&str; 4] = [
 async fn a_table_under_the_name_of_a_pragma_stops_nothing() {
     let stage = stage().await;
     for sql in SHADOWS {
-        let answer = send_sql(&stage, "POST /run/tx/201", sql).await;
-        assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+        let response = send_sql(&stage, "POST /run/tx/201", sql).await;
+        assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
     }
-    let answer = stage.send("POST /note/before").await;
-    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /note/before").await;
+    assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
     // Nor a restart.
     let stage = stage_on(stage.close().await).await;
-    let answer = stage.send("POST /note/after").await;
-    assert_eq!(answer.told(), (201, Some("committed")), "{answer:?}");
+    let response = stage.send("POST /note/after").await;
+    assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
     assert_eq!(stage.send("GET /notes").await.body, "after,before");
     stage.nothing_is_stuck().await;
 }

@@ -6,7 +6,7 @@ use rocket::http::Status;
 use rocket::{Route, post};
 use rocket_db_pools::Pool;
 use rocket_tx::db::{
-    Access, BeginOptions, Isolation, Patience, RollbackError, SqlitePool, TransactionPool,
+    Access, BeginOptions, Isolation, RollbackError, SqlitePool, TransactionPool, WaitPolicy,
 };
 use rocket_tx::{Error, Tx};
 use sqlx::{Executor, SqliteConnection};
@@ -58,12 +58,20 @@ async fn late_in_both(
 async fn statements_that_come_late_store_nothing() {
     let stage = stage().await;
     for path in ["late", "late-in-both"] {
-        let answer = stage.send(&format!("POST /{path}/201")).await;
-        assert_eq!(answer.told(), (500, Some("rolled-back")), "{answer:?}");
-        assert_eq!(answer.kind(), "ended");
+        let response = stage.send(&format!("POST /{path}/201")).await;
+        assert_eq!(
+            response.summary(),
+            (500, Some("rolled-back")),
+            "{response:?}"
+        );
+        assert_eq!(response.kind(), "ended");
         assert_eq!(stage.notes().await, [""; 0], "{path}");
-        let answer = stage.send(&format!("POST /{path}/422")).await;
-        assert_eq!(answer.told(), (422, Some("rolled-back")), "{answer:?}");
+        let response = stage.send(&format!("POST /{path}/422")).await;
+        assert_eq!(
+            response.summary(),
+            (422, Some("rolled-back")),
+            "{response:?}"
+        );
         assert_eq!(stage.notes().await, [""; 0], "{path}");
         stage.nothing_is_stuck().await;
     }
@@ -117,17 +125,17 @@ async fn who_replaces_hooks_is_told_that_nobody_knows() {
             "nothing",
         ] {
             let path = format!("POST /hooked/{what}/{how}/201");
-            let answer = stage.send(&path).await;
+            let response = stage.send(&path).await;
             assert_eq!(
-                answer.told(),
+                response.summary(),
                 (500, Some("unknown")),
-                "{what}, {how}: {answer:?}"
+                "{what}, {how}: {response:?}"
             );
             stage.databases.empty().await;
             // The next request has ours.
             let raw = "INSERT INTO notes VALUES ('raw'); COMMIT";
             let raw = super::send_sql(&stage, "POST /run/tx/201", raw).await;
-            assert_eq!(raw.told(), (500, Some("rolled-back")), "{what}, {how}");
+            assert_eq!(raw.summary(), (500, Some("rolled-back")), "{what}, {how}");
             assert_eq!(stage.notes().await, [""; 0], "{what}, {how}");
             stage.nothing_is_stuck().await;
         }
@@ -151,8 +159,8 @@ async fn hooked_and_leaked(mut tx: Tx<Main>) -> Result<Status, Error> {
 #[rocket::async_test]
 async fn a_leaked_guard_behind_hooks_that_were_replaced_claims_nothing() {
     let stage = stage().await;
-    let answer = stage.send("POST /hooked-and-leaked").await;
-    assert_eq!(answer.told(), (500, Some("unknown")), "{answer:?}");
+    let response = stage.send("POST /hooked-and-leaked").await;
+    assert_eq!(response.summary(), (500, Some("unknown")), "{response:?}");
     assert_eq!(stage.notes().await, ["first"]);
 }
 
@@ -168,7 +176,7 @@ async fn a_rollback_behind_hooks_that_were_replaced_claims_nothing() {
     let options = BeginOptions {
         isolation: Isolation::Default,
         access: Access::ReadWrite,
-        patience: Patience::Wait,
+        wait: WaitPolicy::QUEUE,
     };
     let mut transaction = pool.open(options).await.unwrap();
     let connection = transaction.connection();

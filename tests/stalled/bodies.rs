@@ -24,12 +24,12 @@ async fn bodies_of_known_size_are_cut_too(backend: Backend) {
     let scene = scene(backend).await;
     let stage = &scene.stage;
     let size = CHUNKS * CHUNK + END.len();
-    let answer = stage.send(&format!("GET /sized/{CHUNKS}")).await;
+    let response = stage.send(&format!("GET /sized/{CHUNKS}")).await;
     assert_eq!(
-        answer.header("content-length"),
+        response.header("content-length"),
         Some(size.to_string().as_str())
     );
-    assert_eq!(answer.body.len(), size);
+    assert_eq!(response.body.len(), size);
     let mut clients = scene.stall("/sized").await;
     scene.is_freed().await;
     for client in &mut clients {
@@ -125,8 +125,11 @@ async fn a_head_and_a_client_that_leaves_keep_nothing(backend: Backend) {
     let before = tasks();
     for _ in 0..2 * READERS {
         for path in ["stream", "sized"] {
-            let answer = stage.send(&format!("HEAD /{path}/{CHUNKS}")).await;
-            assert_eq!((answer.told(), answer.body.as_str()), ((200, None), ""));
+            let response = stage.send(&format!("HEAD /{path}/{CHUNKS}")).await;
+            assert_eq!(
+                (response.summary(), response.body.as_str()),
+                ((200, None), "")
+            );
         }
     }
     scene.is_freed().await;
@@ -164,8 +167,8 @@ mod files {
         let scene = scene(Backend::Sqlite).await;
         let stage = &scene.stage;
         let _clients = scene.stall("/stream").await;
-        let answer = stage.send("POST /notes/after").await;
-        assert_eq!(answer.told(), (200, Some("committed")));
+        let response = stage.send("POST /notes/after").await;
+        assert_eq!(response.summary(), (200, Some("committed")));
         assert!(!is_reset(&stage.databases).await, "the readers keep it");
         eventually("the log begins anew", async || {
             is_reset(&stage.databases).await

@@ -99,7 +99,7 @@ impl Databases {
             .await
     }
 
-    fn told(&self, database: In) -> &str {
+    fn service_url(&self, database: In) -> &str {
         let proxied = self.proxied[database as usize].as_deref();
         proxied.unwrap_or(self.url(database))
     }
@@ -174,8 +174,8 @@ impl Databases {
     /// As `Rocket.toml` says it.
     pub fn figment(&self) -> Figment {
         Figment::from(rocket::Config::debug_default())
-            .merge(("databases.main.url", self.told(In::Main)))
-            .merge(("databases.audit.url", self.told(In::Audit)))
+            .merge(("databases.main.url", self.service_url(In::Main)))
+            .merge(("databases.audit.url", self.service_url(In::Audit)))
             .merge(("databases.main.max_connections", 4))
             .merge(("databases.audit.max_connections", 4))
     }
@@ -184,8 +184,8 @@ impl Databases {
     pub fn variable_with(&self, settings: &str) -> String {
         format!(
             r#"{{main={{url="{}",{settings}}},audit={{url="{}",{settings}}}}}"#,
-            self.told(In::Main),
-            self.told(In::Audit)
+            self.service_url(In::Main),
+            self.service_url(In::Audit)
         )
     }
 }

@@ -32,35 +32,35 @@ impl Http {
     }
 
     /// `METHOD /path`, without a body.
-    pub async fn send(&self, what: &str) -> Answer {
-        Answer::of(self.request(what)).await
+    pub async fn send(&self, what: &str) -> HttpResponse {
+        HttpResponse::of(self.request(what)).await
     }
 
     /// `METHOD /path` with a JSON body.
-    pub async fn json(&self, what: &str, body: &str) -> Answer {
+    pub async fn json(&self, what: &str, body: &str) -> HttpResponse {
         let request = self
             .request(what)
             .header("Content-Type", "application/json")
             .body(body.to_owned());
-        Answer::of(request).await
+        HttpResponse::of(request).await
     }
 }
 
 #[derive(Debug)]
-pub struct Answer {
+pub struct HttpResponse {
     pub status: u16,
     pub headers: reqwest::header::HeaderMap,
     pub body: String,
 }
 
-impl Answer {
+impl HttpResponse {
     pub async fn of(request: reqwest::RequestBuilder) -> Self {
-        let answer = request.send().await.unwrap();
-        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
         Self {
             status,
             headers,
-            body: answer.text().await.unwrap(),
+            body: response.text().await.unwrap(),
         }
     }
 
@@ -87,7 +87,7 @@ impl Answer {
     }
 
     /// Status and outcome, for one assertion on both.
-    pub fn told(&self) -> (u16, Option<&str>) {
+    pub fn summary(&self) -> (u16, Option<&str>) {
         (self.status, self.outcome())
     }
 }

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 pub use browser::Browser;
 pub use cluster::Cluster;
 pub use databases::{Backend, Databases, In};
-pub use http::{Answer, Http};
+pub use http::{Http, HttpResponse};
 pub use pgbouncer::{Mode, PgBouncer};
 pub use proxy::{Break, Newcomers, Proxy};
 pub use service::{Service, Starting};

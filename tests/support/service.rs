@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rocket::serde::json::Value;
 
-use super::{Answer, Backend, Databases, Http};
+use super::{Backend, Databases, Http, HttpResponse};
 
 /// The real binary on a free port, with faults on. Dropping it kills it.
 pub struct Service {
@@ -57,7 +57,7 @@ impl Service {
         }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> HttpResponse {
         self.http.send(&format!("GET {path}")).await
     }
 
@@ -68,14 +68,14 @@ impl Service {
     }
 
     /// Creates a todo, with a fault or an empty string.
-    pub async fn new_todo(&self, title: &str, fault: &str) -> Answer {
+    pub async fn new_todo(&self, title: &str, fault: &str) -> HttpResponse {
         let request = self
             .http
             .request("POST /todos")
             .header("Content-Type", "application/json")
             .header("X-Fault", fault)
             .body(format!(r#"{{"title":"{title}"}}"#));
-        Answer::of(request).await
+        HttpResponse::of(request).await
     }
 
     pub fn id(&self) -> u32 {

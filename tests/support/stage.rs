@@ -11,7 +11,7 @@ use rocket_tx::db::{self, Connection, UrlPool};
 use rocket_tx::tx::{Live, LiveTransaction};
 use rocket_tx::{Error, Tx, problem_catchers, with_backend};
 
-use super::{Answer, Backend, Databases, Http, In, eventually};
+use super::{Backend, Databases, Http, HttpResponse, In, eventually};
 
 #[derive(Database)]
 #[database("main")]
@@ -113,7 +113,7 @@ impl Stage {
         }
     }
 
-    pub async fn send(&self, what: &str) -> Answer {
+    pub async fn send(&self, what: &str) -> HttpResponse {
         self.http.send(what).await
     }
 
@@ -136,8 +136,8 @@ impl Stage {
         .await;
         // More often than any pool here has connections.
         for _ in 0..6 {
-            let answer = self.send("DELETE /pairs").await;
-            assert_eq!(answer.told(), (200, Some("committed")), "{answer:?}");
+            let response = self.send("DELETE /pairs").await;
+            assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
         }
     }
 

@@ -18,9 +18,9 @@ pub struct Events {
 impl Events {
     /// Has the first part of it: from here on the service knows of the listener.
     pub async fn of(http: &Http, path: &str) -> Self {
-        let answer = http.request(&format!("GET {path}")).send().await.unwrap();
-        assert_eq!(answer.headers()["content-type"], "text/event-stream");
-        let parts = answer.bytes_stream();
+        let response = http.request(&format!("GET {path}")).send().await.unwrap();
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let parts = response.bytes_stream();
         let mut events = Self {
             parts: Box::pin(parts.map(|part| part.map(|part| part.to_vec()))),
             text: String::new(),

@@ -9,9 +9,9 @@ use std::time::Duration;
 use rocket::figment::Figment;
 
 use super::{
-    Access, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity, Link,
-    Migrations, NotReady, Patience, RollbackError, Session, TransactionControl, TransactionId,
-    TransactionPool,
+    Access, Attachment, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity,
+    Migrations, NotReady, RollbackError, Session, TransactionControl, TransactionId,
+    TransactionPool, WaitPolicy,
 };
 #[cfg(feature = "postgres")]
 use super::{PostgresPool, PostgresSession};
@@ -204,15 +204,12 @@ fn scheme(url: &str) -> Option<&str> {
 impl TransactionPool for UrlPool {
     type Session = Connection;
 
-    async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<Connection> {
+    async fn session(&self, access: Access, wait: WaitPolicy) -> sqlx::Result<Connection> {
         match self {
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(pool) => pool.session(access, patience).await.map(Connection::Sqlite),
+            Self::Sqlite(pool) => pool.session(access, wait).await.map(Connection::Sqlite),
             #[cfg(feature = "postgres")]
-            Self::Postgres(pool) => pool
-                .session(access, patience)
-                .await
-                .map(Connection::Postgres),
+            Self::Postgres(pool) => pool.session(access, wait).await.map(Connection::Postgres),
         }
     }
 
@@ -240,8 +237,8 @@ impl TransactionPool for UrlPool {
         }
     }
 
-    fn link(&self) -> &OnceLock<Link> {
-        either!(Self, self, |pool| pool.link())
+    fn attachment(&self) -> &OnceLock<Attachment> {
+        either!(Self, self, |pool| pool.attachment())
     }
 }
 

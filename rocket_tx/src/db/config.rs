@@ -10,50 +10,50 @@ use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 /// at most.
 ///
 /// ```
-/// use rocket_tx::db::Seconds;
-/// let parsed: Seconds = rocket::serde::json::from_str("\"50ms\"").unwrap();
+/// use rocket_tx::db::ConfigDuration;
+/// let parsed: ConfigDuration = rocket::serde::json::from_str("\"50ms\"").unwrap();
 /// assert_eq!(parsed.0, std::time::Duration::from_millis(50));
-/// let parsed: Seconds = rocket::serde::json::from_str("5").unwrap();
+/// let parsed: ConfigDuration = rocket::serde::json::from_str("5").unwrap();
 /// assert_eq!(parsed.0, std::time::Duration::from_secs(5));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Seconds(
+pub struct ConfigDuration(
     /// The duration.
     pub Duration,
 );
 
-impl<'de> Deserialize<'de> for Seconds {
+impl<'de> Deserialize<'de> for ConfigDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
 
         /// What SQLite and Postgres can count in milliseconds. Past it, sqlx panics.
         const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 
-        fn bounded<E: de::Error>(duration: Duration) -> Result<Seconds, E> {
+        fn bounded<E: de::Error>(duration: Duration) -> Result<ConfigDuration, E> {
             if duration > LONGEST {
                 return Err(E::custom("a duration of more than 24 days"));
             }
-            Ok(Seconds(duration))
+            Ok(ConfigDuration(duration))
         }
 
         impl Visitor<'_> for Either {
-            type Value = Seconds;
+            type Value = ConfigDuration;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a duration such as \"10s\" or \"50ms\", or a whole number of seconds")
             }
 
-            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Seconds, E> {
+            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<ConfigDuration, E> {
                 bounded(Duration::from_secs(seconds))
             }
 
-            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Seconds, E> {
+            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<ConfigDuration, E> {
                 u64::try_from(seconds)
                     .map_err(|_| E::invalid_value(de::Unexpected::Signed(seconds), &self))
                     .and_then(|seconds| self.visit_u64(seconds))
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Seconds, E> {
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ConfigDuration, E> {
                 humantime::parse_duration(text)
                     .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
                     .and_then(bounded)
@@ -99,23 +99,23 @@ pub struct Config {
     #[serde(default)]
     pub min_connections: u32,
     /// How long a request waits for a connection, the SQLite writer included. Default 5 s.
-    pub connect_timeout: Seconds,
+    pub connect_timeout: ConfigDuration,
     /// How long SQLite waits for a lock that another process holds. Default 5 s.
     #[serde(default = "five_seconds")]
-    pub busy_timeout: Seconds,
+    pub busy_timeout: ConfigDuration,
     /// After how long an idle connection is closed. Default: never on SQLite, 10 min on Postgres.
     #[serde(default)]
-    pub idle_timeout: Option<Seconds>,
+    pub idle_timeout: Option<ConfigDuration>,
     /// What SQLite waits for before a commit is answered. Default `full`: a power cut takes back
     /// nothing that was answered.
     #[serde(default)]
     pub synchronous: Synchronous,
     /// Postgres's `statement_timeout`. Default 30 s.
     #[serde(default = "thirty_seconds")]
-    pub statement_timeout: Seconds,
+    pub statement_timeout: ConfigDuration,
     /// Postgres's `idle_in_transaction_session_timeout`. Default 15 s.
     #[serde(default = "fifteen_seconds")]
-    pub idle_in_transaction_timeout: Seconds,
+    pub idle_in_transaction_timeout: ConfigDuration,
     /// Postgres: how many prepared statements a session keeps; 0 for poolers that cannot have them.
     /// Default 100, sqlx's own.
     #[serde(default)]
@@ -130,16 +130,16 @@ fn yes() -> bool {
     true
 }
 
-fn five_seconds() -> Seconds {
-    Seconds(Duration::from_secs(5))
+fn five_seconds() -> ConfigDuration {
+    ConfigDuration(Duration::from_secs(5))
 }
 
-fn fifteen_seconds() -> Seconds {
-    Seconds(Duration::from_secs(15))
+fn fifteen_seconds() -> ConfigDuration {
+    ConfigDuration(Duration::from_secs(15))
 }
 
-fn thirty_seconds() -> Seconds {
-    Seconds(Duration::from_secs(30))
+fn thirty_seconds() -> ConfigDuration {
+    ConfigDuration(Duration::from_secs(30))
 }
 
 /// What a SQLite commit waits for before it is told.

@@ -18,7 +18,9 @@ use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "postgres")]
 use super::health::Health;
-use super::{Arrival, Error, Identity, Link, Migrations, TransactionPool, TransactionalDatabase};
+use super::{
+    Arrival, Attachment, Error, Identity, Migrations, TransactionPool, TransactionalDatabase,
+};
 
 /// Attaches the database `D`: opens it, migrates it, and closes it at shutdown after the requests
 /// in flight.
@@ -72,8 +74,8 @@ impl<D: TransactionalDatabase> Fairing for Initializer<D> {
     }
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
-        let (rocket, roster) = Roster::of(rocket);
-        let pool = match self.open(&rocket, &roster).await {
+        let (rocket, attached) = AttachedDatabases::of(rocket);
+        let pool = match self.open(&rocket, &attached).await {
             Ok(pool) => pool,
             Err(refused) => {
                 tracing::error!("{refused}");
@@ -96,19 +98,23 @@ impl<D: TransactionalDatabase> Fairing for Initializer<D> {
 
 impl<D: TransactionalDatabase> Initializer<D> {
     /// Opened, in its place, and migrated; or what the operator is to be told.
-    async fn open(&self, rocket: &Rocket<Build>, roster: &Roster) -> Result<D::Pool, String> {
+    async fn open(
+        &self,
+        rocket: &Rocket<Build>,
+        attached: &AttachedDatabases,
+    ) -> Result<D::Pool, String> {
         let refused = |error: Error| {
             let name = D::NAME;
             format!("cannot attach database `{name}`: `databases.{name}`: {error}")
         };
         let configuration = configuration::<D>(rocket).map_err(refused)?;
         let identity = D::Pool::identity_before_opening(&configuration);
-        if let Some(other) = identity.and_then(|identity| roster.name_of(&identity)) {
+        if let Some(other) = identity.and_then(|identity| attached.name_of(&identity)) {
             return Err(same_database::<D>(other));
         }
         let pool = D::Pool::init(&configuration).await.map_err(refused)?;
         // Before the migrations: those of one database must never run in another.
-        roster
+        attached
             .attach::<D, _>(rocket, &pool)
             .map_err(same_database::<D>)?;
         pool.migrate(&self.migrations).await.map_err(refused)?;
@@ -155,22 +161,22 @@ type Attached = (TypeId, &'static str, Identity);
 
 /// The databases of a service, in order of attachment, and the work that shutdown waits for.
 #[derive(Clone, Default)]
-pub(crate) struct Roster {
+pub(crate) struct AttachedDatabases {
     databases: Arc<Mutex<Vec<Attached>>>,
     pub(crate) in_flight: TaskTracker,
     /// How long one request may take to be settled; `Settlement` says so.
     pub(crate) settle_timeout: Arc<OnceLock<Duration>>,
 }
 
-impl Roster {
-    /// The roster of a service, made by whoever comes first: a database or `Settlement`.
+impl AttachedDatabases {
+    /// The attached of a service, made by whoever comes first: a database or `Settlement`.
     pub(crate) fn of(rocket: Rocket<Build>) -> (Rocket<Build>, Self) {
-        if let Some(roster) = rocket.state::<Self>() {
-            let roster = roster.clone();
-            return (rocket, roster);
+        if let Some(attached) = rocket.state::<Self>() {
+            let attached = attached.clone();
+            return (rocket, attached);
         }
-        let roster = Self::default();
-        (rocket.manage(roster.clone()), roster)
+        let attached = Self::default();
+        (rocket.manage(attached.clone()), attached)
     }
 
     /// Whether a database is attached under this name.
@@ -202,7 +208,7 @@ impl Roster {
         if let Some(name) = name_of(&databases, pool.identity()) {
             return Err(name);
         }
-        pool.link().get_or_init(|| Link {
+        pool.attachment().get_or_init(|| Attachment {
             rank: databases.len(),
             in_flight: self.in_flight.clone(),
             close_timeout: close_timeout(rocket),

@@ -37,12 +37,12 @@ mod sqlite;
 mod transaction;
 
 pub use by_url::{Connection, UrlPool};
-pub use config::{Config, Seconds, Synchronous};
+pub use config::{Config, ConfigDuration, Synchronous};
 pub use durability::Durability;
 pub use ending::{Ended, Ending};
 pub use error::{Error, OpenError};
 pub use initializer::{Initializer, init};
-pub use pool::{Identity, Link, Migrations, TransactionPool, TransactionalDatabase};
+pub use pool::{Attachment, Identity, Migrations, TransactionPool, TransactionalDatabase};
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresPool, PostgresSession};
 pub use readiness::NotReady;
@@ -51,7 +51,7 @@ pub use sqlite::sqlite_open_retries;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqlitePool, SqliteSession};
 pub use transaction::{
-    Access, BeginOptions, CommitError, Isolation, Patience, RollbackError, Session, Transaction,
+    Access, BeginOptions, CommitError, Isolation, RollbackError, Session, Transaction, WaitPolicy,
 };
 
 pub(crate) use arrival::Arrival;
@@ -59,7 +59,7 @@ pub(crate) use arrival::Arrival;
 pub use config::setting;
 #[doc(hidden)]
 pub use error_class::ErrorClass;
-pub(crate) use initializer::{Roster, same_database};
+pub(crate) use initializer::{AttachedDatabases, same_database};
 #[cfg(feature = "postgres")]
 #[doc(hidden)]
 pub use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};

@@ -13,7 +13,7 @@ use super::error_class::may_be_stale;
 #[cfg(feature = "postgres")]
 use super::health::Health;
 use super::{
-    Access, BeginOptions, Error, NotReady, Patience, Session, Transaction, TransactionControl,
+    Access, BeginOptions, Error, NotReady, Session, Transaction, TransactionControl, WaitPolicy,
 };
 
 /// A pool that request-scoped transactions and reads are lent from.
@@ -30,11 +30,11 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
     /// # Errors
     ///
     /// [`sqlx::Error::PoolTimedOut`] when none was free within `connect_timeout`, or at once with
-    /// [`Patience::Never`].
+    /// [`WaitPolicy::FAIL_FAST`].
     fn session(
         &self,
         access: Access,
-        patience: Patience,
+        wait: WaitPolicy,
     ) -> impl Future<Output = sqlx::Result<Self::Session>> + Send;
 
     /// Borrows a connection and begins a transaction on it. The way to write outside a request.
@@ -52,7 +52,7 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
         async move {
             let deadline = Instant::now() + self.connect_timeout();
             loop {
-                let session = self.session(options.access, options.patience).await?;
+                let session = self.session(options.access, options.wait).await?;
                 let is_new = session.is_new();
                 match Transaction::begin(session, options).await {
                     Err(error) if !is_new && may_be_stale(&error) && Instant::now() < deadline => {
@@ -94,7 +94,7 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
     }
 
     /// What ties the pool to the service that uses it; set once, at launch.
-    fn link(&self) -> &OnceLock<Link>;
+    fn attachment(&self) -> &OnceLock<Attachment>;
 }
 
 /// A database that requests can have transactions of: any that is made of one of this library's pools
@@ -109,7 +109,7 @@ pub struct Identity(pub(crate) String);
 
 /// A pool's place in its service.
 #[derive(Debug, Clone)]
-pub struct Link {
+pub struct Attachment {
     /// The order of attachment: requests that want two databases take the lower one first.
     pub(crate) rank: usize,
     /// Requests and hooks that are still under way.
@@ -125,7 +125,7 @@ pub struct Link {
     pub(crate) health: Arc<Health>,
 }
 
-impl Link {
+impl Attachment {
     /// Runs `work` in a task that the pool's closing waits for, bounded.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.in_flight.spawn(work);
@@ -159,11 +159,11 @@ impl Link {
 }
 
 /// Waits for requests in flight, then closes, bounded: a leaked connection must not block the exit.
-pub(super) async fn close(link: &OnceLock<Link>, closing: impl Future<Output = ()>) {
+pub(super) async fn close(attachment: &OnceLock<Attachment>, closing: impl Future<Output = ()>) {
     const LEAKED: Duration = Duration::from_secs(2);
 
-    if let Some(link) = link.get() {
-        link.drained().await;
+    if let Some(attachment) = attachment.get() {
+        attachment.drained().await;
     }
     if timeout(LEAKED, closing).await.is_err() {
         tracing::warn!(

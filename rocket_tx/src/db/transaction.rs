@@ -32,16 +32,60 @@ pub enum Access {
     ReadWrite,
 }
 
-/// What to do when no connection is free at once.
+/// How long to wait for a connection, and for a lock of another process.
+///
+/// ```
+/// use std::time::Duration;
+/// use rocket_tx::db::WaitPolicy;
+///
+/// let policy = WaitPolicy::QUEUE.busy_timeout(Duration::from_millis(50));
+/// # assert_ne!(policy, WaitPolicy::default());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// Queue for one, `connect_timeout` at most.
-    Wait,
-    /// Queue for one as with `Wait`; but on SQLite, wait this long at most for a lock of another
-    /// process: nobody of this one can write meanwhile.
-    AtMost(Duration),
-    /// Do not wait: the caller holds something that others may be waiting for.
-    Never,
+pub struct WaitPolicy {
+    queues: bool,
+    busy_timeout: Option<Duration>,
+}
+
+impl WaitPolicy {
+    /// Queue for a connection, `connect_timeout` at most. The default.
+    pub const QUEUE: Self = Self {
+        queues: true,
+        busy_timeout: None,
+    };
+
+    /// Fail at once if no connection is free, or if another process has locked the SQLite file: for
+    /// a caller that holds something for which others may be waiting.
+    pub const FAIL_FAST: Self = Self {
+        queues: false,
+        busy_timeout: Some(Duration::ZERO),
+    };
+
+    /// Wait `limit` at most for a lock of another process, instead of the database's `busy_timeout`.
+    /// While one request waits for it, no other of this process can write. SQLite only.
+    pub const fn busy_timeout(self, limit: Duration) -> Self {
+        Self {
+            busy_timeout: Some(limit),
+            ..self
+        }
+    }
+
+    /// Whether it queues for a connection.
+    pub(crate) fn queues(self) -> bool {
+        self.queues
+    }
+
+    /// The limit for a lock of another process. `usual` is what the database is configured with.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn busy_timeout_or(self, usual: Duration) -> Duration {
+        self.busy_timeout.unwrap_or(usual)
+    }
+}
+
+impl Default for WaitPolicy {
+    fn default() -> Self {
+        Self::QUEUE
+    }
 }
 
 /// How a transaction is to begin.
@@ -51,8 +95,8 @@ pub struct BeginOptions {
     pub isolation: Isolation,
     /// Whether it may write.
     pub access: Access,
-    /// What to do when no connection is free.
-    pub patience: Patience,
+    /// How long to wait for a connection, and for a lock of another process.
+    pub wait: WaitPolicy,
 }
 
 /// Why a transaction cannot be committed.

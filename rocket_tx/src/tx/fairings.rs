@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use rocket::{Orbit, Phase, Rocket};
 
-use crate::db::Roster;
+use crate::db::AttachedDatabases;
 
 /// `Settlement`, which sees requests, as Rocket lists it.
 pub(in crate::tx) const OF_REQUESTS: &str = "Settlement";
@@ -51,9 +51,9 @@ fn knows_clients(rocket: &Rocket<Orbit>) -> bool {
         );
         return false;
     };
-    let roster = rocket.state::<Roster>();
+    let attached = rocket.state::<AttachedDatabases>();
     let is_ours =
-        |name: &String| name == OF_REQUESTS || roster.is_some_and(|roster| roster.has(name));
+        |name: &String| name == OF_REQUESTS || attached.is_some_and(|attached| attached.has(name));
     let earlier: Vec<String> = fairings
         .iter()
         .take_while(|name| !is_ours(name))

@@ -36,15 +36,15 @@ mod verdict;
 
 pub use failure::{Error, Problem};
 pub use guards::{Begin, Commit, Read, Rollback, Tx, bounded, problem_catchers};
-pub use monitor::{Event, Happened, Heard, Listener, Live, LiveTransaction, Observer, Step};
+pub use monitor::{Event, EventKind, FeedItem, Listener, Live, LiveTransaction, Observer, Step};
 pub use registry::{
     AfterRollback, BorrowedTransaction, HookOutput, Mode, Outstanding, Phase, ReadOnly, ReadWrite,
-    RepeatableRead, Resource, Serializable, Settling,
+    RepeatableRead, Resource, Serializable, SettleContext,
 };
 pub use request_id::RequestId;
-pub use settlement::{Settlement, Vetoed};
+pub use settlement::{Settlement, VetoContext};
 pub use traced::traced;
-pub use verdict::{Action, Outcome, Reason, Settled, Verdict};
+pub use verdict::{Action, Outcome, Reason, SettlementReport, Verdict};
 
 #[doc(hidden)] // documented in `extend`
 pub use guards::{attached, guard_failed};

@@ -176,7 +176,7 @@ pub enum Action {
 
 /// What a request's settlement came to.
 #[derive(Debug, Clone)]
-pub struct Settled {
+pub struct SettlementReport {
     /// The request.
     pub request: RequestId,
     /// What was to be done, and why.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::figment::Figment;
 use rocket::{Build, Orbit, Request, Rocket, tokio};
-use rocket_tx::db::Seconds;
+use rocket_tx::db::ConfigDuration;
 use rocket_tx::extend::setting;
 use serde::de::DeserializeOwned;
 
@@ -206,7 +206,7 @@ struct Config {
 impl Config {
     fn read(figment: &Figment) -> Result<Self, String> {
         let at_least = |key: &str, default: Duration, least: Duration| {
-            let duration = read(figment, key)?.map_or(default, |Seconds(duration)| duration);
+            let duration = read(figment, key)?.map_or(default, |ConfigDuration(duration)| duration);
             match duration >= least {
                 true => Ok(duration),
                 false => Err(format!(

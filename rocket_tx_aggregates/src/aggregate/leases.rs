@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use rocket_db_pools::Database;
 use rocket_tx::Tx;
-use rocket_tx::db::{Access, Isolation, Patience};
+use rocket_tx::db::{Access, Isolation, WaitPolicy};
 use rocket_tx::tx::{Outstanding, ReadOnly};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -177,7 +177,9 @@ impl<D: AggregateDatabase> RequestLeases<D> {
                 if let Some(PendingRelease { done, .. }) = self.pending_release(stream) {
                     let _in_vain = timeout(locks.retry_interval(), done.cancelled()).await;
                 }
-                let lease = locks.try_acquire_with(stream, Patience::Never).await?;
+                let lease = locks
+                    .try_acquire_with(stream, WaitPolicy::FAIL_FAST)
+                    .await?;
                 lease.ok_or_else(|| LockError::Held(stream.to_owned()))?
             }
         };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rocket::futures::future::join_all;
-use rocket_tx::db::{Access, Patience};
-use rocket_tx::tx::{Phase, Resource, Settling};
+use rocket_tx::db::{Access, WaitPolicy};
+use rocket_tx::tx::{Phase, Resource, SettleContext};
 use tokio::time::timeout;
 use tracing::Instrument;
 
@@ -78,11 +78,11 @@ impl<D: AggregateDatabase> RequestAggregates<D> {
     /// Returns whether the request had a transaction to do it on.
     async fn release_on_the_same_connection(
         &mut self,
-        settling: &mut Settling<'_>,
+        context: &mut SettleContext<'_>,
     ) -> Result<bool, rocket_tx::Error> {
         // No other task can write meanwhile, so no other process is waited for.
-        let patience = Patience::AtMost(self.request.shared.locks.retry_interval());
-        let Some(mut transaction) = settling.begin_after_rollback::<D>(patience).await? else {
+        let wait = WaitPolicy::QUEUE.busy_timeout(self.request.shared.locks.retry_interval());
+        let Some(mut transaction) = context.begin_after_rollback::<D>(wait).await? else {
             return Ok(false);
         };
         for (_, Fence { key, token, .. }) in &self.leases {
@@ -116,13 +116,13 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
         Phase::Release
     }
 
-    async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), rocket_tx::Error> {
+    async fn prepare(&mut self, context: &mut SettleContext<'_>) -> Result<(), rocket_tx::Error> {
         let staged = self.take().await;
         if let Some((lease, _)) = self.leases.iter().find(|(lease, _)| lease.is_lost()) {
             return Err(LockError::Lost(lease.key().to_owned()).into());
         }
         // Through one that only reads nothing can be written, so nothing was.
-        let transaction = settling.transaction::<D>();
+        let transaction = context.transaction::<D>();
         let Some(mut transaction) = transaction.filter(|it| it.access() == Access::ReadWrite)
         else {
             return match staged.is_empty() {
@@ -142,7 +142,7 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
         };
         written.instrument(tracing::debug_span!("append")).await?;
         // Others may take the leases once they are gone: then everything else is certain.
-        settling.commit_last::<D>();
+        context.commit_last::<D>();
         Ok(())
     }
 
@@ -154,13 +154,13 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
         Ok(())
     }
 
-    async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), rocket_tx::Error> {
+    async fn rollback(&mut self, context: &mut SettleContext<'_>) -> Result<(), rocket_tx::Error> {
         drop(self.take().await);
         self.deleted.clear();
         if self.leases.is_empty() {
             return Ok(());
         }
-        match self.release_on_the_same_connection(settling).await {
+        match self.release_on_the_same_connection(context).await {
             Ok(true) => self.open_gates(),
             Ok(false) => self.release().await,
             Err(error) => {

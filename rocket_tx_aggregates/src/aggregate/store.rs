@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use rocket_tx::db::{
-    self, Access, BeginOptions, Isolation, Migrations, Patience, Session, TransactionPool,
+    self, Access, BeginOptions, Isolation, Migrations, Session, TransactionPool, WaitPolicy,
 };
 use sqlx::migrate;
 
@@ -165,7 +165,10 @@ pub(super) async fn release_within<P: AggregatePool>(
 
 impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
     async fn load(&self, stream: &str, snapshot_version: Option<u32>) -> Result<History, Error> {
-        let mut session = self.pool.session(Access::ReadOnly, Patience::Wait).await?;
+        let mut session = self
+            .pool
+            .session(Access::ReadOnly, WaitPolicy::QUEUE)
+            .await?;
         load_from(session.connection(), stream, snapshot_version).await
     }
 
@@ -174,7 +177,10 @@ impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
     }
 
     async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
-        let mut session = self.pool.session(Access::ReadOnly, Patience::Wait).await?;
+        let mut session = self
+            .pool
+            .session(Access::ReadOnly, WaitPolicy::QUEUE)
+            .await?;
         page_from(session.connection(), stream, after, limit).await
     }
 
@@ -195,7 +201,7 @@ impl<P: AggregatePool> EventStore for SqlEventStore<P> {
         let options = BeginOptions {
             isolation: Isolation::Default,
             access: Access::ReadWrite,
-            patience: Patience::Wait,
+            wait: WaitPolicy::QUEUE,
         };
         let mut transaction = self.pool.open(options).await?;
         self.write(transaction.connection(), batch).await?;

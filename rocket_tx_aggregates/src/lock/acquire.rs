@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rocket_tx::db::Patience;
+use rocket_tx::db::WaitPolicy;
 use rocket_tx::extend::ErrorClass;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
@@ -45,7 +45,7 @@ impl Drop for WaitRecord {
 /// Whether to wait for a row of another holder.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum AcquireMode {
-    Try(Patience),
+    Try(WaitPolicy),
     Wait,
 }
 
@@ -55,7 +55,8 @@ impl<S: LeaseStore> Key<S> {
         deadline: Deadline,
     ) -> Result<Lease<S>, LockError> {
         if deadline.is_immediate() {
-            let lease = self.try_acquire(Patience::AtMost(self.settings.retry_interval));
+            let lease =
+                self.try_acquire(WaitPolicy::QUEUE.busy_timeout(self.settings.retry_interval));
             return lease
                 .await?
                 .ok_or_else(|| deadline.timeout_error(&self.name));
@@ -75,12 +76,12 @@ impl<S: LeaseStore> Key<S> {
 
     pub(super) async fn try_acquire(
         self: &Arc<Self>,
-        patience: Patience,
+        wait: WaitPolicy,
     ) -> Result<Option<Lease<S>>, LockError> {
         let asked = Instant::now();
         match self.gate.try_enter() {
             Some(pass) => {
-                self.spawn_acquire(pass, AcquireMode::Try(patience), asked)
+                self.spawn_acquire(pass, AcquireMode::Try(wait), asked)
                     .await
             }
             None => {
@@ -126,9 +127,9 @@ impl<S: LeaseStore> Key<S> {
                 () = answer.closed() => return,
             }
         }
-        let patience = match mode {
-            AcquireMode::Try(patience) => patience,
-            AcquireMode::Wait => Patience::AtMost(self.settings.retry_interval),
+        let wait = match mode {
+            AcquireMode::Try(wait) => wait,
+            AcquireMode::Wait => WaitPolicy::QUEUE.busy_timeout(self.settings.retry_interval),
         };
         let interval = self.settings.retry_interval;
         let mut pause = interval;
@@ -136,7 +137,7 @@ impl<S: LeaseStore> Key<S> {
             // Before the attempt: a release that comes right after it must not be missed.
             let freed = self.store.wait_for_release(&self.name);
             let sent = Instant::now();
-            let wanted = match self.store.take(&claim, patience).await {
+            let wanted = match self.store.take(&claim, wait).await {
                 Ok(Attempt::Taken {
                     fencing_token,
                     taken_over,

@@ -13,7 +13,7 @@ use super::SqliteLeases;
 use super::store::{
     Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token,
 };
-use rocket_tx::db::{self, Connection, Identity, Patience, UrlPool};
+use rocket_tx::db::{self, Connection, Identity, UrlPool, WaitPolicy};
 
 /// Matches on the backend and does the same to either.
 macro_rules! either {
@@ -68,8 +68,8 @@ impl LeaseStore for UrlLeases {
         either!(Self, self, |leases| leases.database())
     }
 
-    async fn take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
-        either!(Self, self, |leases| leases.take(claim, patience).await)
+    async fn take(&self, claim: &Claim, wait: WaitPolicy) -> sqlx::Result<Attempt> {
+        either!(Self, self, |leases| leases.take(claim, wait).await)
     }
 
     fn needs_read_committed(&self) -> bool {

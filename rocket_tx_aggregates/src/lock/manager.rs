@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket_tx::db::Patience;
+use rocket_tx::db::WaitPolicy;
 
 use super::async_lock::{AsyncLockManager, in_order};
 use super::deadline::Deadline;
@@ -118,18 +118,21 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     ///
     /// [`LockError::Key`], [`LockError::Database`].
     pub async fn try_acquire(&self, key: &str) -> Result<Option<Lease<S>>, LockError> {
-        self.try_acquire_with(key, Patience::AtMost(self.settings.retry_interval))
-            .await
+        self.try_acquire_with(
+            key,
+            WaitPolicy::QUEUE.busy_timeout(self.settings.retry_interval),
+        )
+        .await
     }
 
-    /// With [`Patience::Never`] it does not wait for the database either: a request that waits for
+    /// With [`WaitPolicy::FAIL_FAST`] it does not wait for the database either: a request that waits for
     /// us could have it.
     pub(crate) async fn try_acquire_with(
         &self,
         key: &str,
-        patience: Patience,
+        wait: WaitPolicy,
     ) -> Result<Option<Lease<S>>, LockError> {
-        self.key(key)?.try_acquire(patience).await
+        self.key(key)?.try_acquire(wait).await
     }
 
     /// When a wait that begins now is to end.
@@ -235,7 +238,7 @@ impl<S: LeaseStore> Lockable for Key<S> {
     }
 
     async fn try_hold(self: &Arc<Self>) -> Result<Option<Lease<S>>, LockError> {
-        let patience = Patience::AtMost(self.settings.retry_interval);
-        self.try_acquire(patience).await
+        let wait = WaitPolicy::QUEUE.busy_timeout(self.settings.retry_interval);
+        self.try_acquire(wait).await
     }
 }

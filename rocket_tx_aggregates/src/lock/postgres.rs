@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rocket_tx::db::{
-    self, Identity, Migrations, Patience, PostgresPool, PostgresSession, TransactionPool,
+    self, Identity, Migrations, PostgresPool, PostgresSession, TransactionPool, WaitPolicy,
 };
 use rocket_tx::extend::{Limits, Liveness, OnReturn, Sessions, Settings};
 use sqlx::migrate;
@@ -105,7 +105,7 @@ impl PostgresLeases {
     ) -> sqlx::Result<T> {
         let mut session = self
             .sessions
-            .acquire(Patience::Wait, Liveness::Verified)
+            .acquire(WaitPolicy::QUEUE, Liveness::Verified)
             .await?;
         let limit = self.lock_timeout + ANSWER;
         let result = timeout(limit, work(&mut session)).await;
@@ -160,7 +160,7 @@ impl LeaseStore for PostgresLeases {
     }
 
     /// No request ever holds one of the sessions that it needs, so it need not be impatient.
-    async fn take(&self, claim: &Claim, _patience: Patience) -> sqlx::Result<Attempt> {
+    async fn take(&self, claim: &Claim, _patience: WaitPolicy) -> sqlx::Result<Attempt> {
         match self.try_take(claim).await {
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: false }),
             result => result,

@@ -4,8 +4,8 @@ use std::future::pending;
 use std::time::Duration;
 
 use rocket_tx::db::{
-    self, Access, Identity, Migrations, Patience, Session, SqlitePool, SqliteSession,
-    TransactionPool,
+    self, Access, Identity, Migrations, Session, SqlitePool, SqliteSession, TransactionPool,
+    WaitPolicy,
 };
 use rocket_tx::extend::{OneShotWriter, is_sqlite_busy};
 use sqlx::sqlite::SqliteConnection;
@@ -50,13 +50,13 @@ pub struct SqliteLeases {
 
 impl SqliteLeases {
     /// A reader, which never waits for a writer.
-    async fn read(&self, patience: Patience) -> sqlx::Result<SqliteSession> {
-        self.pool.session(Access::ReadOnly, patience).await
+    async fn read(&self, wait: WaitPolicy) -> sqlx::Result<SqliteSession> {
+        self.pool.session(Access::ReadOnly, wait).await
     }
 
-    async fn try_take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
+    async fn try_take(&self, claim: &Claim, wait: WaitPolicy) -> sqlx::Result<Attempt> {
         // By a reader first: a waiter must not keep others from writing.
-        let mut reader = self.read(patience).await?;
+        let mut reader = self.read(wait).await?;
         let found = look(reader.connection(), &claim.key, Some(&claim.token)).await?;
         if let RowState::Held { wanted } = found {
             return Ok(Attempt::Held { wanted });
@@ -67,7 +67,7 @@ impl SqliteLeases {
             .bind(&*claim.owner)
             .bind(claim.token.as_str())
             .bind(millis(claim.ttl));
-        let writer = self.pool.writer(patience).await?;
+        let writer = self.pool.writer(wait).await?;
         match writer.run(take).await?.first() {
             Some(row) => Ok(Attempt::Taken {
                 fencing_token: row.try_get(0)?,
@@ -82,7 +82,7 @@ impl SqliteLeases {
     /// this one can write meanwhile.
     async fn writer(&self) -> sqlx::Result<OneShotWriter> {
         self.pool
-            .writer(Patience::AtMost(self.retry_interval))
+            .writer(WaitPolicy::QUEUE.busy_timeout(self.retry_interval))
             .await
     }
 }
@@ -130,8 +130,8 @@ impl LeaseStore for SqliteLeases {
         self.pool.identity()
     }
 
-    async fn take(&self, claim: &Claim, patience: Patience) -> sqlx::Result<Attempt> {
-        match self.try_take(claim, patience).await {
+    async fn take(&self, claim: &Claim, wait: WaitPolicy) -> sqlx::Result<Attempt> {
+        match self.try_take(claim, wait).await {
             // No row can be marked while the file is busy.
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: true }),
             result => result,
@@ -209,7 +209,7 @@ impl LeaseStore for SqliteLeases {
 
     async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
         sqlx::query_as(statement(include_str!("sql/sqlite/list.sql")))
-            .fetch_all(self.read(Patience::Wait).await?.connection())
+            .fetch_all(self.read(WaitPolicy::QUEUE).await?.connection())
             .await
     }
 

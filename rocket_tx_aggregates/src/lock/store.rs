@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket_tx::db::{Identity, Patience, Session, TransactionPool};
+use rocket_tx::db::{Identity, Session, TransactionPool, WaitPolicy};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -146,11 +146,11 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     fn needs_read_committed(&self) -> bool;
 
     /// Tries once to take a lease. A busy row counts as held; so does a database that would have
-    /// to be waited for, with [`Patience::Never`].
+    /// to be waited for, with [`WaitPolicy::FAIL_FAST`].
     fn take(
         &self,
         claim: &Claim,
-        patience: Patience,
+        wait: WaitPolicy,
     ) -> impl Future<Output = sqlx::Result<Attempt>> + Send;
 
     /// Whether an open transaction keeps others from `key`. A lease with the token `ours` does not
@@ -232,7 +232,7 @@ pub(super) fn spawn_before_closing<P: TransactionPool>(
     pool: &P,
     work: impl Future<Output = ()> + Send + 'static,
 ) {
-    match pool.link().get() {
+    match pool.attachment().get() {
         Some(link) => link.spawn(work),
         None => drop(tokio::spawn(work)),
     }

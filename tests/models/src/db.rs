@@ -13,10 +13,17 @@ pub use pools::{
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    Never,
-    Wait,
-    AtMost(Duration),
+pub struct WaitPolicy {
+    queues: bool,
+}
+
+impl WaitPolicy {
+    pub const QUEUE: Self = Self { queues: true };
+    pub const FAIL_FAST: Self = Self { queues: false };
+
+    pub fn queues(self) -> bool {
+        self.queues
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,12 +69,12 @@ pub mod health {
 #[derive(Clone, Copy)]
 pub struct TransactionId;
 
-pub struct Link {
+pub struct Attachment {
     pub rank: usize,
     pub settle_timeout: Arc<OnceLock<Duration>>,
     pub health: health::Health,
 }
 
-impl Link {
+impl Attachment {
     pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 }

@@ -50,7 +50,7 @@ async fn incarnation(connection: &mut PgConnection) -> sqlx::Result<String> {
 }
 
 /// How a transaction is told from others of its session.
-enum Known<'a> {
+enum TransactionMark<'a> {
     Id(&'a str),
     /// By the name of its session.
     Mark(&'a str),
@@ -58,7 +58,7 @@ enum Known<'a> {
     Nothing,
 }
 
-impl<'a> Known<'a> {
+impl<'a> TransactionMark<'a> {
     fn of(transaction: &'a OpenTransaction) -> Self {
         match (&transaction.id, &transaction.mark) {
             (Some(id), _) => Self::Id(id),
@@ -104,7 +104,7 @@ impl Backend {
     ///
     /// Ends the process. Dropped half-way, it may have done so.
     pub(super) async fn fate(&self, xid: &str, sessions: &Sessions) -> Option<Fate> {
-        let fate = self.end(Known::Id(xid), sessions).await.fate;
+        let fate = self.end(TransactionMark::Id(xid), sessions).await.fate;
         tracing::warn!(
             ?fate,
             xid,
@@ -117,19 +117,19 @@ impl Backend {
     ///
     /// Dropped half-way, it may have ended it.
     pub(super) async fn stop(&self, sessions: &Sessions) {
-        self.end(Known::Nothing, sessions).await;
+        self.end(TransactionMark::Nothing, sessions).await;
     }
 
     /// Ends the process, and waits until it is gone.
-    async fn end(&self, known: Known<'_>, sessions: &Sessions) -> Seen {
+    async fn end(&self, known: TransactionMark<'_>, sessions: &Sessions) -> Findings {
         // What is left is for the answer.
         let deadline = Instant::now() + sessions.settle_timeout() * 2 / 5;
-        let mut seen = Seen::default();
+        let mut seen = Findings::default();
         let asking = async {
             loop {
                 match self.ask(&known, sessions.settings(), &mut seen).await {
-                    Ok(Asked::Enough) => return,
-                    Ok(Asked::IsThere) => {}
+                    Ok(Progress::Done) => return,
+                    Ok(Progress::StillRunning) => {}
                     Err(error) => tracing::debug!(%error, "asking for the fate of a transaction"),
                 }
                 sleep(Duration::from_millis(50)).await;
@@ -142,10 +142,10 @@ impl Backend {
 
     async fn ask(
         &self,
-        known: &Known<'_>,
+        known: &TransactionMark<'_>,
         settings: &Settings,
-        seen: &mut Seen,
-    ) -> sqlx::Result<Asked> {
+        seen: &mut Findings,
+    ) -> sqlx::Result<Progress> {
         let mut connection = settings.connect_options().connect().await?;
         let is_same = match &self.incarnation {
             Some(before) => incarnation(&mut connection).await? == **before,
@@ -172,18 +172,18 @@ impl Backend {
                 seen.id = id.filter(|_| stands).map(full_id);
             }
             return Ok(match waits {
-                "true" => Asked::Enough,
-                _ => Asked::IsThere,
+                "true" => Progress::Done,
+                _ => Progress::StillRunning,
             });
         }
         // Another server knows nothing of it, unless the process was seen there.
         seen.is_gone = is_same || self.incarnation.is_none() || seen.stood.is_some();
         let id = match (known, &seen.id) {
-            _ if !is_same => return Ok(Asked::Enough),
-            (Known::Id(id), _) => format!("'{id}'"),
+            _ if !is_same => return Ok(Progress::Done),
+            (TransactionMark::Id(id), _) => format!("'{id}'"),
             // COMMIT may have been under way when it was ended.
             (_, Some(id)) => id.clone(),
-            (_, None) => return Ok(Asked::Enough),
+            (_, None) => return Ok(Progress::Done),
         };
         let status = format!("SELECT pg_xact_status({id})");
         let status = sqlx::raw_sql(AssertSqlSafe(status))
@@ -193,16 +193,16 @@ impl Backend {
         seen.fate = match status {
             Some("committed") => Some(Fate::Committed),
             Some("aborted") => Some(Fate::RolledBack),
-            Some(_) => return Ok(Asked::IsThere),
+            Some(_) => return Ok(Progress::StillRunning),
             None => None,
         };
-        Ok(Asked::Enough)
+        Ok(Progress::Done)
     }
 }
 
 /// What is known of a process that was to be ended.
 #[derive(Default)]
-struct Seen {
+struct Findings {
     /// At first sight it was at the transaction.
     stood: Option<bool>,
     /// The id that it had got by then, as an expression of the server's.
@@ -220,11 +220,11 @@ fn full_id(id: &str) -> String {
     )
 }
 
-enum Asked {
+enum Progress {
     /// More cannot be known.
-    Enough,
+    Done,
     /// The process is not gone yet.
-    IsThere,
+    StillRunning,
 }
 
 /// A transaction, as it is ended from outside its session.
@@ -242,7 +242,9 @@ impl End for Outside {
                 transaction,
                 sessions,
             } = self;
-            let seen = backend.end(Known::of(transaction), sessions).await;
+            let seen = backend
+                .end(TransactionMark::of(transaction), sessions)
+                .await;
             let may_be_kept = transaction.writes
                 && match (seen.fate, seen.stood) {
                     (Some(Fate::Committed), _) | (_, Some(false)) => true,

@@ -39,8 +39,8 @@ pub use self::settings::Settings;
 use self::settings::{GUARD, SetBy};
 use super::config::SLOW;
 use super::{
-    Access, Config, Error, Identity, Link, Migrations, NotReady, OpenError, Patience,
-    TransactionPool, pool,
+    Access, Attachment, Config, Error, Identity, Migrations, NotReady, OpenError, TransactionPool,
+    WaitPolicy, pool,
 };
 
 /// A Postgres database: `max_connections` for requests, and as many read-only sessions.
@@ -54,7 +54,7 @@ struct Inner {
     readers: Sessions,
     settings: Settings,
     identity: Identity,
-    link: Arc<OnceLock<Link>>,
+    attachment: Arc<OnceLock<Attachment>>,
     probe: Probe,
 }
 
@@ -82,16 +82,16 @@ impl PostgresPool {
             .await
             .unwrap_or_else(|_| Err(no_answer(limits.wait)))
             .map_err(OpenError::Database)?;
-        let link = Arc::new(OnceLock::new());
+        let attachment = Arc::new(OnceLock::new());
         let unguarded = settings.clone().unguarded();
         let readers = unguarded.clone().with(GUARD, "on");
         let kept_for_readers = Limits { least: 0, ..limits };
         Ok(Self(Arc::new(Inner {
-            sessions: Sessions::new(settings, limits, Arc::clone(&link)).with(first),
-            readers: Sessions::new(readers, kept_for_readers, Arc::clone(&link)),
+            sessions: Sessions::new(settings, limits, Arc::clone(&attachment)).with(first),
+            readers: Sessions::new(readers, kept_for_readers, Arc::clone(&attachment)),
             settings: unguarded,
             identity,
-            link,
+            attachment,
             probe: Probe::default(),
         })))
     }
@@ -103,8 +103,8 @@ impl PostgresPool {
 
     /// A session for statements that no BEGIN of ours precedes: a `Read`'s, or those of
     /// rocket_db_pools' own guard. sqlx counts no transaction on it.
-    async fn plain(&self, from: &Sessions, patience: Patience) -> sqlx::Result<PostgresSession> {
-        let mut session = from.acquire(patience, Liveness::Verified).await?;
+    async fn plain(&self, from: &Sessions, wait: WaitPolicy) -> sqlx::Result<PostgresSession> {
+        let mut session = from.acquire(wait, Liveness::Verified).await?;
         transaction::leave(&mut session).await?;
         Ok(session)
     }
@@ -182,14 +182,10 @@ async fn identity(connection: &mut PgConnection) -> sqlx::Result<Identity> {
 impl TransactionPool for PostgresPool {
     type Session = PostgresSession;
 
-    async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<PostgresSession> {
+    async fn session(&self, access: Access, wait: WaitPolicy) -> sqlx::Result<PostgresSession> {
         match access {
-            Access::ReadOnly => self.plain(&self.0.readers, patience).await,
-            Access::ReadWrite => {
-                (self.0.sessions)
-                    .acquire(patience, Liveness::Unchecked)
-                    .await
-            }
+            Access::ReadOnly => self.plain(&self.0.readers, wait).await,
+            Access::ReadWrite => (self.0.sessions).acquire(wait, Liveness::Unchecked).await,
         }
     }
 
@@ -227,8 +223,8 @@ impl TransactionPool for PostgresPool {
         &self.0.identity
     }
 
-    fn link(&self) -> &OnceLock<Link> {
-        &self.0.link
+    fn attachment(&self) -> &OnceLock<Attachment> {
+        &self.0.attachment
     }
 }
 
@@ -242,13 +238,13 @@ impl rocket_db_pools::Pool for PostgresPool {
     }
 
     async fn get(&self) -> Result<PostgresSession, Error> {
-        let mut session = self.plain(&self.0.sessions, Patience::Wait).await?;
+        let mut session = self.plain(&self.0.sessions, WaitPolicy::QUEUE).await?;
         transaction::unguard(&mut session).await?;
         Ok(session)
     }
 
     async fn close(&self) {
-        pool::close(&self.0.link, async {
+        pool::close(&self.0.attachment, async {
             self.0.readers.close().await;
             self.0.sessions.close().await;
         })

@@ -200,10 +200,10 @@ impl OpenTransaction {
 pub(super) struct Place {
     pub(super) sessions: Sessions,
     pub(super) _permit: OwnedSemaphorePermit,
-    pub(super) _lent: TaskTrackerToken,
+    pub(super) _checked_out: TaskTrackerToken,
 }
 
-const LENT: &str = "a session is there for as long as it is lent";
+const CHECKED_OUT: &str = "a session is there for as long as it is lent";
 
 impl PostgresSession {
     /// Whatever its user does not say more about is checked when it comes back.
@@ -227,15 +227,15 @@ impl PostgresSession {
 
     /// Those that it is one of.
     pub(super) fn sessions(&self) -> &Sessions {
-        &self.place.as_ref().expect(LENT).sessions
+        &self.place.as_ref().expect(CHECKED_OUT).sessions
     }
 
     pub(super) fn live(&mut self) -> &mut Live {
-        self.live.as_mut().expect(LENT)
+        self.live.as_mut().expect(CHECKED_OUT)
     }
 
     pub(super) fn backend(&self) -> &Arc<Backend> {
-        &self.live.as_ref().expect(LENT).backend
+        &self.live.as_ref().expect(CHECKED_OUT).backend
     }
 
     /// Runs `before`, which must end the transaction, and what cleans up after it.
@@ -284,7 +284,7 @@ impl Deref for PostgresSession {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.live.as_ref().expect(LENT).connection
+        &self.live.as_ref().expect(CHECKED_OUT).connection
     }
 }
 

@@ -20,7 +20,7 @@ use super::session::{Live, PROMPT, Place, PostgresSession, say_goodbye};
 use super::settings::Settings;
 use crate::db::error_class::{ends_session, while_connecting};
 use crate::db::health::Health;
-use crate::db::{ErrorClass, Link, Patience};
+use crate::db::{Attachment, ErrorClass, WaitPolicy};
 
 /// A session that was used this recently is taken as alive.
 const FRESH: Duration = Duration::from_millis(50);
@@ -58,13 +58,13 @@ struct Inner {
     settings: Settings,
     limits: Limits,
     /// The pool's place in its service, which is known later than the pool.
-    link: Arc<OnceLock<Link>>,
+    attachment: Arc<OnceLock<Attachment>>,
     /// One permit a session. First come, first served.
     permits: Arc<Semaphore>,
     /// Sessions that have proved themselves and that nobody uses, the last used on top. `None` once
     /// the pool is closed.
     idle: Mutex<Option<Vec<Idle>>>,
-    lent: TaskTracker,
+    checked_out: TaskTracker,
     opening: Opening,
 }
 
@@ -114,14 +114,14 @@ struct Idle {
 
 impl Sessions {
     /// Opens none yet.
-    pub fn new(settings: Settings, limits: Limits, link: Arc<OnceLock<Link>>) -> Self {
+    pub fn new(settings: Settings, limits: Limits, attachment: Arc<OnceLock<Attachment>>) -> Self {
         let inner = Arc::new(Inner {
             settings,
             limits,
-            link,
+            attachment,
             permits: Arc::new(Semaphore::new(limits.most.max(1) as usize)),
             idle: Mutex::new(Some(Vec::new())),
-            lent: TaskTracker::new(),
+            checked_out: TaskTracker::new(),
             opening: Opening::new(),
         });
         tokio::spawn(keep(Arc::downgrade(&inner)));
@@ -144,25 +144,26 @@ impl Sessions {
 
     /// How long one request may take to be settled.
     pub(super) fn settle_timeout(&self) -> Duration {
-        let link = self.0.link.get();
-        let known = link.and_then(|link| link.settle_timeout.get());
-        known.copied().unwrap_or(Link::SETTLE_TIMEOUT)
+        let attachment = self.0.attachment.get();
+        let known = attachment.and_then(|attachment| attachment.settle_timeout.get());
+        known.copied().unwrap_or(Attachment::SETTLE_TIMEOUT)
     }
 
     pub(super) fn health(&self) -> Option<&Health> {
-        Some(&self.0.link.get()?.health)
+        Some(&self.0.attachment.get()?.health)
     }
 
     /// Opens a session. Others see for how long none could be opened.
-    async fn open(&self, patience: Patience, limit: Duration) -> sqlx::Result<Live> {
+    async fn open(&self, wait: WaitPolicy, limit: Duration) -> sqlx::Result<Live> {
         self.0.opening.start();
-        let opened = match patience {
-            Patience::Wait | Patience::AtMost(_) => open_patiently(&self.0.settings, limit).await,
-            // A new session takes a moment, but nobody whom we might wait for is involved in it.
-            Patience::Never => timeout(PROMPT, Live::open(&self.0.settings))
+        let opened = if wait.queues() {
+            open_patiently(&self.0.settings, limit).await
+        } else {
+            // A new session takes a moment, but needs nothing that another request may hold.
+            timeout(PROMPT, Live::open(&self.0.settings))
                 .await
                 .unwrap_or_else(|_| Err(no_answer(PROMPT)))
-                .map_err(while_connecting),
+                .map_err(while_connecting)
         };
         match &opened {
             Ok(_) => {
@@ -216,17 +217,16 @@ impl Sessions {
     /// one could not be opened.
     pub async fn acquire(
         &self,
-        patience: Patience,
+        wait: WaitPolicy,
         liveness: Liveness,
     ) -> sqlx::Result<PostgresSession> {
         let deadline = tokio::time::Instant::now() + self.wait();
         let permits = Arc::clone(&self.0.permits);
-        let permit = match patience {
-            Patience::Never => permits.try_acquire_owned().ok(),
-            Patience::Wait | Patience::AtMost(_) => {
-                let turn = timeout_at(deadline, permits.acquire_owned()).await;
-                turn.ok().and_then(Result::ok)
-            }
+        let permit = if wait.queues() {
+            let turn = timeout_at(deadline, permits.acquire_owned()).await;
+            turn.ok().and_then(Result::ok)
+        } else {
+            permits.try_acquire_owned().ok()
         };
         let Some(permit) = permit else {
             return Err(self.none_free());
@@ -234,7 +234,7 @@ impl Sessions {
         let place = Place {
             sessions: self.clone(),
             _permit: permit,
-            _lent: self.0.lent.token(),
+            _checked_out: self.0.checked_out.token(),
         };
         // The pool may have been closed after the permit was taken, and did not wait for this.
         if self.0.permits.is_closed() {
@@ -253,7 +253,7 @@ impl Sessions {
         }
         // Boxed: the future of a handler that finds a session here stays small.
         let limit = deadline - tokio::time::Instant::now();
-        let live = Box::pin(self.open(patience, limit)).await?;
+        let live = Box::pin(self.open(wait, limit)).await?;
         Ok(PostgresSession::new(live, true, place))
     }
 
@@ -270,8 +270,8 @@ impl Sessions {
         for Idle { live, .. } in idle.into_iter().flatten() {
             say_goodbye(live).await;
         }
-        self.0.lent.close();
-        self.0.lent.wait().await;
+        self.0.checked_out.close();
+        self.0.checked_out.wait().await;
     }
 }
 
@@ -301,7 +301,7 @@ impl Inner {
     /// How many more are to be kept open.
     fn missing(&self) -> usize {
         let idle = self.idle.lock().as_ref().map(Vec::len);
-        let open = idle.map_or(usize::MAX, |idle| idle + self.lent.len());
+        let open = idle.map_or(usize::MAX, |idle| idle + self.checked_out.len());
         (self.limits.least as usize).saturating_sub(open)
     }
 }

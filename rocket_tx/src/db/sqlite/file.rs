@@ -31,16 +31,16 @@ pub fn sqlite_open_retries() -> u64 {
 pub(super) struct SqliteFile {
     path: PathBuf,
     options: SqliteConnectOptions,
-    patience: Duration,
+    connect_timeout: Duration,
 }
 
 impl SqliteFile {
-    pub(super) fn new(options: SqliteConnectOptions, patience: Duration) -> Self {
+    pub(super) fn new(options: SqliteConnectOptions, connect_timeout: Duration) -> Self {
         let path = options.get_filename().to_owned();
         Self {
             path,
             options,
-            patience,
+            connect_timeout,
         }
     }
 
@@ -118,7 +118,7 @@ impl SqliteFile {
         let started = Instant::now();
         attempt
             .retry(FullJitter)
-            .when(|error: &E| error.is_busy() && started.elapsed() < self.patience)
+            .when(|error: &E| error.is_busy() && started.elapsed() < self.connect_timeout)
             .notify(|_, wait| {
                 OPEN_RETRIES.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(file = %self.path.display(), ?wait, "busy while it is opened; trying again");
@@ -132,7 +132,7 @@ impl SqliteFile {
         match result_code(&error) {
             Some(BUSY | LOCKED) => OpenError::Locked {
                 path,
-                waited: self.patience,
+                waited: self.connect_timeout,
             },
             Some(NOTADB) => OpenError::NotADatabase(path),
             // CANTOPEN: the file, or the journal beside it, cannot even be made.

@@ -8,7 +8,7 @@
 //! | `mod` | [`SqlitePool`]: opened, asked for sessions, migrated, closed |
 //! | `writer` | the connection that writes, and the queue in front of it |
 //! | `steps` | the statements that begin and end its transactions |
-//! | `lent` | that connection while one transaction has it |
+//! | `writer_session` | that connection while one transaction has it |
 //! | `watch` | what only SQLite can say about the writer's transaction |
 //! | `keys` | whether COMMIT would find a deferred foreign key broken |
 //! | `mark` | whether a transaction has written to the write-ahead log |
@@ -20,7 +20,6 @@
 
 mod file;
 mod keys;
-mod lent;
 mod mark;
 mod place;
 mod readers;
@@ -29,6 +28,7 @@ mod steps;
 mod sync;
 mod watch;
 mod writer;
+mod writer_session;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -44,19 +44,19 @@ use sqlx_core::transaction::TransactionManager;
 
 pub use self::file::is_sqlite_busy;
 pub use self::file::sqlite_open_retries;
-pub use self::lent::OneShotWriter;
+pub use self::writer_session::OneShotWriter;
 
 use self::file::SqliteFile;
-use self::lent::LentWriter;
 use self::place::Place;
 use self::readiness::Probe;
 use self::sync::SharedSync;
 use self::writer::{Writer, WriterFile, unreachable};
+use self::writer_session::WriterSession;
 use crate::db::config::{SLOW, Synchronous};
 use crate::db::{
-    Access, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity, Link,
-    Migrations, NotReady, Patience, RollbackError, Session, TransactionControl, TransactionId,
-    TransactionPool, pool,
+    Access, Attachment, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity,
+    Migrations, NotReady, RollbackError, Session, TransactionControl, TransactionId,
+    TransactionPool, WaitPolicy, pool,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -76,19 +76,19 @@ struct Inner {
     readers: sqlx::SqlitePool,
     busy_timeout: Duration,
     identity: Identity,
-    link: OnceLock<Link>,
+    attachment: OnceLock<Attachment>,
     probe: Probe,
 }
 
 /// A borrowed SQLite connection: the writer, or a reader.
 pub struct SqliteSession {
-    lent: Lent,
+    connection: Pooled,
     busy_timeout: Duration,
     owner: Option<TransactionId>,
 }
 
-enum Lent {
-    Writer(LentWriter),
+enum Pooled {
+    Writer(WriterSession),
     Reader(PoolConnection<Sqlite>),
 }
 
@@ -96,18 +96,18 @@ impl Deref for SqliteSession {
     type Target = SqliteConnection;
 
     fn deref(&self) -> &SqliteConnection {
-        match &self.lent {
-            Lent::Writer(writer) => writer,
-            Lent::Reader(reader) => reader,
+        match &self.connection {
+            Pooled::Writer(writer) => writer,
+            Pooled::Reader(reader) => reader,
         }
     }
 }
 
 impl DerefMut for SqliteSession {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
-        match &mut self.lent {
-            Lent::Writer(writer) => writer,
-            Lent::Reader(reader) => reader,
+        match &mut self.connection {
+            Pooled::Writer(writer) => writer,
+            Pooled::Reader(reader) => reader,
         }
     }
 }
@@ -130,28 +130,28 @@ impl TransactionControl for SqliteSession {
     }
 
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
-        let busy_timeout = busy_timeout(options.patience, self.busy_timeout);
-        match &mut self.lent {
+        let busy_timeout = options.wait.busy_timeout_or(self.busy_timeout);
+        match &mut self.connection {
             // IMMEDIATE takes the write lock now: a deferred transaction that reads first and
             // writes later fails with BUSY_SNAPSHOT, and no waiting helps.
-            Lent::Writer(writer) => writer.begin(busy_timeout).await,
-            Lent::Reader(reader) => Manager::begin(reader, None).await,
+            Pooled::Writer(writer) => writer.begin(busy_timeout).await,
+            Pooled::Reader(reader) => Manager::begin(reader, None).await,
         }
     }
 
     /// SQLite has no aborted transactions. It is asked only whether the transaction still stands,
     /// and whether its deferred foreign keys hold.
     async fn prepare(&mut self) -> Result<(), CommitError> {
-        match &mut self.lent {
-            Lent::Writer(writer) => writer.prepare().await,
-            Lent::Reader(_) => Ok(()),
+        match &mut self.connection {
+            Pooled::Writer(writer) => writer.prepare().await,
+            Pooled::Reader(_) => Ok(()),
         }
     }
 
     async fn commit(&mut self) -> Result<Durability, CommitError> {
-        let reader = match &mut self.lent {
-            Lent::Writer(writer) => return writer.commit().await,
-            Lent::Reader(reader) => reader,
+        let reader = match &mut self.connection {
+            Pooled::Writer(writer) => return writer.commit().await,
+            Pooled::Reader(reader) => reader,
         };
         while reader.is_in_transaction() {
             let committed = Manager::commit(reader).await;
@@ -162,9 +162,9 @@ impl TransactionControl for SqliteSession {
     }
 
     async fn rollback(&mut self) -> Result<(), RollbackError> {
-        let reader = match &mut self.lent {
-            Lent::Writer(writer) => return writer.rollback().await,
-            Lent::Reader(reader) => reader,
+        let reader = match &mut self.connection {
+            Pooled::Writer(writer) => return writer.rollback().await,
+            Pooled::Reader(reader) => reader,
         };
         while reader.is_in_transaction() {
             Manager::rollback(reader).await?;
@@ -173,16 +173,16 @@ impl TransactionControl for SqliteSession {
     }
 
     fn ending(&self) -> Ending {
-        match &self.lent {
-            Lent::Writer(writer) => writer.ending(),
-            Lent::Reader(_) => Ending::by_closing(),
+        match &self.connection {
+            Pooled::Writer(writer) => writer.ending(),
+            Pooled::Reader(_) => Ending::by_closing(),
         }
     }
 
     fn start_rollback(&mut self) {
-        match &mut self.lent {
-            Lent::Writer(writer) => writer.start_rollback(),
-            Lent::Reader(reader) => {
+        match &mut self.connection {
+            Pooled::Writer(writer) => writer.start_rollback(),
+            Pooled::Reader(reader) => {
                 for _ in 0..Manager::get_transaction_depth(reader) {
                     Manager::start_rollback(reader);
                 }
@@ -191,9 +191,9 @@ impl TransactionControl for SqliteSession {
     }
 
     fn close_on_drop(&mut self) {
-        match &mut self.lent {
-            Lent::Writer(writer) => writer.give_up(),
-            Lent::Reader(reader) => reader.close_on_drop(),
+        match &mut self.connection {
+            Pooled::Writer(writer) => writer.give_up(),
+            Pooled::Reader(reader) => reader.close_on_drop(),
         }
     }
 }
@@ -228,13 +228,13 @@ impl SqlitePool {
         let place = Arc::clone(&writer.place);
         let writer = Writer::new(writer, config.connect_timeout.0);
         // Opened now: what is wrong with it is found out by the launch.
-        let opened = writer.acquire(Patience::Wait).await;
+        let opened = writer.acquire(WaitPolicy::QUEUE).await;
         drop(opened.map_err(|error| file.explain(error))?);
         let readers = readers::connect(config, options)
             .await
             .map_err(|error| file.explain(error))?;
         let identity = identity(&filename);
-        let link = OnceLock::new();
+        let attachment = OnceLock::new();
         Ok(Self(Arc::new(Inner {
             file,
             place,
@@ -242,7 +242,7 @@ impl SqlitePool {
             readers,
             busy_timeout,
             identity,
-            link,
+            attachment,
             probe: Probe::default(),
         })))
     }
@@ -250,9 +250,9 @@ impl SqlitePool {
 
 impl SqlitePool {
     /// Queues for the writer, as a transaction would.
-    pub async fn writer(&self, patience: Patience) -> sqlx::Result<OneShotWriter> {
-        let busy_timeout = busy_timeout(patience, self.0.busy_timeout);
-        let writer = self.0.writer.acquire(patience).await?;
+    pub async fn writer(&self, wait: WaitPolicy) -> sqlx::Result<OneShotWriter> {
+        let busy_timeout = wait.busy_timeout_or(self.0.busy_timeout);
+        let writer = self.0.writer.acquire(wait).await?;
         Ok(OneShotWriter::new(writer, busy_timeout))
     }
 }
@@ -271,16 +271,6 @@ fn level(synchronous: Synchronous) -> SqliteSynchronous {
         Synchronous::Normal => SqliteSynchronous::Normal,
         Synchronous::Full => SqliteSynchronous::Full,
         Synchronous::Extra => SqliteSynchronous::Extra,
-    }
-}
-
-/// How long SQLite is to wait for another process.
-fn busy_timeout(patience: Patience, usual: Duration) -> Duration {
-    match patience {
-        Patience::Wait => usual,
-        Patience::AtMost(limit) => limit,
-        // Another process may hold the file's write lock and wait for what we hold.
-        Patience::Never => Duration::ZERO,
     }
 }
 
@@ -349,23 +339,23 @@ fn identity(file: &Path) -> Identity {
 impl TransactionPool for SqlitePool {
     type Session = SqliteSession;
 
-    async fn session(&self, access: Access, patience: Patience) -> sqlx::Result<SqliteSession> {
-        let lent = match access {
+    async fn session(&self, access: Access, wait: WaitPolicy) -> sqlx::Result<SqliteSession> {
+        let connection = match access {
             Access::ReadOnly => {
                 self.0.place.check().map_err(unreachable)?;
-                Lent::Reader(readers::acquire(&self.0.readers, patience).await?)
+                Pooled::Reader(readers::acquire(&self.0.readers, wait).await?)
             }
-            Access::ReadWrite => Lent::Writer(self.0.writer.acquire(patience).await?),
+            Access::ReadWrite => Pooled::Writer(self.0.writer.acquire(wait).await?),
         };
         Ok(SqliteSession {
-            lent,
+            connection,
             busy_timeout: self.0.busy_timeout,
             owner: None,
         })
     }
 
     fn connect_timeout(&self) -> Duration {
-        self.0.writer.patience()
+        self.0.writer.connect_timeout()
     }
 
     async fn ready(&self) -> Result<(), NotReady> {
@@ -390,8 +380,8 @@ impl TransactionPool for SqlitePool {
         file.exists().then(|| identity(file))
     }
 
-    fn link(&self) -> &OnceLock<Link> {
-        &self.0.link
+    fn attachment(&self) -> &OnceLock<Attachment> {
+        &self.0.attachment
     }
 }
 
@@ -405,11 +395,11 @@ impl rocket_db_pools::Pool for SqlitePool {
     }
 
     async fn get(&self) -> Result<SqliteSession, Error> {
-        Ok(self.session(Access::ReadOnly, Patience::Wait).await?)
+        Ok(self.session(Access::ReadOnly, WaitPolicy::QUEUE).await?)
     }
 
     async fn close(&self) {
-        pool::close(&self.0.link, async {
+        pool::close(&self.0.attachment, async {
             self.0.readers.close().await;
             self.0.writer.close().await;
         })

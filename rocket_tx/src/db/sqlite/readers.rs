@@ -15,7 +15,7 @@ use sqlx::{Connection, Sqlite};
 use tokio::time::timeout;
 
 use super::watch::{SELDOM, state};
-use crate::db::{Config, Patience};
+use crate::db::{Config, WaitPolicy};
 
 /// BEGIN fails where one that a request has sent is still open, whatever sqlx counts. It stands
 /// last: an answer that comes early would wake the task once more.
@@ -66,28 +66,28 @@ pub(super) async fn connect(
         .await
 }
 
-/// Takes a reader; with [`Patience::Never`] one that is idle, or a new one if there may be more.
+/// Takes a reader; with [`WaitPolicy::FAIL_FAST`] one that is idle, or a new one if there may be more.
 ///
 /// What waits is boxed: the future of a handler that need not wait stays small.
 pub(super) async fn acquire(
     readers: &SqlitePool,
-    patience: Patience,
+    wait: WaitPolicy,
 ) -> sqlx::Result<PoolConnection<Sqlite>> {
-    /// A new connection takes a moment, but nobody whom we might wait for is involved in it.
+    /// A new connection takes a moment, but needs nothing that another request may hold.
     const CONNECTING: Duration = Duration::from_secs(1);
 
     // Never past those who wait: the pool is fair.
     if let Some(connection) = readers.try_acquire() {
         return Ok(connection);
     }
-    match patience {
-        Patience::Wait | Patience::AtMost(_) => Box::pin(readers.acquire()).await,
-        Patience::Never if readers.size() < readers.options().get_max_connections() => {
-            let connected = Box::pin(timeout(CONNECTING, readers.acquire())).await;
-            connected.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-        }
-        Patience::Never => Err(sqlx::Error::PoolTimedOut),
+    if wait.queues() {
+        return Box::pin(readers.acquire()).await;
     }
+    if readers.size() < readers.options().get_max_connections() {
+        let connected = Box::pin(timeout(CONNECTING, readers.acquire())).await;
+        return connected.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+    }
+    Err(sqlx::Error::PoolTimedOut)
 }
 
 /// The text of [`STATE`]. One hop.

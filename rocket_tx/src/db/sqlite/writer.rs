@@ -16,11 +16,11 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::lent::LentWriter;
 use super::place::Place;
 use super::sync::{SharedSync, Wal};
 use super::watch::{Found, Watch};
-use crate::db::Patience;
+use super::writer_session::WriterSession;
+use crate::db::WaitPolicy;
 use crate::db::error_class::while_connecting;
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -29,7 +29,7 @@ type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 pub(super) struct Writer {
     file: Arc<WriterFile>,
     /// How long a request waits for its turn.
-    patience: Duration,
+    connect_timeout: Duration,
     /// Empty before first use, and after a connection was given up.
     open: Slot,
     closed: AtomicBool,
@@ -76,23 +76,23 @@ pub(super) struct Open {
 const OPEN: &str = "the connection is there until it is dropped";
 
 impl Writer {
-    pub(super) fn new(file: WriterFile, patience: Duration) -> Self {
+    pub(super) fn new(file: WriterFile, connect_timeout: Duration) -> Self {
         Self {
             file: Arc::new(file),
-            patience,
+            connect_timeout,
             open: Arc::default(),
             closed: AtomicBool::new(false),
         }
     }
 
     /// Dropping the future gives up the place in the queue.
-    pub(super) async fn acquire(&self, patience: Patience) -> sqlx::Result<LentWriter> {
+    pub(super) async fn acquire(&self, wait: WaitPolicy) -> sqlx::Result<WriterSession> {
         let open = Arc::clone(&self.open);
-        let turn = match patience {
-            Patience::Never => open.try_lock_owned().ok(),
-            Patience::Wait | Patience::AtMost(_) => {
-                timeout(self.patience, open.lock_owned()).await.ok()
-            }
+        let turn = if wait.queues() {
+            let turn = timeout(self.connect_timeout, open.lock_owned()).await;
+            turn.ok()
+        } else {
+            open.try_lock_owned().ok()
         };
         let mut turn = turn.ok_or(sqlx::Error::PoolTimedOut)?;
         if self.closed.load(Ordering::SeqCst) {
@@ -110,12 +110,12 @@ impl Writer {
             let opening = Box::pin(tokio::spawn(open_in_turn(Arc::clone(&self.file), turn)));
             turn = opening.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
         }
-        Ok(LentWriter::new(turn))
+        Ok(WriterSession::new(turn))
     }
 
     /// How long a request waits for its turn.
-    pub(super) fn patience(&self) -> Duration {
-        self.patience
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
     }
 
     /// Waits for whoever has it. Nobody gets it afterwards.

@@ -117,7 +117,7 @@ pub enum Error {
     #[error("the database takes no writes now: {0}; retry when it does")]
     NotWritable(#[source] sqlx::Error),
 
-    /// Settling took longer than `settle_timeout`, and no COMMIT had been sent. 503.
+    /// SettleContext took longer than `settle_timeout`, and no COMMIT had been sent. 503.
     #[error(
         "settling took longer than {0:?} and nothing was committed; retry, or raise `settle_timeout`"
     )]

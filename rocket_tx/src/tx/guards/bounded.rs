@@ -34,7 +34,7 @@ use crate::tx::registry::Outstanding;
 /// It counts from when the route is tried: guards, waiting for connections, reading the body, and the
 /// handler itself. Let it be longer than `connect_timeout` and `statement_timeout` together: where the
 /// server lives, its own timeout should come first, because it ends the statement at the server too.
-/// Settling the request comes after it, with a bound of its own, `settle_timeout`; so does a body
+/// SettleContext the request comes after it, with a bound of its own, `settle_timeout`; so does a body
 /// that streams: one that holds a [`Read`](crate::tx::Read) must make progress within `read_idle_timeout`.
 ///
 /// # Cancellation

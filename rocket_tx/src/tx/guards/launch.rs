@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rocket::{Ignite, Phase, Request, Rocket};
 
-use crate::db::{Roster, TransactionPool, TransactionalDatabase, same_database};
+use crate::db::{AttachedDatabases, TransactionPool, TransactionalDatabase, same_database};
 use crate::tx::failure::Error;
 use crate::tx::fairings::FairingOrder;
 
@@ -30,9 +30,9 @@ pub fn attached<'r, D: TransactionalDatabase>(request: &'r Request<'_>) -> Resul
     let rocket = request.rocket();
     let database = rocket.state::<D>();
     let database = database.ok_or(Error::NotAttached(type_name::<D>()))?;
-    if database.link().get().is_none()
-        && let Some(roster) = rocket.state::<Roster>()
-        && let Err(other) = roster.attach::<D, _>(rocket, database)
+    if database.attachment().get().is_none()
+        && let Some(attached) = rocket.state::<AttachedDatabases>()
+        && let Err(other) = attached.attach::<D, _>(rocket, database)
     {
         tracing::error!("{}", same_database::<D>(other));
     }
@@ -42,14 +42,14 @@ pub fn attached<'r, D: TransactionalDatabase>(request: &'r Request<'_>) -> Resul
 /// The service cannot serve guards of `D`: says what is missing, or what is wrong.
 pub(super) fn check_launch<D: TransactionalDatabase>(rocket: &Rocket<Ignite>) -> bool {
     let mut unfit = refuse_without_settlement(rocket);
-    match (rocket.state::<D>(), rocket.state::<Roster>()) {
+    match (rocket.state::<D>(), rocket.state::<AttachedDatabases>()) {
         (None, _) => {
             tracing::error!("{}", Error::NotAttached(type_name::<D>()));
             unfit = true;
         }
         // A database that was attached by rocket_db_pools' own initializer gets its place here.
-        (Some(database), Some(roster)) => {
-            if let Err(other) = roster.attach::<D, _>(rocket, database) {
+        (Some(database), Some(attached)) => {
+            if let Err(other) = attached.attach::<D, _>(rocket, database) {
                 tracing::error!("{}", same_database::<D>(other));
                 unfit = true;
             }

@@ -13,7 +13,7 @@ use tracing::Instrument;
 
 use super::launch;
 use super::registry::failed_to_read;
-use crate::db::{Access, Patience, Session, TransactionPool, TransactionalDatabase};
+use crate::db::{Access, Session, TransactionPool, TransactionalDatabase};
 use crate::tx::failure::Error;
 use crate::tx::registry::{ConnectionOf, Outstanding, rank_of};
 use crate::tx::running_body::RunningBody;
@@ -57,18 +57,18 @@ use crate::tx::running_body::RunningBody;
 /// ```
 pub struct Read<D: TransactionalDatabase> {
     session: <D::Pool as TransactionPool>::Session,
-    reading: Reading<D>,
+    registration: ReadRegistration<D>,
 }
 
 /// Holds the place of a `Read` in its request.
-struct Reading<D: Database> {
+struct ReadRegistration<D: Database> {
     outstanding: Arc<Outstanding>,
     /// What used it last is the body of the response.
     by_body: Arc<AtomicBool>,
     database: PhantomData<fn() -> D>,
 }
 
-impl<D: Database> Reading<D> {
+impl<D: Database> ReadRegistration<D> {
     /// The `Read` is used, by whatever is running.
     fn is_used(&self) {
         let by_body = RunningBody::is_of(self.outstanding.request_id());
@@ -76,7 +76,7 @@ impl<D: Database> Reading<D> {
     }
 }
 
-impl<D: Database> Drop for Reading<D> {
+impl<D: Database> Drop for ReadRegistration<D> {
     fn drop(&mut self) {
         self.outstanding.reading_ends::<D>();
     }
@@ -103,18 +103,18 @@ impl<D: TransactionalDatabase> Read<D> {
         let _turn = outstanding.acquire_in_turn().await;
         let rank = rank_of::<D>(pool)?;
         let by_body = Arc::<AtomicBool>::default();
-        let patience = outstanding.reading_begins::<D>(rank, Arc::clone(&by_body))?;
+        let wait = outstanding.reading_begins::<D>(rank, Arc::clone(&by_body))?;
         // Made before the wait: dropped in it, the place is given back.
-        let reading = Reading {
+        let registration = ReadRegistration {
             outstanding: Arc::clone(outstanding),
             by_body,
             database: PhantomData,
         };
         let asked = Instant::now();
         let span = tracing::debug_span!("read", database = D::NAME);
-        let entry = pool.session(Access::ReadOnly, patience).instrument(span);
+        let entry = pool.session(Access::ReadOnly, wait).instrument(span);
         let session = match entry.await {
-            Err(sqlx::Error::PoolTimedOut) if patience == Patience::Never => {
+            Err(sqlx::Error::PoolTimedOut) if !wait.queues() => {
                 return Err(Error::OutOfOrder(D::NAME));
             }
             session => session?,
@@ -122,8 +122,11 @@ impl<D: TransactionalDatabase> Read<D> {
         let waited = asked.elapsed();
         outstanding
             .observers
-            .tell(|observer| observer.lent(outstanding.request, D::NAME, waited));
-        Ok(Self { session, reading })
+            .notify(|observer| observer.read_acquired(outstanding.request, D::NAME, waited));
+        Ok(Self {
+            session,
+            registration,
+        })
     }
 }
 
@@ -131,14 +134,14 @@ impl<D: TransactionalDatabase> Deref for Read<D> {
     type Target = ConnectionOf<D>;
 
     fn deref(&self) -> &Self::Target {
-        self.reading.is_used();
+        self.registration.is_used();
         self.session.connection_ref()
     }
 }
 
 impl<D: TransactionalDatabase> DerefMut for Read<D> {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        self.reading.is_used();
+        self.registration.is_used();
         self.session.connection()
     }
 }

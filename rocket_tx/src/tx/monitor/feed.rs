@@ -24,14 +24,14 @@ pub struct Event {
     pub at_us: u64,
     /// What happened.
     #[serde(flatten)]
-    pub what: Happened,
+    pub kind: EventKind,
 }
 
 /// What can happen to a request.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Happened {
+pub enum EventKind {
     /// A transaction has begun, or a resource has joined.
     Began {
         /// The database, or the name that the resource gives itself.
@@ -80,10 +80,12 @@ pub enum Happened {
     },
     /// Something that the service itself tells.
     Note {
-        /// What it is about.
-        about: Cow<'static, str>,
-        /// What it says.
-        says: rocket::serde::json::Value,
+        /// The topic, as the publisher calls it.
+        #[serde(rename = "about")]
+        topic: Cow<'static, str>,
+        /// Data of the topic.
+        #[serde(rename = "says")]
+        data: rocket::serde::json::Value,
     },
 }
 
@@ -121,12 +123,12 @@ impl Feed {
         self.sender.receiver_count()
     }
 
-    pub(in crate::tx) fn tell(&self, request: RequestId, what: impl FnOnce() -> Happened) {
+    pub(in crate::tx) fn emit(&self, request: RequestId, kind: impl FnOnce() -> EventKind) {
         if self.is_heard() {
             let event = Event {
                 request,
                 at_us: micros(self.launched.elapsed()),
-                what: what(),
+                kind: kind(),
             };
             // The last listener may just have gone.
             let _ = self.sender.send(Arc::new(event));
@@ -143,21 +145,21 @@ pub struct Listener(broadcast::Receiver<Arc<Event>>);
 
 /// What a listener hears.
 #[derive(Debug, Clone)]
-pub enum Heard {
+pub enum FeedItem {
     /// The next event.
     Event(Arc<Event>),
     /// It was too slow: so many events went by unheard.
-    Missed(u64),
+    Lagged(u64),
 }
 
 impl Listener {
     /// The next event; `None` when there will be none any more.
     ///
     /// Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Option<Heard> {
+    pub async fn next(&mut self) -> Option<FeedItem> {
         match self.0.recv().await {
-            Ok(event) => Some(Heard::Event(event)),
-            Err(RecvError::Lagged(missed)) => Some(Heard::Missed(missed)),
+            Ok(event) => Some(FeedItem::Event(event)),
+            Err(RecvError::Lagged(missed)) => Some(FeedItem::Lagged(missed)),
             Err(RecvError::Closed) => None,
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::feed::{Feed, Happened, Listener};
+use super::feed::{EventKind, Feed, Listener};
 use crate::tx::request_id::RequestId;
 use crate::tx::verdict::Outcome;
 
@@ -88,34 +88,34 @@ impl Live {
         self.0.settled[outcome as usize].load(Ordering::Relaxed)
     }
 
-    /// Hears what happens from now on: transactions begun, checked out and in, verdicts, every step
-    /// of every settlement. Costs requests nothing while nobody listens; who listens too slowly
-    /// misses events, and is told how many.
+    /// Subscribes to all events from now on: transactions begun, checked out and in, verdicts, and
+    /// every step of every settlement. Free without subscribers. A slow subscriber loses events and
+    /// receives their number, as [`FeedItem::Lagged`](super::FeedItem::Lagged).
     pub fn listen(&self) -> Listener {
         self.0.feed.listen()
     }
 
-    /// How many listen.
+    /// The number of subscribers.
     pub fn listeners(&self) -> usize {
         self.0.feed.listeners()
     }
 
-    /// Tells those who listen something about a request; what it says is made only if somebody
-    /// does.
-    pub fn note(
+    /// Publishes an event of the service about a request, as [`EventKind::Note`]. `data` runs only
+    /// if there is a subscriber.
+    pub fn publish(
         &self,
         request: RequestId,
-        about: &'static str,
-        says: impl FnOnce() -> rocket::serde::json::Value,
+        topic: &'static str,
+        data: impl FnOnce() -> rocket::serde::json::Value,
     ) {
-        self.tell(request, || Happened::Note {
-            about: about.into(),
-            says: says(),
+        self.emit(request, || EventKind::Note {
+            topic: topic.into(),
+            data: data(),
         });
     }
 
-    pub(in crate::tx) fn tell(&self, request: RequestId, what: impl FnOnce() -> Happened) {
-        self.0.feed.tell(request, what);
+    pub(in crate::tx) fn emit(&self, request: RequestId, kind: impl FnOnce() -> EventKind) {
+        self.0.feed.emit(request, kind);
     }
 
     /// How many hooks have failed or panicked since the launch.
@@ -138,7 +138,7 @@ impl Live {
         resource: Cow<'static, str>,
         guard: &'static str,
     ) -> LiveEntry {
-        self.tell(request, || Happened::Began {
+        self.emit(request, || EventKind::Began {
             resource: resource.clone(),
             guard: short_type(guard),
             route: route.clone(),
@@ -220,11 +220,11 @@ impl LiveFlags {
             ..
         } = &*self.0;
         self.0.checked_out.store(checked_out, Ordering::Relaxed);
-        live.tell(*request, || {
+        live.emit(*request, || {
             let resource = resource.clone();
             match checked_out {
-                true => Happened::CheckedOut { resource },
-                false => Happened::CheckedIn { resource },
+                true => EventKind::CheckedOut { resource },
+                false => EventKind::CheckedIn { resource },
             }
         });
     }

@@ -13,7 +13,7 @@ mod observer;
 mod slow;
 
 pub(in crate::tx) use feed::micros;
-pub use feed::{Event, Happened, Heard, Listener};
+pub use feed::{Event, EventKind, FeedItem, Listener};
 pub use live::{Live, LiveTransaction};
 pub(in crate::tx) use live::{LiveEntry, LiveFlags, short_type};
 pub(in crate::tx) use observer::Observers;
@@ -28,7 +28,7 @@ pub(in crate::tx) struct Monitor {
 }
 
 impl Monitor {
-    pub(in crate::tx) fn observe(&self, tell: impl Fn(&dyn Observer)) {
-        self.observers.tell(tell);
+    pub(in crate::tx) fn observe(&self, notify: impl Fn(&dyn Observer)) {
+        self.observers.notify(notify);
     }
 }

@@ -8,7 +8,7 @@ use rocket::{Request, Response};
 use crate::tx::failure::Error;
 use crate::tx::panics::shielded;
 use crate::tx::request_id::RequestId;
-use crate::tx::verdict::{Action, Settled};
+use crate::tx::verdict::{Action, SettlementReport};
 
 /// One step of a settlement.
 pub struct Step<'a, 'r> {
@@ -44,7 +44,7 @@ pub trait Observer: Send + Sync + 'static {
     fn began(&self, _request: RequestId, _database: &str, _waited: Duration) {}
 
     /// A connection for reading was lent, after so long in the queue.
-    fn lent(&self, _request: RequestId, _database: &str, _waited: Duration) {}
+    fn read_acquired(&self, _request: RequestId, _database: &str, _waited: Duration) {}
 
     /// A step is about to be taken.
     fn before(&self, _step: &Step<'_, '_>) {}
@@ -54,7 +54,7 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Everything is done; the response is about to leave. Called for requests that had something
     /// outstanding, or tried to.
-    fn settled(&self, _request: &Request<'_>, _settled: &Settled) {}
+    fn settled(&self, _request: &Request<'_>, _settled: &SettlementReport) {}
 
     /// The response is about to leave, of whatever request: status and headers are those that the
     /// client is told. Response fairings run before settlement, and may see another status.
@@ -70,9 +70,9 @@ impl Observers {
         Self(all.into())
     }
 
-    pub(in crate::tx) fn tell(&self, tell: impl Fn(&dyn Observer)) {
+    pub(in crate::tx) fn notify(&self, notify: impl Fn(&dyn Observer)) {
         for observer in self.0.iter() {
-            shielded("an observer", || tell(&**observer));
+            shielded("an observer", || notify(&**observer));
         }
     }
 }

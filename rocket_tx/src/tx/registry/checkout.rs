@@ -12,7 +12,7 @@ use super::open_transaction::{AnySlot, OpenTransaction, Slot, checkout};
 use super::outstanding::{DatabaseEntry, Entry, Outstanding, State};
 use super::rank::rank_of;
 use crate::db::{
-    Access, BeginOptions, Isolation, Patience, Transaction, TransactionPool, TransactionalDatabase,
+    Access, BeginOptions, Isolation, Transaction, TransactionPool, TransactionalDatabase,
 };
 use crate::tx::failure::Error;
 use crate::tx::monitor::LiveFlags;
@@ -44,12 +44,12 @@ impl Outstanding {
         guard: &'static str,
     ) -> Result<CheckedOut<D>, Error> {
         // Resources will need transactions of databases that come before this one.
-        if let Some(link) = pool.link().get() {
-            self.begin_required(link.rank).await?;
+        if let Some(attachment) = pool.attachment().get() {
+            self.begin_required(attachment.rank).await?;
         }
         let (beginning, options) = match self.checkout_or_reserve::<D, M>(pool, guard)? {
-            Reserved::Open(checked_out) => return Ok(checked_out),
-            Reserved::New(beginning, options) => (beginning, options),
+            Reservation::Open(checked_out) => return Ok(checked_out),
+            Reservation::New(beginning, options) => (beginning, options),
         };
         beginning.finish(self.open::<D>(pool, options).await?)
     }
@@ -63,14 +63,14 @@ impl Outstanding {
         let span = tracing::debug_span!("begin", database = D::NAME);
         let asked = Instant::now();
         let transaction = match pool.open(options).instrument(span).await {
-            Err(sqlx::Error::PoolTimedOut) if options.patience == Patience::Never => {
+            Err(sqlx::Error::PoolTimedOut) if !options.wait.queues() => {
                 return Err(Error::OutOfOrder(D::NAME));
             }
             transaction => transaction?,
         };
         let waited = asked.elapsed();
         self.observers
-            .tell(|observer| observer.began(self.request, D::NAME, waited));
+            .notify(|observer| observer.began(self.request, D::NAME, waited));
         Ok(transaction)
     }
 
@@ -85,20 +85,20 @@ impl Outstanding {
         self: &Arc<Self>,
         pool: &D::Pool,
         guard: &'static str,
-    ) -> Result<Reserved<D>, Error> {
+    ) -> Result<Reservation<D>, Error> {
         let mut state = self.state.lock();
         state.used = true;
         if state.closed {
             return Err(Error::Settled);
         }
         if let Some(open) = state.open::<D, M>() {
-            return open.map(Reserved::Open);
+            return open.map(Reservation::Open);
         }
         if state.is_reading::<D>() {
             return Err(Error::SecondConnection(D::NAME));
         }
         let rank = rank_of::<D>(pool)?;
-        let patience = state.patience(rank);
+        let wait = state.wait_policy(rank);
         let database = TypeId::of::<D>();
         if let Some(reason) = state.cap(database)
             && M::ISOLATION > Isolation::Default
@@ -129,14 +129,14 @@ impl Outstanding {
         let options = BeginOptions {
             isolation: M::ISOLATION,
             access,
-            patience,
+            wait,
         };
-        let beginning = Beginning {
+        let beginning = PendingBegin {
             outstanding: Arc::clone(self),
             guard,
             open: Some(open),
         };
-        Ok(Reserved::New(beginning, options))
+        Ok(Reservation::New(beginning, options))
     }
 }
 
@@ -161,20 +161,20 @@ impl State {
     }
 }
 
-enum Reserved<D: TransactionalDatabase> {
+enum Reservation<D: TransactionalDatabase> {
     Open(CheckedOut<D>),
-    New(Beginning<D>, BeginOptions),
+    New(PendingBegin<D>, BeginOptions),
 }
 
 /// A line of the registry whose transaction is being begun. Dropping it, because BEGIN failed or
 /// was abandoned, takes the line back.
-struct Beginning<D: TransactionalDatabase> {
+struct PendingBegin<D: TransactionalDatabase> {
     outstanding: Arc<Outstanding>,
     guard: &'static str,
     open: Option<OwnedMutexGuard<Option<OpenTransaction<D>>>>,
 }
 
-impl<D: TransactionalDatabase> Beginning<D> {
+impl<D: TransactionalDatabase> PendingBegin<D> {
     fn finish(
         mut self,
         transaction: Transaction<<D::Pool as TransactionPool>::Session>,
@@ -203,7 +203,7 @@ impl<D: TransactionalDatabase> Beginning<D> {
     }
 }
 
-impl<D: TransactionalDatabase> Drop for Beginning<D> {
+impl<D: TransactionalDatabase> Drop for PendingBegin<D> {
     fn drop(&mut self) {
         if self.open.is_some() {
             let database = TypeId::of::<D>();

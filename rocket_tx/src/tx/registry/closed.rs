@@ -66,11 +66,14 @@ impl Closed {
     }
 
     /// The transactions that have been open for longer than `limit`, and that nobody has warned of.
-    pub(in crate::tx) fn slower_than(&self, limit: Duration) -> impl Iterator<Item = Slow> {
+    pub(in crate::tx) fn slower_than(
+        &self,
+        limit: Duration,
+    ) -> impl Iterator<Item = SlowTransaction> {
         self.databases().filter_map(move |entry| {
             let age = entry.since.elapsed();
             let is_new = age > limit && entry.flags.as_ref().is_some_and(LiveFlags::warn);
-            is_new.then_some(Slow {
+            is_new.then_some(SlowTransaction {
                 database: entry.name,
                 guard: entry.guard,
                 age,
@@ -96,8 +99,8 @@ impl Closed {
     }
 
     /// The transactions that a guard holds still.
-    pub(in crate::tx) fn held(&self) -> impl Iterator<Item = Held<'_>> {
-        self.databases().map(Held)
+    pub(in crate::tx) fn held(&self) -> impl Iterator<Item = HeldTransaction<'_>> {
+        self.databases().map(HeldTransaction)
     }
 
     fn databases(&self) -> impl Iterator<Item = &DatabaseEntry> {
@@ -109,16 +112,16 @@ impl Closed {
 }
 
 /// A transaction that was open for long.
-pub(in crate::tx) struct Slow {
+pub(in crate::tx) struct SlowTransaction {
     pub(in crate::tx) database: &'static str,
     pub(in crate::tx) guard: &'static str,
     pub(in crate::tx) age: Duration,
 }
 
 /// A transaction that a guard holds although its request is over.
-pub(in crate::tx) struct Held<'a>(&'a DatabaseEntry);
+pub(in crate::tx) struct HeldTransaction<'a>(&'a DatabaseEntry);
 
-impl<'a> Held<'a> {
+impl<'a> HeldTransaction<'a> {
     pub(in crate::tx) fn database(&self) -> &'static str {
         self.0.name
     }

@@ -9,8 +9,8 @@
 //! | `rank` | the order in which requests take databases |
 //! | `require` | transactions that a resource will need, begun as late as may be |
 //! | `mode` | isolation and access, as part of a guard's type |
-//! | `resource` | [`Resource`] and [`Settling`]: how anything else joins |
-//! | `settling` | the transactions of a request, as a resource may use them: [`BorrowedTransaction`], [`AfterRollback`] |
+//! | `resource` | [`Resource`] and [`SettleContext`]: how anything else joins |
+//! | `settle_context` | the transactions of a request, as a resource may use them: [`BorrowedTransaction`], [`AfterRollback`] |
 //! | `hooks` | work for after the commit, and for after the rollback |
 //! | `joining` | what a handler asks of it: join, doom, leave work for afterwards |
 //! | `closed` | what it hands over to be settled |
@@ -27,15 +27,15 @@ mod outstanding;
 mod rank;
 mod require;
 mod resource;
-mod settling;
+mod settle_context;
 mod slot;
 
 pub(in crate::tx) use checkout::CheckedOut;
-pub(in crate::tx) use closed::{Closed, Held};
+pub(in crate::tx) use closed::{Closed, HeldTransaction};
 pub use hooks::HookOutput;
 pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
 pub(in crate::tx) use open_transaction::{ConnectionOf, OpenTransaction};
 pub use outstanding::{Outstanding, Turn};
 pub use rank::rank_of;
-pub use resource::{Phase, Resource, Settling};
-pub use settling::{AfterRollback, BorrowedTransaction};
+pub use resource::{Phase, Resource, SettleContext};
+pub use settle_context::{AfterRollback, BorrowedTransaction};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rocket_db_pools::Database;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::resource::{Phase, Resource, Settling};
+use super::resource::{Phase, Resource, SettleContext};
 use crate::db::{Durability, Session, Transaction, TransactionPool, TransactionalDatabase};
 use crate::tx::failure::Error;
 use crate::tx::monitor::LiveEntry;
@@ -56,7 +56,7 @@ impl<D: TransactionalDatabase> Resource for OpenTransaction<D> {
         Phase::Database
     }
 
-    async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+    async fn prepare(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         self.transaction
             .prepare()
             .await
@@ -73,7 +73,7 @@ impl<D: TransactionalDatabase> Resource for OpenTransaction<D> {
         std::mem::replace(&mut self.durability, Durability::reached())
     }
 
-    async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+    async fn rollback(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         self.transaction.rollback().await.map_err(Error::from)
     }
 }

@@ -14,7 +14,7 @@ use rocket_db_pools::Database;
 use super::hooks::Hooks;
 use super::open_transaction::AnySlot;
 use super::resource::Resource;
-use crate::db::{Access, Ending, Isolation, Patience};
+use crate::db::{Access, Ending, Isolation, WaitPolicy};
 use crate::tx::failure::{Error, Problem};
 use crate::tx::monitor::{Live, LiveEntry, LiveFlags, Observers};
 use crate::tx::panics::PanicWatch;
@@ -60,7 +60,7 @@ pub(super) struct State {
     /// Databases whose transactions must be READ COMMITTED, and why.
     pub(super) capped: Vec<(TypeId, &'static str)>,
     /// What the request's `Read`s hold.
-    pub(super) reading: Vec<Reading>,
+    pub(super) reading: Vec<RegisteredRead>,
     pub(super) doom: Option<(Status, Cow<'static, str>)>,
     pub(super) choice: Option<Choice>,
     /// What the first guard of this library that failed had to say.
@@ -96,13 +96,13 @@ pub(super) trait DeferredBegin: Send + Sync {
     fn open<'a>(
         &'a self,
         outstanding: &'a Outstanding,
-        patience: Patience,
+        wait: WaitPolicy,
     ) -> BoxFuture<'a, Result<Box<dyn Resource>, Error>>;
 }
 
 /// A database that a `Read` holds a connection of.
 #[derive(Clone)]
-pub(super) struct Reading {
+pub(super) struct RegisteredRead {
     pub(super) database: TypeId,
     pub(super) name: &'static str,
     pub(super) rank: usize,
@@ -225,21 +225,21 @@ impl Outstanding {
         &self,
         rank: usize,
         by_body: Arc<AtomicBool>,
-    ) -> Result<Patience, Error> {
+    ) -> Result<WaitPolicy, Error> {
         let mut state = self.state.lock();
         let database = TypeId::of::<D>();
         let open = state.databases().any(|entry| entry.database == database);
         if open || state.is_reading::<D>() {
             return Err(Error::SecondConnection(D::NAME));
         }
-        let patience = state.patience(rank);
-        state.reading.push(Reading {
+        let wait = state.wait_policy(rank);
+        state.reading.push(RegisteredRead {
             database,
             name: D::NAME,
             rank,
             by_body,
         });
-        Ok(patience)
+        Ok(wait)
     }
 
     /// Whether a `Read` of the request holds a connection.
@@ -250,7 +250,7 @@ impl Outstanding {
     /// The databases that the body of the response holds a connection of, by a `Read`.
     pub(in crate::tx) fn read_from_by_body(&self) -> Vec<&'static str> {
         let state = self.state.lock();
-        let by_body = |reading: &&Reading| reading.by_body.load(Ordering::Relaxed);
+        let by_body = |reading: &&RegisteredRead| reading.by_body.load(Ordering::Relaxed);
         let reading = state.reading.iter().filter(by_body);
         reading.map(|reading| reading.name).collect()
     }
@@ -308,14 +308,14 @@ impl State {
 
     /// Who holds a connection waits only for databases that are attached behind it: waits that all
     /// go one way never meet in a circle.
-    pub(super) fn patience(&self, rank: usize) -> Patience {
+    pub(super) fn wait_policy(&self, rank: usize) -> WaitPolicy {
         let mut held = self
             .databases()
             .map(|entry| entry.rank)
             .chain(self.reading.iter().map(|reading| reading.rank));
         match held.any(|held| held > rank) {
-            true => Patience::Never,
-            false => Patience::Wait,
+            true => WaitPolicy::FAIL_FAST,
+            false => WaitPolicy::QUEUE,
         }
     }
 

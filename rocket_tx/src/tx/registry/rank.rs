@@ -11,7 +11,7 @@ use crate::tx::failure::Error;
 ///
 /// [`Error::NotAttached`] for a pool that is in no service.
 pub fn rank_of<D: TransactionalDatabase>(pool: &D::Pool) -> Result<usize, Error> {
-    let link = pool.link().get();
-    let link = link.ok_or(Error::NotAttached(type_name::<D>()))?;
-    Ok(link.rank)
+    let attachment = pool.attachment().get();
+    let attachment = attachment.ok_or(Error::NotAttached(type_name::<D>()))?;
+    Ok(attachment.rank)
 }

@@ -12,7 +12,7 @@ use super::open_transaction::OpenTransaction;
 use super::outstanding::{DeferredBegin, Outstanding, RequiredTransaction, State};
 use super::rank::rank_of;
 use super::resource::Resource;
-use crate::db::{Access, BeginOptions, Patience, TransactionalDatabase};
+use crate::db::{Access, BeginOptions, TransactionalDatabase, WaitPolicy};
 use crate::tx::failure::Error;
 
 struct Required<D: Database> {
@@ -34,13 +34,13 @@ impl<D: TransactionalDatabase> DeferredBegin for Required<D> {
     fn open<'a>(
         &'a self,
         outstanding: &'a Outstanding,
-        patience: Patience,
+        wait: WaitPolicy,
     ) -> BoxFuture<'a, Result<Box<dyn Resource>, Error>> {
         Box::pin(async move {
             let options = BeginOptions {
                 isolation: ReadWrite::ISOLATION,
                 access: ReadWrite::ACCESS,
-                patience,
+                wait,
             };
             let transaction = outstanding.open::<D>(&self.pool, options).await?;
             let guard = type_name::<Required<D>>();
@@ -52,7 +52,7 @@ impl<D: TransactionalDatabase> DeferredBegin for Required<D> {
 }
 
 impl Outstanding {
-    /// Says that a [`Resource`] will write through `settling.transaction::<D>()`, so that there is
+    /// Says that a [`Resource`] will write through `context.transaction::<D>()`, so that there is
     /// one.
     ///
     /// It is begun as late as may be: before a database that is attached behind `D`, so that the
@@ -115,15 +115,15 @@ impl Outstanding {
         unopened: Vec<Unopened>,
     ) -> Result<Vec<Box<dyn Resource>>, Error> {
         let mut opened = Vec::new();
-        for Unopened(required, patience) in unopened {
-            opened.push(required.how.open(self, patience).await?);
+        for Unopened(required, wait) in unopened {
+            opened.push(required.how.open(self, wait).await?);
         }
         Ok(opened)
     }
 }
 
 /// What is required and not there, and how long it may be waited for.
-pub(in crate::tx) struct Unopened(RequiredTransaction, Patience);
+pub(in crate::tx) struct Unopened(RequiredTransaction, WaitPolicy);
 
 impl State {
     /// A resource will write to this database.
@@ -152,8 +152,8 @@ impl State {
         self.forget_what_is_there();
         let required = std::mem::take(&mut self.required);
         let patient = |required: RequiredTransaction| {
-            let patience = self.patience(required.rank);
-            Unopened(required, patience)
+            let wait = self.wait_policy(required.rank);
+            Unopened(required, wait)
         };
         required.into_iter().map(patient).collect()
     }

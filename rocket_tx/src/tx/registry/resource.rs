@@ -63,12 +63,12 @@ pub trait Resource: Any + Send {
     }
 
     /// The last chance to refuse. Work that must be in the request's transaction, an outbox row or
-    /// the release of a lease, is done here, on what [`Settling::transaction`] lends.
+    /// the release of a lease, is done here, on what [`SettleContext::transaction`] lends.
     ///
     /// # Errors
     ///
     /// Everything is rolled back, and the client is answered with the error.
-    async fn prepare(&mut self, _settling: &mut Settling<'_>) -> Result<(), Error> {
+    async fn prepare(&mut self, _context: &mut SettleContext<'_>) -> Result<(), Error> {
         Ok(())
     }
 
@@ -89,19 +89,19 @@ pub trait Resource: Any + Send {
     }
 
     /// Undoes what was done before, as far as it was done. If that takes a statement, it is run in
-    /// what [`Settling::begin_after_rollback`] begins.
+    /// what [`SettleContext::begin_after_rollback`] begins.
     ///
     /// # Errors
     ///
     /// They are logged; the other resources are rolled back all the same.
-    async fn rollback(&mut self, _settling: &mut Settling<'_>) -> Result<(), Error> {
+    async fn rollback(&mut self, _context: &mut SettleContext<'_>) -> Result<(), Error> {
         Ok(())
     }
 }
 
 /// What a resource is open while the request is settled: views of the request's transactions, which
 /// settlement alone ends.
-pub struct Settling<'a> {
+pub struct SettleContext<'a> {
     pub(in crate::tx) request: RequestId,
     pub(in crate::tx) deadline: Instant,
     /// All resources but the one that is being called.
@@ -110,7 +110,7 @@ pub struct Settling<'a> {
     pub(in crate::tx) last: &'a mut Option<usize>,
 }
 
-impl Settling<'_> {
+impl SettleContext<'_> {
     /// The request that is being settled.
     pub fn request_id(&self) -> RequestId {
         self.request

@@ -8,7 +8,7 @@
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Rocket};
 
-use super::response::Answer;
+use super::response::ResponseFairing;
 
 /// How deep stages may attach stages.
 const ROUNDS: u8 = 4;
@@ -34,7 +34,7 @@ impl Fairing for ComesLast {
     }
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
-        let rocket = rocket.attach(Answer);
+        let rocket = rocket.attach(ResponseFairing);
         Ok(match self.rounds {
             0 | 1 => rocket,
             rounds => rocket.attach(Self { rounds: rounds - 1 }),

@@ -6,8 +6,8 @@ use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Data, Orbit, Request, Rocket};
 
 use super::coming_last::ComesLast;
-use super::settings::{Durations, Settings, Veto, Vetoed};
-use crate::db::{Arrival, Roster};
+use super::settings::{Durations, Settings, Veto, VetoContext};
+use crate::db::{Arrival, AttachedDatabases};
 use crate::tx::context::{InFlight, RequestContext};
 use crate::tx::fairings::{FairingOrder, OF_REQUESTS};
 use crate::tx::monitor::{Live, Monitor, Observer, Observers, watch_slow};
@@ -53,7 +53,7 @@ impl Settlement {
     /// counts as true.
     pub fn veto<F>(mut self, veto: F) -> Self
     where
-        F: Fn(&Vetoed<'_, '_>) -> bool + Send + Sync + 'static,
+        F: Fn(&VetoContext<'_, '_>) -> bool + Send + Sync + 'static,
     {
         self.veto = Some(Arc::new(veto));
         self
@@ -89,8 +89,8 @@ impl Fairing for Settlement {
             }
         };
         panics::install();
-        let (rocket, roster) = Roster::of(rocket);
-        roster.settle_timeout.get_or_init(|| settle_timeout);
+        let (rocket, attached) = AttachedDatabases::of(rocket);
+        attached.settle_timeout.get_or_init(|| settle_timeout);
         let live = Live::default();
         let observers = Observers::new(&self.observers);
         let monitor = Monitor {
@@ -104,10 +104,10 @@ impl Fairing for Settlement {
             slow_transaction,
             read_idle_timeout,
             veto: self.veto.clone(),
-            in_flight: roster.in_flight.clone(),
+            in_flight: attached.in_flight.clone(),
             order: Arc::clone(&order),
         };
-        let rocket = rocket.manage(InFlight(roster.in_flight)).manage(order);
+        let rocket = rocket.manage(InFlight(attached.in_flight)).manage(order);
         let rocket = rocket.manage(monitor).manage(settings).manage(live);
         Ok(rocket.attach(ComesLast::new()))
     }

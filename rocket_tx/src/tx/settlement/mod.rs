@@ -22,4 +22,4 @@ mod run;
 mod settings;
 
 pub use fairing::Settlement;
-pub use settings::Vetoed;
+pub use settings::VetoContext;

@@ -36,7 +36,7 @@ impl Ours {
 
 /// A connection that may be the client's, as the kernel lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Listed {
+pub(super) struct SocketEntry {
     /// The service's end.
     pub(in crate::tx) ours: SocketAddr,
     /// How many bytes the client's machine has not taken yet.
@@ -138,7 +138,7 @@ impl Peer {
 
     /// The connections that may be this client's, where the kernel tells: as a rule one.
     #[cfg(target_os = "linux")]
-    pub(super) fn listed(self) -> Vec<Listed> {
+    pub(super) fn listed(self) -> Vec<SocketEntry> {
         let table = match self.address {
             SocketAddr::V4(_) => "/proc/self/net/tcp",
             SocketAddr::V6(_) => "/proc/self/net/tcp6",
@@ -154,13 +154,13 @@ impl Peer {
             let ours = address(ours).filter(|ours| self.ours.is_at(*ours))?;
             let queues = (fields.nth(1)).filter(|_| (theirs.ip(), theirs.port()) == remote)?;
             let not_taken = u64::from_str_radix(queues.split(':').next()?, 16).ok()?;
-            Some(Listed { ours, not_taken })
+            Some(SocketEntry { ours, not_taken })
         };
         table.lines().filter_map(connection).collect()
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn listed(self) -> Vec<Listed> {
+    pub(super) fn listed(self) -> Vec<SocketEntry> {
         Vec::new()
     }
 }
@@ -194,7 +194,7 @@ mod tests {
     use std::io::{self, Read, Write};
     use std::net::{TcpListener, TcpStream};
 
-    use super::{Listed, Ours, Peer};
+    use super::{Ours, Peer, SocketEntry};
 
     /// A connection within the process, which has both ends: its client, the service's end, and what
     /// the service knows of it.
@@ -209,7 +209,7 @@ mod tests {
 
     fn not_taken(peer: Peer) -> u64 {
         match peer.listed()[..] {
-            [Listed { not_taken, .. }] => not_taken,
+            [SocketEntry { not_taken, .. }] => not_taken,
             ref other => panic!("one connection, and not {other:?}"),
         }
     }
@@ -239,7 +239,7 @@ mod tests {
         assert!(peer.socket().is_err());
         let listed = peer.listed();
         assert_eq!(listed.len(), 2);
-        for Listed { ours, .. } in listed {
+        for SocketEntry { ours, .. } in listed {
             assert!(peer.by(ours).socket()?.is_some(), "{ours}");
         }
         Ok(())

@@ -26,7 +26,7 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::sleep;
 use tracing::Instrument;
 
-use super::peer::{Listed, Ours, Peer};
+use super::peer::{Ours, Peer, SocketEntry};
 use super::settings::Settings;
 use crate::db::Arrival;
 use crate::tx::context::RequestContext;
@@ -223,15 +223,15 @@ struct Stall {
     /// Since when the body waits.
     awaited: Instant,
     /// The connections that may be the client's, and when each was first seen as it is.
-    listed: Vec<(Listed, Instant)>,
+    listed: Vec<(SocketEntry, Instant)>,
 }
 
 impl Stall {
     /// What is seen now, after what was seen `before`.
-    fn seen(before: Option<Self>, awaited: Instant, listed: Vec<Listed>) -> Self {
+    fn seen(before: Option<Self>, awaited: Instant, listed: Vec<SocketEntry>) -> Self {
         let before = before.filter(|before| before.awaited == awaited);
         let before = before.map_or_else(Vec::new, |before| before.listed);
-        let since = |now: &Listed| before.iter().find(|(then, _)| then == now);
+        let since = |now: &SocketEntry| before.iter().find(|(then, _)| then == now);
         let with_time = listed.into_iter().map(|now| match since(&now) {
             Some((_, since)) => (now, *since),
             None => (now, Instant::now()),

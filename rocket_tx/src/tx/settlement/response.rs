@@ -17,21 +17,21 @@ use super::read_body;
 use super::replace::{OUTCOME, drop_upgrades, replace, strip};
 use super::rewrite::{Left, outcome, rewrite};
 use super::run::{Deadlines, Run};
-use super::settings::{Settings, Vetoed};
+use super::settings::{Settings, VetoContext};
 use crate::db::Ended;
 use crate::tx::context::RequestContext;
 use crate::tx::failure::{Error, Problem};
 use crate::tx::fairings::OF_RESPONSES;
-use crate::tx::monitor::{Happened, micros, short_type};
+use crate::tx::monitor::{EventKind, micros, short_type};
 use crate::tx::panics::shielded;
-use crate::tx::registry::{Closed, Held, Outstanding};
-use crate::tx::verdict::{Facts, Outcome, Settled, Verdict};
+use crate::tx::registry::{Closed, HeldTransaction, Outstanding};
+use crate::tx::verdict::{Facts, Outcome, SettlementReport, Verdict};
 
 /// The half that sees the response.
-pub(super) struct Answer;
+pub(super) struct ResponseFairing;
 
 #[rocket::async_trait]
-impl Fairing for Answer {
+impl Fairing for ResponseFairing {
     fn info(&self) -> Info {
         Info {
             name: OF_RESPONSES,
@@ -123,7 +123,7 @@ impl<'r> Settle<'_, 'r, '_> {
             strip(response);
             closed.collect();
         }
-        let held: Vec<Held<'_>> = closed.held().collect();
+        let held: Vec<HeldTransaction<'_>> = closed.held().collect();
         // Boxed: the future of a request that leaks nothing stays small.
         let mut databases = match &held[..] {
             [] => Vec::new(),
@@ -147,7 +147,7 @@ impl<'r> Settle<'_, 'r, '_> {
         self.settings
             .monitor
             .live
-            .tell(self.context.id, || Happened::Verdict {
+            .emit(self.context.id, || EventKind::Verdict {
                 commit: matches!(verdict, Verdict::Commit(_)),
                 reason: verdict.reason().to_string(),
             });
@@ -186,7 +186,7 @@ impl<'r> Settle<'_, 'r, '_> {
             Some(problem) => replace(self.request, response, problem, outcome),
             None => self.complete(response, outcome),
         }
-        let settled = Settled {
+        let settled = SettlementReport {
             request: self.context.id,
             verdict,
             outcome,
@@ -219,7 +219,7 @@ impl<'r> Settle<'_, 'r, '_> {
         let Some(veto) = &self.settings.veto else {
             return false;
         };
-        let vetoed = Vetoed {
+        let vetoed = VetoContext {
             request: self.request,
             method: self.context.method(self.request),
             response,
@@ -244,8 +244,8 @@ impl<'r> Settle<'_, 'r, '_> {
         response.set_header(Header::new(OUTCOME, outcome.as_str()));
     }
 
-    fn report(&self, settled: &Settled) {
-        let Settled {
+    fn report(&self, settled: &SettlementReport) {
+        let SettlementReport {
             verdict,
             outcome,
             status,
@@ -254,7 +254,7 @@ impl<'r> Settle<'_, 'r, '_> {
         } = settled;
         let monitor = &self.settings.monitor;
         monitor.live.count(*outcome);
-        monitor.live.tell(settled.request, || Happened::Settled {
+        monitor.live.emit(settled.request, || EventKind::Settled {
             outcome: *outcome,
             status: status.code,
             took_us: micros(*took),
@@ -283,7 +283,11 @@ impl<'r> Settle<'_, 'r, '_> {
 
     /// Sees to it that guards which outlive the request can commit nothing. Says what became of
     /// each transaction.
-    async fn condemn_all(&self, held: &[Held<'_>], deadlines: Deadlines) -> Vec<(String, Outcome)> {
+    async fn condemn_all(
+        &self,
+        held: &[HeldTransaction<'_>],
+        deadlines: Deadlines,
+    ) -> Vec<(String, Outcome)> {
         held.iter().for_each(|one| self.condemn(one));
         let ends = held.iter().map(|one| async {
             let Some(ending) = one.ending() else {
@@ -299,7 +303,7 @@ impl<'r> Settle<'_, 'r, '_> {
         names.zip(join_all(ends).await).collect()
     }
 
-    fn condemn(&self, held: &Held<'_>) {
+    fn condemn(&self, held: &HeldTransaction<'_>) {
         held.condemn();
         tracing::error!(
             request = %self.context.id, route = self.route(), guard = short_type(held.guard()),

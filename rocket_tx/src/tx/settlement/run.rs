@@ -12,8 +12,8 @@ use tracing::Instrument;
 use super::settings::Settings;
 use crate::db::{CommitError, Durability};
 use crate::tx::failure::{Chain, Error};
-use crate::tx::monitor::{Happened, LiveEntry, Step, micros};
-use crate::tx::registry::{Phase, Resource, Settling};
+use crate::tx::monitor::{EventKind, LiveEntry, Step, micros};
+use crate::tx::registry::{Phase, Resource, SettleContext};
 use crate::tx::request_id::RequestId;
 use crate::tx::verdict::{Action, Outcome};
 
@@ -299,7 +299,7 @@ impl<'a, 'r> Run<'a, 'r> {
             .monitor
             .observe(|observer| observer.before(&step));
         let started = Instant::now();
-        let mut settling = Settling {
+        let mut context = SettleContext {
             request: self.id,
             deadline,
             others: &mut self.resources,
@@ -308,9 +308,9 @@ impl<'a, 'r> Run<'a, 'r> {
         let span = tracing::debug_span!("step", resource = self.names[index], ?action);
         let work = async {
             match action {
-                Action::Prepare => resource.prepare(&mut settling).await,
+                Action::Prepare => resource.prepare(&mut context).await,
                 Action::Commit => resource.commit().await,
-                Action::Rollback => resource.rollback(&mut settling).await,
+                Action::Rollback => resource.rollback(&mut context).await,
             }
         };
         let result = match timeout_at(
@@ -358,14 +358,17 @@ impl<'a, 'r> Run<'a, 'r> {
             Err(Failure::Panicked) => Err(&Error::Panicked),
             Err(Failure::TimedOut) => Err(&timed_out),
         };
-        self.settings.monitor.live.tell(self.id, || Happened::Step {
-            resource: step.resource.to_owned(),
-            action: step.action,
-            failed: outcome
-                .err()
-                .map(|error| error.problem().detail().to_owned()),
-            took_us: micros(took),
-        });
+        self.settings
+            .monitor
+            .live
+            .emit(self.id, || EventKind::Step {
+                resource: step.resource.to_owned(),
+                action: step.action,
+                failed: outcome
+                    .err()
+                    .map(|error| error.problem().detail().to_owned()),
+                took_us: micros(took),
+            });
         self.settings
             .monitor
             .observe(|observer| observer.after(step, outcome, took));

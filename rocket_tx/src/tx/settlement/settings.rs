@@ -8,12 +8,12 @@ use rocket::http::Method;
 use rocket::{Request, Response};
 use tokio_util::task::TaskTracker;
 
-use crate::db::{Seconds, setting};
+use crate::db::{ConfigDuration, setting};
 use crate::tx::fairings::FairingOrder;
 use crate::tx::monitor::Monitor;
 
 /// What a veto looks at.
-pub struct Vetoed<'a, 'r> {
+pub struct VetoContext<'a, 'r> {
     /// The request.
     pub request: &'a Request<'r>,
     /// Its method as it was sent: Rocket answers a HEAD by routing a GET.
@@ -22,7 +22,7 @@ pub struct Vetoed<'a, 'r> {
     pub response: &'a Response<'r>,
 }
 
-pub(super) type Veto = Arc<dyn Fn(&Vetoed<'_, '_>) -> bool + Send + Sync>;
+pub(super) type Veto = Arc<dyn Fn(&VetoContext<'_, '_>) -> bool + Send + Sync>;
 
 /// What every settlement needs; Rocket's managed state.
 pub(super) struct Settings {
@@ -101,5 +101,5 @@ fn duration(
     key: &str,
     default: Duration,
 ) -> Result<Duration, Box<rocket::figment::Error>> {
-    Ok(setting(figment, key)?.map_or(default, |Seconds(duration)| duration))
+    Ok(setting(figment, key)?.map_or(default, |ConfigDuration(duration)| duration))
 }

@@ -11,7 +11,7 @@ use rocket_db_pools::Database;
 use shuttle::future::yield_now;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Link, Patience};
+use super::{Attachment, WaitPolicy};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isolation {
@@ -30,7 +30,7 @@ pub enum Access {
 pub struct BeginOptions {
     pub isolation: Isolation,
     pub access: Access,
-    pub patience: Patience,
+    pub wait: WaitPolicy,
 }
 
 #[derive(Debug)]
@@ -56,7 +56,7 @@ pub trait TransactionPool: rocket_db_pools::Pool<Error = sqlx::Error> + Clone {
         options: BeginOptions,
     ) -> impl Future<Output = sqlx::Result<Transaction<Self::Session>>> + Send;
 
-    fn link(&self) -> &OnceLock<Link>;
+    fn attachment(&self) -> &OnceLock<Attachment>;
 }
 
 pub trait TransactionalDatabase: Database<Pool: TransactionPool> {}
@@ -102,7 +102,7 @@ impl Transactions {
 /// A pool with one connection.
 #[derive(Clone)]
 pub struct Pool {
-    link: Arc<OnceLock<Link>>,
+    attachment: Arc<OnceLock<Attachment>>,
     rank: usize,
     one: Arc<Semaphore>,
     transactions: Transactions,
@@ -110,14 +110,14 @@ pub struct Pool {
 
 impl Pool {
     pub fn new(rank: usize, transactions: &Transactions) -> Self {
-        let link = OnceLock::new();
-        let _ = link.set(Link {
+        let attachment = OnceLock::new();
+        let _ = attachment.set(Attachment {
             rank,
             settle_timeout: Arc::default(),
             health: super::health::Health,
         });
         Self {
-            link: Arc::new(link),
+            attachment: Arc::new(attachment),
             rank,
             one: Arc::new(Semaphore::new(1)),
             transactions: transactions.clone(),
@@ -152,9 +152,9 @@ impl TransactionPool for Pool {
 
     async fn open(&self, options: BeginOptions) -> sqlx::Result<Transaction<Connected>> {
         let one = Arc::clone(&self.one);
-        let permit = match options.patience {
-            Patience::Never => one.try_acquire_owned().ok(),
-            _ => one.acquire_owned().await.ok(),
+        let permit = match options.wait.queues() {
+            true => one.acquire_owned().await.ok(),
+            false => one.try_acquire_owned().ok(),
         };
         let permit = permit.ok_or(sqlx::Error::PoolTimedOut)?;
         let transaction = Transaction::new(self, permit);
@@ -163,8 +163,8 @@ impl TransactionPool for Pool {
         Ok(transaction)
     }
 
-    fn link(&self) -> &OnceLock<Link> {
-        &self.link
+    fn attachment(&self) -> &OnceLock<Attachment> {
+        &self.attachment
     }
 }
 

@@ -14,7 +14,7 @@ use shuttle::rand::{Rng, thread_rng};
 use self::session::{Last, OnReturn};
 use self::sessions::{Limits, Liveness, Sessions};
 use self::settings::Settings;
-use super::Patience;
+use super::WaitPolicy;
 use crate::{Server, at_random, dropped_after};
 
 mod fate {
@@ -121,16 +121,28 @@ fn sessions(server: &Server) -> Sessions {
 async fn user(sessions: &Sessions, number: usize) -> bool {
     let acquiring = async {
         match number {
-            0 => sessions.acquire(Patience::Never, Liveness::Unchecked).await,
-            1 => sessions.acquire(Patience::Wait, Liveness::Verified).await,
-            _ => sessions.acquire(Patience::Wait, Liveness::Unchecked).await,
+            0 => {
+                sessions
+                    .acquire(WaitPolicy::FAIL_FAST, Liveness::Unchecked)
+                    .await
+            }
+            1 => {
+                sessions
+                    .acquire(WaitPolicy::QUEUE, Liveness::Verified)
+                    .await
+            }
+            _ => {
+                sessions
+                    .acquire(WaitPolicy::QUEUE, Liveness::Unchecked)
+                    .await
+            }
         }
     };
-    let patience = match number {
+    let times = match number {
         2 => Some(thread_rng().gen_range(0..6)),
         _ => None,
     };
-    let mut session = match dropped_after(patience, acquiring).await {
+    let mut session = match dropped_after(times, acquiring).await {
         Some(Ok(session)) => session,
         Some(Err(sqlx::Error::PoolTimedOut)) if number == 0 => return false,
         Some(Err(sqlx::Error::PoolClosed)) | None => return false,
@@ -182,7 +194,9 @@ async fn lent_and_given_back() {
     // No place is lost: as many as there may be can be had at once.
     let mut all = Vec::new();
     for _ in 0..MOST {
-        let session = sessions.acquire(Patience::Wait, Liveness::Unchecked).await;
+        let session = sessions
+            .acquire(WaitPolicy::QUEUE, Liveness::Unchecked)
+            .await;
         let mut session = session.unwrap();
         assert_eq!(session.live().connection.0.state.left, None);
         all.push(session);
@@ -206,7 +220,9 @@ async fn closed_under_load() {
         tasks.push(tokio::spawn(work));
     }
     sessions.close().await;
-    let late = sessions.acquire(Patience::Wait, Liveness::Unchecked).await;
+    let late = sessions
+        .acquire(WaitPolicy::QUEUE, Liveness::Unchecked)
+        .await;
     assert!(matches!(late, Err(sqlx::Error::PoolClosed)));
     assert_eq!(server.0.lock().open, 0, "a session outlives its pool");
     for task in tasks {

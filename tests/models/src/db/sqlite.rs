@@ -8,7 +8,7 @@ use shuttle::future::yield_now;
 use shuttle::rand::{Rng, thread_rng};
 
 use self::writer::{Writer, WriterFile};
-use crate::db::Patience;
+use crate::db::WaitPolicy;
 use crate::sqlite::SqliteConnectOptions;
 use crate::{Server, dropped_after, everywhere};
 
@@ -116,16 +116,16 @@ pub mod watch {
     }
 }
 
-pub mod lent {
+pub mod writer_session {
     use super::writer::{Open, Turn};
 
     /// Of the real one only its holding the turn, and its giving up a connection.
-    pub struct LentWriter {
+    pub struct WriterSession {
         turn: Turn,
         pub give_up: bool,
     }
 
-    impl LentWriter {
+    impl WriterSession {
         pub(super) fn new(turn: Turn) -> Self {
             let give_up = false;
             Self { turn, give_up }
@@ -136,7 +136,7 @@ pub mod lent {
         }
     }
 
-    impl Drop for LentWriter {
+    impl Drop for WriterSession {
         fn drop(&mut self) {
             if self.give_up {
                 *self.turn = None;
@@ -161,15 +161,15 @@ fn writer(server: &Server) -> Arc<Writer> {
 async fn request(writer: &Writer, number: usize, users: &Mutex<Vec<usize>>) -> bool {
     let acquiring = async {
         match number {
-            0 => writer.acquire(Patience::Never).await,
-            _ => writer.acquire(Patience::Wait).await,
+            0 => writer.acquire(WaitPolicy::FAIL_FAST).await,
+            _ => writer.acquire(WaitPolicy::QUEUE).await,
         }
     };
-    let patience = match number {
+    let times = match number {
         1 => Some(thread_rng().gen_range(0..8)),
         _ => None,
     };
-    let mut lent = match dropped_after(patience, acquiring).await {
+    let mut lent = match dropped_after(times, acquiring).await {
         Some(Ok(lent)) => lent,
         Some(Err(sqlx::Error::PoolTimedOut)) if number == 0 => return false,
         Some(Err(sqlx::Error::PoolClosed)) | None => return false,
@@ -217,7 +217,7 @@ async fn the_turn_goes_round() {
     assert!(done >= 2, "those who wait get it");
     assert_eq!(server.0.lock().most, 1, "two connections that write");
     // Whatever became of the others, the next one gets it.
-    drop(writer.acquire(Patience::Wait).await.unwrap());
+    drop(writer.acquire(WaitPolicy::QUEUE).await.unwrap());
     writer.close().await;
     assert_eq!(server.0.lock().open, 0, "a connection is left");
 }
@@ -240,7 +240,7 @@ async fn closed_under_load() {
     for task in tasks {
         task.await.unwrap();
     }
-    let late = writer.acquire(Patience::Wait).await;
+    let late = writer.acquire(WaitPolicy::QUEUE).await;
     assert!(matches!(late, Err(sqlx::Error::PoolClosed)));
     assert_eq!(server.0.lock().open, 0, "a connection is left");
 }

@@ -106,7 +106,7 @@ pub mod monitor {
     pub struct Observers;
 
     impl Observers {
-        pub fn tell(&self, _: impl Fn(&dyn Observer)) {}
+        pub fn notify(&self, _: impl Fn(&dyn Observer)) {}
     }
 }
 
@@ -138,7 +138,7 @@ pub mod resource {
         Release,
     }
 
-    pub struct Settling<'a> {
+    pub struct SettleContext<'a> {
         pub others: &'a mut [Option<Box<dyn Resource>>],
         pub last: &'a mut Option<usize>,
     }
@@ -151,7 +151,7 @@ pub mod resource {
             Phase::Release
         }
 
-        async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+        async fn prepare(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
             Ok(())
         }
 
@@ -161,7 +161,7 @@ pub mod resource {
             Durability::reached()
         }
 
-        async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+        async fn rollback(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
             Ok(())
         }
     }

@@ -169,19 +169,19 @@ async fn cross(stage: &Stage, in_order: &'static str, reversed: &'static str) ->
             for round in 0..ROUNDS {
                 let text = format!("{path}-{client}-{round}");
                 let started = Instant::now();
-                let answer = http.send(&format!("POST /{path}/{text}")).await;
+                let response = http.send(&format!("POST /{path}/{text}")).await;
                 assert!(
                     started.elapsed() < NO_WAIT,
                     "{path}: {:?}, a deadlock that only a timeout has ended",
                     started.elapsed()
                 );
-                match answer.status {
+                match response.status {
                     200 => kept.push(text),
                     _ => {
-                        assert_eq!(path, reversed, "{}", answer.body);
-                        assert_eq!(answer.status, 503, "{path}: {}", answer.body);
-                        assert_eq!(answer.kind(), "out-of-order", "{}", answer.body);
-                        assert!(answer.header("retry-after").is_some());
+                        assert_eq!(path, reversed, "{}", response.body);
+                        assert_eq!(response.status, 503, "{path}: {}", response.body);
+                        assert_eq!(response.kind(), "out-of-order", "{}", response.body);
+                        assert!(response.header("retry-after").is_some());
                     }
                 }
             }
@@ -214,8 +214,13 @@ async fn opposite_orders_never_deadlock(backend: Backend) {
 
 async fn a_free_database_is_taken_out_of_order(backend: Backend) {
     let (stage, _) = stage(backend, PATIENT).await;
-    let answer = stage.send("POST /audit-main/text").await;
-    assert_eq!(answer.told(), (200, Some("committed")), "{}", answer.body);
+    let response = stage.send("POST /audit-main/text").await;
+    assert_eq!(
+        response.summary(),
+        (200, Some("committed")),
+        "{}",
+        response.body
+    );
     assert_eq!(stage.notes().await, ["text", "text"]);
 }
 
@@ -223,14 +228,19 @@ async fn a_second_connection_of_one_database_is_a_clear_error(backend: Backend) 
     let (stage, _) = stage(backend, PATIENT).await;
     for path in ["read-tx", "tx-read", "read-read", "read-begin"] {
         let started = Instant::now();
-        let answer = stage.send(&format!("POST /both/{path}")).await;
-        assert_eq!(answer.status, 500, "{path}: {}", answer.body);
-        assert_eq!(answer.kind(), "second-connection", "{path}");
+        let response = stage.send(&format!("POST /both/{path}")).await;
+        assert_eq!(response.status, 500, "{path}: {}", response.body);
+        assert_eq!(response.kind(), "second-connection", "{path}");
         assert!(started.elapsed() < NO_WAIT, "{path} has waited");
         stage.nothing_is_stuck().await;
     }
-    let answer = stage.send("POST /both/one-by-one").await;
-    assert_eq!(answer.told(), (200, Some("committed")), "{}", answer.body);
+    let response = stage.send("POST /both/one-by-one").await;
+    assert_eq!(
+        response.summary(),
+        (200, Some("committed")),
+        "{}",
+        response.body
+    );
 }
 
 async fn reads_go_on_while_a_transaction_is_held(backend: Backend) {
@@ -242,7 +252,7 @@ async fn reads_go_on_while_a_transaction_is_held(backend: Backend) {
         assert_eq!(stage.send("GET /count").await.body, "0");
     }
     go_on.notify_one();
-    assert_eq!(held.await.unwrap().told(), (201, Some("committed")));
+    assert_eq!(held.await.unwrap().summary(), (201, Some("committed")));
     assert_eq!(stage.send("GET /count").await.body, "1");
 }
 
@@ -252,16 +262,16 @@ async fn who_waits_for_a_connection_gets_it_or_a_503(backend: Backend) {
     let held = rocket::tokio::spawn(async move { http.send("POST /hold").await });
     eventually("it is held", async || stage.outstanding().len() == 1).await;
 
-    let answer = stage.send("POST /write").await;
-    assert_eq!(answer.told(), (503, Some("rolled-back")));
-    assert_eq!(answer.kind(), "busy");
-    assert!(answer.header("retry-after").is_some());
+    let response = stage.send("POST /write").await;
+    assert_eq!(response.summary(), (503, Some("rolled-back")));
+    assert_eq!(response.kind(), "busy");
+    assert!(response.header("retry-after").is_some());
 
     let http = stage.http.clone();
     let waiting = rocket::tokio::spawn(async move { http.send("POST /write").await });
     go_on.notify_one();
-    assert_eq!(held.await.unwrap().told(), (201, Some("committed")));
-    assert_eq!(waiting.await.unwrap().told(), (201, Some("committed")));
+    assert_eq!(held.await.unwrap().summary(), (201, Some("committed")));
+    assert_eq!(waiting.await.unwrap().summary(), (201, Some("committed")));
     assert_eq!(stage.notes().await, ["held", "written"]);
     stage.nothing_is_stuck().await;
 }
@@ -300,8 +310,8 @@ async fn a_slow_body_holds_no_connection(backend: Backend) {
         slow.push(client);
     }
     for _ in 0..20 {
-        let answer = service.new_todo("quick", "").await;
-        assert_eq!(answer.told(), (201, Some("committed")));
+        let response = service.new_todo("quick", "").await;
+        assert_eq!(response.summary(), (201, Some("committed")));
         assert_eq!(outstanding(&service).await, 0);
     }
     drop(slow);

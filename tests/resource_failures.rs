@@ -8,7 +8,7 @@ use rocket::http::Status;
 use rocket::request::FromParam;
 use rocket::serde::json::Value;
 use rocket::{State, post, routes};
-use rocket_tx::tx::{Phase, Resource, Settling};
+use rocket_tx::tx::{Phase, Resource, SettleContext};
 use rocket_tx::{Begin, Error, Outstanding, Settlement};
 
 use crate::support::stage::note;
@@ -43,7 +43,7 @@ impl Resource for Awkward {
         Phase::Database
     }
 
-    async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+    async fn prepare(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         self.step("prepare").await
     }
 
@@ -51,7 +51,7 @@ impl Resource for Awkward {
         self.step("commit").await
     }
 
-    async fn rollback(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+    async fn rollback(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         self.step("rollback").await
     }
 }
@@ -143,10 +143,14 @@ async fn before_any_commit_everything_rolls_back(backend: Backend) {
             ("panic", 500, "panicked"),
             ("refuse", 409, "conflict"),
         ] {
-            let answer = stage.send(&format!("POST /prepare-{then}/{place}")).await;
-            assert_eq!(answer.told(), (told, Some("rolled-back")), "{then} {place}");
-            assert_eq!(answer.kind(), problem);
-            assert_eq!(answer.header("retry-after").is_some(), told == 503);
+            let response = stage.send(&format!("POST /prepare-{then}/{place}")).await;
+            assert_eq!(
+                response.summary(),
+                (told, Some("rolled-back")),
+                "{then} {place}"
+            );
+            assert_eq!(response.kind(), problem);
+            assert_eq!(response.header("retry-after").is_some(), told == 503);
             assert_eq!(stage.notes().await, [""; 0], "{then} {place}");
             stage.nothing_is_stuck().await;
         }
@@ -156,8 +160,8 @@ async fn before_any_commit_everything_rolls_back(backend: Backend) {
 
 async fn a_first_commit_that_is_refused_rolls_everything_back(backend: Backend) {
     let (stage, ran) = stage(backend).await;
-    let answer = stage.send("POST /commit-refuse/first").await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    let response = stage.send("POST /commit-refuse/first").await;
+    assert_eq!(response.summary(), (409, Some("rolled-back")));
     assert_eq!(stage.notes().await, [""; 0]);
     stage.nothing_is_stuck().await;
     eventually("the hook has run", async || ran.counts() == (0, 1)).await;
@@ -165,10 +169,10 @@ async fn a_first_commit_that_is_refused_rolls_everything_back(backend: Backend) 
 
 async fn a_later_commit_that_is_refused_is_partial_and_says_so(backend: Backend) {
     let (stage, ran) = stage(backend).await;
-    let answer = stage.send("POST /commit-refuse/last").await;
-    assert_eq!(answer.told(), (500, Some("partial")));
-    assert_eq!(answer.kind(), "partial");
-    let detail = answer.json::<Value>()["detail"]
+    let response = stage.send("POST /commit-refuse/last").await;
+    assert_eq!(response.summary(), (500, Some("partial")));
+    assert_eq!(response.kind(), "partial");
+    let detail = response.json::<Value>()["detail"]
         .as_str()
         .unwrap()
         .to_owned();
@@ -181,8 +185,8 @@ async fn a_later_commit_that_is_refused_is_partial_and_says_so(backend: Backend)
     stage.databases.empty().await;
 
     // A request that is certain comes after it; the hooks of the one in doubt have not run.
-    let answer = stage.send("POST /rollback-refuse/last?fail=true").await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    let response = stage.send("POST /rollback-refuse/last?fail=true").await;
+    assert_eq!(response.summary(), (409, Some("rolled-back")));
     eventually("the later hook has run", async || ran.counts() == (0, 1)).await;
 }
 
@@ -193,13 +197,13 @@ async fn a_commit_without_an_answer_is_unknown(backend: Backend) {
         ("hang", "last", &["written", "written"]),
         ("panic", "first", &[]),
     ] {
-        let answer = stage.send(&format!("POST /commit-{then}/{place}")).await;
-        assert_eq!(answer.told(), (500, Some("unknown")), "{then} {place}");
-        assert_eq!(answer.kind(), "unknown");
+        let response = stage.send(&format!("POST /commit-{then}/{place}")).await;
+        assert_eq!(response.summary(), (500, Some("unknown")), "{then} {place}");
+        assert_eq!(response.kind(), "unknown");
         assert!(
-            answer.body.contains("check before you retry"),
+            response.body.contains("check before you retry"),
             "{}",
-            answer.body
+            response.body
         );
         assert_eq!(stage.notes().await, rest, "{then} {place}");
         stage.nothing_is_stuck().await;
@@ -211,10 +215,10 @@ async fn a_commit_without_an_answer_is_unknown(backend: Backend) {
 async fn a_rollback_is_tried_everywhere_whatever_fails(backend: Backend) {
     let (stage, _) = stage(backend).await;
     for then in ["hang", "panic", "refuse"] {
-        let answer = stage
+        let response = stage
             .send(&format!("POST /rollback-{then}/first?fail=true"))
             .await;
-        assert_eq!(answer.told(), (409, Some("rolled-back")), "{then}");
+        assert_eq!(response.summary(), (409, Some("rolled-back")), "{then}");
         assert_eq!(stage.notes().await, [""; 0], "{then}");
         stage.nothing_is_stuck().await;
     }

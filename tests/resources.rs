@@ -8,8 +8,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rocket::http::Status;
 use rocket::{Request, State, post, routes};
-use rocket_tx::db::Patience;
-use rocket_tx::tx::{Action, Phase, Resource, Settled, Settling, Step};
+use rocket_tx::db::WaitPolicy;
+use rocket_tx::tx::{Action, Phase, Resource, SettleContext, SettlementReport, Step};
 use rocket_tx::{Begin, Error, Observer, Outstanding, Settlement};
 
 use crate::support::stage::note;
@@ -28,9 +28,9 @@ impl Resource for Lease {
         "lease".into()
     }
 
-    async fn prepare(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
-        settling.commit_last::<Main>();
-        let Some(mut transaction) = settling.transaction::<Main>() else {
+    async fn prepare(&mut self, context: &mut SettleContext<'_>) -> Result<(), Error> {
+        context.commit_last::<Main>();
+        let Some(mut transaction) = context.transaction::<Main>() else {
             return Err(Error::Conflict("the lease needs a transaction".into()));
         };
         note(transaction.connection(), "released inside").await?;
@@ -42,8 +42,8 @@ impl Resource for Lease {
         Ok(())
     }
 
-    async fn rollback(&mut self, settling: &mut Settling<'_>) -> Result<(), Error> {
-        let begun = settling.begin_after_rollback::<Main>(Patience::Never);
+    async fn rollback(&mut self, context: &mut SettleContext<'_>) -> Result<(), Error> {
+        let begun = context.begin_after_rollback::<Main>(WaitPolicy::FAIL_FAST);
         if let Some(mut transaction) = begun.await? {
             note(transaction.connection(), "released after").await?;
             let _nobody_waits = transaction.commit_without_waiting().await?;
@@ -117,7 +117,7 @@ impl Observer for Scribe {
         }
     }
 
-    fn settled(&self, _: &Request<'_>, settled: &Settled) {
+    fn settled(&self, _: &Request<'_>, settled: &SettlementReport) {
         let what = format!("{} by {}", settled.outcome, settled.verdict.reason());
         self.0.lock().push(what);
     }
@@ -138,8 +138,8 @@ async fn stage(backend: Backend) -> (Stage, Log) {
 
 async fn a_lease_is_released_inside_the_commit(backend: Backend) {
     let (stage, log) = stage(backend).await;
-    let answer = stage.send("POST /lease/201").await;
-    assert_eq!(answer.told(), (201, Some("committed")));
+    let response = stage.send("POST /lease/201").await;
+    assert_eq!(response.summary(), (201, Some("committed")));
     assert_eq!(
         std::mem::take(&mut *log.lock()),
         [
@@ -166,8 +166,8 @@ async fn a_lease_is_released_inside_the_commit(backend: Backend) {
 
 async fn a_lease_is_released_after_the_rollback(backend: Backend) {
     let (stage, log) = stage(backend).await;
-    let answer = stage.send("POST /lease/409").await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    let response = stage.send("POST /lease/409").await;
+    assert_eq!(response.summary(), (409, Some("rolled-back")));
     assert_eq!(
         std::mem::take(&mut *log.lock()),
         [
@@ -186,12 +186,12 @@ async fn a_lease_is_released_after_the_rollback(backend: Backend) {
 
 async fn a_resource_alone_can_refuse(backend: Backend) {
     let (stage, log) = stage(backend).await;
-    let answer = stage.send("POST /lease-alone").await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    let response = stage.send("POST /lease-alone").await;
+    assert_eq!(response.summary(), (409, Some("rolled-back")));
     assert!(
-        answer.body.contains("the lease needs a transaction"),
+        response.body.contains("the lease needs a transaction"),
         "{}",
-        answer.body
+        response.body
     );
     assert!(log.lock().contains(&"gate opened".to_owned()));
 }
@@ -205,7 +205,7 @@ impl Resource for Slow {
         "slow".into()
     }
 
-    async fn prepare(&mut self, _: &mut Settling<'_>) -> Result<(), Error> {
+    async fn prepare(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         self.0.notified().await;
         Ok(())
     }
@@ -237,7 +237,7 @@ async fn what_is_outstanding_can_be_seen(backend: Backend) {
     })
     .await;
     let http = stage.http.clone();
-    let answer = rocket::tokio::spawn(async move { http.send("POST /slow").await });
+    let response = rocket::tokio::spawn(async move { http.send("POST /slow").await });
     eventually("both are outstanding", async || {
         stage.outstanding().len() == 2
     })
@@ -251,7 +251,7 @@ async fn what_is_outstanding_can_be_seen(backend: Backend) {
         assert!(!line.condemned);
     }
     notify.notify_one();
-    assert_eq!(answer.await.unwrap().told(), (201, Some("committed")));
+    assert_eq!(response.await.unwrap().summary(), (201, Some("committed")));
     stage.nothing_is_stuck().await;
 }
 

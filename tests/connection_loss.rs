@@ -118,15 +118,15 @@ mod postgres {
         let (stage, _proxy) = stage(In::Main).await;
         for path in ["killed/main", "killed/audit", "killed-alone"] {
             for _ in 0..5 {
-                let answer = stage.send(&format!("POST /{path}")).await;
+                let response = stage.send(&format!("POST /{path}")).await;
                 assert_eq!(
-                    answer.told(),
+                    response.summary(),
                     (503, Some("rolled-back")),
                     "{path}: {}",
-                    answer.body
+                    response.body
                 );
-                assert_eq!(answer.kind(), "connection-lost");
-                assert!(answer.header("retry-after").is_some());
+                assert_eq!(response.kind(), "connection-lost");
+                assert!(response.header("retry-after").is_some());
                 assert_eq!(stage.notes().await, [""; 0], "{path}");
                 stage.nothing_is_stuck().await;
             }
@@ -144,14 +144,14 @@ mod postgres {
             let (stage, proxy) = stage_with(through, "\"10s\"").await;
             for (kind_of_break, stored) in [(Break::Before, false), (Break::After, true)] {
                 proxy.set("COMMIT", kind_of_break);
-                let answer = stage.send(&format!("POST /{path}")).await;
-                let what = format!("{kind_of_break:?} through {through:?}: {}", answer.body);
+                let response = stage.send(&format!("POST /{path}")).await;
+                let what = format!("{kind_of_break:?} through {through:?}: {}", response.body);
                 let told = if stored {
                     (201, Some("committed"))
                 } else {
                     refused
                 };
-                assert_eq!(answer.told(), told, "{what}");
+                assert_eq!(response.summary(), told, "{what}");
                 assert!(proxy.has_sprung(), "{what}");
                 let notes = stage.databases.notes(through).await;
                 assert_eq!(!notes.is_empty(), stored, "{what}");
@@ -177,14 +177,14 @@ mod postgres {
                 Break::After
             };
             proxy.set("COMMIT", kind);
-            let answer = stage.send("POST /main").await;
+            let response = stage.send("POST /main").await;
             assert!(proxy.has_sprung());
             let stored = !stage.databases.notes(In::Main).await.is_empty();
-            match answer.told() {
+            match response.summary() {
                 (201, Some("committed")) => assert!(stored, "{kind:?}"),
                 (503, Some("rolled-back")) => assert!(!stored, "{kind:?}"),
                 (500, Some("unknown")) => unknown += 1,
-                told => panic!("{told:?}: {}", answer.body),
+                told => panic!("{told:?}: {}", response.body),
             }
             stage.databases.empty().await;
         }
@@ -196,8 +196,13 @@ mod postgres {
     async fn a_commit_that_is_not_answered_in_time_is_ended_and_told_as_it_went() {
         let (stage, proxy) = stage_with(In::Main, "\"4s\"").await;
         proxy.set("COMMIT", Break::Stall);
-        let answer = stage.send("POST /both").await;
-        assert_eq!(answer.told(), (503, Some("rolled-back")), "{}", answer.body);
+        let response = stage.send("POST /both").await;
+        assert_eq!(
+            response.summary(),
+            (503, Some("rolled-back")),
+            "{}",
+            response.body
+        );
         assert!(proxy.has_sprung());
         stage.nothing_is_stuck().await;
     }
@@ -206,9 +211,14 @@ mod postgres {
     async fn a_prepare_that_is_not_answered_in_time_is_a_503() {
         let (stage, proxy) = stage(In::Audit).await;
         proxy.set("SET CONSTRAINTS ALL IMMEDIATE", Break::Stall);
-        let answer = stage.send("POST /both").await;
-        assert_eq!(answer.told(), (503, Some("rolled-back")), "{}", answer.body);
-        assert_eq!(answer.kind(), "settle-timeout");
+        let response = stage.send("POST /both").await;
+        assert_eq!(
+            response.summary(),
+            (503, Some("rolled-back")),
+            "{}",
+            response.body
+        );
+        assert_eq!(response.kind(), "settle-timeout");
         assert!(proxy.has_sprung());
         assert_eq!(stage.notes().await, [""; 0]);
         stage.nothing_is_stuck().await;
@@ -218,9 +228,14 @@ mod postgres {
     #[rocket::async_test]
     async fn a_second_commit_that_the_server_refuses_is_partial() {
         let (stage, _proxy) = stage(In::Main).await;
-        let answer = stage.send("POST /skewed").await;
-        assert_eq!(answer.told(), (500, Some("partial")), "{}", answer.body);
-        assert_eq!(answer.kind(), "partial");
+        let response = stage.send("POST /skewed").await;
+        assert_eq!(
+            response.summary(),
+            (500, Some("partial")),
+            "{}",
+            response.body
+        );
+        assert_eq!(response.kind(), "partial");
         assert_eq!(stage.databases.notes(In::Main).await, ["written"]);
         let audit = stage.databases.notes(In::Audit).await;
         assert_eq!(audit.len(), 1, "only the other transaction's: {audit:?}");

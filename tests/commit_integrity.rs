@@ -10,7 +10,7 @@ use rocket_tx::{Error, Settlement, Tx, with_backend};
 use sqlx::Connection;
 
 use crate::support::stage::{note, run};
-use crate::support::{Answer, Audit, Backend, In, Main, Stage};
+use crate::support::{Audit, Backend, HttpResponse, In, Main, Stage};
 
 /// Runs SQL, swallows whatever it fails with, writes once more, and claims success.
 #[post("/swallow/<database>", data = "<sql>")]
@@ -146,8 +146,8 @@ async fn stage(backend: Backend) -> Stage {
     .await
 }
 
-async fn send_sql(stage: &Stage, path: &str, sql: &str) -> Answer {
-    Answer::of(stage.http.request(path).body(sql.to_owned())).await
+async fn send_sql(stage: &Stage, path: &str, sql: &str) -> HttpResponse {
+    HttpResponse::of(stage.http.request(path).body(sql.to_owned())).await
 }
 
 /// Each has the database give the transaction up.
@@ -177,9 +177,13 @@ async fn what_the_database_gave_up_is_never_a_success(backend: Backend) {
     let stage = stage(backend).await;
     for (sql, kind) in given_up(backend) {
         for path in ROUTES {
-            let answer = send_sql(&stage, &format!("POST /{path}"), sql).await;
-            assert_eq!(answer.told(), (500, Some("rolled-back")), "{path}: {sql}");
-            assert_eq!(answer.kind(), kind, "{path}: {sql}");
+            let response = send_sql(&stage, &format!("POST /{path}"), sql).await;
+            assert_eq!(
+                response.summary(),
+                (500, Some("rolled-back")),
+                "{path}: {sql}"
+            );
+            assert_eq!(response.kind(), kind, "{path}: {sql}");
             assert_eq!(stage.notes().await, [""; 0], "{path}: {sql}");
             // The very next writer finds a connection that works.
             stage.nothing_is_stuck().await;
@@ -208,9 +212,9 @@ async fn a_transaction_that_the_handler_ended_is_never_a_success(backend: Backen
             continue; // Not in SQLite's language.
         }
         for path in ROUTES {
-            let answer = send_sql(&stage, &format!("POST /{path}"), sql).await;
-            assert_eq!(answer.told(), (500, Some(outcome)), "{path}: {sql}");
-            assert_eq!(answer.kind(), "ended", "{path}: {sql}");
+            let response = send_sql(&stage, &format!("POST /{path}"), sql).await;
+            assert_eq!(response.summary(), (500, Some(outcome)), "{path}: {sql}");
+            assert_eq!(response.kind(), "ended", "{path}: {sql}");
             if backend == Backend::Sqlite {
                 assert_eq!(stage.notes().await, [""; 0], "{path}: {sql}");
             }
@@ -233,41 +237,41 @@ async fn a_statement_that_the_transaction_survives_costs_nothing(backend: Backen
         Backend::Sqlite => "INSERT INTO notes (text) VALUES (NULL)",
         Backend::Postgres => "SAVEPOINT mine; SELECT 1; ROLLBACK TO mine",
     };
-    let answer = send_sql(&stage, "POST /swallow/main", sql).await;
-    assert_eq!(answer.told(), (201, Some("committed")));
+    let response = send_sql(&stage, "POST /swallow/main", sql).await;
+    assert_eq!(response.summary(), (201, Some("committed")));
     assert_eq!(stage.notes().await, ["after", "before", "after", "before"]);
 }
 
 async fn a_constraint_by_question_mark_is_a_409(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /twice").await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")));
-    assert_eq!(answer.kind(), "constraint");
-    assert!(!answer.body.contains("INSERT"), "{}", answer.body);
+    let response = stage.send("POST /twice").await;
+    assert_eq!(response.summary(), (409, Some("rolled-back")));
+    assert_eq!(response.kind(), "constraint");
+    assert!(!response.body.contains("INSERT"), "{}", response.body);
     assert_eq!(stage.notes().await, [""; 0]);
 }
 
 async fn savepoints_work_inside(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /savepoint/false").await;
-    assert_eq!(answer.told(), (201, Some("committed")));
+    let response = stage.send("POST /savepoint/false").await;
+    assert_eq!(response.summary(), (201, Some("committed")));
     assert_eq!(stage.notes().await, ["outside"]);
     stage.databases.execute(In::Main, "DELETE FROM notes").await;
 
-    let answer = stage.send("POST /savepoint/true").await;
-    assert_eq!(answer.told(), (201, Some("committed")));
+    let response = stage.send("POST /savepoint/true").await;
+    assert_eq!(response.summary(), (201, Some("committed")));
     assert_eq!(stage.notes().await, ["inside", "outside"]);
 }
 
 async fn a_forgotten_savepoint_changes_nothing(backend: Backend) {
     let stage = stage(backend).await;
-    let answer = stage.send("POST /forgotten-savepoint/409").await;
-    assert_eq!(answer.told(), (409, Some("rolled-back")));
+    let response = stage.send("POST /forgotten-savepoint/409").await;
+    assert_eq!(response.summary(), (409, Some("rolled-back")));
     assert_eq!(stage.notes().await, [""; 0]);
     stage.nothing_is_stuck().await;
 
-    let answer = stage.send("POST /forgotten-savepoint/201").await;
-    assert_eq!(answer.told(), (201, Some("committed")));
+    let response = stage.send("POST /forgotten-savepoint/201").await;
+    assert_eq!(response.summary(), (201, Some("committed")));
     assert_eq!(stage.notes().await, ["inside", "outside"]);
     stage.nothing_is_stuck().await;
 }
@@ -275,14 +279,14 @@ async fn a_forgotten_savepoint_changes_nothing(backend: Backend) {
 async fn a_deferred_constraint_is_a_409_in_either_database(backend: Backend) {
     let stage = stage(backend).await;
     for path in ["pairs/main", "pairs/audit", "pair-alone"] {
-        let answer = stage.send(&format!("POST /{path}")).await;
-        assert_eq!(answer.told(), (409, Some("rolled-back")), "{path}");
-        assert_eq!(answer.kind(), "constraint", "{path}");
+        let response = stage.send(&format!("POST /{path}")).await;
+        assert_eq!(response.summary(), (409, Some("rolled-back")), "{path}");
+        assert_eq!(response.kind(), "constraint", "{path}");
         if backend == Backend::Postgres {
             assert!(
-                answer.body.contains("pairs_have_a_partner"),
+                response.body.contains("pairs_have_a_partner"),
                 "{}",
-                answer.body
+                response.body
             );
         }
         assert_eq!(stage.notes().await, [""; 0], "{path}");
@@ -290,8 +294,8 @@ async fn a_deferred_constraint_is_a_409_in_either_database(backend: Backend) {
     }
     // A constraint that was broken and mended in between is no reason to refuse.
     for database in ["main", "audit"] {
-        let answer = stage.send(&format!("POST /pairs/{database}?mend")).await;
-        assert_eq!(answer.told(), (201, Some("committed")), "{database}");
+        let response = stage.send(&format!("POST /pairs/{database}?mend")).await;
+        assert_eq!(response.summary(), (201, Some("committed")), "{database}");
         assert_eq!(stage.notes().await, ["pair", "pair"]);
         stage.databases.empty().await;
         stage.nothing_is_stuck().await;
@@ -307,7 +311,7 @@ async fn a_replaced_response_keeps_what_fairings_set(backend: Backend) {
     stage.databases.empty().await;
 
     let replaced = stage.send("POST /pairs/main").await;
-    assert_eq!(replaced.told(), (409, Some("rolled-back")));
+    assert_eq!(replaced.summary(), (409, Some("rolled-back")));
     for name in ["location", "set-cookie", "etag"] {
         assert_eq!(replaced.header(name), None, "{name} speaks of a success");
     }

@@ -18,15 +18,15 @@ use crate::db::{CommitError, Durability, Ending, RollbackError};
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
 /// The writer, borrowed. Dropping it lets the next request have it.
-pub(super) struct LentWriter {
+pub(super) struct WriterSession {
     /// Never empty but in `Drop`, and when a connection could not be replaced.
     turn: Turn,
     give_up: bool,
 }
 
-const LENT: &str = "the writer is open for as long as it is lent";
+const CHECKED_OUT: &str = "the writer is open for as long as it is lent";
 
-impl LentWriter {
+impl WriterSession {
     pub(super) fn new(turn: Turn) -> Self {
         Self {
             turn,
@@ -35,11 +35,11 @@ impl LentWriter {
     }
 
     fn open(&self) -> &Open {
-        self.turn.as_ref().expect(LENT)
+        self.turn.as_ref().expect(CHECKED_OUT)
     }
 
     fn open_mut(&mut self) -> &mut Open {
-        self.turn.as_mut().expect(LENT)
+        self.turn.as_mut().expect(CHECKED_OUT)
     }
 
     /// Sends BEGIN IMMEDIATE, which waits `busy_timeout` at most for another process. One hop.
@@ -235,7 +235,7 @@ impl Open {
     }
 }
 
-impl Deref for LentWriter {
+impl Deref for WriterSession {
     type Target = SqliteConnection;
 
     fn deref(&self) -> &SqliteConnection {
@@ -243,7 +243,7 @@ impl Deref for LentWriter {
     }
 }
 
-impl DerefMut for LentWriter {
+impl DerefMut for WriterSession {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         let open = self.open_mut();
         // The only way for others to use it.
@@ -252,7 +252,7 @@ impl DerefMut for LentWriter {
     }
 }
 
-impl Drop for LentWriter {
+impl Drop for WriterSession {
     fn drop(&mut self) {
         if self.give_up {
             *self.turn = None;
@@ -266,13 +266,13 @@ impl Drop for LentWriter {
 
 /// The writer, for a few statements that are a transaction of their own.
 pub struct OneShotWriter {
-    writer: LentWriter,
+    writer: WriterSession,
     /// How long they wait for another process.
     busy_timeout: Duration,
 }
 
 impl OneShotWriter {
-    pub(super) fn new(writer: LentWriter, busy_timeout: Duration) -> Self {
+    pub(super) fn new(writer: WriterSession, busy_timeout: Duration) -> Self {
         Self {
             writer,
             busy_timeout,

@@ -9,10 +9,10 @@ use std::any::Any;
 use rocket_db_pools::Database;
 
 use super::open_transaction::{ConnectionOf, OpenTransaction};
-use super::resource::Settling;
+use super::resource::SettleContext;
 use crate::db::{
-    Access, BeginOptions, Durability, Isolation, Patience, Transaction, TransactionPool,
-    TransactionalDatabase,
+    Access, BeginOptions, Durability, Isolation, Transaction, TransactionPool,
+    TransactionalDatabase, WaitPolicy,
 };
 use crate::tx::failure::Error;
 
@@ -20,13 +20,13 @@ type TransactionOf<D> = Transaction<<<D as Database>::Pool as TransactionPool>::
 
 /// An open transaction of the request: statements can be run in it, and nothing else.
 ///
-/// From [`Settling::transaction`].
+/// From [`SettleContext::transaction`].
 ///
 /// ```
-/// # use rocket_tx::{Error, rocket_db_pools::{self, Database}, db::SqlitePool, tx::Settling};
+/// # use rocket_tx::{Error, rocket_db_pools::{self, Database}, db::SqlitePool, tx::SettleContext};
 /// # #[derive(Database)] #[database("main")] struct Main(SqlitePool);
-/// async fn prepare(settling: &mut Settling<'_>) -> Result<(), Error> {
-///     if let Some(mut transaction) = settling.transaction::<Main>() {
+/// async fn prepare(context: &mut SettleContext<'_>) -> Result<(), Error> {
+///     if let Some(mut transaction) = context.transaction::<Main>() {
 ///         sqlx::query("INSERT INTO outbox (text) VALUES ('hello')")
 ///             .execute(transaction.connection())
 ///             .await?;
@@ -38,21 +38,21 @@ type TransactionOf<D> = Transaction<<<D as Database>::Pool as TransactionPool>::
 /// It cannot be ended here, nor be exchanged for another one:
 ///
 /// ```compile_fail
-/// # use rocket_tx::{Error, rocket_db_pools::{self, Database}, db::SqlitePool, tx::Settling};
+/// # use rocket_tx::{Error, rocket_db_pools::{self, Database}, db::SqlitePool, tx::SettleContext};
 /// # #[derive(Database)] #[database("main")] struct Main(SqlitePool);
-/// async fn prepare(settling: &mut Settling<'_>) {
-///     let mut transaction = settling.transaction::<Main>().unwrap();
+/// async fn prepare(context: &mut SettleContext<'_>) {
+///     let mut transaction = context.transaction::<Main>().unwrap();
 ///     let _ = transaction.commit_without_waiting().await;
 /// }
 /// ```
 ///
 /// ```compile_fail
-/// # use rocket_tx::{Error, rocket_db_pools::{self, Database}, db::SqlitePool, tx::Settling};
+/// # use rocket_tx::{Error, rocket_db_pools::{self, Database}, db::SqlitePool, tx::SettleContext};
 /// # use rocket_tx::db::{BeginOptions, TransactionPool};
 /// # #[derive(Database)] #[database("main")] struct Main(SqlitePool);
-/// async fn prepare(settling: &mut Settling<'_>, pool: SqlitePool, options: BeginOptions) {
+/// async fn prepare(context: &mut SettleContext<'_>, pool: SqlitePool, options: BeginOptions) {
 ///     let mut other = pool.open(options).await.unwrap();
-///     let mut transaction = settling.transaction::<Main>().unwrap();
+///     let mut transaction = context.transaction::<Main>().unwrap();
 ///     std::mem::swap(&mut transaction, &mut other);
 /// }
 /// ```
@@ -73,7 +73,7 @@ impl<D: TransactionalDatabase> BorrowedTransaction<'_, D> {
 
 /// A transaction of its own, begun on the connection of one that was rolled back.
 ///
-/// From [`Settling::begin_after_rollback`]. Dropped uncommitted, it is rolled back when the settlement
+/// From [`SettleContext::begin_after_rollback`]. Dropped uncommitted, it is rolled back when the settlement
 /// is over; until then no other resource can begin one of the same database.
 pub struct AfterRollback<'a, D: TransactionalDatabase>(&'a mut TransactionOf<D>);
 
@@ -99,7 +99,7 @@ impl<D: TransactionalDatabase> AfterRollback<'_, D> {
     }
 }
 
-impl Settling<'_> {
+impl SettleContext<'_> {
     /// The request's open transaction of `D`, if it has one; a resource that needs one says so with
     /// [`Outstanding::require`](crate::tx::Outstanding::require).
     ///
@@ -116,7 +116,7 @@ impl Settling<'_> {
     /// on SQLite the request has the only connection that writes. `None` if the request has no
     /// transaction of `D` that may write.
     ///
-    /// The request stays rolled back whatever is committed here. `patience` bounds the wait for a lock
+    /// The request stays rolled back whatever is committed here. `wait` bounds the wait for a lock
     /// of another process on SQLite.
     ///
     /// # Errors
@@ -128,7 +128,7 @@ impl Settling<'_> {
     /// If the future is dropped, the connection is closed when the settlement is over.
     pub async fn begin_after_rollback<D: TransactionalDatabase>(
         &mut self,
-        patience: Patience,
+        wait: WaitPolicy,
     ) -> Result<Option<AfterRollback<'_, D>>, Error> {
         let found = self.find::<D>().map(|(_, open)| open.transaction());
         let Some(transaction) = found.filter(|it| it.access() == Access::ReadWrite) else {
@@ -140,7 +140,7 @@ impl Settling<'_> {
         let options = BeginOptions {
             isolation: Isolation::Default,
             access: Access::ReadWrite,
-            patience,
+            wait,
         };
         transaction.begin_again(options).await?;
         Ok(Some(AfterRollback(transaction)))
