@@ -51,8 +51,8 @@ fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
     stream.heartbeat(HEARTBEAT)
 }
 
-/// The same routes. While the feed has a client, they count the rows of both databases: before the
-/// handler, inside its transactions, and after the request was settled.
+/// The same routes. For requests with `X-Run`, while the feed has a client, they count the rows of
+/// both databases: before the handler, inside its transactions, and after the request was settled.
 pub(crate) fn count_rows(routes: Vec<Route>) -> Vec<Route> {
     decorate(routes, CountRows)
 }
@@ -86,11 +86,11 @@ impl Observer for Recount {
     }
 }
 
-/// The feed has a client, and this request may change something.
+/// A request of a console that may change something, while the feed has a client.
 struct Watch {
     request: RequestId,
-    /// `X-Run`, by which a console knows its own requests.
-    run: Option<String>,
+    /// `X-Run`: the console names each of its own requests.
+    run: String,
     live: Live,
     main: UrlPool,
     audit: UrlPool,
@@ -105,16 +105,13 @@ impl Watch {
     fn for_request(request: &Request<'_>, id: RequestId) -> Option<Self> {
         let rocket = request.rocket();
         let live: &Live = rocket.state()?;
-        if live.listeners() == 0 || request.method() == Method::Get {
+        let run = request.headers().get_one("X-Run")?;
+        if run.len() > 64 || live.listeners() == 0 || request.method() == Method::Get {
             return None;
         }
         Some(Self {
             request: id,
-            run: request
-                .headers()
-                .get_one("X-Run")
-                .filter(|run| run.len() <= 64)
-                .map(str::to_owned),
+            run: run.to_owned(),
             live: live.clone(),
             main: (**rocket.state::<Main>()?).clone(),
             audit: (**rocket.state::<Audit>()?).clone(),

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 pub struct Http {
     client: reqwest::Client,
     pub base: String,
+    run: Option<&'static str>,
 }
 
 impl Http {
@@ -21,6 +22,15 @@ impl Http {
         Self {
             client,
             base: format!("http://127.0.0.1:{port}"),
+            run: None,
+        }
+    }
+
+    /// The same client, with `X-Run: run` in each request.
+    pub fn in_run(&self, run: &'static str) -> Self {
+        Self {
+            run: Some(run),
+            ..self.clone()
         }
     }
 
@@ -28,7 +38,11 @@ impl Http {
     pub fn request(&self, what: &str) -> reqwest::RequestBuilder {
         let (method, path) = what.split_once(' ').unwrap();
         let url = format!("{}{path}", self.base);
-        self.client.request(method.parse().unwrap(), url)
+        let request = self.client.request(method.parse().unwrap(), url);
+        match self.run {
+            Some(run) => request.header("X-Run", run),
+            None => request,
+        }
     }
 
     /// `METHOD /path`, without a body.

@@ -201,6 +201,8 @@ fn scheme(url: &str) -> Option<&str> {
     url.split_once(':').map(|(scheme, _)| scheme)
 }
 
+impl super::pool::Sealed for UrlPool {}
+
 impl TransactionPool for UrlPool {
     type Session = Connection;
 

@@ -16,11 +16,17 @@ use super::{
     Access, BeginOptions, Error, NotReady, Session, Transaction, TransactionControl, WaitPolicy,
 };
 
+/// Seals [`TransactionPool`]: settlement relies on what these pools promise of their sessions.
+pub(super) trait Sealed {}
+
 /// A pool that request-scoped transactions and reads are lent from.
 ///
 /// Implemented by [`UrlPool`](super::UrlPool), [`SqlitePool`](super::SqlitePool) and
-/// [`PostgresPool`](super::PostgresPool). A clone is another handle on the same pool.
-pub trait TransactionPool: rocket_db_pools::Pool<Error = Error> + Clone {
+/// [`PostgresPool`](super::PostgresPool), and sealed: no other crate can implement it. A clone is
+/// another handle on the same pool.
+// Other crates cannot implement a private bound.
+#[allow(private_bounds)]
+pub trait TransactionPool: Sealed + rocket_db_pools::Pool<Error = Error> + Clone {
     /// A borrowed connection.
     type Session: Session;
 

@@ -3,8 +3,10 @@
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;
 
-use super::rows::{EventRows, Row};
+use super::rows::{EventRows, Row, Sealed};
 use super::stream::{Append, Snapshot};
+
+impl Sealed for Connection {}
 
 impl EventRows for Connection {
     async fn history(

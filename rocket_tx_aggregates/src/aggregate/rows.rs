@@ -62,8 +62,15 @@ where
     }
 }
 
+/// Seals [`EventRows`].
+pub(super) trait Sealed {}
+
 /// A connection to the tables of events and snapshots.
-pub trait EventRows: Send {
+///
+/// Implemented for the connections of `rocket_tx`, and sealed: no other crate can implement it.
+// Other crates cannot implement a private bound.
+#[allow(private_bounds)]
+pub trait EventRows: Sealed + Send {
     /// The snapshot of the given version, if there is one, and the events after it. One statement,
     /// so that they belong together.
     #[doc(hidden)]
@@ -148,6 +155,8 @@ pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Error>
 
 macro_rules! rows {
     ($database:ty, $connection:ty, now = $now:literal, $put_snapshot:literal) => {
+        impl Sealed for $connection {}
+
         impl EventRows for $connection {
             async fn history(
                 &mut self,

@@ -11,7 +11,7 @@ use super::PostgresLeases;
 #[cfg(feature = "sqlite")]
 use super::SqliteLeases;
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token,
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed, Token,
 };
 use rocket_tx::db::{self, Connection, Identity, UrlPool, WaitPolicy};
 
@@ -60,6 +60,8 @@ pub enum UrlLeases {
     #[cfg(feature = "postgres")]
     Postgres(PostgresLeases),
 }
+
+impl Sealed for UrlLeases {}
 
 impl LeaseStore for UrlLeases {
     type Session = Connection;

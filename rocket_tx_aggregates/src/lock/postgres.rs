@@ -17,8 +17,8 @@ use super::fencing::{open_fence, take};
 use super::listener::{Listener, bell, no_answer};
 use super::sql::statement;
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
-    spawn_before_closing,
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed, Token,
+    millis, spawn_before_closing,
 };
 
 /// Leases in a Postgres database, for services on more than one machine. All times are the
@@ -151,6 +151,8 @@ async fn wake(db: &mut PgConnection, keys: &[impl AsRef<str>]) {
         tracing::debug!(%error, "waiters were not woken; they poll");
     }
 }
+
+impl Sealed for PostgresLeases {}
 
 impl LeaseStore for PostgresLeases {
     type Session = PostgresSession;

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::LeaseLockManager;
 use super::sql::statement;
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token, millis,
-    spawn_before_closing,
+    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed, Token,
+    millis, spawn_before_closing,
 };
 
 /// Leases in a SQLite file, for processes of one machine. All times are the host's.
@@ -122,6 +122,8 @@ async fn look(
 fn is_contention(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::PoolTimedOut) || is_sqlite_busy(error)
 }
+
+impl Sealed for SqliteLeases {}
 
 impl LeaseStore for SqliteLeases {
     type Session = SqliteSession;

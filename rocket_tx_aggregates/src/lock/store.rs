@@ -131,10 +131,17 @@ pub struct LeaseRow {
     pub wanted: bool,
 }
 
+/// Seals [`LeaseStore`]: leases are safe only if each of its statements is atomic.
+pub(super) trait Sealed {}
+
 /// The rows of `aggregate_locks` in one database. All times are the database's.
 ///
 /// Every method is bounded by the retry interval where it could wait for another's row.
-pub trait LeaseStore: Clone + Send + Sync + 'static {
+///
+/// Implemented for the pools of `rocket_tx`, and sealed: no other crate can implement it.
+// Other crates cannot implement a private bound.
+#[allow(private_bounds)]
+pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
     /// A transaction of a request on the same database.
     type Session: Session;
 

@@ -179,6 +179,8 @@ async fn identity(connection: &mut PgConnection) -> sqlx::Result<Identity> {
     Ok(Identity(name))
 }
 
+impl pool::Sealed for PostgresPool {}
+
 impl TransactionPool for PostgresPool {
     type Session = PostgresSession;
 

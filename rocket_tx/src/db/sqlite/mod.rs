@@ -336,6 +336,8 @@ fn identity(file: &Path) -> Identity {
     Identity(format!("sqlite:{}", file.display()))
 }
 
+impl pool::Sealed for SqlitePool {}
+
 impl TransactionPool for SqlitePool {
     type Session = SqliteSession;
 
