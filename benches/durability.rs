@@ -1,14 +1,14 @@
-//! What it costs that SQLite's commits survive a power cut.
+//! Measures what it costs that SQLite's commits survive a power cut.
 //!
 //!     cargo bench --bench durability
 //!     cargo bench --bench durability -- rounds=20
 //!
-//! Sixteen clients write one row a transaction, without HTTP: the ways to commit are compared, and
-//! nothing hides the difference. Each slice is a process of its own with a new file in the target
-//! directory; each round runs all ways, in another order than the round before. What counts is the
-//! ratio of two ways within a round; the median of the rounds is printed, with the least and the
-//! greatest. The second half is the same on a disk whose syncs take 2 ms longer, by a library that
-//! stands in front of `fsync` and `fdatasync`.
+//! Sixteen clients write one row per transaction. There is no HTTP, so that only the ways to commit
+//! differ. Each slice is a separate process with a new file in the target directory. Each round
+//! runs all ways, in a different order than the round before. The result is the ratio of two ways
+//! within a round: the median of all rounds is printed, with minimum and maximum. The second half
+//! repeats this on a disk whose syncs take 2 ms longer, simulated by a preloaded library that wraps
+//! `fsync` and `fdatasync`.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
@@ -33,11 +33,11 @@ const INSERT: &str = "INSERT INTO written (text) VALUES ($1)";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// The library's default: the answer waits for a sync that serves many.
+    /// The library's default: a commit waits for a sync that many commits share.
     Full,
-    /// The library without waiting for the disk.
+    /// The library with `synchronous = "normal"`: a commit does not wait for the disk.
     Normal,
-    /// A pool of one connection that SQLite syncs at each commit, as one writes it by hand.
+    /// Written without the library: a pool of one connection, on which SQLite syncs at each commit.
     ByHand,
 }
 
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         match argument.strip_prefix("rounds=") {
             Some(number) => rounds = number.parse().expect("rounds= takes a number"),
             None => {
-                eprintln!("unknown: {argument}; say rounds=NUMBER");
+                eprintln!("unknown argument: {argument}; use rounds=NUMBER");
                 return ExitCode::FAILURE;
             }
         }
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
 
 fn measure(rounds: usize, slow_disk: Option<&Path>, bounds: &[(&str, usize, f64)]) {
     let mut slices: [Vec<Slice>; 3] = Default::default();
-    // The first round only warms up.
+    // The first round is a warm-up and is not counted.
     for round in 0..=rounds {
         for turn in 0..WAYS.len() {
             let way = (turn + round) % WAYS.len();
@@ -119,7 +119,7 @@ fn measure(rounds: usize, slow_disk: Option<&Path>, bounds: &[(&str, usize, f64)
     }
 }
 
-/// One way in a process of its own.
+/// Runs one way in a separate process.
 fn slice(way: &str, slow_disk: Option<&Path>) -> Slice {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
@@ -131,14 +131,14 @@ fn slice(way: &str, slow_disk: Option<&Path>) -> Slice {
             .env("LD_PRELOAD", library)
             .env("DISK_DELAY", DELAY.as_micros().to_string());
     }
-    let said = command.output().unwrap();
+    let output = command.output().unwrap();
     assert!(
-        said.status.success(),
+        output.status.success(),
         "{}",
-        String::from_utf8_lossy(&said.stderr)
+        String::from_utf8_lossy(&output.stderr)
     );
-    let said = String::from_utf8(said.stdout).unwrap();
-    let mut numbers = said.split_whitespace().map(|word| word.parse().unwrap());
+    let output = String::from_utf8(output.stdout).unwrap();
+    let mut numbers = output.split_whitespace().map(|word| word.parse().unwrap());
     let mut next = || numbers.next().unwrap();
     Slice {
         per_second: next(),
@@ -183,7 +183,7 @@ async fn write(way: Way, file: &Path) -> Slice {
             load(&one).await
         }
         Way::ByHand => {
-            // One connection: several only spin on each other's locks.
+            // One connection: several connections would only wait for each other's locks.
             let pool = SqlitePoolOptions::new().max_connections(1);
             let pool = pool.connect_with(options.clone()).await.unwrap();
             let one = async |text: String| {
@@ -195,7 +195,7 @@ async fn write(way: Way, file: &Path) -> Slice {
             load(&one).await
         }
     };
-    // A benchmark of failures would be worth nothing.
+    // Make sure that the benchmark has not measured failures.
     let mut connection = options.connect().await.unwrap();
     let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM written")
         .fetch_one(&mut connection)
@@ -205,7 +205,7 @@ async fn write(way: Way, file: &Path) -> Slice {
     slice.1
 }
 
-/// All clients at once; the number of commits, and what they took.
+/// Runs all clients at the same time. Returns the number of commits and their durations.
 async fn load(one: &impl AsyncFn(String)) -> (u64, Slice) {
     let started = Instant::now();
     let clients = (0..CLIENTS).map(async |client| {
@@ -232,7 +232,8 @@ async fn load(one: &impl AsyncFn(String)) -> (u64, Slice) {
     (all.len(), slice)
 }
 
-/// Milliseconds of one `fdatasync` after one page was appended, as a commit appends to the log.
+/// Returns the milliseconds that one `fdatasync` takes after one page was appended to a file, as a
+/// commit appends to the log.
 fn sync_takes() -> f64 {
     let mut file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let synced = (0..200).map(|_| {
@@ -244,7 +245,7 @@ fn sync_takes() -> f64 {
     median(synced)
 }
 
-/// Compiles what stands in front of the disk.
+/// Compiles the library that delays syncs.
 fn slow_disk() -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/durability/disk.c");
     let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("slow-disk.so");

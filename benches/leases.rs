@@ -1,12 +1,13 @@
-//! What a durable lease costs: acquire and release, against the raw pair of statements.
+//! Measures what a durable lease costs: acquire and release, compared with the raw pair of
+//! statements.
 //!
 //!     tests/run --postgres cargo bench --bench leases    # both backends
 //!     cargo bench --bench leases -- sqlite               # one
 //!
-//! Each round runs every case for a second, in another order than the round before. What counts is
-//! the ratio to the raw pair within a round: an upsert that takes the row and a delete by its token,
-//! on one connection, one after the other. It is the most that any lock made of this table could do
-//! for one key. The median of the rounds is printed, with the least and the greatest.
+//! Each round runs every case for a second, in a different order than the round before. The raw
+//! pair is an upsert that takes the row and a delete by its token, on one connection, one after the
+//! other. No lock that uses this table can be faster for one key. The result is the ratio of a case
+//! to the raw pair within a round: the median of all rounds is printed, with minimum and maximum.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
@@ -34,7 +35,7 @@ const CASES: [&str; 4] = [
     "lease, 8 tasks of each of two processes, one key",
 ];
 
-/// What one case did in one round.
+/// The result of one case in one round.
 #[derive(Default, Clone, Copy)]
 struct Done {
     pairs: u64,
@@ -65,7 +66,10 @@ async fn main() -> ExitCode {
         ["sqlite"] => measure("SQLite", &sqlite_url()).await,
         ["postgres"] => measure("Postgres", &postgres_url().await).await,
         _ => {
-            eprintln!("unknown: {}; say sqlite or postgres", arguments.join(" "));
+            eprintln!(
+                "unknown argument: {}; use sqlite or postgres",
+                arguments.join(" ")
+            );
             return ExitCode::FAILURE;
         }
     }
@@ -104,7 +108,7 @@ async fn measure(name: &str, url: &str) {
     let mut raw = Raw::connect(url).await;
     let mut other = Other::start(url);
     let mut done = [[Done::default(); ROUNDS]; CASES.len()];
-    // The first round only warms up.
+    // The first round is a warm-up and is not counted.
     for round in 0..=ROUNDS {
         for turn in 0..CASES.len() {
             let case = (turn + round) % CASES.len();
@@ -145,7 +149,7 @@ async fn measure(name: &str, url: &str) {
     }
 }
 
-/// Acquires and releases one key, from so many tasks.
+/// Acquires and releases one key from `number` tasks.
 async fn tasks(leases: &UrlLockManager, number: usize) -> Done {
     let until = Instant::now() + SLICE;
     let task = |_| {
@@ -167,7 +171,7 @@ async fn tasks(leases: &UrlLockManager, number: usize) -> Done {
         .fold(Done::default(), |sum, done| sum.and(done.unwrap()))
 }
 
-/// The pair of statements, by hand.
+/// A connection for the raw pair of statements.
 enum Raw {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
@@ -202,7 +206,7 @@ macro_rules! pair {
 }
 
 impl Raw {
-    /// With the settings that the leases have.
+    /// Connects with the settings that the library uses for leases.
     async fn connect(url: &str) -> Self {
         match url.starts_with("sqlite:") {
             true => {
@@ -238,10 +242,10 @@ impl Raw {
     }
 }
 
-/// Another process that wants the same key, whenever it is told to.
+/// Another process that competes for the same key whenever it is told to start.
 struct Other {
     process: Child,
-    says: BufReader<ChildStdout>,
+    output: BufReader<ChildStdout>,
 }
 
 impl Other {
@@ -252,8 +256,8 @@ impl Other {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let says = BufReader::new(process.stdout.take().unwrap());
-        Self { process, says }
+        let output = BufReader::new(process.stdout.take().unwrap());
+        Self { process, output }
     }
 
     fn go(&mut self) {
@@ -267,7 +271,7 @@ impl Other {
 
     fn done(&mut self) -> Done {
         let mut line = String::new();
-        self.says.read_line(&mut line).unwrap();
+        self.output.read_line(&mut line).unwrap();
         let (pairs, micros) = line.trim().split_once(' ').unwrap();
         Done {
             pairs: pairs.parse().unwrap(),
@@ -277,22 +281,22 @@ impl Other {
 }
 
 impl Drop for Other {
-    /// It ends when it hears nothing any more.
+    /// The process ends when its standard input is closed.
     fn drop(&mut self) {
         drop(self.process.stdin.take());
         let _ = self.process.wait();
     }
 }
 
-/// The other process.
+/// The main function of the other process.
 async fn contend(url: &str) {
     let leases = manager(url).await;
     loop {
-        let heard = tokio::task::spawn_blocking(|| {
+        let has_line = tokio::task::spawn_blocking(|| {
             let mut line = String::new();
             std::io::stdin().read_line(&mut line).unwrap() > 0
         });
-        if !heard.await.unwrap() {
+        if !has_line.await.unwrap() {
             return;
         }
         let done = tasks(&leases, 8).await;

@@ -1,4 +1,5 @@
-//! The audit trail: one line for every change, written in the transaction of the change.
+//! The audit trail: one entry for every change. Each entry is written in the transaction of the
+//! audit database that belongs to the request.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,7 +19,9 @@ pub(crate) fn endpoints() -> Endpoints {
     endpoints!("audit": list)
 }
 
-/// One line for every change, newest first. The next page is `?after=` the `id` of the last line.
+/// Lists the audit trail, one page at a time, newest first. Every change has one entry.
+///
+/// For the next page, set `?after=` to the last `id` of this one.
 #[utoipa::path(
     params(Page<i64>),
     responses((status = 200, description = "Newest first.", body = Vec<AuditLine>), Fails<503>)
@@ -28,18 +31,21 @@ async fn list(
     page: Result<Page<i64>, Problem>,
     mut read: Read<Audit>,
 ) -> Result<Json<Vec<AuditLine>>, Error> {
-    Ok(Json(lines(&mut read, page?).await?))
+    Ok(Json(entries(&mut read, page?).await?))
 }
 
-/// Writes lines about this request. Put it behind the guards of `main` in a handler's arguments: a
-/// request takes its databases in the order in which they are attached.
+/// A guard that writes audit entries about the request.
+///
+/// In a handler's arguments, put it after the guards of `main`: a request must take its databases
+/// in the order in which they are attached.
 pub(crate) struct AuditLog {
     begin: Begin<Audit>,
     request: RequestId,
 }
 
 impl AuditLog {
-    /// Writes a line in the request's transaction of the audit database: the action, and its subject.
+    /// Writes an entry with `action` and its `subject`, in the request's transaction of the audit
+    /// database.
     pub(crate) async fn record(&self, action: &str, subject: &str) -> Result<(), rocket_tx::Error> {
         let mut tx = self.begin.begin().await?;
         insert(&mut tx, self.request, action, subject).await?;
@@ -55,7 +61,7 @@ impl<'r> FromRequest<'r> for AuditLog {
         let begin = Begin::from_request(request).await;
         match request.guard::<RequestId>().await {
             Outcome::Success(id) => begin.map(|begin| Self { begin, request: id }),
-            // Infallible.
+            // Unreachable: the guard `RequestId` cannot fail.
             _ => {
                 let error = rocket_tx::Error::NoSettlement;
                 Outcome::Error((error.status(), error))
@@ -64,18 +70,18 @@ impl<'r> FromRequest<'r> for AuditLog {
     }
 }
 
-/// A line of the audit trail.
+/// An entry of the audit trail.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 struct AuditLine {
     id: i64,
     request_id: String,
     action: String,
     subject: String,
-    /// Milliseconds since 1970.
+    /// The time of the change, in milliseconds since 1970-01-01 UTC.
     at: i64,
 }
 
-async fn lines(connection: &mut Connection, page: Page<i64>) -> sqlx::Result<Vec<AuditLine>> {
+async fn entries(connection: &mut Connection, page: Page<i64>) -> sqlx::Result<Vec<AuditLine>> {
     with_backend!(connection, |db| {
         sqlx::query_as(
             "SELECT id, request_id, action, subject, at FROM audit \

@@ -1,4 +1,4 @@
-//! How the parts of the service read their keys in `Rocket.toml`.
+//! Functions with which the modules of the service read their keys in `Rocket.toml`.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use rocket_tx::db::ConfigDuration;
 use rocket_tx::extend::setting;
 use serde::de::DeserializeOwned;
 
-/// The value of `key`, or `None` if the configuration does not have the key.
+/// Returns the value of `key`, or `None` if the configuration does not have the key.
 pub(crate) fn value<T: DeserializeOwned>(
     figment: &Figment,
     key: &str,
@@ -17,7 +17,7 @@ pub(crate) fn value<T: DeserializeOwned>(
     setting(figment, key).map_err(|error| format!("`{key}`: {error}"))
 }
 
-/// A duration, as `"10s"` or as a number of seconds.
+/// Reads a duration, written as `"10s"` or as a number of seconds.
 pub(crate) fn duration(
     figment: &Figment,
     key: &str,
@@ -27,13 +27,13 @@ pub(crate) fn duration(
     Ok(configured.map_or(default, |ConfigDuration(configured)| configured))
 }
 
-/// Whether the service runs with the profile for development.
+/// Returns `true` if the service runs with Rocket's debug profile.
 pub(crate) fn is_debug(figment: &Figment) -> bool {
     figment.profile() == Config::DEBUG_PROFILE
 }
 
-/// A fairing: Rocket manages the settings that `read` finds. A value that `read` refuses stops the
-/// launch.
+/// Returns a fairing that reads settings at launch and gives them to Rocket as managed state. If
+/// `read` returns an error, the launch fails.
 pub(crate) fn managed<T: Send + Sync + 'static>(
     name: &'static str,
     read: fn(&Figment) -> Result<T, String>,
@@ -51,7 +51,8 @@ pub(crate) fn managed<T: Send + Sync + 'static>(
     })
 }
 
-/// `faults`: whether failure injection is on. By default only in development.
+/// The key `faults`: whether failure injection is on. By default it is on in the debug profile
+/// only.
 pub(crate) struct FaultInjection(pub(crate) bool);
 
 impl FaultInjection {
@@ -61,20 +62,22 @@ impl FaultInjection {
     }
 }
 
-/// `handler_timeout`: how long a handler may take.
+/// The key `handler_timeout`: how long a handler may take.
 #[derive(Default)]
 pub(crate) struct HandlerTimeout(pub(crate) Duration);
 
 impl HandlerTimeout {
-    /// The default is a little longer than everything that a handler may wait for, and a statement:
-    /// the limits of the databases come first, because they also end the work in the database.
+    /// Reads the key.
+    ///
+    /// The default is the sum of all waits of a handler, the longer statement timeout and a margin.
+    /// So the timeouts of the databases, which also stop the work in the database, expire first.
     pub(crate) fn read(figment: &Figment) -> Result<Self, String> {
         const MARGIN: Duration = Duration::from_secs(5);
         let seconds = |key: &str, default| duration(figment, key, Duration::from_secs(default));
 
         if let Some(ConfigDuration(configured)) = value(figment, "handler_timeout")? {
             if configured.is_zero() {
-                return Err("`handler_timeout`: nothing is done in no time; leave it out".into());
+                return Err("`handler_timeout`: must be longer than 0; or remove the key".into());
             }
             return Ok(Self(configured));
         }

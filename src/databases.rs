@@ -1,18 +1,18 @@
 //! The two databases of the service, and their tables.
 //!
-//! Each is SQLite or Postgres, as its `url` in `Rocket.toml` says. Every file of SQL under
-//! `migrations` that was once applied stays as it is: sqlx compares its checksum at each launch.
+//! The `url` of each database in `Rocket.toml` selects SQLite or Postgres. Do not change a SQL file
+//! under `migrations` once it has been applied: sqlx compares its checksum at each launch.
 
 use rocket_db_pools::Database;
 use rocket_tx::db::{Migrations, UrlPool};
 use sqlx::migrate;
 
-/// The todos: `databases.main.url`.
+/// The database of the todos, at `databases.main.url`.
 #[derive(Database)]
 #[database("main")]
 pub(crate) struct Main(UrlPool);
 
-/// The audit trail: `databases.audit.url`.
+/// The database of the audit trail, at `databases.audit.url`.
 #[derive(Database)]
 #[database("audit")]
 pub(crate) struct Audit(UrlPool);

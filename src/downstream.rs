@@ -1,4 +1,5 @@
-//! The other service that `POST /todos/<id>/share` calls, and a stub of it.
+//! The client of the downstream service, which `POST /todos/<id>/share` calls; and a stub of that
+//! service.
 
 use std::time::Duration;
 
@@ -19,12 +20,12 @@ pub(crate) fn endpoints() -> Endpoints {
     endpoints!("downstream": stub)
 }
 
-/// Why the other service did not take a call.
+/// The reasons why a call to the downstream service failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("the downstream service answered {0}")]
+    #[error("the downstream service responded with {0}")]
     Refused(u16),
-    #[error("the downstream service did not answer within {0:?}")]
+    #[error("the downstream service did not respond within {0:?}")]
     TimedOut(Duration),
     #[error("the downstream service cannot be reached")]
     Unreachable(#[source] reqwest::Error),
@@ -41,13 +42,14 @@ impl From<Error> for http::Error {
     }
 }
 
-/// How to call the other service. There is one for all requests, because its HTTP client keeps
+/// The client of the downstream service. All requests share one, because its HTTP client keeps
 /// connections open between calls.
 pub(crate) struct Client {
     http: reqwest::Client,
-    /// `downstream_url`; `None` is the stub.
+    /// The key `downstream_url`. If it is `None`, the stub is called.
     url: Option<Url>,
-    /// `downstream_timeout`: how long a call may take. SQLite's writer is held meanwhile.
+    /// The key `downstream_timeout`: how long a call may take. On SQLite a handler that calls
+    /// within a transaction blocks all other writers for that long.
     timeout: Duration,
 }
 
@@ -64,25 +66,32 @@ impl Client {
     }
 }
 
-/// `host:port` without a scheme is a URL too: its scheme is the name of the host.
+/// Parses a URL and checks its scheme. The check also rejects `host:port` without a scheme, which
+/// parses as a URL whose scheme is the host name.
 fn http_url(text: &str) -> Result<Url, String> {
     let url: Url = text.parse().map_err(|error| format!("{error}"))?;
     match url.scheme() {
         "http" | "https" => Ok(url),
-        _ => Err("it is no address to call; write it as http://host:port/path".into()),
+        _ => Err("the scheme must be http or https; write it as http://host:port/path".into()),
     }
 }
 
-/// The other service, for a handler.
+/// A guard with which a handler calls the downstream service.
 pub(crate) struct Downstream<'r> {
     client: &'r Client,
     url: Url,
 }
 
 impl Downstream<'_> {
-    /// Tells the other service about `thing`.
+    /// Sends `thing` to the downstream service, as JSON, and waits for the response.
     ///
-    /// The caller waits `downstream_timeout` at most, and keeps what it holds meanwhile.
+    /// The wait ends after `downstream_timeout` at the latest. Meanwhile the caller keeps its
+    /// transactions open.
+    ///
+    /// # Errors
+    ///
+    /// The service did not respond in time, responded with a status other than 2xx, or cannot be
+    /// reached.
     pub(crate) async fn notify(&self, thing: &impl Serialize) -> Result<(), Error> {
         let body = serde_json::to_vec(thing).unwrap_or_default();
         let request = self
@@ -124,17 +133,19 @@ impl<'r> FromRequest<'r> for Downstream<'r> {
     }
 }
 
-/// How the other service fails for one request. Failure injection sets it before the handler.
+/// A failure of the downstream service, simulated for one request. Failure injection sets it before
+/// the handler runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SimulatedFailure {
-    /// It responds with this status.
+    /// The service responds with this status.
     Status(u16),
-    /// It does not respond in time.
+    /// The service does not respond in time.
     Timeout,
 }
 
 impl SimulatedFailure {
-    /// Has the calls of `request` fail. The first failure that is set counts.
+    /// Makes the downstream calls of `request` fail. If several failures are set, the first one
+    /// wins.
     pub(crate) fn set(self, request: &Request<'_>) {
         request.local_cache(|| Some(self));
     }
@@ -144,7 +155,8 @@ impl SimulatedFailure {
     }
 }
 
-/// The stub is this service itself, by loopback. Only the failure comes from the client.
+/// Returns the URL of the stub: an endpoint of this service, called over loopback. The client of
+/// the request controls only the simulated failure, not the address.
 fn stub_url(
     port: u16,
     failure: Option<SimulatedFailure>,
@@ -157,8 +169,11 @@ fn stub_url(
     format!("http://127.0.0.1:{port}/downstream{query}").parse()
 }
 
-/// Stands in for the downstream service: takes everything, and with faults on fails as told.
-#[utoipa::path(responses((status = 204, description = "Taken.")))]
+/// A stub of the downstream service, which accepts every body.
+///
+/// If failure injection is on, `answer` makes the stub fail. A number is the status of the
+/// response. With `never`, the stub responds only after the caller has timed out.
+#[utoipa::path(responses((status = 204, description = "Accepted.")))]
 #[post("/downstream?<answer>")]
 async fn stub(
     answer: Option<&str>,

@@ -1,21 +1,22 @@
-//! The reference service: the library in use, for copying.
+//! The reference service. It shows how to use the library, and its code is meant to be copied.
 //!
-//! | room | what it holds |
+//! | module | contents |
 //! | --- | --- |
-//! | `databases` | the two databases, and their migrations |
+//! | `databases` | the two databases and their migrations |
 //! | `todos` | `/todos`, by the Todo-Backend contract, and `POST /todos/<id>/share` |
 //! | `aggregates` | `/aggregates/todos`: event-sourced todos |
-//! | `audit` | `/audit`, and the guard that writes a line for every change |
-//! | `downstream` | the service that `share` calls, and a stub of it |
-//! | `http` | bodies, fields, pages, problems: what all of them need of HTTP |
-//! | `operations` | for operators: state, feed, metrics, log, traces |
-//! | `site` | the pages, and their feed `/changes` |
-//! | `openapi` | `/openapi.json`: the contract, made from the code |
-//! | `faults` | failure injection, around the handlers |
-//! | `config` | the service's own keys in `Rocket.toml` |
+//! | `audit` | `/audit`, and the guard that writes an audit entry for every change |
+//! | `downstream` | the client of the service that `share` calls, and a stub of that service |
+//! | `http` | bodies, fields, pages, problems: the HTTP code that the other modules share |
+//! | `operations` | for operators: state, event feed, metrics, log, traces |
+//! | `site` | the HTML pages, and `/changes`, the feed that they subscribe to |
+//! | `openapi` | `/openapi.json`: the API contract, generated from the code |
+//! | `faults` | failure injection, wrapped around the handlers |
+//! | `config` | functions that read the service's own keys in `Rocket.toml` |
 //!
-//! This file puts them together. To copy the todos, take `todos`, `databases`, `http`, and from here
-//! the lines that mention them; without `audit` and `downstream`, leave out their two guards.
+//! This file assembles the modules. To copy the todos, take `todos`, `databases` and `http`, and
+//! the lines of this file that mention them. If you do not want `audit` and `downstream`, remove
+//! their guards `AuditLog` and `Downstream` from the handlers.
 
 #![forbid(unsafe_code)]
 
@@ -49,12 +50,12 @@ use self::operations::telemetry;
 use self::operations::{console, leases, status};
 use self::site::changes::{self, Changes};
 
-/// The service, configured by `Rocket.toml` and `ROCKET_*`, ready to launch.
+/// Returns the service, ready to launch, configured by `Rocket.toml` and `ROCKET_*`.
 pub fn rocket() -> Rocket<Build> {
     service(rocket::Config::figment())
 }
 
-/// The service, configured by `figment`.
+/// Returns the service, ready to launch, configured by `figment`.
 pub fn service(figment: Figment) -> Rocket<Build> {
     let parts = [
         todos::endpoints(),
@@ -72,12 +73,14 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         require_admin(site::operator_endpoints()),
     ];
     let contract = openapi::Contract::of(&parts);
-    // Each line stands around the lines before it.
+    // Each step works on the routes of the step before, so the wrapper that is added last runs
+    // first.
     let routes = parts.into_iter().flat_map(|part| part.routes).collect();
-    let routes = http::answer_every_method(routes);
+    let routes = http::add_missing_methods(routes);
     let routes = console::count_rows(routes);
-    let routes = faults::around(routes);
-    // A timeout that cannot be read stops the launch below.
+    let routes = faults::wrap(routes);
+    // The fallback is never used: an invalid `handler_timeout` fails the launch, in a fairing
+    // below.
     let limit = HandlerTimeout::read(&figment).unwrap_or_default();
     let routes = bounded(routes, limit.0);
     #[cfg(feature = "otel")]
@@ -113,13 +116,15 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         .manage(metrics)
         .mount("/", routes)
         .register("/", problem_catchers())
-        .register("/", catchers![no_such_address])
+        .register("/", catchers![unparsable_path])
 }
 
-/// Rocket's 422 for a path with a part that is not of its type: `/todos/x`. Handlers respond to
-/// bodies that break a rule themselves.
+/// Responds 404 to a path with a segment that does not have the handler's type, such as `/todos/x`.
+///
+/// Rocket reports such a path as 422. The 422 for a body that breaks a rule does not pass through
+/// this catcher, because handlers return it as their own response.
 #[catch(422)]
-fn no_such_address() -> Problem {
+fn unparsable_path() -> Problem {
     let detail = "There is nothing at this address.";
     Problem::new(Status::NotFound, "not-found", detail)
 }

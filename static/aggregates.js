@@ -1,4 +1,5 @@
-// An aggregate as it grows: its events, its version, its lease, and two commands that race on it.
+// Shows an aggregate with its events, its version and its lease, and runs two concurrent commands
+// on it.
 
 import { busy, element } from "./element.js";
 import { all, follow, refusal, send } from "./service.js";
@@ -7,12 +8,12 @@ const find = (selector) => document.querySelector(selector);
 const { id: idField, create: createButton } = find(".choose").elements;
 const { how: howField } = find(".race").elements;
 
-let events = []; // of the aggregate that is shown
+let events = []; // the events of the aggregate that is shown
 
 const address = (id, rest) => `/aggregates/todos/${encodeURIComponent(id)}${rest}`;
 const now = () => new Date().toLocaleTimeString();
 
-// ---------------------------------------------------------------- which
+// ---------------------------------------------------------------- the selected aggregate
 
 async function refresh() {
   const todos = await all("/aggregates/todos", "id");
@@ -23,14 +24,14 @@ async function refresh() {
     (known.get(id) ?? idField.lastElementChild).textContent = `${task} (${id})`;
   }
   find(".race").hidden = todos.length === 0;
-  await grow();
+  await loadEvents();
 }
 
 async function create() {
-  const answer = await send("POST", "/aggregates/todos", { body: { user_id: "visitor", task: `made at ${now()}` } });
-  if (!answer.ok) return say(refusal(answer));
+  const response = await send("POST", "/aggregates/todos", { body: { user_id: "visitor", task: `made at ${now()}` } });
+  if (!response.ok) return showResult(refusal(response));
   await refresh();
-  choose(answer.content.id);
+  choose(response.content.id);
 }
 
 function choose(id) {
@@ -38,16 +39,16 @@ function choose(id) {
   events = [];
   find(".stream tbody").replaceChildren();
   find(".runners").replaceChildren();
-  grow();
+  loadEvents();
 }
 
 // ---------------------------------------------------------------- its events
 
-let growing = Promise.resolve();
+let loading = Promise.resolve();
 
-/** Asks for the events after those that are shown. One at a time: none is to be shown twice. */
-function grow() {
-  growing = growing.then(async () => {
+/** Loads the events after those that are shown. Loads run one by one, so no event is shown twice. */
+function loadEvents() {
+  loading = loading.then(async () => {
     const id = idField.value;
     if (!id) return showStream();
     const isFirst = events.length === 0;
@@ -57,7 +58,7 @@ function grow() {
     find(".stream tbody").append(...more.map((event) => line(event, isFirst)));
     showStream();
   });
-  return growing;
+  return loading;
 }
 
 function line(event, isOld) {
@@ -79,73 +80,73 @@ function showStream() {
 // ---------------------------------------------------------------- its lease
 
 async function showLease() {
-  const answer = await send("GET", "/leases");
-  const lease = answer.content?.leases?.find((row) => row.key === `todo:${idField.value}`);
-  find(".lease p").textContent = answer.status === 403
-    ? "Leases are shown to operators only."
+  const response = await send("GET", "/leases");
+  const lease = response.content?.leases?.find((row) => row.key === `todo:${idField.value}`);
+  find(".lease p").textContent = response.status === 403
+    ? "Only operators can see leases."
     : lease
-      ? `Held by ${lease.owner}; it lasts for ${(lease.expires_in_ms / 1000).toFixed(1)} s more if nobody renews it.`
-      : "Nobody holds it.";
+      ? `Held by ${lease.owner}. Without a renewal it expires in ${(lease.expires_in_ms / 1000).toFixed(1)} s.`
+      : "Not held.";
 }
 
 // ---------------------------------------------------------------- the race
 
 const HELD_MS = 1500;
 
-/** `headers` are those of both commands, made of the version that both have seen. */
-const ways = [
+/** The cases of the race. `headers` makes the headers of both commands from the current version. */
+const cases = [
   { label: "the second waits for the first", headers: () => ({}),
-    says: "The first keeps the lease for a while. Both succeed, one after the other: neither is lost." },
-  { label: "both have seen the same version", headers: (version) => ({ "If-Match": `"${version}"` }),
-    says: "Both say If-Match. The second waits too; then the todo is not what it was, and it is refused with 412." },
+    says: "The first command holds the lease for a while. The second one waits. Both succeed, one after the other." },
+  { label: "both require the same version", headers: (version) => ({ "If-Match": `"${version}"` }),
+    says: "Both commands send If-Match with the current version. The second one waits too. Then the todo has a new version, so the second command is refused with 412." },
 ];
 
 async function race() {
-  await growing;
+  await loading;
   const id = idField.value;
-  const headers = ways[howField.value].headers(events.at(-1)?.sequence);
-  const runners = ["first", "second"].map((name) => ({ name, task: `${name} at ${now()}`, answer: null, took: null }));
+  const headers = cases[howField.value].headers(events.at(-1)?.sequence);
+  const runners = ["first", "second"].map((name) => ({ name, task: `${name} at ${now()}`, response: null, took: null }));
   const started = performance.now();
   const run = async (runner, fault) => {
     const command = (which) => send("POST", address(id, "/rename"), { body: { task: runner.task }, headers, fault: which });
-    runner.answer = await command(fault);
-    // Without failure injection nobody can be made slow: they race as they are.
-    if (runner.answer.content?.type?.endsWith("faults-off")) runner.answer = await command(null);
+    runner.response = await command(fault);
+    // Failure injection is off: run the command without the fault.
+    if (runner.response.content?.type?.endsWith("faults-off")) runner.response = await command(null);
     runner.took = performance.now() - started;
     showRunners(runners);
   };
   showRunners(runners);
-  const watching = setInterval(showLease, 200);
+  const watcher = setInterval(showLease, 200);
   const first = run(runners[0], `delay=${HELD_MS}@loaded`);
-  // So that the first is the first.
+  // Let the first command acquire the lease before the second one starts.
   await new Promise((resolve) => { setTimeout(resolve, 200); });
   await Promise.all([first, run(runners[1], null)]);
-  clearInterval(watching);
-  say(runners.map(({ name, answer }) => `${name}: ${answer.status} ${answer.version ?? ""}`).join(", "));
-  await Promise.all([grow(), showLease()]);
+  clearInterval(watcher);
+  showResult(runners.map(({ name, response }) => `${name}: ${response.status} ${response.version ?? ""}`).join(", "));
+  await Promise.all([loadEvents(), showLease()]);
 }
 
 function showRunners(runners) {
-  const rows = runners.map(({ name, answer, took }) => {
-    const said = answer === null ? "waiting…" : answer.ok ? `${answer.status}, version ${answer.version}` : refusal(answer);
-    const kind = answer === null ? "" : answer.ok ? "committed" : "rolled-back";
+  const rows = runners.map(({ name, response, took }) => {
+    const text = response === null ? "waiting…" : response.ok ? `${response.status}, version ${response.version}` : refusal(response);
+    const kind = response === null ? "" : response.ok ? "committed" : "rolled-back";
     return element("tr", {},
       element("th", { scope: "row" }, `rename, ${name}`),
-      element("td", {}, element("span", { className: `badge ${kind}` }, answer?.outcome ?? "under way")),
-      element("td", {}, said),
+      element("td", {}, element("span", { className: `badge ${kind}` }, response?.outcome ?? "running")),
+      element("td", {}, text),
       element("td", { className: "number" }, took === null ? "" : `${took.toFixed(0)} ms`));
   });
   find(".runners").replaceChildren(element("table", {}, element("tbody", {}, ...rows)));
 }
 
-function say(result) {
+function showResult(result) {
   find(".result").textContent = result;
 }
 
 // ---------------------------------------------------------------- the page
 
-howField.append(...ways.map(({ label }, place) => new Option(label, place)));
-const explain = () => { find(".race .explained").textContent = ways[howField.value].says; };
+howField.append(...cases.map(({ label }, place) => new Option(label, place)));
+const explain = () => { find(".race .explained").textContent = cases[howField.value].says; };
 explain();
 howField.addEventListener("change", explain);
 idField.addEventListener("change", () => choose(idField.value));

@@ -1,5 +1,5 @@
-// The console: runs a request, with something that goes wrong if the reader likes, and shows what
-// happens to its transactions, as it happens.
+// The console: runs a request, with a fault if the user chooses one, and shows live what happens to
+// its transactions.
 
 import { busy, element } from "./element.js";
 import { actions, faults, idle, subject } from "./faults.js";
@@ -11,7 +11,7 @@ const form = find(".run");
 
 // ---------------------------------------------------------------- what to run
 
-// Not `form.action`: that is where a form is sent to.
+// Not `form.action`: that property is the URL to which the form is sent.
 const { action: actionField, fault: faultField, amount: amountField } = form.elements;
 
 const chosen = () => ({
@@ -41,34 +41,34 @@ function explain() {
   find(".explained").textContent = idle(action, fault) ?? fault.says;
 }
 
-const runs = new Map(); // of this page, by the name under which the feed tells of them
+const runs = new Map(); // the running requests of this page, by the name that the feed reports as `run`
 
 async function run() {
   const { action, fault } = chosen();
   const { id, missing } = await subject(action);
   if (missing) return show(missing);
   const path = action.path(id);
-  const asked = { what: `${action.method} ${path}`, fault: fault.fault(amountField.value) };
+  const sent = { what: `${action.method} ${path}`, fault: fault.fault(amountField.value) };
   const name = `${Date.now()}-${Math.random()}`;
-  runs.set(name, asked);
+  runs.set(name, sent);
   show("");
-  const answer = await send(action.method, path, { body: action.body?.(), fault: asked.fault, headers: { "X-Run": name } });
+  const response = await send(action.method, path, { body: action.body?.(), fault: sent.fault, headers: { "X-Run": name } });
   runs.delete(name);
-  const of = asked.card ?? card(answer.id ?? name);
-  of.answered(asked, answer);
-  put(of);
-  show(answer.ok ? `${asked.what}: ${answer.status}, ${answer.outcome ?? "nothing was begun"}` : `${asked.what}: ${refusal(answer)}`);
+  const shown = sent.card ?? card(response.id ?? name);
+  shown.setResponse(sent, response);
+  display(shown);
+  show(response.ok ? `${sent.what}: ${response.status}, ${response.outcome ?? "no transaction was begun"}` : `${sent.what}: ${refusal(response)}`);
 }
 
 function show(result) {
   find(".result").textContent = result;
 }
 
-// ---------------------------------------------------------------- what happens
+// ---------------------------------------------------------------- what happens to requests
 
 const KNOWN = 50;
 const SHOWN = 10;
-const cards = new Map(); // by request, oldest first, also of those that are not worth showing yet
+const cards = new Map(); // by request, oldest first, including cards that are not shown yet
 
 function card(request) {
   if (!cards.has(request)) {
@@ -78,7 +78,7 @@ function card(request) {
   return cards.get(request);
 }
 
-function put({ isWorthShowing, element: shown }) {
+function display({ isWorthShowing, element: shown }) {
   if (!isWorthShowing || shown.isConnected) return;
   const requests = find(".requests");
   requests.querySelector(":scope > .empty")?.remove();
@@ -86,41 +86,41 @@ function put({ isWorthShowing, element: shown }) {
   if (requests.children.length > SHOWN) requests.lastElementChild.remove();
 }
 
-function hear(data) {
-  const happened = JSON.parse(data);
-  const of = card(happened.request);
-  of.happened(happened);
-  const asked = runs.get(happened.says?.run);
-  if (asked) {
-    asked.card = of;
-    of.asked(asked);
+function receive(data) {
+  const event = JSON.parse(data);
+  const shown = card(event.request);
+  shown.addEvent(event);
+  const sent = runs.get(event.says?.run);
+  if (sent) {
+    sent.card = shown;
+    shown.setRequest(sent);
   }
-  // Rows that come and go meanwhile are counted too.
+  // Concurrent requests change the row counts of each other.
   const open = [...cards.values()].filter((one) => one.isOpen);
-  if (open.length > 1) open.forEach((one) => one.crowd());
-  put(of);
-  lookSoon();
+  if (open.length > 1) open.forEach((one) => one.markConcurrent());
+  display(shown);
+  refreshSoon();
 }
 
-function miss(count) {
-  find(".missed").textContent = `${count} events came faster than this page could read them, and are not shown.`;
+function showMissed(count) {
+  find(".missed").textContent = `${count} events are not shown, because they arrived faster than this page could read them.`;
   find(".missed").hidden = false;
 }
 
-function lose(isAway) {
+function disconnected(isAway) {
   find(".away").hidden = !isAway;
-  for (const one of cards.values()) one.lose();
+  for (const one of cards.values()) one.disconnect();
 }
 
-function found() {
+function connected() {
   find(".away").hidden = true;
-  look();
+  refresh();
 }
 
-// ---------------------------------------------------------------- what is held now
+// ---------------------------------------------------------------- what is outstanding now
 
-/** Without failure injection there is nothing to choose. */
-function allow(areOn) {
+/** Disables the choice of faults if failure injection is off. */
+function enableFaults(areOn) {
   find(".off").hidden = areOn;
   if (faultField.disabled === !areOn) return;
   faultField.disabled = !areOn;
@@ -129,15 +129,15 @@ function allow(areOn) {
 }
 
 let soon = null;
-function lookSoon() {
-  soon ??= setTimeout(() => { soon = null; look(); }, 100);
+function refreshSoon() {
+  soon ??= setTimeout(() => { soon = null; refresh(); }, 100);
 }
 
-async function look() {
+async function refresh() {
   const [registry, leases] = await Promise.all([send("GET", "/registry"), send("GET", "/leases")]);
   if (registry.ok) {
     showOutstanding(registry.content);
-    allow(registry.content.faults);
+    enableFaults(registry.content.faults);
   }
   if (leases.ok) showLeases(leases.content.leases);
 }
@@ -149,7 +149,8 @@ function table(into, empty, heads, rows) {
     : element("p", { className: "empty" }, empty);
   const shown = into.firstElementChild;
   if (shown?.rows?.length !== made.rows?.length || !made.rows) return into.replaceChildren(made);
-  // Cell by cell: ages change all the time, and a button that has the focus keeps it.
+  // Only changed cells are replaced: ages change all the time, but a focused button must keep the
+  // focus.
   [...made.rows].forEach((row, place) => {
     const old = shown.rows[place];
     old.className = row.className;
@@ -163,11 +164,11 @@ const seconds = (ms) => `${(ms / 1000).toFixed(1)} s`;
 
 function showOutstanding({ outstanding, settled }) {
   const rows = outstanding.map((one) => {
-    const state = one.condemned ? "condemned" : one.checked_out ? "in a handler's hands" : "open";
+    const state = one.condemned ? "condemned" : one.checked_out ? "checked out" : "open";
     const cells = [one.resource, one.route ?? "–", one.guard, seconds(one.age_ms), state];
     return element("tr", { className: one.condemned ? "condemned" : "" }, ...cells.map((cell) => element("td", {}, cell)));
   });
-  table(find(".outstanding .scroll"), "Nothing: no transaction is open.", ["What", "Route", "Guard", "Age", "State"], rows);
+  table(find(".outstanding .scroll"), "None: no transaction is open.", ["What", "Route", "Guard", "Age", "State"], rows);
   find(".counts").textContent = `Since the launch: ${settled.committed} committed, ${settled.rolled_back} rolled back, `
     + `${settled.partial} partial, ${settled.unknown} unknown.`;
 }
@@ -179,13 +180,13 @@ function showLeases(leases) {
     const cells = [free, lease.key, lease.owner, left, lease.wanted ? "yes" : "no"];
     return element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
   });
-  table(find(".leases .scroll"), "None: nobody is changing an aggregate.", ["", "Key", "Holder", "Left", "Wanted"], rows);
+  table(find(".leases .scroll"), "None: no aggregate is being changed.", ["", "Key", "Holder", "Expires in", "Waiting"], rows);
 }
 
 async function free({ target }) {
   if (target.matches("button")) {
     await send("DELETE", `/leases/${encodeURIComponent(target.value)}`);
-    look();
+    refresh();
   }
 }
 
@@ -196,6 +197,6 @@ faultField.addEventListener("change", explain);
 actionField.addEventListener("change", explain);
 form.addEventListener("submit", (event) => { event.preventDefault(); busy(find(".go"), run); });
 find(".leases").addEventListener("click", free);
-stream("/registry/events", { request: hear, missed: miss }, found, lose);
-// Other processes change leases without telling this one.
-setInterval(() => { if (!document.hidden) look(); }, 1000);
+stream("/registry/events", { request: receive, missed: showMissed }, connected, disconnected);
+// The feed does not report leases that other processes change.
+setInterval(() => { if (!document.hidden) refresh(); }, 1000);

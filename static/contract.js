@@ -1,4 +1,4 @@
-// A readable view of /openapi.json: every operation, what it takes, what it answers.
+// Shows /openapi.json in a readable form: every operation with its parameters, body and responses.
 
 import { element } from "./element.js";
 import { refusal, send } from "./service.js";
@@ -6,9 +6,9 @@ import { refusal, send } from "./service.js";
 const METHODS = ["get", "put", "post", "delete", "options", "head", "patch", "trace"];
 const find = (selector) => document.querySelector(selector);
 
-let described = null; // the contract
+let described = null; // the contract that is shown
 
-/** What a `$ref` leads to, or what is there itself. */
+/** Returns the target of a `$ref`, or the value itself if it is no reference. */
 function resolve(thing) {
   if (!thing?.$ref) return thing;
   return thing.$ref.slice(2).split("/").reduce((at, key) => at?.[key.replaceAll("~1", "/").replaceAll("~0", "~")], described);
@@ -17,14 +17,14 @@ function resolve(thing) {
 const nameOf = (reference) => reference.split("/").at(-1);
 const anchor = (name) => `schema-${name}`;
 
-/** What stands between backticks is code. */
+/** Converts text to elements: text between backticks becomes code. */
 function words(text) {
   return (text ?? "").split("`").map((part, place) => (place % 2 === 1 ? element("code", {}, part) : part));
 }
 
 // ---------------------------------------------------------------- schemas
 
-/** A schema in a few words; one that has a name is a link to its fields. */
+/** Describes a schema in a few words. A schema with a name becomes a link to its fields. */
 function type(schema) {
   if (!schema || Object.keys(schema).length === 0) return ["anything"];
   if (schema.$ref) {
@@ -51,21 +51,21 @@ const LIMITS = {
   format: (value) => value,
   minimum: (value) => `from ${value}`,
   maximum: (value) => `to ${value}`,
-  minLength: (value) => `${value} characters at least`,
-  maxLength: (value) => `${value} at most`,
-  minItems: (value) => `${value} at least`,
-  maxItems: (value) => `${value} at most`,
-  uniqueItems: (value) => (value ? "each once" : null),
-  pattern: (value) => `like ${value}`,
-  default: (value) => `usually ${JSON.stringify(value)}`,
+  minLength: (value) => `at least ${value} characters`,
+  maxLength: (value) => `at most ${value}`,
+  minItems: (value) => `at least ${value}`,
+  maxItems: (value) => `at most ${value}`,
+  uniqueItems: (value) => (value ? "no duplicates" : null),
+  pattern: (value) => `pattern ${value}`,
+  default: (value) => `default ${JSON.stringify(value)}`,
 };
 
 function limits(schema) {
-  const said = Object.entries(LIMITS)
+  const texts = Object.entries(LIMITS)
     .filter(([key]) => key in schema)
-    .map(([key, say]) => say(schema[key]))
+    .map(([key, describe]) => describe(schema[key]))
     .filter((text) => text !== null);
-  return said.length === 0 ? [] : [element("span", { className: "soft" }, ` (${said.join(", ")})`)];
+  return texts.length === 0 ? [] : [element("span", { className: "soft" }, ` (${texts.join(", ")})`)];
 }
 
 function row(name, isRequired, schema, description) {
@@ -79,7 +79,7 @@ function table(rows) {
   return element("div", { className: "scroll" }, element("table", {}, element("tbody", {}, ...rows)));
 }
 
-/** The fields of an object, of all its parts. */
+/** Returns a table row for each field of an object, including the fields of its `allOf` parts. */
 function fields(schema) {
   const plain = resolve(schema);
   const parts = (plain?.allOf ?? []).flatMap(fields);
@@ -96,7 +96,7 @@ function operation(method, path, shared, operation) {
   const parts = [];
   if (operation.description) parts.push(element("p", {}, ...words(operation.description)));
   if (parameters.length > 0) {
-    parts.push(element("h4", {}, "Takes"), table(parameters.map((parameter) =>
+    parts.push(element("h4", {}, "Parameters"), table(parameters.map((parameter) =>
       row(`${parameter.name}`, parameter.required, parameter.schema,
         [`in the ${parameter.in}`, parameter.description].filter(Boolean).join(": ")))));
   }
@@ -105,7 +105,7 @@ function operation(method, path, shared, operation) {
     parts.push(element("h4", {}, "Body"),
       element("p", {}, element("code", {}, kind), ": ", ...type(schema)), ...(own.length > 0 ? [table(own)] : []));
   }
-  parts.push(element("h4", {}, "Answers"), table(Object.entries(operation.responses ?? {}).map(answer)));
+  parts.push(element("h4", {}, "Responses"), table(Object.entries(operation.responses ?? {}).map(responseRow)));
   return element("details", { className: "card operation" },
     element("summary", {},
       element("span", { className: `badge method ${method}` }, method.toUpperCase()), " ",
@@ -114,7 +114,7 @@ function operation(method, path, shared, operation) {
     ...parts);
 }
 
-function answer([status, reference]) {
+function responseRow([status, reference]) {
   const response = resolve(reference);
   const bodies = Object.entries(response.content ?? {}).map(([kind, { schema }]) =>
     element("div", {}, element("code", {}, kind), schema ? ": " : "", ...(schema ? type(schema) : [])));

@@ -1,13 +1,13 @@
-// Making parts of a page.
+// Helpers that create and control elements of a page.
 
-/** A new element; `content` is text and elements. Text stays text: nothing is read as HTML. */
+/** Creates an element. `content` is text and elements. Text is never parsed as HTML. */
 export function element(name, properties = {}, ...content) {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...content);
   return made;
 }
 
-/** Works while `button` cannot be pressed; the focus that it loses by that comes back to it. */
+/** Runs `work` while `button` is disabled. Gives the focus back, which a disabled button loses. */
 export async function busy(button, work) {
   button.disabled = true;
   try {

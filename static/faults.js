@@ -1,18 +1,19 @@
-// What the console can do, and what can be made to go wrong with it.
+// The actions and the faults that the console offers.
 
 import { all, send } from "./service.js";
 
 const todos = async () => {
-  const answer = await send("GET", "/todos");
-  return answer.ok ? answer.content : null;
+  const response = await send("GET", "/todos");
+  return response.ok ? response.content : null;
 };
 const aggregates = () => all("/aggregates/todos", "id");
 const aggregate = (id, command) => `/aggregates/todos/${encodeURIComponent(id)}/${command}`;
 const now = () => new Date().toLocaleTimeString();
 
 /**
- * `on` lists what it can be done to: the last is meant. `reaches` are the points on its way at which
- * something may go wrong that goes wrong nowhere else.
+ * The actions. If an action needs a todo or an aggregate, `on` reads the list of them, and the
+ * action uses the last one. `reaches` names a point that only some actions pass; faults with the
+ * same `at` act there.
  */
 export const actions = [
   { label: "Create a todo", method: "POST", path: () => "/todos", body: () => ({ title: `made at ${now()}` }) },
@@ -25,67 +26,71 @@ export const actions = [
   { label: "Complete the last aggregate by id", method: "POST", reaches: "loaded", on: aggregates, path: (id) => aggregate(id, "complete") },
 ];
 
-/** The id of what an action is for, where it needs one; or why there is none. */
+/** Returns the id that an action needs, or in `missing` the reason why there is none. */
 export async function subject(action) {
   if (!action.on) return {};
   const list = await action.on();
-  if (list === null) return { missing: "The service did not say what there is. Try again." };
-  return list.length > 0 ? { id: list.at(-1).id } : { missing: "There is nothing to do this to yet: create one first." };
+  if (list === null) return { missing: "The service did not return the list. Try again." };
+  return list.length > 0 ? { id: list.at(-1).id } : { missing: "There is nothing to run this action on yet. Create one first." };
 }
 
-/** Why a fault does nothing to an action, if it does nothing. */
+/** Returns the reason why a fault has no effect on an action; `null` if it has an effect. */
 export function idle(action, fault) {
   if (!fault.at || fault.at === action.reaches) return null;
   const reaching = actions.filter((other) => other.reaches === fault.at).map(({ label }) => `“${label}”`);
-  return `It does nothing here: choose ${reaching.join(" or ")}.`;
+  return `This fault has no effect on this action. Choose ${reaching.join(" or ")}.`;
 }
 
-/** By what they disturb. `at` is the only point where it can go wrong; `amount` is what the reader may change: its name, unit and first value. */
+/**
+ * The faults, grouped by the part that fails. `fault` makes the value of `X-Fault`. `at` is the
+ * point that an action must reach for the fault to act. `amount` is a field that the user can
+ * change: its label and its first value.
+ */
 export const faults = [
   ["Nothing", [
     { label: "nothing", fault: () => null,
       says: "The handler succeeds, and both databases commit." },
   ]],
-  ["The answer", [
-    { label: "the answer is a failure", fault: (status) => `respond=${status}`, amount: ["Status", 502],
-      says: "The handler has done all its work. Then the client is told of a failure, so all of it is undone." },
+  ["The response", [
+    { label: "the response is a failure", fault: (status) => `respond=${status}`, amount: ["Status", 502],
+      says: "The handler does all its work. Then the response becomes a failure, so all of the work is rolled back." },
     { label: "the request is doomed", fault: () => "doom",
-      says: "Some part of the service has said that this must not be committed, whatever the handler answers." },
+      says: "Some part of the service dooms the request: it must roll back, whatever the handler returns." },
   ]],
   ["The handler", [
     { label: "it panics", fault: () => "panic",
-      says: "A panic after both databases were written to." },
+      says: "The handler panics after it has written to both databases." },
     { label: "it swallows a SQL error", fault: () => "swallow",
-      says: "A statement has failed, nobody has looked, and the handler says success. Postgres would answer COMMIT with ROLLBACK, and the client would never know." },
+      says: "A statement fails, the handler ignores the error and returns a success. Without the library, Postgres would turn the COMMIT into a ROLLBACK, and the client would still receive a success." },
     { label: "it leaks its transaction", fault: (ms) => `leak=${ms}`, amount: ["Milliseconds", 3000],
-      says: "A task keeps the connection for longer than the request lives. The transaction is condemned: see it under “Outstanding now”, until the task is done." },
+      says: "A task still holds the transaction when the request ends. The transaction is condemned: it can never commit. It is shown under “Outstanding now” until the task drops it." },
     { label: "it is slow", fault: (ms) => `delay=${ms}`, amount: ["Milliseconds", 2000],
-      says: "Nothing fails, it only takes time: see the transaction under “Outstanding now”." },
+      says: "Nothing fails, but the handler takes long. Meanwhile the transaction is shown under “Outstanding now”." },
   ]],
   ["The database", [
     { label: "COMMIT is refused", fault: () => "commit",
-      says: "A deferred constraint that no statement has met, and COMMIT would. Both databases are asked before the first commits." },
+      says: "A deferred constraint is broken, which only COMMIT checks. The library checks both databases before the first one commits, so both roll back." },
     { label: "the session ends (Postgres)", fault: () => "disconnect",
-      says: "The server ends the session just before the transaction is settled. SQLite has no session: nothing happens there." },
+      says: "The server ends the session just before the transaction is settled. SQLite has no server, so there the fault has no effect." },
   ]],
-  ["Another service", [
+  ["The downstream service", [
     { label: "it refuses (share)", at: "downstream", fault: (status) => `downstream=${status}`, amount: ["Status", 502],
-      says: "Sharing a todo calls another service in the middle of the transaction. It refuses: the todo is not shared, and no audit line says that it was." },
-    { label: "it does not answer (share)", at: "downstream", fault: () => "downstream=timeout",
-      says: "Sharing a todo calls another service, which does not answer in time." },
+      says: "Sharing a todo calls another service within the transaction. That service refuses, so the todo is not shared, and no audit entry is kept." },
+    { label: "it does not respond (share)", at: "downstream", fault: () => "downstream=timeout",
+      says: "Sharing a todo calls another service within the transaction. That service does not respond in time, so the todo is not shared." },
   ]],
   ["The lease (aggregates)", [
-    { label: "it is kept for long", at: "loaded", fault: (ms) => `delay=${ms}@loaded`, amount: ["Milliseconds", 3000],
-      says: "The aggregate is loaded, and nobody else may write it. No transaction and no connection is held meanwhile: see “Leases”." },
-    { label: "it is lost to somebody else", at: "loaded", fault: () => "expire-lease",
-      says: "As if this process had been stopped for too long: another has taken the lease over, and the late commit is refused. The new holder never comes: free the lease below." },
+    { label: "it is held for a long time", at: "loaded", fault: (ms) => `delay=${ms}@loaded`, amount: ["Milliseconds", 3000],
+      says: "The request waits after it has loaded the aggregate. It holds the lease (see “Leases”), so no other request can write the aggregate. It holds no transaction and no connection." },
+    { label: "another holder takes it over", at: "loaded", fault: () => "expire-lease",
+      says: "Another holder takes the lease over, as if this process had been stopped until the lease expired. The late commit is refused. The new holder does not exist, so free the lease under “Leases”." },
   ]],
   ["The process", [
     { label: "it is killed before COMMIT", fault: () => "crash=before-commit",
-      says: "The service ends here and now: start it again, and look for what it has left. Nothing." },
+      says: "The service aborts before the first COMMIT. Start it again: nothing of the request was kept." },
     { label: "it is killed between two COMMITs", fault: () => "crash=between-commits",
-      says: "The service ends here and now. The first database has committed, the second has not: two databases have no common log. Start it again, and look." },
+      says: "The service aborts after the first database has committed and before the second one commits. Two databases have no common log, so only the first one keeps the change. Start the service again to see it." },
     { label: "it is killed after COMMIT", fault: () => "crash=after-commit",
-      says: "The service ends here and now, with everything committed and nobody told. Start it again, and look." },
+      says: "The service aborts after both databases have committed. The client receives no response, but the change was kept. Start the service again to see it." },
   ]],
 ];

@@ -1,8 +1,9 @@
-// How the pages talk to the service: JSON over HTTP, and a stream that tells what has changed.
+// Functions with which the pages use the service: JSON over HTTP, and streams of server-sent
+// events.
 
 /**
- * Sends a request. Never throws: what could not be sent or read has the status 0, and nobody knows
- * then what became of it.
+ * Sends a request. It never throws. If the request could not be sent or the response could not be
+ * read, the status is 0, and it is unknown whether the service executed the request.
  */
 export async function send(method, path, { body, fault, headers = {} } = {}) {
   const request = { method, headers: { ...headers } };
@@ -27,36 +28,38 @@ export async function send(method, path, { body, fault, headers = {} } = {}) {
   }
 }
 
-/** Everything in a list that is paged by `?after=`, which is the `key` of the last one seen. */
+/** Reads all pages of a list. `?after=` of the next page is the field `key` of the last entry. */
 export async function all(path, key, after) {
   const LIMIT = 200;
   const found = [];
   for (;;) {
     const query = new URLSearchParams({ limit: LIMIT, ...(after === undefined ? {} : { after }) });
-    const answer = await send("GET", `${path}?${query}`);
-    if (!answer.ok) return answer.status === 404 ? [] : null;
-    found.push(...answer.content);
-    if (answer.content.length < LIMIT) return found;
+    const response = await send("GET", `${path}?${query}`);
+    if (!response.ok) return response.status === 404 ? [] : null;
+    found.push(...response.content);
+    if (response.content.length < LIMIT) return found;
     after = found.at(-1)[key];
   }
 }
 
-/** What a refusal says, in a sentence or two. */
-export function refusal(answer) {
-  if (answer.status === 0) return "The connection was lost before the answer came.";
-  const { title, detail } = answer.content ?? {};
-  const said = [title, detail].filter(Boolean).join(": ");
-  return said ? `${answer.status} ${said.replace(/[^.!?]$/, "$&.")}` : `${answer.status}.`;
+/** Describes a failed response in one or two sentences. */
+export function refusal(response) {
+  if (response.status === 0) return "The connection was lost before the response arrived.";
+  const { title, detail } = response.content ?? {};
+  const text = [title, detail].filter(Boolean).join(": ");
+  return text ? `${response.status} ${text.replace(/[^.!?]$/, "$&.")}` : `${response.status}.`;
 }
 
 /**
- * A stream of server-sent events, open while the page is looked at: a browser opens only a few
- * connections to one host, and every tab would keep one. `heard` has a function of the data for each
- * name of an event; `opened` and `lost` are called whenever the stream is, the latter with whether it
- * is the service that cannot be reached.
+ * Opens a stream of server-sent events while the page is visible. It is closed while the page is
+ * hidden, because a browser opens only a few connections to one host, and every tab would keep one.
+ *
+ * `handlers` maps the name of an event to a function that takes its data. `opened` is called
+ * whenever the stream opens. `lost` is called whenever it closes: with `true` if the service cannot
+ * be reached, with `false` if the page is hidden.
  */
-export function stream(path, heard, opened, lost) {
-  const AGAIN_MS = 1000;
+export function stream(path, handlers, opened, lost) {
+  const RETRY_MS = 1000;
   let source = null;
 
   function open() {
@@ -65,43 +68,44 @@ export function stream(path, heard, opened, lost) {
     source.onopen = opened;
     source.onerror = () => {
       lost(true);
-      // The browser tries again by itself, but not after an answer that is no stream.
-      if (source?.readyState === EventSource.CLOSED) { close(); setTimeout(look, AGAIN_MS); }
+      // The browser reconnects by itself, except after a response that is not an event stream.
+      if (source?.readyState === EventSource.CLOSED) { close(); setTimeout(update, RETRY_MS); }
     };
-    for (const [name, hear] of Object.entries(heard)) {
-      source.addEventListener(name, (event) => hear(event.data));
+    for (const [name, handle] of Object.entries(handlers)) {
+      source.addEventListener(name, (event) => handle(event.data));
     }
   }
   function close() {
     source?.close();
     source = null;
   }
-  function look() {
+  function update() {
     if (!document.hidden) return open();
     close();
     lost(false);
   }
 
-  document.addEventListener("visibilitychange", look);
-  look();
+  document.addEventListener("visibilitychange", update);
+  update();
 }
 
 /**
- * Calls `changed` when `list` may have changed: at once, when the service says so, when it is back
- * after it was away, and now and then for what other processes change. Calls `away` with whether
- * the service is out of reach.
+ * Calls `changed` whenever `list` may have changed: at once, when the service reports a change,
+ * when the service can be reached again, and every few seconds, because the service does not report
+ * the changes of other processes. Calls `away` with `true` if the service cannot be reached, else
+ * `false`.
  */
 export function follow(list, changed, away) {
-  const OTHERS_MS = 5000;
+  const POLL_MS = 5000;
   let isAway = false;
-  const told = (now) => { isAway = now; away(now); };
+  const setAway = (now) => { isAway = now; away(now); };
 
   changed();
   stream(
     "/changes",
     { changed: (which) => { if (which === list) changed(); } },
-    () => { told(false); changed(); },
-    told,
+    () => { setAway(false); changed(); },
+    setAway,
   );
-  setInterval(() => { if (!document.hidden && !isAway) changed(); }, OTHERS_MS);
+  setInterval(() => { if (!document.hidden && !isAway) changed(); }, POLL_MS);
 }

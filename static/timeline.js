@@ -1,116 +1,116 @@
-// One request: what was asked, what the client was told, and everything in between.
+// The card of one request: the request, the events of its transactions, and the response.
 
 import { element } from "./element.js";
 import { refusal } from "./service.js";
 
-// Database, what is counted, and what it is called.
+// For each row count: the database, the field of the event, and the label.
 const TABLES = [
   ["main", "todos", "todos"],
   ["main", "aggregates", "aggregates"],
   ["main", "events", "events of aggregates"],
-  ["audit", "audit", "lines"],
+  ["audit", "audit", "entries"],
 ];
 const MOMENTS = ["before", "inside", "after"];
 
 export class Card {
   #events = [];
-  #asked = null; // by this page: what, and with which fault
-  #answer = null; // to this page
+  #sent = null; // if this page sent the request: method, path and fault
+  #response = null; // if this page sent the request: its response
   #isLost = false;
-  #isCrowded = false;
+  #isConcurrent = false;
 
   constructor() {
     this.element = element("article", { className: "card request" });
   }
 
-  /** A request of somebody else's that has nothing outstanding is not. */
+  /** A request of another client is shown only once it has something outstanding. */
   get isWorthShowing() {
-    return this.#asked !== null || this.#find("began") !== undefined;
+    return this.#sent !== null || this.#find("began") !== undefined;
   }
 
   get isOpen() {
-    return this.#find("began") !== undefined && !this.#find("settled") && !this.#answer && !this.#isLost;
+    return this.#find("began") !== undefined && !this.#find("settled") && !this.#response && !this.#isLost;
   }
 
   #find(what) {
     return this.#events.find((event) => event.what === what);
   }
 
-  happened(event) {
+  addEvent(event) {
     this.#events.push(event);
     this.#show();
   }
 
-  asked(asked) {
-    this.#asked = asked;
+  setRequest(sent) {
+    this.#sent = sent;
     this.#show();
   }
 
-  answered(asked, answer) {
-    this.#answer = answer;
-    this.asked(asked);
+  setResponse(sent, response) {
+    this.#response = response;
+    this.setRequest(sent);
   }
 
-  /** Others were under way at the same time. */
-  crowd() {
-    this.#isCrowded = true;
+  /** Other requests ran at the same time, so the row counts include their changes. */
+  markConcurrent() {
+    this.#isConcurrent = true;
     this.#show();
   }
 
-  /** What happens from now on is not heard. */
-  lose() {
+  /** The feed was disconnected, so later events of this request are missing. */
+  disconnect() {
     if (!this.isOpen) return;
     this.#isLost = true;
     this.#show();
   }
 
   #outcome() {
-    const told = this.#find("settled")?.outcome ?? this.#answer?.outcome;
-    if (told) return told;
-    if (this.#isLost || this.#answer?.status === 0) return "unknown";
-    return this.#answer ? "nothing begun" : "open";
+    const reported = this.#find("settled")?.outcome ?? this.#response?.outcome;
+    if (reported) return reported;
+    if (this.#isLost || this.#response?.status === 0) return "unknown";
+    return this.#response ? "nothing begun" : "open";
   }
 
   #show() {
     if (!this.isWorthShowing) return;
     const outcome = this.#outcome();
-    const status = this.#find("settled")?.status ?? this.#answer?.status;
+    const status = this.#find("settled")?.status ?? this.#response?.status;
     this.element.replaceChildren(
       element("header", {},
         element("span", { className: `badge ${outcome}` }, outcome),
-        element("h2", {}, this.#asked?.what ?? `${this.#find("began").route ?? "a request"} (asked elsewhere)`),
-        ...(this.#asked?.fault ? [element("code", {}, this.#asked.fault)] : []),
+        element("h2", {}, this.#sent?.what ?? `${this.#find("began").route ?? "a request"} (from another client)`),
+        ...(this.#sent?.fault ? [element("code", {}, this.#sent.fault)] : []),
         ...(status ? [element("strong", { className: "status" }, `→ ${status}`)] : [])),
-      element("p", { className: "said" }, this.#told(outcome)),
+      element("p", { className: "said" }, this.#summary(outcome)),
       ...this.#rows(outcome),
       element("ol", { className: "timeline" }, ...lines(this.#events)),
     );
   }
 
-  /** What it comes to, in words. */
-  #told(outcome) {
+  /** Describes the result of the request in a sentence or two. */
+  #summary(outcome) {
     const status = this.#find("settled")?.status;
-    const answer = this.#answer;
-    const said = answer?.status ? `The client was told ${refusal(answer)}` : status ? `The client was told ${status}.` : "";
+    const response = this.#response;
+    const received = response?.status ? `The client received ${refusal(response)}` : status ? `The client received ${status}.` : "";
     const hasCommitted = this.#events.some((event) => event.action === "commit");
-    if (answer?.status === 0 && this.#find("settled")) {
-      return `The connection was lost: it is ${outcome}, and nobody was told. Look at the rows when the service is back.`;
+    if (response?.status === 0 && this.#find("settled")) {
+      return `The connection was lost. The outcome is ${outcome}, but the client received no response. Check the rows when the service is back.`;
     }
     switch (outcome) {
       case "committed": return hasCommitted
-        ? "The client was told of success, and what was written is kept, in both databases."
-        : "The client was told of success. There was nothing to write.";
-      case "rolled-back": return `${said} So nothing is left of it, in neither database.`;
-      case "partial": return `${said} One database had committed before the other refused.`;
+        ? "The client received a success, and both databases keep the changes."
+        : "The client received a success. There was nothing to commit.";
+      case "rolled-back": return `${received} Everything was rolled back. Neither database keeps a change.`;
+      case "partial": return `${received} One database had committed before the other one refused.`;
       case "unknown": return status
-        ? `${said} COMMIT was sent, and its answer never came.`
-        : "The connection was lost before the end was seen. Look at the rows when the service is back.";
-      case "open": return "Nothing is decided yet.";
-      default: return `${said} No transaction was begun.`;
+        ? `${received} COMMIT was sent, but the server did not reply.`
+        : "The connection was lost before the outcome was reported. Check the rows when the service is back.";
+      case "open": return "The request is still running.";
+      default: return `${received} No transaction was begun.`;
     }
   }
 
-  /** How many rows everybody saw before, this request saw inside, and everybody sees after. */
+  /** The table of row counts: committed before, inside the request, committed after. */
   #rows(outcome) {
     const counted = new Map(this.#events
       .filter((event) => event.what === "note" && event.about === "rows")
@@ -118,7 +118,7 @@ export class Card {
     if (counted.size === 0) return [];
     const rows = TABLES.map(([database, counting, name]) => {
       const [before, inside, after] = MOMENTS.map((moment) => counted.get(moment)?.[counting] ?? null);
-      const isChanged = !this.#isCrowded && inside !== null && inside !== before;
+      const isChanged = !this.#isConcurrent && inside !== null && inside !== before;
       const fate = outcome === "committed" && after === inside ? "kept" : outcome === "rolled-back" && after === before ? "gone" : "";
       const cells = [[before, ""], [inside, isChanged ? "more" : ""], [after, isChanged ? fate : ""]];
       return element("tr", {},
@@ -133,15 +133,15 @@ export class Card {
   #caveats() {
     const hasAggregates = this.#events.some((event) => event.what === "began" && event.resource.startsWith("aggregates"));
     return [
-      ...(this.#isCrowded ? ["Other requests were under way at the same time: their rows are counted too."] : []),
-      ...(hasAggregates ? ["Events are written when the request is settled, in the same transaction: after the rows inside were counted."] : []),
+      ...(this.#isConcurrent ? ["Other requests ran at the same time. The counts include their rows."] : []),
+      ...(hasAggregates ? ["Events are written during settlement, in the same transaction. So the count inside does not include them."] : []),
     ];
   }
 }
 
 const millis = (us) => `${(us / 1000).toFixed(us < 10_000 ? 2 : 0)} ms`;
 
-/** The events as lines; statements that follow each other share one. */
+/** Makes a line of the timeline for each event. Successive statements share one line. */
 function lines(events) {
   const start = events[0]?.at_us ?? 0;
   const made = [];
@@ -155,7 +155,7 @@ function lines(events) {
   return made;
 }
 
-/** Leaves out what the counting of rows does itself, and counts statements. */
+/** Removes the check-outs that the counting of rows causes, and merges successive statements. */
 function folded(events) {
   const kept = [];
   for (const event of events) {
@@ -178,10 +178,10 @@ function folded(events) {
 
 const ACTIONS = { prepare: "prepare", commit: "COMMIT", rollback: "ROLLBACK" };
 
-/** Text, kind, and how long it took, if that is known. */
+/** Returns the text of an event, its CSS class, and its duration if it is known. */
 function describe(event) {
   switch (event.what) {
-    case "began": return [`${event.resource} has joined, by ${event.guard}${event.route ? ` in ${event.route}` : ""}`, ""];
+    case "began": return [`${event.resource} joined, by ${event.guard}${event.route ? ` in ${event.route}` : ""}`, ""];
     case "checked-out": return [`${event.resource}: checked out`, ""];
     case "checked-in": return [`${event.resource}: checked in`, ""];
     case "verdict": return [`Verdict: ${event.commit ? "commit" : "roll back"} — ${event.reason}`, "mark"];
@@ -190,7 +190,7 @@ function describe(event) {
       const failed = event.failed ? `, refused: ${event.failed}` : "";
       return [`${event.resource}: ${ACTIONS[event.action]}${failed}`, kind, event.took_us];
     }
-    case "settled": return [`${event.outcome}; the answer leaves: ${event.status}`, event.outcome === "committed" ? "mark good" : "mark bad", event.took_us];
+    case "settled": return [`${event.outcome}; response: ${event.status}`, event.outcome === "committed" ? "mark good" : "mark bad", event.took_us];
     default: return describeNote(event);
   }
 }
@@ -198,7 +198,7 @@ function describe(event) {
 function describeNote(event) {
   switch (event.about) {
     case "statement": return [event.count === 1 ? "1 statement" : `${event.count} statements`, "", event.took_us];
-    case "rows": return ["the rows inside are counted", ""];
+    case "rows": return ["the rows inside were counted", ""];
     default: return [event.about ?? event.what, ""];
   }
 }

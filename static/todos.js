@@ -1,10 +1,11 @@
-// The todo app, by the TodoMVC application specification. The todos live in the service: a change
-// is shown at once, and taken back with the reason if the service refuses it.
+// The todo app, by the TodoMVC application specification. The service stores the todos. A change is
+// shown at once. If the service refuses it, it is undone and the reason is shown.
 
 import { follow, refusal, send } from "./service.js";
 
 const find = (selector) => document.querySelector(selector);
-// Not `fault`: that would be one of the page itself. What is no header is no fault.
+// Not `fault`: the service would apply that to the request for this page. A value that is not valid
+// in a header is ignored.
 const wanted = new URLSearchParams(location.search).get("with-fault");
 const fault = /^[ -~]+$/.test(wanted ?? "") ? wanted : null;
 
@@ -14,71 +15,71 @@ const filters = {
   "#/completed": (todo) => todo.completed,
 };
 
-let told = []; // what the service has said last
-let shown = []; // with the changes that it has not answered yet
-let unanswered = 0;
-let changes = Promise.resolve(); // one after the other, in the order of the clicks
-let made = 0;
+let confirmed = []; // the todos as the service last returned them
+let shown = []; // the same, with the changes that are still pending
+let pending = 0; // the number of these changes
+let changes = Promise.resolve(); // changes are sent one after another, in the order of the clicks
+let created = 0; // for the temporary ids of new todos
 
 // ---------------------------------------------------------------- changes
 
-/** Shows `todos` now, and the truth as soon as the service has told it. */
+/** Shows `todos` at once and sends the change. Later the response decides which todos are shown. */
 function change(todos, method, path, body, refused = () => {}) {
   shown = todos;
-  unanswered += 1;
+  pending += 1;
   render();
   changes = changes.then(async () => {
-    const answer = await send(method, path(), { body, fault });
-    unanswered -= 1;
-    if (answer.ok) {
-      confirm(answer);
+    const response = await send(method, path(), { body, fault });
+    pending -= 1;
+    if (response.ok) {
+      confirm(response);
     } else {
-      complain(`${refusal(answer)} ${undone(answer)}`);
+      complain(`${refusal(response)} ${undone(response)}`);
       refused();
     }
     await refresh();
   });
 }
 
-/** What the service has agreed to is true from now on, also if it cannot be asked again. */
-function confirm(answer) {
+/** Keeps a todo that the service has returned, in case the list cannot be loaded afterwards. */
+function confirm(response) {
   find(".refusal").hidden = true;
-  const todo = answer.content;
+  const todo = response.content;
   if (todo === null) return;
-  const known = told.some((other) => other.id === todo.id);
-  told = known ? told.map((other) => (other.id === todo.id ? todo : other)) : [...told, todo];
+  const known = confirmed.some((other) => other.id === todo.id);
+  confirmed = known ? confirmed.map((other) => (other.id === todo.id ? todo : other)) : [...confirmed, todo];
 }
 
-const undone = (answer) => (answer.status === 0 ? "What you see is what was last known." : "The change was undone.");
+const undone = (response) => (response.status === 0 ? "The page shows the last known state." : "The change was undone.");
 
 function complain(text) {
   find(".refusal p").textContent = text;
   find(".refusal").hidden = false;
 }
 
-/** Asks for the list, unless a change is under way: what follows it will ask. */
+/** Loads the list, unless a change is pending: the last pending change loads it. */
 async function refresh() {
-  if (unanswered > 0) return;
-  const answer = await send("GET", "/todos");
-  if (unanswered > 0) return;
-  if (answer.ok) told = answer.content;
-  shown = told;
+  if (pending > 0) return;
+  const response = await send("GET", "/todos");
+  if (pending > 0) return;
+  if (response.ok) confirmed = response.content;
+  shown = confirmed;
   if (edited !== null && !shown.some((todo) => todo.id === edited)) {
-    complain(`What you were editing is gone: somebody else has deleted it. You had typed “${find(".edit")?.value ?? ""}”.`);
+    complain(`The todo that you were editing was deleted by another client. You had typed “${find(".edit")?.value ?? ""}”.`);
     edited = null;
   }
   render();
 }
 
 function create(title) {
-  made += 1;
-  const todo = { id: `new-${made}`, title, completed: false };
+  created += 1;
+  const todo = { id: `new-${created}`, title, completed: false };
   const field = find(".new-todo");
-  // What was refused need not be typed again.
+  // If the service refuses the todo, put the title back, so that it need not be typed again.
   change([...shown, todo], "POST", () => "/todos", { title }, () => { field.value ||= title; });
 }
 
-/** Todos that are not stored yet have no address: they are left alone until they have one. */
+/** A todo that is not stored yet has no URL, and cannot be changed until it has one. */
 const isStored = (todo) => todo.url !== undefined;
 const address = (todo) => () => `/todos/${todo.id}`;
 
@@ -110,7 +111,7 @@ function leave(save) {
   const input = find(".editing .edit");
   const todo = shown.find((other) => other.id === edited);
   if (edited === null || !input || !todo) return;
-  edited = null; // first: taking the field away blurs it, which would leave again
+  edited = null; // first, because removing the field causes a blur event, which calls `leave` again
   const title = input.value.trim();
   render();
   if (!save || title === todo.title) return;
@@ -135,7 +136,7 @@ function editor(todo) {
 
 const route = () => (location.hash in filters ? location.hash : "#/");
 
-let isRendering = false; // rows that are moved lose the focus, and nobody has left them
+let isRendering = false; // moving a row causes a blur event, which must not end the editing
 
 function render() {
   isRendering = true;
@@ -151,7 +152,7 @@ function showRows() {
   const rows = new Map([...list.children].map((row) => [row.dataset.id, row]));
   const visible = shown.filter((todo) => todo.id === edited || filters[route()](todo));
   const kept = visible.map((todo) => line(rows.get(String(todo.id)) ?? blank(todo), todo));
-  // Rows that stay are not moved, as far as can be: they keep the focus.
+  // Rows are moved only if necessary, because a moved row loses the focus.
   for (const row of [...list.children]) if (!kept.includes(row)) row.remove();
   kept.forEach((row, place) => {
     if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
@@ -162,7 +163,7 @@ function showRest() {
   const active = shown.filter((todo) => !todo.completed).length;
   find(".main").hidden = find(".footer").hidden = shown.length === 0;
   find(".toggle-all").checked = shown.length > 0 && active === 0;
-  find(".todoapp").ariaBusy = unanswered > 0;
+  find(".todoapp").ariaBusy = pending > 0;
   const count = document.createElement("strong");
   count.textContent = active;
   find(".todo-count").replaceChildren(count, active === 1 ? " item left" : " items left");
@@ -173,7 +174,7 @@ function showRest() {
   }
 }
 
-/** A row for a todo, which it finds anew by its id whenever it is used. */
+/** Creates a row for a todo. Event handlers find the todo by id, because `shown` is replaced often. */
 function blank(todo) {
   const row = find("#todo").content.firstElementChild.cloneNode(true);
   const { id } = todo;
@@ -226,12 +227,12 @@ find(".clear-completed").addEventListener("click", () => {
 });
 find(".refusal button").addEventListener("click", () => { find(".refusal").hidden = true; });
 window.addEventListener("hashchange", render);
-window.addEventListener("beforeunload", (event) => { if (unanswered > 0) event.preventDefault(); });
+window.addEventListener("beforeunload", (event) => { if (pending > 0) event.preventDefault(); });
 
-// Beside the console there is no room for what surrounds the app.
+// Inside the console's frame only the app itself is shown.
 const isFramed = window !== window.top;
 document.body.classList.toggle("framed", isFramed);
-// Beside the console the focus is the console's.
+// Inside the frame the app must not take the focus away from the console.
 if (!isFramed) find(".new-todo").focus();
 find(".faultless").hidden = fault !== null;
 find(".faulty").hidden = fault === null;

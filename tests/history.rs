@@ -217,7 +217,7 @@ fn fates(databases: &Databases) -> BTreeMap<&'static str, usize> {
         let log = std::fs::read(path).unwrap();
         for line in String::from_utf8_lossy(&log).lines() {
             for fate in ["Some(Committed)", "Some(RolledBack)", "None"] {
-                if line.contains("was asked what became of it")
+                if line.contains("queried the server how the transaction ended")
                     && line.contains(&format!("fate={fate}"))
                 {
                     *counts.entry(fate).or_default() += 1;

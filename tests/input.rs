@@ -125,7 +125,7 @@ async fn a_body_that_breaks_a_rule(backend: Backend) {
     for (body, names) in [
         (r#"{"title": ""}"#, "`title` must not be empty"),
         (r#"{"title": " \t "}"#, "`title` must not be empty"),
-        (long.as_str(), "`title` must be 500 characters at most"),
+        (long.as_str(), "`title` must have at most 500 characters"),
         (
             r#"{"title": "a\u0000b"}"#,
             "`title` must not contain control characters",

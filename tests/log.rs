@@ -71,7 +71,7 @@ async fn it_is_warned_while_it_lasts(backend: Backend) {
     let hanging = service.new_todo("a", "delay=4000");
     let warned = async {
         eventually("it is warned", async || {
-            service.log().contains("and still is")
+            service.log().contains("still outstanding")
         })
         .await;
         let registry: Value = service.get("/registry").await.json();

@@ -198,7 +198,7 @@ mod sqlite_alone {
             is_ready(&service).await;
             assert_eq!(service.new_todo("before", "").await.status, 201);
             std::fs::write(&full, "").unwrap();
-            is_not_ready(&service, "`main` has no room left on its disk").await;
+            is_not_ready(&service, "`main` has no space left on its disk").await;
             let response = service.new_todo("meanwhile", "").await;
             assert!(response.status >= 500, "{response:?}");
             std::fs::remove_file(&full).unwrap();

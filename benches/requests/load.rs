@@ -1,5 +1,5 @@
-//! The load: a few clients that keep their connections, and ask again as soon as they are
-//! answered.
+//! The load: a few clients with persistent connections. Each sends the next request as soon as it
+//! has received a response.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use rocket::tokio::task::JoinSet;
 
 pub const CLIENTS: usize = 16;
 
-/// One route under load for a while.
+/// The result of loading one route for one slice of time.
 #[derive(Clone, Copy)]
 pub struct Slice {
     pub responses: u64,
@@ -23,11 +23,11 @@ pub struct Slice {
     /// Milliseconds.
     pub p50: f64,
     pub p99: f64,
-    /// Microseconds of the server's processor time a request; known where it is measured.
+    /// The server's processor time per request, in microseconds; NaN until it is measured.
     pub cpu: f64,
 }
 
-/// How many rows the answers stand for.
+/// Returns the number of rows that these responses have written.
 pub fn written(what: &str, responses: u64) -> u64 {
     if what.starts_with("POST") {
         responses
@@ -40,7 +40,7 @@ pub async fn run(port: u16, what: &'static str, time: Duration) -> Slice {
     let started = Instant::now();
     let mut clients = JoinSet::new();
     for client in 0..CLIENTS {
-        clients.spawn(ask(port, what, client, started + time));
+        clients.spawn(send_requests(port, what, client, started + time));
     }
     let mut all = Histogram::<u64>::new(3).unwrap();
     for micros in clients.join_all().await {
@@ -56,7 +56,7 @@ pub async fn run(port: u16, what: &'static str, time: Duration) -> Slice {
     }
 }
 
-async fn ask(port: u16, what: &str, client: usize, until: Instant) -> Histogram<u64> {
+async fn send_requests(port: u16, what: &str, client: usize, until: Instant) -> Histogram<u64> {
     let (method, path) = what.split_once(' ').unwrap();
     let expected = match method {
         "POST" => StatusCode::CREATED,

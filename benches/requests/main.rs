@@ -1,12 +1,12 @@
-//! What a request-scoped transaction costs: the real server, loaded over loopback.
+//! Measures what a request-scoped transaction costs, on a real server that is loaded over loopback.
 //!
 //!     tests/run --postgres cargo bench                   # both backends
 //!     cargo bench -- sqlite                              # one
 //!     tests/run --postgres cargo bench -- rounds=20
 //!
-//! Each round loads five routes for two seconds each, in another order than the round before, so
-//! that whatever else the machine does meets all of them alike. What counts is the ratio of two
-//! routes within a round; the median of the rounds is printed, with the least and the greatest.
+//! Each round loads five routes for two seconds each, in a different order than the round before,
+//! so that other load on the machine affects all of them alike. The result is the ratio of two
+//! routes within a round: the median of all rounds is printed, with minimum and maximum.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
@@ -22,7 +22,7 @@ use server::{Backend, Server};
 
 const SLICE: Duration = Duration::from_secs(2);
 
-/// The routes, and the server that has each: one with the library, one without.
+/// The routes: a label, the request, and `true` if the server with the library has the route.
 const ROUTES: [(&str, &str, bool); 5] = [
     ("write, Tx", "POST /tx", true),
     ("write, by hand", "POST /hand", false),
@@ -50,7 +50,7 @@ async fn main() -> ExitCode {
             (Some(number), _) => rounds = number.parse().expect("rounds= takes a number"),
             (None, Ok(backend)) => backends.push(backend),
             (None, Err(_)) => {
-                eprintln!("unknown: {argument}; say sqlite, postgres, rounds=NUMBER");
+                eprintln!("unknown argument: {argument}; use sqlite, postgres, rounds=NUMBER");
                 return ExitCode::FAILURE;
             }
         }
@@ -72,7 +72,7 @@ async fn measure(backend: Backend, rounds: usize) {
     let mut with = Server::start(backend, "with").await;
     let mut without = Server::start(backend, "without").await;
     let mut slices: [Vec<Slice>; ROUTES.len()] = Default::default();
-    // The first round only warms up.
+    // The first round is a warm-up and is not counted.
     for round in 0..=rounds {
         for turn in 0..ROUTES.len() {
             let route = (turn + round) % ROUTES.len();

@@ -1,4 +1,4 @@
-//! The server, in a process of its own: with the library, or as one would write it without.
+//! The server, in a separate process: with the library, or written by hand without it.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -46,13 +46,13 @@ const TABLES: &str = "\
 const INSERT: &str = "INSERT INTO written (text) VALUES ($1)";
 const SELECT: &str = "SELECT text FROM kept WHERE id = $1";
 
-/// A server and its database. Dropping it ends both.
+/// A server process and its database. Dropping this value ends the process.
 pub struct Server {
     process: Child,
     backend: Backend,
     url: String,
     pub port: u16,
-    /// How many rows it has said it wrote.
+    /// The number of rows that its responses report as written.
     written: u64,
     _folder: tempfile::TempDir,
 }
@@ -86,10 +86,10 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let said = BufReader::new(process.stdout.take().unwrap())
+        let line = BufReader::new(process.stdout.take().unwrap())
             .lines()
             .next();
-        let port = said.unwrap().unwrap().parse().unwrap();
+        let port = line.unwrap().unwrap().parse().unwrap();
         Self {
             process,
             backend,
@@ -104,20 +104,22 @@ impl Server {
         self.written += rows;
     }
 
-    /// How much processor time it has used, in microseconds; nothing where Linux does not tell.
+    /// Returns the processor time that the server has used, in microseconds; 0 on systems without
+    /// `/proc`.
     pub fn cpu_time(&self) -> f64 {
         const TICK: f64 = 10_000.0;
 
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()));
         let stat = stat.unwrap_or_default();
-        // The name, in brackets, may have spaces in it; user and system time are the 12th and 13th
-        // word behind it.
+        // The process name, in parentheses, may contain spaces. User time and system time are the
+        // 12th and 13th word after it.
         let words = stat.rsplit(')').next().unwrap_or_default();
         let ticks = words.split_whitespace().skip(11).take(2);
         ticks.map(|word| word.parse::<f64>().unwrap() * TICK).sum()
     }
 
-    /// Ends the process. Each 201 must be a row: a benchmark of failures would be worth nothing.
+    /// Ends the process and checks that each 201 has stored a row, so that the benchmark has not
+    /// measured failures.
     pub async fn stop(mut self) {
         const COUNT: &str = "SELECT count(*) FROM written";
 
@@ -162,7 +164,7 @@ async fn postgres_database(role: &str) -> String {
     format!("{server}/{name}")
 }
 
-/// The settings that the library gives its writer.
+/// Returns the settings that the library uses for its writer.
 fn sqlite(url: &str) -> SqliteConnectOptions {
     SqliteConnectOptions::from_str(url)
         .unwrap()
@@ -179,7 +181,8 @@ pub async fn serve(role: &str, backend: Backend, url: &str) {
         .merge(("log_level", "off"))
         .merge(("databases.main.url", url))
         .merge(("databases.main.max_connections", CONNECTIONS))
-        // As by hand: the price of durability is measured by the benchmark `durability`.
+        // The same setting as in the server without the library. The benchmark `durability`
+        // measures what durability costs.
         .merge(("databases.main.synchronous", "normal"));
     let rocket = rocket::custom(figment);
     let rocket = match role {
@@ -228,7 +231,7 @@ async fn find(connection: &mut Connection, id: i64) -> Result<String, Error> {
     Ok(text)
 }
 
-/// As one writes it by hand: what writes, and what reads.
+/// The pools of the server without the library: one for writers and one for readers.
 struct ByHand<P> {
     writers: P,
     readers: P,
@@ -237,9 +240,10 @@ struct ByHand<P> {
 async fn by_hand(rocket: Rocket<Build>, backend: Backend, url: &str) -> Rocket<Build> {
     match backend {
         Backend::Sqlite => {
-            // One writer, as the library has it: several only spin on each other's locks.
+            // One writer, as in the library: several would only wait for each other's locks.
             let writers = SqlitePoolOptions::new().max_connections(1);
-            // As the library's readers: the other end is a thread of this process.
+            // As the library's readers. A test is not needed, because a SQLite connection is a
+            // thread of this process.
             let readers = SqlitePoolOptions::new()
                 .max_connections(CONNECTIONS)
                 .test_before_acquire(false);

@@ -1,8 +1,8 @@
-//! A resource of one's own: a file that is there if, and only if, its row is.
+//! A custom resource: a file that exists if, and only if, its row in the database exists.
 //!
 //!     cargo run --package rocket_tx --example custom_resource
-//!     curl -i -T README.md http://127.0.0.1:8000/files/readme.md   # 201: the row, and the file
-//!     curl -i -T README.md http://127.0.0.1:8000/files/readme.md   # 409: neither; the first stays
+//!     curl -i -T README.md http://127.0.0.1:8000/files/readme.md   # 201: row and file are stored
+//!     curl -i -T README.md http://127.0.0.1:8000/files/readme.md   # 409: the first file remains
 //!     ls data/files
 
 use std::borrow::Cow;
@@ -23,11 +23,11 @@ use rocket_tx::{Begin, Error, Outstanding, Resource, Settlement, problem_catcher
 #[database("notes")]
 struct Notes(SqlitePool);
 
-/// A file on its way: it lies beside its place until the request is committed.
+/// An uploaded file. It has a temporary name in the same folder until the request is committed.
 ///
-/// A process that is killed between the database's commit and the rename leaves the row without
-/// the file, and the file under its temporary name. Who cannot live with that writes the name to
-/// the database, and renames what is left at the next launch.
+/// If the process is killed between the database's commit and the rename, the row exists, but the
+/// file still has its temporary name. If your service cannot accept that, store the temporary name
+/// in the database too, and rename such files at the next launch.
 struct NewFile {
     temporary: PathBuf,
     place: PathBuf,
@@ -39,13 +39,13 @@ impl Resource for NewFile {
         "file".into()
     }
 
-    /// The last moment at which anything may refuse: what could go wrong later goes wrong here.
+    /// The last point at which a resource can refuse. Whatever can fail should fail here.
     async fn prepare(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         let file = fs::File::open(&self.temporary).await.map_err(refused)?;
         file.sync_all().await.map_err(refused)
     }
 
-    /// The databases have been committed.
+    /// Called after the databases have committed.
     async fn commit(&mut self) -> Result<(), Error> {
         fs::rename(&self.temporary, &self.place)
             .await
@@ -84,7 +84,7 @@ async fn upload(
         place: folder.join(name),
     };
     body.persist_to(&file.temporary).await.map_err(refused)?;
-    // From here on it is settled with the rest, whatever happens below.
+    // From here on, settlement renames or removes the file, whatever happens below.
     outstanding.join(file)?;
 
     let mut tx = notes.begin().await?;

@@ -1,8 +1,8 @@
 //! The smallest complete service.
 //!
 //!     cargo run --package rocket_tx --example minimal
-//!     curl -i -d 'buy milk' http://127.0.0.1:8000/notes    # 201, and it is stored
-//!     curl -i -d 'fly home' http://127.0.0.1:8000/notes    # 422, and it is not, though it was written
+//!     curl -i -d 'buy milk' http://127.0.0.1:8000/notes    # 201: the note is stored
+//!     curl -i -d 'fly home' http://127.0.0.1:8000/notes    # 422: the insert is rolled back
 //!     curl http://127.0.0.1:8000/notes
 
 use std::time::Duration;

@@ -1,12 +1,12 @@
-//! One request, two databases: both have it, or neither.
+//! One request writes to two databases: both commit, or both roll back.
 //!
 //!     cargo run --package rocket_tx --example two_databases
 //!     curl -i -X POST http://127.0.0.1:8000/orders/tea/350      # 201
-//!     curl -i -X POST http://127.0.0.1:8000/orders/yacht/-1     # 409: the order is not kept either
+//!     curl -i -X POST http://127.0.0.1:8000/orders/yacht/-1     # 409: both are rolled back
 //!     curl http://127.0.0.1:8000/orders                         # 1 orders, 1 charges
 //!
-//! A request takes its databases in the order in which they are attached below; `Tx<Shop>` stands
-//! before `Tx<Ledger>` in every handler.
+//! A request must take its databases in the order in which they are attached below. So `Tx<Shop>`
+//! comes before `Tx<Ledger>` in every handler.
 
 use rocket::http::Status;
 use rocket::{get, launch, post, routes};
@@ -35,17 +35,16 @@ async fn order(
         .fetch_one(&mut *shop)
         .await?;
     charge(&mut ledger, order, cents).await?;
-    // Not before it is certain.
+    // Runs only if the request commits.
     outstanding.after_commit(async move { println!("order {order} goes to the warehouse") })?;
     Ok(Status::Created)
 }
 
-/// Knows nothing of the other database; its error is enough to undo what was done there.
+/// Charges an order. This function does not know the other database: its error is enough to roll
+/// back both.
 async fn charge(ledger: &mut Tx<Ledger>, order: i64, cents: i64) -> Result<(), Error> {
     if cents < 0 {
-        return Err(Error::Conflict(
-            "nobody is charged a negative amount".into(),
-        ));
+        return Err(Error::Conflict("a charge must not be negative".into()));
     }
     sqlx::query("INSERT INTO charges (order_id, cents) VALUES ($1, $2)")
         .bind(order)

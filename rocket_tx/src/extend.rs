@@ -1,21 +1,31 @@
-//! For libraries that are built on this one: aggregates, an outbox, a store of idempotency keys.
+//! Interfaces for libraries that build on this one: aggregates, an outbox, a store of idempotency
+//! keys.
 //!
-//! What they join to a request is a [`Resource`](crate::Resource). Beyond it they need what handlers
-//! need not:
+//! Such a library joins a [`Resource`](crate::Resource) to the request. It may also need functions
+//! that handlers do not need.
 //!
-//! | of a request | |
+//! For a request:
+//!
+//! | item | purpose |
 //! | --- | --- |
-//! | [`Outstanding::of`](crate::Outstanding::of) | its registry |
-//! | [`mark_used`](crate::Outstanding::mark_used), [`mark_wanted`](crate::Outstanding::mark_wanted) | its response tells the outcome |
-//! | [`acquire_in_turn`](crate::Outstanding::acquire_in_turn), [`holds_a_connection`](crate::Outstanding::holds_a_connection) | waiting without a deadlock |
-//! | [`open_mode`](crate::Outstanding::open_mode), [`cap_isolation`](crate::Outstanding::cap_isolation) | how strict its transactions are |
-//! | [`Tx::current_in`](crate::Tx::current_in), [`Begin::in_request`](crate::Begin::in_request), [`Read::in_request`](crate::Read::in_request) | its transactions and reads |
-//! | [`attached`], [`rank_of`], [`guard_failed`] | guards of their own |
+//! | [`Outstanding::of`](crate::Outstanding::of) | get the registry of a request |
+//! | [`mark_used`](crate::Outstanding::mark_used) | make the response carry `Transaction-Outcome` |
+//! | [`mark_wanted`](crate::Outstanding::mark_wanted) | the same, but only if the request panics |
+//! | [`acquire_in_turn`](crate::Outstanding::acquire_in_turn), [`holds_a_connection`](crate::Outstanding::holds_a_connection) | wait for a connection or a lease without a deadlock |
+//! | [`open_mode`](crate::Outstanding::open_mode) | get the isolation and access of the open transaction |
+//! | [`cap_isolation`](crate::Outstanding::cap_isolation) | forbid isolation above READ COMMITTED |
+//! | [`Tx::current_in`](crate::Tx::current_in), [`Begin::in_request`](crate::Begin::in_request), [`Read::in_request`](crate::Read::in_request) | use the request's transactions and reads outside a guard |
+//! | [`attached`], [`rank_of`], [`guard_failed`] | write guards |
 //!
-//! And of a database: sessions of their own beside those of requests ([`Sessions`], by
-//! [`PostgresPool::settings`](crate::db::PostgresPool::settings); [`OneShotWriter`], by
-//! [`SqlitePool::writer`](crate::db::SqlitePool::writer)), what an error means ([`ErrorClass`]), a
-//! pool's place in its service ([`Attachment`](crate::db::Attachment)), and the configuration ([`setting`]).
+//! For a database:
+//!
+//! | item | purpose |
+//! | --- | --- |
+//! | [`Sessions`], with [`PostgresPool::settings`](crate::db::PostgresPool::settings) | Postgres sessions that are separate from those of requests |
+//! | [`OneShotWriter`], from [`SqlitePool::writer`](crate::db::SqlitePool::writer) | write to SQLite outside the transactions of requests |
+//! | [`ErrorClass`] | classify database errors |
+//! | [`Attachment`](crate::db::Attachment) | the place of a pool in its service |
+//! | [`setting`] | read a configuration value |
 
 pub use crate::db::{ErrorClass, setting};
 #[cfg(feature = "postgres")]

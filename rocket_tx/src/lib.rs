@@ -1,11 +1,14 @@
-//! Request-scoped transactions for [Rocket](rocket) that tell the truth.
+//! Request-scoped database transactions for [Rocket](rocket), on SQLite and Postgres.
 //!
-//! A handler takes a transaction as an argument and forgets about it. What the client is told
-//! decides the database: success commits, failure rolls back everything outstanding, in every
-//! database, before the first byte of the answer leaves. **A response that says success means
-//! committed.**
+//! A handler takes a transaction as an argument and runs its statements in it. The handler does not
+//! commit or roll back. The status of the response decides: a success commits, and a failure rolls
+//! back everything that the request has begun, in every database. Both happen before the first byte
+//! of the response leaves. **A response that says success means committed.**
 //!
 //! # Usage
+//!
+//! Declare each database, attach it with [`db::init`], attach [`Settlement`] once, and take guards
+//! in the handlers:
 //!
 //! ```no_run
 //! use rocket::http::Status;
@@ -40,49 +43,62 @@
 //! }
 //! ```
 //!
-//! A service that forgets to attach the database or [`Settlement`] does not launch, and is told
-//! which line is missing.
+//! If a handler takes a guard, and its database or [`Settlement`] is not attached, the launch
+//! fails. The log names the line that is missing in the launch code.
 //!
-//! | guard | for |
+//! | guard | use it in |
 //! | --- | --- |
-//! | [`Tx<D>`](Tx) | handlers without a body: the transaction has begun when the handler starts |
-//! | [`Begin<D>`](Begin) | handlers with a body: it begins when asked, after the body has been read |
-//! | [`Read<D>`](Read) | handlers that only read: no transaction, and a body may stream from it |
-//! | [`&Outstanding`](Outstanding) | resources, doom, hooks |
+//! | [`Tx<D>`](Tx) | handlers without a body. The transaction has begun when the handler starts. |
+//! | [`Begin<D>`](Begin) | handlers with a body. The handler begins the transaction itself, after the body has been read. |
+//! | [`Read<D>`](Read) | handlers that only read. There is no transaction, and the response body may stream from the connection. |
+//! | [`&Outstanding`](Outstanding) | handlers that join a resource to the commit, doom the request (force a rollback), or add a hook. |
 //!
-//! # What decides
+//! # Commit or rollback
 //!
-//! The status of the response: 200 to 399 commits, 400 and above rolls back. Before it come, in this
-//! order, a guard that outlived its handler, a panic, a guard that failed, a doom, the handler's own
-//! word, and the service's veto; see [`tx::Reason`]. The handler's word is its return type:
+//! The first rule that applies decides. The decision is called the verdict, and the rule that made
+//! it is its [reason](tx::Reason).
+//!
+//! 1. A guard still holds a transaction when the response is ready: rollback.
+//! 2. Something in the request panicked: rollback.
+//! 3. A guard of this library failed: rollback.
+//! 4. The request was [doomed](Outstanding::doom): rollback.
+//! 5. The status is below 200: rollback.
+//! 6. The handler returned [`Commit`], and the status is below 500: commit. The handler returned
+//!    [`Rollback`]: rollback.
+//! 7. The [veto](Settlement::veto) of the service applies: rollback.
+//! 8. The status of the response: 200 to 399 commits, 400 and above rolls back.
 //!
 //! ```
 //! use rocket::http::Status;
 //! use rocket_tx::{Commit, Rollback};
 //!
-//! /// The attempt stays counted although the answer is a failure.
+//! /// Commits the record of the attempt although the response is a failure.
 //! #[rocket::post("/login")]
 //! fn login() -> Commit<Status> {
 //!     Commit(Status::Unauthorized)
 //! }
 //!
-//! /// Nothing is kept although the answer is a success.
+//! /// Rolls everything back although the response is a success.
 //! #[rocket::post("/import?dry_run")]
 //! fn dry_run() -> Rollback<&'static str> {
 //!     Rollback("would import 3 rows")
 //! }
 //! ```
 //!
-//! A catcher's answer is judged by its status like any other: one that redirects to a login page
-//! answers 303, and 303 commits. After a panic or a guard that failed a success or a redirect does not
-//! leave: the client is told of the failure. Only [`Rollback`] and the veto leave a success standing
-//! that was rolled back.
+//! The status of a catcher's response counts like that of any other response. For example, a
+//! catcher that redirects to a login page responds with 303, and 303 commits.
+//!
+//! If rule 1, 2, 3 or 4 rolls back, the client never receives a success or a redirect. An error
+//! response replaces it. Only [`Rollback`] and the veto can send a success after a rollback.
 //!
 //! # Several databases
 //!
-//! Every database that a request has touched is settled with the others. A request takes them in
-//! the order in which they are attached; out of order it gets what is free, or a 503 that may be
-//! retried, so that two requests never wait for each other.
+//! A request may have a transaction in each of several databases. All of them get the same verdict.
+//! If one database has committed and a later one refuses, the client receives [`Error::Partial`].
+//!
+//! Take the databases in the order in which they are attached. A request that holds a later
+//! database does not wait for an earlier one: it gets a connection that is free at once, or fails
+//! with a 503 that the client may retry. Two requests therefore never wait for each other.
 //!
 //! ```
 //! # use rocket_tx::db::UrlPool;
@@ -90,7 +106,7 @@
 //! # use rocket_tx::{Error, Tx, with_backend};
 //! #[derive(Database)]
 //! #[database("main")]
-//! struct Main(UrlPool); // sqlite: or postgres:, as the URL says
+//! struct Main(UrlPool); // SQLite or Postgres: the URL decides
 //!
 //! #[derive(Database)]
 //! #[database("audit")]
@@ -110,16 +126,16 @@
 //!
 //! # Errors
 //!
-//! [`Error`] is the table of what can go wrong, each with the status that a client is told. It is
-//! made from [`sqlx::Error`] by SQLSTATE and SQLite result code, so that `?` in a handler does the
-//! right thing: busy is a 503 with `Retry-After`, a constraint a 409, a missing row a 404. As a
-//! responder it is `application/problem+json`, without SQL, paths or values. So are Rocket's own
-//! errors with [`problem_catchers`].
+//! [`Error`] lists the possible failures and the HTTP status of each. In a handler, `?` converts a
+//! [`sqlx::Error`] into an [`Error`] by its SQLSTATE or SQLite result code: a busy database becomes
+//! a 503 with `Retry-After`, a violated constraint a 409, a missing row a 404. The response is
+//! `application/problem+json`, without SQL, paths or values. [`problem_catchers`] give Rocket's own
+//! errors the same form.
 //!
-//! # Before and after
+//! # Work with and after the commit
 //!
-//! Whatever else must happen with the commit, or not at all, joins as a [`Resource`]; what may
-//! happen after it is a hook:
+//! A [`Resource`] can refuse the commit, and is committed or rolled back together with the
+//! transactions. A hook runs after the commit:
 //!
 //! ```
 //! # use rocket_tx::{Error, Outstanding};
@@ -129,25 +145,25 @@
 //! }
 //! ```
 //!
-//! An [`Observer`] is told of every step, which is what metrics and a live view are made of.
+//! An [`Observer`] is called at every step, for example to build metrics or a live view.
 //!
 //! # Features
 //!
-//! | feature | |
+//! | feature | adds |
 //! | --- | --- |
 //! | `sqlite` | [`db::SqlitePool`] |
 //! | `postgres` | [`db::PostgresPool`] |
-//! | `utoipa` | schemas of what clients see, for an OpenAPI document |
+//! | `utoipa` | schemas of the JSON that clients receive, for an OpenAPI document |
 //!
-//! The backends are on by default. [`db::UrlPool`] is there with either of them.
+//! `sqlite` and `postgres` are on by default. [`db::UrlPool`] needs at least one of them.
 //!
-//! # Rooms
+//! # Modules
 //!
-//! | | |
+//! | module | contents |
 //! | --- | --- |
 //! | [`tx`] | registry, guards, verdict, settlement, hooks |
-//! | [`db`] | how a database is opened, lent and closed |
-//! | [`extend`] | for libraries that are built on this one, such as `rocket_tx_aggregates` |
+//! | [`db`] | pools: opening, migrating and closing databases, and their connections and transactions |
+//! | [`extend`] | interfaces for libraries that build on this one, such as `rocket_tx_aggregates` |
 
 #![forbid(unsafe_code)]
 
@@ -159,5 +175,5 @@ pub use tx::{
     Begin, Commit, Error, Observer, Outstanding, Problem, Read, RequestId, Resource, Rollback,
     Settlement, Tx, problem_catchers,
 };
-/// The crates whose types are part of this one's interface, at the versions that it speaks.
+/// The crates whose types appear in this crate's public interface, at the versions that it uses.
 pub use {rocket_db_pools, sqlx};

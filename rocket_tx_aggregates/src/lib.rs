@@ -1,27 +1,28 @@
 //! Event-sourced aggregates and durable locks for services that use [`rocket_tx`].
 //!
-//! An aggregate that many processes write is held by a lease in the database, and its events are
-//! stored by the request's own transaction: a response that says success means that they are kept.
+//! A lease in the database lets one request at a time write an aggregate, across all processes. The
+//! request's own transaction stores the events, so a successful response means that they are
+//! committed.
 //!
-//! | | |
+//! | module | contents |
 //! | --- | --- |
 //! | [`mod@aggregate`] | events, repositories, and the guard [`Aggregates`](aggregate::Aggregates) |
 //! | [`lock`] | locks: in memory, and durable leases in a database |
 //!
 //! # Features
 //!
-//! | feature | |
+//! | feature | adds |
 //! | --- | --- |
 //! | `sqlite` | leases and events in SQLite |
 //! | `postgres` | leases and events in Postgres |
-//! | `utoipa` | schemas of what clients see, for an OpenAPI document |
+//! | `utoipa` | OpenAPI schemas of the types that appear in responses |
 //!
-//! The backends are on by default.
+//! Both backends are on by default.
 
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
 pub mod lock;
 
-/// The crates whose types are part of this one's interface.
+/// Re-exports of the crates whose types appear in the public interface of this crate.
 pub use {rocket_tx, rocket_tx::sqlx};

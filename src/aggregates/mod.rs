@@ -1,7 +1,8 @@
-//! `/aggregates/todos`: event-sourced todos, which many processes may write.
+//! `/aggregates/todos`: event-sourced todos, which many processes may write at the same time.
 //!
-//! A handler loads an aggregate, changes it, and commits it. No other request, in any process,
-//! changes the aggregate until the response. If the response is a failure, nothing has happened.
+//! A handler loads an aggregate, changes it, and stages its events with `commit`. No other request,
+//! in any process, can change the aggregate until the response leaves. If the response is a
+//! failure, nothing is stored.
 
 mod todo;
 mod todo_list;
@@ -36,10 +37,12 @@ pub(crate) fn endpoints() -> Endpoints {
 
 type Todos = Aggregates<Main, Todo>;
 
-/// A page of all aggregates, by id. The next page is `?after=` the last `id`.
+/// Lists the aggregates, one page at a time, sorted by id.
+///
+/// For the next page, set `?after=` to the last `id` of this one.
 #[utoipa::path(
     params(Page<String>),
-    responses((status = 200, description = "By id.", body = Vec<todo_list::Row>), Fails<503>)
+    responses((status = 200, description = "Sorted by id.", body = Vec<todo_list::Row>), Fails<503>)
 )]
 #[get("/aggregates/todos")]
 async fn list(
@@ -62,9 +65,10 @@ async fn create(
 ) -> Result<Created<Versioned>, Error> {
     let new = new?.0;
     let id = new.id.unwrap_or_else(|| Uuid::now_v7().to_string());
-    // For a better error. Two that create it at once meet at the key of the stream.
+    // This check only gives a better error message. If two requests create the same id at the same
+    // time, the key of the event stream lets one of them fail.
     if todos.peek(&id).await?.is_some() {
-        let detail = format!("there is a todo `{id}` already");
+        let detail = format!("the todo `{id}` already exists");
         return Err(Error::conflict("exists", detail));
     }
     let mut todo = Todo::create(&id, new.user_id, new.task)?;
@@ -73,10 +77,10 @@ async fn create(
     Ok(Created::new(address(&id)).body(Versioned(todo)))
 }
 
-/// One aggregate.
+/// Returns one aggregate.
 #[utoipa::path(
     params(("id" = Id, Path)),
-    responses((status = 200, description = "Found.", body = TodoView), Fails<404>, Fails<503>)
+    responses((status = 200, description = "The aggregate.", body = TodoView), Fails<404>, Fails<503>)
 )]
 #[get("/aggregates/todos/<id>")]
 async fn find(id: &str, todos: Todos) -> Result<Versioned, Error> {
@@ -84,7 +88,7 @@ async fn find(id: &str, todos: Todos) -> Result<Versioned, Error> {
     Ok(Versioned(todo.ok_or_else(|| no_such(id))?))
 }
 
-/// Gives an aggregate another task.
+/// Changes the task of an aggregate.
 #[utoipa::path(
     params(("id" = Id, Path), IfMatch),
     request_body = NewTask,
@@ -110,11 +114,13 @@ async fn rename(
     Ok(Versioned(todo))
 }
 
-/// Completes an aggregate. The second time nothing happens, and that is a success too.
+/// Completes an aggregate.
+///
+/// If it is complete already, nothing changes, and the response is a success too.
 #[utoipa::path(
     params(("id" = Id, Path), IfMatch),
     responses(
-        (status = 200, description = "Complete.", body = TodoView),
+        (status = 200, description = "The aggregate is complete.", body = TodoView),
         Fails<404>, Fails<409>, Fails<412>, Fails<503>
     )
 )]
@@ -134,11 +140,11 @@ async fn complete(
     Ok(Versioned(todo))
 }
 
-/// Completes several aggregates: all of them, or none.
+/// Completes several aggregates: all of them or none.
 #[utoipa::path(
     request_body = CompleteMany,
     responses(
-        (status = 200, description = "As they were named.", body = Vec<TodoView>),
+        (status = 200, description = "In the order of `ids`.", body = Vec<TodoView>),
         BadBody, Fails<404>, Fails<409>, Fails<503>
     )
 )]
@@ -166,10 +172,12 @@ async fn complete_all(
     Ok(Json(all.into_iter().map(Versioned).collect()))
 }
 
-/// What has happened to a todo, in order. The next page is `?after=` the last `sequence`.
+/// Lists the events of an aggregate, one page at a time, in the order in which they happened.
+///
+/// For the next page, set `?after=` to the last `sequence` of this one.
 #[utoipa::path(
     params(("id" = Id, Path), Page<u64>),
-    responses((status = 200, description = "In order.", body = Vec<EventRecord>), Fails<404>, Fails<503>)
+    responses((status = 200, description = "Sorted by `sequence`.", body = Vec<EventRecord>), Fails<404>, Fails<503>)
 )]
 #[get("/aggregates/todos/<id>/events")]
 async fn events(
@@ -186,7 +194,8 @@ async fn events(
     Ok(Json(events))
 }
 
-/// The address of a todo. Rocket leaves brackets as they are, and RFC 3986 allows none in a path.
+/// Returns the URL path of a todo. Brackets are encoded here: Rocket does not encode them, and
+/// RFC 3986 does not allow them in a path.
 fn address(id: &str) -> String {
     let address = rocket::uri!(find(id)).to_string();
     address.replace('[', "%5B").replace(']', "%5D")
@@ -206,7 +215,7 @@ impl From<aggregate::Error> for Error {
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = NewAggregate)]
 struct NewTodo {
-    /// Chosen here if it is left out.
+    /// If it is left out, the service chooses one.
     #[schema(value_type = Option<Id>)]
     id: Option<String>,
     #[schema(value_type = ShortText)]
@@ -234,7 +243,9 @@ impl Rules for NewTodo {
         if let Some(id) = &self.id {
             Todo::stream(id).map_err(|error| format!("`id`: {error}"))?;
             if [".", ".."].contains(&id.as_str()) {
-                return Err(format!("`id`: a URL with `{id}` in it leads elsewhere"));
+                return Err(format!(
+                    "`id` must not be `{id}`: clients remove it from paths"
+                ));
             }
         }
         check_text("user_id", &self.user_id, 200)?;
@@ -253,8 +264,8 @@ impl Rules for CompleteMany {
         let distinct: BTreeSet<_> = self.ids.iter().collect();
         match self.ids.len() {
             1..=100 if distinct.len() == self.ids.len() => Ok(()),
-            1..=100 => Err("`ids` must not name one twice".into()),
-            _ => Err("`ids` must name 1 to 100 todos".into()),
+            1..=100 => Err("`ids` must not contain duplicates".into()),
+            _ => Err("`ids` must contain 1 to 100 ids".into()),
         }
     }
 }

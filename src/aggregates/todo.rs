@@ -1,4 +1,4 @@
-//! An event-sourced todo: its events, and the state that they add up to.
+//! An event-sourced todo: its events, and the state that they produce.
 
 use rocket::serde::json::{Value, json};
 use rocket_tx_aggregates::aggregate;
@@ -30,7 +30,7 @@ impl Todo {
         self.record(Renamed { task })
     }
 
-    /// `false` if it was complete already, and nothing has happened.
+    /// Returns `false` if the todo was complete already; then no event is recorded.
     pub(super) fn complete(&mut self) -> Result<bool, Error> {
         if self.completed {
             return Ok(false);
@@ -62,7 +62,7 @@ struct Renamed {
 
 impl Event<Todo> for Renamed {
     const NAME: &'static str = "renamed";
-    /// In version 1 the task was called `title`.
+    /// In version 1 the field `task` was called `title`.
     const VERSION: u32 = 2;
 
     fn apply(self, todo: &mut Todo) {
@@ -73,7 +73,7 @@ impl Event<Todo> for Renamed {
         match (version, payload.get_mut("title").map(Value::take)) {
             (1, Some(task)) => Ok(json!({ "task": task })),
             (1, None) => Err("`renamed` version 1 has no `title`".into()),
-            _ => Err(format!("`renamed` has never had a version {version}")),
+            _ => Err(format!("`renamed` has no version {version}")),
         }
     }
 }

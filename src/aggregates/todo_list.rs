@@ -1,4 +1,5 @@
-//! The table `todo_list`: one row for each aggregate, written in the transaction of its events.
+//! The table `todo_list`: one row for each aggregate, written in the transaction that stores its
+//! events.
 
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;
@@ -11,7 +12,7 @@ use crate::http::Page;
 
 use super::todo::Todo;
 
-/// Writes the row of an aggregate whenever its events are stored.
+/// The projection that writes the row of an aggregate whenever its events are stored.
 pub(crate) struct TodoList;
 
 impl Projection<Todo, Connection> for TodoList {
@@ -39,7 +40,7 @@ impl Projection<Todo, Connection> for TodoList {
     }
 }
 
-/// A line of the list.
+/// An entry of the list.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
 #[schema(as = ListedAggregate)]
 pub(super) struct Row {

@@ -1,4 +1,4 @@
-//! The version of an aggregate in HTTP: `ETag` and `If-Match`
+//! The version of an aggregate in the headers `ETag` and `If-Match`
 //! ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110#section-13.1.1)).
 
 use std::convert::Infallible;
@@ -17,15 +17,15 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::todo::Todo;
 
-/// A todo as a response: with its id and version, and the version as `ETag` too.
+/// A response with a todo, its id and its version. The header `ETag` carries the version too.
 pub(super) struct Versioned(pub(super) Todo);
 
-/// An event-sourced todo, for clients.
+/// An event-sourced todo, as clients see it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Aggregate)]
 pub(super) struct TodoView<'a> {
     id: &'a str,
-    /// How many events have happened to it.
+    /// The number of its events.
     version: u64,
     #[serde(flatten)]
     todo: &'a Todo,
@@ -54,13 +54,16 @@ fn tag(todo: &Todo) -> String {
     format!("\"{}\"", todo.version())
 }
 
-/// The versions that the client accepts. Without the header, it accepts every version.
+/// The request header `If-Match`: the versions that the client accepts. Without the header, the
+/// client accepts every version.
 pub(super) struct IfMatch<'r>(Vec<&'r str>);
 
 impl IfMatch<'_> {
+    /// Checks that the client accepts the current version of `todo`.
+    ///
     /// # Errors
     ///
-    /// 412: the todo is of another version by now.
+    /// 412 if the todo has another version now.
     pub(super) fn check(&self, todo: &Todo) -> Result<(), Problem> {
         let tag = tag(todo);
         let mut wanted = self
@@ -71,7 +74,7 @@ impl IfMatch<'_> {
         if self.0.is_empty() || wanted.any(|wanted| wanted == "*" || wanted == tag) {
             return Ok(());
         }
-        let detail = format!("The todo is at version {tag} by now; read it again.");
+        let detail = format!("The todo is now at version {tag}; read it again.");
         Err(Problem::new(Status::PreconditionFailed, "version", detail))
     }
 }
@@ -91,7 +94,9 @@ impl IntoParams for IfMatch<'_> {
             .name("If-Match")
             .parameter_in(ParameterIn::Header)
             .required(Required::False)
-            .description(Some("The `ETag`s that the client will do with, or `*`."))
+            .description(Some(
+                "The `ETag`s that the client accepts, separated by commas, or `*`.",
+            ))
             .schema(Some(Object::with_type(Type::String)))
             .example(Some("*".into()));
         vec![header.build()]

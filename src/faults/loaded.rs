@@ -1,4 +1,5 @@
-//! Faults at the point where an aggregate is loaded: its lease is held, and no connection.
+//! Faults right after an aggregate was loaded. At this point the request holds the lease of the
+//! aggregate, but no connection.
 
 use std::error::Error;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use super::parse::Fault;
 use super::requested::admitted;
 use super::sql;
 
-/// The faults of this request for the time when it has loaded an aggregate.
+/// Returns an observer that carries out the request's faults after an aggregate was loaded. Returns
+/// `None` if the request has no such fault.
 pub(crate) fn at_loaded(request: &Request<'_>) -> Option<Box<dyn LoadObserver>> {
     let faults = admitted(request).ok()?;
     let at_loaded = |fault: &Fault| match fault {
@@ -47,7 +49,7 @@ impl LoadObserver for LoadFaults {
                 AtLoaded::Delay(time) => sleep(*time).await,
                 AtLoaded::Expire(pool) => {
                     if let Err(error) = expire(pool, stream).await {
-                        tracing::warn!(%error, "the fault `expire-lease` failed by itself");
+                        tracing::warn!(%error, "cannot inject the fault `expire-lease`");
                     }
                 }
             }

@@ -1,11 +1,12 @@
-//! Failure injection: by header `X-Fault` or query `fault=`, around any endpoint.
+//! Failure injection: the header `X-Fault` or the query `fault=` makes any endpoint fail.
 //!
-//! The handlers know nothing about it, and only the assembly imports this room. A fault acts around
-//! the route ([`around`]), as an observer of the settlement ([`Crash`]) or of loading an aggregate
-//! ([`at_loaded`]), or as a failure of the other service that [`crate::downstream`] simulates.
+//! The handlers do not know about it: only `lib.rs` imports this module. A fault acts in a wrapper
+//! around the route ([`wrap`]), in an observer of the settlement ([`Crash`]), in an observer of
+//! loading an aggregate ([`at_loaded`]), or in [`crate::downstream`], which simulates a failure of
+//! the downstream service.
 //!
-//! With faults off (`faults = false`, the default in release) a request that carries one is
-//! refused with 403 and not executed.
+//! If failure injection is off (`faults = false`, the default in release), a request that carries a
+//! fault is refused with 403 and not executed.
 
 mod loaded;
 mod parse;
@@ -30,12 +31,12 @@ use self::requested::admitted;
 
 pub(crate) use self::loaded::at_loaded;
 
-/// The same routes, each with failure injection around it.
-pub(crate) fn around(routes: Vec<Route>) -> Vec<Route> {
+/// Wraps each route in failure injection.
+pub(crate) fn wrap(routes: Vec<Route>) -> Vec<Route> {
     decorate(routes, InjectFaults)
 }
 
-/// A handler with failure injection around it.
+/// A handler wrapped in failure injection.
 #[derive(Clone)]
 struct InjectFaults(Box<dyn Handler>);
 
@@ -61,8 +62,8 @@ impl Handler for InjectFaults {
     }
 }
 
-/// Carries the fault out, after the handler and before settlement. Returns the response that
-/// replaces the handler's, if the fault is one.
+/// Carries out a fault, after the handler and before settlement. If the fault replaces the
+/// handler's response, the new response is returned.
 async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'r>> {
     match fault {
         Fault::Respond(status) if status.code >= 400 => return Some(Outcome::Error(*status)),
@@ -71,34 +72,34 @@ async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'
                 Response::build().status(*status).finalize(),
             ));
         }
-        Fault::Panic => panic!("the fault `panic`"),
+        Fault::Panic => panic!("injected by the fault `panic`"),
         Fault::Delay(time) => sleep(*time).await,
         Fault::Doom => {
             let outstanding = Outstanding::of(request);
-            let reason = "The fault `doom` was asked for.";
+            let reason = "The request carries the fault `doom`.";
             if let Err(error) = outstanding.and_then(|it| it.doom(Status::Conflict, reason)) {
-                tracing::warn!(%error, "the fault `doom` failed by itself");
+                tracing::warn!(%error, "cannot inject the fault `doom`");
             }
         }
         Fault::Commit => with_transaction(request, sql::break_a_deferred_constraint).await,
         Fault::Swallow => with_transaction(request, sql::swallow_an_error).await,
         Fault::Disconnect => with_transaction(request, sql::end_the_session).await,
         Fault::Leak(time) => leak(request, *time),
-        // These act elsewhere: at the downstream call, when an aggregate has been loaded, and while
-        // the request is settled.
+        // These faults act elsewhere: in the downstream call, after an aggregate was loaded, and
+        // during settlement.
         Fault::Downstream(_) | Fault::DelayLoaded(_) | Fault::ExpireLease | Fault::Crash(_) => {}
     }
     None
 }
 
-/// Runs `work` in the request's transaction of `main`, if it has one.
+/// Runs `work` in the request's transaction of `main`, if the request has one.
 async fn with_transaction(request: &Request<'_>, work: impl AsyncFnOnce(&mut Connection)) {
     if let Ok(Some(mut tx)) = Tx::<Main>::current(request) {
         work(&mut tx).await;
     }
 }
 
-/// Starts a task that holds the guard for longer than the request lives.
+/// Starts a task that holds the guard of `main` for `time`, so that the guard outlives the request.
 fn leak(request: &Request<'_>, time: Duration) {
     if let Ok(Some(tx)) = Tx::<Main>::current(request) {
         rocket::tokio::spawn(async move {
@@ -108,13 +109,14 @@ fn leak(request: &Request<'_>, time: Duration) {
     }
 }
 
-/// Ends the process in the middle of a settlement, as a power failure would.
+/// An observer that aborts the process in the middle of a settlement, if the request carries such a
+/// fault.
 pub(crate) struct Crash;
 
 impl Crash {
     fn if_requested(request: &Request<'_>, point: CrashPoint) {
         if admitted(request).is_ok_and(|faults| faults.contains(&Fault::Crash(point))) {
-            tracing::warn!(?point, "a fault ends the process");
+            tracing::warn!(?point, "a fault aborts the process");
             std::process::abort();
         }
     }

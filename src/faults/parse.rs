@@ -1,4 +1,4 @@
-//! The language of faults.
+//! Parses the text of `X-Fault` and `fault=`.
 
 use std::time::Duration;
 
@@ -7,36 +7,36 @@ use rocket_tx::Problem;
 
 use crate::downstream::SimulatedFailure;
 
-/// One failure that a request asks for.
+/// One failure that a request carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {
     /// Respond with this status, after the handler has done its work.
     Respond(Status),
     /// Panic after the handler has done its work.
     Panic,
-    /// Keep everything outstanding for this long.
+    /// Wait this long after the handler, while everything stays outstanding.
     Delay(Duration),
-    /// Keep the lease, and nothing else, for this long, when an aggregate has been loaded.
+    /// After an aggregate was loaded, wait this long. Only its lease is held meanwhile.
     DelayLoaded(Duration),
-    /// Hand the lease to another holder, when an aggregate has been loaded.
+    /// After an aggregate was loaded, give its lease to another holder.
     ExpireLease,
     /// Doom the request.
     Doom,
-    /// Break a deferred constraint of `main`, so that it refuses the commit.
+    /// Break a deferred constraint of `main`, so that the database refuses to commit.
     Commit,
-    /// Let a statement on `main` fail, and swallow the error.
+    /// Run a statement on `main` that fails, and ignore the error.
     Swallow,
-    /// Keep the guard of `main` in a spawned task for this long.
+    /// Move the guard of `main` to a spawned task, which holds it for this long.
     Leak(Duration),
-    /// Let the downstream service fail.
+    /// Make the downstream service fail.
     Downstream(SimulatedFailure),
-    /// End the Postgres session of `main` before it is settled.
+    /// End the Postgres session of `main` before settlement.
     Disconnect,
-    /// Abort the process.
+    /// Abort the process at this point.
     Crash(CrashPoint),
 }
 
-/// The point in a settlement where the process ends.
+/// The point in a settlement where the process is aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CrashPoint {
     BeforeCommit,
@@ -44,7 +44,7 @@ pub(super) enum CrashPoint {
     AfterCommit,
 }
 
-/// Reads one word of `X-Fault`.
+/// Parses one fault of the list in `X-Fault` or `fault=`.
 pub(super) fn parse(word: &str) -> Result<Fault, Problem> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value)),
@@ -92,7 +92,8 @@ fn status(text: &str) -> Option<Status> {
         .map(Status::new)
 }
 
-/// A minute at most: a fault must not block the service.
+/// Parses a duration in milliseconds. The limit is one minute, so that a fault cannot block the
+/// service.
 fn millis(text: &str) -> Option<Duration> {
     text.parse()
         .ok()
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_what_they_say() {
+    fn each_fault_is_parsed() {
         assert_eq!(
             parse("respond=502").unwrap(),
             Fault::Respond(Status::BadGateway)
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn any_other_text_is_refused() {
         for word in [
             "",
             "respond",

@@ -1,4 +1,4 @@
-//! The faults of a request, and whether it may have any.
+//! Reads the faults of a request, and checks that failure injection is on.
 
 use rocket::Request;
 use rocket::http::Status;
@@ -13,7 +13,11 @@ fn are_on(request: &Request<'_>) -> bool {
     faults.is_some_and(|faults| faults.0)
 }
 
-/// The faults of this request, if it may have any.
+/// Returns the faults of this request.
+///
+/// # Errors
+///
+/// 422 if a fault cannot be parsed; 403 if the request has faults and failure injection is off.
 pub(super) fn admitted<'r>(request: &'r Request<'_>) -> Result<&'r [Fault], Problem> {
     let faults = requested(request).as_ref().map_err(Clone::clone)?;
     if faults.is_empty() || are_on(request) {
@@ -22,11 +26,12 @@ pub(super) fn admitted<'r>(request: &'r Request<'_>) -> Result<&'r [Fault], Prob
     Err(Problem::new(
         Status::Forbidden,
         "faults-off",
-        "Failure injection is off; the request was not executed. Launch with ROCKET_FAULTS=true.",
+        "Failure injection is off, so the request was not executed. To turn it on, launch the \
+         service with ROCKET_FAULTS=true.",
     ))
 }
 
-/// The faults that this request asks for, parsed once a request.
+/// Returns the faults that this request carries. They are parsed once per request.
 fn requested<'r>(request: &'r Request<'_>) -> &'r Result<Vec<Fault>, Problem> {
     request.local_cache(|| {
         let header = request.headers().get("X-Fault");

@@ -1,10 +1,10 @@
-//! Statements that go wrong on purpose, in the request's own transaction.
+//! The SQL statements of the faults. They fail on purpose, or make the request's transaction fail.
 
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;
 
-/// Adds a row whose foreign key is checked by COMMIT, and is broken. Its table goes with the
-/// transaction, which can only roll back.
+/// Inserts a row that breaks a deferred foreign key, which COMMIT checks. The transaction can then
+/// only roll back, and the rollback removes the temporary table too.
 pub(super) async fn break_a_deferred_constraint(connection: &mut Connection) {
     let result: sqlx::Result<()> = with_backend!(connection, |db| async {
         sqlx::query(
@@ -22,12 +22,12 @@ pub(super) async fn break_a_deferred_constraint(connection: &mut Connection) {
     }
     .await);
     if let Err(error) = result {
-        tracing::warn!(%error, "the fault `commit` failed by itself");
+        tracing::warn!(%error, "cannot inject the fault `commit`");
     }
 }
 
 /// Runs a statement that fails, and ignores the error. On Postgres any error aborts the
-/// transaction; on SQLite the statement must ask for it.
+/// transaction. On SQLite the statement has to demand the rollback: `OR ROLLBACK`.
 pub(super) async fn swallow_an_error(connection: &mut Connection) {
     let sql = match connection {
         Connection::Sqlite(_) => "INSERT OR ROLLBACK INTO todos (title) VALUES (NULL)",
@@ -39,16 +39,17 @@ pub(super) async fn swallow_an_error(connection: &mut Connection) {
         .map(drop));
 }
 
-/// Ends the session as an administrator would. SQLite has no sessions.
+/// Ends the Postgres session, as an administrator can. On SQLite it does nothing.
 pub(super) async fn end_the_session(connection: &mut Connection) {
     if let Connection::Postgres(connection) = connection {
         let ended = sqlx::query("SELECT pg_terminate_backend(pg_backend_pid())");
-        // It fails, because the session is gone.
+        // The statement fails because it ends its own session.
         let _gone = ended.execute(&mut **connection).await;
     }
 }
 
-/// Gives the lease to another holder, as if its own had been stopped for too long.
+/// Gives the lease of `stream` to another holder, as if this process had been stopped until the
+/// lease expired.
 pub(super) async fn hand_the_lease_over(
     connection: &mut Connection,
     stream: &str,

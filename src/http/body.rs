@@ -1,4 +1,4 @@
-//! JSON bodies, checked before the handler's own code sees them.
+//! JSON bodies that are checked before the handler runs.
 
 use rocket::Request;
 use rocket::data::{Data, FromData, Outcome, ToByteUnit};
@@ -7,16 +7,20 @@ use rocket::serde::json::serde_json::{self, error::Category};
 use rocket_tx::Problem;
 use serde::de::DeserializeOwned;
 
-/// A rule that a body can break, beyond its shape.
+/// Rules for a body that its Rust type cannot express.
 pub(crate) trait Rules {
+    /// Checks the rules.
+    ///
     /// # Errors
     ///
-    /// One sentence that names the field and the rule.
+    /// The broken rule, in one sentence that names the field.
     fn check(&self) -> Result<(), String>;
 }
 
-/// A JSON body that keeps its rules, or the problem for the client: 415 for another content type,
-/// 413 over the limit, 400 if it is not JSON, 422 for JSON that breaks a rule.
+/// A JSON body that keeps its rules, or the problem for the client.
+///
+/// The status of the problem is 415 for another content type, 413 for a body over the limit, 400 if
+/// the body is not JSON, and 422 for JSON that breaks a rule.
 pub(crate) type Body<T> = Result<Valid<T>, Problem>;
 
 /// The content of a [`Body`].
@@ -57,7 +61,7 @@ async fn read<T: DeserializeOwned + Rules>(
         return Err(Problem::new(
             Status::PayloadTooLarge,
             "too-large",
-            format!("The body is over the limit of {limit}."),
+            format!("The body is larger than the limit of {limit}."),
         ));
     }
     let value: T = parse(&bytes)?;
@@ -73,7 +77,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
             format!("The body is not JSON: {error}"),
         )
     };
-    // serde also reads a struct from an array, by the order of its fields. Clients must not rely on it.
+    // serde also accepts an array for a struct, with the values in the order of the fields. The
+    // contract allows objects only.
     let is_object = bytes.trim_ascii_start().first() == Some(&b'{');
     let not_object = || broken_rule("the body must be an object".into());
     let mut json = serde_json::Deserializer::from_slice(bytes);

@@ -1,5 +1,6 @@
-//! Cross-origin access: any page may use the todos, as the Todo-Backend contract wants it. The
-//! addresses for operators are left out: another page in an operator's browser must not read them.
+//! Cross-origin access (CORS): pages of any origin may use the todos, the aggregates and the audit
+//! trail. The Todo-Backend contract requires it for the todos. The endpoints for operators have no
+//! CORS headers, because a foreign page in an operator's browser must not read them.
 
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::http::Header;

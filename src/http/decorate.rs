@@ -1,15 +1,16 @@
-//! Handlers around handlers, for work that must not stand inside them.
+//! Wraps the handlers of routes in another handler, for work that handlers should not do
+//! themselves.
 
 use rocket::Route;
 use rocket::route::Handler;
 
-/// The same routes, with `around` around each handler.
+/// Passes the handler of each route to `wrap`, and puts the returned handler in its place.
 pub(crate) fn decorate<H: Handler>(
     routes: Vec<Route>,
-    around: impl Fn(Box<dyn Handler>) -> H,
+    wrap: impl Fn(Box<dyn Handler>) -> H,
 ) -> Vec<Route> {
     let decorated = |mut route: Route| {
-        route.handler = Box::new(around(route.handler));
+        route.handler = Box::new(wrap(route.handler));
         route
     };
     routes.into_iter().map(decorated).collect()

@@ -1,4 +1,4 @@
-//! The handlers of one part of the service: their routes, and what the contract says about them.
+//! The endpoints of one module of the service: their routes, and their entries in the contract.
 
 use rocket::Route;
 use rocket::http::Method;
@@ -6,16 +6,19 @@ use utoipa::openapi::OpenApi;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::tag::Tag;
 
-/// The endpoints of one part of the service. Made by [`endpoints!`].
+/// The endpoints of one part of the service. The macro [`endpoints!`] creates this value.
 pub(crate) struct Endpoints {
-    /// Named after part and handler: `todos::create`.
+    /// The routes. Each is named after the part and the handler, such as `todos::create`.
     pub(crate) routes: Vec<Route>,
-    /// The same handlers in the contract: with the part as tag, and `todos_create` as operation id.
+    /// The same handlers as OpenAPI operations. The tag is the part; the operation id is made of
+    /// the part and the handler, such as `todos_create`.
     pub(crate) contract: OpenApi,
 }
 
-/// The endpoints of a part: `endpoints!("todos": list, create)`. Each handler is listed here and
-/// nowhere else. It has two attributes: `#[utoipa::path]`, and Rocket's own.
+/// Collects the handlers of a part as [`Endpoints`]: `endpoints!("todos": list, create)`.
+///
+/// This is the only place where a handler is listed. Each handler needs two attributes:
+/// `#[utoipa::path]` and Rocket's route attribute.
 macro_rules! endpoints {
     ($part:literal: $($handler:ident),+ $(,)?) => {{
         #[derive(utoipa::OpenApi)]
@@ -45,7 +48,7 @@ impl Endpoints {
     }
 }
 
-/// All operations of a contract, each with its method.
+/// Returns all operations of a contract, each with its method.
 pub(crate) fn operations_of(
     contract: &mut OpenApi,
 ) -> impl Iterator<Item = (Method, &mut Operation)> {
@@ -62,7 +65,7 @@ pub(crate) fn operations_of(
     })
 }
 
-/// The part of the service that an operation belongs to.
+/// Returns the part of the service that an operation belongs to.
 pub(crate) fn tag_of(operation: &Operation) -> &str {
     let tags = operation.tags.as_deref().unwrap_or_default();
     tags.first().map_or("", String::as_str)

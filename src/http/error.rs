@@ -1,4 +1,4 @@
-//! How a handler fails.
+//! The error type of all handlers.
 
 use rocket::http::Status;
 use rocket::request::Request;
@@ -6,23 +6,23 @@ use rocket::response::{self, Responder};
 use rocket::route::Outcome;
 use rocket_tx::Problem;
 
-/// Every failure of a handler. `?` makes it from a part's own error: a part whose error is a
-/// problem of its own implements `From` beside that error.
+/// A failure of a handler. A module that has its own error type implements `From` for this type, so
+/// that handlers can use `?`.
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// The client reads this problem, and the status is the problem's.
+    /// The response is this problem, with its status.
     Problem(Problem),
-    /// The status follows the library's table of failures.
+    /// An error of the library, which selects the status.
     Transaction(rocket_tx::Error),
 }
 
 impl Error {
-    /// 404.
+    /// Returns a 404.
     pub(crate) fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
         Self::Problem(Problem::new(Status::NotFound, code, detail.into()))
     }
 
-    /// 409.
+    /// Returns a 409.
     pub(crate) fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
         Self::Problem(Problem::new(Status::Conflict, code, detail.into()))
     }
@@ -55,7 +55,7 @@ impl<'r> Responder<'r, 'static> for Error {
     }
 }
 
-/// The problem as the outcome of a route, for a handler that stands around another.
+/// Converts a problem to the outcome of a route, for handlers that wrap other handlers.
 pub(crate) fn respond<'r>(request: &'r Request<'_>, problem: Problem) -> Outcome<'r> {
     match problem.respond_to(request) {
         Ok(response) => Outcome::Success(response),

@@ -1,4 +1,4 @@
-//! Rules for the fields of a body. Each rule stands twice: as code that checks a value, and as a
+//! Rules for the fields of a body. Each rule exists twice: as code that checks a value, and as a
 //! schema in the contract.
 
 use std::fmt;
@@ -8,14 +8,16 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::{Object, RefOr};
 use utoipa::{Number, PartialSchema, ToSchema};
 
+/// Checks that `text` is not blank, has at most `longest` characters and no control characters.
+///
 /// # Errors
 ///
-/// One sentence that names the field and the rule.
+/// The broken rule, in one sentence that names the field.
 pub(crate) fn check_text(field: &str, text: &str, longest: usize) -> Result<(), String> {
     if text.trim().is_empty() {
         Err(format!("`{field}` must not be empty"))
     } else if text.chars().count() > longest {
-        Err(format!("`{field}` must be {longest} characters at most"))
+        Err(format!("`{field}` must have at most {longest} characters"))
     } else if text.chars().any(char::is_control) {
         Err(format!("`{field}` must not contain control characters"))
     } else {
@@ -23,20 +25,23 @@ pub(crate) fn check_text(field: &str, text: &str, longest: usize) -> Result<(), 
     }
 }
 
-/// No control characters, and one at least that is not white space.
+/// The pattern of a text that is not blank: no control characters, and at least one character that
+/// is not white space.
 const NOT_BLANK: &str = concat!(
     r"^[^\u0000-\u001F\u007F-\u009F]*",
     r"[^\u0000-\u0020\u007F-\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000]",
     r"[^\u0000-\u001F\u007F-\u009F]*$",
 );
 
-/// The rule counts bytes, and a pattern cannot. Every text that matches this keeps the rule.
+/// The pattern of an aggregate's id. The code limits an id to 200 bytes, but a pattern can only
+/// count characters. So this pattern is stricter than the code: 200 ASCII characters, or 50 others
+/// of at most 4 bytes each.
 const ID: &str = r"^(?!\.{1,2}$)([\u0020-\u007E]{1,200}|[^\u0000-\u001F\u007F-\u009F]{1,50})$";
 
-/// No control characters: Postgres refuses to compare a text with NUL.
+/// The pattern of a text without control characters. Postgres rejects NUL in text.
 const NO_CONTROL: &str = r"^[^\u0000-\u001F\u007F-\u009F]*$";
 
-/// A title, or a task: up to 500 characters.
+/// A title or a task: up to 500 characters.
 pub(crate) enum SingleLineText {}
 
 /// The name of a user: up to 200 characters.
@@ -65,13 +70,13 @@ impl PartialSchema for ShortText {
 
 impl PartialSchema for Id {
     fn schema() -> RefOr<Schema> {
-        let rule = "1 to 200 bytes of UTF-8, without control characters; not `.` nor `..`.";
+        let rule = "1 to 200 bytes of UTF-8, without control characters; not `.` or `..`.";
         let text = text(ID).description(Some(rule));
         text.min_length(Some(1)).max_length(Some(200)).into()
     }
 }
 
-/// Any text without control characters.
+/// Returns the schema of a text without control characters.
 pub(crate) fn plain() -> Object {
     text(NO_CONTROL).build()
 }
@@ -82,11 +87,11 @@ fn text(pattern: &str) -> ObjectBuilder {
         .pattern(Some(pattern))
 }
 
-/// The greatest whole number that every JSON parser reads exactly
+/// The greatest integer that every JSON parser reads exactly
 /// ([RFC 7493](https://www.rfc-editor.org/rfc/rfc7493#section-2.2)).
 const SAFE: i64 = 9_007_199_254_740_991;
 
-/// A whole number that every client reads exactly.
+/// An integer that every client reads exactly.
 pub(crate) enum SafeInteger {}
 
 impl ToSchema for SafeInteger {}
@@ -97,7 +102,7 @@ impl PartialSchema for SafeInteger {
     }
 }
 
-/// A whole number.
+/// Returns the schema of an integer from `least` to `most`.
 pub(crate) fn between(least: impl Into<Number>, most: impl Into<Number>) -> ObjectBuilder {
     ObjectBuilder::new()
         .schema_type(Type::Integer)
@@ -105,7 +110,8 @@ pub(crate) fn between(least: impl Into<Number>, most: impl Into<Number>) -> Obje
         .maximum(Some(most))
 }
 
-/// Reads a [`SafeInteger`] or null. JSON has one kind of number: `1.0` and `1e3` are whole too.
+/// Deserializes a [`SafeInteger`] or null. JSON has only one type of number, so `1.0` and `1e3` are
+/// integers too.
 pub(crate) fn safe_integer<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
     struct SafeIntegerOrNull;
 

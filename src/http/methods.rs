@@ -1,6 +1,6 @@
-//! Responses for the methods that an address does not have: OPTIONS, and 405 for the rest.
+//! Responses to methods for which a path has no handler: 204 to OPTIONS, and 405 to the others.
 //!
-//! Rocket alone responds 404 where the path is known and the method is not.
+//! Without this module, Rocket responds 404 if the path exists but has no handler for the method.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ const METHODS: [Method; 8] = [
 ];
 
 /// Adds, for each path of `routes`, a route for every method that it lacks.
-pub(crate) fn answer_every_method(mut routes: Vec<Route>) -> Vec<Route> {
+pub(crate) fn add_missing_methods(mut routes: Vec<Route>) -> Vec<Route> {
     let mut known: BTreeMap<String, Vec<Method>> = BTreeMap::new();
     for route in &routes {
         let methods = known.entry(route.uri.path().to_owned()).or_default();
@@ -43,8 +43,9 @@ pub(crate) fn answer_every_method(mut routes: Vec<Route>) -> Vec<Route> {
         for method in missing {
             let mut route = Route::new(method, &path, AllowedMethods(allow.clone()));
             route.name = Some("allowed methods".into());
-            // Behind every route that does something: `/todos/<id>` also where `<id>` is the last
-            // part of another address.
+            // Rank these routes after all others. Otherwise the 405 for GET
+            // `/aggregates/todos/complete`, a path that has only POST, would come before GET
+            // `/aggregates/todos/<id>` for the id `complete`.
             route.rank += 20;
             routes.push(route);
         }
@@ -52,7 +53,7 @@ pub(crate) fn answer_every_method(mut routes: Vec<Route>) -> Vec<Route> {
     routes
 }
 
-/// Responds with the methods of an address.
+/// A handler that responds with the methods of a path.
 #[derive(Clone)]
 struct AllowedMethods(String);
 
@@ -65,7 +66,7 @@ impl Handler for AllowedMethods {
                 let problem = Problem::new(
                     Status::MethodNotAllowed,
                     "method-not-allowed",
-                    format!("{method} is not for this address; it has {}.", self.0),
+                    format!("{method} is not allowed here. Allowed: {}.", self.0),
                 );
                 match problem.respond_to(request) {
                     Ok(response) => response,

@@ -1,19 +1,17 @@
-//! HTTP, as every part of the service speaks it.
+//! The HTTP code that the other modules of the service share. It does not depend on them.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! | --- | --- |
-//! | `endpoints` | [`Endpoints`]: the handlers of a part, as routes and in the contract, from one list |
-//! | `body` | [`Body`]: a JSON body that was checked |
-//! | `field` | rules for the fields of a body, in the code and in the contract |
+//! | `endpoints` | [`Endpoints`]: one list of handlers that makes routes and contract |
+//! | `body` | [`Body`]: a JSON body that has been checked |
+//! | `field` | rules for the fields of a body, as code and in the contract |
 //! | `page` | [`Page`]: `?limit=` and `?after=` |
-//! | `error` | [`Error`]: how a handler fails |
-//! | `problems` | [`Fails`]: the failures of an operation, in the contract |
-//! | `methods` | OPTIONS, and 405 |
-//! | `cors` | access from pages of other hosts |
-//! | `decorate` | handlers around handlers |
+//! | `error` | [`Error`]: the error type of all handlers |
+//! | `problems` | [`Fails`]: the failures of an operation in the contract |
+//! | `methods` | responses to OPTIONS and to methods that a path does not have |
+//! | `cors` | headers that give access to pages of other origins |
+//! | `decorate` | wraps handlers in other handlers |
 //! | `tls` | TLS for outgoing calls |
-//!
-//! Nothing here knows a todo.
 
 mod body;
 mod cors;
@@ -32,7 +30,7 @@ pub(crate) use decorate::decorate;
 pub(crate) use endpoints::{Endpoints, endpoints, operations_of, tag_of};
 pub(crate) use error::{Error, respond};
 pub(crate) use field::{Id, SafeInteger, ShortText, SingleLineText, check_text, safe_integer};
-pub(crate) use methods::answer_every_method;
+pub(crate) use methods::add_missing_methods;
 pub(crate) use page::Page;
 pub(crate) use problems::{BadBody, Fails, describe_problems};
 pub(crate) use tls::install_tls_provider;

@@ -15,9 +15,9 @@ use super::field::{between, plain};
 
 /// The part of a list that the client asks for. `K` is the type of the list's key.
 pub(crate) struct Page<K> {
-    /// How many at most: 1 to 200, default 50.
+    /// The maximum number of entries: 1 to 200, default 50.
     pub(crate) limit: u32,
-    /// The key of the last one that the client has seen.
+    /// The key of the last entry that the client has received.
     pub(crate) after: Option<K>,
 }
 
@@ -47,8 +47,10 @@ impl<K: FromStr> Page<K> {
     }
 }
 
-/// Parsing a text never fails, so a value that cannot be parsed should have been a number. Control
-/// characters are refused because Postgres takes no NUL.
+/// Reads one query parameter, as text or as an integer.
+///
+/// Parsing as text never fails, so every parse error means that an integer was expected. Control
+/// characters are refused because Postgres rejects NUL in text.
 fn value<T: FromStr>(request: &Request<'_>, name: &str) -> Result<Option<T>, Problem> {
     let broken = |rule| broken_rule(format!("`{name}` must {rule}"));
     let Some(text) = request.query_value::<String>(name) else {
@@ -62,7 +64,7 @@ fn value<T: FromStr>(request: &Request<'_>, name: &str) -> Result<Option<T>, Pro
     Ok(Some(value))
 }
 
-/// The key of a list, in the contract.
+/// The type of a list's key, with its schema in the contract.
 pub(crate) trait Key {
     fn schema() -> Object;
 }
@@ -98,10 +100,10 @@ impl<K: Key> IntoParams for Page<K> {
         };
         let limit = between(1, 200).default(Some(50.into())).build();
         vec![
-            query("limit", "How many at most.", limit),
+            query("limit", "The maximum number of entries.", limit),
             query(
                 "after",
-                "The key of the last one that was seen.",
+                "The key of the last entry of the page before.",
                 K::schema(),
             ),
         ]

@@ -1,4 +1,4 @@
-//! The failures of operations, as the contract describes them: each once.
+//! The failures of operations in the contract. Each is described once, and operations refer to it.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +7,35 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response};
 
 use super::endpoints::operations_of;
 
-/// Each status of a problem, its name in the contract, and when it is sent.
+/// The statuses of problems. Each has its name in the contract and its description.
 #[rustfmt::skip]
 const PROBLEMS: [(u16, &str, &str); 13] = [
-    (400, "BadRequest", "The body is not JSON, or ended too soon."),
+    (400, "BadRequest", "The body is not JSON, or it ended too early."),
     (403, "Forbidden",
-        "The address is for operators; or the request asks for a fault, and failure injection is off."),
-    (404, "NotFound", "There is no such thing."),
-    (405, "MethodNotAllowed", "The address does not have this method."),
-    (409, "Conflict", "It exists already; or somebody else was first; or a constraint refuses it."),
-    (412, "PreconditionFailed", "It is of another version than `If-Match` says."),
-    (413, "TooLarge", "The body is over the size limit."),
+        "Only operators may use this path; or the request has a fault, and failure injection is off."),
+    (404, "NotFound", "The path or the id does not exist."),
+    (405, "MethodNotAllowed", "The path does not support this method."),
+    (409, "Conflict",
+        "It exists already, another request changed it first, or a constraint refuses the change."),
+    (412, "PreconditionFailed", "The version of the aggregate does not match `If-Match`."),
+    (413, "TooLarge", "The body is larger than the limit."),
     (415, "UnsupportedMediaType", "The body is not `application/json`."),
-    (422, "Validation", "What was sent breaks a rule. `detail` names it."),
-    (500, "Internal", "The service failed. Its log names the request's id."),
-    (502, "Downstream", "The other service refused, or cannot be reached. Nothing was changed."),
+    (422, "Validation", "The request breaks a rule. `detail` names the rule."),
+    (500, "Internal", "The service failed. Its log has details under the request's id."),
+    (502, "Downstream",
+        "The downstream service refused, or it cannot be reached. Nothing was changed."),
     (503, "Unavailable",
         "The service is busy, or a database cannot be reached. Nothing was changed; retry."),
-    (504, "DownstreamTimeout", "The other service did not answer in time. Nothing was changed."),
+    (504, "DownstreamTimeout",
+        "The downstream service did not respond in time. Nothing was changed."),
 ];
 
-/// The operation can fail with this status.
+/// A response of an operation that can fail with this status.
 pub(crate) enum Fails<const STATUS: u16> {}
 
 impl<const STATUS: u16> IntoResponses for Fails<STATUS> {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        const { assert!(is_listed(STATUS), "it is not one of `PROBLEMS`") }
+        const { assert!(is_listed(STATUS), "the status is not one of `PROBLEMS`") }
         problems(&[STATUS])
     }
 }
@@ -48,7 +51,7 @@ const fn is_listed(status: u16) -> bool {
     false
 }
 
-/// The operation takes a body, which can be wrong.
+/// The responses of an operation to a wrong body.
 pub(crate) enum BadBody {}
 
 impl IntoResponses for BadBody {
@@ -57,7 +60,7 @@ impl IntoResponses for BadBody {
     }
 }
 
-/// References to the problems of these statuses.
+/// Returns references to the problems with these statuses.
 fn problems(statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
     PROBLEMS
         .iter()
@@ -69,7 +72,7 @@ fn problems(statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
         .collect()
 }
 
-/// Adds the failures that every operation has, and the problems that all references refer to.
+/// Adds the failures that every operation has, and the problems that the operations refer to.
 pub(crate) fn describe_problems(contract: &mut OpenApi) {
     for (_, operation) in operations_of(contract) {
         let responses = &mut operation.responses.responses;

@@ -1,7 +1,7 @@
-//! TLS for the service's own calls.
+//! TLS for calls that the service makes.
 
-/// Gives reqwest its TLS provider, which it does not bring. There is one for the whole process.
+/// Installs a TLS provider for the whole process. reqwest is built without one.
 pub(crate) fn install_tls_provider() {
-    // It fails where an earlier launch in this process has installed it.
+    // It fails if an earlier launch in this process has installed one.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

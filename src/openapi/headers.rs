@@ -1,4 +1,4 @@
-//! The headers of responses, each described once.
+//! The descriptions of the response headers in the contract.
 
 use rocket::http::Method;
 use utoipa::openapi::extensions::Extensions;
@@ -8,7 +8,7 @@ use utoipa::openapi::{Header, OpenApi, Ref, RefOr, Response, Schema};
 
 use crate::http::{operations_of, tag_of};
 
-/// Adds the headers of all responses.
+/// Adds the headers to all responses of the contract.
 pub(super) fn add_to(contract: &mut OpenApi) {
     for (method, operation) in operations_of(contract) {
         let settles = settles(method, operation);
@@ -28,21 +28,26 @@ pub(super) fn add_to(contract: &mut OpenApi) {
     }
 }
 
-/// The operation begins transactions, or takes leases.
+/// Returns `true` if the operation begins transactions or takes leases.
 fn settles(method: Method, operation: &Operation) -> bool {
     method != Method::Get && ["todos", "aggregates"].contains(&tag_of(operation))
 }
 
 fn always(response: &mut Response) {
     let id = text().format(Some(SchemaFormat::Custom("uuid".into())));
-    let about = "By which log and audit trail know the request.";
+    let about = "The id of the request, which the log and the audit trail use too.";
     add(response, "X-Request-Id", about, id);
 }
 
 fn success(status: &str, settles: bool, response: &mut Response) {
     if status == "201" {
         let address = text().format(Some(SchemaFormat::Custom("uri-reference".into())));
-        add(response, "Location", "Where it is.", address);
+        add(
+            response,
+            "Location",
+            "The URL of what was created.",
+            address,
+        );
     }
     if settles {
         let committed = text().enum_values(Some(["committed"]));
@@ -51,28 +56,38 @@ fn success(status: &str, settles: bool, response: &mut Response) {
     }
     if is_versioned(response) {
         let version = text().pattern(Some(r#"^"[0-9]+"$"#));
-        add(response, "ETag", "Its version, for `If-Match`.", version);
+        add(
+            response,
+            "ETag",
+            "The version of the aggregate, for `If-Match`.",
+            version,
+        );
     }
 }
 
 fn problem(name: &str, response: &mut Response) {
     match name {
-        "MethodNotAllowed" => add(response, "Allow", "The methods of the address.", text()),
+        "MethodNotAllowed" => add(response, "Allow", "The methods of the path.", text()),
         "Unavailable" => {
             let seconds = ObjectBuilder::new().schema_type(Type::Integer);
-            add(response, "Retry-After", "After how many seconds.", seconds);
+            add(
+                response,
+                "Retry-After",
+                "The number of seconds to wait before a retry.",
+                seconds,
+            );
         }
         _ => {}
     }
-    // Not always: a request may fail before it has anything outstanding.
+    // This header is optional: a request that fails before anything is outstanding has no outcome.
     let mut outcome = Header::new(Ref::from_schema_name("Outcome"));
-    let about = "What became of the request's transactions, if it had any.";
+    let about = "The outcome of the request's transactions, if it had any.";
     outcome.description = Some(about.to_owned());
     let headers = &mut response.headers;
     headers.insert("Transaction-Outcome".to_owned(), RefOr::T(outcome));
 }
 
-/// The body is one aggregate.
+/// Returns `true` if the body is one aggregate.
 fn is_versioned(response: &Response) -> bool {
     let aggregate = RefOr::Ref(Ref::from_schema_name("Aggregate"));
     let mut bodies = response.content.values();
@@ -83,11 +98,12 @@ fn text() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String)
 }
 
-/// A header that is always there.
+/// Adds a header that the response always has.
 fn add(response: &mut Response, name: &str, about: &str, schema: impl Into<RefOr<Schema>>) {
     let mut header = Header::new(schema);
     header.description = Some(about.to_owned());
-    // utoipa's headers lack this field, but extensions are written beside the other fields.
+    // utoipa has no field `required` for headers. Extensions are serialized beside the other
+    // fields.
     header.extensions = Some(Extensions::from_iter([("required", true)]));
     response.headers.insert(name.to_owned(), RefOr::T(header));
 }

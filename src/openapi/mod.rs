@@ -1,12 +1,12 @@
-//! `/openapi.json`: the contract of the service, made from its code.
+//! `/openapi.json`: the contract of the service, generated from its code.
 //!
-//! Each handler describes its responses in an attribute, and each type its fields; doc comments
-//! become descriptions. The assembly hands over the [`Endpoints`] of all parts. Things that many
-//! addresses share are described once: problems in `http::problems`, headers in `headers`. One test
-//! compares the contract with the routes, another with the service's responses.
+//! An attribute on each handler describes its responses, and the types describe their fields. Doc
+//! comments become descriptions. `lib.rs` passes the [`Endpoints`] of all modules. Descriptions
+//! that many operations share exist once: problems in `http::problems`, headers in `headers`. One
+//! test compares the contract with the routes, and another one with the service's responses.
 //!
-//! Of failure injection it describes the two refusals only: with faults on, any address can respond
-//! anything.
+//! The contract describes failure injection only where it refuses a request (403 and 422). If it is
+//! on, any operation can have any response.
 
 mod headers;
 
@@ -20,7 +20,7 @@ pub(crate) fn endpoints() -> Endpoints {
     endpoints!("contract": openapi)
 }
 
-/// This document.
+/// Returns this document.
 #[utoipa::path(responses((status = 200, description = "OpenAPI 3.1.", body = Object)))]
 #[get("/openapi.json")]
 fn openapi(contract: &State<Contract>) -> Result<(ContentType, &str), Status> {
@@ -30,7 +30,7 @@ fn openapi(contract: &State<Contract>) -> Result<(ContentType, &str), Status> {
     }
 }
 
-/// The contract as JSON.
+/// The contract as JSON; `None` if it cannot be serialized.
 pub(crate) struct Contract(Option<String>);
 
 impl Contract {
@@ -54,7 +54,9 @@ impl Contract {
 struct Service;
 
 const ABOUT: &str = "\
-    Transactions that tell the truth: an answer that says success means committed.\n\n\
-    Every error is `application/problem+json` (RFC 9457). An address answers HEAD where it answers \
-    GET, OPTIONS with 204 and `Allow`, and a method that it does not have with 405 and `Allow`. Any \
-    page may use the todos, the aggregates and the audit trail: their answers bear the headers of CORS.";
+    A request that changes something begins transactions. If its response is a success, all of \
+    them are committed.\n\n\
+    Every error is `application/problem+json` (RFC 9457). A path that supports GET supports HEAD \
+    too. OPTIONS returns 204 with `Allow`, and a method that the path does not support returns 405 \
+    with `Allow`. Pages of any origin may use the todos, the aggregates and the audit trail: these \
+    responses have CORS headers.";

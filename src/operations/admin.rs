@@ -1,5 +1,7 @@
-//! Who may use the addresses for operators: in development everybody; in release this machine, and
-//! clients that send the token.
+//! Access control for the paths that only operators may use.
+//!
+//! By default every client may use them in the debug profile. In the release profile only clients
+//! on this machine may, and clients that send the token.
 
 use std::net::IpAddr;
 
@@ -16,23 +18,23 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use crate::config;
 use crate::http::{Endpoints, decorate, operations_of, respond};
 
-/// How an operator is known.
+/// The settings that decide which requests come from operators.
 pub(crate) struct Operators {
     from: AdminFrom,
     token: Option<Token>,
 }
 
-/// `admin_from`: from where a request needs no token.
+/// The key `admin_from`: the origin from which a request needs no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum AdminFrom {
-    /// From this machine.
+    /// This machine.
     Loopback,
-    /// From everywhere.
+    /// Any machine.
     Anywhere,
 }
 
-/// `admin_token`. Never logged.
+/// The key `admin_token`. It is never logged.
 struct Token(String);
 
 impl Operators {
@@ -42,9 +44,9 @@ impl Operators {
         } else {
             AdminFrom::Loopback
         };
-        // The cause is not repeated: it quotes the value, and a log is no place for a token.
+        // The cause is left out: it quotes the value, and a token must not be logged.
         let token: Option<String> = config::value(figment, "admin_token")
-            .map_err(|_| "`admin_token`: it must be text; write it in quotes".to_owned())?;
+            .map_err(|_| "`admin_token`: must be a string; write it in quotes".to_owned())?;
         Ok(Self {
             from: config::value(figment, "admin_from")?.unwrap_or(default),
             token: token.map(Token::new).transpose()?,
@@ -55,26 +57,26 @@ impl Operators {
 impl Token {
     /// # Errors
     ///
-    /// A short token can be guessed.
+    /// The token is short enough to be guessed.
     fn new(text: String) -> Result<Self, String> {
         const SHORTEST: usize = 16;
 
         if text.len() < SHORTEST {
             return Err(format!(
-                "`admin_token`: it must have {SHORTEST} characters at least"
+                "`admin_token`: must have at least {SHORTEST} characters"
             ));
         }
         Ok(Self(text))
     }
 
-    /// Takes as long for a token that is nearly right as for any other of its length.
+    /// Compares in constant time: the duration does not depend on how much of the token is right.
     fn is(&self, sent: &str) -> bool {
         self.0.as_bytes().ct_eq(sent.as_bytes()).into()
     }
 }
 
-/// Headers that proxies add. The client of a request with one of them is not the other end of the
-/// connection.
+/// Headers that proxies add. If a request has one of them, the peer of the connection is a proxy
+/// and not the client.
 const FORWARDED: [&str; 14] = [
     "CF-Connecting-IP",
     "Fastly-Client-IP",
@@ -92,7 +94,7 @@ const FORWARDED: [&str; 14] = [
     "X-Real-IP",
 ];
 
-/// The same endpoints, for operators only, also in the contract.
+/// Restricts endpoints to operators, and says so in the contract.
 pub(crate) fn require_admin(mut endpoints: Endpoints) -> Endpoints {
     const SCHEME: &str = "operator";
 
@@ -103,7 +105,7 @@ pub(crate) fn require_admin(mut endpoints: Endpoints) -> Endpoints {
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some(
-            "`admin_token`. Not needed from where `admin_from` says.",
+            "The value of `admin_token`. Not needed from the origin that `admin_from` sets.",
         ));
     let components = endpoints.contract.components.get_or_insert_default();
     components.add_security_scheme(SCHEME, SecurityScheme::Http(bearer.build()));
@@ -125,8 +127,8 @@ impl Handler for RequireAdmin {
         let problem = Problem::new(
             Status::Forbidden,
             "operators-only",
-            "This is for operators: ask from the machine itself, as `localhost`, or send the token as \
-             `Authorization: Bearer`.",
+            "Only operators may use this path. Send the request from the machine itself to \
+             `localhost`, or send `admin_token` as `Authorization: Bearer`.",
         );
         respond(request, problem)
     }
@@ -139,8 +141,11 @@ fn is_admin(request: &Request<'_>) -> bool {
     })
 }
 
-/// The connection comes from this machine: Rocket's `client_ip` would believe `X-Real-IP`. And the
-/// client asks for this machine: a page from another host can have a name that leads to it.
+/// Returns `true` if the connection comes from this machine and the request names this machine.
+///
+/// The peer's address is checked, because Rocket's `client_ip` trusts `X-Real-IP`. `Host` is
+/// checked too, because a foreign page can use a DNS name that resolves to this machine (DNS
+/// rebinding).
 fn is_local(request: &Request<'_>) -> bool {
     let headers = request.headers();
     let ip_header = request.rocket().config().ip_header.as_ref();
@@ -149,17 +154,18 @@ fn is_local(request: &Request<'_>) -> bool {
     let remote = request.remote();
     !is_forwarded
         && remote.is_some_and(|remote| remote.ip().to_canonical().is_loopback())
-        && asks_for_this_machine(request)
+        && host_is_local(request)
 }
 
-/// A `Host` that cannot be parsed is remote: browsers accept hosts that Rocket's parser rejects.
-fn asks_for_this_machine(request: &Request<'_>) -> bool {
+/// Treats a `Host` that cannot be parsed as remote: browsers accept hosts that Rocket's parser
+/// rejects.
+fn host_is_local(request: &Request<'_>) -> bool {
     let mut hosts = request.headers().get("Host");
-    hosts.all(|host| Host::parse(host).is_ok_and(|host| names_this_machine(&host)))
-        && request.host().is_none_or(names_this_machine)
+    hosts.all(|host| Host::parse(host).is_ok_and(|host| is_loopback(&host)))
+        && request.host().is_none_or(is_loopback)
 }
 
-fn names_this_machine(host: &Host<'_>) -> bool {
+fn is_loopback(host: &Host<'_>) -> bool {
     let domain = host.domain().as_str();
     let address = domain.trim_start_matches('[').trim_end_matches(']');
     let address: Option<IpAddr> = address.parse().ok();

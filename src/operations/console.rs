@@ -1,4 +1,4 @@
-//! `/registry/events`: what happens to requests, as it happens, for the page and for `curl -N`.
+//! `/registry/events`: a live feed of what happens to requests, for the console and for `curl -N`.
 
 use std::time::Duration;
 
@@ -23,25 +23,27 @@ pub(crate) fn endpoints() -> Endpoints {
     endpoints!("registry": events)
 }
 
-/// Server-sent events, until the client goes or the service shuts down. A client that reads too
-/// slowly misses some, and reads how many.
+/// Reports what happens to the transactions of requests, as server-sent events.
+///
+/// The stream lasts until the client disconnects or the service shuts down. A client that reads too
+/// slowly misses events; an event `missed` then carries their number.
 #[utoipa::path(responses(
-    (status = 200, description = "Without an end.", body = String, content_type = "text/event-stream")
+    (status = 200, description = "A stream that stays open.", body = String, content_type = "text/event-stream")
 ))]
 #[get("/registry/events")]
 fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
-    /// The service notices that a client is gone when it next writes to it.
+    /// The service detects that a client has disconnected only when it writes to the client.
     const HEARTBEAT: Duration = Duration::from_secs(2);
 
     let mut listener = live.listen();
     let stream = EventStream! {
         yield Event::comment("listening");
         loop {
-            let heard = select! {
-                heard = listener.next() => heard,
+            let item = select! {
+                item = listener.next() => item,
                 () = &mut shutdown => break,
             };
-            match heard {
+            match item {
                 Some(FeedItem::Event(event)) => yield Event::json(&*event).event("request"),
                 Some(FeedItem::Lagged(events)) => yield Event::data(events.to_string()).event("missed"),
                 None => break,
@@ -51,8 +53,11 @@ fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
     stream.heartbeat(HEARTBEAT)
 }
 
-/// The same routes. For requests with `X-Run`, while the feed has a client, they count the rows of
-/// both databases: before the handler, inside its transactions, and after the request was settled.
+/// Wraps routes so that they count the rows of both databases for requests with the header `X-Run`,
+/// while the feed has a client.
+///
+/// Rows are counted before the handler, inside the request's transactions after the handler, and
+/// after the request was settled.
 pub(crate) fn count_rows(routes: Vec<Route>) -> Vec<Route> {
     decorate(routes, CountRows)
 }
@@ -75,7 +80,7 @@ impl Handler for CountRows {
     }
 }
 
-/// Counts again when a request is settled.
+/// An observer that counts the rows after a request was settled.
 pub(crate) struct Recount;
 
 impl Observer for Recount {
@@ -86,10 +91,11 @@ impl Observer for Recount {
     }
 }
 
-/// A request of a console that may change something, while the feed has a client.
+/// Counts the rows for one request. It exists only if the feed has a client, and the request has the
+/// header `X-Run` and may change something.
 struct Watch {
     request: RequestId,
-    /// `X-Run`: the console names each of its own requests.
+    /// The header `X-Run`, by which a console recognizes its own requests.
     run: String,
     live: Live,
     main: UrlPool,
@@ -118,14 +124,14 @@ impl Watch {
         })
     }
 
-    /// The rows that everybody sees.
+    /// Counts the committed rows, which all requests see.
     async fn committed(&self, at: &'static str) {
         let main = read(&self.main, count_main).await;
         let audit = read(&self.audit, count_audit).await;
         self.publish(at, main, audit);
     }
 
-    /// The rows that this request alone sees, in the transactions that it has begun.
+    /// Counts the rows as this request sees them, inside the transactions that it has begun.
     async fn inside(&self, request: &Request<'_>) {
         let mut counted = (None, None);
         if let Ok(Some(mut tx)) = Tx::<Main>::current(request) {
@@ -178,7 +184,8 @@ async fn count_audit(connection: &mut Connection) -> sqlx::Result<i64> {
     .await)
 }
 
-/// Counts on a connection that is free now, or not at all: other requests must not wait for it.
+/// Counts on a connection that is free now. If none is free, it returns `None`, so that no other
+/// request has to wait for the count.
 async fn read<T>(
     pool: &UrlPool,
     count: impl AsyncFnOnce(&mut Connection) -> sqlx::Result<T>,

@@ -1,4 +1,4 @@
-//! `/leases`: who may write which aggregate, until when; and a way to free one that is stuck.
+//! `/leases`: a list of the leases, and a way to free a lease that is stuck.
 
 use rocket::http::Status;
 use rocket::serde::json::Json;
@@ -18,13 +18,13 @@ pub(crate) fn endpoints() -> Endpoints {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Leases)]
 struct LeaseList {
-    /// Of all processes.
+    /// The leases of all processes.
     leases: Vec<LeaseRow>,
-    /// How many keys are held or waited for in this process.
+    /// The number of keys that tasks of this process hold or wait for.
     gates: usize,
 }
 
-/// Who may write which aggregate, until when.
+/// Lists the leases: which holder may write which aggregate, and until when.
 #[utoipa::path(responses((status = 200, description = "All leases.", body = LeaseList), Fails<503>))]
 #[get("/leases")]
 async fn list(leases: &State<Leases<Main>>) -> Result<Json<LeaseList>, Error> {
@@ -34,8 +34,10 @@ async fn list(leases: &State<Leases<Main>>) -> Result<Json<LeaseList>, Error> {
     }))
 }
 
-/// Takes a lease from its holder. The holder's commit then fails, and it rolls back with a 409.
-#[utoipa::path(responses((status = 204, description = "Freed."), Fails<404>, Fails<503>))]
+/// Takes a lease away from its holder.
+///
+/// The holder can no longer commit. Its request rolls back, and its client receives a 409.
+#[utoipa::path(responses((status = 204, description = "The lease is free."), Fails<404>, Fails<503>))]
 #[delete("/leases/<token>")]
 async fn free(token: &str, leases: &State<Leases<Main>>) -> Result<Status, Error> {
     if leases.free(token).await.map_err(rocket_tx::Error::from)? {

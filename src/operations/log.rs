@@ -1,4 +1,4 @@
-//! The log of the service: text, or a JSON object a line.
+//! The log of the service, as text or as one JSON object per line.
 
 use std::io::IsTerminal;
 
@@ -19,22 +19,22 @@ use super::statements::Statements;
 #[cfg(feature = "otel")]
 use super::telemetry;
 
-/// `log_format` in `Rocket.toml`.
+/// The key `log_format`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Format {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// A JSON object a line, for collectors.
+    /// One JSON object per line, for log collectors.
     Json,
 }
 
-/// Belongs to the log for as long as the service runs.
+/// The fairing of the log. Attach it to Rocket, which keeps it as long as the service runs.
 ///
-/// Attached to Rocket, it connects the log with the service's feed, which then reports statements.
-/// It is dropped with the service, after the last request; with the feature `otel` the remaining
-/// spans are exported then.
+/// It connects the log with the service's event feed, so that the feed reports statements. It is
+/// dropped with the service, after the last request. With the feature `otel`, dropping it exports
+/// the remaining spans.
 pub struct Log {
     statements: Statements,
     #[cfg(feature = "otel")]
@@ -57,23 +57,27 @@ impl Fairing for Log {
     }
 }
 
-/// Leaves out Rocket's debug lines about requests: they contain all headers, and so tokens.
-fn is_for_all(metadata: &Metadata<'_>) -> bool {
+/// Excludes Rocket's debug events about requests: they contain all headers, and so tokens.
+fn has_no_tokens(metadata: &Metadata<'_>) -> bool {
     metadata.target() != "rocket::server" || *metadata.level() < Level::DEBUG
 }
 
-/// Logs to standard error, as `RUST_LOG` and `log_format` say. Call it once, before the launch, and
-/// attach the returned value to Rocket.
+/// Starts the log on standard error, configured by `RUST_LOG` and `log_format`.
+///
+/// Call it once, before the launch, and attach the returned value to Rocket.
 ///
 /// # Errors
 ///
-/// `log_format`, or with the feature `otel` one of its variables, has a value that is not known.
+/// `log_format` has an unknown value; or, with the feature `otel`, one of its environment variables
+/// has.
 pub fn start_log(figment: &Figment) -> Result<Log, String> {
     let format = config::value::<Format>(figment, "log_format")?.unwrap_or_default();
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("rocket_tx=info,rocket=warn,warn"));
-    let is_seen = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let lines = fmt::layer().with_ansi(is_seen).with_writer(std::io::stderr);
+    let has_colors = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let lines = fmt::layer()
+        .with_ansi(has_colors)
+        .with_writer(std::io::stderr);
     let lines = match format {
         Format::Text => lines.boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),
@@ -84,7 +88,7 @@ pub fn start_log(figment: &Figment) -> Result<Log, String> {
     let (spans, export) = telemetry::start()?.unzip();
     #[cfg(feature = "otel")]
     let subscriber = subscriber.with(spans);
-    let filter = filter.and(filter_fn(is_for_all));
+    let filter = filter.and(filter_fn(has_no_tokens));
     subscriber.with(lines.with_filter(filter)).init();
     Ok(Log {
         statements,

@@ -1,4 +1,4 @@
-//! `/metrics`, in Prometheus's text format.
+//! `/metrics`: counters and durations in Prometheus's text format.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,11 +24,11 @@ pub(crate) fn endpoints() -> Endpoints {
     endpoints!("metrics": metrics)
 }
 
-/// Every metric. A clone is another handle to the same.
+/// All metrics of the service. Clones share the same metrics.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Registry,
-    /// Two requests for `/metrics` at once must not both add the same difference.
+    /// Held in `collect`: two concurrent requests must not add the same difference twice.
     collecting: Arc<Mutex<()>>,
     http: IntCounterVec,
     http_seconds: HistogramVec,
@@ -46,14 +46,14 @@ pub(crate) struct Metrics {
     lease_wait_seconds: Counter,
 }
 
-/// From a tenth of a millisecond to ten seconds.
+/// The upper bounds of the histogram buckets, in seconds.
 const BUCKETS: [f64; 11] = [
     0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 2.0, 10.0,
 ];
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new().expect("its names and labels are what Prometheus allows, each once")
+        Self::new().expect("the metrics have valid and unique names")
     }
 }
 
@@ -74,43 +74,43 @@ impl Metrics {
             collecting: Arc::default(),
             http: counters(
                 "http_requests_total",
-                "Requests that were answered, by route and status.",
+                "Responses, by route and status.",
                 &["route", "status"],
             )?,
             http_seconds: histograms(
                 "http_request_duration_seconds",
-                "From when a request came to when its answer was settled and ready.",
+                "Time from the arrival of a request until its response is settled and ready.",
                 &["route"],
             )?,
             settled: counters(
                 "rocket_tx_settled_total",
-                "Requests that had something outstanding, by what became of it and why.",
+                "Requests that had something outstanding, by outcome and reason of the verdict.",
                 &["outcome", "reason"],
             )?,
             settle_seconds: histograms(
                 "rocket_tx_settle_duration_seconds",
-                "How long settling took, by what it came to.",
+                "Duration of settlements, by outcome.",
                 &["outcome"],
             )?,
             databases: counters(
                 "rocket_tx_databases_settled_total",
-                "Transactions of requests, by database, what became of them, and why.",
+                "Transactions of requests, by database, outcome and reason of the verdict.",
                 &["database", "outcome", "reason"],
             )?,
             steps: counters(
                 "rocket_tx_steps_total",
-                "Steps of settlements: on which database or resource, what, and whether it failed.",
+                "Steps of settlements, by database or resource, action and result.",
                 &["resource", "action", "result"],
             )?,
             begin_seconds: histograms(
                 "rocket_tx_begin_wait_seconds",
-                "How long a transaction took to begin: the queue for a connection or for SQLite's \
-                 writer, and BEGIN itself.",
+                "Time to begin a transaction: the wait for a connection or for SQLite's writer, \
+                 and BEGIN itself.",
                 &["database"],
             )?,
             read_seconds: histograms(
                 "rocket_tx_read_wait_seconds",
-                "How long a request that only reads waited for a connection.",
+                "Time that a request with a `Read` guard waited for a connection.",
                 &["database"],
             )?,
             outstanding: gauge(
@@ -119,7 +119,7 @@ impl Metrics {
             )?,
             listeners: gauge(
                 "rocket_tx_listeners",
-                "Who listens to /registry/events now.",
+                "Clients that are connected to /registry/events now.",
             )?,
             hook_failures: counter(
                 "rocket_tx_hook_failures_total",
@@ -127,26 +127,28 @@ impl Metrics {
             )?,
             open_retries: counter(
                 "rocket_tx_sqlite_open_retries_total",
-                "How often a SQLite file was busy when it was opened.",
+                "Retries because a SQLite file was busy when it was opened.",
             )?,
             leases: counters(
                 "rocket_tx_leases_total",
-                "What came of asking for leases: acquired, and of these taken over; found \
-                 contended; given up.",
+                "Attempts to acquire leases, by result. acquired: a lease was acquired; taken-over: \
+                 it was acquired after another holder's lease had expired (also counted as \
+                 acquired); contended: it was held or its row was busy; given-up: the wait ended \
+                 without a lease.",
                 &["result"],
             )?,
             lease_wait_seconds: registered(
                 &registry,
                 Counter::new(
                     "rocket_tx_lease_wait_seconds_total",
-                    "How long those waited that got a lease, all together.",
+                    "Total time of the waits that ended with a lease.",
                 ),
             )?,
             registry,
         })
     }
 
-    /// Brings the counts that the library keeps up to date.
+    /// Copies the counts that the library keeps to the metrics.
     fn collect(&self, live: &Live, leases: &Leases<Main>) {
         let _alone = self.collecting.lock();
         let count = i64::try_from(live.transactions().len()).unwrap_or(i64::MAX);
@@ -169,7 +171,7 @@ impl Metrics {
     }
 }
 
-/// The metric, once `registry` has it.
+/// Registers `metric` and returns it.
 fn registered<C: Collector + Clone + 'static>(
     registry: &Registry,
     metric: prometheus::Result<C>,
@@ -179,12 +181,13 @@ fn registered<C: Collector + Clone + 'static>(
     Ok(metric)
 }
 
-/// Has a counter follow one that the library keeps.
+/// Raises a counter to a count that the library keeps.
 fn raise(counter: &IntCounter, to: u64) {
     counter.inc_by(to.saturating_sub(counter.get()));
 }
 
-/// A label must have few values. The log has the details of a reason.
+/// Returns the label for a reason, without its details. A label must have few values; the log has
+/// the details.
 fn label(reason: &Reason) -> &'static str {
     match reason {
         Reason::Leaked(_) => "leaked",
@@ -243,7 +246,7 @@ impl Observer for Metrics {
     }
 }
 
-/// Notes the time when a request arrives.
+/// A fairing that stores the time when a request arrives.
 pub(crate) struct Arrivals;
 
 /// The time when a request arrived.
@@ -263,8 +266,8 @@ impl Fairing for Arrivals {
     }
 }
 
-/// Counters and durations, in Prometheus's text format.
-#[utoipa::path(responses((status = 200, description = "As they are now.", body = String)))]
+/// Returns counters and durations in Prometheus's text format.
+#[utoipa::path(responses((status = 200, description = "The current values.", body = String)))]
 #[get("/metrics")]
 fn metrics(
     metrics: &State<Metrics>,

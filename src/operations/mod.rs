@@ -1,15 +1,15 @@
-//! For the people who run the service: its state, its feed, its metrics, logs and traces.
+//! Endpoints and outputs for operators: state, event feed, metrics, log and traces.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! | --- | --- |
-//! | `admin` | who may use the addresses for operators |
+//! | `admin` | access control for the paths that only operators may use |
 //! | `status` | `/registry`, `/healthz`, `/readyz` |
-//! | `leases` | `/leases`: who may write which aggregate |
-//! | `console` | `/registry/events`: what happens to requests, as it happens |
+//! | `leases` | `/leases`: which holder may write which aggregate |
+//! | `console` | `/registry/events`: a live feed of what happens to requests |
 //! | `metrics` | `/metrics` |
 //! | `log` | the log, as text or JSON |
-//! | `statements` | the statements of requests, in the feed |
-//! | `telemetry` | spans for an OpenTelemetry collector, with the feature `otel` |
+//! | `statements` | adds the statements of requests to the feed |
+//! | `telemetry` | sends spans to an OpenTelemetry collector, with the feature `otel` |
 
 pub(crate) mod admin;
 pub(crate) mod console;

@@ -1,7 +1,8 @@
-//! The statements of requests, in the feed: the duration of each, never its text.
+//! Adds the statements of requests to the event feed: the duration of each, never its text.
 //!
-//! sqlx logs every statement at the debug level, in the span of its request. This is one more reader
-//! of that log. While the feed has no client, the filter tells sqlx that nobody reads.
+//! sqlx emits a `tracing` event for every statement at the debug level, in the span of its request.
+//! The layer in this file receives these events. While the feed has no client, the layer's filter
+//! disables them, so that sqlx does not create them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,31 +18,32 @@ use tracing_subscriber::filter::DynFilterFn;
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Where sqlx logs statements.
+/// The target of sqlx's statement events.
 const STATEMENTS: &str = "sqlx::query";
-/// The library's span of a request.
+/// The name of the library's span for a request.
 const REQUEST: &str = "request";
-/// Spans whose statements are left out: those that open connections and begin and settle
-/// transactions, which the feed reports as such; and the console's own.
+/// The spans whose statements are not reported. In `begin`, `read` and `step` the library begins
+/// and settles transactions, which the feed reports as other events. In `unreported` the console
+/// counts rows.
 const UNREPORTED: [&str; 4] = ["begin", "read", "step", "unreported"];
 
-/// A span for the console's own statements.
+/// Returns the span for statements that the console itself runs.
 pub(super) fn unreported() -> Span {
     tracing::info_span!(parent: None, "unreported")
 }
 
-/// A layer of the log. It reports nothing until it has a feed.
+/// A layer of the `tracing` subscriber. It reports nothing until it has a feed.
 #[derive(Clone, Default)]
 pub(super) struct Statements(Arc<OnceLock<Live>>);
 
 impl Statements {
-    /// Reports to the feed of `live` from now on. There is one log for a process, so the first
-    /// service that launches in a process has the statements.
+    /// Reports to the feed of `live` from now on. A process has one log, so only the first service
+    /// that is launched in a process gets the statements.
     pub(super) fn report_to(&self, live: Live) {
         let _ = self.0.set(live);
     }
 
-    fn is_heard(&self) -> bool {
+    fn has_listeners(&self) -> bool {
         self.0.get().is_some_and(|live| live.listeners() > 0)
     }
 
@@ -49,12 +51,12 @@ impl Statements {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        let heard = self.clone();
+        let this = self.clone();
         let filter = DynFilterFn::new(move |metadata, _| {
             if metadata.is_span() {
-                is_request(metadata) || is_ours(metadata) && heard.is_heard()
+                is_request(metadata) || is_ours(metadata) && this.has_listeners()
             } else {
-                metadata.target() == STATEMENTS && heard.is_heard()
+                metadata.target() == STATEMENTS && this.has_listeners()
             }
         });
         let filter = filter
@@ -69,7 +71,7 @@ impl Statements {
     }
 }
 
-/// A span of the library, or of this service.
+/// Returns `true` for a span of the library or of this service.
 fn is_ours(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("rocket_tx")
 }
@@ -80,13 +82,13 @@ fn is_request(metadata: &Metadata<'_>) -> bool {
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let mut read = Read::default();
-        attributes.record(&mut read);
-        // The feed reports nothing about requests that only read.
-        if read.only_reads {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        // Statements of GET and HEAD requests are not reported.
+        if fields.is_read_only {
             return;
         }
-        if let (Some(request), Some(span)) = (read.request, context.span(id)) {
+        if let (Some(request), Some(span)) = (fields.request, context.span(id)) {
             span.extensions_mut().insert(request);
         }
     }
@@ -95,7 +97,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
         let Some(mut scope) = context.event_scope(event).map(Iterator::peekable) else {
             return;
         };
-        // The innermost span decides.
+        // Only the innermost span counts.
         if scope
             .peek()
             .is_none_or(|span| UNREPORTED.contains(&span.name()))
@@ -104,33 +106,37 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
         }
         let request = scope.find_map(|span| span.extensions().get::<RequestId>().copied());
         if let (Some(request), Some(live)) = (request, self.0.get()) {
-            let mut read = Read::default();
-            event.record(&mut read);
-            live.publish(request, "statement", || json!({ "took_us": read.took_us }));
+            let mut fields = Fields::default();
+            event.record(&mut fields);
+            live.publish(
+                request,
+                "statement",
+                || json!({ "took_us": fields.took_us }),
+            );
         }
     }
 }
 
-/// The fields of a span or an event that matter here.
+/// The fields of a span or an event that this layer needs.
 #[derive(Default)]
-struct Read {
+struct Fields {
     request: Option<RequestId>,
-    only_reads: bool,
+    is_read_only: bool,
     took_us: u64,
 }
 
-impl Visit for Read {
+impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         match field.name() {
             "id" => self.request = format!("{value:?}").parse().ok(),
-            "method" => self.only_reads = ["GET", "HEAD"].contains(&&*format!("{value:?}")),
+            "method" => self.is_read_only = ["GET", "HEAD"].contains(&&*format!("{value:?}")),
             _ => {}
         }
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
         if field.name() == "elapsed_secs" {
-            // Truncation is what is wanted: whole microseconds.
+            // The cast truncates to whole microseconds.
             self.took_us = (value * 1e6) as u64;
         }
     }

@@ -1,4 +1,4 @@
-//! The state of the service: what is outstanding, and whether it can serve.
+//! The state of the service: what is outstanding, and whether the service can serve requests.
 
 use rocket::futures::future::join;
 use rocket::http::Status;
@@ -18,14 +18,15 @@ pub(crate) fn probes() -> Endpoints {
     endpoints!("health": healthz, readyz)
 }
 
-/// For operators.
+/// The endpoint that only operators may use.
 pub(crate) fn registry_endpoints() -> Endpoints {
     endpoints!("registry": registry)
 }
 
 #[derive(Serialize, ToSchema)]
 struct Registry {
-    /// Everything that is begun and not yet settled, or condemned.
+    /// Everything that is outstanding (begun and not settled yet) or condemned (its request has
+    /// ended while a task still holds it).
     outstanding: Vec<LiveTransaction>,
     settled: Counts,
     /// The number of clients of `/registry/events`.
@@ -34,7 +35,7 @@ struct Registry {
     faults: bool,
 }
 
-/// Requests since the launch, by outcome.
+/// The number of settled requests since the launch, by outcome.
 #[derive(Serialize, ToSchema)]
 struct Counts {
     committed: u64,
@@ -43,8 +44,8 @@ struct Counts {
     unknown: u64,
 }
 
-/// What is outstanding or condemned now.
-#[utoipa::path(responses((status = 200, description = "As it is now.", body = Registry)))]
+/// Lists what is outstanding or condemned now, and counts the settled requests.
+#[utoipa::path(responses((status = 200, description = "The current state.", body = Registry)))]
 #[get("/registry")]
 fn registry(live: &State<Live>, faults: &State<FaultInjection>) -> Json<Registry> {
     Json(Registry {
@@ -60,15 +61,15 @@ fn registry(live: &State<Live>, faults: &State<FaultInjection>) -> Json<Registry
     })
 }
 
-/// The process is alive.
-#[utoipa::path(responses((status = 204, description = "It is.")))]
+/// Reports that the process is alive.
+#[utoipa::path(responses((status = 204, description = "The process is alive.")))]
 #[get("/healthz")]
 fn healthz() -> Status {
     Status::NoContent
 }
 
-/// Both databases answer and take writes.
-#[utoipa::path(responses((status = 204, description = "They do."), Fails<503>))]
+/// Checks that both databases respond and accept writes.
+#[utoipa::path(responses((status = 204, description = "Both databases are ready."), Fails<503>))]
 #[get("/readyz")]
 async fn readyz(main: &State<Main>, audit: &State<Audit>) -> Result<Status, Problem> {
     let (main, audit) = join(main.ready(), audit.ready()).await;

@@ -1,7 +1,8 @@
-//! The spans of requests, sent to an OpenTelemetry collector.
+//! Sends the spans of requests to an OpenTelemetry collector.
 //!
-//! OpenTelemetry's standard variables configure it. Without an endpoint it does nothing. It sends
-//! spans only: events are lines of the log, and a database's message in one may quote a value.
+//! OpenTelemetry's standard environment variables configure the export. Without an endpoint nothing
+//! is sent. Only spans are sent, and no log events: an event may contain a database's message,
+//! which may quote a value.
 
 use std::collections::HashMap;
 use std::env;
@@ -28,21 +29,22 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::http::{decorate, install_tls_provider};
 
-/// How long a collector that does not respond may delay the end of the process.
+/// The longest time that a collector which does not respond can delay the end of the process.
 const LAST_EXPORT: Duration = Duration::from_secs(3);
 
 /// The default of `OTEL_SERVICE_NAME`.
 const SERVICE_NAME: &str = "rocket_tx";
 
-/// Ended spans wait here, a few thousand at most, for a thread that sends them. No request waits for
-/// that thread. Dropping this sends the rest.
+/// The queue of ended spans, a few thousand at most, and the thread that sends them.
+///
+/// Requests never wait for that thread. Dropping this value sends the remaining spans.
 pub(crate) struct Export(SdkTracerProvider);
 
-/// The layer that collects spans, and their export; `None` if no collector is configured.
+/// Returns the layer that collects spans, and their export; `None` if no collector is configured.
 ///
 /// # Errors
 ///
-/// A variable has a value that is not known.
+/// An environment variable has an unknown value.
 pub(crate) fn start<S>() -> Result<Option<(impl Layer<S> + use<S>, Export)>, String>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -62,8 +64,8 @@ where
         .build();
     let layer = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer(SERVICE_NAME))
-        // A span's parent is the one that `tracing` knows. The other way, by thread, also starts a
-        // span when it is first entered, and then it is too late to give it a parent from elsewhere.
+        // Take a span's parent from `tracing`, not from the current thread. With context activation
+        // a span starts when it is first entered, and after that its parent cannot be set any more.
         .with_context_activation(false)
         .with_tracked_inactivity(false)
         .with_location(false)
@@ -73,7 +75,8 @@ where
     Ok(Some((layer, Export(provider))))
 }
 
-/// Spans of every level, whatever the log's level is: a trace without its steps explains little.
+/// Selects spans of all levels, independent of the log's level. The steps of a trace have the debug
+/// level, and a trace without them explains little.
 fn is_exported(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && metadata.target().starts_with("rocket_tx")
 }
@@ -89,17 +92,18 @@ fn is_set(variable: &str) -> bool {
     env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
-/// Without this the exporter would speak its own protocol to a port that expects another.
+/// Rejects a configured protocol that the exporter does not speak. Without this check the exporter
+/// would use its own protocol on a port that expects another one.
 fn refuse_other_protocols() -> Result<(), String> {
     let spoken = opentelemetry_otlp::OTEL_EXPORTER_OTLP_PROTOCOL_HTTP_PROTOBUF;
     let variables = [
         opentelemetry_otlp::OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
         opentelemetry_otlp::OTEL_EXPORTER_OTLP_PROTOCOL,
     ];
-    // The first that is set decides.
+    // The first variable that is set wins.
     match variables.into_iter().find(|variable| is_set(variable)) {
         Some(variable) if env::var(variable).as_deref() != Ok(spoken) => {
-            Err(format!("`{variable}` can only be {spoken}"))
+            Err(format!("`{variable}` must be {spoken}"))
         }
         _ => Ok(()),
     }
@@ -107,9 +111,9 @@ fn refuse_other_protocols() -> Result<(), String> {
 
 fn resource() -> Resource {
     let resource = Resource::builder();
-    let of_variables = EnvResourceDetector::new().detect();
+    let detected = EnvResourceDetector::new().detect();
     let is_named = is_set("OTEL_SERVICE_NAME")
-        || of_variables
+        || detected
             .get(&Key::from_static_str("service.name"))
             .is_some();
     match is_named {
@@ -122,10 +126,11 @@ impl Drop for Export {
     fn drop(&mut self) {
         let provider = self.0.clone();
         let (done, is_done) = mpsc::channel();
-        // `shutdown_with_timeout` limits the sending alone. Then it joins a thread that may still
-        // resolve the collector's address, which cannot be interrupted.
+        // The timeout of `shutdown_with_timeout` limits only the sending. After that it joins a
+        // thread that may still be resolving the collector's address, which cannot be interrupted.
+        // So it runs on a separate thread, and this one waits with a limit.
         let closing = thread::Builder::new().spawn(move || {
-            // A failure is in the log.
+            // The SDK has logged a failure.
             let _ = provider.shutdown_with_timeout(LAST_EXPORT);
             let _ = done.send(());
         });
@@ -135,8 +140,8 @@ impl Drop for Export {
     }
 }
 
-/// Completes the spans `request` with the attributes that collectors expect of a server's span. The
-/// exporter's thread does it, so that these attributes are in no log.
+/// An exporter that first adds the attributes which collectors expect of a server's span to the
+/// spans `request`. It runs on the exporter's thread, so these attributes do not appear in the log.
 #[derive(Debug)]
 struct Finishing(opentelemetry_otlp::SpanExporter);
 
@@ -154,15 +159,17 @@ impl SpanExporter for Finishing {
     }
 }
 
-/// By the conventions for HTTP servers a 4xx is no error of the span: a rollback because of a 404 or
-/// a conflict is as it should be. Every partial or unknown outcome is a 500.
+/// Sets kind and status of a server's span.
+///
+/// By OpenTelemetry's conventions for HTTP servers, a 4xx is not an error of the span: a rollback
+/// because of a 404 or a conflict is normal. Every partial or unknown outcome is a 500.
 fn finish(span: &mut SpanData) {
     span.span_kind = SpanKind::Server;
     let status = span
         .attributes
         .iter_mut()
         .find(|attribute| attribute.key.as_str() == "status");
-    // Unsigned numbers arrive as text.
+    // Unsigned numbers arrive as strings.
     if let Some(status) = status
         && let Ok(code) = status.value.as_str().parse::<i64>()
     {
@@ -173,8 +180,10 @@ fn finish(span: &mut SpanData) {
     }
 }
 
-/// The same routes. If the client sends `traceparent`, the request's span becomes a child of the
-/// client's span. Must be inside the span of the request.
+/// Wraps routes so that they continue the client's trace. If the client sends `traceparent`, the
+/// request's span becomes a child of the client's span.
+///
+/// These wrappers must run inside the span of the request.
 pub(crate) fn continue_traces(routes: Vec<Route>) -> Vec<Route> {
     decorate(routes, ContinueTrace)
 }
@@ -193,7 +202,7 @@ impl Handler for ContinueTrace {
                 .collect();
             let parent =
                 TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
-            // It fails if nothing is exported.
+            // This fails if no collector is configured.
             let _ = Span::current().set_parent(parent);
         }
         self.0.handle(request, data).await

@@ -1,4 +1,4 @@
-//! `/changes`: tells the pages after each commit which lists have changed.
+//! `/changes`: a feed that tells the pages which lists have changed.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ pub(crate) fn endpoints() -> Endpoints {
     endpoints!("changes": changes)
 }
 
-/// The feed of changes. A clone is another handle to the same.
+/// The feed of changes. Clones share the same feed.
 #[derive(Clone)]
 pub(crate) struct Changes(Sender<List>);
 
-/// A list that a page may show, by the first part of its address.
+/// A list that a page may show. The first segment of the request's path selects it.
 #[derive(Clone, Copy)]
 enum List {
     Todos,
@@ -46,7 +46,8 @@ impl List {
 
 impl Default for Changes {
     fn default() -> Self {
-        /// A page that falls behind reloads all lists.
+        /// The number of changes that a slow client may lag behind. After that it reloads all
+        /// lists.
         const BACKLOG: usize = 16;
 
         Self(Sender::new(BACKLOG))
@@ -55,24 +56,26 @@ impl Default for Changes {
 
 impl Observer for Changes {
     fn settled(&self, request: &Request<'_>, settled: &SettlementReport) {
-        // With an unknown outcome, something may have changed too.
+        // The outcomes unknown and partial may have changed something too.
         if request.method() != Method::Get && settled.outcome != Outcome::RolledBack {
-            // It fails while there is no client.
+            // Sending fails if there is no client.
             let _ = List::of(request).map(|list| self.0.send(list));
         }
     }
 }
 
-/// Server-sent events `changed`, each with the name of a list, until the client goes or the service
-/// shuts down. Changes by other processes are not reported.
+/// Reports which lists have changed, as server-sent events.
+///
+/// Each event `changed` carries the name of a list: `todos` or `aggregates`. The stream lasts until
+/// the client disconnects or the service shuts down. Changes by other processes are not reported.
 #[utoipa::path(responses(
-    (status = 200, description = "Without an end.", body = String, content_type = "text/event-stream")
+    (status = 200, description = "A stream that stays open.", body = String, content_type = "text/event-stream")
 ))]
 #[get("/changes")]
 fn changes(changes: &State<Changes>, mut shutdown: Shutdown) -> EventStream![] {
-    /// The service notices that a client is gone when it next writes to it.
+    /// The service detects that a client has disconnected only when it writes to the client.
     const HEARTBEAT: Duration = Duration::from_secs(5);
-    /// How soon a browser reconnects.
+    /// The time after which a browser reconnects.
     const RETRY: Duration = Duration::from_secs(1);
 
     let mut changed = changes.0.subscribe();

@@ -1,7 +1,7 @@
-//! The pages: the todo app at `/`, the console, the aggregates, the contract; their feed `/changes`;
-//! and the headers that restrict them in a browser.
+//! The HTML pages: the todo app at `/`, the console, the aggregates, the contract. This module also
+//! has their feed `/changes`, and the headers that restrict the pages in a browser.
 //!
-//! Their files are part of the binary, so it can be started anywhere.
+//! The files of the pages are compiled into the binary, so it runs in any working directory.
 
 pub(crate) mod changes;
 
@@ -16,34 +16,34 @@ pub(crate) fn endpoints() -> Endpoints {
     endpoints!("pages": todos, aggregates, contract, asset)
 }
 
-/// The page for operators.
+/// The endpoint of the page that only operators may use.
 pub(crate) fn operator_endpoints() -> Endpoints {
     endpoints!("console": console)
 }
 
-/// The todo app.
-#[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
+/// Returns the page of the todo app.
+#[utoipa::path(responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
 #[get("/")]
 fn todos() -> RawHtml<&'static str> {
     RawHtml(include_str!("../../static/index.html"))
 }
 
-/// A request that is made to fail, and everything that happens to it.
-#[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
+/// Returns the console, a page that makes requests fail and shows what happens to them.
+#[utoipa::path(responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
 #[get("/console")]
 fn console() -> RawHtml<&'static str> {
     RawHtml(include_str!("../../static/console.html"))
 }
 
-/// An aggregate as it grows.
-#[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
+/// Returns the page that shows an aggregate with its events and its lease.
+#[utoipa::path(responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
 #[get("/aggregates")]
 fn aggregates() -> RawHtml<&'static str> {
     RawHtml(include_str!("../../static/aggregates.html"))
 }
 
-/// A readable view of this document.
-#[utoipa::path(responses((status = 200, description = "A page.", body = String, content_type = "text/html")))]
+/// Returns a page that shows this document in a readable form.
+#[utoipa::path(responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
 #[get("/contract")]
 fn contract() -> RawHtml<&'static str> {
     RawHtml(include_str!("../../static/contract.html"))
@@ -63,9 +63,9 @@ const ASSETS: [(&str, &str); 10] = [
     ("todos.js", include_str!("../../static/todos.js")),
 ];
 
-/// A script, a style or a picture of the pages.
+/// Returns a script, a style sheet or an image of the pages.
 #[utoipa::path(responses(
-    (status = 200, description = "Found.", content(
+    (status = 200, description = "The file.", content(
         (String = "text/javascript"), (String = "text/css"), (String = "image/svg+xml"),
     )),
     Fails<404>
@@ -77,14 +77,14 @@ fn asset(file: &str) -> Option<(ContentType, &'static str)> {
     Some((ContentType::from_extension(extension)?, text))
 }
 
-/// Rocket's own policies, and two more.
+/// Returns Rocket's default security headers and two more.
 pub(crate) fn shield() -> Shield {
     Shield::default()
         .enable(ContentSecurityPolicy)
         .enable(Referrer::NoReferrer)
 }
 
-/// Nothing from any other host, and no script or style that is not a file of ours.
+/// Forbids everything from other hosts, and all inline scripts and styles.
 /// See <https://www.w3.org/TR/CSP3/>.
 #[derive(Default)]
 struct ContentSecurityPolicy;

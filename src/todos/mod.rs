@@ -1,7 +1,7 @@
-//! `/todos`, by the [Todo-Backend](https://todobackend.com) contract, and sharing one.
+//! `/todos`, by the [Todo-Backend](https://todobackend.com) contract, and `POST /todos/<id>/share`.
 //!
-//! Every change is written to both databases. No handler commits or rolls back: the status of its
-//! response decides.
+//! Every change is written to both databases: the todo to `main`, and an audit entry to `audit`. No
+//! handler commits or rolls back. The status of its response decides.
 
 mod store;
 mod todo;
@@ -23,7 +23,7 @@ pub(crate) fn endpoints() -> Endpoints {
     endpoints!("todos": list, create, clear, find, change, remove, share)
 }
 
-/// All todos.
+/// Lists all todos.
 #[utoipa::path(responses((status = 200, description = "Oldest first.", body = Vec<Todo>), Fails<503>))]
 #[get("/todos")]
 async fn list(mut read: Read<Main>, host: ClientHost<'_>) -> Result<Json<Vec<Todo>>, Error> {
@@ -53,16 +53,16 @@ async fn create(
 }
 
 /// Removes all todos.
-#[utoipa::path(responses((status = 204, description = "There are none."), Fails<503>))]
+#[utoipa::path(responses((status = 204, description = "All todos were removed."), Fails<503>))]
 #[delete("/todos")]
 async fn clear(mut tx: Tx<Main>, audit: AuditLog) -> Result<Status, Error> {
-    let gone = store::clear(&mut tx).await?;
-    audit.record("todos cleared", &gone.to_string()).await?;
+    let removed = store::clear(&mut tx).await?;
+    audit.record("todos cleared", &removed.to_string()).await?;
     Ok(Status::NoContent)
 }
 
-/// One todo.
-#[utoipa::path(responses((status = 200, description = "Found.", body = Todo), Fails<404>, Fails<503>))]
+/// Returns one todo.
+#[utoipa::path(responses((status = 200, description = "The todo.", body = Todo), Fails<404>, Fails<503>))]
 #[get("/todos/<id>")]
 async fn find(id: i64, mut read: Read<Main>, host: ClientHost<'_>) -> Result<Json<Todo>, Error> {
     let row = store::find(&mut read, id)
@@ -71,7 +71,9 @@ async fn find(id: i64, mut read: Read<Main>, host: ClientHost<'_>) -> Result<Jso
     Ok(Json(Todo::new(row, host)))
 }
 
-/// Changes a todo. What is left out stays.
+/// Changes a todo.
+///
+/// Fields that are left out keep their values.
 #[utoipa::path(
     request_body = Change,
     responses((status = 200, description = "Changed.", body = Todo), BadBody, Fails<404>, Fails<503>)
@@ -105,12 +107,13 @@ async fn remove(id: i64, mut tx: Tx<Main>, audit: AuditLog) -> Result<Status, Er
     Ok(Status::NoContent)
 }
 
-/// Marks a todo as shared, then tells another service, which may refuse: then it is not shared.
+/// Marks a todo as shared and notifies the downstream service.
 ///
-/// The transaction is open while the other service thinks, on purpose: on SQLite every other
-/// writer waits as long. That is why `downstream_timeout` is short.
+/// If the downstream service refuses, the todo is not shared. The transaction stays open during the
+/// call, so that the change can still be rolled back. On SQLite every other writer waits that long:
+/// keep `downstream_timeout` short.
 #[utoipa::path(responses(
-    (status = 200, description = "Shared, and the other service knows.", body = Todo),
+    (status = 200, description = "Shared. The downstream service was notified.", body = Todo),
     Fails<404>, Fails<502>, Fails<503>, Fails<504>
 ))]
 #[post("/todos/<id>/share")]

@@ -1,4 +1,4 @@
-//! The table `todos`: all of its SQL, the same text for both backends.
+//! All SQL for the table `todos`. Both backends run the same statements.
 
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;
@@ -72,14 +72,14 @@ pub(super) async fn share(connection: &mut Connection, id: i64) -> sqlx::Result<
 }
 
 pub(super) async fn remove(connection: &mut Connection, id: i64) -> sqlx::Result<bool> {
-    let gone = with_backend!(connection, |db| {
+    let removed = with_backend!(connection, |db| {
         sqlx::query("DELETE FROM todos WHERE id = $1")
             .bind(id)
             .execute(db)
             .await?
             .rows_affected()
     });
-    Ok(gone == 1)
+    Ok(removed == 1)
 }
 
 pub(super) async fn clear(connection: &mut Connection) -> sqlx::Result<u64> {

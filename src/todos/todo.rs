@@ -1,4 +1,4 @@
-//! A todo: as a client sends it, as it is stored, and as a client reads it.
+//! The types of a todo: the bodies that clients send, the row in the database, and the response.
 
 use rocket::http::uri::Host;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::http::{Rules, SafeInteger, SingleLineText, check_text, safe_integer};
 
-/// The host in the client's URL: todos carry their full address.
+/// The host in the client's URL. The field `url` of a todo contains it.
 pub(super) type ClientHost<'r> = Option<&'r Host<'r>>;
 
 /// A row of the table `todos`.
@@ -20,7 +20,7 @@ pub(super) struct Row {
     pub(super) shared: bool,
 }
 
-/// A todo, for clients.
+/// A todo, as clients see it.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Todo {
     pub(super) id: i64,
@@ -44,7 +44,7 @@ pub(super) struct NewTodo {
     pub(super) order: Option<i64>,
 }
 
-/// The body that changes a todo. Fields that are left out stay.
+/// The body that changes a todo. Fields that are left out keep their values.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct Change {
     #[schema(value_type = Option<SingleLineText>)]

@@ -171,7 +171,7 @@ async fn who_holds_a_transaction_never_waits(backend: Backend) {
     let response = stage.send("POST /add/a").await;
     assert_eq!(response.summary(), (503, Some("rolled-back")));
     assert!(
-        response.body.contains("was held by somebody else for"),
+        response.body.contains("was held by another holder for"),
         "{response:?}"
     );
     assert!(started.elapsed() > Duration::from_millis(7_900), "it waits");

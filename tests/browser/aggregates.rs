@@ -10,10 +10,7 @@ async fn two_commands_race_and_none_is_lost(backend: Backend) {
     let service = Service::start(backend).await;
     let browser = open(&service, "/aggregates").await;
     browser
-        .shows(
-            ".stream .empty",
-            &["Nothing has happened yet: create a todo."],
-        )
+        .shows(".stream .empty", &["No events yet. Create a todo."])
         .await;
     browser.click("[name=create]").await;
     browser.shows(".version", &["version 1"]).await;
@@ -33,7 +30,7 @@ async fn two_commands_race_and_none_is_lost(backend: Backend) {
             &["created", "renamed", "renamed"],
         )
         .await;
-    browser.shows(".lease p", &["Nobody holds it."]).await;
+    browser.shows(".lease p", &["Not held."]).await;
     // The second has waited for the first, and has the last word.
     let tasks = browser.texts(".stream td:nth-child(3)").await;
     assert!(
@@ -42,7 +39,7 @@ async fn two_commands_race_and_none_is_lost(backend: Backend) {
     );
 
     browser
-        .choose("[name=how]", "both have seen the same version")
+        .choose("[name=how]", "both require the same version")
         .await;
     browser
         .until("!document.querySelector('.race .go').disabled")

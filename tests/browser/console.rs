@@ -62,7 +62,9 @@ async fn what_is_held_is_seen_while_it_is(backend: Backend) {
         .await;
 
     browser.choose("[name=action]", RENAME).await;
-    browser.choose("[name=fault]", "it is kept for long").await;
+    browser
+        .choose("[name=fault]", "it is held for a long time")
+        .await;
     browser.click(".go").await;
     browser
         .until("document.querySelector('.leases td:nth-child(2)')?.textContent.startsWith('todo:')")
@@ -97,13 +99,13 @@ async fn there_may_be_nothing_to_do_it_to(backend: Backend) {
         let said = browser.texts(".result").await;
         assert_eq!(
             said,
-            ["There is nothing to do this to yet: create one first."]
+            ["There is nothing to run this action on yet. Create one first."]
         );
         browser.shows(".request", &[]).await;
     }
     // An amount that is none is not sent.
     browser
-        .choose("[name=fault]", "the answer is a failure")
+        .choose("[name=fault]", "the response is a failure")
         .await;
     browser
         .eval("document.querySelector('[name=amount]').value = 'x'")
@@ -121,7 +123,7 @@ async fn what_cannot_go_wrong_is_told_before(backend: Backend) {
     let service = Service::on(Arc::clone(&databases), &[]).await;
     let browser = open(&service, "/console").await;
     browser.choose("[name=fault]", "it refuses (share)").await;
-    let idle = "It does nothing here: choose “Share the newest todo”.";
+    let idle = "This fault has no effect on this action. Choose “Share the newest todo”.";
     browser.shows(".explained", &[idle]).await;
     browser.choose("[name=action]", SHARE).await;
     let says = browser.texts(".explained").await.join("");
@@ -186,11 +188,11 @@ async fn others_are_seen_too(backend: Backend) {
     service.new_todo("by another", "respond=418").await;
     browser.shows(".request .badge", &["rolled-back"]).await;
     browser
-        .shows(".request h2", &["todos::create (asked elsewhere)"])
+        .shows(".request h2", &["todos::create (from another client)"])
         .await;
     let timeline = newest(&browser, ".timeline").await;
     for told in [
-        "main has joined, by Begin<Main>",
+        "main joined, by Begin<Main>",
         "audit: checked in",
         "status 418",
         "main: ROLLBACK",

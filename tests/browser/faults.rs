@@ -23,7 +23,7 @@ fn expected(backend: Backend) -> Vec<Expected> {
             "Verdict: commit — status 201",
         ),
         (
-            "the answer is a failure",
+            "the response is a failure",
             CREATE,
             "rolled-back",
             "Verdict: roll back — status 502",
@@ -72,19 +72,19 @@ fn expected(backend: Backend) -> Vec<Expected> {
             "Verdict: roll back — status 502",
         ),
         (
-            "it does not answer (share)",
+            "it does not respond (share)",
             SHARE,
             "rolled-back",
             "Verdict: roll back — status 504",
         ),
         (
-            "it is kept for long",
+            "it is held for a long time",
             RENAME,
             "committed",
             "aggregates in main: prepare",
         ),
         (
-            "it is lost to somebody else",
+            "another holder takes it over",
             RENAME,
             "rolled-back",
             "aggregates in main: prepare, refused: the lease of",
@@ -138,7 +138,10 @@ async fn each_fault_leaves_things_as_they_were(backend: Backend) {
             "committed" => assert_ne!(stored, before, "{fault}"),
             _ => {
                 assert_eq!(stored, before, "{fault}");
-                assert!(said.contains("So nothing is left of it"), "{fault}: {said}");
+                assert!(
+                    said.contains("Everything was rolled back"),
+                    "{fault}: {said}"
+                );
             }
         }
         if action == CREATE {

@@ -171,7 +171,7 @@ async fn a_refused_change_is_taken_back_with_the_reason(backend: Backend) {
     browser.eval(script).await;
     add(&browser, &"x".repeat(501)).await;
     browser
-        .until("document.querySelector('.refusal p').textContent.includes('`title` must be 500')")
+        .until("document.querySelector('.refusal p').textContent.includes('`title` must have at most 500')")
         .await;
     browser.shows(".todo-list label", &["kept"]).await;
 }

@@ -145,7 +145,7 @@ mod sqlite {
             &[],
             &[
                 "`url`",
-                "cannot make the folder",
+                "cannot create the folder",
                 "file/deep",
                 "choose another path",
             ],

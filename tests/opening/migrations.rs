@@ -55,7 +55,7 @@ async fn a_migration_that_fails_leaves_nothing_behind_and_says_so(backend: Backe
     let log = launch::refused(service(&databases, &[TABLES, BROKEN], &[])).await;
     let what_remains = match backend {
         Backend::Sqlite => "nothing was changed",
-        Backend::Postgres => "it left nothing behind, those before it stay",
+        Backend::Postgres => "the failed migration changed nothing, those before it remain applied",
     };
     for said in [
         "`databases.main`",

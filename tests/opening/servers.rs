@@ -123,7 +123,7 @@ mod postgres {
                 Ok(Ok(_)) => println!("{served} connections are enough"),
                 Ok(Err((status, log))) => {
                     assert_eq!(status.code(), Some(1), "{served}: {log}");
-                    assert!(log.contains("no answer within "), "{served}: {log}");
+                    assert!(log.contains("no reply within "), "{served}: {log}");
                 }
                 Err(_) => panic!("with {served} connections it neither launches nor ends"),
             }
@@ -143,7 +143,7 @@ mod postgres {
     async fn a_server_that_never_answers_is_given_up() {
         let (_listener, url) = listen().await;
         let started = Instant::now();
-        main_at(&url, &["no answer within 1s"]).await;
+        main_at(&url, &["no reply within 1s"]).await;
         assert!(started.elapsed() < Duration::from_secs(60));
     }
 

@@ -1,8 +1,8 @@
-//! Where a request came from, noted before anything can say otherwise.
+//! The remote address of a request, recorded before another fairing can change it.
 //!
-//! Any request fairing may give a request another remote address, and services behind proxies do.
-//! Rocket does not keep the first one. So the fairings of this library note it, each of them: the
-//! first that runs is the one that counts.
+//! Any request fairing may change the remote address, and services behind proxies do so. Rocket
+//! does not keep the original address. Therefore every request fairing of this library records the
+//! address, and the first one that runs counts.
 
 use std::net::SocketAddr;
 
@@ -12,12 +12,13 @@ use rocket::Request;
 pub(crate) struct Arrival(Option<SocketAddr>);
 
 impl Arrival {
-    /// Called by request fairings. A later call changes nothing.
+    /// Records the address. Called by request fairings. Later calls change nothing.
     pub(crate) fn note(request: &Request<'_>) {
         Self::of(request);
     }
 
-    /// `None` for a test's local client, which has no connection.
+    /// Returns the recorded address. `None` for Rocket's local test client, which has no
+    /// connection.
     pub(crate) fn address(request: &Request<'_>) -> Option<SocketAddr> {
         Self::of(request).0
     }

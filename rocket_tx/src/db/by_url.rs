@@ -1,7 +1,7 @@
-//! The backend is chosen by the URL; the SQL stands once.
+//! [`UrlPool`]: the URL selects the backend, and each query is written once.
 //!
-//! Typed drivers behind an enum, and a macro that instantiates the same query for each: it costs a
-//! match, and every type that both drivers know works as in either.
+//! An enum wraps the drivers of both backends, and a macro compiles the same query for each driver.
+//! The cost is one `match`. Every type that both drivers support can be used.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::{PostgresPool, PostgresSession};
 #[cfg(feature = "sqlite")]
 use super::{SqlitePool, SqliteSession};
 
-/// A database whose URL says what it is: `sqlite:…` or `postgres://…`.
+/// A pool whose URL selects the backend: `sqlite:…` or `postgres://…`.
 ///
 /// ```
 /// use rocket_tx::db::UrlPool;
@@ -48,11 +48,11 @@ pub enum Connection {
     Postgres(PostgresSession),
 }
 
-/// Runs the same expression on whichever backend a [`Connection`](crate::db::Connection) leads to.
+/// Runs an expression on the backend of a [`Connection`](crate::db::Connection).
 ///
-/// The expression is instantiated once for each backend, with the name bound to `&mut
-/// SqliteConnection` or `&mut PgConnection`. `$1`, `RETURNING` and `ON CONFLICT` mean the same on
-/// both. It works on anything that derefs to a `Connection`: `Tx`, `Read`, a `&mut Connection`.
+/// The expression is compiled once for each backend, with the name bound to `&mut SqliteConnection`
+/// or `&mut PgConnection`. `$1`, `RETURNING` and `ON CONFLICT` mean the same on both. The macro
+/// accepts every value that dereferences to a `Connection`: `Tx`, `Read`, `&mut Connection`.
 ///
 /// ```
 /// use rocket_tx::db::Connection;
@@ -87,7 +87,7 @@ macro_rules! with_backend {
     };
 }
 
-/// Runs an expression on the SQLite connection that a [`Connection`](crate::db::Connection) is.
+/// Runs an expression on the SQLite connection in a [`Connection`](crate::db::Connection).
 #[cfg(all(feature = "sqlite", not(feature = "postgres")))]
 #[macro_export]
 macro_rules! with_backend {
@@ -98,7 +98,7 @@ macro_rules! with_backend {
     }};
 }
 
-/// Runs an expression on the Postgres connection that a [`Connection`](crate::db::Connection) is.
+/// Runs an expression on the Postgres connection in a [`Connection`](crate::db::Connection).
 #[cfg(all(feature = "postgres", not(feature = "sqlite")))]
 #[macro_export]
 macro_rules! with_backend {
@@ -109,7 +109,7 @@ macro_rules! with_backend {
     }};
 }
 
-/// Matches on the backend and does the same to either.
+/// Matches on the backend, and runs the same expression on the value inside.
 macro_rules! either {
     ($kind:ident, $on:expr, |$inner:ident| $body:expr) => {
         match $on {
@@ -184,14 +184,14 @@ impl UrlPool {
             Some("postgres" | "postgresql") => {
                 Ok(Self::Postgres(PostgresPool::connect(config).await?))
             }
-            // The URL may hold a password: only its scheme is repeated.
+            // The URL may contain a password, so the error repeats only its scheme.
             _ => Err(Error::Url {
                 reason: match scheme(&config.url) {
                     Some(scheme) => format!("no backend for `{scheme}:`"),
-                    None => "no backend is named".into(),
+                    None => "it names no backend".into(),
                 },
-                advice: "write sqlite:path/to/file.db or postgres://user@host/database, and build \
-                         with the feature of that name",
+                advice: "write sqlite:path/to/file.db or postgres://user@host/database, and enable \
+                         the feature `sqlite` or `postgres` of this crate",
             }),
         }
     }

@@ -1,4 +1,4 @@
-//! What `[default.databases.<name>]` in `Rocket.toml` may say.
+//! The settings of a database: `[default.databases.<name>]` in `Rocket.toml`.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use rocket::figment::{self, Figment};
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 
-/// A duration as configuration writes it: `"10s"`, `"50ms"`, or a whole number of seconds; 24 days
-/// at most.
+/// A duration in the configuration: `"10s"`, `"50ms"`, or a whole number of seconds. The maximum is
+/// 24 days.
 ///
 /// ```
 /// use rocket_tx::db::ConfigDuration;
@@ -24,19 +24,20 @@ pub struct ConfigDuration(
 
 impl<'de> Deserialize<'de> for ConfigDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
+        struct TextOrSeconds;
 
-        /// What SQLite and Postgres can count in milliseconds. Past it, sqlx panics.
+        /// The longest timeout that SQLite and Postgres accept, in milliseconds. sqlx panics above
+        /// it.
         const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 
         fn bounded<E: de::Error>(duration: Duration) -> Result<ConfigDuration, E> {
             if duration > LONGEST {
-                return Err(E::custom("a duration of more than 24 days"));
+                return Err(E::custom("the duration is longer than 24 days"));
             }
             Ok(ConfigDuration(duration))
         }
 
-        impl Visitor<'_> for Either {
+        impl Visitor<'_> for TextOrSeconds {
             type Value = ConfigDuration;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,15 +61,15 @@ impl<'de> Deserialize<'de> for ConfigDuration {
             }
         }
 
-        deserializer.deserialize_any(Either)
+        deserializer.deserialize_any(TextOrSeconds)
     }
 }
 
-/// What the configuration says for `key`; `None` where it says nothing.
+/// Returns the configured value of `key`, or `None` if `key` is not set.
 ///
 /// # Errors
 ///
-/// What it says is no `T`.
+/// The value is not a valid `T`.
 pub fn setting<T: DeserializeOwned>(
     figment: &Figment,
     key: &str,
@@ -80,48 +81,51 @@ pub fn setting<T: DeserializeOwned>(
     }
 }
 
-/// Statements that take longer are marked as slow in the log, at the level at which all are logged:
-/// their text is nothing for the levels above.
+/// A statement that takes longer is marked as slow in the log. It is logged at the level of all
+/// statements, because the text of a statement must not appear at higher levels.
 pub(super) const SLOW: Duration = Duration::from_secs(1);
 
-/// The configuration of one database, as `Rocket.toml` and `ROCKET_DATABASES` give it.
+/// The configuration of one database, from `Rocket.toml` or `ROCKET_DATABASES`.
 ///
-/// An unknown key stops the launch: a misspelt `busy_timeout` would otherwise be a default that
-/// nobody chose.
+/// An unknown key makes the launch fail. Otherwise a misspelt `busy_timeout` would silently leave
+/// the default in force.
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// `sqlite:data/main.db` or `postgres://user@host/database`.
+    /// The URL, such as `sqlite:data/main.db` or `postgres://user@host/database`.
     pub url: String,
-    /// Connections at most. On SQLite it counts readers: there is one writer beside them.
+    /// The maximum number of connections. Default: four for each worker of Rocket. On SQLite it is
+    /// the number of readers; there is one writer in addition. On Postgres it is the limit of the
+    /// pool for transactions, and of the read-only pool as well.
     pub max_connections: u32,
-    /// Connections kept open while idle. Default 0.
+    /// The number of connections that stay open while idle. Default 0.
     #[serde(default)]
     pub min_connections: u32,
-    /// How long a request waits for a connection, the SQLite writer included. Default 5 s.
+    /// How long a request waits for a connection, or for the SQLite writer. Default 5 s.
     pub connect_timeout: ConfigDuration,
-    /// How long SQLite waits for a lock that another process holds. Default 5 s.
+    /// SQLite: how long to wait for a lock that another process holds. Default 5 s.
     #[serde(default = "five_seconds")]
     pub busy_timeout: ConfigDuration,
-    /// After how long an idle connection is closed. Default: never on SQLite, 10 min on Postgres.
+    /// How long a connection may be idle before it is closed. Default: no limit on SQLite, 10 min
+    /// on Postgres.
     #[serde(default)]
     pub idle_timeout: Option<ConfigDuration>,
-    /// What SQLite waits for before a commit is answered. Default `full`: a power cut takes back
-    /// nothing that was answered.
+    /// SQLite: how far a commit must have reached the disk before it is reported. Default `full`: a
+    /// power cut undoes no commit that was reported to a client.
     #[serde(default)]
     pub synchronous: Synchronous,
-    /// Postgres's `statement_timeout`. Default 30 s.
+    /// Postgres: `statement_timeout`. Default 30 s.
     #[serde(default = "thirty_seconds")]
     pub statement_timeout: ConfigDuration,
-    /// Postgres's `idle_in_transaction_session_timeout`. Default 15 s.
+    /// Postgres: `idle_in_transaction_session_timeout`. Default 15 s.
     #[serde(default = "fifteen_seconds")]
     pub idle_in_transaction_timeout: ConfigDuration,
-    /// Postgres: how many prepared statements a session keeps; 0 for poolers that cannot have them.
-    /// Default 100, sqlx's own.
+    /// Postgres: how many prepared statements a session keeps. Use 0 with a connection pooler that
+    /// does not support prepared statements. Default 100, as in sqlx.
     #[serde(default)]
     pub statement_cache: Option<usize>,
-    /// Postgres: whether a session forgets, before anybody else uses it, what its user has set:
-    /// settings, role, temporary tables, advisory locks, cursors. Default true.
+    /// Postgres: whether a session is reset before another request uses it: settings, role,
+    /// temporary tables, advisory locks, cursors. Default true.
     #[serde(default = "yes")]
     pub reset_sessions: bool,
 }
@@ -142,25 +146,26 @@ fn thirty_seconds() -> ConfigDuration {
     ConfigDuration(Duration::from_secs(30))
 }
 
-/// What a SQLite commit waits for before it is told.
+/// How far a SQLite commit must have reached the disk before it is reported to the client.
 ///
-/// The names are those of SQLite's own
-/// [`PRAGMA synchronous`](https://www.sqlite.org/pragma.html#pragma_synchronous), and so is what
-/// they promise. `full` costs less here than in SQLite: the writer does not wait for the disk. It
-/// goes on to the next request at once, and one sync serves all commits before it; only the answers
-/// wait. Meanwhile others may read what is not yet durable.
+/// The names and the guarantees are those of SQLite's
+/// [`PRAGMA synchronous`](https://www.sqlite.org/pragma.html#pragma_synchronous).
+///
+/// `full` costs less here than in SQLite itself, because the writer does not wait for the disk. The
+/// writer serves the next request at once, and one sync covers all commits before it. Only the
+/// responses wait. In the meantime other requests may read data that is not durable yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Synchronous {
-    /// Never waits for the disk. A power cut may undo the last commits, or damage the file.
+    /// Never waits for the disk. A power cut may undo the last commits or damage the file.
     Off,
-    /// Waits at checkpoints. A power cut may undo the last commits, which were answered as
-    /// committed; it does not damage the file.
+    /// Waits for the disk at checkpoints only. A power cut may undo the last commits, although they
+    /// were reported as committed. It does not damage the file.
     Normal,
-    /// Answers after a sync that began when COMMIT had returned. Nothing that was answered is
-    /// undone.
+    /// Reports a commit after a sync that began after COMMIT had returned. A power cut undoes no
+    /// commit that was reported.
     #[default]
     Full,
-    /// As `full`, and syncs the folder too.
+    /// Like `full`, and also syncs the folder.
     Extra,
 }

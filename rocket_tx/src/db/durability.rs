@@ -1,4 +1,4 @@
-//! The part of a COMMIT that may come after it: the wait until it survives a power cut.
+//! The wait after a COMMIT until the commit survives a power cut.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,30 +6,31 @@ use std::{fmt, io};
 
 use super::CommitError;
 
-/// The rest of a COMMIT that has succeeded: the wait until it is durable, that is, until it
-/// survives a power cut.
+/// The wait until a successful COMMIT is durable, that is, until it survives a power cut.
 ///
-/// It keeps no connection. Postgres owes nothing once it has answered COMMIT; SQLite owes a sync of
-/// its journal, which serves all commits before it. Nothing may be told as committed before
-/// [`wait`](Self::wait) has returned.
+/// Do not report the commit to a client before [`wait`](Self::wait) has returned. The wait needs no
+/// connection. On Postgres there is nothing to wait for once the server has replied to COMMIT. On
+/// SQLite a commit still needs a sync of the write-ahead log; one sync covers all commits before
+/// it.
 ///
-/// Dropping it takes nothing back: the transaction stays committed, and becomes durable sooner or
-/// later, or not at all.
-#[must_use = "a commit may be told only after it is durable"]
+/// Dropping a `Durability` does not undo the commit. The transaction remains committed, but it is
+/// unknown when it becomes durable, or whether it does.
+#[must_use = "await `wait()` before the commit is reported to a client"]
 pub struct Durability(Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>);
 
 impl Durability {
-    /// Nothing is left to wait for, or nobody wants to.
+    /// Creates a `Durability` without a wait: the commit is durable already, or does not have to
+    /// be.
     pub fn reached() -> Self {
         Self(None)
     }
 
-    /// `sync` ends when the commit is durable.
+    /// Creates a `Durability` that waits for `sync`, which must end when the commit is durable.
     pub fn after(sync: impl Future<Output = io::Result<()>> + Send + 'static) -> Self {
         Self(Some(Box::pin(sync)))
     }
 
-    /// Whether there is nothing to wait for.
+    /// Returns `true` if there is nothing to wait for.
     pub fn is_reached(&self) -> bool {
         self.0.is_none()
     }
@@ -38,11 +39,12 @@ impl Durability {
     ///
     /// # Errors
     ///
-    /// [`CommitError::NotDurable`]: the disk failed. Nobody can say what a restart will find.
+    /// [`CommitError::NotDurable`] if the disk failed. It is unknown whether the commit will still
+    /// be there after a restart.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future stops nothing; whether the commit is durable is unknown then.
+    /// Dropping the future does not stop the sync. Whether the commit is durable is then unknown.
     pub async fn wait(self) -> Result<(), CommitError> {
         match self.0 {
             None => Ok(()),

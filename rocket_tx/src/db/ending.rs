@@ -1,25 +1,29 @@
-//! Ending a transaction from outside, while its session is in somebody else's hands.
+//! Ends a transaction from outside its session.
 
 use std::sync::Arc;
 
 use rocket::futures::future::BoxFuture;
 
-/// Ends one transaction from outside its session: a guard that outlives its request has it, or a
-/// statement that nobody waits for is under way on it.
+/// Ends one transaction from outside its session.
 ///
-/// SQLite's writer obeys no COMMIT but that of a settlement, unless its hooks were replaced. On
-/// Postgres the session is ended: its holder could roll back and go on.
+/// This is necessary when a guard that outlives its request still holds the session, or when an
+/// abandoned statement may still run on it.
+///
+/// On SQLite the transaction cannot commit anyway: a commit hook refuses every COMMIT that
+/// settlement did not send, unless a handler has replaced the hook. On Postgres the session is
+/// terminated at the server. Otherwise its holder could roll back and write again.
 #[derive(Clone, Default)]
 pub struct Ending(Option<Arc<dyn End>>);
 
-/// What was found when a transaction was ended from outside.
+/// The result of ending a transaction from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// It stood until then: nothing of it stays.
+    /// The transaction was still open, and nothing of it is committed.
     RolledBack,
-    /// Its user had sent COMMIT or ROLLBACK, or may have: something may stay.
+    /// The transaction had ended before, or may have ended: its handler may have sent COMMIT or
+    /// ROLLBACK. Some of its changes may be committed.
     Before,
-    /// The server could not be asked.
+    /// The server did not confirm that the session has ended.
     Unasked,
 }
 
@@ -28,7 +32,8 @@ pub(super) trait End: Send + Sync {
 }
 
 impl Ending {
-    /// Nothing can commit it: closing its session is enough.
+    /// Creates the `Ending` of a transaction that cannot commit. [`end`](Self::end) does nothing,
+    /// because it is enough that the session is closed later.
     pub fn by_closing() -> Self {
         Self(None)
     }
@@ -37,10 +42,14 @@ impl Ending {
         Self(Some(Arc::new(end)))
     }
 
-    /// Ends the transaction. After [`Ended::RolledBack`] and [`Ended::Before`] its session is gone:
-    /// each later statement on it fails.
+    /// Ends the transaction.
     ///
-    /// Dropping the future leaves open whether it was ended.
+    /// On Postgres [`Ended::RolledBack`] also means that the session is gone: every later statement
+    /// on it fails. On SQLite the session remains until it is closed.
+    ///
+    /// # Cancellation
+    ///
+    /// If the future is dropped, it is unknown whether the transaction was ended.
     pub async fn end(&self) -> Ended {
         match &self.0 {
             Some(end) => end.end().await,

@@ -1,51 +1,52 @@
-//! What can go wrong before a database serves its first request.
+//! The errors of opening a database at launch.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rocket::figment;
 
-/// Why a pool could not be made, or could not lend a connection.
+/// Why a pool could not be opened, or could not provide a connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// `Rocket.toml` or a `ROCKET_*` variable says something that cannot be understood.
+    /// A setting in `Rocket.toml` or a `ROCKET_*` variable is missing or invalid.
     #[error("{0}; correct it in Rocket.toml or in ROCKET_DATABASES")]
     Config(#[from] Box<figment::Error>),
 
-    /// The URL cannot be used as it stands.
+    /// The URL is invalid or not supported.
     #[error("`url`: {reason}; {advice}")]
     Url {
-        /// What is wrong with it.
+        /// The problem with the URL.
         reason: String,
-        /// What to write instead.
+        /// The correction.
         advice: &'static str,
     },
 
-    /// The database is there but cannot be opened, or is not there and cannot be made.
+    /// The database could not be opened or created.
     #[error("`url`: {0}")]
     Open(#[from] OpenError),
 
-    /// The database opened, but its schema could not be brought up to date.
+    /// The database was opened, but a migration failed.
     #[error(
-        "migrations: {source}; {remains}; correct the migration or the database and start again"
+        "the migrations failed: {source}; {remains}; correct the migration or the database and start again"
     )]
     Migrate {
-        /// What went wrong, with the migration's number.
+        /// The error, with the number of the migration.
         source: sqlx::migrate::MigrateError,
-        /// What is left of this launch's migrations.
+        /// Which migrations of this launch remain applied.
         remains: &'static str,
     },
 
-    /// Transactions begin above READ COMMITTED there, and leases are to be kept in it.
+    /// A database that stores leases has a default isolation above READ COMMITTED. The fence of a
+    /// lease (the check at commit that the lease is still held) does not work there.
     #[error(
-        "`default_transaction_isolation` is {0}, above READ COMMITTED, where the fence of a lease cannot work; set it to `read committed` for this role or database, and ask for more by the guard's type"
+        "`default_transaction_isolation` is `{0}`, but the fence of a lease does not work above `read committed`; set it to `read committed` for this role or database, and request stricter isolation by the type of the guard"
     )]
     Isolation(String),
 
-    /// No connection was to be had in time, or the pool is closed.
+    /// No connection was available in time, or the pool is closed.
     #[error(
-        "no connection: {0}; raise `max_connections` or `connect_timeout`, or look for requests that hold one for long"
+        "no connection is available: {0}; raise `max_connections` or `connect_timeout`, or find the requests that hold a connection for long"
     )]
     Acquire(#[from] sqlx::Error),
 }
@@ -56,16 +57,16 @@ impl From<figment::Error> for Error {
     }
 }
 
-/// Why a database could not be opened. The text names the cause and what to do about it.
+/// Why a database could not be opened. The message names the cause and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The folder of a SQLite file cannot be made.
-    #[error("cannot make the folder {}: {source}; make it, or choose another path", folder.display())]
+    /// The folder of a SQLite file cannot be created.
+    #[error("cannot create the folder {}: {source}; create it, or choose another path", folder.display())]
     Folder {
         /// The folder.
         folder: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 
@@ -73,47 +74,47 @@ pub enum OpenError {
     #[error("{} is a directory; name a file in it", .0.display())]
     IsDirectory(PathBuf),
 
-    /// The file exists and is something else.
+    /// The file exists, but is not a SQLite database.
     #[error("{} is not a SQLite database (or is encrypted); choose another path, or restore the file from a backup", .0.display())]
     NotADatabase(PathBuf),
 
-    /// The file, or the folder that its journal must be written to, is read-only.
+    /// The file is read-only, or its folder is; SQLite must write its journal in the folder.
     #[error("{} cannot be written; give this process write permission on the file and on its folder", .0.display())]
     ReadOnly(PathBuf),
 
-    /// Another process held the file for longer than we were told to wait.
-    #[error("{} stayed locked by another process for {waited:?}; stop that process, or raise `busy_timeout`", path.display())]
+    /// Another process held a lock on the file for longer than `busy_timeout`.
+    #[error("{} was locked by another process for {waited:?}; stop that process, or raise `busy_timeout`", path.display())]
     Locked {
         /// The file.
         path: PathBuf,
-        /// How long was waited.
+        /// How long the launch waited.
         waited: Duration,
     },
 
-    /// SQLite answered the switch to WAL with another mode: the file system cannot carry it.
-    #[error("{} refuses write-ahead logging (it stayed in journal mode `{mode}`); put it on a local file system", path.display())]
+    /// SQLite did not switch the file to write-ahead logging: the file system does not support it.
+    #[error("{} cannot use write-ahead logging (its journal mode is still `{mode}`); move it to a local file system", path.display())]
     NoWal {
         /// The file.
         path: PathBuf,
-        /// The mode that it stayed in.
+        /// The journal mode of the file.
         mode: String,
     },
 
-    /// A pooler gives a client another session with each transaction.
+    /// A connection pooler does not give each connection its own server session.
     #[error(
-        "a pooler in transaction or statement mode stands before it (two connections were served by one session of the server, or one by two); leases, LISTEN and read-only sessions need a session of their own: use the pooler's session mode (pgbouncer: `pool_mode = session`), or connect to the server itself"
+        "a connection pooler in transaction or statement mode is in front of the server (two connections used one server session, or one connection used two); leases, LISTEN and read-only sessions need one server session for each connection; use the pooler's session mode (pgbouncer: `pool_mode = session`), or connect to the server directly"
     )]
     SharedSessions,
 
-    /// The URL has `options`, and a pooler drops them.
+    /// The URL has `options`, and a connection pooler drops them.
     #[error(
-        "the URL's `options` do not get through the pooler before it; set them for the role or the database instead (`ALTER ROLE … SET …`), or connect to the server itself"
+        "a connection pooler drops the `options` of the URL; set them for the role or the database instead (`ALTER ROLE … SET …`), or connect to the server directly"
     )]
     OptionsDropped,
 
-    /// Everything else, in the database's own words.
+    /// Any other error of the database.
     #[error(
-        "cannot open it: {0}; check that the address is right and that the database is running"
+        "cannot open the database: {0}; check that the address is right and that the database is running"
     )]
     Database(#[from] sqlx::Error),
 }

@@ -1,41 +1,41 @@
-//! What an error of a database means: one table for guards, sessions and settlement.
+//! The meaning of database errors, for guards, sessions and settlement.
 //!
-//! Errors are told apart by SQLSTATE, severity and SQLite result code, never by the text of a
-//! message. <https://www.postgresql.org/docs/current/errcodes-appendix.html>,
-//! <https://www.sqlite.org/rescode.html>
+//! Errors are classified by SQLSTATE, severity and SQLite result code, never by the text of a
+//! message. See <https://www.postgresql.org/docs/current/errcodes-appendix.html> and
+//! <https://www.sqlite.org/rescode.html>.
 
 use std::io;
 
-/// What an error means for the request that met it.
+/// The meaning of a database error for the request that received it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorClass {
-    /// Contention: BUSY, a deadlock, a serialization failure, a wait over its limit, no free
-    /// connection.
+    /// Contention: SQLite's BUSY, a deadlock, a serialization failure, a timeout of a wait, or no
+    /// free connection.
     Busy,
-    /// No connection could be opened: the server is down, starting, or behind a dead network.
+    /// No connection could be opened: the server is down or starting, or the network does not work.
     Unreachable,
-    /// The session ended in the middle.
+    /// The session ended while it was in use.
     Lost,
     /// The database takes no writes now: a standby, a read-only server, a full disk.
     NotWritable,
     /// Postgres has aborted the transaction because of an earlier error.
     Aborted,
-    /// The transaction is over, and settlement did not end it.
+    /// The transaction has ended, and settlement did not end it.
     Ended {
-        /// Nothing of it stays.
+        /// Nothing of the transaction is committed.
         undone: bool,
     },
-    /// A constraint refused.
+    /// A constraint is violated.
     Constraint,
-    /// `fetch_one` found nothing.
+    /// `fetch_one` found no row.
     NotFound,
-    /// Everything else: a mistake in the SQL, in the code, in the driver.
+    /// Any other error: a mistake in the SQL, in the code, or in the driver.
     Other,
 }
 
 impl ErrorClass {
-    /// What an error of a statement means.
+    /// Classifies the error of a statement.
     pub fn of(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::RowNotFound => Self::NotFound,
@@ -44,7 +44,7 @@ impl ErrorClass {
                 Some(Mark::NotWritable(_)) => Self::NotWritable,
                 _ => Self::Unreachable,
             },
-            // Only the first bytes of a connection go through a TLS handshake.
+            // A TLS handshake takes place only while a connection is opened.
             sqlx::Error::Tls(_) => Self::Unreachable,
             sqlx::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => {
                 Self::NotWritable
@@ -60,13 +60,13 @@ impl ErrorClass {
     }
 }
 
-/// Whether the session that met this error can be used no more: it has ended, or the driver no
-/// longer understands what comes.
+/// Returns `true` if the session that returned this error cannot be used again: the session has
+/// ended, or the driver no longer understands the replies.
 pub(crate) fn ends_session(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Protocol(_)) || is_lost(error)
 }
 
-/// Whether the session that met this error has ended.
+/// Returns `true` if the session that returned this error has ended.
 pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
     matches!(
         ErrorClass::of(error),
@@ -74,18 +74,18 @@ pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
     )
 }
 
-/// Whether another session may do better than the one that met this error at its first statement: it
-/// had died while it was idle, or leads to a server that was the primary once.
+/// Returns `true` if another session may succeed where this session failed at its first statement.
+/// This session may have died while it was idle, or its server may no longer be the primary.
 pub(crate) fn may_be_stale(error: &sqlx::Error) -> bool {
     ends_session(error) || ErrorClass::of(error) == ErrorClass::NotWritable
 }
 
-/// Whether COMMIT, answered with this error, has certainly committed nothing.
+/// Returns `true` if a COMMIT with this error as its reply has certainly committed nothing.
 ///
-/// Postgres means it when it answers with severity ERROR: past its commit record an error is a
-/// PANIC. But a connection pooler, or a proxy, answers with errors too when it has lost the server
-/// on the way, and knows no better than anybody. So only codes count that a server gives for its
-/// own reasons; what is in no class here is doubtful.
+/// If Postgres itself replies to COMMIT with severity ERROR, nothing was committed: once it has
+/// written the commit record, an error is a PANIC. But a connection pooler or a proxy also replies
+/// with an error when it has lost the server, and then the outcome is unknown. Therefore only the
+/// codes that the server alone can send count. Any other code leaves the outcome in doubt.
 pub(crate) fn is_certain_refusal(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else {
         return false;
@@ -97,14 +97,15 @@ pub(crate) fn is_certain_refusal(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Marks an error as one of opening a connection, whatever it says: a server that starts, stops, or
-/// is not there answers with many.
+/// Marks an error as an error of opening a connection, so that it is [`ErrorClass::Unreachable`]. A
+/// server that starts, stops or is absent causes many different errors.
 ///
-/// `PoolTimedOut` is marked too: only who knows that nobody else had the connection may give it.
+/// `PoolTimedOut` is marked too. Pass it only if the wait was for the server, and not for
+/// connections that other requests held.
 pub(crate) fn while_connecting(error: sqlx::Error) -> sqlx::Error {
     match error {
         sqlx::Error::PoolClosed => error,
-        // The server is there, and has no room: others must end first.
+        // too_many_connections: the server is up, but others must disconnect first.
         sqlx::Error::Database(ref refusal) if refusal.code().as_deref() == Some("53300") => error,
         sqlx::Error::Io(ref marked) if mark(marked).is_some() => error,
         error => {
@@ -118,8 +119,9 @@ pub(crate) fn while_connecting(error: sqlx::Error) -> sqlx::Error {
     }
 }
 
-/// Marks an error that the beginning of a transaction met which may write, if it says that nothing
-/// can be written there: a standby has no transaction ids to give, and refuses modes that write.
+/// Marks the error of a BEGIN that asked for write access as [`ErrorClass::NotWritable`], if the
+/// error says that the server takes no writes. A standby assigns no transaction ids and refuses
+/// `READ WRITE`.
 #[cfg(feature = "postgres")]
 pub(crate) fn while_beginning_to_write(error: sqlx::Error) -> sqlx::Error {
     let code = error.as_database_error().and_then(|error| error.code());
@@ -130,14 +132,15 @@ pub(crate) fn while_beginning_to_write(error: sqlx::Error) -> sqlx::Error {
     }
 }
 
-/// That a database takes no writes.
+/// Creates an error of class [`ErrorClass::NotWritable`].
 #[cfg(feature = "postgres")]
 pub(crate) fn not_writable(reason: String) -> sqlx::Error {
     let kind = io::ErrorKind::ReadOnlyFilesystem;
     sqlx::Error::Io(io::Error::new(kind, Mark::NotWritable(reason)))
 }
 
-/// What is known of an error beyond what it says, inside one that sqlx has a place for.
+/// Marks an error whose code alone does not show its class. A mark is wrapped in a
+/// [`sqlx::Error::Io`], because sqlx has no variant for it.
 #[derive(Debug, thiserror::Error)]
 enum Mark {
     #[error("cannot connect: {}", describe(.0))]
@@ -147,11 +150,13 @@ enum Mark {
     NotWritable(String),
 }
 
-/// The pool tries until it is out of time, and then says that it waited for others. What sqlx says
-/// before an error of the system, it says before the mark too.
+/// Returns the text of an error inside a mark.
+///
+/// The text of `PoolTimedOut` would blame other users of the pool. An I/O error is printed without
+/// sqlx's prefix, because sqlx adds that prefix before the mark.
 fn describe(error: &sqlx::Error) -> String {
     match error {
-        sqlx::Error::PoolTimedOut => "no answer in time".into(),
+        sqlx::Error::PoolTimedOut => "the database did not reply in time".into(),
         sqlx::Error::Io(error) => error.to_string(),
         error => error.to_string(),
     }
@@ -164,7 +169,7 @@ fn mark(error: &io::Error) -> Option<&Mark> {
 enum Code {
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     Postgres {
-        /// Severity FATAL or PANIC: the server, or a pooler, ends the session with it.
+        /// Severity FATAL or PANIC: the server or a pooler ends the session with this error.
         fatal: bool,
         state: String,
     },
@@ -186,18 +191,21 @@ fn code(error: &dyn sqlx::error::DatabaseError) -> Option<Code> {
 
 fn of_sqlstate(fatal: bool, state: &str) -> ErrorClass {
     match state {
-        // too_many_connections; also FATAL, but others will end.
+        // too_many_connections. It is FATAL too, but a retry can succeed when others disconnect.
         "53300" => ErrorClass::Busy,
-        // cannot_connect_now; a client that may not, or cannot, connect.
+        // cannot_connect_now, sqlclient_unable_to_establish_sqlconnection,
+        // sqlserver_rejected_establishment_of_sqlconnection
         "57P03" | "08001" | "08004" => ErrorClass::Unreachable,
-        // admin_shutdown, crash_shutdown, database_dropped, idle_session_timeout, both timeouts of
-        // a transaction, and whatever else comes with the end of the session.
+        // admin_shutdown, crash_shutdown, database_dropped, idle_session_timeout, connection
+        // exceptions, and every other error that ends the session.
         _ if fatal || state.starts_with("57P") || state.starts_with("08") => ErrorClass::Lost,
+        // idle_in_transaction_session_timeout, transaction_timeout
         "25P03" | "25P04" => ErrorClass::Lost,
         // serialization_failure, deadlock_detected, lock_not_available, query_canceled (a
         // statement timeout), out_of_memory
         "40001" | "40P01" | "55P03" | "57014" | "53200" => ErrorClass::Busy,
-        // disk_full. A write in a transaction that was begun to read is the handler's mistake.
+        // disk_full. Not 25006 (read_only_sql_transaction): a write in a read-only transaction is a
+        // mistake of the handler.
         "53100" => ErrorClass::NotWritable,
         // in_failed_sql_transaction
         "25P02" => ErrorClass::Aborted,
@@ -210,26 +218,31 @@ fn of_sqlstate(fatal: bool, state: &str) -> ErrorClass {
 
 fn is_certain_sqlstate(state: &str) -> bool {
     match state {
-        // query_canceled: by a timeout, or an operator, before the commit.
+        // query_canceled: a timeout or an operator cancelled the statement before it committed.
         "57014" => true,
         // statement_completion_unknown
         "40003" => false,
-        // No room on the server, or a limit of its own; too_many_connections is a pooler's.
+        // insufficient_resources, disk_full, out_of_memory, configuration_limit_exceeded. Not 53300
+        // (too_many_connections), which a pooler may send.
         "53000" | "53100" | "53200" | "53400" => true,
-        _ => CERTAIN.iter().any(|class| state.starts_with(class)),
+        _ => SENT_BY_SERVER_ONLY
+            .iter()
+            .any(|class| state.starts_with(class)),
     }
 }
 
-/// Classes of errors that only the server itself finds, in deferred constraints and triggers, in
-/// the state of the transaction, or in a conflict with another: cardinality, data, constraints,
-/// transaction state, triggered data change, dependent objects, transaction termination, routines,
-/// savepoints, names, rollback, access rules, WITH CHECK OPTION, limits, object state, PL/pgSQL.
-const CERTAIN: [&str; 24] = [
+/// SQLSTATE classes that only the server itself sends. They come from deferred constraints and
+/// triggers, from the state of the transaction, or from a conflict with another transaction.
+///
+/// They are the classes of cardinality, data, constraints, transaction state, triggered data
+/// change, dependent objects, transaction termination, routines, savepoints, names, rollback,
+/// access rules, WITH CHECK OPTION, limits, object state, and PL/pgSQL.
+const SENT_BY_SERVER_ONLY: [&str; 24] = [
     "09", "0A", "21", "22", "23", "24", "25", "26", "27", "2B", "2D", "2F", "34", "38", "39", "3B",
     "3D", "3F", "40", "42", "44", "54", "55", "P0",
 ];
 
-/// A commit hook refused: a COMMIT that settlement did not send.
+/// SQLITE_CONSTRAINT_COMMITHOOK: our commit hook refused a COMMIT that settlement did not send.
 const CONSTRAINT_COMMITHOOK: i32 = 531;
 
 /// SQLite's primary result codes.
@@ -245,7 +258,8 @@ fn of_sqlite(extended: i32) -> ErrorClass {
     match (extended, extended & 0xff) {
         (CONSTRAINT_COMMITHOOK, _) => ErrorClass::Ended { undone: true },
         (_, primary::BUSY | primary::LOCKED) => ErrorClass::Busy,
-        // Through a connection that only reads: the handler's mistake, not the file's.
+        // A write on a read-only connection: a mistake of the handler. Problems of the file have
+        // extended codes of READONLY.
         (primary::READONLY, _) => ErrorClass::Other,
         (_, primary::READONLY | primary::FULL) => ErrorClass::NotWritable,
         (_, primary::CONSTRAINT) => ErrorClass::Constraint,
@@ -253,7 +267,8 @@ fn of_sqlite(extended: i32) -> ErrorClass {
     }
 }
 
-/// Not an I/O error: a sync that failed at COMMIT may have reached the disk.
+/// Returns `true` if a COMMIT with this result code has certainly committed nothing. I/O errors do
+/// not count: if the sync of a COMMIT failed, the data may still be on the disk.
 fn is_certain_sqlite(extended: i32) -> bool {
     matches!(
         extended & 0xff,
@@ -266,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sqlstate_says_what_happened_to_the_session() {
+    fn a_sqlstate_and_its_severity_determine_the_error_class() {
         let meanings = [
             (false, "40001", ErrorClass::Busy),
             (false, "40P01", ErrorClass::Busy),
@@ -300,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_server_s_own_reasons_are_a_certain_refusal_of_commit() {
+    fn a_commit_is_certainly_refused_only_by_codes_that_the_server_alone_sends() {
         for state in [
             "23503", "23505", "40001", "40P01", "25P01", "25P02", "3B001", "57014", "P0001",
             "22012", "42P01", "53100",
@@ -316,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_code_of_sqlite_says_what_happened() {
+    fn a_sqlite_result_code_determines_the_error_class_and_whether_a_refusal_is_certain() {
         for (code, meaning, certain) in [
             (5, ErrorClass::Busy, true),
             (517, ErrorClass::Busy, true), // BUSY_SNAPSHOT
@@ -333,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_fails_while_connecting_means_unreachable() {
+    fn every_error_while_connecting_means_unreachable_unless_the_pool_is_closed() {
         for error in [
             sqlx::Error::PoolTimedOut,
             sqlx::Error::Protocol("unexpected response from SSLRequest: 0x00".into()),

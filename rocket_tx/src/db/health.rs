@@ -1,12 +1,14 @@
-//! Whether a database can be reached and takes writes, as its users find out: logged when it
-//! changes, not for every request that fails meanwhile.
+//! Logs when a database becomes unreachable or stops taking writes, and when it recovers.
+//!
+//! The state is taken from the results of requests. It is logged when it changes, not for each
+//! request that fails.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
-/// What is known of one database.
+/// The known state of one database.
 #[derive(Debug)]
 pub(crate) struct Health {
     database: &'static str,
@@ -14,7 +16,8 @@ pub(crate) struct Health {
     writes: Condition,
 }
 
-/// Good, or bad since when. Free to look at while it is good.
+/// One condition of a database: good, or bad since some time. While it is good, a check takes no
+/// lock.
 #[derive(Debug, Default)]
 struct Condition {
     is_bad: AtomicBool,
@@ -36,20 +39,20 @@ impl Health {
         }
     }
 
-    /// No connection could be opened.
+    /// Records that no connection could be opened.
     pub(crate) fn is_unreachable(&self, error: &sqlx::Error) {
-        if self.reach.worsens() {
+        if self.reach.record_failure() {
             let database = self.database;
             tracing::error!(
                 database, %error,
-                "the database cannot be reached; requests are answered 503 until it can"
+                "the database cannot be reached; requests fail with 503 until it can"
             );
         }
     }
 
-    /// A connection was opened, or has answered.
+    /// Records that a connection was opened, or that the server replied on one.
     pub(crate) fn is_reached(&self) {
-        if let Some(Trouble { since, failures }) = self.reach.improves() {
+        if let Some(Trouble { since, failures }) = self.reach.record_success() {
             let (database, after) = (self.database, since.elapsed());
             tracing::warn!(
                 database,
@@ -60,22 +63,22 @@ impl Health {
         }
     }
 
-    /// A transaction that may write could not begin.
+    /// Records that a transaction that may write could not begin.
     pub(crate) fn takes_no_writes(&self, error: &sqlx::Error) {
         self.is_reached();
-        if self.writes.worsens() {
+        if self.writes.record_failure() {
             let database = self.database;
             tracing::error!(
                 database, %error,
-                "the database takes no writes; requests that write are answered 503 until it does"
+                "the database takes no writes; requests that write fail with 503 until it does"
             );
         }
     }
 
-    /// A transaction that may write has begun.
+    /// Records that a transaction that may write has begun.
     pub(crate) fn takes_writes(&self) {
         self.is_reached();
-        if let Some(Trouble { since, failures }) = self.writes.improves() {
+        if let Some(Trouble { since, failures }) = self.writes.record_success() {
             let (database, after) = (self.database, since.elapsed());
             tracing::warn!(
                 database,
@@ -88,8 +91,8 @@ impl Health {
 }
 
 impl Condition {
-    /// Counts a failure; whether it is the first.
-    fn worsens(&self) -> bool {
+    /// Counts a failure. Returns `true` if it is the first one since the last success.
+    fn record_failure(&self) -> bool {
         let mut trouble = self.trouble.lock();
         self.is_bad.store(true, Ordering::Release);
         let is_first = trouble.is_none();
@@ -101,8 +104,8 @@ impl Condition {
         is_first
     }
 
-    /// What it was like until now, if it was bad.
-    fn improves(&self) -> Option<Trouble> {
+    /// Makes the condition good. Returns the trouble that ends with it, if the condition was bad.
+    fn record_success(&self) -> Option<Trouble> {
         if !self.is_bad.load(Ordering::Acquire) {
             return None;
         }
@@ -119,14 +122,14 @@ mod tests {
     #[test]
     fn only_the_first_failure_and_the_first_success_after_it_are_changes() {
         let condition = Condition::default();
-        assert!(condition.improves().is_none());
-        assert!(condition.worsens());
-        assert!(!condition.worsens());
+        assert!(condition.record_success().is_none());
+        assert!(condition.record_failure());
+        assert!(!condition.record_failure());
         assert_eq!(
-            condition.improves().map(|trouble| trouble.failures),
+            condition.record_success().map(|trouble| trouble.failures),
             Some(2)
         );
-        assert!(condition.improves().is_none());
-        assert!(condition.worsens());
+        assert!(condition.record_success().is_none());
+        assert!(condition.record_failure());
     }
 }

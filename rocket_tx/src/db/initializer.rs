@@ -1,7 +1,7 @@
 //! The fairing that attaches a database.
 //!
-//! rocket_db_pools' own `D::init()` works too. It does not tell the pool its database's name, so an
-//! error that stops the launch cannot say which database it was; this one can.
+//! `D::init()` of rocket_db_pools works too. But it does not give the pool the name of the
+//! database, so its launch errors cannot name the database. The errors of this fairing do.
 
 use std::any::TypeId;
 use std::marker::PhantomData;
@@ -22,10 +22,10 @@ use super::{
     Arrival, Attachment, Error, Identity, Migrations, TransactionPool, TransactionalDatabase,
 };
 
-/// Attaches the database `D`: opens it, migrates it, and closes it at shutdown after the requests
-/// in flight.
+/// Returns a fairing that attaches the database `D`: it opens and migrates the database at launch.
+/// At shutdown it waits for the requests in flight and then closes the database.
 ///
-/// The order of attachment is the order in which requests that want several databases take them.
+/// A request that uses several databases should take them in the order in which they are attached.
 ///
 /// ```no_run
 /// use rocket_tx::db::{self, UrlPool};
@@ -41,8 +41,8 @@ use super::{
 ///     .attach(Settlement::new());
 /// ```
 ///
-/// The launch stops, naming the database, the setting and the cause, when it cannot be opened,
-/// cannot be migrated, or is a database that is already attached under another name.
+/// The launch fails if the database cannot be opened or migrated, or if it is already attached
+/// under another name. The log names the database, the setting and the cause.
 pub fn init<D: TransactionalDatabase>() -> Initializer<D> {
     Initializer {
         migrations: Migrations::new(),
@@ -50,14 +50,14 @@ pub fn init<D: TransactionalDatabase>() -> Initializer<D> {
     }
 }
 
-/// The fairing that [`init`] makes.
+/// The fairing that [`init`] returns.
 pub struct Initializer<D> {
     migrations: Migrations,
     database: PhantomData<fn() -> D>,
 }
 
 impl<D> Initializer<D> {
-    /// Runs `migrations` at launch, those of the backend that the URL names.
+    /// Runs `migrations` at launch: those of the backend that the URL selects.
     pub fn migrations(mut self, migrations: Migrations) -> Self {
         self.migrations = migrations;
         self
@@ -97,7 +97,8 @@ impl<D: TransactionalDatabase> Fairing for Initializer<D> {
 }
 
 impl<D: TransactionalDatabase> Initializer<D> {
-    /// Opened, in its place, and migrated; or what the operator is to be told.
+    /// Opens the pool, attaches it and migrates its database. If that fails, returns the message
+    /// for the log.
     async fn open(
         &self,
         rocket: &Rocket<Build>,
@@ -113,7 +114,8 @@ impl<D: TransactionalDatabase> Initializer<D> {
             return Err(same_database::<D>(other));
         }
         let pool = D::Pool::init(&configuration).await.map_err(refused)?;
-        // Before the migrations: those of one database must never run in another.
+        // Attach before migrating: if the URL leads to a database that is already attached, these
+        // migrations must not run in it.
         attached
             .attach::<D, _>(rocket, &pool)
             .map_err(same_database::<D>)?;
@@ -122,12 +124,13 @@ impl<D: TransactionalDatabase> Initializer<D> {
     }
 }
 
-/// What the configuration says about `D`, with the defaults that rocket_db_pools gives.
+/// Returns the configuration of `D`, with the defaults of rocket_db_pools.
 fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, Error> {
     let key = format!("databases.{}", D::NAME);
     let figment = rocket.figment();
-    // A value in the place of the table would be passed over, and whatever a weaker source says
-    // would be opened instead. It may be a URL with a password: it is not repeated.
+    // figment would ignore a single value in place of the table, and the service would open the
+    // database of a source with lower priority. The value may be a URL with a password, so the
+    // error does not repeat it.
     let Ok(table) = figment.find_value(&key) else {
         return Err(figment::Error::from(figment::error::Kind::MissingField("url".into())).into());
     };
@@ -147,29 +150,30 @@ fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, Error> 
         .join(Serialized::default("connect_timeout", 5)))
 }
 
-/// Why two databases may not be one.
+/// Returns the error message for a `D` that is the same database as the attached `other`.
 pub(crate) fn same_database<D: Database>(other: &'static str) -> String {
     format!(
         "`databases.{}.url` leads to the same database as `databases.{other}.url`, and a request \
-         that writes both would wait for itself; give each a database of its own",
+         that writes to both would wait for itself; give each of them a separate database",
         D::NAME
     )
 }
 
-/// A database by its type, its name, and what it is.
+/// The type, the name and the identity of an attached database.
 type Attached = (TypeId, &'static str, Identity);
 
-/// The databases of a service, in order of attachment, and the work that shutdown waits for.
+/// The databases of a service, in the order of attachment, and the work that shutdown waits for.
 #[derive(Clone, Default)]
 pub(crate) struct AttachedDatabases {
     databases: Arc<Mutex<Vec<Attached>>>,
     pub(crate) in_flight: TaskTracker,
-    /// How long one request may take to be settled; `Settlement` says so.
+    /// How long the settlement of one request may take. Set by `Settlement`.
     pub(crate) settle_timeout: Arc<OnceLock<Duration>>,
 }
 
 impl AttachedDatabases {
-    /// The attached of a service, made by whoever comes first: a database or `Settlement`.
+    /// Returns the attached databases of a service. The first fairing that calls this, of a
+    /// database or `Settlement`, creates the list.
     pub(crate) fn of(rocket: Rocket<Build>) -> (Rocket<Build>, Self) {
         if let Some(attached) = rocket.state::<Self>() {
             let attached = attached.clone();
@@ -179,22 +183,22 @@ impl AttachedDatabases {
         (rocket.manage(attached.clone()), attached)
     }
 
-    /// Whether a database is attached under this name.
+    /// Returns `true` if a database is attached under this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         let databases = self.databases.lock();
         databases.iter().any(|(_, known, _)| *known == name)
     }
 
-    /// Under which name a database is attached already.
+    /// Returns the name under which this database is already attached.
     fn name_of(&self, identity: &Identity) -> Option<&'static str> {
         name_of(&self.databases.lock(), identity)
     }
 
-    /// Gives `pool` its place. Does nothing for one that has it.
+    /// Attaches `D` and gives `pool` its [`Attachment`]. Does nothing if `D` is already attached.
     ///
     /// # Errors
     ///
-    /// The name of the database that is attached already and is the same one.
+    /// The name under which the same database is already attached.
     pub(crate) fn attach<D: TransactionalDatabase, P: Phase>(
         &self,
         rocket: &Rocket<P>,
@@ -227,7 +231,7 @@ fn name_of(databases: &[Attached], identity: &Identity) -> Option<&'static str> 
     attached.map(|(_, name, _)| *name)
 }
 
-/// As long as Rocket itself waits for connections to end.
+/// Returns the time that Rocket itself waits at shutdown for client connections to end.
 fn close_timeout<P: Phase>(rocket: &Rocket<P>) -> Duration {
     let shutdown: rocket::config::Shutdown = rocket
         .figment()

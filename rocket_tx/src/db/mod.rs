@@ -1,22 +1,22 @@
-//! How a database is opened, lent and closed.
+//! Databases: how they are opened, used through pooled connections, and closed.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! | --- | --- |
-//! | `pool` | [`TransactionPool`]: what a pool must offer so that `tx` can lend from it |
-//! | `durability` | [`Durability`]: the wait that a COMMIT may leave for later |
-//! | `transaction` | [`Session`] and [`Transaction`]: an open transaction that owns its connection |
-//! | `sqlite` | one writer and N readers per file, and the sync of its log |
-//! | `postgres` | the pool for requests and the read-only pool beside it, and how their sessions prove themselves |
-//! | `by_url` | [`UrlPool`]: the backend is chosen by the URL, the SQL stands once |
-//! | `initializer` | [`init`]: the fairing that attaches a database, in order, with good errors |
-//! | `arrival` | where a request came from, noted before another fairing can say otherwise |
-//! | `health` | what is logged when a database goes away and comes back |
-//! | `readiness` | [`NotReady`]: whether it can serve now, asked beside requests |
-//! | `error_class` | what an error of a database means: one table for all |
-//! | `config`, `error` | what `Rocket.toml` may say, and what can go wrong at launch |
+//! | `pool` | [`TransactionPool`]: the interface of a pool from which `tx` acquires connections |
+//! | `transaction` | [`Session`] and [`Transaction`]: an open transaction with its connection |
+//! | `durability` | [`Durability`]: the wait after COMMIT until the commit survives a power cut |
+//! | `ending` | [`Ending`]: ends a transaction from outside its session |
+//! | `sqlite` | one writer and several readers per file, and the sync of the write-ahead log |
+//! | `postgres` | the pool for transactions, the read-only pool, and the checks of their sessions |
+//! | `by_url` | [`UrlPool`]: the URL selects the backend, and each query is written once |
+//! | `initializer` | [`init`]: the fairing that attaches a database |
+//! | `arrival` | the remote address of a request before any fairing can change it |
+//! | `health` | log messages when a database becomes unavailable and when it recovers |
+//! | `readiness` | [`NotReady`]: whether a database can serve now, for readiness probes |
+//! | `error_class` | the meaning of database errors |
+//! | `config`, `error` | the settings in `Rocket.toml`, and the errors at launch |
 //!
-//! The room knows nothing of requests: what a transaction means for a response is decided in
-//! [`tx`](crate::tx).
+//! This module does not decide what a transaction means for a response; [`tx`](crate::tx) does.
 
 mod arrival;
 mod by_url;

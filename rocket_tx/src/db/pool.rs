@@ -1,4 +1,4 @@
-//! What a pool must offer so that requests can borrow from it.
+//! The interface of a pool from which requests acquire connections.
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -16,10 +16,10 @@ use super::{
     Access, BeginOptions, Error, NotReady, Session, Transaction, TransactionControl, WaitPolicy,
 };
 
-/// Seals [`TransactionPool`]: settlement relies on what these pools promise of their sessions.
+/// Seals [`TransactionPool`]: settlement depends on the sessions of these pools.
 pub(super) trait Sealed {}
 
-/// A pool that request-scoped transactions and reads are lent from.
+/// A pool from which requests acquire connections for their transactions and reads.
 ///
 /// Implemented by [`UrlPool`](super::UrlPool), [`SqlitePool`](super::SqlitePool) and
 /// [`PostgresPool`](super::PostgresPool), and sealed: no other crate can implement it. A clone is
@@ -27,30 +27,30 @@ pub(super) trait Sealed {}
 // Other crates cannot implement a private bound.
 #[allow(private_bounds)]
 pub trait TransactionPool: Sealed + rocket_db_pools::Pool<Error = Error> + Clone {
-    /// A borrowed connection.
+    /// A connection that was acquired from the pool.
     type Session: Session;
 
-    /// Borrows a connection. One that is [`Access::ReadOnly`] is kept from writing by the database
-    /// itself.
+    /// Acquires a connection. With [`Access::ReadOnly`] the database itself refuses writes on it.
     ///
     /// # Errors
     ///
-    /// [`sqlx::Error::PoolTimedOut`] when none was free within `connect_timeout`, or at once with
-    /// [`WaitPolicy::FAIL_FAST`].
+    /// [`sqlx::Error::PoolTimedOut`] if no connection was free within `connect_timeout`, or at once
+    /// with [`WaitPolicy::FAIL_FAST`].
     fn session(
         &self,
         access: Access,
         wait: WaitPolicy,
     ) -> impl Future<Output = sqlx::Result<Self::Session>> + Send;
 
-    /// Borrows a connection and begins a transaction on it. The way to write outside a request.
+    /// Acquires a connection and begins a transaction on it. Use this to write outside a request.
     ///
-    /// A pooled session that has died meanwhile is noticed by BEGIN, and the next one is taken.
+    /// If a pooled session has died while it was idle, BEGIN detects that, and another session is
+    /// acquired.
     ///
     /// # Errors
     ///
-    /// As [`session`](Self::session), and whatever BEGIN meets: BUSY when another process keeps a
-    /// SQLite file locked for longer than `busy_timeout`.
+    /// The errors of [`session`](Self::session) and of BEGIN. For example, BUSY if another process
+    /// keeps a SQLite file locked for longer than `busy_timeout`.
     fn open(
         &self,
         options: BeginOptions,
@@ -62,7 +62,7 @@ pub trait TransactionPool: Sealed + rocket_db_pools::Pool<Error = Error> + Clone
                 let is_new = session.is_new();
                 match Transaction::begin(session, options).await {
                     Err(error) if !is_new && may_be_stale(&error) && Instant::now() < deadline => {
-                        tracing::debug!(%error, "a pooled session was of no use any more; taking another");
+                        tracing::debug!(%error, "a pooled session no longer works; acquiring another one");
                     }
                     result => return result,
                 }
@@ -73,82 +73,87 @@ pub trait TransactionPool: Sealed + rocket_db_pools::Pool<Error = Error> + Clone
     /// How long a request waits for a connection.
     fn connect_timeout(&self) -> Duration;
 
-    /// Whether the database can serve now: it answers, and takes writes. Asked beside the connections
-    /// of requests, and at most once a second, however often this is called; answered within 1.5 s.
-    /// For readiness probes.
+    /// Checks whether the database can serve now: it replies and takes writes. For readiness
+    /// probes.
     ///
-    /// Postgres keeps one connection more for it, beside `max_connections`. On SQLite a file of 256
-    /// KiB is written in the database's folder, and removed.
+    /// The check uses no connection of requests and returns within 1.5 s. It runs at most once a
+    /// second; calls in between return the last result. On Postgres it keeps one connection in
+    /// addition to `max_connections`. On SQLite it writes a file of 256 KiB in the folder of the
+    /// database and removes it.
     ///
     /// # Errors
     ///
-    /// [`NotReady`] says why not.
+    /// [`NotReady`] with the reason.
     fn ready(&self) -> impl Future<Output = Result<(), NotReady>> + Send;
 
-    /// Brings the schema up to date. Safe to run from many processes at once.
+    /// Runs the migrations. Several processes may do so at the same time.
     fn migrate(&self, migrations: &Migrations) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Which database this is, so that two pools of the same one are noticed.
+    /// Returns the identity of the database. It shows whether two pools use the same database.
     fn identity(&self) -> &Identity;
 
-    /// Which database this configuration leads to, where that can be told without opening it: a
-    /// SQLite file that is open under two names, each with a journal of its own, gets corrupted.
-    /// <https://www.sqlite.org/howtocorrupt.html#_multiple_links_to_the_same_file>
+    /// Returns the identity of the database that `configuration` names, or `None` if it is unknown
+    /// before the database is opened.
+    ///
+    /// A SQLite file that is opened under two names has two journals and can become corrupted. See
+    /// <https://www.sqlite.org/howtocorrupt.html#_multiple_links_to_the_same_file>.
     fn identity_before_opening(configuration: &Figment) -> Option<Identity> {
         let _ = configuration;
         None
     }
 
-    /// What ties the pool to the service that uses it; set once, at launch.
+    /// Returns the pool's place in its service. It is set once, at launch.
     fn attachment(&self) -> &OnceLock<Attachment>;
 }
 
-/// A database that requests can have transactions of: any that is made of one of this library's pools
-/// by `#[derive(Database)]`.
+/// A database in which requests can have transactions.
+///
+/// Implemented for every type with `#[derive(Database)]` over a pool of this library.
 pub trait TransactionalDatabase: Database<Pool: TransactionPool> {}
 
 impl<D> TransactionalDatabase for D where D: Database<Pool: TransactionPool> {}
 
-/// Tells two databases apart, however their URLs are spelt.
+/// Identifies a database. Two URLs of the same database have equal identities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity(pub(crate) String);
 
 /// A pool's place in its service.
 #[derive(Debug, Clone)]
 pub struct Attachment {
-    /// The order of attachment: requests that want two databases take the lower one first.
+    /// The position in the order of attachment. A request that uses two databases takes the lower
+    /// rank first.
     pub(crate) rank: usize,
-    /// Requests and hooks that are still under way.
+    /// The requests and hooks that have not ended.
     pub(crate) in_flight: TaskTracker,
-    /// How long closing waits for them.
+    /// How long closing waits for `in_flight`.
     pub(crate) close_timeout: Duration,
-    /// How long one request may take to be settled: a lost COMMIT is asked about within it. Known
-    /// once `Settlement` is attached.
+    /// How long the settlement of one request may take. The outcome of a lost COMMIT is queried
+    /// within this time. Set when `Settlement` is attached.
     #[cfg(feature = "postgres")]
     pub(crate) settle_timeout: Arc<OnceLock<Duration>>,
-    /// Whether the database can be reached.
+    /// Logs whether the database can be reached and takes writes.
     #[cfg(feature = "postgres")]
     pub(crate) health: Arc<Health>,
 }
 
 impl Attachment {
-    /// Runs `work` in a task that the pool's closing waits for, bounded.
+    /// Runs `work` in a task. Closing the pool waits for the task, up to a limit.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.in_flight.spawn(work);
     }
 
-    /// What counts for a pool that is in no service.
+    /// The `settle_timeout` of a pool that is not attached to a service.
     #[cfg(feature = "postgres")]
     pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// Waits, bounded, until no request is in flight and the hooks are drained.
+    /// Waits until no request is in flight and the hooks have ended, at most `close_timeout`.
     ///
-    /// Rocket runs all shutdown fairings at once, and rocket_db_pools closes in one: without this,
-    /// requests in flight would lose their database in the middle.
+    /// Rocket runs all shutdown fairings at the same time, and rocket_db_pools closes the pool in
+    /// one of them. Without this wait, requests in flight would lose their database.
     async fn drained(&self) {
-        /// Rocket counts connections right after the shutdown fairings, and sleeps through all of
-        /// its grace if one is left. Idle ones take a moment to close.
-        const CLOSING: Duration = Duration::from_millis(50);
+        /// Time for idle client connections to close. Rocket counts the connections right after the
+        /// shutdown fairings, and if one is left, it sleeps for its whole grace period.
+        const IDLE_CLIENTS: Duration = Duration::from_millis(50);
 
         self.in_flight.close();
         if timeout(self.close_timeout, self.in_flight.wait())
@@ -157,28 +162,29 @@ impl Attachment {
         {
             tracing::warn!(
                 waited = ?self.close_timeout,
-                "requests are still in flight at shutdown; closing the database all the same"
+                "requests are still in flight at shutdown; closing the database anyway"
             );
         }
-        tokio::time::sleep(CLOSING).await;
+        tokio::time::sleep(IDLE_CLIENTS).await;
     }
 }
 
-/// Waits for requests in flight, then closes, bounded: a leaked connection must not block the exit.
+/// Waits for the requests in flight, then closes the pool by `closing`. The wait for `closing` has
+/// a limit, because a leaked connection must not block the exit.
 pub(super) async fn close(attachment: &OnceLock<Attachment>, closing: impl Future<Output = ()>) {
-    const LEAKED: Duration = Duration::from_secs(2);
+    const LIMIT: Duration = Duration::from_secs(2);
 
     if let Some(attachment) = attachment.get() {
         attachment.drained().await;
     }
-    if timeout(LEAKED, closing).await.is_err() {
+    if timeout(LIMIT, closing).await.is_err() {
         tracing::warn!(
-            "a connection is still lent at shutdown; leaving it to the database to roll back"
+            "a connection is still in use at shutdown; the database will roll back its transaction"
         );
     }
 }
 
-/// The migrations of one database, for each backend that it may live on.
+/// The migrations of one database, for each backend that it may use.
 ///
 /// ```
 /// # #[cfg(all(feature = "sqlite", feature = "postgres"))] {
@@ -200,19 +206,19 @@ pub struct Migrations {
 }
 
 impl Migrations {
-    /// No migrations for either backend.
+    /// Creates a value without migrations.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Migrations to run when the database is SQLite.
+    /// Sets the migrations to run if the database is SQLite.
     #[cfg(feature = "sqlite")]
     pub fn sqlite(mut self, migrator: sqlx::migrate::Migrator) -> Self {
         self.sqlite = Some(Arc::new(migrator));
         self
     }
 
-    /// Migrations to run when the database is Postgres.
+    /// Sets the migrations to run if the database is Postgres.
     #[cfg(feature = "postgres")]
     pub fn postgres(mut self, migrator: sqlx::migrate::Migrator) -> Self {
         self.postgres = Some(Arc::new(migrator));

@@ -1,4 +1,4 @@
-//! Whether a database can serve now, asked without taking a connection from requests.
+//! Readiness: whether a database can serve now, checked without a connection of requests.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -10,54 +10,55 @@ use tokio::time::timeout;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotReady {
-    /// No connection, or no answer in time.
+    /// There is no connection, or no reply in time.
     #[error("cannot be reached")]
     Unreachable,
 
-    /// Postgres: a standby, or a server whose default is to read only. SQLite: the file or its
+    /// Postgres: a standby, or a server that is read-only by default. SQLite: the file or its
     /// folder cannot be written.
     #[error("takes no writes")]
     ReadOnly,
 
-    /// SQLite: the disk has no room.
-    #[error("has no room left on its disk")]
+    /// SQLite: the disk is full.
+    #[error("has no space left on its disk")]
     DiskFull,
 
-    /// SQLite: its path leads to no file any more.
+    /// SQLite: the file no longer exists at its path.
     #[error("is gone: its file was removed")]
     Gone,
 }
 
-/// Within which a verdict falls.
+/// The time limit of a check.
 pub(super) const LIMIT: Duration = Duration::from_millis(1_500);
 
-/// For how long a verdict stands: probes may come from many sides.
-const STANDS: Duration = Duration::from_secs(1);
+/// How long a result is reused. Several monitors may probe the service at the same time.
+const VALID_FOR: Duration = Duration::from_secs(1);
 
-/// The last verdict on one database. Only one is being found at a time.
+/// The last result for one database. Only one check runs at a time.
 #[derive(Debug, Default)]
 pub(super) struct Readiness(Mutex<Option<(Instant, Result<(), NotReady>)>>);
 
 impl Readiness {
-    /// The last verdict, if it still stands, or a new one. Within [`LIMIT`].
+    /// Returns the last result if it is recent, or else runs `check`. Takes at most [`LIMIT`].
     pub(super) async fn verdict(
         &self,
-        asking: impl Future<Output = Result<(), NotReady>>,
+        check: impl Future<Output = Result<(), NotReady>>,
     ) -> Result<(), NotReady> {
-        let finding = async {
+        let recent_or_new = async {
             let mut last = self.0.lock().await;
-            if let Some((when, verdict)) = *last
-                && when.elapsed() < STANDS
+            if let Some((when, result)) = *last
+                && when.elapsed() < VALID_FOR
             {
-                return verdict;
+                return result;
             }
-            // A little earlier than who waits for the lock gives up.
-            let asked = timeout(LIMIT * 9 / 10, asking).await;
-            let verdict = asked.unwrap_or(Err(NotReady::Unreachable));
-            *last = Some((Instant::now(), verdict));
-            verdict
+            // A little shorter than `LIMIT`, so that a task that waits for the lock gets this
+            // result before its own limit.
+            let checked = timeout(LIMIT * 9 / 10, check).await;
+            let result = checked.unwrap_or(Err(NotReady::Unreachable));
+            *last = Some((Instant::now(), result));
+            result
         };
-        let found = timeout(LIMIT, finding).await;
-        found.unwrap_or(Err(NotReady::Unreachable))
+        let in_time = timeout(LIMIT, recent_or_new).await;
+        in_time.unwrap_or(Err(NotReady::Unreachable))
     }
 }

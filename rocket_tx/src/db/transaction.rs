@@ -1,7 +1,7 @@
 //! An open transaction that owns its connection.
 //!
-//! sqlx's own `Transaction` can commit and roll back, but it cannot tell whether a COMMIT would be
-//! obeyed, nor close a connection that cannot be rolled back. Both are what settlement is made of.
+//! Settlement needs two things that sqlx's own `Transaction` does not offer. It must check whether
+//! COMMIT would really commit, and it must close a connection that cannot be rolled back.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,22 +11,22 @@ use super::{Durability, Ended, Ending};
 
 /// How strictly a transaction is isolated from others.
 ///
-/// Ordered: a later variant promises all that an earlier one does. SQLite has only the last: its
-/// transactions are serializable, whatever is asked for.
+/// The variants are ordered: each one guarantees everything that the earlier ones guarantee. SQLite
+/// transactions are always serializable, whichever variant is requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isolation {
-    /// What the server is set to: READ COMMITTED, unless somebody changed it.
+    /// The default of the server: READ COMMITTED, unless the server is configured otherwise.
     Default,
     /// Postgres's REPEATABLE READ: one snapshot for the whole transaction.
     RepeatableRead,
-    /// SERIALIZABLE: as if transactions ran one after the other.
+    /// SERIALIZABLE: the result is the same as if the transactions ran one after the other.
     Serializable,
 }
 
 /// Whether a transaction may write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
-    /// Reads only; a write fails at the database.
+    /// Reads only. The database refuses writes.
     ReadOnly,
     /// Reads and writes.
     ReadWrite,
@@ -48,21 +48,22 @@ pub struct WaitPolicy {
 }
 
 impl WaitPolicy {
-    /// Queue for a connection, `connect_timeout` at most. The default.
+    /// Queues for a connection, at most `connect_timeout`. The default.
     pub const QUEUE: Self = Self {
         queues: true,
         busy_timeout: None,
     };
 
-    /// Fail at once if no connection is free, or if another process has locked the SQLite file: for
-    /// a caller that holds something for which others may be waiting.
+    /// Fails at once if no connection is free, or if another process has locked the SQLite file.
+    /// Use it while the caller holds something that another request may be waiting for.
     pub const FAIL_FAST: Self = Self {
         queues: false,
         busy_timeout: Some(Duration::ZERO),
     };
 
-    /// Wait `limit` at most for a lock of another process, instead of the database's `busy_timeout`.
-    /// While one request waits for it, no other of this process can write. SQLite only.
+    /// Waits at most `limit` for a lock of another process, instead of the configured
+    /// `busy_timeout`. While one request waits for the lock, no other request of this process can
+    /// write. SQLite only.
     pub const fn busy_timeout(self, limit: Duration) -> Self {
         Self {
             busy_timeout: Some(limit),
@@ -70,12 +71,12 @@ impl WaitPolicy {
         }
     }
 
-    /// Whether it queues for a connection.
+    /// Returns `true` if the policy queues for a connection.
     pub(crate) fn queues(self) -> bool {
         self.queues
     }
 
-    /// The limit for a lock of another process. `usual` is what the database is configured with.
+    /// Returns the limit for a lock of another process. `usual` is the configured `busy_timeout`.
     #[cfg(feature = "sqlite")]
     pub(crate) fn busy_timeout_or(self, usual: Duration) -> Duration {
         self.busy_timeout.unwrap_or(usual)
@@ -88,78 +89,79 @@ impl Default for WaitPolicy {
     }
 }
 
-/// How a transaction is to begin.
+/// The options of BEGIN.
 #[derive(Debug, Clone, Copy)]
 pub struct BeginOptions {
     /// Isolation from other transactions.
     pub isolation: Isolation,
-    /// Whether it may write.
+    /// Whether the transaction may write.
     pub access: Access,
     /// How long to wait for a connection, and for a lock of another process.
     pub wait: WaitPolicy,
 }
 
-/// Why a transaction cannot be committed.
+/// Why a commit failed, or why its outcome is unknown.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommitError {
-    /// An earlier statement failed, its error was swallowed, and the database has given the
-    /// transaction up: Postgres would answer COMMIT with ROLLBACK.
+    /// An earlier statement failed, the handler ignored the error, and Postgres has aborted the
+    /// transaction. Postgres would execute a COMMIT as a ROLLBACK.
     #[error("the transaction was already aborted by a failed statement")]
     Aborted,
 
-    /// The transaction that was begun is over: the handler sent COMMIT or ROLLBACK itself, or
-    /// SQLite rolled back by itself.
+    /// The transaction has already ended: the handler sent COMMIT or ROLLBACK itself, or SQLite
+    /// rolled back by itself.
     #[error("the transaction had already ended before it was settled")]
     Ended {
-        /// The backend made sure that nothing of it stays. SQLite's commit hook does; Postgres
-        /// lets a handler roll back, and go on.
+        /// Nothing of the transaction is committed. SQLite's commit hook guarantees this. On
+        /// Postgres a handler can end the transaction and write more, so nothing is guaranteed.
         undone: bool,
     },
 
-    /// A deferred constraint does not hold, and COMMIT would be refused. SQLite does not say which;
-    /// Postgres names it in [`Refused`](Self::Refused).
-    #[error("a deferred foreign key is broken")]
+    /// A deferred foreign key is violated, so that COMMIT would fail. Reported on SQLite, which
+    /// does not name the key. Postgres names the constraint in [`Refused`](Self::Refused).
+    #[error("a deferred foreign key is violated")]
     ConstraintBroken,
 
-    /// The database refused: nothing was committed.
-    #[error("the database refused: {0}")]
+    /// The database refused the commit. Nothing was committed.
+    #[error("the database refused the commit: {0}")]
     Refused(#[source] sqlx::Error),
 
-    /// The connection was lost while COMMIT was under way, and the server says that nothing was
-    /// committed.
-    #[error("the connection failed while COMMIT was under way, and it was rolled back: {0}")]
+    /// The connection was lost during COMMIT, and the server reports that nothing was committed.
+    #[error("the connection failed during COMMIT, and the transaction was rolled back: {0}")]
     Lost(#[source] sqlx::Error),
 
-    /// COMMIT was sent, and what became of it cannot be known.
-    #[error("the connection failed while COMMIT was under way: {0}")]
+    /// COMMIT was sent, and its outcome is unknown.
+    #[error("COMMIT failed, and it is unknown whether the transaction was committed: {0}")]
     Unknown(#[source] sqlx::Error),
 
-    /// COMMIT was obeyed, but the disk failed to keep it, and what a restart finds cannot be known.
-    #[error("the commit could not be written to the disk for good: {0}")]
+    /// COMMIT succeeded, but the disk failed to store it. It is unknown whether the commit will
+    /// still be there after a restart.
+    #[error("the commit could not be synced to the disk: {0}")]
     NotDurable(#[source] std::io::Error),
 }
 
-/// Why it is not certain that a transaction was rolled back.
+/// Why a rollback is not certain.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RollbackError {
-    /// The transaction that was begun was over already: the handler sent COMMIT or ROLLBACK itself.
+    /// The transaction had already ended: the handler sent COMMIT or ROLLBACK itself.
     #[error("the transaction had already ended before it was rolled back")]
     Ended {
-        /// The backend made sure that nothing of it stays.
+        /// Nothing of the transaction is committed.
         undone: bool,
     },
 
-    /// The session does not answer. It is closed, and the server rolls back what it had open.
-    #[error("ROLLBACK was not answered; the session is closed instead: {0}")]
+    /// The session does not reply, or ROLLBACK failed. The session is closed, so that the database
+    /// rolls back.
+    #[error("ROLLBACK failed; the session is closed instead: {0}")]
     Lost(#[from] sqlx::Error),
 }
 
-/// Tells a transaction from every other of this process.
+/// Identifies a transaction within this process.
 ///
-/// Safe code can exchange two sessions through the guards that lend them. A transaction therefore
-/// settles only the session that it began on.
+/// Safe code can swap two sessions through the guards that give access to them. A transaction
+/// therefore settles a session only if it began on that session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TransactionId(u64);
 
@@ -171,11 +173,11 @@ impl TransactionId {
     }
 }
 
-/// A connection borrowed from a pool.
+/// A connection that was acquired from a pool.
 ///
-/// Implemented for each backend; users meet it only in type signatures, and can implement it for
-/// nothing else. Guards lend the same type, so it has no method that ends a transaction: settlement
-/// alone does that.
+/// Implemented for each backend. Users see it only in type signatures; other crates cannot
+/// implement it. Handlers have access to the same type, so it has no method that ends a
+/// transaction: only settlement does that.
 ///
 /// ```compile_fail
 /// use rocket_tx::db::{Connection, Session};
@@ -195,60 +197,64 @@ impl TransactionId {
 // Other crates cannot call the methods of a private bound.
 #[allow(private_bounds)]
 pub trait Session: TransactionControl + Send + Sync + 'static {
-    /// What guards dereference to: sqlx's own connection type, or the [by-URL
+    /// The type that guards dereference to: sqlx's own connection type, or the [by-URL
     /// enum](super::Connection).
     type Connection: Send + Sync + 'static;
 
-    /// The connection itself.
+    /// Returns the connection.
     fn connection(&mut self) -> &mut Self::Connection;
 
-    /// The connection itself, to look at.
+    /// Returns the connection as a shared reference.
     fn connection_ref(&self) -> &Self::Connection;
 }
 
-/// How transactions are done on a [`Session`]. Futures that are dropped half way leave the connection
-/// in a state that [`Transaction`] takes care of.
+/// The transaction operations of a [`Session`].
+///
+/// If one of the futures is dropped before it has completed, the state of the connection is
+/// unknown. [`Transaction`] handles that case.
 pub(crate) trait TransactionControl {
-    /// It was opened just now: if it does not work, another will not either.
+    /// Returns `true` if the connection was opened just now. If a new connection does not work, it
+    /// makes no sense to try another one.
     fn is_new(&self) -> bool {
         true
     }
 
-    /// The transaction that began on it last.
+    /// The last transaction that began on this session.
     fn owner(&mut self) -> &mut Option<TransactionId>;
 
     /// Sends BEGIN. One round trip.
     fn begin(&mut self, options: BeginOptions) -> impl Future<Output = sqlx::Result<()>> + Send;
 
-    /// Proves that COMMIT would mean COMMIT. One round trip, or hop.
+    /// Proves that COMMIT would commit this transaction. Takes one round trip on Postgres, and one
+    /// exchange with the thread of the connection on SQLite.
     fn prepare(&mut self) -> impl Future<Output = Result<(), CommitError>> + Send;
 
-    /// Commits, or says why not. In one round trip it also proves what
-    /// [`prepare`](Self::prepare) does, so that it is safe without.
+    /// Commits, or returns why that was not possible. The same round trip also does the proof of
+    /// [`prepare`](Self::prepare), so that `commit` is safe without `prepare`.
     ///
-    /// The session is free as soon as it returns; the commit is durable after
-    /// [`Durability::wait`].
+    /// The session is free when this returns. The commit is durable after [`Durability::wait`].
     fn commit(&mut self) -> impl Future<Output = Result<Durability, CommitError>> + Send;
 
-    /// Rolls back, and proves that it was this transaction. One round trip.
+    /// Rolls back, and proves that it rolled back this transaction. One round trip.
     fn rollback(&mut self) -> impl Future<Output = Result<(), RollbackError>> + Send;
 
-    /// Ends its transaction from outside; to be asked for when it has begun.
+    /// Returns an [`Ending`] of the transaction. Call this after the transaction has begun.
     fn ending(&self) -> Ending {
         Ending::by_closing()
     }
 
-    /// Queues a rollback that the connection does before anything else; for `Drop`.
+    /// Queues a rollback that the connection executes before any later statement. For `Drop`.
     fn start_rollback(&mut self);
 
-    /// Has the connection closed, instead of returned to its pool, when it is dropped.
+    /// Makes the connection close when it is dropped, instead of returning to its pool.
     fn close_on_drop(&mut self);
 }
 
-/// An open transaction together with the connection that it owns.
+/// An open transaction and the connection that it owns.
 ///
-/// Dropping it rolls back: the rollback is queued on the connection, which then goes back to its
-/// pool; a connection that was abandoned in the middle of a statement of ours is closed instead.
+/// Dropping it rolls back: the rollback is queued on the connection, and the connection returns to
+/// its pool. The connection is closed instead if the result of one of our own statements is
+/// unknown, or if a handler has abandoned a statement on it.
 pub struct Transaction<S: Session> {
     session: S,
     id: TransactionId,
@@ -259,11 +265,13 @@ pub struct Transaction<S: Session> {
 #[derive(PartialEq, Eq)]
 enum State {
     Open,
-    /// A statement may be under way that nobody waits for: one of our own, until it is answered.
+    /// A statement may be running whose result is unknown: one of our own, until its reply is read,
+    /// or a statement that a handler has abandoned.
     Busy,
-    /// Nothing more can be found out. `Drop` closes the session.
+    /// The transaction cannot be used any more. `Drop` closes the session.
     Closing,
-    Over,
+    /// Committed, rolled back, or never begun.
+    Ended,
 }
 
 impl<S: Session> Transaction<S> {
@@ -272,20 +280,21 @@ impl<S: Session> Transaction<S> {
         let mut transaction = Self {
             session,
             id: TransactionId::next(),
-            state: State::Over,
+            state: State::Ended,
             access: options.access,
         };
         transaction.begin_again(options).await?;
         Ok(transaction)
     }
 
-    /// Begins anew on the same connection, after the transaction has ended.
+    /// Begins another transaction on the same connection, after this one has ended.
     ///
     /// # Errors
     ///
-    /// What BEGIN met; [`sqlx::Error::InvalidSavePointStatement`] if it has not ended.
+    /// The error of BEGIN, or [`sqlx::Error::InvalidSavePointStatement`] if the transaction has not
+    /// ended.
     pub async fn begin_again(&mut self, options: BeginOptions) -> sqlx::Result<()> {
-        if self.state != State::Over {
+        if self.state != State::Ended {
             return Err(sqlx::Error::InvalidSavePointStatement);
         }
         self.state = State::Busy;
@@ -294,7 +303,7 @@ impl<S: Session> Transaction<S> {
         let result = self.session.begin(options).await;
         self.state = match result {
             Ok(()) => State::Open,
-            Err(_) => State::Over,
+            Err(_) => State::Ended,
         };
         if result
             .as_ref()
@@ -305,22 +314,23 @@ impl<S: Session> Transaction<S> {
         result
     }
 
-    /// It was begun, and nobody has ended it through this type.
+    /// Returns `true` if the transaction has begun and was not ended through this type.
     pub(crate) fn is_open(&self) -> bool {
         self.state == State::Open
     }
 
-    /// It was committed or rolled back, so that it can be [begun again](Self::begin_again).
+    /// Returns `true` if the transaction was committed or rolled back. Then [`Self::begin_again`]
+    /// is allowed.
     pub(crate) fn is_over(&self) -> bool {
-        self.state == State::Over
+        self.state == State::Ended
     }
 
-    /// Whether it may write.
+    /// Returns whether the transaction may write.
     pub fn access(&self) -> Access {
         self.access
     }
 
-    /// The connection, to run statements on.
+    /// Returns the connection, to run statements on.
     pub fn connection(&mut self) -> &mut S::Connection {
         self.session.connection()
     }
@@ -329,7 +339,7 @@ impl<S: Session> Transaction<S> {
     ///
     /// # Errors
     ///
-    /// Any [`CommitError`] but `Unknown` and `NotDurable`: nothing has been committed then.
+    /// Any [`CommitError`] except `Unknown` and `NotDurable`. This method itself commits nothing.
     pub async fn prepare(&mut self) -> Result<(), CommitError> {
         self.state = State::Busy;
         if !self.has_its_session() {
@@ -337,39 +347,41 @@ impl<S: Session> Transaction<S> {
             return Err(CommitError::Ended { undone: false });
         }
         let result = self.session.prepare().await;
-        // Reaching this line means that the statement was answered, or that the connection is
-        // broken in a way that rollback and the pool's own check find out.
+        // This line is reached only if the future was not dropped. Either the reply was read, or
+        // the connection is broken, which rollback and the check of the pool detect.
         self.state = State::Open;
         result
     }
 
-    /// Commits, gives the connection back, and waits until the commit is durable.
+    /// Commits, returns the connection to its pool, and waits until the commit is durable.
     ///
     /// # Errors
     ///
-    /// [`CommitError`]; after anything but `Unknown` and `NotDurable` the transaction is rolled
-    /// back.
+    /// [`CommitError`]. After `Unknown` and `NotDurable` the outcome is unknown. After `Ended` with
+    /// `undone: false` the handler may have committed some changes itself. After any other error
+    /// the transaction is rolled back.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future does not stop a COMMIT that was sent: what became of it is unknown.
+    /// Dropping the future does not stop a COMMIT that was sent. Its outcome is then unknown.
     pub async fn commit(mut self) -> Result<(), CommitError> {
         let committed = self.commit_without_waiting().await;
-        // Others may have the connection while this one waits for the disk.
+        // Another request can use the connection while this one waits for the disk.
         drop(self);
         committed?.wait().await
     }
 
-    /// Commits, and leaves it to the caller to wait until the commit is durable: for work that goes
-    /// on with the same transaction, or that a power cut may undo.
+    /// Commits without waiting until the commit is durable. The caller does that, or accepts that a
+    /// power cut may undo the commit. The caller may also continue on the same connection with
+    /// [`begin_again`](Self::begin_again).
     ///
     /// # Errors
     ///
-    /// [`CommitError`]; after anything but `Unknown` the transaction can still be rolled back.
+    /// [`CommitError`]. After any error except `Unknown` the transaction can still be rolled back.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future does not stop a COMMIT that was sent: what became of it is unknown.
+    /// Dropping the future does not stop a COMMIT that was sent. Its outcome is then unknown.
     pub async fn commit_without_waiting(&mut self) -> Result<Durability, CommitError> {
         self.state = State::Busy;
         if !self.has_its_session() {
@@ -378,40 +390,43 @@ impl<S: Session> Transaction<S> {
         }
         let result = self.session.commit().await;
         self.state = match &result {
-            Ok(_) => State::Over,
+            Ok(_) => State::Ended,
             Err(CommitError::Unknown(_)) => State::Closing,
             Err(_) => State::Open,
         };
         result
     }
 
-    /// `false`: a handler has exchanged it for another one. What became of this transaction is for
-    /// whoever has its session; the one that is here is closed.
+    /// Returns `false` if a handler has swapped the session for another one. The session that is
+    /// here now is then closed. The new owner of the original session decides the outcome of this
+    /// transaction.
     fn has_its_session(&mut self) -> bool {
         *self.session.owner() == Some(self.id)
     }
 
-    /// Ends the transaction from outside, whoever has its connection.
+    /// Returns an [`Ending`], which can end the transaction while a guard holds the connection.
     pub(crate) fn ending(&self) -> Ending {
         self.session.ending()
     }
 
-    /// Gives the connection up: a statement of somebody else's may be under way on it.
-    /// [`rollback`](Self::rollback) ends it from outside, and dropping it closes it.
+    /// Marks the connection as unusable, because an abandoned statement of a handler may be running
+    /// on it. After that, [`rollback`](Self::rollback) ends the transaction from outside, and
+    /// dropping the transaction closes the connection.
     pub(crate) fn abandon(&mut self) {
         if self.state == State::Open {
             self.state = State::Busy;
         }
     }
 
-    /// Rolls back. If it fails, the connection will be closed, which rolls back too.
+    /// Rolls back. If that fails, the connection will be closed, which rolls back too.
     ///
     /// # Errors
     ///
-    /// [`RollbackError`]: something of it may stay, if a handler ended it by itself.
+    /// [`RollbackError`]. If a handler ended the transaction itself, some of its changes may be
+    /// committed.
     pub async fn rollback(&mut self) -> Result<(), RollbackError> {
         match self.state {
-            State::Over | State::Closing => return Ok(()),
+            State::Ended | State::Closing => return Ok(()),
             State::Busy => {
                 self.state = State::Closing;
                 if !self.has_its_session() {
@@ -419,7 +434,7 @@ impl<S: Session> Transaction<S> {
                 }
                 return match self.session.ending().end().await {
                     Ended::Before => Err(RollbackError::Ended { undone: false }),
-                    // Nobody sends COMMIT any more: `Drop` closes the session.
+                    // No COMMIT can follow, because `Drop` closes the session.
                     Ended::RolledBack | Ended::Unasked => Ok(()),
                 };
             }
@@ -431,7 +446,7 @@ impl<S: Session> Transaction<S> {
         }
         let result = self.session.rollback().await;
         if let Ok(()) | Err(RollbackError::Ended { .. }) = &result {
-            self.state = State::Over;
+            self.state = State::Ended;
         }
         result
     }
@@ -440,7 +455,7 @@ impl<S: Session> Transaction<S> {
 impl<S: Session> Drop for Transaction<S> {
     fn drop(&mut self) {
         match self.state {
-            State::Over => {}
+            State::Ended => {}
             State::Open => self.session.start_rollback(),
             State::Busy | State::Closing => {
                 self.session.start_rollback();

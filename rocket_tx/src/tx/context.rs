@@ -1,4 +1,4 @@
-//! What every request carries: its id, its method, its place among those in flight.
+//! The data of every request: its id, its method, its in-flight token.
 
 use std::convert::Infallible;
 use std::sync::OnceLock;
@@ -17,7 +17,7 @@ use super::request_id::RequestId;
 impl<'r> FromRequest<'r> for RequestId {
     type Error = Infallible;
 
-    /// Without `Settlement` every guard gets another id.
+    /// In a service without `Settlement`, each use of the guard returns a new id.
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Infallible> {
         Outcome::Success(match RequestContext::of(request) {
             Some(context) => context.id,
@@ -26,20 +26,21 @@ impl<'r> FromRequest<'r> for RequestId {
     }
 }
 
-/// The requests that shutdown waits for. Managed by `Settlement`.
+/// Tracks the requests that shutdown waits for. Put into Rocket's managed state by `Settlement`.
 pub(in crate::tx) struct InFlight(pub(in crate::tx) TaskTracker);
 
-/// Kept in Rocket's request-local cache, so that it survives a forwarding route and a catcher.
+/// The data of one request. It is kept in Rocket's request-local cache, so that it survives a
+/// forwarding route and a catcher.
 pub(in crate::tx) struct RequestContext {
     pub(in crate::tx) id: RequestId,
-    /// Rocket turns a HEAD without a route of its own into a GET; this is what was asked, as
-    /// `Settlement` saw it.
+    /// The method of the request when `Settlement` saw it. Later, Rocket turns a HEAD for which
+    /// there is no route into a GET.
     method: OnceLock<Method>,
-    /// It failed because a database is away, which was logged when that began.
+    /// The request failed because a database is unreachable. That was logged when it began.
     pub(in crate::tx) is_known_trouble: AtomicBool,
-    /// What is logged about the request is logged in it.
+    /// The span of all log events about the request.
     pub(in crate::tx) span: Span,
-    /// Holds up the closing of the pools until the request is dropped, its body included.
+    /// Delays the closing of the pools until the request, with its body, is dropped.
     pub(in crate::tx) in_flight: TaskTrackerToken,
 }
 
@@ -63,25 +64,27 @@ impl RequestContext {
         }
     }
 
-    /// Called by `Settlement` before routing. Another fairing may have asked for the context before.
+    /// Records the method of the request. Called by `Settlement` before routing. Another fairing
+    /// may have created the context earlier.
     pub(in crate::tx) fn enter(request: &Request<'_>) {
         if let Some(context) = Self::of(request) {
             context.method.get_or_init(|| request.method());
         }
     }
 
-    /// Made on first use. `None` in a service without `Settlement`.
+    /// Returns the context of `request`, created on first use. `None` in a service without
+    /// `Settlement`.
     pub(in crate::tx) fn of<'r>(request: &'r Request<'_>) -> Option<&'r Self> {
         let InFlight(tracker) = request.rocket().state()?;
         Some(request.local_cache(|| Self::new(request, tracker.token())))
     }
 
-    /// Whether `Settlement` has seen the request, and so will settle it.
+    /// Whether `Settlement` has seen the request. Only then will it settle the request.
     pub(in crate::tx) fn is_entered(&self) -> bool {
         self.method.get().is_some()
     }
 
-    /// The method as it was asked.
+    /// The method of the request before routing.
     pub(in crate::tx) fn method(&self, request: &Request<'_>) -> Method {
         self.method.get().copied().unwrap_or(request.method())
     }

@@ -1,4 +1,4 @@
-//! The order in which the fairings of a service run, read out of Rocket's `Debug`.
+//! The order in which the fairings of a service run, parsed from Rocket's `Debug` output.
 
 use std::sync::OnceLock;
 
@@ -6,21 +6,23 @@ use rocket::{Orbit, Phase, Rocket};
 
 use crate::db::AttachedDatabases;
 
-/// `Settlement`, which sees requests, as Rocket lists it.
+/// The name of `Settlement` in Rocket's list of request fairings.
 pub(in crate::tx) const OF_REQUESTS: &str = "Settlement";
 
-/// Its half that sees responses.
+/// The name of the response half of `Settlement` in Rocket's list of response fairings.
 pub(in crate::tx) const OF_RESPONSES: &str = "Settlement of responses";
 
-/// What was found out about the order of fairings. Managed by `Settlement`.
+/// The results of the checks of the order of fairings. Put into Rocket's managed state by
+/// `Settlement`.
 #[derive(Default)]
 pub(in crate::tx) struct FairingOrder {
+    /// Why responses are not settled last, if so.
     runs_later: OnceLock<Option<String>>,
     knows_clients: OnceLock<bool>,
 }
 
 impl FairingOrder {
-    /// Whether a response fairing runs after the settlement. Says so in the log, once.
+    /// Whether a response fairing runs after the settlement. If so, this is logged once.
     pub(in crate::tx) fn settles_too_early<P: Phase>(&self, rocket: &Rocket<P>) -> bool {
         let later = self.runs_later.get_or_init(|| {
             let later = what_runs_later(rocket);
@@ -32,11 +34,11 @@ impl FairingOrder {
         later.is_some()
     }
 
-    /// Whether the address of each client was noted before any other fairing could change it. Says
-    /// in the log, once, why not.
+    /// Whether the address of each client is recorded before any other fairing can change it. If
+    /// not, the reason is logged once.
     ///
-    /// Rocket runs request fairings in the order in which they were attached. The first one of this
-    /// library, a database or `Settlement`, notes the address.
+    /// Rocket runs request fairings in the order in which they were attached. The first fairing of
+    /// this library, a database or `Settlement`, records the address.
     pub(in crate::tx) fn knows_clients(&self, rocket: &Rocket<Orbit>) -> bool {
         *self.knows_clients.get_or_init(|| knows_clients(rocket))
     }
@@ -45,9 +47,9 @@ impl FairingOrder {
 fn knows_clients(rocket: &Rocket<Orbit>) -> bool {
     let Some(fairings) = fairings(&format!("{rocket:?}"), "request") else {
         tracing::warn!(
-            "this version of Rocket does not show its fairings, one of which may change the \
-             addresses of clients: the connection of a client that takes nothing of a body which \
-             holds a `Read` is not closed"
+            "cannot check the order of request fairings, because this version of Rocket does not \
+             list them; one of them may change the addresses of clients, so a client that stops \
+             reading a body which holds a `Read` will not be disconnected"
         );
         return false;
     };
@@ -61,22 +63,23 @@ fn knows_clients(rocket: &Rocket<Orbit>) -> bool {
         .collect();
     if !earlier.is_empty() {
         tracing::warn!(
-            "the request fairing {} runs before those of `rocket_tx`, and could change the \
-             addresses of clients: the connection of a client that takes nothing of a body which \
-             holds a `Read` is not closed; attach the databases, or `Settlement`, first",
+            "the request fairing {} runs before those of `rocket_tx`, and may change the \
+             addresses of clients, so a client that stops reading a body which holds a `Read` \
+             will not be disconnected; attach the databases, or `Settlement`, first",
             earlier.join(", ")
         );
     }
     earlier.is_empty()
 }
 
-/// Why responses are not settled last, in words for the log.
+/// Returns a log message if a response fairing runs after the settlement.
 fn what_runs_later<P: Phase>(rocket: &Rocket<P>) -> Option<String> {
-    // It is shown there alone.
+    // Rocket has no other interface that lists its fairings.
     let Some(fairings) = fairings(&format!("{rocket:?}"), "response") else {
         tracing::warn!(
-            "this version of Rocket does not show its fairings: take care that none which changes \
-             responses is attached by a stage that another stage attached"
+            "cannot check the order of response fairings, because this version of Rocket does not \
+             list them; attach fairings that change responses in the launch code, or in a stage \
+             that the launch code attaches"
         );
         return None;
     };
@@ -87,15 +90,16 @@ fn what_runs_later<P: Phase>(rocket: &Rocket<P>) -> Option<String> {
         .collect();
     (!later.is_empty()).then(|| {
         format!(
-            "the response fairing {} would run after `Settlement`, and could change what clients are \
-             told of transactions; attach it in the launch code, or in a stage that the launch code \
-             attaches",
+            "the response fairing {} would run after `Settlement`, and could change a response \
+             that is already settled; attach it in the launch code, or in a stage that the launch \
+             code attaches",
             later.join(", ")
         )
     })
 }
 
-/// The names of the fairings of one kind in the order in which they run, out of Rocket's `Debug`.
+/// Returns the names of the fairings of the kind `wanted` in the order in which they run. `debug`
+/// is Rocket's `Debug` output.
 fn fairings(debug: &str, wanted: &str) -> Option<Vec<String>> {
     let (_, mut rest) = debug.split_once("fairings: Fairings { ")?;
     for kind in ["launch", "liftoff", "request", "response"] {
@@ -110,7 +114,7 @@ fn fairings(debug: &str, wanted: &str) -> Option<Vec<String>> {
     None
 }
 
-/// The strings in a list, and what comes after its end.
+/// Returns the strings in a list, and the text after the end of the list.
 fn names(list: &str) -> Option<(Vec<String>, &str)> {
     let mut names = Vec::new();
     let mut name: Option<String> = None;
@@ -135,7 +139,7 @@ mod tests {
     use super::{fairings, names};
 
     #[test]
-    fn names_are_read_whatever_is_in_them() {
+    fn names_with_quotes_and_brackets_are_parsed() {
         let list =
             r#"Info { name: "a \"]\" b", kind: Kind(8) }, Info { name: "c", kind: Kind(8) }], x"#;
         let (names, rest) = names(list).unwrap();
@@ -144,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn rocket_shows_its_fairings() {
+    fn the_debug_output_of_rocket_lists_its_fairings() {
         let rocket = rocket::build().attach(AdHoc::on_response("ours", |_, _| Box::pin(async {})));
         let rocket = format!("{rocket:?}");
         let shown = fairings(&rocket, "response").unwrap();

@@ -1,25 +1,26 @@
-//! Request-scoped transactions: begun by a guard, settled by the response.
+//! Request-scoped transactions: a guard begins them, and settlement ends them.
 //!
-//! | room | what it holds |
+//! | module | contents |
 //! | --- | --- |
-//! | `guards` | what handlers take ([`Tx`], [`Begin`], [`Read`]), and what they say by their return type |
-//! | `registry` | [`Outstanding`]: what a request has begun and not yet settled; [`Resource`]: how anything else joins |
-//! | `settlement` | [`Settlement`]: deciding what becomes of it, doing it, and telling the client |
-//! | `monitor` | [`Observer`], [`Listener`], [`Live`]: who watches |
-//! | `failure` | [`Error`] and [`Problem`]: why a request failed, and how its client is told |
+//! | `guards` | guards for handlers ([`Tx`], [`Begin`], [`Read`]); the return types [`Commit`] and [`Rollback`] |
+//! | `registry` | [`Outstanding`]: what a request has begun and not yet settled; [`Resource`]: the trait of everything that can join it |
+//! | `settlement` | [`Settlement`]: decides the verdict, carries it out, and reports the outcome in the response |
+//! | `monitor` | [`Observer`], [`Listener`], [`Live`]: observing transactions and settlements |
+//! | `failure` | [`Error`] and [`Problem`]: why a request failed, and the response that reports it |
 //!
-//! Guards and settlement do not know each other: both work on the registry. Below all rooms lie
+//! `guards` and `settlement` do not import each other: both work on `registry`. All of these
+//! modules use the following files:
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! | --- | --- |
-//! | `verdict` | [`Verdict`], [`Outcome`]: what is to be done, and why, and what became of it |
-//! | `context`, `request_id` | what every request carries: its id, its method, its place among those in flight |
-//! | `fairings` | in which order fairings run: settlement last, and the addresses of clients noted first |
-//! | `running_body` | which request's body runs on a thread |
-//! | `traced` | [`traced`]: handlers inside the span of their request |
-//! | `panics` | noticing a panic that a catcher would paper over |
+//! | `verdict` | [`Verdict`]: commit or roll back, and why; [`Outcome`]: what really happened |
+//! | `context`, `request_id` | data of every request: its id, its method, its in-flight token |
+//! | `fairings` | checks of the order of fairings: settlement runs last, client addresses are recorded first |
+//! | `running_body` | the request whose body the current thread polls |
+//! | `traced` | [`traced`]: runs handlers inside the span of their request |
+//! | `panics` | detection of panics that a catcher would hide |
 //!
-//! Nothing here knows of locks, aggregates or the reference service.
+//! Nothing here depends on locks, aggregates or the reference service.
 
 mod context;
 mod failure;

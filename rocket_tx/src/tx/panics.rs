@@ -1,10 +1,12 @@
-//! Noticing a panic that a catcher would paper over.
+//! Detects panics that a catcher would hide.
 //!
-//! Rocket catches a handler's panic and asks the catcher for 500, which may answer with a success.
-//! Nothing in the response tells that from a success. A guard notices the panic by which it is
-//! dropped, but no guard is there for a panic in a responder, or after the last one was dropped. So a
-//! panic hook marks the request whose task it is in. It is chained before the hook that the process
-//! has. Settlement reads the mark: `Outstanding::has_panicked`.
+//! Rocket catches a handler's panic and calls the catcher for status 500. The catcher may return a
+//! success, and then nothing in the response shows that there was a panic.
+//!
+//! A guard detects a panic that drops it. It cannot detect a panic in a responder, or one after the
+//! last guard was dropped. Therefore this module installs a panic hook. The hook marks the request
+//! whose task panicked, and then calls the hook that the process had before. Settlement reads the
+//! mark with `Outstanding::has_panicked`.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -16,7 +18,7 @@ use std::thread::ThreadId;
 
 use parking_lot::Mutex;
 
-/// Where a request runs: its task, or for Rocket's local client the thread that blocks on it.
+/// Where a request runs: its task, or with Rocket's local client the thread that blocks on it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Place {
     Task(tokio::task::Id),
@@ -33,15 +35,16 @@ impl Place {
 }
 
 thread_local! {
-    /// How many calls of `shielded` this thread is in.
+    /// The number of nested calls of `shielded` on this thread.
     static SHIELDED: Cell<usize> = const { Cell::new(0) };
 }
 
+/// The panic flags of all running requests, by the place where each request runs.
 static WATCHED: LazyLock<Mutex<HashMap<Place, Vec<Arc<AtomicBool>>>>> =
     LazyLock::new(Mutex::default);
 
-/// Installs the hook, once in a process. A hook that is set later and does not call the one that
-/// it replaces turns the watch off; guards then still notice panics that they are dropped by.
+/// Installs the hook, once per process. If other code later replaces it with a hook that does not
+/// call it, only panics that drop a guard are still detected.
 pub(in crate::tx) fn install() {
     static INSTALL: Once = Once::new();
 
@@ -49,7 +52,7 @@ pub(in crate::tx) fn install() {
         let next = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             if is_shielded() {
-                // It is caught, and is none of the request's.
+                // `shielded` catches this panic. It does not count as a panic of the request.
             } else if let Some(requests) = WATCHED.lock().get(&Place::here()) {
                 for panicked in requests {
                     panicked.store(true, Ordering::SeqCst);
@@ -60,13 +63,14 @@ pub(in crate::tx) fn install() {
     });
 }
 
-/// Whether anything has panicked in the task of one request since it was made.
+/// Records whether anything has panicked in the task of one request since the watch was created.
 pub(in crate::tx) struct PanicWatch {
     place: Place,
     panicked: Arc<AtomicBool>,
 }
 
 impl PanicWatch {
+    /// Starts watching the current task or thread.
     pub(in crate::tx) fn here() -> Self {
         let watch = Self {
             place: Place::here(),
@@ -80,7 +84,8 @@ impl PanicWatch {
         watch
     }
 
-    /// For a guard that finds itself dropped by a panic, wherever it was moved to.
+    /// Records a panic. Called by a guard that a panic drops, possibly on another task than the
+    /// request's.
     pub(in crate::tx) fn mark(&self) {
         self.panicked.store(true, Ordering::SeqCst);
     }
@@ -102,8 +107,11 @@ impl Drop for PanicWatch {
     }
 }
 
-/// Runs code of the service's own beside a request: an observer, a veto, the `Drop` of a body. A
-/// panic in it is logged, and is not the request's.
+/// Runs code of the service that is not part of the handling of a request: an observer, a veto, the
+/// `Drop` of a body.
+///
+/// If `run` panics, the panic is logged with the name `what`, `None` is returned, and the panic
+/// does not count as a panic of the request.
 pub(in crate::tx) fn shielded<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
     let _entered = Shield::enter();
     match std::panic::catch_unwind(AssertUnwindSafe(run)) {
@@ -115,7 +123,7 @@ pub(in crate::tx) fn shielded<T>(what: &str, run: impl FnOnce() -> T) -> Option<
     }
 }
 
-/// What a panic said.
+/// Returns the message of a panic.
 pub(in crate::tx) fn message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
@@ -124,7 +132,7 @@ pub(in crate::tx) fn message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("(no message)")
 }
 
-/// This thread is in a call of `shielded`, until it is dropped.
+/// Counts one call of `shielded` on this thread until it is dropped.
 struct Shield;
 
 impl Shield {
@@ -140,7 +148,8 @@ impl Drop for Shield {
     }
 }
 
-/// Asked by the panic hook, maybe of a thread that is ending.
+/// Whether this thread is in a call of `shielded`. The panic hook may run on a thread that is
+/// ending, where the thread-local value no longer exists.
 fn is_shielded() -> bool {
     SHIELDED.try_with(Cell::get).is_ok_and(|depth| depth > 0)
 }

@@ -1,15 +1,15 @@
-//! Which request's response body runs on this thread.
+//! Records the request whose response body the current thread polls.
 
 use std::cell::Cell;
 
 use super::request_id::RequestId;
 
 thread_local! {
-    /// The request whose body this thread polls.
+    /// The request whose response body this thread polls.
     static RUNNING: Cell<Option<RequestId>> = const { Cell::new(None) };
 }
 
-/// Marks the thread as running the body of a request, until it is dropped.
+/// Marks the thread as polling the response body of a request. Dropping it removes the mark.
 pub(in crate::tx) struct RunningBody {
     before: Option<RequestId>,
 }
@@ -20,7 +20,7 @@ impl RunningBody {
         Self { before }
     }
 
-    /// Whether the body of `request` runs on this thread now.
+    /// Whether this thread polls the response body of `request` now.
     pub(in crate::tx) fn is_of(request: RequestId) -> bool {
         RUNNING.get() == Some(request)
     }

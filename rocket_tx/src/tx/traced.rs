@@ -1,4 +1,4 @@
-//! Handlers inside the span of their request.
+//! Runs handlers inside the span of their request.
 
 use rocket::route::{Handler, Outcome};
 use rocket::{Data, Request, Route};
@@ -6,9 +6,11 @@ use tracing::Instrument;
 
 use super::context::RequestContext;
 
-/// The same routes; what their guards and handlers log is logged in the span `request`, which bears
-/// the request's id, method and route, and once it is settled the verdict, the outcome and the
-/// status. What the library logs is in it anyway.
+/// Returns the same routes. The events that their guards and handlers log are recorded in the span
+/// `request`.
+///
+/// The span has the request's id, method and route, and after the settlement the verdict, the
+/// outcome and the status. Settlement logs in this span also without `traced`.
 ///
 /// ```no_run
 /// # use rocket::{get, routes};

@@ -1,4 +1,4 @@
-//! What is to be done with a request's transactions, and why.
+//! The verdict on a request's transactions, its reason, and the outcome.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,31 +9,34 @@ use serde::Serialize;
 
 use super::request_id::RequestId;
 
-/// Commit or roll back, with the reason.
+/// The decision to commit or to roll back, with its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Everything outstanding is to be committed.
+    /// Everything outstanding is committed.
     Commit(Reason),
-    /// Everything outstanding is to be rolled back.
+    /// Everything outstanding is rolled back.
     Rollback(Reason),
 }
 
-/// What is known of a request when its response is ready.
+/// The facts that decide the verdict, taken when the response is ready.
 pub(in crate::tx) struct Facts {
     /// The databases whose transactions a guard still holds.
     pub(in crate::tx) leaked: Vec<String>,
+    /// Something panicked in the request.
     pub(in crate::tx) panicked: bool,
     /// A guard of this library failed.
     pub(in crate::tx) guard_failed: bool,
     /// Why the request was doomed.
     pub(in crate::tx) doomed: Option<Cow<'static, str>>,
+    /// The handler's decision by its return type.
     pub(in crate::tx) choice: Option<Choice>,
     /// The status that the response has now.
     pub(in crate::tx) status: Status,
 }
 
 impl Verdict {
-    /// The first rule that applies decides. `vetoed` is asked only if no rule before it applies.
+    /// Decides by the rules that are listed at [`Reason`]. `vetoed` is called only if the rules
+    /// before the veto do not apply.
     pub(in crate::tx) fn of(facts: Facts, vetoed: impl FnOnce() -> bool) -> Self {
         let status = facts.status;
         if !facts.leaked.is_empty() {
@@ -48,7 +51,6 @@ impl Verdict {
         if let Some(reason) = facts.doomed {
             return Self::Rollback(Reason::Doomed(reason));
         }
-        // It ends no request: the client would get another status, or no answer.
         if status.code < 200 {
             return Self::Rollback(Reason::Status(status));
         }
@@ -61,7 +63,7 @@ impl Verdict {
         }
     }
 
-    /// Why.
+    /// The reason of the verdict.
     pub fn reason(&self) -> &Reason {
         match self {
             Self::Commit(reason) | Self::Rollback(reason) => reason,
@@ -69,34 +71,53 @@ impl Verdict {
     }
 }
 
-/// Why a verdict fell. They are asked for in this order, and the first that applies
-/// decides; but a status below 200 comes before the handler's word, and so does one from 500 on if that
-/// word is [`Commit`](super::Commit).
+/// Why a verdict is commit or rollback.
 ///
-/// What the client is told for each is in `settlement/rewrite.rs`.
+/// # The rules
+///
+/// The rules are checked in this order, and the first rule that applies decides:
+///
+/// | | rule | verdict | reason |
+/// | --- | --- | --- | --- |
+/// | 1. | a guard still holds a transaction when the response is ready | rollback | [`Leaked`](Self::Leaked) |
+/// | 2. | something panicked in the request | rollback | [`Panicked`](Self::Panicked) |
+/// | 3. | a guard of this library failed | rollback | [`GuardFailed`](Self::GuardFailed) |
+/// | 4. | `outstanding.doom(..)` was called | rollback | [`Doomed`](Self::Doomed) |
+/// | 5. | the status is below 200 | rollback | [`Status`](Self::Status) |
+/// | 6. | the handler returned [`Commit`](super::Commit), and the status is below 500 | commit | [`Handler`](Self::Handler) |
+/// | 7. | the handler returned [`Rollback`](super::Rollback) | rollback | [`Handler`](Self::Handler) |
+/// | 8. | the service's veto returned `true` | rollback | [`Vetoed`](Self::Vetoed) |
+/// | 9. | the status is below 400 | commit | [`Status`](Self::Status) |
+/// | 10. | the status is 400 or above | rollback | [`Status`](Self::Status) |
+///
+/// A status below 200 never commits, because it does not end a request: the client would receive
+/// another status, or no response.
+///
+/// The response for each reason is decided in `settlement/rewrite.rs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// These transactions were still checked out when the response was ready.
+    /// The transactions of these databases were still checked out when the response was ready.
     Leaked(Vec<String>),
-    /// Something panicked.
+    /// Something panicked in the request.
     Panicked,
     /// A guard of this library failed.
     GuardFailed,
     /// `outstanding.doom(..)` was called, with this reason.
     Doomed(Cow<'static, str>),
-    /// The handler said so by its type: [`Commit`](super::Commit) or [`Rollback`](super::Rollback).
+    /// The handler decided by its return type, [`Commit`](super::Commit) or
+    /// [`Rollback`](super::Rollback).
     Handler,
-    /// The service's veto.
+    /// The service's veto returned `true`, or panicked.
     Vetoed,
     /// The status of the response.
     Status(Status),
 }
 
 impl Reason {
-    /// Whether the client may be told `status` after a rollback for this reason. A success or a
-    /// redirect stands only where the service itself asked for the rollback, by
-    /// [`Rollback`](super::Rollback) or its veto.
+    /// Whether a response with this `status` may be sent unchanged after a rollback for this
+    /// reason. A success or a redirect may be sent only if the service itself requested the
+    /// rollback, by [`Rollback`](super::Rollback) or by its veto.
     pub(in crate::tx) fn lets_stand(&self, status: Status) -> bool {
         match self {
             Self::Leaked(_) => false,
@@ -115,14 +136,14 @@ impl fmt::Display for Reason {
             Self::Panicked => f.write_str("panic"),
             Self::GuardFailed => f.write_str("a guard failed"),
             Self::Doomed(reason) => write!(f, "doomed: {reason}"),
-            Self::Handler => f.write_str("the handler's type"),
+            Self::Handler => f.write_str("the handler's return type"),
             Self::Vetoed => f.write_str("veto"),
             Self::Status(status) => write!(f, "status {}", status.code),
         }
     }
 }
 
-/// What really happened. The `Transaction-Outcome` header.
+/// What really happened to a request's transactions. The value of the `Transaction-Outcome` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
@@ -133,12 +154,13 @@ pub enum Outcome {
     RolledBack,
     /// One database was committed and another was not.
     Partial,
-    /// COMMIT was sent, and its answer never came.
+    /// It is not known what was committed: there was no reply to COMMIT, the disk failed to keep
+    /// the commit, or a handler may have ended a transaction itself.
     Unknown,
 }
 
 impl Outcome {
-    /// As the header says it.
+    /// The value of the header.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Committed => "committed",
@@ -155,40 +177,42 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What a handler said by its return type.
+/// The decision that a handler makes by its return type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::tx) enum Choice {
     Commit,
     Rollback,
 }
 
-/// What is done to a resource.
+/// A step of a settlement on one resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// The last chance to refuse.
+    /// The resource gets its last chance to refuse.
     Prepare,
-    /// COMMIT, or a release's counterpart of it.
+    /// A database commits; a release does its work.
     Commit,
-    /// ROLLBACK.
+    /// The resource is rolled back.
     Rollback,
 }
 
-/// What a request's settlement came to.
+/// The result of the settlement of one request.
 #[derive(Debug, Clone)]
 pub struct SettlementReport {
     /// The request.
     pub request: RequestId,
-    /// What was to be done, and why.
+    /// The decision, and its reason.
     pub verdict: Verdict,
     /// What really happened.
     pub outcome: Outcome,
-    /// What happened in each database that the request had a transaction of, in joining order. One
-    /// that is condemned counts as rolled back, unless its holder may have committed it.
+    /// The outcome of each database in which the request had a transaction. Condemned transactions
+    /// (a guard held them when the request ended) come first, then the others; both in joining
+    /// order. A condemned transaction counts as rolled back, unless its holder may have committed
+    /// it.
     pub databases: Vec<(String, Outcome)>,
-    /// The status that the client is told.
+    /// The status that the client receives.
     pub status: Status,
-    /// How long settling took.
+    /// How long the settlement took.
     pub took: Duration,
 }
 
@@ -207,7 +231,7 @@ mod tests {
         }
     }
 
-    /// Everything that can be known, together.
+    /// All combinations of facts, each with the result of the veto.
     fn every_fact() -> Vec<(Facts, bool)> {
         let mut all = Vec::new();
         for status in [
@@ -232,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_stands_only_with_a_commit_or_by_the_services_own_word() {
+    fn a_success_is_sent_only_after_a_commit_or_a_rollback_that_the_service_requested() {
         for (facts, vetoed) in every_fact() {
             let (status, choice) = (facts.status, facts.choice);
             let verdict = Verdict::of(facts, || vetoed);
@@ -247,8 +271,8 @@ mod tests {
                 }
                 Verdict::Rollback(reason) if reason.lets_stand(status) && status.code < 400 => {
                     assert!(status.code >= 200, "{what}");
-                    let asked_for = choice == Some(Choice::Rollback) || vetoed;
-                    assert!(asked_for, "{what}");
+                    let requested = choice == Some(Choice::Rollback) || vetoed;
+                    assert!(requested, "{what}");
                     assert!(matches!(reason, Reason::Handler | Reason::Vetoed), "{what}");
                 }
                 Verdict::Rollback(_) => {}

@@ -1,4 +1,4 @@
-//! Events in whichever database a URL names.
+//! The rows of events and snapshots, over the connection type whose backend the URL selects.
 
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;

@@ -1,4 +1,4 @@
-//! The trait of aggregates, and the macro that implements it.
+//! The trait [`Aggregate`], and the macro that implements it.
 
 use rocket::serde::json::serde_json;
 use serde::Serialize;
@@ -9,48 +9,51 @@ use super::error::Error;
 use super::event::{Event, EventRecord, Metadata, ReplayError};
 use super::stream::{History, Snapshot};
 
-/// A state that follows from events, and is changed by [recording](Self::record) new ones.
+/// A state that is computed from events. [Recording](Self::record) a new event changes it.
 ///
-/// A plain struct with an [`Entity`] in it; [`aggregate!`](crate::aggregate!) implements the
-/// trait. serde is for snapshots, `Default` is the state to which nothing has happened.
+/// An aggregate is a plain struct with an [`Entity`] field; [`aggregate!`](crate::aggregate!)
+/// implements the trait for it. Snapshots are written and read with serde. `Default` is the state
+/// before the first event.
 pub trait Aggregate:
     Clone + Default + Serialize + DeserializeOwned + Send + Sync + Sized + 'static
 {
-    /// The first part of its streams' names: `{TYPE}:{id}`. Never changes.
+    /// The first part of the stream names: `{TYPE}:{id}`. It must never change.
     const TYPE: &'static str;
 
-    /// Raise it when the meaning of the state changes: older snapshots are passed over then.
+    /// The version of the snapshots. Raise it when the meaning of the state changes; snapshots of
+    /// other versions are then ignored.
     const SNAPSHOT_VERSION: u32 = 1;
 
-    /// Its id, version and new events.
+    /// Returns the [`Entity`]: the id, version and new events.
     fn entity(&self) -> &Entity;
 
-    /// Its id, version and new events.
+    /// Returns the [`Entity`], in order to change it.
     fn entity_mut(&mut self) -> &mut Entity;
 
     /// Applies a stored event.
     ///
     /// # Errors
     ///
-    /// An event of an unknown kind or version, or whose payload is not what its kind says.
+    /// [`ReplayError`] if the kind or the version of the event is unknown, or the payload does not
+    /// match its kind.
     fn replay(&mut self, event: &EventRecord) -> Result<(), ReplayError>;
 
-    /// An aggregate to which nothing has happened yet.
+    /// Returns an aggregate without events.
     ///
     /// # Errors
     ///
-    /// [`Error::Id`]: an id has 1 to 200 bytes and no control characters.
+    /// [`Error::Id`] unless the id has 1 to 200 bytes and no control characters.
     fn fresh(id: &str) -> Result<Self, Error> {
         let mut aggregate = Self::default();
         *aggregate.entity_mut() = Entity::new(id)?;
         Ok(aggregate)
     }
 
-    /// Applies an event, and keeps it for the next commit.
+    /// Applies a new event, and keeps it for the next commit.
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] for an event that cannot be written as JSON; the state is as before.
+    /// [`Error::Encode`] if the event cannot be written as JSON. The state is then unchanged.
     fn record<E: Event<Self>>(&mut self, event: E) -> Result<(), Error> {
         let payload = serde_json::to_value(&event).map_err(|error| Error::Encode {
             what: E::NAME,
@@ -69,17 +72,17 @@ pub trait Aggregate:
         Ok(())
     }
 
-    /// Its id, without the type.
+    /// Returns the id, without the type.
     fn id(&self) -> &str {
         self.entity().id()
     }
 
-    /// How many events have happened to it, the new ones included.
+    /// Returns the number of events, including new ones.
     fn version(&self) -> u64 {
         self.entity().version()
     }
 
-    /// The name of the stream of `id`.
+    /// Returns the name of the stream of `id`.
     ///
     /// # Errors
     ///
@@ -89,7 +92,8 @@ pub trait Aggregate:
     }
 }
 
-/// The state that follows from `history`; `None` from no events at all.
+/// Rebuilds an aggregate from `history`. Returns `None` if there is neither a snapshot nor an
+/// event.
 pub(super) fn replayed<A: Aggregate>(
     stream: &str,
     id: &str,
@@ -108,9 +112,11 @@ pub(super) fn replayed<A: Aggregate>(
             sequence: event.sequence,
             reason,
         };
-        if event.sequence != aggregate.version() + 1 {
-            let last = aggregate.version();
-            return Err(corrupt(format!("the one before it is event {last}")));
+        let expected = aggregate.version() + 1;
+        if event.sequence != expected {
+            return Err(corrupt(format!(
+                "event {expected} was expected in its place"
+            )));
         }
         let result = aggregate.replay(event);
         result.map_err(|ReplayError(reason)| corrupt(reason))?;
@@ -123,11 +129,11 @@ fn restored<A: Aggregate>(stream: &str, snapshot: &Snapshot) -> Result<A, Error>
     serde_json::from_str(&snapshot.state).map_err(|_| Error::Corrupt {
         stream: stream.to_owned(),
         sequence: snapshot.sequence,
-        reason: "its snapshot is not that of the aggregate".into(),
+        reason: "the snapshot at this event does not match the aggregate".into(),
     })
 }
 
-/// The state for a snapshot.
+/// Returns a snapshot of the current state.
 pub(super) fn snapshot_of<A: Aggregate>(aggregate: &A) -> Result<Snapshot, Error> {
     let state = serde_json::to_string(aggregate).map_err(|error| Error::Encode {
         what: A::TYPE,
@@ -140,8 +146,10 @@ pub(super) fn snapshot_of<A: Aggregate>(aggregate: &A) -> Result<Snapshot, Error
     })
 }
 
-/// Implements [`Aggregate`](crate::aggregate::Aggregate): the type, what its streams are called,
-/// the field that is its entity, and its kinds of event.
+/// Implements [`Aggregate`](crate::aggregate::Aggregate) for a struct.
+///
+/// The arguments are the struct, the first part of its stream names, the field with the
+/// [`Entity`](crate::aggregate::Entity), and the kinds of event.
 ///
 /// ```
 /// use rocket_tx_aggregates::aggregate::{Aggregate, Entity, Event};
@@ -166,7 +174,8 @@ pub(super) fn snapshot_of<A: Aggregate>(aggregate: &A) -> Result<Snapshot, Error
 /// assert_eq!(switch.version(), 1);
 /// ```
 ///
-/// `snapshots = 2` at the end sets the version of its snapshots.
+/// `snapshots = 2` as the last argument sets
+/// [`SNAPSHOT_VERSION`](crate::aggregate::Aggregate::SNAPSHOT_VERSION).
 #[macro_export]
 macro_rules! aggregate {
     (
@@ -195,7 +204,7 @@ macro_rules! aggregate {
                     }
                 )+
                 Err($crate::aggregate::ReplayError(
-                    format!("there is no event `{}` in `{}`", event.name, $kind),
+                    format!("the aggregate `{}` has no event `{}`", $kind, event.name),
                 ))
             }
         }

@@ -1,21 +1,21 @@
-//! The part that every aggregate has.
+//! [`Entity`]: the id, version and new events that every aggregate has.
 
 use super::error::Error;
 use super::event::EventRecord;
 use super::stream::HeldLease;
 
-/// Id, version and new events of an aggregate; and its lease, if it was loaded with one.
+/// The id, version and new events of an aggregate, and its lease if it was loaded with one.
 ///
-/// Keep it in a field that serde skips: snapshots hold the state alone.
+/// Keep it in a field that serde skips: a snapshot contains only the state.
 ///
 /// # Drop
 ///
-/// Releases the lease, unless what it protects is staged in a request: then the request does. A
-/// clone has no lease.
+/// Dropping an entity releases its lease. If events of the aggregate are staged in a request, the
+/// request releases the lease instead. A clone has no lease.
 #[derive(Default)]
 pub struct Entity {
     id: String,
-    /// The sequence of the last event, stored or new.
+    /// The sequence of the last event, including new events.
     version: u64,
     new_events: Vec<EventRecord>,
     pub(super) lease: Option<HeldLease>,
@@ -44,16 +44,16 @@ impl std::fmt::Debug for Entity {
 }
 
 impl Entity {
-    /// Of an aggregate to which nothing has happened yet.
+    /// Returns the entity of an aggregate without events.
     ///
     /// # Errors
     ///
-    /// [`Error::Id`]: an id has 1 to 200 bytes and no control characters.
+    /// [`Error::Id`] unless the id has 1 to 200 bytes and no control characters.
     pub fn new(id: &str) -> Result<Self, Error> {
         Ok(Self::at(check_id(id)?, 0))
     }
 
-    /// Of an aggregate to which so many stored events have happened.
+    /// Returns the entity of an aggregate with `version` stored events and no new ones.
     pub(super) fn at(id: &str, version: u64) -> Self {
         Self {
             id: id.to_owned(),
@@ -63,27 +63,27 @@ impl Entity {
         }
     }
 
-    /// The id, without the aggregate's type.
+    /// Returns the id, without the aggregate's type.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// How many events have happened to it, the new ones included.
+    /// Returns the number of events of the aggregate, including new ones.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// The events since it was loaded or committed.
+    /// Returns the events recorded since the aggregate was loaded or last committed.
     pub fn new_events(&self) -> &[EventRecord] {
         &self.new_events
     }
 
-    /// Whether it owns the lease of its key.
+    /// Returns whether the entity owns the lease of its stream.
     pub fn is_leased(&self) -> bool {
         self.lease.is_some()
     }
 
-    /// How many events are stored, or staged.
+    /// Returns the number of events that are stored or staged.
     pub(super) fn committed_version(&self) -> u64 {
         self.version - self.new_events.len() as u64
     }
@@ -93,17 +93,19 @@ impl Entity {
         self.new_events.push(event);
     }
 
-    /// One more stored event has happened to it.
+    /// Marks that a stored event was applied.
     pub(super) fn replayed(&mut self, sequence: u64) {
         self.version = sequence;
     }
 
-    /// They are stored, or staged, now.
+    /// Forgets the new events, because they are stored or staged now.
     pub(super) fn committed(&mut self) {
         self.new_events.clear();
     }
 }
 
+/// Returns `id` if it is valid.
+///
 /// # Errors
 ///
 /// [`Error::Id`].

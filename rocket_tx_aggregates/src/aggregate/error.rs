@@ -8,49 +8,50 @@ use crate::lock::LockError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The id breaks the rule. 422.
-    #[error("an id has 1 to 200 bytes and no control characters")]
+    /// The id is not valid. 422.
+    #[error("the id is not valid: it must have 1 to 200 bytes and no control characters")]
     Id,
 
-    /// Another writer has appended to the stream since it was loaded. 409.
-    #[error("`{0}` was changed by somebody else meanwhile; load it again and retry")]
+    /// The stream has received other events since the aggregate was loaded. 409.
+    #[error("`{0}` was changed after it was loaded; load it again and retry")]
     Conflict(String),
 
-    /// An event cannot be understood. Other streams are not affected. 500.
+    /// An event cannot be replayed. Other streams are not affected. 500.
     #[error("event {sequence} of `{stream}` cannot be replayed: {reason}")]
     Corrupt {
         /// The stream.
         stream: String,
-        /// The event's place in it.
+        /// The sequence of the event in the stream.
         sequence: u64,
-        /// The defect, without the payload.
+        /// The defect, without parts of the payload.
         reason: String,
     },
 
     /// An event, or the state for a snapshot, cannot be written as JSON. 500.
     #[error("`{what}` cannot be written as JSON: {reason}")]
     Encode {
-        /// Which event, or which aggregate.
+        /// The name of the event, or the type of the aggregate.
         what: &'static str,
         /// serde's error.
         reason: String,
     },
 
-    /// The lock was not to be had, or was lost.
+    /// The lock was not acquired, or was lost.
     #[error(transparent)]
     Lock(#[from] LockError),
 
-    /// The request's transaction could not do it.
+    /// The request's transaction refused or failed.
     #[error(transparent)]
     Transaction(#[from] rocket_tx::Error),
 
     /// The database failed.
-    #[error("the events cannot be reached: {0}")]
+    #[error("the database of the events failed: {0}")]
     Database(#[from] sqlx::Error),
 }
 
 impl From<Error> for rocket_tx::Error {
-    /// By the failure table.
+    /// Maps each error to the status that its variant names. A lock, transaction or database error
+    /// keeps the status that [`rocket_tx::Error`] gives it.
     fn from(error: Error) -> Self {
         let status = match error {
             Error::Id => Status::UnprocessableEntity,

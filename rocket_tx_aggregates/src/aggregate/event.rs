@@ -1,4 +1,4 @@
-//! One thing that happened, and its older versions.
+//! Events: a kind of event with its older versions, and an event as it is stored.
 
 use std::collections::BTreeMap;
 
@@ -6,32 +6,33 @@ use rocket::serde::json::{Value, serde_json};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Facts about an event that are not part of it. `request_id` is the request that caused it.
+/// Facts about an event that are not part of its payload. In events recorded by a request,
+/// `request_id` is the id of that request.
 pub type Metadata = BTreeMap<String, String>;
 
 /// An event as it is stored.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 pub struct EventRecord {
-    /// Its place in the stream, from 1, without gaps.
+    /// The position in the stream, counted from 1 without gaps.
     pub sequence: u64,
-    /// Its kind.
+    /// The kind of event.
     pub name: String,
-    /// Which version of that kind.
+    /// The version of that kind.
     pub version: u32,
-    /// Its content.
+    /// The content, as JSON.
     pub payload: Value,
-    /// When it was stored, on the store's clock: milliseconds since 1970. `None` until then.
+    /// The time of storage by the store's clock, in milliseconds since 1970. `None` before storage.
     #[cfg_attr(feature = "utoipa", schema(required))]
     pub recorded_at: Option<i64>,
-    /// Facts about it that are not part of it.
+    /// Facts about the event that are not part of its payload.
     #[cfg_attr(feature = "utoipa", schema(value_type = BTreeMap<String, String>))]
     pub metadata: Metadata,
 }
 
 /// One kind of event of the aggregate `A`.
 ///
-/// Stored events stay as they are for ever. When the shape changes, raise
+/// Stored events never change. When the shape of the payload changes, raise
 /// [`VERSION`](Self::VERSION) and convert older payloads in [`upcast`](Self::upcast).
 ///
 /// ```
@@ -62,32 +63,34 @@ pub struct EventRecord {
 /// rocket_tx_aggregates::aggregate!(Todo as "todo", entity, [Renamed]);
 /// ```
 pub trait Event<A>: Serialize + DeserializeOwned {
-    /// Its name in the store. Never changes.
+    /// The name in the store. It must never change.
     const NAME: &'static str;
 
-    /// Which version [`Serialize`] writes and [`DeserializeOwned`] reads.
+    /// The version that [`Serialize`] writes and [`DeserializeOwned`] reads.
     const VERSION: u32 = 1;
 
-    /// Makes of a payload of `version` one of the next version. Called once for each step.
+    /// Converts a payload of `version` to the next version. Called once for each version step.
     ///
     /// # Errors
     ///
-    /// The defect, in words for an operator; without the content.
+    /// A description of the defect for an operator. It must not contain parts of the payload.
     fn upcast(version: u32, payload: Value) -> Result<Value, String> {
         let _ = payload;
         Err(format!("there is no upcaster from version {version}"))
     }
 
-    /// Changes the state to what it is after this event. Must not refuse: it has happened.
+    /// Changes the state to the one after this event. It must not fail, because the event has
+    /// already happened.
     fn apply(self, aggregate: &mut A);
 }
 
-/// Why an event cannot be replayed, in words for an operator.
+/// Describes to an operator why an event cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ReplayError(pub String);
 
-/// Called by [`aggregate!`](crate::aggregate!) for an event whose name it knows.
+/// Replays an event of the kind `E`. Called by the code that [`aggregate!`](crate::aggregate!)
+/// generates.
 #[doc(hidden)]
 pub fn replay_as<A, E: Event<A>>(
     aggregate: &mut A,
@@ -95,7 +98,7 @@ pub fn replay_as<A, E: Event<A>>(
 ) -> Result<(), ReplayError> {
     if record.version > E::VERSION {
         return Err(ReplayError(format!(
-            "`{}` is of version {}, and this program knows versions up to {}",
+            "`{}` has version {}, but this program supports only versions up to {}; run a newer release",
             E::NAME,
             record.version,
             E::VERSION
@@ -105,10 +108,10 @@ pub fn replay_as<A, E: Event<A>>(
     for version in record.version..E::VERSION {
         payload = E::upcast(version, payload).map_err(ReplayError)?;
     }
-    // serde's words may repeat a value of the payload; its category does not.
+    // serde's message may quote a value of the payload, so it is left out.
     let event: E = serde_json::from_value(payload).map_err(|_| {
         ReplayError(format!(
-            "the payload is not that of `{}` version {}",
+            "the payload does not match `{}` version {}",
             E::NAME,
             E::VERSION
         ))

@@ -1,4 +1,4 @@
-//! The fairing that makes the tables, and sweeps what crashed processes have left.
+//! The fairing that creates the tables, and deletes the expired leases of crashed processes.
 
 use std::any::type_name;
 use std::ops::Deref;
@@ -18,17 +18,20 @@ use super::rows::AggregateDatabase;
 use super::store::{ConnectionOf, SqlEventStore};
 use crate::lock::{LeaseLockManager, LeasePool};
 
-/// Called when a request has loaded aggregates with their leases, and holds no connection. The
-/// request waits until it returns, with the leases held.
+/// Observes the loads of a request, for example to inject faults.
+///
+/// The observer is called after a request has loaded aggregates with their leases. A connection
+/// that was acquired only for the load has been returned by then. The request waits for the
+/// observer, and keeps the leases meanwhile.
 #[rocket::async_trait]
 pub trait LoadObserver: Send + Sync {
-    /// The stream of one of them.
+    /// Called for each stream of the load in turn, also if it has no events.
     async fn loaded(&self, stream: &str);
 }
 
 type Observers = dyn Fn(&Request<'_>) -> Option<Box<dyn LoadObserver>> + Send + Sync;
 
-/// Shared by all requests.
+/// The state that all requests share.
 pub(super) struct Shared<D: AggregateDatabase> {
     pub(super) store: SqlEventStore<D::Pool>,
     pub(super) locks: LeaseLockManager<<D::Pool as LeasePool>::Leases>,
@@ -42,8 +45,10 @@ impl<D: AggregateDatabase> Shared<D> {
     }
 }
 
-/// The leases in the database `D`: a list of them, and a way to free one. Managed by [`init`]'s
-/// fairing: ask for it as `&State<Leases<D>>`. It derefs to [`LeaseLockManager`].
+/// The leases in the database `D`. Dereferences to [`LeaseLockManager`], which lists leases and
+/// frees single ones.
+///
+/// The fairing of [`init`] manages it as Rocket state: a handler takes it as `&State<Leases<D>>`.
 pub struct Leases<D: AggregateDatabase>(Arc<Shared<D>>);
 
 impl<D: AggregateDatabase> Deref for Leases<D> {
@@ -54,8 +59,10 @@ impl<D: AggregateDatabase> Deref for Leases<D> {
     }
 }
 
-/// Keeps aggregates in the database `D`: makes the tables of events, snapshots and leases, and
-/// sweeps leases that crashed processes have left. Attach it after the database.
+/// Returns the fairing that keeps aggregates in the database `D`. Attach it after the database.
+///
+/// At launch it creates the tables of events, snapshots and leases. While the service runs, it
+/// deletes expired leases that crashed processes have left.
 ///
 /// ```no_run
 /// use rocket_tx_aggregates::aggregate;
@@ -73,17 +80,17 @@ impl<D: AggregateDatabase> Deref for Leases<D> {
 ///     .attach(Settlement::new());
 /// ```
 ///
-/// It reads from `Rocket.toml`, with these defaults:
+/// It reads these keys from `Rocket.toml`:
 ///
-/// | key | default | |
+/// | key | default | meaning |
 /// | --- | --- | --- |
-/// | `lease_ttl` | `"30s"` | how long a lease lasts without renewal: how long others wait after a crash |
+/// | `lease_ttl` | `"30s"` | lifetime of a lease without renewal; others wait that long after a crash |
 /// | `lease_retry_interval` | `"50ms"` | polling interval for a contended lease (±50 % jitter) |
-/// | `lease_max_wait` | `"5s"` | how long a request waits for leases, all of one call together; then 503 |
+/// | `lease_max_wait` | `"5s"` | how long one call waits for all its leases together; then 503 |
 /// | `lease_owner_id` | address, port and process id | a label for operators |
-/// | `lease_renewal_cap` | `"10m"` | how long a lease is renewed at most |
+/// | `lease_renewal_cap` | `"10m"` | the longest time for which a lease is renewed |
 /// | `lease_sweep_interval` | `"1m"` | how often expired leases are deleted |
-/// | `snapshot_interval` | `100` | a snapshot every so many events; 0 is never |
+/// | `snapshot_interval` | `100` | the number of events between snapshots; 0 means no snapshots |
 pub fn init<D: AggregateDatabase>() -> Initializer<D> {
     Initializer {
         projections: Projections::default(),
@@ -91,14 +98,14 @@ pub fn init<D: AggregateDatabase>() -> Initializer<D> {
     }
 }
 
-/// The fairing that [`init`] makes.
+/// The fairing that [`init`] returns.
 pub struct Initializer<D: AggregateDatabase> {
     projections: Projections<ConnectionOf<D::Pool>>,
     observers: Option<Arc<Observers>>,
 }
 
 impl<D: AggregateDatabase> Initializer<D> {
-    /// Writes a read model in the transactions that store events of `A`.
+    /// Adds a projection, which writes a read model in the transactions that store events of `A`.
     pub fn projection<A: Aggregate>(
         mut self,
         projection: impl Projection<A, ConnectionOf<D::Pool>>,
@@ -107,8 +114,9 @@ impl<D: AggregateDatabase> Initializer<D> {
         self
     }
 
-    /// Observes the loads of a request. `observe` is called when its guard is made; `None` observes
-    /// nothing.
+    /// Observes the loads of requests. `observe` is called when a request takes an
+    /// [`Aggregates`](super::Aggregates) guard. If it returns `None`, the loads of that guard are
+    /// not observed.
     pub fn observe_loads<F>(mut self, observe: F) -> Self
     where
         F: Fn(&Request<'_>) -> Option<Box<dyn LoadObserver>> + Send + Sync + 'static,
@@ -120,7 +128,7 @@ impl<D: AggregateDatabase> Initializer<D> {
     async fn start(&self, rocket: &Rocket<Build>) -> Result<Shared<D>, String> {
         let database = rocket.state::<D>().ok_or_else(|| {
             format!(
-                "its database is not attached; see above why it could not be, or attach `rocket_tx::db::init::<{}>()` before it",
+                "the database is not attached; attach `rocket_tx::db::init::<{}>()` before `aggregate::init`, or see the database's own error above in the log",
                 type_name::<D>()
             )
         })?;
@@ -162,7 +170,7 @@ impl<D: AggregateDatabase> Fairing for Initializer<D> {
             }
             Err(error) => {
                 let name = D::NAME;
-                tracing::error!("cannot keep aggregates in database `{name}`: {error}");
+                tracing::error!("cannot set up aggregates in database `{name}`: {error}");
                 Err(rocket)
             }
         }
@@ -175,10 +183,11 @@ impl<D: AggregateDatabase> Fairing for Initializer<D> {
     }
 }
 
-/// Until shutdown. What fails is tried again at the next turn.
+/// Deletes expired leases at every sweep interval, until shutdown. A failed sweep is retried at the
+/// next interval.
 async fn sweep<D: AggregateDatabase>(shared: Arc<Shared<D>>, mut shutdown: rocket::Shutdown) {
     loop {
-        // Not all processes at once.
+        // The jitter keeps processes from sweeping all at once.
         let pause = shared.sweep_interval.mul_f64(0.5 + fastrand::f64());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -187,7 +196,9 @@ async fn sweep<D: AggregateDatabase>(shared: Arc<Shared<D>>, mut shutdown: rocke
         match shared.locks.sweep_expired().await {
             Ok(0) => {}
             Ok(swept) => tracing::info!(database = D::NAME, swept, "expired leases were deleted"),
-            Err(error) => tracing::debug!(database = D::NAME, %error, "nothing was swept"),
+            Err(error) => {
+                tracing::debug!(database = D::NAME, %error, "a sweep failed; retrying later")
+            }
         }
     }
 }
@@ -210,7 +221,7 @@ impl Config {
             match duration >= least {
                 true => Ok(duration),
                 false => Err(format!(
-                    "`{key}`: {duration:?} is too short; at least {least:?}; correct it in Rocket.toml or the environment"
+                    "`{key}`: {duration:?} is too short; set at least {least:?} in Rocket.toml or the environment"
                 )),
             }
         };
@@ -236,7 +247,7 @@ fn read<T: DeserializeOwned>(figment: &Figment, key: &str) -> Result<Option<T>, 
         .map_err(|error| format!("`{key}`: {error}; correct it in Rocket.toml or the environment"))
 }
 
-/// Where operators find the process.
+/// The default owner id: address, port and process id, by which operators find the process.
 fn owner(figment: &Figment) -> String {
     let address: String = figment
         .extract_inner("address")

@@ -1,4 +1,4 @@
-//! The leases of a request, and what it has staged.
+//! The leases and the staged events of a request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -21,11 +21,11 @@ use crate::lock::{Deadline, Exclusion, Lease, LeasePool, LeaseStore, LockError, 
 
 pub(super) type LeaseOf<D> = Lease<<<D as Database>::Pool as LeasePool>::Leases>;
 
-/// Why a request with a lease has no stricter transaction.
-const CAP: &str = "the request holds a lease of an aggregate, whose fence works at READ COMMITTED alone; \
-    load aggregates without it, or leave the isolation out";
+/// Why a request with a lease cannot have a transaction above READ COMMITTED. Shown to the client.
+const CAP: &str = "the request holds the lease of an aggregate, and that lease can be checked only at READ COMMITTED; \
+    use the default isolation, or load with `peek`, which takes no lease";
 
-/// The leases of a request, and its staged events, in the database `D`.
+/// The leases and the staged events of a request, in the database `D`.
 pub(super) struct RequestLeases<D: AggregateDatabase> {
     pub(super) outstanding: Arc<Outstanding>,
     pub(super) shared: Arc<Shared<D>>,
@@ -37,29 +37,32 @@ pub(super) struct RequestLeases<D: AggregateDatabase> {
 struct State<D: AggregateDatabase> {
     entries: BTreeMap<String, LeaseEntry<D>>,
     staged: BTreeMap<String, Append>,
-    /// Streams whose events are in the transaction already.
+    /// Streams whose events were written to the open transaction by a flush.
     flushed: BTreeSet<String>,
-    /// Leases that are being released.
+    /// Leases that are being released before settlement.
     pending: BTreeMap<String, PendingRelease>,
-    /// It is one of the request's resources.
+    /// Whether the request's leases and events have joined it as a resource.
     joined: bool,
+    /// Whether settlement has begun: no lease or event can be added any more.
     closed: bool,
 }
 
 struct LeaseEntry<D: AggregateDatabase> {
-    /// `None`: the open transaction keeps others from the key by itself.
+    /// `None` if the open transaction already keeps other writers from the stream.
     lease: Option<LeaseOf<D>>,
     handle: Weak<LeaseHandle<D>>,
 }
 
-/// A lease that is being released, in a task of its own.
+/// A lease that is being released before settlement.
 #[derive(Clone)]
 struct PendingRelease {
     token: Token,
+    /// Cancelled once the lease is released.
     done: CancellationToken,
 }
 
-/// Owned by a loaded aggregate. Dropping it releases the lease, unless the request still needs it.
+/// The handle of a loaded aggregate on its lease. Dropping it releases the lease, unless the
+/// request still needs the lease.
 pub(super) struct LeaseHandle<D: AggregateDatabase> {
     stream: String,
     leases: Arc<RequestLeases<D>>,
@@ -71,7 +74,7 @@ impl<D: AggregateDatabase> Drop for LeaseHandle<D> {
     }
 }
 
-/// Handed over to the settlement.
+/// The leases and events that are handed over to settlement.
 pub(super) struct Contents<D: AggregateDatabase> {
     /// In key order.
     pub(super) leases: Vec<LeaseOf<D>>,
@@ -102,10 +105,13 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         }
     }
 
-    /// Takes the lease of `stream`, unless the request holds it already. The caller holds the
-    /// request's turn, and joins the resource once this has returned.
+    /// Takes the lease of `stream`, unless the request holds it already. The caller must hold the
+    /// request's [turn](Outstanding::acquire_in_turn), and join the resource after this has
+    /// returned.
     ///
-    /// Dropping the future releases what it has taken.
+    /// # Cancellation
+    ///
+    /// Dropping the future releases a lease that it has taken.
     pub(super) async fn lease(
         self: &Arc<Self>,
         stream: &str,
@@ -118,7 +124,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         Ok(HeldLease::new(handle))
     }
 
-    /// A key that the request holds already.
+    /// Returns a handle on the lease of `stream`, if the request holds it already.
     fn owned(self: &Arc<Self>, stream: &str) -> Option<Arc<LeaseHandle<D>>> {
         let mut state = self.state.lock();
         let entry = state.entries.get_mut(stream)?;
@@ -173,9 +179,10 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         let lease = match self.may_wait_for(stream) {
             true => locks.acquire_by(stream, deadline).await?,
             false => {
-                // This request itself may be releasing it right now.
+                // This request may be releasing the lease itself right now. If that takes longer
+                // than one retry interval, the attempt below reports the lease as held.
                 if let Some(PendingRelease { done, .. }) = self.pending_release(stream) {
-                    let _in_vain = timeout(locks.retry_interval(), done.cancelled()).await;
+                    let _timed_out = timeout(locks.retry_interval(), done.cancelled()).await;
                 }
                 let lease = locks
                     .try_acquire_with(stream, WaitPolicy::FAIL_FAST)
@@ -189,7 +196,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         Ok(lease)
     }
 
-    /// A lease that this request is releasing.
+    /// Returns the release of `stream`, if this request is releasing its lease right now.
     fn pending_release(&self, stream: &str) -> Option<PendingRelease> {
         let mut state = self.state.lock();
         state
@@ -203,7 +210,8 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         self.order.is_next(self.rank, stream) && !self.outstanding.holds_a_connection()
     }
 
-    /// Whether the request's open transaction of `D`, if it has one, keeps others from writing.
+    /// Returns whether the request has an open transaction of `D` that already keeps other writers
+    /// from `stream`, so that no lease is needed.
     async fn excluded_by_transaction(&self, stream: &str) -> Result<bool, Error> {
         let Some((isolation, access)) = self.outstanding.open_mode::<D>() else {
             return Ok(false);
@@ -229,12 +237,12 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         }
     }
 
-    /// `true` the first time: the caller makes it one of the request's resources.
+    /// Returns `true` on the first call. The caller then joins the resource to the request.
     pub(super) fn is_first_join(&self) -> bool {
         !std::mem::replace(&mut self.state.lock().joined, true)
     }
 
-    /// Keeps appends until the request is settled; all or none.
+    /// Stages appends until the request is settled: all of them, or none if one is a conflict.
     pub(super) fn stage(&self, batch: Vec<Append>) -> Result<(), Error> {
         let mut state = self.state.lock();
         if state.closed {
@@ -250,7 +258,8 @@ impl<D: AggregateDatabase> RequestLeases<D> {
             }
         }
         for mut append in batch {
-            // The request has the lease. A reference here would keep the request alive.
+            // The request itself holds the lease. The handle refers to this value, so a handle
+            // stored here would keep this value alive for ever.
             append.lease = None;
             match state.staged.get_mut(&append.stream) {
                 Some(before) => before.extend(append),
@@ -260,12 +269,12 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         Ok(())
     }
 
-    /// The staged events of a stream.
+    /// Returns the staged events of a stream.
     pub(super) fn staged(&self, stream: &str) -> Option<Append> {
         self.state.lock().staged.get(stream).cloned()
     }
 
-    /// Takes out the staged events, to be written to the open transaction at once.
+    /// Takes out the staged events. The caller writes them to the open transaction at once.
     pub(super) fn flush(&self) -> Vec<Append> {
         let mut state = self.state.lock();
         let staged = std::mem::take(&mut state.staged);
@@ -273,8 +282,11 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         staged.into_values().collect()
     }
 
-    /// Takes out one lease, to be released before the settlement; `None` while the request needs
-    /// it: it has staged events of the stream, or a connection. Drop the guard when it is released.
+    /// Takes out the lease of `stream`, so that the caller can release it before settlement. The
+    /// caller drops the returned guard once the lease is released.
+    ///
+    /// Returns `None` if the request has no such lease, or still needs it. The request needs it if
+    /// events of the stream are staged or flushed, or if the request holds a connection.
     pub(super) fn release_early(&self, stream: &str) -> Option<(LeaseOf<D>, DropGuard)> {
         self.release_early_if(stream, |_| true)
     }
@@ -289,7 +301,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         if !condition(entry)
             || state.staged.contains_key(stream)
             || state.flushed.contains(stream)
-            // Its release would wait for a connection that this request has.
+            // The release could wait for the very connection that this request holds.
             || self.outstanding.holds_a_connection()
         {
             return None;
@@ -306,7 +318,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         Some((lease, done))
     }
 
-    /// Releases the lease, unless another handle was made meanwhile.
+    /// Releases the lease after its last handle was dropped, unless a new handle exists by now.
     fn handle_dropped(&self, stream: &str) {
         let is_last = |entry: &LeaseEntry<D>| entry.handle.strong_count() == 0;
         if let Some((lease, done)) = self.release_early_if(stream, is_last) {
@@ -314,7 +326,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         }
     }
 
-    /// Hands everything over. Nothing can be added any more.
+    /// Hands over all leases and staged events. None can be added afterwards.
     pub(super) fn close(&self) -> Contents<D> {
         let mut state = self.state.lock();
         state.closed = true;

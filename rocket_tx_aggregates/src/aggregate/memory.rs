@@ -1,4 +1,4 @@
-//! Streams in memory, for unit tests.
+//! An event store in memory, for unit tests.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,8 +13,10 @@ use super::store::EventStore;
 use super::stream::{Append, History, Snapshot};
 use crate::lock::{Fence, ReleaseOutcome};
 
-/// Streams that are gone with the process: what [`SqlEventStore`](super::SqlEventStore) promises,
-/// without a database and without read models. A clone is another handle on the same streams.
+/// An event store in memory. Its streams end with the process.
+///
+/// It keeps the promises of [`SqlEventStore`](super::SqlEventStore), but has no database and no
+/// read models. A clone is another handle on the same streams.
 #[derive(Clone, Default)]
 pub struct InMemoryEventStore {
     streams: Arc<Mutex<HashMap<String, Stream>>>,
@@ -28,12 +30,12 @@ struct Stream {
 }
 
 impl InMemoryEventStore {
-    /// No streams yet, and no snapshots.
+    /// Creates an empty store that takes no snapshots.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes a snapshot whenever this many events have happened. 0: never.
+    /// Sets the number of events between snapshots; 0 means no snapshots.
     pub fn with_snapshot_every(mut self, events: u64) -> Self {
         self.snapshot_every = events;
         self

@@ -1,23 +1,23 @@
-//! Event-sourced aggregates: events are stored, and the state follows from them.
+//! Event-sourced aggregates: the events are stored, and the state is computed from them.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! | --- | --- |
-//! | `entity` | [`Entity`]: id, version and new events, the part that every aggregate has |
-//! | `event` | [`Event`], [`EventRecord`]: one thing that happened, and its older versions |
-//! | `stream` | [`History`], [`Append`], [`HeldLease`]: what is read of a stream, added to it, and the lease on it |
+//! | `entity` | [`Entity`]: the id, version and new events that every aggregate has |
+//! | `event` | [`Event`], [`EventRecord`]: a kind of event, and an event as it is stored |
+//! | `stream` | [`History`], [`Append`], [`HeldLease`]: content of a stream, new events, lease |
 //! | `definition` | [`Aggregate`] and the macro [`aggregate!`](crate::aggregate!) that implements it |
 //! | `repository` | [`AsyncRepository`], [`AsyncAggregateRepository`]: load, change, commit |
-//! | `queued` | [`QueuedRepository`]: with a lock on what is loaded |
+//! | `queued` | [`QueuedRepository`]: a repository that locks each aggregate it loads |
 //! | `store` | [`SqlEventStore`]: events, snapshots and read models in one transaction |
-//! | `rows`, `by_url` | the rows of events and snapshots |
-//! | `sql/` | the statements: those of both backends, and a folder for each |
-//! | `memory` | [`InMemoryEventStore`]: the same, for unit tests |
-//! | `projection` | [`Projection`]: a read model that is written with the events |
-//! | `request` | [`Aggregates`]: the guard, a repository that belongs to a request |
-//! | `order` | the keys that a request holds, in all databases |
-//! | `leases` | the leases of a request, and what it has staged |
-//! | `resource` | both of them, as the resource that is settled with the request |
-//! | `initializer` | [`init`]: the fairing that makes the tables and sweeps the leases |
+//! | `rows`, `by_url` | the rows of events and snapshots, for each backend and by URL |
+//! | `sql/` | the SQL statements: those shared by both backends, and a folder for each backend |
+//! | `memory` | [`InMemoryEventStore`]: events and snapshots in memory, for unit tests |
+//! | `projection` | [`Projection`]: a read model that is written in the transaction of the events |
+//! | `request` | [`Aggregates`]: the request guard, a repository that belongs to one request |
+//! | `order` | the keys that a request has leased, in all databases |
+//! | `leases` | the leases and the staged events of a request |
+//! | `resource` | the resource that stores those events and releases those leases at settlement |
+//! | `initializer` | [`init`]: the fairing that creates the tables and deletes expired leases |
 //!
 //! # In a handler
 //!
@@ -59,8 +59,8 @@
 //! }
 //! ```
 //!
-//! The event is stored in the request's own transaction, if the response is a success. Until then
-//! no other process writes this account: `get` has its lease.
+//! If the response is a success, the request's own transaction stores the event. Until then no
+//! other process writes this account, because `get` has taken its lease.
 
 mod by_url;
 mod definition;

@@ -1,20 +1,20 @@
-//! The keys that a request holds, in all databases.
+//! The keys that a request has leased, in all databases.
 
 use std::collections::BTreeSet;
 
 use parking_lot::Mutex;
-use tokio::sync::Mutex as Turn;
+use tokio::sync::Mutex as AsyncMutex;
 
-/// Kept in Rocket's request-local cache.
+/// The leased keys of one request. Kept in Rocket's request-local cache.
 ///
-/// Waits that all go one way never meet in a circle: a request waits only for keys that come after
-/// all that it holds, and takes one at a time.
+/// A request takes one key at a time, and waits only for a key that sorts after all keys it holds.
+/// All requests then wait in the same direction, so they cannot deadlock.
 #[derive(Default)]
 pub(super) struct Order {
-    /// Held across a wait on purpose: a request has one connection of a database at most, and two
-    /// tasks of it read in turn.
-    pub(super) reading: Turn<()>,
-    /// With the rank of their database.
+    /// Lets the tasks of a request read one after another, because a request has at most one
+    /// connection of a database. The lock is held across an `await` on purpose.
+    pub(super) reading: AsyncMutex<()>,
+    /// The keys, each with the rank of its database.
     keys: Mutex<BTreeSet<(usize, String)>>,
 }
 
@@ -27,7 +27,7 @@ impl Order {
         self.keys.lock().remove(&(rank, stream.to_owned()));
     }
 
-    /// Whether a key comes after all that the request holds.
+    /// Returns whether `stream` sorts after all keys that the request holds.
     pub(super) fn is_next(&self, rank: usize, stream: &str) -> bool {
         let keys = self.keys.lock();
         let last = keys.last();

@@ -1,4 +1,4 @@
-//! Read models that are written with the events.
+//! Read models that are written in the transaction of the events.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -10,10 +10,11 @@ use super::definition::Aggregate;
 use super::event::EventRecord;
 use super::stream::Append;
 
-/// Writes a read model of the aggregates of type `A`, on connections of type `C`, in the
-/// transaction that stores their events. An error rolls all of it back.
+/// Writes a read model of the aggregates of type `A`, in the transaction that stores their events.
+///
+/// `C` is the type of the connection. An error rolls back the whole transaction.
 pub trait Projection<A, C>: Send + Sync + 'static {
-    /// Writes what follows from `events`, after which `aggregate` is what it is.
+    /// Updates the read model for `events`. `aggregate` is the state after them.
     fn project(
         &self,
         connection: &mut C,
@@ -22,7 +23,7 @@ pub trait Projection<A, C>: Send + Sync + 'static {
     ) -> impl Future<Output = sqlx::Result<()>> + Send;
 }
 
-/// The projections of a store, by type of aggregate.
+/// The projections of a store, by the type of the aggregate.
 pub(super) struct Projections<C>(Arc<ByType<C>>);
 
 type ByType<C> = HashMap<TypeId, Vec<Arc<dyn AnyProjection<C>>>>;
@@ -83,7 +84,7 @@ impl<A: Aggregate, C: Send + 'static, P: Projection<A, C>> AnyProjection<C>
     ) -> sqlx::Result<()> {
         match aggregate.downcast_ref::<A>() {
             Some(aggregate) => self.0.project(connection, aggregate, events).await,
-            // It is looked up by this very type.
+            // Unreachable: the projections are looked up by the type of the aggregate.
             None => Ok(()),
         }
     }

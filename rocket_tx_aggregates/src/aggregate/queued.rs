@@ -1,4 +1,5 @@
-//! Writers of one aggregate queue, instead of losing to each other.
+//! [`QueuedRepository`]: writers of one aggregate wait for each other, instead of failing with a
+//! conflict.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,13 +13,15 @@ use super::store::EventStore;
 use super::stream::{Append, HeldLease, History};
 use crate::lock::{AsyncLockManager, Hold, Keyed};
 
-/// Makes a [`QueuedRepository`] of an event store.
+/// Adds locks to an event store, which makes it a [`QueuedRepository`].
 pub trait Queueable: EventStore + Sized {
-    /// Loading an aggregate to change it waits for a lock of `locks`.
+    /// Returns a repository in which loading an aggregate to change it first takes a lock from
+    /// `locks`.
     ///
-    /// If the locks are leases in the store's own database, a commit deletes them in its own
-    /// transaction, and is refused if one of them was lost. Leases elsewhere, and locks in memory,
-    /// are given back after the commit, as well as may be: what is committed stays a success.
+    /// If the locks are leases in the store's own database, the transaction that stores the events
+    /// also deletes the lease rows, and the commit fails if a lease was lost. Leases in another
+    /// database, and locks in memory, are released after the commit. If such a release fails, the
+    /// commit is still a success.
     fn queued_async_with<M: AsyncLockManager>(self, locks: M) -> QueuedRepository<Self, M> {
         QueuedRepository {
             store: self,
@@ -30,18 +33,20 @@ pub trait Queueable: EventStore + Sized {
 
 impl<R: EventStore> Queueable for R {}
 
-/// An event store with a lock on what is loaded to be changed. For work outside of requests; in a
-/// handler take the guard [`Aggregates`](super::Aggregates).
+/// An event store that locks each aggregate that is loaded in order to be changed.
+///
+/// Use it for work outside of requests. In a handler, use the guard
+/// [`Aggregates`](super::Aggregates).
 pub struct QueuedRepository<R, M: AsyncLockManager> {
     store: R,
     locks: M,
     slots: Keyed<HoldSlot<M::Hold>>,
 }
 
-/// Owned by a loaded aggregate. Dropping it releases the lock.
+/// The lock of a loaded aggregate, which owns this slot. Dropping the slot releases the lock.
 struct HoldSlot<H: Hold> {
     stream: Arc<str>,
-    /// Empty once it was given back.
+    /// `None` while a commit uses the lock, and after its release.
     hold: Mutex<Option<H>>,
     slots: Keyed<Self>,
 }
@@ -73,38 +78,41 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
         self.store.load(stream, snapshot_version).await
     }
 
-    /// Dropping the future once the transaction was begun leaves it to the database whether it is
-    /// committed; the locks are given back either way.
+    /// # Cancellation
+    ///
+    /// If the future is dropped after the transaction has begun, the transaction may or may not be
+    /// committed. The locks are released in both cases.
     async fn append(&self, batch: Vec<Append>) -> Result<(), Error> {
         let slots: Vec<Arc<HoldSlot<M::Hold>>> = batch
             .iter()
             .filter_map(|append| append.lease.as_ref()?.downcast())
             .collect();
         let mut fences = Vec::new();
-        // Each with the place of its fence, if it has one.
+        // The locks, each with the index of its fence if it has one.
         let mut taken = Vec::new();
         for slot in &slots {
             let hold = slot.hold.lock().take();
             if let Some(mut hold) = hold {
                 let fence = hold.begin_fenced_release().await;
-                let place = fence.is_some().then_some(fences.len());
+                let index = fence.is_some().then_some(fences.len());
                 fences.extend(fence);
-                taken.push((slot, hold, place));
+                taken.push((slot, hold, index));
             }
         }
         match self.store.append_fenced(&batch, &fences).await {
             Ok(released) => {
-                for (_, hold, place) in taken {
-                    match place.and_then(|place| released[place]) {
+                for (_, hold, index) in taken {
+                    match index.and_then(|index| released[index]) {
                         Some(released) => hold.mark_released(released.wanted),
-                        // In a task of its own, if it takes a statement: the commit is a success.
+                        // The transaction has not released this lock. Dropping it does, in a
+                        // separate task if that takes a statement, so the commit stays a success.
                         None => drop(hold),
                     }
                 }
                 Ok(())
             }
             Err(error) => {
-                // The aggregates go on owning them.
+                // The commit failed, or its outcome is unknown. The aggregates keep their locks.
                 for (slot, mut hold, _) in taken {
                     hold.resume_renewal();
                     *slot.hold.lock() = Some(hold);

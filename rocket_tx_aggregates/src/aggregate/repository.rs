@@ -9,15 +9,17 @@ use super::error::Error;
 use super::event::EventRecord;
 use super::stream::{Append, HeldLease, History};
 
-/// Streams of events, and perhaps leases on them. [`AsyncAggregateRepository`] makes aggregates of
-/// it.
+/// A repository of event streams, with or without leases on them. [`AsyncAggregateRepository`]
+/// turns the streams into aggregates.
 pub trait AsyncRepository: Send + Sync {
-    /// Waits for the leases of `streams`, all of them, in an order that cannot deadlock. In the
-    /// order of `streams`; `None` where a repository has no leases.
+    /// Waits for the leases of all `streams`, and takes them in an order that cannot deadlock.
+    ///
+    /// Returns them in the order of `streams`. An element is `None` if the repository has no
+    /// leases.
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`]; those that were taken are released.
+    /// [`Error::Lock`] if a lease was not acquired. The leases taken before are released.
     fn lease(
         &self,
         streams: &[&str],
@@ -26,32 +28,35 @@ pub trait AsyncRepository: Send + Sync {
         async { Ok(none) }
     }
 
-    /// Reads a stream, with its snapshot if that is of the given version.
+    /// Reads a stream, with its snapshot if the snapshot has the given version.
     ///
     /// # Errors
     ///
-    /// [`Error::Corrupt`] for a payload that is no JSON, [`Error::Database`].
+    /// [`Error::Corrupt`] if a payload is not JSON, [`Error::Database`].
     fn load(
         &self,
         stream: &str,
         snapshot_version: Option<u32>,
     ) -> impl Future<Output = Result<History, Error>> + Send;
 
-    /// Called when aggregates were loaded with their leases, and no connection is held.
+    /// Called after aggregates were loaded with their leases. A connection that was acquired only
+    /// for the load has been returned by then.
     fn loaded(&self, streams: &[&str]) -> impl Future<Output = ()> + Send {
         let _ = streams;
         async {}
     }
 
-    /// Adds to streams, to all or to none, and frees the leases that they were loaded with.
+    /// Appends events to streams, to all of them or to none, and releases the leases that the
+    /// aggregates were loaded with.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if another writer was first; [`Error::Lock`] if a lease was lost.
+    /// [`Error::Conflict`] if another writer has appended first; [`Error::Lock`] if a lease was
+    /// lost.
     fn append(&self, batch: Vec<Append>) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Stores what is staged, for a caller that must see the error itself. Where nothing is staged
-    /// there is nothing to do.
+    /// Writes staged events now, so that the caller sees the error itself. Does nothing in a
+    /// repository that does not stage events.
     ///
     /// # Errors
     ///
@@ -60,7 +65,7 @@ pub trait AsyncRepository: Send + Sync {
         async { Ok(()) }
     }
 
-    /// Events of a stream after a sequence, in order, `limit` at most.
+    /// Returns at most `limit` events of a stream, in order, starting after the sequence `after`.
     ///
     /// # Errors
     ///
@@ -72,21 +77,21 @@ pub trait AsyncRepository: Send + Sync {
         limit: u32,
     ) -> impl Future<Output = Result<Vec<EventRecord>, Error>> + Send;
 
-    /// A snapshot is due whenever this many events have happened; 0 is never.
+    /// Returns the number of events between snapshots; 0 means no snapshots.
     fn snapshot_every(&self) -> u64;
 }
 
-/// A repository whose leases can be given back before anything is committed.
+/// A repository whose leases can be released without a commit.
 pub trait AsyncUnlockableRepository: AsyncRepository {
-    /// Gives back the lease of `stream`, if this repository has it; resolves when others can have
-    /// it.
+    /// Releases the lease of `stream`, if this repository holds it. Returns once others can take
+    /// the lease.
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if another holder has it by now.
+    /// [`Error::Lock`] if another holder has taken over the lease.
     fn unlock(&self, stream: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// An aggregate is given up without a commit. What `lease` it was loaded with is given back.
+    /// Discards an aggregate without a commit, and releases the `lease` that it was loaded with.
     ///
     /// # Errors
     ///
@@ -143,7 +148,7 @@ pub struct AsyncAggregateRepository<R, A> {
 }
 
 impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
-    /// The aggregates of type `A` in `repository`.
+    /// Creates a repository of the aggregates of type `A` over `repository`.
     pub fn new(repository: R) -> Self {
         Self {
             repository,
@@ -151,32 +156,37 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
         }
     }
 
-    /// The repository.
+    /// Returns the repository of the streams.
     pub fn repository(&self) -> &R {
         &self.repository
     }
 
-    /// Loads an aggregate to change it. It owns its lease: dropping it gives that back, and so does
-    /// `None` at once.
+    /// Loads an aggregate in order to change it, with its lease.
+    ///
+    /// The aggregate owns the lease; dropping the aggregate releases it. If there is no such
+    /// aggregate, `get` releases the lease itself and returns `None`.
     ///
     /// # Errors
     ///
-    /// [`Error::Id`], [`Error::Lock`], [`Error::Corrupt`], and what the database meets.
+    /// [`Error::Id`], [`Error::Lock`], [`Error::Corrupt`], and errors of the database.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future gives the lease back, as soon as what it had begun has ended.
+    /// Dropping the future releases the lease, once a statement that is under way has ended.
     pub async fn get(&self, id: &str) -> Result<Option<A>, Error> {
         let mut all = self.get_all(&[id]).await?;
         Ok(all.pop().flatten())
     }
 
-    /// Loads several to change them, within one longest wait. Whatever their order here, requests
-    /// that load several never wait for each other in a circle.
+    /// Loads several aggregates in order to change them, with their leases.
+    ///
+    /// The longest wait for leases covers all of them together. The leases are taken in sorted
+    /// order, whatever the order of `ids`, so calls of this method cannot deadlock with each other.
+    /// Returns the aggregates in the order of `ids`.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get); then none is held.
+    /// As [`get`](Self::get). No lease is held then.
     pub async fn get_all(&self, ids: &[&str]) -> Result<Vec<Option<A>>, Error> {
         let streams = ids.iter().map(|id| A::stream(id));
         let streams = streams.collect::<Result<Vec<String>, Error>>()?;
@@ -194,22 +204,23 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
         Ok(all)
     }
 
-    /// Loads an aggregate to look at it: without a lease, and without waiting.
+    /// Loads an aggregate in order to read it. Takes no lease, and waits for none.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), but for the lock.
+    /// As [`get`](Self::get), except [`Error::Lock`].
     pub async fn peek(&self, id: &str) -> Result<Option<A>, Error> {
         self.read(&A::stream(id)?, id).await
     }
 
-    /// Commits what has happened to an aggregate, and gives its lease back. One that was only
-    /// peeked at, or is new, needs none.
+    /// Commits the new events of an aggregate, and releases its lease.
+    ///
+    /// A new aggregate, or one loaded with [`peek`](Self::peek), is committed without a lease.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if another writer was first; [`Error::Lock`] if the lease was lost. The
-    /// aggregate is as before then.
+    /// [`Error::Conflict`] if another writer has appended first; [`Error::Lock`] if the lease was
+    /// lost. The aggregate is then unchanged.
     pub async fn commit(&self, aggregate: &mut A) -> Result<(), Error> {
         self.commit_all(&mut [aggregate]).await
     }
@@ -231,21 +242,23 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
         Ok(())
     }
 
-    /// Stores what is staged, for a handler that must see the error itself.
+    /// Writes staged events to the request's transaction now, so that the handler sees the error
+    /// itself. Outside of requests no events are staged, and nothing happens.
     ///
     /// # Errors
     ///
-    /// As [`commit`](Self::commit). A request whose flush has failed, or was dropped half-way, is
-    /// rolled back whatever it answers.
+    /// As [`commit`](Self::commit). If the flush fails, or its future is dropped half-way, the
+    /// request is rolled back, whatever its response.
     pub async fn flush(&self) -> Result<(), Error> {
         self.repository.flush().await
     }
 
-    /// The events of an aggregate after a sequence, in order, `limit` at most.
+    /// Returns at most `limit` events of an aggregate, in order, starting after the sequence
+    /// `after`.
     ///
     /// # Errors
     ///
-    /// [`Error::Id`], [`Error::Corrupt`], and what the database meets.
+    /// [`Error::Id`], [`Error::Corrupt`], and errors of the database.
     pub async fn events(
         &self,
         id: &str,
@@ -260,9 +273,9 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
             .load(stream, Some(A::SNAPSHOT_VERSION))
             .await?;
         match replayed(stream, id, &history) {
-            // A snapshot is only a shortcut: what it cannot tell, the events can.
+            // A snapshot is only a shortcut: all events together give the same state.
             Err(error) if history.snapshot.is_some() => {
-                tracing::warn!(%error, "a snapshot is passed over");
+                tracing::warn!(%error, "a snapshot cannot be used; the aggregate is rebuilt from all its events");
                 let history = self.repository.load(stream, None).await?;
                 replayed(stream, id, &history)
             }
@@ -287,23 +300,23 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
 }
 
 impl<R: AsyncUnlockableRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
-    /// Gives an aggregate up, with whatever has happened to it since it was loaded, by the
-    /// repository's own [hook](AsyncUnlockableRepository::abort).
+    /// Discards an aggregate and its new events, and releases its lease. Calls
+    /// [`AsyncUnlockableRepository::abort`] of the repository.
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if another holder has its lease by now.
+    /// [`Error::Lock`] if another holder has taken over the lease.
     pub async fn abort(&self, mut aggregate: A) -> Result<(), Error> {
         let lease = aggregate.entity_mut().lease.take();
         let stream = A::stream(aggregate.id())?;
         self.repository.abort(&stream, lease).await
     }
 
-    /// Releases the lease of `id`, if this repository has it.
+    /// Releases the lease of the aggregate `id`, if this repository holds it.
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if another holder has it by now.
+    /// [`Error::Lock`] if another holder has taken over the lease.
     pub async fn unlock(&self, id: &str) -> Result<(), Error> {
         self.repository.unlock(&A::stream(id)?).await
     }

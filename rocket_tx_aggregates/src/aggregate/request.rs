@@ -1,4 +1,4 @@
-//! The guard: a repository that belongs to a request.
+//! [`Aggregates`]: the request guard, a repository that belongs to one request.
 
 use std::any::type_name;
 use std::collections::BTreeMap;
@@ -26,29 +26,34 @@ use crate::lock::{Hold, in_order};
 
 /// The aggregates of type `A` in the database `D`, for one request.
 ///
-/// A commit *stages* events: they are stored in the request's own transaction of `D`, together with
-/// snapshots and read models, if the response is a success, and forgotten otherwise. The
-/// leases of what was loaded with `get` are released by that same transaction; after a rollback
-/// they are released at once. A lease that was lost meanwhile makes the answer a 409.
+/// A commit *stages* events, which means that it keeps them until the request is settled. If the
+/// response is a success, the request's own transaction of `D` stores them, together with snapshots
+/// and read models. Otherwise they are discarded.
+///
+/// The same transaction releases the leases that `get` has taken. After a rollback they are
+/// released at once. If a lease was lost, the request is rolled back and the client receives a 409.
 ///
 /// # Leases before transactions
 ///
-/// Load aggregates before you begin transactions: a request that waits for a lease should hold
-/// nothing that others wait for. A request that has a transaction or a `Read`, of whatever
-/// database, or the lease of a key that sorts behind, gets a lease that is free and otherwise a 503
-/// at once. Nothing is begun by committing: the transaction begins before that of the next database
-/// that is attached behind `D`, or when the request is settled.
+/// Load aggregates before you begin transactions. A request that waits for a lease should hold
+/// nothing that other requests wait for. So a request does not wait for a lease while it has a
+/// transaction or a `Read` of any database, or the lease of a key that sorts after the wanted one.
+/// It gets the lease if the lease is free, and otherwise fails with a 503 at once.
 ///
-/// Loading reads through the request's transaction of `D`, if it has one, and otherwise through a
-/// connection of its own: drop a `Tx<D>` or `Read<D>` that you hold before you load.
+/// A commit begins no transaction. The transaction of `D` begins just before the request begins one
+/// of a database that is attached after `D`, or else at settlement.
+///
+/// Loading reads through the request's open transaction of `D`, if there is one, and otherwise
+/// through a separate connection. Drop your `Tx<D>` or `Read<D>` guard before you load; while you
+/// hold one, loading fails.
 ///
 /// # Drop
 ///
-/// An aggregate that is dropped uncommitted gives its lease back, at once if the request has no
-/// connection, else when it is settled.
+/// Dropping an aggregate without a commit releases its lease: at once if the request has no
+/// connection, otherwise at settlement.
 pub type Aggregates<D, A> = AsyncAggregateRepository<RequestRepository<D>, A>;
 
-/// Streams of the database `D`, for one request. Meant to be used through [`Aggregates`].
+/// The event streams in the database `D`, for one request. Use it through [`Aggregates`].
 pub struct RequestRepository<D: AggregateDatabase> {
     leases: Arc<RequestLeases<D>>,
     observer: Option<Box<dyn LoadObserver>>,
@@ -74,21 +79,23 @@ impl<D: AggregateDatabase> RequestRepository<D> {
 fn no_aggregates<D>() -> rocket_tx::Error {
     let database = type_name::<D>();
     let reason = format!(
-        "the database `{database}` keeps no aggregates; add \
+        "aggregates are not set up in the database `{database}`; add \
          `.attach(rocket_tx_aggregates::aggregate::init::<{database}>())` to the launch code"
     );
     rocket_tx::Error::NotSetUp(reason.into())
 }
 
-/// Dooms the request when it is dropped: a part of the staged events may have been written, and the
-/// rest must not be forgotten.
+/// Dooms the request if a flush fails or is dropped half-way.
+///
+/// The transaction may then contain only a part of the staged events, and must not be committed
+/// without the rest.
 struct FlushGuard<'a>(Option<&'a Outstanding>);
 
 impl FlushGuard<'_> {
     fn doom_by(&self, error: &Error) {
-        // The first doom counts.
+        // A conflict dooms the request here, before `drop` does: only the first doom counts.
         if let (Error::Conflict(_), Some(outstanding)) = (error, self.0) {
-            // After the verdict nothing is left to be doomed.
+            // This fails only after the verdict, when there is nothing left to doom.
             let _settled = outstanding.doom(Status::Conflict, error.to_string());
         }
     }
@@ -103,8 +110,8 @@ impl Drop for FlushGuard<'_> {
     }
 }
 
-/// Reads through the request's open transaction, if it has one, else through a connection that only
-/// reads and is given back at once.
+/// Reads through the request's open transaction, if there is one, and otherwise through a read-only
+/// connection that is returned right after the read.
 macro_rules! reading {
     ($leases:expr, |$db:ident| $work:expr) => {{
         let outstanding = &$leases.outstanding;
@@ -136,8 +143,7 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
         let mut leases = BTreeMap::new();
         for stream in sorted {
             let lease = self.leases.lease(stream, deadline).await?;
-            // Before the next wait, so that this one is released when the request is settled even
-            // if the next one fails.
+            // Join before the next wait: if that fails, settlement still releases this lease.
             RequestAggregates::join(&self.leases)?;
             leases.insert(stream, lease);
         }
@@ -201,8 +207,8 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
 }
 
 impl<D: AggregateDatabase> AsyncUnlockableRepository for RequestRepository<D> {
-    /// Staged events keep their lease until the request is settled; so does every lease of a
-    /// request that has a connection.
+    /// Releases the lease now, unless the request still needs it. Settlement releases it if events
+    /// of the stream are staged or flushed, or if the request has a connection.
     async fn unlock(&self, stream: &str) -> Result<(), Error> {
         match self.leases.release_early(stream) {
             Some((lease, _done)) => Ok(lease.release().await?),

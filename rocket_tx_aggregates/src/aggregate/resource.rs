@@ -1,4 +1,4 @@
-//! Leases and staged events, as a resource that is settled with the request.
+//! The resource that stores a request's staged events and releases its leases at settlement.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,24 +16,26 @@ use super::store::release_within;
 use super::stream::Append;
 use crate::lock::{Fence, Hold, LeasePool, LeaseStore, LockError};
 
-/// The leases and staged events of a request in `D`.
+/// The leases and the staged events of a request in `D`, as a resource of the request.
 ///
-/// The lease rows are deleted in the transaction that stores the events, as its last statements: a
-/// waiter whose statement meets one of them is kept for one round trip. If a row is not there, all
-/// is rolled back. After a rollback they are deleted on the same connection, which on SQLite is the
-/// one that writes.
+/// The request's transaction of `D` stores the events, and its last statements delete the lease
+/// rows. A waiter whose statement meets such a row is therefore blocked only until the COMMIT that
+/// follows. If a row is missing, everything is rolled back. After a rollback the rows are deleted
+/// on the same connection, because on SQLite no other connection can write meanwhile.
 ///
-/// Dropped unsettled, it leaves the leases to tasks that release them.
+/// # Drop
+///
+/// If the resource is dropped before settlement, separate tasks release the leases.
 pub(super) struct RequestAggregates<D: AggregateDatabase> {
     request: Arc<RequestLeases<D>>,
     leases: Vec<(LeaseOf<D>, Fence)>,
-    /// For each lease whose row a transaction has deleted: whether another process wants it.
+    /// For each lease whose row a transaction has deleted: whether another process waits for it.
     deleted: Vec<bool>,
 }
 
 impl<D: AggregateDatabase> RequestAggregates<D> {
-    /// Makes `request` one of the request's resources, once. If that fails, its leases are
-    /// released.
+    /// Joins the leases and events of `request` to its registry, on the first call only. If joining
+    /// fails, the leases are released.
     pub(super) fn join(request: &Arc<RequestLeases<D>>) -> Result<(), rocket_tx::Error> {
         if !request.is_first_join() {
             return Ok(());
@@ -45,7 +47,7 @@ impl<D: AggregateDatabase> RequestAggregates<D> {
         })
     }
 
-    /// Takes the staged events, and stops the renewal of all leases.
+    /// Takes over the leases and stops their renewal. Returns the staged events.
     async fn take(&mut self) -> Vec<Append> {
         let taken = self.request.close();
         for mut lease in taken.leases {
@@ -56,31 +58,34 @@ impl<D: AggregateDatabase> RequestAggregates<D> {
         taken.staged
     }
 
-    /// The rows are deleted: waiters may go on.
+    /// Lets waiters take the leases, after their rows were deleted: opens the gates, which are the
+    /// in-process queues in front of the leases, and wakes waiters in other processes.
     fn open_gates(&mut self) {
         for ((lease, _), wanted) in self.leases.drain(..).zip(self.deleted.drain(..)) {
             lease.mark_released(wanted);
         }
     }
 
-    /// By statements of their own. A client does not wait for a database that is gone: after a
-    /// moment they go on by themselves.
+    /// Releases the leases with separate statements, in separate tasks. Waits for them for one
+    /// second at most, so that the client does not wait for an unreachable database.
     async fn release(&mut self) {
-        const MOMENT: Duration = Duration::from_secs(1);
+        const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
         let releases = self.leases.drain(..).map(|(lease, _)| lease.release());
-        let released = timeout(MOMENT, join_all(releases)).await;
+        let released = timeout(LONGEST_WAIT, join_all(releases)).await;
         for error in released.into_iter().flatten().filter_map(Result::err) {
-            tracing::debug!(%error, "nothing was written under this lease");
+            tracing::debug!(%error, "a lease was not released; nothing was written under it");
         }
     }
 
-    /// Returns whether the request had a transaction to do it on.
+    /// Deletes the lease rows on the connection of the transaction that was rolled back. Returns
+    /// `false` if the request had no transaction of `D` that could write.
     async fn release_on_the_same_connection(
         &mut self,
         context: &mut SettleContext<'_>,
     ) -> Result<bool, rocket_tx::Error> {
-        // No other task can write meanwhile, so no other process is waited for.
+        // On SQLite no task of this process can write meanwhile, so the wait for a lock of another
+        // process is kept to one retry interval.
         let wait = WaitPolicy::QUEUE.busy_timeout(self.request.shared.locks.retry_interval());
         let Some(mut transaction) = context.begin_after_rollback::<D>(wait).await? else {
             return Ok(false);
@@ -92,15 +97,15 @@ impl<D: AggregateDatabase> RequestAggregates<D> {
                     .await?;
             self.deleted.push(released.wanted);
         }
-        // A power cut ends all holders: it may bring the row back, which expires by itself.
+        // The deletion need not be durable: a row that a power cut brings back expires by itself.
         transaction.commit_without_waiting().await.map(drop)?;
         Ok(true)
     }
 }
 
 impl<D: AggregateDatabase> Drop for RequestAggregates<D> {
-    /// Unsettled, it gives back what the request holds; aggregates that are kept somewhere find
-    /// nothing more.
+    /// Releases the leases of a request that was not settled. An aggregate that outlives the
+    /// request has no lease any more, and cannot be committed.
     fn drop(&mut self) {
         drop(self.request.close());
     }
@@ -121,13 +126,13 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
         if let Some((lease, _)) = self.leases.iter().find(|(lease, _)| lease.is_lost()) {
             return Err(LockError::Lost(lease.key().to_owned()).into());
         }
-        // Through one that only reads nothing can be written, so nothing was.
+        // Without a transaction that can write, nothing was written under the leases.
         let transaction = context.transaction::<D>();
         let Some(mut transaction) = transaction.filter(|it| it.access() == Access::ReadWrite)
         else {
             return match staged.is_empty() {
                 true => Ok(()),
-                // It was required, so it is there.
+                // Not expected: `append` has required a transaction that can write.
                 false => Err(rocket_tx::Error::Weaker(D::NAME)),
             };
         };
@@ -141,7 +146,8 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
             Ok::<(), rocket_tx::Error>(())
         };
         written.instrument(tracing::debug_span!("append")).await?;
-        // Others may take the leases once they are gone: then everything else is certain.
+        // Another process can take the leases once their rows are gone, so this database commits
+        // last, when the commits of all other databases are certain.
         context.commit_last::<D>();
         Ok(())
     }
@@ -164,7 +170,7 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
             Ok(true) => self.open_gates(),
             Ok(false) => self.release().await,
             Err(error) => {
-                tracing::debug!(%error, "leases are released on another connection");
+                tracing::debug!(%error, "leases could not be released on the request's connection; separate tasks release them");
                 self.leases.clear();
             }
         }

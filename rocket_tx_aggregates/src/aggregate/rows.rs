@@ -1,5 +1,5 @@
-//! The tables `aggregate_events` and `aggregate_snapshots`. Their SQL is in `sql/`, but for the
-//! insertion of events, whose text depends on their number.
+//! The rows of the tables `aggregate_events` and `aggregate_snapshots`. The statements are in
+//! `sql/`, except the INSERT of events, whose text depends on the number of events.
 
 use std::future::Future;
 
@@ -13,8 +13,8 @@ use super::event::EventRecord;
 use super::stream::{Append, History, Snapshot};
 use crate::lock::{LeasePool, statement};
 
-/// A pool whose database can hold aggregates: any of [`SqlitePool`](rocket_tx::db::SqlitePool),
-/// [`PostgresPool`](rocket_tx::db::PostgresPool) and [`UrlPool`](rocket_tx::db::UrlPool).
+/// A pool whose database can hold aggregates: [`SqlitePool`](rocket_tx::db::SqlitePool),
+/// [`PostgresPool`](rocket_tx::db::PostgresPool) or [`UrlPool`](rocket_tx::db::UrlPool).
 pub trait AggregatePool:
     LeasePool<Session: Session<Connection: EventRows>, Leases: Send + Sync>
 {
@@ -30,8 +30,8 @@ pub trait AggregateDatabase: Database<Pool: AggregatePool> {}
 
 impl<D> AggregateDatabase for D where D: Database<Pool: AggregatePool> {}
 
-/// An event, or a snapshot, as a row. A snapshot has no name. `None` is what is not of its type, as
-/// SQLite allows.
+/// The row of an event or of a snapshot. A snapshot has an empty name. A field is `None` if the
+/// column holds a value of another type, which SQLite allows.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Row {
@@ -71,8 +71,8 @@ pub(super) trait Sealed {}
 // Other crates cannot implement a private bound.
 #[allow(private_bounds)]
 pub trait EventRows: Sealed + Send {
-    /// The snapshot of the given version, if there is one, and the events after it. One statement,
-    /// so that they belong together.
+    /// Reads the snapshot, if there is one of the given version, and the events after it. One
+    /// statement reads both, so that they match.
     #[doc(hidden)]
     fn history(
         &mut self,
@@ -80,6 +80,7 @@ pub trait EventRows: Sealed + Send {
         snapshot_version: Option<u32>,
     ) -> impl Future<Output = sqlx::Result<Vec<Row>>> + Send;
 
+    /// Reads at most `limit` events, in order, starting after the sequence `after`.
     #[doc(hidden)]
     fn page(
         &mut self,
@@ -88,10 +89,11 @@ pub trait EventRows: Sealed + Send {
         limit: u32,
     ) -> impl Future<Output = sqlx::Result<Vec<Row>>> + Send;
 
-    /// One statement, whatever their number.
+    /// Inserts events, at most 1,000 with one statement.
     #[doc(hidden)]
     fn insert_events(&mut self, append: &Append) -> impl Future<Output = sqlx::Result<()>> + Send;
 
+    /// Stores or replaces the snapshot of a stream.
     #[doc(hidden)]
     fn put_snapshot(
         &mut self,
@@ -104,7 +106,7 @@ fn signed(sequence: u64) -> i64 {
     i64::try_from(sequence).unwrap_or(i64::MAX)
 }
 
-/// Sequences are counted from 1.
+/// Maps a negative sequence to 0, which no event has: sequences start at 1.
 fn unsigned(sequence: i64) -> u64 {
     u64::try_from(sequence).unwrap_or(0)
 }
@@ -112,11 +114,11 @@ fn unsigned(sequence: i64) -> u64 {
 impl Row {
     pub(super) fn event(self, stream: &str) -> Result<EventRecord, Error> {
         let sequence = unsigned(self.sequence);
-        // In our words: serde's and the driver's may repeat a part of it.
+        // The messages of serde and of the driver may quote the content, so they are left out.
         let corrupt = |what: &str| Error::Corrupt {
             stream: stream.to_owned(),
             sequence,
-            reason: format!("its {what} is not what was stored"),
+            reason: format!("its stored {what} is not valid"),
         };
         let version = self.version.and_then(|it| u32::try_from(it).ok());
         let payload = self.payload.and_then(|it| serde_json::from_str(&it).ok());
@@ -132,12 +134,13 @@ impl Row {
     }
 }
 
-/// Makes a history of the rows of [`EventRows::history`].
+/// Builds a history from the rows of [`EventRows::history`].
 pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Error> {
     let mut history = History::default();
     for row in rows {
         if row.name.as_deref() == Some("") {
-            // One that cannot be read is passed over when its state is read.
+            // A snapshot that cannot be read is no error here. Restoring its state will fail, and
+            // the aggregate is then rebuilt from all its events.
             history.snapshot = Some(Snapshot {
                 sequence: unsigned(row.sequence),
                 version: row
@@ -185,7 +188,7 @@ macro_rules! rows {
             }
 
             async fn insert_events(&mut self, append: &Append) -> sqlx::Result<()> {
-                /// Both backends bound the number of parameters of a statement.
+                /// Events per statement. Both backends limit the parameters of a statement.
                 const AT_ONCE: usize = 1_000;
 
                 for events in append.events.chunks(AT_ONCE) {

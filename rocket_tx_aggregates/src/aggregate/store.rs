@@ -1,4 +1,4 @@
-//! Events, snapshots and read models in one transaction.
+//! [`SqlEventStore`]: events, snapshots and read models, written in one transaction.
 
 use std::future::Future;
 
@@ -16,15 +16,18 @@ use super::rows::{AggregatePool, EventRows, Row, history_of};
 use super::stream::{Append, History};
 use crate::lock::{Fence, LeaseStore, LockError, ReleaseOutcome};
 
-/// Streams of events, with what a lock in the same database needs.
+/// An event store that can delete lease rows in the transaction that stores the events.
 pub trait EventStore: AsyncRepository {
-    /// Adds to streams, to all or to none, and in the same transaction deletes the lease rows of
-    /// those `fences` that are in this store's database: for each of them, what became of it.
-    /// `None` is for the others.
+    /// Appends events to streams, to all of them or to none. The same transaction deletes the lease
+    /// rows of those `fences` that are in this store's database.
+    ///
+    /// Returns one element for each fence: the outcome of its release, or `None` if this call did
+    /// not delete its row. That is so for a row in another database, and if there are no events to
+    /// append.
     ///
     /// # Errors
     ///
-    /// As [`append`](AsyncRepository::append); [`LockError::Lost`] if a row is not there.
+    /// As [`append`](AsyncRepository::append); [`LockError::Lost`] if a lease row is missing.
     fn append_fenced(
         &self,
         batch: &[Append],
@@ -32,12 +35,12 @@ pub trait EventStore: AsyncRepository {
     ) -> impl Future<Output = Result<Vec<Option<ReleaseOutcome>>, Error>> + Send;
 }
 
-/// The type that guards of a pool dereference to.
+/// The connection type to which the guards of the pool `P` dereference.
 pub(super) type ConnectionOf<P> = <<P as TransactionPool>::Session as Session>::Connection;
 
-/// Streams in a SQLite file or in Postgres. A clone is another handle on the same.
+/// An event store in a SQLite file or in Postgres. A clone is another handle on the same store.
 ///
-/// On its own it is for work outside of requests; in a handler take the guard
+/// Use it for work outside of requests. In a handler, use the guard
 /// [`Aggregates`](super::Aggregates).
 #[derive(Clone)]
 pub struct SqlEventStore<P: AggregatePool> {
@@ -47,7 +50,7 @@ pub struct SqlEventStore<P: AggregatePool> {
 }
 
 impl<P: AggregatePool> SqlEventStore<P> {
-    /// Streams in the database of `pool`, with a snapshot every 100 events.
+    /// Creates a store in the database of `pool`, with a snapshot every 100 events.
     pub fn new(pool: &P) -> Self {
         Self {
             pool: pool.clone(),
@@ -56,13 +59,13 @@ impl<P: AggregatePool> SqlEventStore<P> {
         }
     }
 
-    /// Takes a snapshot whenever this many events have happened. 0: never.
+    /// Sets the number of events between snapshots; 0 means no snapshots.
     pub fn with_snapshot_every(mut self, events: u64) -> Self {
         self.snapshot_every = events;
         self
     }
 
-    /// Writes a read model in the transactions that store events of `A`.
+    /// Adds a projection, which writes a read model in the transactions that store events of `A`.
     pub fn with_projection<A: Aggregate>(
         mut self,
         projection: impl Projection<A, ConnectionOf<P>>,
@@ -76,7 +79,7 @@ impl<P: AggregatePool> SqlEventStore<P> {
         self
     }
 
-    /// Makes the tables, or brings them up to date.
+    /// Creates the tables, or brings them up to date.
     ///
     /// # Errors
     ///
@@ -104,7 +107,8 @@ impl<P: AggregatePool> SqlEventStore<P> {
         &self.pool
     }
 
-    /// Appends in stream order, then snapshots, then read models, in a transaction of the caller's.
+    /// Writes to the caller's transaction: first the events in stream order, then the snapshots,
+    /// then the read models.
     pub(super) async fn write(
         &self,
         db: &mut ConnectionOf<P>,
@@ -152,6 +156,10 @@ pub(super) async fn page_from<C: EventRows>(
 }
 
 /// Deletes the row of a lease in the caller's transaction.
+///
+/// # Errors
+///
+/// [`LockError::Lost`] if the row is missing or has another token.
 pub(super) async fn release_within<P: AggregatePool>(
     db: &mut ConnectionOf<P>,
     fence: &Fence,

@@ -1,22 +1,25 @@
-//! Streams: the values that are read and added, and the lease.
+//! Streams: the values that are read from them and appended to them, and their leases.
 
 use std::any::Any;
 use std::sync::Arc;
 
 use super::event::EventRecord;
 
-/// A lease that a loaded aggregate owns, of a type that its repository knows. When the last clone
-/// is dropped, the lease is released.
+/// The lease of a loaded aggregate. Only the repository knows its concrete type.
+///
+/// # Drop
+///
+/// Dropping the last clone releases the lease.
 #[derive(Clone)]
 pub struct HeldLease(Arc<dyn Any + Send + Sync>);
 
 impl HeldLease {
-    /// Makes one of whatever releases the lease when it is dropped.
+    /// Wraps a value that releases the lease when it is dropped.
     pub fn new<T: Any + Send + Sync>(lease: Arc<T>) -> Self {
         Self(lease)
     }
 
-    /// The value that it was made of.
+    /// Returns the wrapped value, if it is a `T`.
     pub fn downcast<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
         Arc::clone(&self.0).downcast().ok()
     }
@@ -25,7 +28,7 @@ impl HeldLease {
 /// The state of an aggregate after some of its events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The last event that is in it.
+    /// The sequence of the last event in the state.
     pub sequence: u64,
     /// [`Aggregate::SNAPSHOT_VERSION`](super::Aggregate::SNAPSHOT_VERSION).
     pub version: u32,
@@ -36,36 +39,37 @@ pub struct Snapshot {
 /// A stream as it was read: a snapshot, if any, and the events after it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
-    /// The state that the events come after.
+    /// The state before the events.
     pub snapshot: Option<Snapshot>,
-    /// In order.
+    /// The events after the snapshot, or all events if there is no snapshot; in order.
     pub events: Vec<EventRecord>,
 }
 
-/// Events to be added to one stream.
+/// Events to append to one stream.
 #[derive(Clone)]
 pub struct Append {
-    /// The stream.
+    /// The name of the stream.
     pub stream: String,
-    /// The sequence of the last event that the change was made on.
+    /// The sequence of the last event before the new ones. If the stream has a later event, the
+    /// append is a conflict.
     pub after: u64,
-    /// The events, with the sequences that follow.
+    /// The new events. Their sequences continue from `after`.
     pub events: Vec<EventRecord>,
-    /// The state after them, if one is due.
+    /// A snapshot of the state after the new events, if one is due.
     pub snapshot: Option<Snapshot>,
-    /// The aggregate after them, for read models.
+    /// The aggregate after the new events, for read models.
     pub aggregate: Arc<dyn Any + Send + Sync>,
-    /// The lease that it was loaded with.
+    /// The lease that the aggregate was loaded with.
     pub lease: Option<HeldLease>,
 }
 
 impl Append {
-    /// The sequence of its last event.
+    /// Returns the sequence of the last new event.
     pub(super) fn last(&self) -> u64 {
         self.after + self.events.len() as u64
     }
 
-    /// Takes in what comes right after it.
+    /// Adds the events of `next`, which directly follow these.
     pub(super) fn extend(&mut self, next: Self) {
         self.events.extend(next.events);
         self.aggregate = next.aggregate;

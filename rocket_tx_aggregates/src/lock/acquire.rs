@@ -1,4 +1,4 @@
-//! How the lease of a key is taken.
+//! Taking the lease of a key.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use super::deadline::Deadline;
 use super::error::LockError;
 use super::gate::Pass;
 use super::key::Key;
-use super::lease::{Lease, release_patiently};
+use super::lease::{Lease, release_with_retries};
 use super::stats::Counters;
 use super::store::{Attempt, Claim, LeaseStore, Token};
 
-/// Counts a wait as given up, unless it was finished.
+/// Counts a wait as abandoned when it is dropped, unless [`finish`](Self::finish) was called.
 struct WaitRecord {
     since: Instant,
     counters: Option<Counters>,
@@ -42,7 +42,7 @@ impl Drop for WaitRecord {
     }
 }
 
-/// Whether to wait for a row of another holder.
+/// Whether to wait while another holder has the row.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum AcquireMode {
     Try(WaitPolicy),
@@ -61,7 +61,7 @@ impl<S: LeaseStore> Key<S> {
                 .await?
                 .ok_or_else(|| deadline.timeout_error(&self.name));
         }
-        // Counted as given up unless it comes to a lease: also when this future is dropped.
+        // Counts this wait as abandoned if it times out or fails, or if this future is dropped.
         let waiting = WaitRecord::of(self);
         let pass = deadline.timeout(&self.name, self.gate.enter()).await?;
         let taken = deadline
@@ -78,10 +78,10 @@ impl<S: LeaseStore> Key<S> {
         self: &Arc<Self>,
         wait: WaitPolicy,
     ) -> Result<Option<Lease<S>>, LockError> {
-        let asked = Instant::now();
+        let since = Instant::now();
         match self.gate.try_enter() {
             Some(pass) => {
-                self.spawn_acquire(pass, AcquireMode::Try(wait), asked)
+                self.spawn_acquire(pass, AcquireMode::Try(wait), since)
                     .await
             }
             None => {
@@ -91,19 +91,20 @@ impl<S: LeaseStore> Key<S> {
         }
     }
 
-    /// Dropping its future does not take back a statement that has been sent. So the database part
-    /// runs in a task of its own, which keeps the gate. If the caller has gone, the task releases
-    /// the row, then the gate.
+    /// Takes the lease in a separate task, which keeps the pass of the gate.
+    ///
+    /// Dropping a future does not recall a statement that was sent, so the statement must not
+    /// depend on the caller. If the caller has gone, the task releases the row and then the gate.
     async fn spawn_acquire(
         self: &Arc<Self>,
         pass: Pass,
         mode: AcquireMode,
-        asked: Instant,
+        since: Instant,
     ) -> Result<Option<Lease<S>>, LockError> {
-        let (answer, taken) = oneshot::channel();
-        let work = Arc::clone(self).take(pass, mode, asked, answer);
+        let (caller, taken) = oneshot::channel();
+        let work = Arc::clone(self).take(pass, mode, since, caller);
         self.store.spawn(work);
-        // Without an answer the runtime is ending.
+        // The task drops `caller` without a result only if the runtime shuts down.
         taken.await.unwrap_or(Ok(None))
     }
 
@@ -111,8 +112,8 @@ impl<S: LeaseStore> Key<S> {
         self: Arc<Self>,
         pass: Pass,
         mode: AcquireMode,
-        asked: Instant,
-        mut answer: oneshot::Sender<Result<Option<Lease<S>>, LockError>>,
+        since: Instant,
+        mut caller: oneshot::Sender<Result<Option<Lease<S>>, LockError>>,
     ) {
         let claim = Claim {
             key: Arc::clone(&self.name),
@@ -121,10 +122,10 @@ impl<S: LeaseStore> Key<S> {
             ttl: self.settings.lease_ttl,
         };
         if mode == AcquireMode::Wait && self.gate.should_yield() {
-            // Long enough for a process that polls to come by.
+            // Long enough for a polling process to take the lease first.
             tokio::select! {
                 () = sleep(self.settings.retry_interval * 2) => {}
-                () = answer.closed() => return,
+                () = caller.closed() => return,
             }
         }
         let wait = match mode {
@@ -134,7 +135,7 @@ impl<S: LeaseStore> Key<S> {
         let interval = self.settings.retry_interval;
         let mut pause = interval;
         loop {
-            // Before the attempt: a release that comes right after it must not be missed.
+            // Subscribe before the attempt, so that a release right after it is not missed.
             let freed = self.store.wait_for_release(&self.name);
             let sent = Instant::now();
             let wanted = match self.store.take(&claim, wait).await {
@@ -142,15 +143,16 @@ impl<S: LeaseStore> Key<S> {
                     fencing_token,
                     taken_over,
                 }) => {
-                    self.counters.acquired(asked.elapsed(), taken_over);
+                    self.counters.acquired(since.elapsed(), taken_over);
                     let lease = Lease::new(Arc::clone(&self), claim, fencing_token, sent, pass);
-                    // Given back by a caller that is gone, it is dropped here, and so released.
-                    let _ = answer.send(Ok(Some(lease)));
+                    // If the caller has gone, `send` returns the lease. It is dropped here, which
+                    // releases it.
+                    let _ = caller.send(Ok(Some(lease)));
                     return;
                 }
                 Ok(Attempt::Held { .. }) if mode != AcquireMode::Wait => {
                     self.counters.contended();
-                    let _ = answer.send(Ok(None));
+                    let _ = caller.send(Ok(None));
                     return;
                 }
                 Ok(Attempt::Held { wanted }) => {
@@ -162,17 +164,17 @@ impl<S: LeaseStore> Key<S> {
                         ErrorClass::of(&error),
                         ErrorClass::Unreachable | ErrorClass::Busy
                     );
-                    let _ = answer.send(Err(error.into()));
+                    let _ = caller.send(Err(error.into()));
                     drop(pass);
                     if was_sent {
-                        // It may have been executed, and its response lost. No caller waits for
-                        // this.
-                        release_patiently(&self.store, &claim, interval, false).await;
+                        // The statement may have been executed although its reply was lost. The
+                        // caller has its error already and does not wait for this release.
+                        release_with_retries(&self.store, &claim, interval, false).await;
                     }
                     return;
                 }
             };
-            // Each new holder's row is marked anew.
+            // A new holder inserts an unmarked row, so the mark is checked after every attempt.
             if !wanted
                 && self
                     .store
@@ -180,8 +182,8 @@ impl<S: LeaseStore> Key<S> {
                     .await
                     .is_ok_and(|marked| marked)
             {
-                // It may have been released just before it was marked; and where tasks of the
-                // other process queue, it gives way soon.
+                // Try again at once, and then after short pauses. The lease may have been released
+                // in the meantime, and a process whose own tasks queue for the key yields soon.
                 pause = interval / 8;
                 continue;
             }
@@ -190,7 +192,7 @@ impl<S: LeaseStore> Key<S> {
             tokio::select! {
                 () = freed => {}
                 () = sleep(jittered) => {}
-                () = answer.closed() => return,
+                () = caller.closed() => return,
             }
         }
     }

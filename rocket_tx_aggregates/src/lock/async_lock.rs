@@ -1,4 +1,4 @@
-//! The interface of every lock, in memory or in a database.
+//! The interface of all locks, in memory or in a database.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -8,33 +8,36 @@ use super::store::Fence;
 
 /// A lock on one key.
 ///
-/// All methods are lazy: nothing happens before the first poll. A future that is dropped leaves
-/// the key as free as if it had never been asked for, as soon as what it had begun has ended.
+/// All methods are lazy: nothing happens before the first poll. If the future of
+/// [`lock`](Self::lock) or [`try_lock`](Self::try_lock) is dropped, the key is not locked by it:
+/// a statement that is already under way ends, and its lock is then released.
 pub trait AsyncLock: Send + Sync {
-    /// Waits until the key is ours.
+    /// Waits until this process has locked the key.
     ///
     /// # Errors
     ///
-    /// [`LockError::TimedOut`] past the manager's longest wait.
+    /// [`LockError::TimedOut`] after the manager's longest wait; [`LockError::ShuttingDown`] if the
+    /// runtime ends; [`LockError::Database`] if the lock is in a database that fails.
     fn lock(&self) -> impl Future<Output = Result<(), LockError>> + Send;
 
-    /// Takes the key if it is free now; returns whether it did.
+    /// Locks the key if it is free now, and returns whether it did.
     ///
     /// # Errors
     ///
-    /// [`LockError::Database`] where the lock lives in one that fails.
+    /// [`LockError::Database`] if the lock is in a database that fails.
     fn try_lock(&self) -> impl Future<Output = Result<bool, LockError>> + Send;
 
-    /// Frees the key, if this process holds it. Resolves when others can have it.
+    /// Unlocks the key if this process holds it. Resolves when another holder can lock it.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if another holder has the key by now; [`LockError::NotReleased`] if its
-    /// row could not be deleted, and expires by itself.
+    /// [`LockError::Lost`] if the lock was lost before, so that another holder may have the key;
+    /// [`LockError::NotReleased`] if its row could not be deleted and remains until it expires.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future does not stop what has begun: the key becomes free all the same.
+    /// If the future is dropped after its first poll, the release continues and the key becomes
+    /// free.
     fn unlock(&self) -> impl Future<Output = Result<(), LockError>> + Send;
 }
 
@@ -53,71 +56,72 @@ pub trait AsyncLock: Send + Sync {
 /// # rocket::async_test(example()).unwrap();
 /// ```
 pub trait AsyncLockManager: Send + Sync + 'static {
-    /// The lock on a key, to be locked and unlocked by hand.
+    /// A lock on a key that is locked and unlocked explicitly.
     type Lock: AsyncLock + 'static;
 
-    /// A locked key that is freed when it is dropped.
+    /// A locked key. Dropping it frees the key.
     type Hold: Hold;
 
-    /// The lock on `key`. All handles on a key share its state while it is held, waited for, or a
-    /// handle exists.
+    /// Returns the lock on `key`. All handles on a key share its state, which exists while the key
+    /// is held or waited for, or while a handle exists.
     ///
     /// # Errors
     ///
-    /// [`LockError::Key`] for a key that breaks the rule: 1 to 300 bytes, no control characters.
+    /// [`LockError::Key`] unless the key has 1 to 300 bytes and no control characters.
     fn get_lock(&self, key: &str) -> Result<Arc<Self::Lock>, LockError>;
 
-    /// Waits for all of `keys`, within one longest wait, in sorted order, so that two such calls
-    /// never wait for each other. Duplicates count once.
+    /// Waits for all of `keys`. The longest wait applies to the whole call. Keys are locked in
+    /// sorted order, so that two such calls cannot deadlock. Duplicates count once.
     ///
     /// # Errors
     ///
-    /// [`LockError::Key`], [`LockError::TimedOut`], [`LockError::Database`]; those that were taken
-    /// are freed.
+    /// [`LockError::Key`], [`LockError::TimedOut`], [`LockError::ShuttingDown`],
+    /// [`LockError::Database`]. On an error all keys that were locked are freed.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future frees what was taken, and what is under way as soon as it is there.
+    /// Dropping the future frees the keys that were locked. A statement that is already under way
+    /// ends, and its lock is then released.
     fn hold_all(
         &self,
         keys: &[&str],
     ) -> impl Future<Output = Result<Vec<Self::Hold>, LockError>> + Send;
 }
 
-/// A locked key. Dropping it frees the key, in a task of its own where that takes a statement.
+/// A locked key. Dropping it frees the key; if that takes a statement, a separate task sends it.
 pub trait Hold: Send + 'static {
-    /// The locked key.
+    /// Returns the locked key.
     fn key(&self) -> &str;
 
-    /// Stops renewal, and returns the row that a transaction which writes under this lock must find
-    /// and delete; `None` for a lock without a row. No renewal comes between the transaction's
-    /// statements.
+    /// Stops the renewal and returns the fence: the row that a transaction under this lock must
+    /// delete before it commits. Returns `None` for a lock without a row. After this call no
+    /// renewal changes the row until [`resume_renewal`](Self::resume_renewal).
     fn begin_fenced_release(&mut self) -> impl Future<Output = Option<Fence>> + Send {
         async { None }
     }
 
-    /// Undoes [`begin_fenced_release`](Self::begin_fenced_release) after a transaction that did not
-    /// commit: the row is renewed again.
+    /// Starts the renewal again after [`begin_fenced_release`](Self::begin_fenced_release), for a
+    /// transaction that did not commit.
     fn resume_renewal(&mut self) {}
 
-    /// Frees the key; resolves when others can have it.
+    /// Frees the key. Resolves when another holder can lock it.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if another holder has it by now; [`LockError::NotReleased`] if its row
-    /// could not be deleted, and expires by itself.
+    /// [`LockError::Lost`] if the lock was lost before, so that another holder may have the key;
+    /// [`LockError::NotReleased`] if its row could not be deleted and remains until it expires.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future changes nothing: the release goes on.
+    /// Dropping the future does not stop the release.
     fn release(self) -> impl Future<Output = Result<(), LockError>> + Send;
 
-    /// Frees the key without a statement: a transaction that has committed has deleted the row.
-    /// `wanted`: another process waits for it.
+    /// Frees the key without deleting the row, because a committed transaction has deleted it.
+    /// `wanted` is `true` if another process waits for the key.
     fn mark_released(self, wanted: bool);
 }
 
-/// Sorted, each once.
+/// Returns `keys` sorted and without duplicates.
 pub(crate) fn in_order<'a>(keys: &[&'a str]) -> Vec<&'a str> {
     let mut sorted = keys.to_vec();
     sorted.sort_unstable();

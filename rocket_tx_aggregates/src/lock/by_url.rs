@@ -1,4 +1,4 @@
-//! The rows of `aggregate_locks` in whichever database a URL names.
+//! The rows of `aggregate_locks` in the database that a URL names.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::store::{
 };
 use rocket_tx::db::{self, Connection, Identity, UrlPool, WaitPolicy};
 
-/// Matches on the backend and does the same to either.
+/// Matches on the backend, with the same expression for both.
 macro_rules! either {
     ($kind:ident, $on:expr, |$inner:ident| $body:expr) => {
         match $on {
@@ -31,7 +31,7 @@ macro_rules! either {
 pub type UrlLockManager = LeaseLockManager<UrlLeases>;
 
 impl UrlLockManager {
-    /// Leases in the database of `pool`.
+    /// Makes a manager of leases in the database of `pool`.
     pub fn new(pool: &UrlPool) -> Self {
         Self::over(pool.leases())
     }

@@ -1,4 +1,4 @@
-//! How long to wait.
+//! The time limit of a wait.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::LockError;
 
-/// When a wait is to end, counted from entry: gate and row, and all keys of one call, together.
+/// The end of a wait. One deadline covers a whole call: the gate and the row, for all its keys.
 #[derive(Clone, Copy)]
 pub(crate) struct Deadline {
     at: Option<Instant>,
@@ -14,20 +14,25 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// `None` is for ever.
+    /// Returns the deadline `wait` from now; `None` is no limit.
     pub(super) fn after(wait: Option<Duration>) -> Self {
         Self {
-            // Past what a clock can count is for ever too.
+            // A time beyond the range of `Instant` is no limit either.
             at: wait.and_then(|wait| Instant::now().checked_add(wait)),
             wait: wait.unwrap_or(Duration::MAX),
         }
     }
 
-    /// There is no waiting at all: what is free is taken.
+    /// Returns `true` if the call must not wait, and takes only a key that is free now.
     pub(super) fn is_immediate(&self) -> bool {
         self.wait.is_zero()
     }
 
+    /// Runs `work` until the deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::TimedOut`] for `key`.
     pub(crate) async fn timeout<T>(
         &self,
         key: &str,

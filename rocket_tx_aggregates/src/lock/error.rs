@@ -4,52 +4,52 @@ use std::time::Duration;
 
 use rocket::http::Status;
 
-/// Why a key was not locked, or not freed.
+/// Why a key was not locked or not freed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
-    /// The key breaks the rule.
-    #[error("a key has 1 to 300 bytes and no control characters")]
+    /// The key is invalid.
+    #[error("the lock key is invalid; use 1 to 300 bytes without control characters")]
     Key,
 
-    /// Another holder kept it for longer than the longest wait.
-    #[error("`{key}` was held by somebody else for {waited:?}; retry")]
+    /// Another holder had the key for longer than the longest wait.
+    #[error("`{key}` was held by another holder for {waited:?}; retry")]
     TimedOut {
         /// The key.
         key: String,
-        /// How long was waited.
+        /// The longest wait, which has passed.
         waited: Duration,
     },
 
-    /// Another holder has it, and the request must not wait: others may be waiting for something
-    /// that it has, a transaction, a connection, or the lease of a key that sorts behind this one.
+    /// Another holder has the key, and the request must not wait for it. The request already has a
+    /// transaction, a connection, or the lease of a key that sorts after this one, and other
+    /// requests may be waiting for that.
     #[error(
-        "`{0}` is held by somebody else, and this request must not wait for it: it has a transaction, a connection or a lease that comes after; retry, or load aggregates first and in order"
+        "`{0}` is held by another holder, and this request must not wait for it, because it already has a transaction, a connection or the lease of a later key; retry, or load aggregates first and in key order"
     )]
     Held(String),
 
-    /// The lease was taken over, because it had expired, or an operator freed it.
+    /// The lease expired and was taken over or swept, or an operator freed it.
     #[error("the lease of `{0}` was lost: it had expired, or was freed; load again and retry")]
     Lost(String),
 
-    /// The row of a lease could not be deleted in all its time to live, and is left to expire. No
-    /// other holder had it until then.
-    #[error(
-        "the lease of `{0}` could not be released and is left to expire; others wait until then"
-    )]
+    /// The row of a lease could not be deleted within its time to live. It remains until it
+    /// expires, and no other holder has it before.
+    #[error("the lease of `{0}` could not be released; other holders wait until it expires")]
     NotReleased(String),
 
-    /// The runtime ends, and nothing is acquired any more.
-    #[error("`{0}` was not acquired: this process is shutting down; retry at another one")]
+    /// The runtime is ending, so no lease is acquired any more.
+    #[error("`{0}` was not locked: this process is shutting down; retry at another process")]
     ShuttingDown(String),
 
     /// The database that holds the leases failed.
-    #[error("the leases cannot be reached: {0}; retry")]
+    #[error("the database of the leases failed: {0}; retry")]
     Database(#[from] sqlx::Error),
 }
 
 impl From<LockError> for rocket_tx::Error {
-    /// By the failure table: 503 for what passes, 409 for a lease that was lost.
+    /// Maps the error to a response: 422 for an invalid key, 409 for a lost lease, 503 for an error
+    /// that may pass. A database error is mapped like that of any other statement.
     fn from(error: LockError) -> Self {
         let status = match error {
             LockError::Key => Status::UnprocessableEntity,

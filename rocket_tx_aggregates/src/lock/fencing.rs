@@ -1,26 +1,29 @@
-//! Fencing tokens on Postgres: a number for each lease, greater than all before it.
+//! Fencing tokens on Postgres. Each lease of a key has a number that is greater than those of all
+//! earlier leases of this key.
 //!
-//! They come from a sequence, which on a running server grows whatever clocks do. But the server
-//! may forget what it has drawn: lease statements run with `synchronous_commit=off`, and a standby
-//! may lack what the primary wrote last. So the sequence is used only while it is *open*, and
-//! opening it makes it jump past all that can have been given before:
+//! The numbers come from a sequence. While the server runs, the sequence increases independently of
+//! all clocks. But the server may forget its last numbers: lease statements run with
+//! `synchronous_commit=off`, and a standby may lack the last writes of the primary. Therefore
+//! numbers are drawn only while the sequence is *open*. Opening the sequence moves it past all
+//! numbers that may have been drawn before. The *mark* is a durable upper limit of the numbers
+//! drawn (the table `aggregate_locks_fence_mark`); every opening raises it.
 //!
-//! | what happens | what makes the next token greater |
+//! | event | why the next token is greater |
 //! | --- | --- |
-//! | release, takeover, sweep, a stopped process | the sequence; and takers of a key draw in turn |
-//! | the server's clock is set back | the sequence does not look at it |
-//! | crash or restart of the server, whatever its clock shows then | the mark: it was flushed before the first token below it was drawn |
+//! | release, takeover, sweep, a stopped process | the sequence, and an advisory lock: processes that take the same key draw one after the other |
+//! | the server's clock is set back | the sequence does not depend on the clock |
+//! | crash or restart of the server, whatever its clock shows afterwards | the mark: it was flushed before the first token below it was drawn |
 //! | failover to a synchronous standby | the mark: its flush waited for the standby |
 //! | failover to an asynchronous standby | the mark, unless the standby lacks even the last opening; then the clock |
 //! | a restored backup, a copied database | the clock |
 //!
-//! What remains: a standby or a backup that lacks the last opening, on a host whose clock is behind
-//! by more than the time since. The last opening is as old as the first lease after the server's
-//! start, or ten million leases.
+//! One case remains: a standby or a backup lacks the last opening, and the clock of its host is
+//! behind by more than the time since that opening. An opening takes place at the first lease after
+//! a start of the server, and once in about ten million leases.
 //!
-//! It is open while the unlogged table `aggregate_locks_fence_open` has a row of this start of the
-//! server: Postgres empties such tables whenever it recovers, be it after a crash, in a restored
-//! backup, or on a standby that is promoted.
+//! The sequence is open while the unlogged table `aggregate_locks_fence_open` has a row of the
+//! current start of the server. Postgres empties unlogged tables whenever it recovers: after a
+//! crash, in a restored backup, and on a promoted standby.
 
 use sqlx::postgres::PgConnection;
 
@@ -31,20 +34,23 @@ use super::store::{Claim, millis};
 const TAKE: &str = include_str!("sql/postgres/take.sql");
 const OPEN_FENCE: &str = include_str!("sql/postgres/open_fence.sql");
 
-/// One attempt to take a lease.
+/// The result of one attempt to take a lease.
 #[derive(sqlx::FromRow)]
 pub(super) struct TakeRow {
-    /// The lease is ours.
+    /// `Some` if the lease is ours.
     pub(super) fencing_token: Option<i64>,
-    /// Another holder has, or had, a lease: live, or expired.
+    /// `Some(true)` if another holder has a live lease, `Some(false)` if its lease has expired, and
+    /// `None` if no other holder has a row.
     pub(super) lives: Option<bool>,
+    /// Whether the lease of another holder is marked as wanted.
     pub(super) wanted: Option<bool>,
-    /// If not, nothing was tried.
+    /// `false` if the sequence is not open; then the statement did not try to take the lease.
     pub(super) fence_is_open: bool,
 }
 
+/// Tries once to take a lease.
 pub(super) async fn take(db: &mut PgConnection, claim: &Claim) -> sqlx::Result<TakeRow> {
-    let (class, number) = turn(&claim.key);
+    let (class, number) = advisory_lock(&claim.key);
     sqlx::query_as(statement(TAKE))
         .bind(&*claim.key)
         .bind(&*claim.owner)
@@ -64,9 +70,9 @@ pub(super) async fn open_fence(db: &mut PgConnection) -> sqlx::Result<()> {
         .map(drop)
 }
 
-/// The advisory lock by which the takers of `key` have their turns. Keys that share one wait for
-/// each other for no reason, no longer than for a row.
-fn turn(key: &str) -> (i32, i32) {
+/// Returns the advisory lock that serializes attempts to take `key`. Keys with the same hash share
+/// one lock and wait for each other needlessly, but no longer than for a row.
+fn advisory_lock(key: &str) -> (i32, i32) {
     let [.., a, b, c, d] = hash(key).to_be_bytes();
     (
         i32::from_be_bytes(*b"rtxl"),
@@ -79,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_statements_agree_on_when_the_sequence_is_open() {
+    fn both_statements_have_the_same_condition_for_an_open_sequence() {
         let condition = |sql: &'static str| {
             let start = sql.find("SELECT FROM aggregate_locks_fence,").unwrap();
             let condition = sql[start..].split(')').next().unwrap();

@@ -1,31 +1,32 @@
-//! The process-local lock in front of a lease: tasks of one process queue here, in order, with
-//! real wake-ups, and only the first of them asks the database.
+//! The gate: the process-local lock in front of a lease. The tasks of one process queue here in
+//! order and are woken without polling. Only the first of them queries the database.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How often a key goes from task to task of one process while another process waits for it.
+/// The number of turns that the tasks of this process take before they let a waiting process go
+/// first.
 const HAND_OVERS: u32 = 4;
 
-/// One key's gate.
+/// The gate of one key.
 pub(super) struct Gate {
-    /// One permit. tokio's semaphore is fair, a waiter that is dropped gives up its place, and a
-    /// panic gives the permit back.
+    /// Has one permit. tokio's semaphore is fair. A dropped waiter leaves the queue, and a task
+    /// that panics returns its permit.
     open: Arc<Semaphore>,
     turns: Mutex<Turns>,
 }
 
-/// Since another process last had the key.
+/// The turns since this process last let another process go first.
 #[derive(Default)]
 struct Turns {
     taken: u32,
-    /// Another process has said meanwhile that it wants it.
+    /// Another process has marked the lease as wanted since then.
     wanted: bool,
 }
 
-/// The right to ask the database. Dropping it lets the next task in.
+/// The right to take the lease in the database. Dropping it lets the next task in.
 pub(super) struct Pass {
     _permit: OwnedSemaphorePermit,
 }
@@ -40,7 +41,7 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// Waits for its turn. Dropping the future gives the turn up.
+    /// Waits for a turn. Dropping the future leaves the queue.
     pub(super) async fn enter(&self) -> Pass {
         let permit = Arc::clone(&self.open).acquire_owned().await;
         Pass {
@@ -48,19 +49,22 @@ impl Gate {
         }
     }
 
+    /// Takes a turn if no task has it and none waits for it.
     pub(super) fn try_enter(&self) -> Option<Pass> {
         let permit = Arc::clone(&self.open).try_acquire_owned().ok()?;
         Some(Pass { _permit: permit })
     }
 
-    /// The lease was released, and another process had said that it wants it, or not.
+    /// Counts a release of the lease. `wanted` is `true` if another process had marked the lease as
+    /// wanted.
     pub(super) fn mark_released(&self, wanted: bool) {
         let mut turns = self.turns.lock();
         turns.taken += 1;
         turns.wanted |= wanted;
     }
 
-    /// Whether the next task here should let another process go first. Called once a turn.
+    /// Returns `true` if the next task of this process should let another process go first. Must be
+    /// called once per turn.
     pub(super) fn should_yield(&self) -> bool {
         let mut turns = self.turns.lock();
         let due = turns.wanted && turns.taken >= HAND_OVERS;
@@ -76,19 +80,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_a_few_turns_it_gives_way_to_whoever_has_asked() {
+    fn after_some_turns_the_gate_yields_to_a_waiting_process() {
         let gate = Gate::default();
         gate.mark_released(true);
-        assert!(!gate.should_yield(), "not at once");
+        assert!(!gate.should_yield(), "not at the first turn");
         for _ in 1..HAND_OVERS {
             gate.mark_released(false);
         }
         assert!(gate.should_yield());
-        assert!(!gate.should_yield(), "once");
+        assert!(!gate.should_yield(), "only once");
         for _ in 0..2 * HAND_OVERS {
             gate.mark_released(false);
         }
-        assert!(!gate.should_yield(), "no other process has asked");
+        assert!(!gate.should_yield(), "no other process waits");
         gate.mark_released(true);
         assert!(gate.should_yield());
     }

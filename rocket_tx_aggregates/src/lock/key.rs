@@ -1,4 +1,4 @@
-//! One key: its gate, and where its lease is.
+//! The state of one key, shared by the tasks of this process.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(super) struct Settings {
     pub(super) renewal_cap: Duration,
 }
 
-/// One key, while it is held, waited for, or has a lock handle.
+/// The state of one key. It exists while the key is held, is waited for, or has a lock handle.
 pub struct Key<S: LeaseStore> {
     pub(super) name: Arc<str>,
     pub(super) gate: Gate,
@@ -37,12 +37,14 @@ impl<S: LeaseStore> Drop for Key<S> {
 }
 
 impl<S: LeaseStore> Key<S> {
-    /// The lease was released, and another process had said that it wants it, or not.
+    /// Counts a release of the lease at the gate. `wanted` is `true` if another process had marked
+    /// the lease as wanted.
     pub(super) fn mark_released(self: &Arc<Self>, wanted: bool) {
         self.gate.mark_released(wanted);
         if wanted {
-            // Keeps what the gate knows of turns for as long as the other process needs to come by:
-            // a client that asks again and again would never give way otherwise.
+            // Keep the gate and its count of turns until the other process had time to take the
+            // lease. Without this, a client that takes the key again and again would start a new
+            // count each time, and this process would never yield.
             let key = Arc::clone(self);
             tokio::spawn(async move {
                 sleep(key.settings.retry_interval * 2).await;

@@ -1,4 +1,4 @@
-//! One object for each key, while any reference to it exists.
+//! A map with one object per key, while a reference to the object exists.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -24,7 +24,11 @@ impl<T> Default for Keyed<T> {
 }
 
 impl<T> Keyed<T> {
-    /// The object of `key`, made now if there is none.
+    /// Returns the object of `key`; calls `make` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Key`] unless the key has 1 to 300 bytes and no control characters.
     pub(crate) fn get(
         &self,
         key: &str,
@@ -43,10 +47,10 @@ impl<T> Keyed<T> {
         Ok(object)
     }
 
-    /// To be called by the object that is being dropped.
+    /// Removes the entry of a dropped object. The object must call this in its `Drop`.
     pub(crate) fn forget(&self, key: &str) {
         let mut objects = self.0.lock();
-        // Another task may have made a new one meanwhile.
+        // Another task may have put a new object in its place.
         if objects
             .get(key)
             .is_some_and(|object| object.strong_count() == 0)
@@ -55,7 +59,8 @@ impl<T> Keyed<T> {
         }
     }
 
-    /// Makes the object of `key` anew, in the place of any that others still keep.
+    /// Makes a new object for `key`. It replaces an older object in the map, even one that is still
+    /// referenced.
     pub(crate) fn put(&self, key: &str, make: impl FnOnce(Arc<str>) -> T) -> Arc<T> {
         let key: Arc<str> = key.into();
         let object = Arc::new(make(Arc::clone(&key)));
@@ -63,13 +68,16 @@ impl<T> Keyed<T> {
         object
     }
 
+    /// Returns the object of `key`, if there is one.
     pub(crate) fn find(&self, key: &str) -> Option<Arc<T>> {
         self.0.lock().get(key).and_then(Weak::upgrade)
     }
 
+    /// Calls `act` with every object.
     #[cfg(feature = "postgres")]
     pub(crate) fn for_each(&self, act: impl FnMut(Arc<T>)) {
-        // Dropped outside the mutex: the last one to let go of an object has it forgotten here.
+        // The references are dropped outside the mutex: dropping the last reference to an object
+        // calls `forget`, which locks the mutex.
         let objects: Vec<_> = self.0.lock().values().filter_map(Weak::upgrade).collect();
         objects.into_iter().for_each(act);
     }

@@ -1,4 +1,5 @@
-//! A lease that is ours: kept alive while it is held, released when it is dropped.
+//! A lease that this process holds. It is renewed while it is held, and released when it is
+//! dropped.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,12 +17,12 @@ use super::gate::Pass;
 use super::key::Key;
 use super::store::{Claim, Fence, LeaseStore, ReleaseOutcome, Token};
 
-/// The right to write one aggregate, until it is dropped or expires.
+/// The right to write one aggregate, until this value is dropped or the lease expires.
 ///
 /// # Drop
 ///
-/// Releases the row, then lets the next task of this process in, in a task of its own. A process
-/// that is killed leaves the row to its expiry.
+/// A separate task releases the row, and then lets the next task of this process in. If the process
+/// is killed, the row remains until it expires.
 pub struct Lease<S: LeaseStore>(Option<ActiveLease<S>>);
 
 struct ActiveLease<S: LeaseStore> {
@@ -30,24 +31,24 @@ struct ActiveLease<S: LeaseStore> {
     fencing_token: i64,
     ours_until: OursUntil,
     renewal: Renewal,
-    /// Where it is released, from whatever thread it is dropped on.
+    /// Runs the release, whichever thread drops the lease.
     runtime: Handle,
-    /// Given back last: the gate opens when the row is free.
+    /// Dropped last: the gate opens after the row is free.
     _pass: Pass,
 }
 
-const IS_ACTIVE: &str = "a lease is emptied only when it is consumed";
+const IS_ACTIVE: &str = "a lease is active until it is consumed";
 
 impl<S: LeaseStore> Lease<S> {
-    /// `asked`: before the statement was sent that took it.
+    /// `sent_at` is a time before the statement that took the lease was sent.
     pub(super) fn new(
         key: Arc<Key<S>>,
         claim: Claim,
         fencing_token: i64,
-        asked: Instant,
+        sent_at: Instant,
         pass: Pass,
     ) -> Self {
-        let ours_until = OursUntil::new(asked, claim.ttl);
+        let ours_until = OursUntil::new(sent_at, claim.ttl);
         let renewal = Renewal::start(&key, &claim, &ours_until);
         Self(Some(ActiveLease {
             key,
@@ -64,13 +65,14 @@ impl<S: LeaseStore> Lease<S> {
         self.0.as_ref().expect(IS_ACTIVE)
     }
 
-    /// The fencing token: greater than that of any lease of this key before. A service that
-    /// receives it can refuse calls with a smaller one.
+    /// Returns the fencing token, which is greater than that of any earlier lease of this key. A
+    /// service that receives the token can refuse calls with a smaller one.
     pub fn fencing_token(&self) -> i64 {
         self.active().fencing_token
     }
 
-    /// Whether another holder is known to have taken it over. The release decides.
+    /// Returns `true` if a renewal detected that the row is not ours any more. `false` is no
+    /// guarantee: only the release shows whether the lease was ours until then.
     pub fn is_lost(&self) -> bool {
         self.active().renewal.0.lost.load(Ordering::SeqCst)
     }
@@ -83,7 +85,7 @@ impl<S: LeaseStore> Lease<S> {
         self.active().key.store.needs_read_committed()
     }
 
-    /// Releases it as dropping does, then calls `then`.
+    /// Releases the lease as dropping it does, and then calls `then`.
     pub(crate) fn release_then(mut self, then: impl FnOnce() + Send + 'static) {
         if let Some(active) = self.0.take() {
             active.spawn_release(|_| then());
@@ -122,7 +124,7 @@ impl<S: LeaseStore> Hold for Lease<S> {
         match released.await {
             Ok(Some(ReleaseOutcome { ours: true, .. })) => Ok(()),
             Ok(Some(ReleaseOutcome { ours: false, .. })) => Err(LockError::Lost(key)),
-            // Without an answer the runtime has ended, and with it the attempts.
+            // Without a result, the runtime has ended and the release is not retried any more.
             Ok(None) | Err(_) => Err(LockError::NotReleased(key)),
         }
     }
@@ -135,7 +137,11 @@ impl<S: LeaseStore> Hold for Lease<S> {
             let key = Arc::clone(&active.claim.key);
             active.key.store.spawn(async move {
                 if let Err(error) = store.notify_waiters(&key).await {
-                    tracing::debug!(%key, %error, "waiters were not woken; they poll");
+                    tracing::debug!(
+                        %key,
+                        %error,
+                        "could not notify the waiters for a lease; they poll"
+                    );
                 }
             });
         }
@@ -158,7 +164,8 @@ impl<S: LeaseStore> fmt::Debug for Lease<S> {
 }
 
 impl<S: LeaseStore> ActiveLease<S> {
-    /// A runtime that has ended runs nothing; the row expires.
+    /// Releases the row in a separate task, and calls `then` with the result. If the runtime has
+    /// ended, the task does not run and the row remains until it expires.
     fn spawn_release(self, then: impl FnOnce(Option<ReleaseOutcome>) + Send + 'static) {
         let runtime = self.runtime.clone();
         let _inside = runtime.enter();
@@ -168,13 +175,13 @@ impl<S: LeaseStore> ActiveLease<S> {
         });
     }
 
-    /// Tries until the row would have expired anyway.
+    /// Releases the row, with retries until it would have expired anyway.
     async fn release(self) -> Option<ReleaseOutcome> {
         self.renewal.stop().await;
         let was_ours = !self.ours_until.has_passed();
         let (store, claim) = (&self.key.store, &self.claim);
         let pause = self.key.settings.retry_interval;
-        let released = release_patiently(store, claim, pause, was_ours).await;
+        let released = release_with_retries(store, claim, pause, was_ours).await;
         if let Some(released) = released {
             self.key.mark_released(released.wanted);
         }
@@ -182,11 +189,13 @@ impl<S: LeaseStore> ActiveLease<S> {
     }
 }
 
-/// Deletes the row of a lease, or lets it expire.
+/// Deletes the row of a lease, with retries until it would have expired anyway. Returns `None` if
+/// no attempt succeeded.
 ///
-/// An answer may be lost after the row was deleted, and the next attempt finds none. It is taken
-/// for the one that `was_ours` when the first was made.
-pub(super) async fn release_patiently<S: LeaseStore>(
+/// The reply to a deletion may be lost; the next attempt then finds no row. If `was_ours`, a later
+/// attempt that finds no row counts as the release of our own row. `was_ours` means that the lease
+/// had not expired at the first attempt.
+pub(super) async fn release_with_retries<S: LeaseStore>(
     store: &S,
     claim: &Claim,
     mut pause: Duration,
@@ -201,10 +210,18 @@ pub(super) async fn release_patiently<S: LeaseStore>(
                 return Some(ReleaseOutcome { ours, ..released });
             }
             Err(error) if Instant::now() + pause < until => {
-                tracing::debug!(key = %claim.key, %error, "a lease is not released yet");
+                tracing::debug!(
+                    key = %claim.key,
+                    %error,
+                    "could not release a lease; trying again"
+                );
             }
             Err(error) => {
-                tracing::warn!(key = %claim.key, %error, "a lease was left to expire");
+                tracing::warn!(
+                    key = %claim.key,
+                    %error,
+                    "could not release a lease; other holders wait until it expires"
+                );
                 return None;
             }
         }
@@ -214,18 +231,18 @@ pub(super) async fn release_patiently<S: LeaseStore>(
     }
 }
 
-/// Until when no other process can have taken a lease over, by the clock of this process: counted
-/// from before the last successful statement was sent.
+/// The time until which no other process can have taken the lease over, by the clock of this
+/// process. It is one time to live after the last successful statement was sent.
 #[derive(Clone)]
 struct OursUntil(Arc<parking_lot::Mutex<Instant>>);
 
 impl OursUntil {
-    fn new(asked: Instant, ttl: Duration) -> Self {
-        Self(Arc::new(parking_lot::Mutex::new(asked + ttl)))
+    fn new(sent_at: Instant, ttl: Duration) -> Self {
+        Self(Arc::new(parking_lot::Mutex::new(sent_at + ttl)))
     }
 
-    fn renewed(&self, asked: Instant, ttl: Duration) {
-        *self.0.lock() = asked + ttl;
+    fn renewed(&self, sent_at: Instant, ttl: Duration) {
+        *self.0.lock() = sent_at + ttl;
     }
 
     fn has_passed(&self) -> bool {
@@ -233,15 +250,15 @@ impl OursUntil {
     }
 }
 
-/// Puts off the expiry of a lease past each third of its time. Dropping it ends that.
+/// Renews a lease after each third of its time to live. Dropping this value stops the renewal.
 struct Renewal(Arc<RenewalState>);
 
 /// Shared by a lease and the task that renews it.
 struct RenewalState {
     stopped: CancellationToken,
-    /// Held while a statement is under way.
+    /// Locked while a statement is under way.
     under_way: Mutex<()>,
-    /// The row was another holder's.
+    /// A renewal detected that the row is not ours any more.
     lost: AtomicBool,
     ours_until: OursUntil,
 }
@@ -260,7 +277,7 @@ impl Renewal {
         Self(renewing)
     }
 
-    /// When it returns, no renewal is under way, and none will be.
+    /// Stops the renewal. When this returns, no renewal is under way and none will start.
     async fn stop(&self) {
         self.0.stopped.cancel();
         drop(self.0.under_way.lock().await);
@@ -274,7 +291,8 @@ impl Drop for Renewal {
 }
 
 impl RenewalState {
-    /// Only "this row is not ours" is a loss; other errors are retried.
+    /// Renews the lease until it is stopped, lost or older than `cap`. It is lost only if the row
+    /// is not ours any more; errors are retried.
     async fn renew<S: LeaseStore>(self: Arc<Self>, store: S, claim: Claim, cap: Duration) {
         let taken = Instant::now();
         let interval = claim.ttl / 3;
@@ -288,23 +306,35 @@ impl RenewalState {
             if self.stopped.is_cancelled() {
                 return;
             }
-            let asked = Instant::now();
+            let sent_at = Instant::now();
             pause = match store.renew(&claim, &self.stopped).await {
                 Ok(true) => {
-                    self.ours_until.renewed(asked, claim.ttl);
+                    self.ours_until.renewed(sent_at, claim.ttl);
                     interval
                 }
                 Ok(false) => {
-                    tracing::warn!(key = %claim.key, owner = %claim.owner, "a lease was lost");
+                    tracing::warn!(
+                        key = %claim.key,
+                        owner = %claim.owner,
+                        "a lease was lost: it was taken over, swept or freed"
+                    );
                     self.lost.store(true, Ordering::SeqCst);
                     return;
                 }
                 Err(error) => {
-                    tracing::debug!(key = %claim.key, %error, "a lease is not renewed yet");
+                    tracing::debug!(
+                        key = %claim.key,
+                        %error,
+                        "could not renew a lease; trying again"
+                    );
                     interval / 8
                 }
             };
         }
-        tracing::warn!(key = %claim.key, held = ?taken.elapsed(), "a lease is not renewed any more");
+        tracing::warn!(
+            key = %claim.key,
+            held = ?taken.elapsed(),
+            "a lease has reached the renewal cap and is not renewed any more"
+        );
     }
 }

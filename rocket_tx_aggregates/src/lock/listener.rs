@@ -1,7 +1,7 @@
-//! Waking waiters for a lease on Postgres, by LISTEN and NOTIFY.
+//! Waking the waiters for a lease on Postgres, with LISTEN and NOTIFY.
 //!
-//! It only makes waiting shorter: waiters poll as well, so a lost notification costs one retry
-//! interval.
+//! Notifications only shorten the wait. Waiters also poll, so a lost notification costs them one
+//! retry interval.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,40 +16,40 @@ use super::keyed::Keyed;
 
 const CHANNEL: &str = "aggregate_locks";
 
-/// One connection that listens for the whole process.
+/// The one connection that listens for all waiters of a lock manager.
 #[derive(Clone)]
 pub(super) struct Listener(Arc<Inner>);
 
 struct Inner {
     options: PgConnectOptions,
-    bells: Keyed<Bell>,
+    waiters: Keyed<Waiters>,
     /// Started by the first waiter.
     task: OnceLock<AbortOnDropHandle<()>>,
 }
 
-/// Wakes the waiters for one key.
-struct Bell {
-    name: Arc<str>,
-    rung: Arc<Notify>,
-    bells: Keyed<Bell>,
+/// The waiters in this process for the keys of one notification payload.
+struct Waiters {
+    payload: Arc<str>,
+    released: Arc<Notify>,
+    all: Keyed<Waiters>,
 }
 
-impl Drop for Bell {
+impl Drop for Waiters {
     fn drop(&mut self) {
-        self.bells.forget(&self.name);
+        self.all.forget(&self.payload);
     }
 }
 
-/// FNV-1a: the same in every build of every process.
+/// Returns the FNV-1a hash of a key. It has the same value in every build and every process.
 pub(super) fn hash(key: &str) -> u64 {
     key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// Sixteen digits that stand for a key. Two keys with the same bell wake each other's waiters for
-/// nothing.
-pub(super) fn bell(key: &str) -> String {
+/// Returns the notification payload of a key: its hash as 16 hexadecimal digits. Keys with the same
+/// hash wake each other's waiters needlessly.
+pub(super) fn payload(key: &str) -> String {
     format!("{:016x}", hash(key))
 }
 
@@ -57,104 +57,113 @@ impl Listener {
     pub(super) fn new(options: PgConnectOptions) -> Self {
         Self(Arc::new(Inner {
             options,
-            bells: Keyed::default(),
+            waiters: Keyed::default(),
             task: OnceLock::new(),
         }))
     }
 
-    /// Resolves at the next notification for `key`, counted from this call, not from its first
-    /// poll.
+    /// Returns a future that resolves at the next notification for `key` after this call. A
+    /// notification between the call and the first poll counts.
     pub(super) fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + use<> {
         let inner = &self.0;
         inner.task.get_or_init(|| {
-            let work = listen(inner.options.clone(), inner.bells.clone());
+            let work = listen(inner.options.clone(), inner.waiters.clone());
             AbortOnDropHandle::new(tokio::spawn(work))
         });
-        let bells = inner.bells.clone();
-        let bell = inner.bells.get(&bell(key), |name| Bell {
-            name,
-            rung: Arc::default(),
-            bells,
+        let all = inner.waiters.clone();
+        let waiters = inner.waiters.get(&payload(key), |payload| Waiters {
+            payload,
+            released: Arc::default(),
+            all,
         });
-        let rung = bell
+        let released = waiters
             .as_ref()
             .ok()
-            .map(|bell| Arc::clone(&bell.rung).notified_owned());
+            .map(|waiters| Arc::clone(&waiters.released).notified_owned());
         async move {
-            match rung {
-                Some(rung) => rung.await,
+            match released {
+                Some(released) => released.await,
                 None => std::future::pending().await,
             }
-            drop(bell);
+            drop(waiters);
         }
     }
 }
 
-/// After how long without a notification the server is asked whether it is still there. A peer that
-/// vanished closes no connection, and nothing is sent on this one that could fail.
-const QUIET: Duration = Duration::from_secs(5);
+/// The server is pinged after this time without a notification. A peer that vanished does not close
+/// its connection, and the listener sends nothing else that could fail.
+const PING_AFTER: Duration = Duration::from_secs(5);
 
-/// How long a living server takes at most for these statements.
-const ANSWER: Duration = Duration::from_secs(3);
+/// The longest time that a running server takes for these statements.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
-async fn listen(options: PgConnectOptions, bells: Keyed<Bell>) {
-    let mut was_heard = true;
+/// Listens for ever; opens a new connection whenever the last one has ended.
+async fn listen(options: PgConnectOptions, waiters: Keyed<Waiters>) {
+    let mut is_listening = true;
     loop {
-        let heard = hear(&options, &bells, &mut was_heard).await;
-        if let Err(error) = heard
-            && std::mem::take(&mut was_heard)
+        let ended = listen_once(&options, &waiters, &mut is_listening).await;
+        if let Err(error) = ended
+            && std::mem::take(&mut is_listening)
         {
-            tracing::warn!(%error, "not listening for released leases; polling meanwhile");
+            tracing::warn!(
+                %error,
+                "not listening for released leases; waiters poll until the listener reconnects"
+            );
         }
-        // Notifications sent meanwhile were missed.
-        bells.for_each(|bell| bell.rung.notify_waiters());
+        // Notifications may have been missed.
+        wake_all(&waiters);
         sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Until the connection ends, or the server does not answer. sqlx then closes it in a task of its
-/// own, which ends when the network reports that the peer is gone.
-async fn hear(
+fn wake_all(waiters: &Keyed<Waiters>) {
+    waiters.for_each(|waiters| waiters.released.notify_waiters());
+}
+
+/// Listens on one connection until it ends or the server does not reply. sqlx then closes the
+/// connection in a separate task, which ends when the network reports that the peer is gone.
+async fn listen_once(
     options: &PgConnectOptions,
-    bells: &Keyed<Bell>,
-    is_heard: &mut bool,
+    waiters: &Keyed<Waiters>,
+    is_listening: &mut bool,
 ) -> sqlx::Result<()> {
     let pool = sqlx::pool::PoolOptions::new()
         .max_connections(1)
-        .acquire_timeout(ANSWER)
+        .acquire_timeout(REPLY_TIMEOUT)
         .idle_timeout(None)
         .max_lifetime(None)
         .connect_lazy_with(options.clone());
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.eager_reconnect(false);
-    answered(listener.listen(CHANNEL)).await?;
-    if !std::mem::replace(is_heard, true) {
+    with_reply_timeout(listener.listen(CHANNEL)).await?;
+    if !std::mem::replace(is_listening, true) {
         tracing::info!("listening for released leases again");
     }
-    bells.for_each(|bell| bell.rung.notify_waiters());
+    // Notifications before this LISTEN were missed.
+    wake_all(waiters);
     loop {
-        let Ok(heard) = timeout(QUIET, listener.try_recv()).await else {
-            answered((&mut listener).execute("SELECT 1")).await?;
+        let Ok(received) = timeout(PING_AFTER, listener.try_recv()).await else {
+            with_reply_timeout((&mut listener).execute("SELECT 1")).await?;
             continue;
         };
-        let Some(notification) = heard? else {
+        let Some(notification) = received? else {
             return Ok(());
         };
-        if let Some(bell) = bells.find(notification.payload()) {
-            bell.rung.notify_waiters();
+        if let Some(waiters) = waiters.find(notification.payload()) {
+            waiters.released.notify_waiters();
         }
     }
 }
 
-async fn answered<T>(asked: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    let answer = timeout(ANSWER, asked).await;
-    answer.unwrap_or_else(|_| Err(no_answer(ANSWER)))
+async fn with_reply_timeout<T>(work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let result = timeout(REPLY_TIMEOUT, work).await;
+    result.unwrap_or_else(|_| Err(no_reply(REPLY_TIMEOUT)))
 }
 
-/// The network is silent, or the server is.
-pub(super) fn no_answer(limit: Duration) -> sqlx::Error {
+/// Returns the error for a statement that the server did not reply to within `limit`.
+pub(super) fn no_reply(limit: Duration) -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(
         std::io::ErrorKind::TimedOut,
-        format!("the server did not answer within {limit:?}"),
+        format!("the server did not reply within {limit:?}"),
     ))
 }

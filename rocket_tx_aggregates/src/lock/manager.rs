@@ -1,4 +1,4 @@
-//! Leases by key: the gate first, then the row.
+//! Leases by key. A task enters the gate first, and then takes the row.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,12 @@ use super::manual::{Lockable, ManualLock, Slot};
 use super::stats::{Counters, LeaseStats};
 use super::store::{LeaseRow, LeaseStore, Token};
 
-/// Durable locks: rows of `aggregate_locks`, behind a gate for the tasks of this process.
+/// Makes durable locks: rows of `aggregate_locks`, each with a gate in front of it, in which the
+/// tasks of this process queue.
 ///
 /// [`SqliteLockManager`](super::SqliteLockManager) and
-/// [`PostgresLockManager`](super::PostgresLockManager) are this. A clone is another handle on the
-/// same gates.
+/// [`PostgresLockManager`](super::PostgresLockManager) are aliases of this type. A clone is another
+/// handle on the same gates.
 #[derive(Clone)]
 pub struct LeaseLockManager<S: LeaseStore> {
     store: S,
@@ -30,12 +31,14 @@ pub struct LeaseLockManager<S: LeaseStore> {
     counters: Counters,
 }
 
-/// A durable lock on one key. It is renewed until it is unlocked, up to the manager's renewal cap;
-/// past that it expires, and other processes can take the key.
+/// A durable lock on one key.
+///
+/// A locked key is renewed until it is unlocked, but no longer than the manager's renewal cap.
+/// After that the lease expires, and other processes can take the key.
 pub type LeaseLock<S> = ManualLock<Key<S>>;
 
 impl<S: LeaseStore> LeaseLockManager<S> {
-    /// Leases in the rows of `store`.
+    /// Makes a manager whose leases are the rows of `store`.
     pub fn over(store: S) -> Self {
         let manager = Self {
             store,
@@ -50,19 +53,19 @@ impl<S: LeaseStore> LeaseLockManager<S> {
             slots: Keyed::default(),
             counters: Counters::default(),
         };
-        // The store has a copy.
+        // Passes the interval to the store as well.
         manager.with_retry_interval(Duration::from_millis(50))
     }
 
-    /// How long a lease lasts without renewal: how long others wait after a crash. Default 30 s; no
-    /// less than 30 ms.
+    /// Sets how long a lease lasts without renewal. Other holders wait that long after a crash of
+    /// the holder. Default 30 s, minimum 30 ms.
     pub fn with_lease_ttl(mut self, ttl: Duration) -> Self {
         self.settings.lease_ttl = ttl.max(Duration::from_millis(30));
         self
     }
 
-    /// Polling interval for a contended lease (±50 % jitter), and how long one attempt may wait for
-    /// a busy row. Default 50 ms; no less than 1 ms.
+    /// Sets the polling interval for a contended lease (±50 % jitter). One attempt waits for a busy
+    /// row no longer than this either. Default 50 ms, minimum 1 ms.
     pub fn with_retry_interval(mut self, interval: Duration) -> Self {
         let interval = interval.max(Duration::from_millis(1));
         self.settings.retry_interval = interval;
@@ -70,26 +73,26 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         self
     }
 
-    /// How long [`acquire`](Self::acquire) and [`AsyncLock::lock`](super::AsyncLock::lock) wait, for
-    /// gate and row together. Default 5 s; `None` waits for ever.
+    /// Sets how long [`acquire`](Self::acquire) and [`AsyncLock::lock`](super::AsyncLock::lock)
+    /// wait for the gate and the row together. Default 5 s; `None` sets no limit.
     pub fn with_max_wait(mut self, max_wait: Option<Duration>) -> Self {
         self.settings.max_wait = max_wait;
         self
     }
 
-    /// A label for operators. Two processes with the same one are still two holders.
+    /// Sets a label for operators. Two processes with the same label are still two holders.
     pub fn with_owner_id(mut self, owner: impl Into<Arc<str>>) -> Self {
         self.settings.owner = owner.into();
         self
     }
 
-    /// How long a lease is renewed at most, from when it was taken. Default 10 min.
+    /// Sets how long a lease is renewed at most, counted from its acquisition. Default 10 min.
     pub fn with_renewal_cap(mut self, cap: Duration) -> Self {
         self.settings.renewal_cap = cap;
         self
     }
 
-    /// Makes the table `aggregate_locks`, or brings it up to date.
+    /// Creates the table `aggregate_locks`, or brings it up to date.
     ///
     /// # Errors
     ///
@@ -98,16 +101,18 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         self.store.migrate().await
     }
 
-    /// Waits for the lease of `key`. For several, see [`hold_all`](AsyncLockManager::hold_all).
+    /// Waits for the lease of `key`. For several keys, see
+    /// [`hold_all`](AsyncLockManager::hold_all).
     ///
     /// # Errors
     ///
-    /// [`LockError::TimedOut`] past the longest wait, [`LockError::Key`] for a key that breaks the
-    /// rule, [`LockError::Database`].
+    /// [`LockError::TimedOut`] after the longest wait, [`LockError::Key`] for an invalid key,
+    /// [`LockError::ShuttingDown`] if the runtime ends, [`LockError::Database`].
     ///
     /// # Cancellation
     ///
-    /// A lease that was under way when the future was dropped is released as soon as it is there.
+    /// If the future is dropped while a statement is under way, a lease that this statement takes
+    /// is released at once.
     pub async fn acquire(&self, key: &str) -> Result<Lease<S>, LockError> {
         self.acquire_by(key, self.deadline()).await
     }
@@ -125,8 +130,9 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         .await
     }
 
-    /// With [`WaitPolicy::FAIL_FAST`] it does not wait for the database either: a request that waits for
-    /// us could have it.
+    /// Takes the lease of `key` if it is free now. With [`WaitPolicy::FAIL_FAST`] this does not
+    /// wait for a connection either: a request that waits for the caller could hold that
+    /// connection.
     pub(crate) async fn try_acquire_with(
         &self,
         key: &str,
@@ -135,12 +141,12 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         self.key(key)?.try_acquire(wait).await
     }
 
-    /// When a wait that begins now is to end.
+    /// Returns the deadline of a wait that begins now.
     pub(crate) fn deadline(&self) -> Deadline {
         Deadline::after(self.settings.max_wait)
     }
 
-    /// Polling interval for a contended lease.
+    /// Returns the polling interval for a contended lease.
     pub(crate) fn retry_interval(&self) -> Duration {
         self.settings.retry_interval
     }
@@ -153,8 +159,8 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         self.key(key)?.acquire(deadline).await
     }
 
-    /// Deletes rows that have been expired for longer than the time to live. Never one that is
-    /// live, or is being taken over. Returns how many.
+    /// Deletes rows that expired more than one time to live ago, and returns their number. A row
+    /// that is live or is being taken over is never deleted.
     ///
     /// # Errors
     ///
@@ -163,7 +169,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         Ok(self.store.sweep(self.settings.lease_ttl).await?)
     }
 
-    /// All leases in this database, of all processes.
+    /// Returns all leases in this database, of all processes.
     ///
     /// # Errors
     ///
@@ -172,26 +178,26 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         Ok(self.store.list().await?)
     }
 
-    /// Frees a lease by its token, for an operator. Its holder notices at the commit, and rolls
-    /// back. `false`: there is no such lease.
+    /// Frees a lease by its token, for an operator. The holder detects this at its commit, and
+    /// rolls back. Returns `false` if there is no lease with this token.
     ///
     /// # Errors
     ///
     /// Errors of the database.
     pub async fn free(&self, token: &str) -> Result<bool, LockError> {
-        // None was minted with any, and Postgres takes no NUL.
+        // No token contains a control character, and Postgres does not accept NUL in a text.
         if token.chars().any(char::is_control) {
             return Ok(false);
         }
         Ok(self.store.free(&Token::from(token)).await?)
     }
 
-    /// Counters of this process.
+    /// Returns the counters of this manager.
     pub fn stats(&self) -> LeaseStats {
         self.counters.read()
     }
 
-    /// How many keys are held, waited for, or have a lock handle in this process.
+    /// Returns how many keys are held, are waited for, or have a lock handle in this process.
     pub fn keys(&self) -> usize {
         self.keys.len()
     }

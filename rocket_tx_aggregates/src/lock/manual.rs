@@ -1,4 +1,4 @@
-//! Locking and unlocking by hand, over the holds of any manager.
+//! Explicit locking and unlocking, on top of the holds of any manager.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,28 +12,28 @@ use super::keyed::Keyed;
 
 /// A key of a manager.
 pub trait Lockable: Send + Sync + Sized + 'static {
-    /// Frees the key when it is dropped.
+    /// The locked key. Dropping it frees the key.
     type Hold: Hold;
 
-    /// The key's text.
+    /// Returns the text of the key.
     fn name(&self) -> &str;
 
-    /// Waits until the key is ours, no longer than `max_wait`.
+    /// Waits until this process has locked the key, but no longer than `max_wait`.
     fn hold(
         self: &Arc<Self>,
         max_wait: Option<Duration>,
     ) -> impl Future<Output = Result<Self::Hold, LockError>> + Send;
 
-    /// Takes the key if it is free now.
+    /// Locks the key if it is free now.
     fn try_hold(
         self: &Arc<Self>,
     ) -> impl Future<Output = Result<Option<Self::Hold>, LockError>> + Send;
 }
 
-/// A lock on one key, as [`get_lock`](super::AsyncLockManager::get_lock) makes it.
+/// A lock on one key, returned by [`get_lock`](super::AsyncLockManager::get_lock).
 ///
-/// A locked key stays locked for this process when handles are dropped, until it is unlocked
-/// through any handle.
+/// Dropping the handles does not unlock the key. It stays locked until it is unlocked through any
+/// handle of this process.
 pub struct ManualLock<K: Lockable> {
     slot: Arc<Slot<K>>,
     max_wait: Option<Duration>,
@@ -42,8 +42,8 @@ pub struct ManualLock<K: Lockable> {
 /// Shared by all handles on one key.
 pub(super) struct Slot<K: Lockable> {
     key: Arc<K>,
-    /// The hold while the key is locked. It carries the slot itself, so that the slot outlives the
-    /// handles.
+    /// The hold while the key is locked. A reference to the slot itself keeps the slot alive after
+    /// its handles are dropped.
     held: Mutex<Option<(K::Hold, Arc<Self>)>>,
     slots: Keyed<Self>,
 }
@@ -85,7 +85,8 @@ impl<K: Lockable> AsyncLock for ManualLock<K> {
     }
 
     async fn unlock(&self) -> Result<(), LockError> {
-        // Dropped outside the mutex: it wakes the next waiter, and may drop the key itself.
+        // The hold is released and dropped outside the mutex: this wakes the next waiter, and may
+        // drop the slot and the key.
         let held = self.slot.held.lock().take();
         match held {
             Some((hold, _slot)) => hold.release().await,

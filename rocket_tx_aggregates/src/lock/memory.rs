@@ -1,4 +1,4 @@
-//! Locks that live in this process alone: for tests, and for services of one process.
+//! Locks within this process only, for tests and for services that run as one process.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,16 +18,16 @@ pub struct InMemoryAsyncLockManager {
     max_wait: Option<Duration>,
 }
 
-/// A lock on one key in this process. First come, first served.
+/// A lock on one key in this process. Waiters are served in the order of their arrival.
 pub type InMemoryAsyncLock = ManualLock<Key>;
 
-/// A key that is locked in this process. Dropping it frees the key at once.
+/// A locked key in this process. Dropping it frees the key at once.
 pub struct InMemoryHold {
     key: Arc<Key>,
     _pass: Pass,
 }
 
-/// One key, while it is held, waited for, or has a lock handle.
+/// The state of one key. It exists while the key is held, is waited for, or has a lock handle.
 pub struct Key {
     name: Arc<str>,
     gate: Gate,
@@ -41,18 +41,18 @@ impl Drop for Key {
 }
 
 impl InMemoryAsyncLockManager {
-    /// No locks yet, and no limit on waiting.
+    /// Makes a manager without locks and without a limit on waiting.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Waits no longer than this. Default: for ever.
+    /// Sets how long a call waits at most. Default: no limit.
     pub fn with_max_wait(mut self, max_wait: Option<Duration>) -> Self {
         self.max_wait = max_wait;
         self
     }
 
-    /// How many keys are locked, waited for, or have a lock handle.
+    /// Returns how many keys are locked, are waited for, or have a lock handle.
     pub fn keys(&self) -> usize {
         self.keys.len()
     }

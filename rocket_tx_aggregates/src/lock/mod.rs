@@ -1,28 +1,32 @@
 //! Locks: the right to write an aggregate.
 //!
-//! | file | what it holds |
-//! | --- | --- |
-//! | `async_lock` | [`AsyncLock`], [`AsyncLockManager`], [`Hold`]: the interface of every lock |
-//! | `memory` | locks that live in this process alone |
-//! | `gate` | the process-local queue in front of a lease |
-//! | `deadline` | how long to wait |
-//! | `key` | one key: its gate, and where its lease is |
-//! | `acquire` | how the lease of a key is taken |
-//! | `manual` | [`ManualLock`]: locking and unlocking by hand, over any [`Hold`] |
-//! | `manager` | [`LeaseLockManager`]: the gate first, then the row |
-//! | `lease` | [`Lease`]: a lease of this process; renewal and release |
-//! | `store` | [`LeaseStore`]: the rows of `aggregate_locks`, for one backend |
-//! | `sqlite`, `postgres` | the rows in a SQLite file, and in Postgres |
-//! | `sql`, `sql/` | the statements: those of both backends, and a folder for each |
-//! | `fencing` | where fencing tokens come from on Postgres, and why they grow |
-//! | `by_url` | the rows in whichever of them a URL names |
-//! | `listener` | waking waiters, by LISTEN and NOTIFY |
-//! | `stats` | [`LeaseStats`]: counters |
-//! | `keyed` | one object for each key, while any reference to it exists |
+//! A durable lock is a *lease*: a row in the table `aggregate_locks` that expires unless its holder
+//! renews it. A *gate* is the queue of one process in front of a lease.
 //!
-//! A lease ends by itself. A holder that is stopped for longer than its time to live finds, when it
-//! goes on, that another one has taken over. The fence makes that harmless: a commit deletes the
-//! lease row in the same transaction, and rolls back if the row is not there.
+//! | file | contents |
+//! | --- | --- |
+//! | `async_lock` | [`AsyncLock`], [`AsyncLockManager`], [`Hold`]: the interface of all locks |
+//! | `memory` | locks within this process only |
+//! | `gate` | the queue of one process in front of a lease |
+//! | `deadline` | the time limit of a wait |
+//! | `key` | the state of one key, shared by the tasks of this process |
+//! | `acquire` | taking the lease of a key |
+//! | `manual` | [`ManualLock`]: explicit locking and unlocking, for any [`Hold`] |
+//! | `manager` | [`LeaseLockManager`]: leases by key, the gate first and then the row |
+//! | `lease` | [`Lease`]: a lease that this process holds; renewal and release |
+//! | `store` | [`LeaseStore`]: the interface to the rows of `aggregate_locks` |
+//! | `sqlite`, `postgres` | the rows in a SQLite file and in Postgres |
+//! | `sql`, `sql/` | the SQL statements: those for both backends, and a folder for each backend |
+//! | `fencing` | the source of fencing tokens on Postgres, and why they increase |
+//! | `by_url` | the rows in the database that a URL names |
+//! | `listener` | waking waiters with LISTEN and NOTIFY |
+//! | `stats` | [`LeaseStats`]: counters |
+//! | `keyed` | a map with one object per key, while a reference to the object exists |
+//!
+//! A lease expires by itself. If a holder is stopped for longer than the time to live, another
+//! holder may have taken the lease over when the first one continues. The *fence* makes that
+//! harmless: the transaction that writes also deletes the lease row, and rolls back if the row is
+//! not there.
 
 mod acquire;
 mod async_lock;

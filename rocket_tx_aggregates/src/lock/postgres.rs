@@ -14,20 +14,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
 use super::fencing::{open_fence, take};
-use super::listener::{Listener, bell, no_answer};
+use super::listener::{Listener, no_reply, payload};
 use super::sql::statement;
 use super::store::{
     Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed, Token,
     millis, spawn_before_closing,
 };
 
-/// Leases in a Postgres database, for services on more than one machine. All times are the
-/// server's.
+/// Makes leases in a Postgres database, for services on more than one machine. All times are those
+/// of the server's clock.
 pub type PostgresLockManager = LeaseLockManager<PostgresLeases>;
 
 impl PostgresLockManager {
-    /// Leases in the database of `pool`, on connections of their own: two for statements, and one
-    /// that listens once there is a waiter.
+    /// Makes a manager of leases in the database of `pool`. It has separate connections: two for
+    /// statements, and one for notifications, which is opened for the first waiter.
     pub fn new(pool: &PostgresPool) -> Self {
         Self::over(pool.leases())
     }
@@ -37,7 +37,8 @@ impl LeasePool for PostgresPool {
     type Leases = PostgresLeases;
 
     fn leases(&self) -> PostgresLeases {
-        // A lease that is lost in a crash of the server is caught by the fence.
+        // With `synchronous_commit=off` a crash of the server may lose a lease. The fence then
+        // makes the commit of its holder fail.
         let settings = self
             .settings()
             .clone()
@@ -58,23 +59,24 @@ impl LeasePool for PostgresPool {
 pub struct PostgresLeases {
     requests: PostgresPool,
     settings: Arc<Settings>,
-    /// Of their own, so that renewals and releases do not starve behind the traffic that they
-    /// protect.
+    /// Separate from the sessions of requests, so that renewals and releases do not wait for the
+    /// traffic that they protect.
     sessions: Sessions,
     listener: Listener,
     lock_timeout: Duration,
 }
 
-/// Sessions for lease statements; each takes one round trip.
+/// The number of sessions for lease statements. Each statement takes one round trip.
 const SESSIONS: u32 = 2;
 
-/// How long a lease statement takes at most on a server that answers, beside its wait for a row.
-const ANSWER: Duration = Duration::from_secs(3);
+/// The longest time that a lease statement takes on a running server, in addition to its wait for a
+/// locked row.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Until the retry interval is set.
+/// The initial `lock_timeout`, used until the retry interval is set.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// `lock_timeout` bounds how long a statement waits for a locked row.
+/// Makes the pool of sessions. A statement waits for a locked row no longer than `lock_timeout`.
 fn sessions(settings: &Settings, lock_timeout: Duration) -> Sessions {
     let lock_timeout = lock_timeout.max(Duration::from_millis(1));
     let settings = settings.clone().with_limit("lock_timeout", lock_timeout);
@@ -87,18 +89,27 @@ fn sessions(settings: &Settings, lock_timeout: Duration) -> Sessions {
     Sessions::new(settings, limits, Arc::default())
 }
 
-/// lock_not_available, query_canceled, deadlock_detected, serialization_failure: the row is locked.
+/// Returns `true` if the error means that the row of the lease is contended: lock_not_available,
+/// query_canceled, deadlock_detected, serialization_failure. The attempt then counts as one that
+/// found the key held, and the waiter tries again.
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+///
+/// This list is separate from the one in `rocket_tx/src/db/error_class.rs`, which classifies the
+/// errors of all statements. `ErrorClass::Busy` there also includes too_many_connections,
+/// out_of_memory and a pool that timed out. Those errors say nothing about the row, so they are
+/// returned to the caller here. A waiter would otherwise try again until its longest wait, and then
+/// report that another holder had the key. A new code for a contended row belongs in both lists.
 fn is_contention(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("55P03" | "57014" | "40P01" | "40001"))
 }
 
 impl PostgresLeases {
-    /// Runs statements on a session. They are ours, and all that comes back is read: if none
-    /// failed, the next one may have the session at once.
+    /// Runs lease statements on a session. All their replies are read, so a session on which no
+    /// statement failed is reused without a check.
     ///
-    /// On a dead network it fails after the longest wait for a session, and [`ANSWER`].
+    /// On a dead network this fails after the longest wait for a session, plus `lock_timeout` and
+    /// [`REPLY_TIMEOUT`].
     async fn on_session<T>(
         &self,
         work: impl AsyncFnOnce(&mut PostgresSession) -> sqlx::Result<T>,
@@ -107,14 +118,14 @@ impl PostgresLeases {
             .sessions
             .acquire(WaitPolicy::QUEUE, Liveness::Verified)
             .await?;
-        let limit = self.lock_timeout + ANSWER;
+        let limit = self.lock_timeout + REPLY_TIMEOUT;
         let result = timeout(limit, work(&mut session)).await;
         session.set_on_return(match &result {
             Ok(Ok(_)) => OnReturn::Reuse,
             Ok(Err(_)) => OnReturn::Check,
             Err(_) => OnReturn::Close,
         });
-        result.unwrap_or_else(|_| Err(no_answer(limit)))
+        result.unwrap_or_else(|_| Err(no_reply(limit)))
     }
 
     async fn try_take(&self, claim: &Claim) -> sqlx::Result<Attempt> {
@@ -129,7 +140,7 @@ impl PostgresLeases {
                     fencing_token,
                     taken_over: tried.lives == Some(false),
                 },
-                // If none lives, another process came between.
+                // Unless `lives` is true, another process took the lease during this statement.
                 None => Attempt::Held {
                     wanted: tried.lives == Some(true) && tried.wanted == Some(true),
                 },
@@ -140,15 +151,15 @@ impl PostgresLeases {
 }
 
 async fn notify(db: &mut PgConnection, keys: &[impl AsRef<str>]) -> sqlx::Result<()> {
-    let bells: Vec<String> = keys.iter().map(|key| bell(key.as_ref())).collect();
-    let notify = sqlx::query(statement(include_str!("sql/postgres/notify.sql"))).bind(bells);
+    let payloads: Vec<String> = keys.iter().map(|key| payload(key.as_ref())).collect();
+    let notify = sqlx::query(statement(include_str!("sql/postgres/notify.sql"))).bind(payloads);
     notify.execute(db).await.map(drop)
 }
 
-/// Wakes the waiters for `keys`. The keys are free even if this fails: waiters poll as well.
+/// Wakes the waiters for `keys`. An error is only logged: the keys are free, and waiters also poll.
 async fn wake(db: &mut PgConnection, keys: &[impl AsRef<str>]) {
     if let Err(error) = notify(db, keys).await {
-        tracing::debug!(%error, "waiters were not woken; they poll");
+        tracing::debug!(%error, "could not notify the waiters for a lease; they poll");
     }
 }
 
@@ -161,8 +172,9 @@ impl LeaseStore for PostgresLeases {
         self.requests.identity()
     }
 
-    /// No request ever holds one of the sessions that it needs, so it need not be impatient.
-    async fn take(&self, claim: &Claim, _patience: WaitPolicy) -> sqlx::Result<Attempt> {
+    /// Ignores `_wait`: no request holds one of the sessions for lease statements, so waiting for
+    /// one cannot cause a deadlock.
+    async fn take(&self, claim: &Claim, _wait: WaitPolicy) -> sqlx::Result<Attempt> {
         match self.try_take(claim).await {
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: false }),
             result => result,
@@ -182,8 +194,8 @@ impl LeaseStore for PostgresLeases {
     }
 
     async fn renew(&self, claim: &Claim, stopped: &CancellationToken) -> sqlx::Result<bool> {
-        /// How long a request that is settled waits for a renewal that is under way.
-        const MOMENT: Duration = Duration::from_secs(1);
+        /// How long a settlement waits for a renewal that is under way.
+        const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
         let renewing = self.on_session(async |db| {
             let renew = sqlx::query(statement(include_str!("sql/postgres/renew.sql")))
@@ -194,14 +206,16 @@ impl LeaseStore for PostgresLeases {
         });
         tokio::select! {
             renewed = renewing => renewed,
-            () = async { stopped.cancelled().await; sleep(MOMENT).await } => Err(no_answer(MOMENT)),
+            () = async { stopped.cancelled().await; sleep(STOP_TIMEOUT).await } => {
+                Err(no_reply(STOP_TIMEOUT))
+            }
         }
     }
 
     async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
         self.on_session(async |db| {
             let released = Self::release_within(db, key, token).await?;
-            // Only if wanted: NOTIFY takes a lock of the whole cluster at commit.
+            // Only if wanted: a transaction with NOTIFY takes a cluster-wide lock at its commit.
             if released.wanted {
                 wake(db, &[key]).await;
             }
@@ -278,8 +292,8 @@ impl LeaseStore for PostgresLeases {
         self.requests
             .migrate(&Migrations::new().postgres(migrator))
             .await?;
-        let ask = sqlx::query_scalar("SELECT current_setting('default_transaction_isolation')");
-        let isolation = self.on_session(async |db| ask.fetch_one(&mut **db).await);
+        let query = sqlx::query_scalar("SELECT current_setting('default_transaction_isolation')");
+        let isolation = self.on_session(async |db| query.fetch_one(&mut **db).await);
         let isolation: String = isolation.await?;
         match isolation.as_str() {
             "read committed" => Ok(()),

@@ -1,7 +1,7 @@
 //! Statements from the files in `sql/`.
 
-/// The statement of a file, without the comment above it. So `pg_stat_activity` and logs show the
-/// statement, which they cut after some length.
+/// Returns the statement of a file without its leading comment. `pg_stat_activity` and logs cut off
+/// long texts, so a leading comment would hide the statement.
 pub(crate) fn statement(mut file: &'static str) -> &'static str {
     while file.starts_with("--") {
         file = file.split_once('\n').map_or("", |(_, rest)| rest);

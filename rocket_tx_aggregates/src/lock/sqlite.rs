@@ -19,12 +19,14 @@ use super::store::{
     millis, spawn_before_closing,
 };
 
-/// Leases in a SQLite file, for processes of one machine. All times are the host's.
+/// Makes leases in a SQLite file, for the processes of one machine. All times are those of the
+/// machine's clock.
 pub type SqliteLockManager = LeaseLockManager<SqliteLeases>;
 
 impl SqliteLockManager {
-    /// Leases in the file of `pool`. They are taken through its one writer, in the same queue as
-    /// requests: several connections of one process would only spin on each other's locks.
+    /// Makes a manager of leases in the file of `pool`. Lease statements that write use the pool's
+    /// only writer, in the same queue as requests. Several writing connections of one process would
+    /// only poll for each other's locks.
     pub fn new(pool: &SqlitePool) -> Self {
         Self::over(pool.leases())
     }
@@ -49,15 +51,15 @@ pub struct SqliteLeases {
 }
 
 impl SqliteLeases {
-    /// A reader, which never waits for a writer.
+    /// Returns a reader, which never waits for a writer.
     async fn read(&self, wait: WaitPolicy) -> sqlx::Result<SqliteSession> {
         self.pool.session(Access::ReadOnly, wait).await
     }
 
     async fn try_take(&self, claim: &Claim, wait: WaitPolicy) -> sqlx::Result<Attempt> {
-        // By a reader first: a waiter must not keep others from writing.
+        // Check with a reader first, so that a waiter does not keep others from writing.
         let mut reader = self.read(wait).await?;
-        let found = look(reader.connection(), &claim.key, Some(&claim.token)).await?;
+        let found = row_state(reader.connection(), &claim.key, Some(&claim.token)).await?;
         if let RowState::Held { wanted } = found {
             return Ok(Attempt::Held { wanted });
         }
@@ -73,13 +75,13 @@ impl SqliteLeases {
                 fencing_token: row.try_get(0)?,
                 taken_over: found == RowState::Expired,
             }),
-            // Another process came between.
+            // Another process took the lease after the check.
             None => Ok(Attempt::Held { wanted: false }),
         }
     }
 
-    /// The writer. Waits no longer than one retry interval for another process: no other task of
-    /// this one can write meanwhile.
+    /// Returns the writer. Its statement waits no longer than one retry interval for another
+    /// process, because no other task of this process can write meanwhile.
     async fn writer(&self) -> sqlx::Result<OneShotWriter> {
         self.pool
             .writer(WaitPolicy::QUEUE.busy_timeout(self.retry_interval))
@@ -89,19 +91,19 @@ impl SqliteLeases {
 
 const RELEASE: &str = include_str!("sql/release.sql");
 
-/// The row of a key.
+/// The state of a key's row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RowState {
-    /// No row, or one of our own.
+    /// There is no row, or the row is ours.
     Free,
-    /// One that has expired.
+    /// The row of another holder, which has expired.
     Expired,
-    /// Another holder's, wanted by others or not.
+    /// The live row of another holder. `wanted`: it is marked as wanted.
     Held { wanted: bool },
 }
 
-/// The row of `key`, unless it is `ours`.
-async fn look(
+/// Returns the state of the row of `key`. A row with the token `ours` counts as free.
+async fn row_state(
     db: &mut SqliteConnection,
     key: &str,
     ours: Option<&Token>,
@@ -118,7 +120,7 @@ async fn look(
     })
 }
 
-/// BUSY, LOCKED, or a connection of our own was not free in time.
+/// Returns `true` for BUSY, for LOCKED, and if no connection of the pool was free in time.
 fn is_contention(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::PoolTimedOut) || is_sqlite_busy(error)
 }
@@ -134,13 +136,14 @@ impl LeaseStore for SqliteLeases {
 
     async fn take(&self, claim: &Claim, wait: WaitPolicy) -> sqlx::Result<Attempt> {
         match self.try_take(claim, wait).await {
-            // No row can be marked while the file is busy.
+            // `wanted: true` skips the marking of the row: the file is busy, so nothing can write.
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: true }),
             result => result,
         }
     }
 
-    /// Its transactions see a snapshot, and no other process writes until they end.
+    /// Returns `false`: no other process writes during a write transaction, so its snapshot stays
+    /// current.
     fn needs_read_committed(&self) -> bool {
         false
     }
@@ -150,7 +153,7 @@ impl LeaseStore for SqliteLeases {
         key: &str,
         ours: Option<&Token>,
     ) -> sqlx::Result<Exclusion> {
-        Ok(match look(db, key, ours).await? {
+        Ok(match row_state(db, key, ours).await? {
             RowState::Free | RowState::Expired => Exclusion::Complete,
             RowState::Held { .. } => Exclusion::Held,
         })
@@ -159,7 +162,7 @@ impl LeaseStore for SqliteLeases {
     async fn renew(&self, claim: &Claim, stopped: &CancellationToken) -> sqlx::Result<bool> {
         let writer = tokio::select! {
             writer = self.writer() => writer?,
-            // The request may have the writer, and be waiting for us to stop.
+            // The request may hold the writer while it waits for this renewal to stop.
             () = stopped.cancelled() => return Err(sqlx::Error::PoolTimedOut),
         };
         let renew = sqlx::query(statement(include_str!("sql/sqlite/renew.sql")))
@@ -189,7 +192,7 @@ impl LeaseStore for SqliteLeases {
         Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
     }
 
-    /// SQLite has no notifications: waiters of other processes poll.
+    /// Does nothing: SQLite has no notifications, so waiters in other processes poll.
     async fn notify_waiters(&self, _key: &str) -> sqlx::Result<()> {
         Ok(())
     }

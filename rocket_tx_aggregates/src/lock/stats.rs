@@ -4,18 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Counters of a lock manager, since it was made.
+/// The counters of a lock manager since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LeaseStats {
-    /// Leases that were taken.
+    /// Leases acquired.
     pub acquired: u64,
-    /// Of these, those taken over from another holder after they had expired.
+    /// Those of the acquired leases that had expired and were taken over from another holder.
     pub taken_over: u64,
-    /// Attempts that found a key held, or its row busy.
+    /// Attempts that found the key held or its row busy.
     pub contended: u64,
-    /// Waits that were given up: past the longest wait, or because the waiter was dropped.
+    /// Waits that ended without a lease: the longest wait passed, the database failed, or the
+    /// waiting future was dropped.
     pub given_up: u64,
-    /// The sum of waits that ended with a lease, for gate and row.
+    /// The total time from the request for a lease to its acquisition, in the gate and for the row.
+    /// Waits that ended without a lease are not included.
     pub waited: Duration,
 }
 

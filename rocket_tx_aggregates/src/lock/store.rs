@@ -1,4 +1,4 @@
-//! The rows of `aggregate_locks`, for one backend.
+//! The interface to the rows of `aggregate_locks`, implemented for each backend.
 
 use std::fmt;
 use std::future::Future;
@@ -10,8 +10,8 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Proof of having taken a lease: new for every acquisition, and shown to operators only. The owner
-/// id is only a label.
+/// Identifies one acquisition of a lease. Every attempt has a new token, which only operators can
+/// see. A row is ours if it has our token; the owner id is only a label.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Token(String);
 
@@ -37,72 +37,73 @@ impl fmt::Display for Token {
     }
 }
 
-/// An attempt to take a lease.
+/// The values of an attempt to take a lease.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// The key to lock.
     pub key: Arc<str>,
     /// A label for operators.
     pub owner: Arc<str>,
-    /// The proof that it is ours.
+    /// Identifies the row as ours.
     pub token: Token,
-    /// For how long, on the database's clock.
+    /// The time to live, on the database's clock.
     pub ttl: Duration,
 }
 
-/// The row that a transaction which writes under a lease must find and delete, or else roll back.
+/// The lease row that a transaction must delete before it commits. If the row is gone, the
+/// transaction rolls back.
 ///
-/// A holder that was stopped for longer than its time to live finds here that another one has taken
-/// over. Only the database that has the row can tell.
+/// In this way a holder that was stopped for longer than the time to live detects that another
+/// holder has taken over. This works only for a transaction in the database that has the row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
-    /// Where the row is.
+    /// The database that has the row.
     pub database: Identity,
-    /// Its key.
+    /// The key of the row.
     pub key: Arc<str>,
-    /// The proof that it is ours.
+    /// Identifies the row as ours.
     pub token: Token,
 }
 
-/// The outcome of one attempt.
+/// The result of one attempt to take a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
     /// The lease is ours.
     Taken {
-        /// Greater than that of any lease of this key before it.
+        /// Greater than the fencing token of any earlier lease of this key.
         fencing_token: i64,
-        /// Another holder had it, and it had expired.
+        /// The lease of another holder had expired, and was taken over.
         taken_over: bool,
     },
-    /// Another holder has it, or its row is busy.
+    /// Another holder has the lease, or its row is busy.
     Held {
-        /// It is already marked as wanted.
+        /// The row is already marked as wanted, or cannot be marked now.
         wanted: bool,
     },
 }
 
-/// Whether an open, writing transaction of a request keeps others from a key.
+/// Whether an open write transaction of a request keeps other holders from a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exclusion {
-    /// No other process can write meanwhile: the request needs no lease.
+    /// No other process can write until the transaction ends. The request needs no lease.
     Complete,
-    /// No other process can write meanwhile, but another holder has a lease.
+    /// No other process can write until the transaction ends, but another holder has a lease.
     Held,
-    /// Others can write meanwhile: the request needs a lease, beside the transaction.
+    /// Other processes can write during the transaction. The request needs a lease as well.
     None,
 }
 
-/// The outcome of a release.
+/// The result of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReleaseOutcome {
-    /// The row was still ours.
+    /// The row was still ours when it was deleted.
     pub ours: bool,
-    /// Another process waits for it.
+    /// The row was marked as wanted: another process waits for the key.
     pub wanted: bool,
 }
 
 impl ReleaseOutcome {
-    /// By the mark of the row that was deleted, if there was one.
+    /// Makes the result from the `wanted` column of the deleted row; `None` if no row was deleted.
     pub(super) fn found(wanted: Option<bool>) -> Self {
         Self {
             ours: wanted.is_some(),
@@ -111,7 +112,7 @@ impl ReleaseOutcome {
     }
 }
 
-/// A lease, as an operator sees it.
+/// A lease as it is shown to an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 pub struct LeaseRow {
@@ -119,122 +120,125 @@ pub struct LeaseRow {
     pub key: String,
     /// The label of its holder.
     pub owner: String,
-    /// By which an operator frees it.
+    /// The token with which an operator can free the lease.
     pub token: String,
-    /// Greater than that of any lease of this key before it.
+    /// Greater than the fencing token of any earlier lease of this key.
     pub fencing_token: i64,
-    /// Milliseconds since it was taken.
+    /// Milliseconds since the lease was taken.
     pub age_ms: i64,
-    /// Milliseconds until it expires; negative once it has.
+    /// Milliseconds until the lease expires; negative after it has expired.
     pub expires_in_ms: i64,
-    /// Another process waits for it.
+    /// Another process waits for the lease.
     pub wanted: bool,
 }
 
 /// Seals [`LeaseStore`]: leases are safe only if each of its statements is atomic.
 pub(super) trait Sealed {}
 
-/// The rows of `aggregate_locks` in one database. All times are the database's.
+/// The rows of `aggregate_locks` in one database. All times are those of the database's clock.
 ///
-/// Every method is bounded by the retry interval where it could wait for another's row.
-///
-/// Implemented for the pools of `rocket_tx`, and sealed: no other crate can implement it.
+/// A method that finds a row locked by another process waits for it no longer than the retry
+/// interval. Implemented for the pools of `rocket_tx`, and sealed: no other crate can implement it.
 // Other crates cannot implement a private bound.
 #[allow(private_bounds)]
 pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
-    /// A transaction of a request on the same database.
+    /// The session of a request's transaction on the same database.
     type Session: Session;
 
-    /// Which database it is.
+    /// Returns the identity of the database.
     fn database(&self) -> &Identity;
 
-    /// Whether a transaction above READ COMMITTED would not find a row that was renewed since its
-    /// snapshot.
+    /// Returns `true` if transactions with a fence must be READ COMMITTED. A stricter transaction
+    /// of such a database could not delete a row that was renewed after its snapshot.
     fn needs_read_committed(&self) -> bool;
 
-    /// Tries once to take a lease. A busy row counts as held; so does a database that would have
-    /// to be waited for, with [`WaitPolicy::FAIL_FAST`].
+    /// Tries once to take a lease. A busy row counts as held. With [`WaitPolicy::FAIL_FAST`], so
+    /// does a database that has no free connection.
     fn take(
         &self,
         claim: &Claim,
         wait: WaitPolicy,
     ) -> impl Future<Output = sqlx::Result<Attempt>> + Send;
 
-    /// Whether an open transaction keeps others from `key`. A lease with the token `ours` does not
-    /// count as another holder's.
+    /// Returns whether an open transaction keeps other holders from `key`. A lease with the token
+    /// `ours` does not count as that of another holder.
     fn exclusion(
         connection: &mut <Self::Session as Session>::Connection,
         key: &str,
         ours: Option<&Token>,
     ) -> impl Future<Output = sqlx::Result<Exclusion>> + Send;
 
-    /// Puts off the expiry. `false`: the row is not ours any more. Where it would queue with the
-    /// requests, it does so only until `stopped`.
+    /// Extends the lease by its time to live, from now. Returns `false` if the row is not ours any
+    /// more. After `stopped` is cancelled, this does not wait in a queue shared with requests.
     fn renew(
         &self,
         claim: &Claim,
         stopped: &CancellationToken,
     ) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
-    /// Deletes the row, if it is still ours, and wakes its waiters.
+    /// Deletes the row if it is still ours, and wakes the waiters for it.
     fn release(
         &self,
         key: &str,
         token: &Token,
     ) -> impl Future<Output = sqlx::Result<ReleaseOutcome>> + Send;
 
-    /// Deletes the row inside a transaction, if it is still ours. Call
-    /// [`notify_waiters`](Self::notify_waiters) once it has committed.
+    /// Deletes the row inside a transaction if it is still ours. After the commit, the caller calls
+    /// [`notify_waiters`](Self::notify_waiters) if the row was wanted.
     fn release_within(
         connection: &mut <Self::Session as Session>::Connection,
         key: &str,
         token: &Token,
     ) -> impl Future<Output = sqlx::Result<ReleaseOutcome>> + Send;
 
-    /// Wakes waiters for a key in other processes, where the database can.
+    /// Wakes the waiters for a key in other processes, if the database supports notifications.
     fn notify_waiters(&self, key: &str) -> impl Future<Output = sqlx::Result<()>> + Send;
 
-    /// Marks a row as wanted by another process. `false`: there is none, or it was marked before.
+    /// Marks a row as wanted by another process. Returns `false` if there is no row, or if it was
+    /// marked already.
     fn mark_wanted(&self, key: &str) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
-    /// Resolves when the key may have become free, counted from the call. May resolve for no
-    /// reason, and need never resolve at all: waiters try again after the retry interval.
+    /// Returns a future that resolves when the key may have become free after this call. The future
+    /// may resolve without a reason, or never: waiters also try again after the retry interval.
     fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + 'static;
 
-    /// Deletes rows that expired longer than `grace` ago; never a locked one.
+    /// Deletes rows that expired more than `grace` ago, except locked ones, and returns their
+    /// number.
     fn sweep(&self, grace: Duration) -> impl Future<Output = sqlx::Result<u64>> + Send;
 
-    /// All leases, by key.
+    /// Returns all leases, sorted by key.
     fn list(&self) -> impl Future<Output = sqlx::Result<Vec<LeaseRow>>> + Send;
 
-    /// Frees a lease by its token. `false`: there is none.
+    /// Frees a lease by its token. Returns `false` if there is no such lease.
     fn free(&self, token: &Token) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
-    /// Makes the table, if it is not there.
+    /// Creates the tables of the leases, or brings them up to date.
     fn migrate(&self) -> impl Future<Output = Result<(), rocket_tx::db::Error>> + Send;
 
-    /// How long one attempt may wait for a row, and how often waiters poll.
+    /// Sets the retry interval: how long one attempt may wait for a locked row.
     fn set_retry_interval(&mut self, interval: Duration);
 
-    /// Runs `work` in a task of its own; shutdown waits for it before it closes the database.
+    /// Runs `work` in a separate task. The shutdown waits for this task before it closes the
+    /// database.
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static);
 }
 
 /// A pool whose database can hold leases.
 pub trait LeasePool: TransactionPool {
-    /// Its rows of `aggregate_locks`.
+    /// The type of its rows of `aggregate_locks`.
     type Leases: LeaseStore<Session = Self::Session>;
 
-    /// Its rows of `aggregate_locks`.
+    /// Returns its rows of `aggregate_locks`.
     fn leases(&self) -> Self::Leases;
 }
 
-/// A duration as a parameter of a statement.
+/// Converts a duration to milliseconds, as a parameter of a statement.
 pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// In a task of its own that the pool's closing waits for.
+/// Runs `work` in a separate task. Closing the pool waits for this task, if the pool is attached to
+/// a service.
 pub(super) fn spawn_before_closing<P: TransactionPool>(
     pool: &P,
     work: impl Future<Output = ()> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Pools: what they lend, to whom, in what state.
+//! Pools: which connections they check out, to whom, and in what state.
 
 pub mod pools;
 pub mod postgres;

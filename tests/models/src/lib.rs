@@ -1,29 +1,29 @@
-//! What a scheduler could do wrong: the library's own source files under [shuttle].
+//! Model checks: the library's own source files under many task schedules, with [shuttle].
 //!
-//! shuttle runs a small scene thousands of times and decides at every lock, semaphore, channel and
-//! spawn which task goes on. The files under test are those of the library, included by their path;
-//! `tokio` and `parking_lot` are shuttle's here, by the names in `Cargo.toml`. What they talk to is
-//! a stand-in that checks what must hold: a connection that knows its user, a transaction that knows
-//! whether it is open.
+//! shuttle runs a small scenario thousands of times. At every lock, semaphore, channel and spawn it
+//! decides which task continues. The files under test are included from the library by their path.
+//! `Cargo.toml` replaces their `tokio` and `parking_lot` with shuttle's. Everything else that the
+//! files call is a stand-in that checks invariants: a connection counts its users, and a
+//! transaction knows whether it is open.
 //!
-//! | module | real | stand-ins |
+//! | module | files under test | stand-ins |
 //! | --- | --- | --- |
-//! | `lock` | `src/lock/gate.rs` | none |
-//! | `db::sqlite` | `src/db/sqlite/writer.rs` | SQLite, the watch, the log and its sync |
-//! | `db::postgres` | `src/db/postgres/{session,sessions}.rs` | Postgres, the proof's wire format |
-//! | `tx` | `src/tx/{outstanding,checkout,lent,collected,require,mode}.rs` | pools, settlement, the rest of a request |
+//! | `lock` | `rocket_tx_aggregates/src/lock/gate.rs` | none |
+//! | `db::sqlite` | `rocket_tx/src/db/sqlite/writer.rs` | SQLite, the watch, the log and its sync |
+//! | `db::postgres` | `rocket_tx/src/db/postgres/{session,sessions}.rs` | Postgres, the wire format of the proof |
+//! | `tx` | the files of `rocket_tx/src/tx/registry/` that `tx/registry.rs` includes | pools, settlement, the rest of a request |
 //!
-//! Not tried: `std` atomics, of which each is one step here; time, which does not pass, except that
-//! a future is dropped half-way as a timeout drops it.
+//! Not covered: `std` atomics, because shuttle does not switch tasks at them; and time, which does
+//! not pass. A timeout is modelled by a future that is dropped half-way.
 //!
-//! A failure prints the schedule that led to it; `SHUTTLE_RANDOM_SEED` draws other ones.
+//! A failure prints the schedule that led to it. `SHUTTLE_RANDOM_SEED` selects other schedules.
 //!
 //! [shuttle]: https://docs.rs/shuttle
 
 #![allow(
     dead_code,
     missing_docs,
-    // As what they stand in for.
+    // The stand-ins have the same methods as the types that they replace.
     clippy::len_without_is_empty,
     clippy::new_without_default
 )]
@@ -39,6 +39,6 @@ mod sqlx_stand_in;
 mod tracker;
 pub mod tx;
 
-pub use schedule::{at_random, dropped_after, everywhere};
+pub use schedule::{dropped_after, with_all_schedulers, with_random_scheduler};
 pub use sqlx_stand_in::*;
 pub use tracker::task;

@@ -1,4 +1,4 @@
-//! The gate in front of a lease.
+//! The gate: the queue of one process in front of a lease.
 
 #[path = "../../../rocket_tx_aggregates/src/lock/gate.rs"]
 mod gate;
@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use shuttle::future::yield_now;
 use shuttle::rand::{Rng, thread_rng};
 
-use crate::{dropped_after, everywhere};
+use crate::{dropped_after, with_all_schedulers};
 use gate::Gate;
 
-/// Tasks enter, are dropped while they wait, fail, and try without waiting.
-async fn one_at_a_time_and_no_turn_is_lost() {
+/// One task tries to enter without waiting, one may be dropped while it waits, and two wait.
+async fn one_at_a_time() {
     let gate = Arc::new(Gate::default());
     let inside = Arc::new(AtomicUsize::new(0));
     let mut tasks = Vec::new();
@@ -26,7 +26,7 @@ async fn one_at_a_time_and_no_turn_is_lost() {
                 _ => Some(gate.enter().await),
             };
             if let Some(_pass) = pass {
-                assert_eq!(inside.fetch_add(1, SeqCst), 0, "two are inside");
+                assert_eq!(inside.fetch_add(1, SeqCst), 0, "two tasks are inside");
                 yield_now().await;
                 gate.mark_released(true);
                 inside.fetch_sub(1, SeqCst);
@@ -39,13 +39,12 @@ async fn one_at_a_time_and_no_turn_is_lost() {
     assert!(gate.try_enter().is_some(), "a turn was lost");
 }
 
-pub fn the_gate_lets_one_in_at_a_time_and_loses_no_turn() {
-    everywhere(one_at_a_time_and_no_turn_is_lost);
+pub fn the_gate_admits_one_task_at_a_time_and_loses_no_turn() {
+    with_all_schedulers(one_at_a_time);
 }
 
-/// Each of several tasks releases and asks; with enough turns, exactly one of those who ask after it
-/// is due gives way.
-async fn gives_way_once() {
+/// After enough turns, several tasks check whether to yield. Exactly one of them yields.
+async fn yields_once() {
     let gate = Arc::new(Gate::default());
     for _ in 0..4 {
         gate.mark_released(true);
@@ -65,6 +64,6 @@ async fn gives_way_once() {
     assert_eq!(yielded, 1);
 }
 
-pub fn the_gate_gives_way_once_when_it_is_due() {
-    everywhere(gives_way_once);
+pub fn the_gate_yields_to_another_process_once() {
+    with_all_schedulers(yields_once);
 }

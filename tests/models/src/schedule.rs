@@ -1,4 +1,4 @@
-//! How scenes are run.
+//! Running scenarios.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -8,7 +8,7 @@ use shuttle::future::block_on;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner};
 
-/// How many schedules of each kind.
+/// The number of schedules for each scheduler.
 const TIMES: usize = 1_000;
 
 fn config() -> Config {
@@ -17,20 +17,21 @@ fn config() -> Config {
     config
 }
 
-/// Runs a scene under schedules drawn at random, and under those that preempt seldom but badly.
-pub fn everywhere<F: Future<Output = ()> + 'static>(scene: fn() -> F) {
-    at_random(scene);
-    Runner::new(PctScheduler::new(3, TIMES), config()).run(move || block_on(scene()));
+/// Runs a scenario under random schedules, and under PCT schedules, which preempt a task rarely but
+/// at unfavourable points.
+pub fn with_all_schedulers<F: Future<Output = ()> + 'static>(scenario: fn() -> F) {
+    with_random_scheduler(scenario);
+    Runner::new(PctScheduler::new(3, TIMES), config()).run(move || block_on(scenario()));
 }
 
-/// Runs a scene under schedules drawn at random: for one with a task that never waits, and would
-/// leave no step to others if it came first.
-pub fn at_random<F: Future<Output = ()> + 'static>(scene: fn() -> F) {
-    Runner::new(RandomScheduler::new(TIMES), config()).run(move || block_on(scene()));
+/// Runs a scenario under random schedules only. For scenarios with a task that never blocks: under
+/// a PCT schedule this task may have the highest priority, and then no other task runs.
+pub fn with_random_scheduler<F: Future<Output = ()> + 'static>(scenario: fn() -> F) {
+    Runner::new(RandomScheduler::new(TIMES), config()).run(move || block_on(scenario()));
 }
 
-/// Polls a future until it is ready or has been pending so often, then drops it: what a client that
-/// goes away and a timeout do. `None` is to its end.
+/// Polls a future until it is ready, or drops it after `times` + 1 polls, as a timeout or a client
+/// that disconnects would. With `None`, runs the future to its end.
 pub async fn dropped_after<F: Future>(times: Option<usize>, future: F) -> Option<F::Output> {
     let Some(mut left) = times else {
         return Some(future.await);
@@ -41,7 +42,7 @@ pub async fn dropped_after<F: Future>(times: Option<usize>, future: F) -> Option
         Poll::Pending if left == 0 => Poll::Ready(None),
         Poll::Pending => {
             left -= 1;
-            // Or nothing would poll it again while it waits.
+            // Without this, nothing would poll the future again while it waits.
             context.waker().wake_by_ref();
             Poll::Pending
         }

@@ -1,5 +1,5 @@
-//! Databases that know who uses them. A connection is in nobody's transaction when it is lent, and
-//! nothing of its last user is left in it.
+//! A stand-in for sqlx. Its connections record what their users leave behind, so that scenarios can
+//! check that an acquired connection has no open transaction and nothing of its last user.
 
 use std::future::Future;
 use std::str::FromStr;
@@ -10,24 +10,27 @@ use shuttle::future::yield_now;
 
 pub use sqlx_errors::{Error, Result};
 
-/// What a user does to a connection, and what the server would say of it.
+/// The state of a connection, as its user and the server change it.
 #[derive(Default)]
 pub struct State {
-    /// What its last user has left in it.
+    /// The number of the user that last used it, until it is cleaned.
     pub left: Option<usize>,
     pub in_transaction: bool,
-    /// It is used by one at a time.
+    /// The number of users at this moment; never more than one.
     pub users: usize,
 }
 
-/// All connections that were ever opened to one server, and how many are open.
+/// Counts the connections to one server.
 #[derive(Clone, Default)]
 pub struct Server(pub Arc<Mutex<Counts>>);
 
 #[derive(Default)]
 pub struct Counts {
+    /// Connections opened so far.
     pub opened: usize,
+    /// Connections that are open now.
     pub open: usize,
+    /// The highest number of connections that were open at once.
     pub most: usize,
 }
 
@@ -155,7 +158,7 @@ pub mod sqlite {
 
     pub struct SqliteConnection {
         pub socket: Socket,
-        /// Its thread will roll back before it does anything else.
+        /// The thread of the connection rolls back before it runs the next command.
         pub rollback_queued: bool,
     }
 
@@ -174,7 +177,7 @@ pub mod sqlite {
     }
 
     impl Connection for SqliteConnection {
-        /// What is queued before it is done first.
+        /// A queued rollback runs before the ping.
         async fn ping(&mut self) -> Result<()> {
             yield_now().await;
             if std::mem::take(&mut self.rollback_queued) {

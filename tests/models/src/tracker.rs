@@ -1,4 +1,4 @@
-//! `tokio_util::task::TaskTracker`, over primitives that shuttle knows.
+//! A stand-in for `tokio_util::task::TaskTracker` that uses primitives of shuttle.
 
 pub mod task {
     use std::sync::Arc;
@@ -6,7 +6,7 @@ pub mod task {
     use parking_lot::Mutex;
     use tokio::sync::Notify;
 
-    /// How many tokens are out.
+    /// Counts the tokens that exist.
     #[derive(Clone)]
     pub struct TaskTracker(Arc<Tracked>);
 

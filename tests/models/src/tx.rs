@@ -1,5 +1,5 @@
-//! The registry of one request: what several tasks of it, its settlement and late guards do to each
-//! other.
+//! The registry of one request, used at the same time by several tasks, a settlement and late
+//! guards.
 
 pub mod registry;
 mod stand_ins;
@@ -14,7 +14,7 @@ use shuttle::future::yield_now;
 use shuttle::rand::{Rng, thread_rng};
 
 use crate::db::pools::{First, Pool, Second, Transactions};
-use crate::{dropped_after, everywhere};
+use crate::{dropped_after, with_all_schedulers};
 use failure::Error;
 
 fn registry() -> Arc<Outstanding> {
@@ -22,7 +22,7 @@ fn registry() -> Arc<Outstanding> {
     Arc::new(Outstanding::new(request_id::RequestId, live, observers))
 }
 
-/// What a guard does: begins or checks out, works, checks in.
+/// Does what a guard does: begins or checks out the transaction, writes, and checks it in.
 async fn work<D: Database<Pool = Pool>>(
     outstanding: &Arc<Outstanding>,
     pool: &Pool,
@@ -32,7 +32,7 @@ async fn work<D: Database<Pool = Pool>>(
     let mut checked_out = begun?;
     let transaction = checked_out.open.as_mut().map(|open| open.transaction());
     let Some(transaction) = transaction else {
-        panic!("a guard has an empty cell");
+        panic!("a guard has checked out no transaction");
     };
     transaction.write();
     yield_now().await;
@@ -48,7 +48,9 @@ async fn work<D: Database<Pool = Pool>>(
     Ok(())
 }
 
-/// As settlement does it: closes, collects, condemns what is held, and commits if nothing is.
+/// Does what settlement does: closes the registry, collects the transactions, condemns those that a
+/// guard holds, and commits if there are none of these. Returns how many were collected, and how
+/// many were held.
 async fn settle(outstanding: &Arc<Outstanding>) -> (usize, usize) {
     let mut closed = outstanding.close();
     closed.collect();
@@ -67,8 +69,9 @@ async fn settle(outstanding: &Arc<Outstanding>) -> (usize, usize) {
     (resources.len(), leaked)
 }
 
-/// Three tasks of one request, one of which may leak or be abandoned, beside the settlement.
-async fn settled_under_its_tasks() {
+/// Three tasks of one request run while it is settled. One may keep its guard, and one may be
+/// abandoned.
+async fn settled_while_tasks_run() {
     let transactions = Transactions::default();
     let (first, second) = (Pool::new(0, &transactions), Pool::new(1, &transactions));
     let outstanding = registry();
@@ -91,8 +94,8 @@ async fn settled_under_its_tasks() {
                     _ => work::<Second>(&outstanding, &second, false).await,
                 }
             };
-            let patience = (number == 2).then_some(times);
-            match dropped_after(patience, done).await {
+            let limit = (number == 2).then_some(times);
+            match dropped_after(limit, done).await {
                 None | Some(Ok(())) => {}
                 Some(Err(Error::CheckedOut(_) | Error::Settled | Error::OutOfOrder(_))) => {}
                 Some(Err(error)) => panic!("{error:?}"),
@@ -101,7 +104,7 @@ async fn settled_under_its_tasks() {
     }
     yield_now().await;
     let (taken, leaked) = settle(&outstanding).await;
-    // Nothing joins any more, and nothing that was committed is in a guard's hands.
+    // The registry accepts nothing more, and no guard has a transaction that was committed.
     let late = work::<First>(&outstanding, &first, false).await;
     assert!(matches!(late, Err(Error::Settled)), "{late:?}");
     let mut late = outstanding.close();
@@ -111,16 +114,18 @@ async fn settled_under_its_tasks() {
         task.await.unwrap_or_else(|error| panic!("{error}"));
     }
     let committed = if leaked == 0 { taken } else { 0 };
-    transactions.all_are_over(committed, leaked == 0).await;
+    transactions
+        .wait_until_all_have_ended(committed, leaked == 0)
+        .await;
 }
 
-pub fn a_registry_is_settled_under_its_tasks() {
-    everywhere(settled_under_its_tasks);
+pub fn a_registry_is_settled_while_its_tasks_run() {
+    with_all_schedulers(settled_while_tasks_run);
 }
 
-/// Without a settlement meanwhile, tasks of one request share one transaction of a database. One that
-/// is abandoned while it begins leaves the registry as it was.
-async fn one_transaction_of_a_database() {
+/// Tasks of one request share one transaction of each database. A task that is abandoned while it
+/// begins leaves the registry unchanged. The settlement comes after all tasks.
+async fn one_transaction_per_database() {
     let transactions = Transactions::default();
     let (first, second) = (Pool::new(0, &transactions), Pool::new(1, &transactions));
     let outstanding = registry();
@@ -151,7 +156,7 @@ async fn one_transaction_of_a_database() {
             Err(error) => panic!("{error:?}"),
         }
     }
-    // Nobody holds anything: everything can be had.
+    // No task holds a transaction, so each can be checked out.
     let second = work::<Second>(&outstanding, &second, false).await;
     second.unwrap_or_else(|error| panic!("{error:?}"));
     let first = work::<First>(&outstanding, &first, false).await;
@@ -159,14 +164,15 @@ async fn one_transaction_of_a_database() {
     let (taken, leaked) = settle(&outstanding).await;
     assert_eq!(leaked, 0);
     assert_eq!(taken, 2);
-    transactions.all_are_over(taken, true).await;
+    transactions.wait_until_all_have_ended(taken, true).await;
 }
 
-pub fn tasks_of_a_request_share_one_transaction_of_a_database() {
-    everywhere(one_transaction_of_a_database);
+pub fn tasks_of_a_request_share_one_transaction_per_database() {
+    with_all_schedulers(one_transaction_per_database);
 }
 
-/// Two requests want two databases with one connection each, in opposite orders.
+/// Requests use two databases with one connection each. One request uses them in the opposite
+/// order.
 async fn opposite_orders() {
     let transactions = Transactions::default();
     let (first, second) = (Pool::new(0, &transactions), Pool::new(1, &transactions));
@@ -179,7 +185,10 @@ async fn opposite_orders() {
                 0 => work::<Second>(&outstanding, &second, false).await,
                 _ => work::<First>(&outstanding, &first, false).await,
             };
-            assert!(one.is_ok(), "who holds nothing waits: {one:?}");
+            assert!(
+                one.is_ok(),
+                "a request that holds nothing waits and does not fail: {one:?}"
+            );
             let other = match number {
                 0 => work::<First>(&outstanding, &first, false).await,
                 _ => work::<Second>(&outstanding, &second, false).await,
@@ -196,9 +205,9 @@ async fn opposite_orders() {
     for task in tasks {
         taken += task.await.unwrap_or_else(|error| panic!("{error}"));
     }
-    transactions.all_are_over(taken, true).await;
+    transactions.wait_until_all_have_ended(taken, true).await;
 }
 
-pub fn opposite_orders_never_meet_in_a_circle() {
-    everywhere(opposite_orders);
+pub fn requests_with_opposite_orders_do_not_deadlock() {
+    with_all_schedulers(opposite_orders);
 }

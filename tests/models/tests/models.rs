@@ -1,7 +1,7 @@
-//! The scenes, each as a test. Here and not beside them: the library's files bring tests of their own,
-//! which know nothing of shuttle.
+//! The scenarios, each as a test. The tests are in a separate file because the included source
+//! files have unit tests, which do not run under shuttle.
 
-macro_rules! scenes {
+macro_rules! scenarios {
     ($($path:path as $name:ident),+ $(,)?) => {
         $(
             #[test]
@@ -15,41 +15,41 @@ macro_rules! scenes {
 mod lock {
     use rocket_tx_models::lock;
 
-    scenes!(
-        lock::the_gate_lets_one_in_at_a_time_and_loses_no_turn
-            as the_gate_lets_one_in_at_a_time_and_loses_no_turn,
-        lock::the_gate_gives_way_once_when_it_is_due as the_gate_gives_way_once_when_it_is_due,
+    scenarios!(
+        lock::the_gate_admits_one_task_at_a_time_and_loses_no_turn
+            as the_gate_admits_one_task_at_a_time_and_loses_no_turn,
+        lock::the_gate_yields_to_another_process_once as the_gate_yields_to_another_process_once,
     );
 }
 
 mod sqlite {
     use rocket_tx_models::db::sqlite;
 
-    scenes!(
-        sqlite::the_writer_goes_from_one_to_the_next_in_order_and_clean
-            as the_writer_goes_from_one_to_the_next_in_order_and_clean,
-        sqlite::the_writer_is_closed_for_good as the_writer_is_closed_for_good,
+    scenarios!(
+        sqlite::the_writer_has_one_user_at_a_time_and_no_open_transaction
+            as the_writer_has_one_user_at_a_time_and_no_open_transaction,
+        sqlite::a_closed_writer_cannot_be_acquired as a_closed_writer_cannot_be_acquired,
     );
 }
 
 mod postgres {
     use rocket_tx_models::db::postgres;
 
-    scenes!(
-        postgres::no_session_has_two_users_or_brings_anything_of_another
-            as no_session_has_two_users_or_brings_anything_of_another,
-        postgres::a_pool_that_is_closed_has_no_session_left
-            as a_pool_that_is_closed_has_no_session_left,
+    scenarios!(
+        postgres::a_session_has_one_user_at_a_time_and_nothing_of_its_last_user
+            as a_session_has_one_user_at_a_time_and_nothing_of_its_last_user,
+        postgres::a_closed_pool_has_no_open_session as a_closed_pool_has_no_open_session,
     );
 }
 
 mod registry {
     use rocket_tx_models::tx;
 
-    scenes!(
-        tx::a_registry_is_settled_under_its_tasks as a_registry_is_settled_under_its_tasks,
-        tx::opposite_orders_never_meet_in_a_circle as opposite_orders_never_meet_in_a_circle,
-        tx::tasks_of_a_request_share_one_transaction_of_a_database
-            as tasks_of_a_request_share_one_transaction_of_a_database,
+    scenarios!(
+        tx::a_registry_is_settled_while_its_tasks_run as a_registry_is_settled_while_its_tasks_run,
+        tx::requests_with_opposite_orders_do_not_deadlock
+            as requests_with_opposite_orders_do_not_deadlock,
+        tx::tasks_of_a_request_share_one_transaction_per_database
+            as tasks_of_a_request_share_one_transaction_per_database,
     );
 }

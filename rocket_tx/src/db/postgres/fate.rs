@@ -1,9 +1,9 @@
-//! What became of a transaction whose end was not answered, asked of the server itself.
+//! Finds out how a transaction ended when the server did not reply to its COMMIT or ROLLBACK.
 //!
-//! Another session ends the server's process that may still be at it, waits until it is gone, and
-//! then asks for the transaction by its id. The answer counts only on the same incarnation of the
-//! same server: after a crash or a failover, the id of a transaction that never got to the disk may
-//! be given to somebody else's.
+//! Another session ends the server process that may still be running the transaction, waits until
+//! that process is gone, and then queries the status of the transaction by its id. The result counts
+//! only on the same incarnation of the same server: after a crash or a failover, the id of a
+//! transaction that never reached the disk may be given to another transaction.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,25 +20,25 @@ use super::settings::{Settings, literal};
 use crate::db::Ended;
 use crate::db::ending::End;
 
-/// The server's process behind a session.
+/// The server process that serves a session.
 #[derive(Debug, Clone)]
 pub(super) struct Backend {
     pid: String,
-    /// When it started: process ids are used again.
+    /// When the process started: process ids are reused.
     started: String,
-    /// `None` where this role may not ask for it: then nothing is found out later.
+    /// `None` if this role may not read it. Then the fate of a transaction stays unknown.
     incarnation: Option<Arc<str>>,
 }
 
-/// What became of a transaction.
+/// How a transaction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Committed,
     RolledBack,
 }
 
-/// Which server this is, and since when. A crash of one of its processes leaves its start as it
-/// was, but resets the statistics.
+/// Identifies the server and its incarnation. A crash of one server process does not change the start
+/// time of the server, but resets the statistics.
 /// <https://www.postgresql.org/docs/current/monitoring-stats.html>
 const INCARNATION: &str = "\
     SELECT concat_ws(' ', system_identifier, pg_postmaster_start_time(), stats_reset) \
@@ -49,13 +49,14 @@ async fn incarnation(connection: &mut PgConnection) -> sqlx::Result<String> {
     row.try_get(0)
 }
 
-/// How a transaction is told from others of its session.
+/// How a transaction is distinguished from others of its session.
 enum TransactionMark<'a> {
+    /// By its id.
     Id(&'a str),
-    /// By the name of its session.
+    /// By the `application_name` of its session.
     Mark(&'a str),
-    /// Not at all.
-    Nothing,
+    /// It cannot be distinguished.
+    Unknown,
 }
 
 impl<'a> TransactionMark<'a> {
@@ -63,32 +64,36 @@ impl<'a> TransactionMark<'a> {
         match (&transaction.id, &transaction.mark) {
             (Some(id), _) => Self::Id(id),
             (None, Some(mark)) => Self::Mark(mark),
-            (None, None) => Self::Nothing,
+            (None, None) => Self::Unknown,
         }
     }
 
-    /// Whether a row of the server's list of sessions is at it.
-    fn stands(&self) -> String {
+    /// Returns an SQL condition on a row of `pg_stat_activity`: the process is in this transaction.
+    fn condition(&self) -> String {
         match self {
             Self::Id(id) => format!("backend_xid IS NOT DISTINCT FROM '{id}'::xid8::xid"),
             Self::Mark(mark) => format!("application_name = {}", literal(mark)),
-            Self::Nothing => "FALSE".into(),
+            Self::Unknown => "FALSE".into(),
         }
     }
 }
 
 impl Backend {
-    /// The id of its process.
+    /// Returns the id of the process.
     pub(super) fn pid(&self) -> &str {
         &self.pid
     }
 
-    /// One round trip.
+    /// Reads the incarnation of the server. One round trip.
     pub(super) async fn new(pid: String, started: String, connection: &mut PgConnection) -> Self {
         let incarnation = match incarnation(connection).await {
             Ok(incarnation) => Some(incarnation.into()),
             Err(error) => {
-                tracing::debug!(%error, "the fate of a lost COMMIT will not be found out here");
+                tracing::debug!(
+                    %error,
+                    "could not read the incarnation of the server; the outcome of a lost COMMIT \
+                     stays unknown"
+                );
                 None
             }
         };
@@ -99,48 +104,55 @@ impl Backend {
         }
     }
 
-    /// What became of the transaction `xid`, which a statement of ours was to end on this process.
-    /// `None`: it cannot be known.
+    /// Ends the process, and returns how the transaction `xid` ended, whose COMMIT or ROLLBACK we had
+    /// sent to this process. Returns `None` if that cannot be known.
     ///
-    /// Ends the process. Dropped half-way, it may have done so.
+    /// # Cancellation
+    ///
+    /// If the future is dropped half-way, the process may have been ended.
     pub(super) async fn fate(&self, xid: &str, sessions: &Sessions) -> Option<Fate> {
         let fate = self.end(TransactionMark::Id(xid), sessions).await.fate;
         tracing::warn!(
             ?fate,
             xid,
-            "the end of a transaction was not answered; the server was asked what became of it"
+            "COMMIT or ROLLBACK got no reply; queried the server how the transaction ended"
         );
         fate
     }
 
-    /// Ends the process, whatever it is at, and waits until it is gone; not for ever.
+    /// Ends the process, whatever it is doing, and waits a limited time until it is gone.
     ///
-    /// Dropped half-way, it may have ended it.
+    /// # Cancellation
+    ///
+    /// If the future is dropped half-way, the process may have been ended.
     pub(super) async fn stop(&self, sessions: &Sessions) {
-        self.end(TransactionMark::Nothing, sessions).await;
+        self.end(TransactionMark::Unknown, sessions).await;
     }
 
     /// Ends the process, and waits until it is gone.
     async fn end(&self, known: TransactionMark<'_>, sessions: &Sessions) -> Findings {
-        // What is left is for the answer.
+        // COMMIT or ROLLBACK had half of the time. The last tenth is for the response.
         let deadline = Instant::now() + sessions.settle_timeout() * 2 / 5;
         let mut seen = Findings::default();
-        let asking = async {
+        let querying = async {
             loop {
-                match self.ask(&known, sessions.settings(), &mut seen).await {
+                match self.query(&known, sessions.settings(), &mut seen).await {
                     Ok(Progress::Done) => return,
                     Ok(Progress::StillRunning) => {}
-                    Err(error) => tracing::debug!(%error, "asking for the fate of a transaction"),
+                    Err(error) => tracing::debug!(
+                        %error,
+                        "could not query how a transaction ended; trying again"
+                    ),
                 }
                 sleep(Duration::from_millis(50)).await;
             }
         };
-        // After it, `seen` says how far it came.
-        let _elapsed = timeout_at(deadline, asking).await;
+        // After the deadline, `seen` holds what is known until then.
+        let _elapsed = timeout_at(deadline, querying).await;
         seen
     }
 
-    async fn ask(
+    async fn query(
         &self,
         known: &TransactionMark<'_>,
         settings: &Settings,
@@ -152,10 +164,11 @@ impl Backend {
             None => false,
         };
         let Self { pid, started, .. } = self;
-        let stands = known.stands();
-        // COMMIT may wait for a standby: ended there, it would stand on this server alone.
+        let condition = known.condition();
+        // If COMMIT is waiting for a standby (`SyncRep`), do not end the process: the transaction
+        // would be committed on this server alone.
         let end = format!(
-            "SELECT ({stands})::text, (wait_event IS NOT DISTINCT FROM 'SyncRep')::text, \
+            "SELECT ({condition})::text, (wait_event IS NOT DISTINCT FROM 'SyncRep')::text, \
                  backend_xid::text, CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' \
                  THEN pg_terminate_backend(pid) END \
              FROM pg_stat_activity WHERE pid = {pid} AND backend_start = '{started}'"
@@ -164,24 +177,26 @@ impl Backend {
             .fetch_optional(&mut connection)
             .await?;
         if let Some(process) = process {
-            let (stands, waits): (&str, &str) = (process.try_get(0)?, process.try_get(1)?);
-            if seen.stood.is_none() {
-                let stands = stands == "true";
-                seen.stood = Some(stands);
+            let (is_in_transaction, waits): (&str, &str) =
+                (process.try_get(0)?, process.try_get(1)?);
+            if seen.was_in_transaction.is_none() {
+                let is_in_transaction = is_in_transaction == "true";
+                seen.was_in_transaction = Some(is_in_transaction);
                 let id: Option<&str> = process.try_get(2)?;
-                seen.id = id.filter(|_| stands).map(full_id);
+                seen.id = id.filter(|_| is_in_transaction).map(full_id);
             }
             return Ok(match waits {
                 "true" => Progress::Done,
                 _ => Progress::StillRunning,
             });
         }
-        // Another server knows nothing of it, unless the process was seen there.
-        seen.is_gone = is_same || self.incarnation.is_none() || seen.stood.is_some();
+        // Another server knows nothing of the process. So its absence counts only on the same server,
+        // on one that has shown the process before, or if the incarnations cannot be compared.
+        seen.is_gone = is_same || self.incarnation.is_none() || seen.was_in_transaction.is_some();
         let id = match (known, &seen.id) {
             _ if !is_same => return Ok(Progress::Done),
             (TransactionMark::Id(id), _) => format!("'{id}'"),
-            // COMMIT may have been under way when it was ended.
+            // COMMIT may have been under way when the process was ended.
             (_, Some(id)) => id.clone(),
             (_, None) => return Ok(Progress::Done),
         };
@@ -200,18 +215,19 @@ impl Backend {
     }
 }
 
-/// What is known of a process that was to be ended.
+/// What is known of a process that is being ended.
 #[derive(Default)]
 struct Findings {
-    /// At first sight it was at the transaction.
-    stood: Option<bool>,
-    /// The id that it had got by then, as an expression of the server's.
+    /// Whether the process was in the transaction when it was first seen.
+    was_in_transaction: Option<bool>,
+    /// The id that the transaction had at that time, as an SQL expression.
     id: Option<String>,
     is_gone: bool,
     fate: Option<Fate>,
 }
 
-/// An id of 32 bits, as the server's list of sessions shows it, with the epoch that it is of.
+/// Returns an SQL expression for the 64-bit id of a transaction. `id` has only the low 32 bits, as
+/// `pg_stat_activity` shows them; the expression adds the epoch.
 fn full_id(id: &str) -> String {
     format!(
         "(SELECT (next - next % 4294967296 + {id} \
@@ -221,13 +237,13 @@ fn full_id(id: &str) -> String {
 }
 
 enum Progress {
-    /// More cannot be known.
+    /// No more can be found out.
     Done,
-    /// The process is not gone yet.
+    /// The process is not gone yet, or its transaction has not ended.
     StillRunning,
 }
 
-/// A transaction, as it is ended from outside its session.
+/// What it takes to end a transaction from outside its session.
 pub(super) struct Outside {
     pub(super) backend: Arc<Backend>,
     pub(super) transaction: OpenTransaction,
@@ -246,11 +262,11 @@ impl End for Outside {
                 .end(TransactionMark::of(transaction), sessions)
                 .await;
             let may_be_kept = transaction.writes
-                && match (seen.fate, seen.stood) {
+                && match (seen.fate, seen.was_in_transaction) {
                     (Some(Fate::Committed), _) | (_, Some(false)) => true,
                     (Some(Fate::RolledBack), _) => false,
-                    (None, Some(true)) => !seen.is_gone && transaction.is_doubtful(),
-                    (None, None) => transaction.is_doubtful(),
+                    (None, Some(true)) => !seen.is_gone && transaction.may_be_committed(),
+                    (None, None) => transaction.may_be_committed(),
                 };
             match seen.is_gone {
                 _ if may_be_kept => Ended::Before,

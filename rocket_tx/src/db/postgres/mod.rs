@@ -1,16 +1,16 @@
-//! Postgres: a pool for requests, and a read-only one beside it.
+//! Postgres: a pool for requests, and a separate read-only pool.
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `mod` | [`PostgresPool`]: opened, asked for sessions, migrated, closed |
-//! | `sessions` | the sessions of a database, each with one user at a time |
-//! | `session` | one session, and what becomes of it when it comes back |
-//! | `settings` | what a session is set to, and how it gets back there |
-//! | `proof` | asking a session so that only the right answer can be taken for one |
-//! | `transaction` | BEGIN, the proof that COMMIT will mean COMMIT, COMMIT and ROLLBACK |
-//! | `fate` | what became of a transaction whose end was not answered |
-//! | `readiness` | whether it answers and takes writes, asked beside requests |
-//! | `pooler` | what stands between this process and the server |
+//! | `mod` | [`PostgresPool`]: opens, checks out sessions, migrates, closes |
+//! | `sessions` | the sessions of one database, each with one user at a time |
+//! | `session` | one session, and what happens to it when it is returned |
+//! | `settings` | the settings of a session, and how a used session gets them back |
+//! | `proof` | matches replies with statements; makes the seal and the proof of a transaction |
+//! | `transaction` | BEGIN, the proof, COMMIT and ROLLBACK |
+//! | `fate` | how a transaction ended whose COMMIT or ROLLBACK got no reply |
+//! | `readiness` | whether the server replies and takes writes, on a separate connection |
+//! | `pooler` | detects a pooler between this process and the server |
 
 mod fate;
 mod pooler;
@@ -34,7 +34,7 @@ use self::readiness::Probe;
 pub use self::session::OnReturn;
 pub use self::session::PostgresSession;
 pub use self::sessions::{Limits, Liveness, Sessions};
-use self::sessions::{may_pass, no_answer, patiently};
+use self::sessions::{connect_with_retries, is_transient, no_reply};
 pub use self::settings::Settings;
 use self::settings::{GUARD, SetBy};
 use super::config::SLOW;
@@ -43,14 +43,15 @@ use super::{
     WaitPolicy, pool,
 };
 
-/// A Postgres database: `max_connections` for requests, and as many read-only sessions.
+/// A Postgres database: at most `max_connections` sessions for requests, and as many read-only
+/// sessions.
 #[derive(Clone)]
 pub struct PostgresPool(Arc<Inner>);
 
 struct Inner {
     sessions: Sessions,
-    /// With `default_transaction_read_only`. A pool of its own: a session that was made read-only
-    /// must never come back as one that writes.
+    /// Sessions with `default_transaction_read_only`. They are a separate pool, so that a session
+    /// that was made read-only is never checked out for writing.
     readers: Sessions,
     settings: Settings,
     identity: Identity,
@@ -80,15 +81,15 @@ impl PostgresPool {
         .await?;
         let identity = timeout(limits.wait, identity(&mut first.connection))
             .await
-            .unwrap_or_else(|_| Err(no_answer(limits.wait)))
+            .unwrap_or_else(|_| Err(no_reply(limits.wait)))
             .map_err(OpenError::Database)?;
         let attachment = Arc::new(OnceLock::new());
         let unguarded = settings.clone().unguarded();
         let readers = unguarded.clone().with(GUARD, "on");
-        let kept_for_readers = Limits { least: 0, ..limits };
+        let reader_limits = Limits { least: 0, ..limits };
         Ok(Self(Arc::new(Inner {
             sessions: Sessions::new(settings, limits, Arc::clone(&attachment)).with(first),
-            readers: Sessions::new(readers, kept_for_readers, Arc::clone(&attachment)),
+            readers: Sessions::new(readers, reader_limits, Arc::clone(&attachment)),
             settings: unguarded,
             identity,
             attachment,
@@ -96,13 +97,14 @@ impl PostgresPool {
         })))
     }
 
-    /// What its sessions are set to, without the guard of those that are lent to transactions.
+    /// Returns the settings of its sessions, without the write guard ([`GUARD`]) of the sessions
+    /// that run transactions.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }
 
-    /// A session for statements that no BEGIN of ours precedes: a `Read`'s, or those of
-    /// rocket_db_pools' own guard. sqlx counts no transaction on it.
+    /// Checks out a session for statements without a BEGIN of ours: those of a `Read`, or of
+    /// rocket_db_pools' own guard. sqlx counts no open transaction on it.
     async fn plain(&self, from: &Sessions, wait: WaitPolicy) -> sqlx::Result<PostgresSession> {
         let mut session = from.acquire(wait, Liveness::Verified).await?;
         transaction::leave(&mut session).await?;
@@ -114,8 +116,8 @@ fn connect_options(config: &Config) -> Result<PgConnectOptions, Error> {
     let url = |reason: String, advice| Error::Url { reason, advice };
     if hosts(&config.url) > 1 {
         return Err(url(
-            "it names several hosts, and the driver connects to one".into(),
-            "name one: a virtual address, a DNS name or a pooler that leads to the primary",
+            "it names several hosts, but the driver can connect to only one".into(),
+            "name one host: a virtual address, a DNS name or a pooler that leads to the primary",
         ));
     }
     let options = PgConnectOptions::from_str(&config.url).map_err(|error| {
@@ -144,7 +146,8 @@ fn settings(options: &PgConnectOptions, set_by: SetBy, config: &Config) -> Setti
         )
 }
 
-/// As libpq writes them: `postgres://user@one:5432,two:5432/database`.
+/// Counts the hosts of a URL. libpq separates several by commas:
+/// `postgres://user@one:5432,two:5432/database`.
 /// <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-MULTIPLE-HOSTS>
 fn hosts(url: &str) -> usize {
     let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -166,8 +169,8 @@ fn hosts(url: &str) -> usize {
     in_authority.max(in_query.unwrap_or(1))
 }
 
-/// The cluster by its start and the database by its oid: `localhost` and `127.0.0.1`, a socket and
-/// a connection pooler all lead to the same.
+/// Identifies the cluster by its start time and the database by its oid. The identity is the same
+/// through `localhost`, `127.0.0.1`, a socket and a connection pooler.
 async fn identity(connection: &mut PgConnection) -> sqlx::Result<Identity> {
     let name = sqlx::raw_sql(
         "SELECT format('postgres:%s:%s', extract(epoch FROM pg_postmaster_start_time()), oid) \
@@ -203,21 +206,21 @@ impl TransactionPool for PostgresPool {
         let Some(migrator) = &migrations.postgres else {
             return Ok(());
         };
-        // A session of its own: what bounds the statements of requests is no bound for a migration,
-        // nor for waiting until another process has done it; and the advisory lock of a migration
-        // that failed ends with its session.
+        // A separate session. The statement timeout of requests must limit neither a migration nor
+        // the wait until another process has done it. The advisory lock of a failed migration ends
+        // with its session.
         let unbounded = self.settings().clone().with("statement_timeout", "0");
         let open = || session::Live::open(&unbounded);
-        let mut session = patiently(open, may_pass, self.connect_timeout())
+        let mut session = connect_with_retries(open, is_transient, self.connect_timeout())
             .await
             .map_err(OpenError::Database)?;
         let result = migrator
             .run_direct(None, &mut session.connection, false)
             .await;
-        session::say_goodbye(session).await;
+        session::close_quietly(session).await;
         result.map_err(|source| Error::Migrate {
             source,
-            remains: "it left nothing behind, those before it stay",
+            remains: "the failed migration changed nothing, those before it remain applied",
         })
     }
 

@@ -1,4 +1,4 @@
-//! What stands between this process and the server, found out at launch.
+//! Detects at launch a pooler between this process and the server.
 
 use std::time::Duration;
 
@@ -7,68 +7,75 @@ use sqlx::{ConnectOptions, Row};
 use tokio::time::timeout;
 
 use super::session::Live;
-use super::sessions::{may_pass, no_answer, patiently};
+use super::sessions::{connect_with_retries, is_transient, no_reply};
 use super::settings::Settings;
 use crate::db::OpenError;
 
-/// protocol_violation: a pooler's answer to a startup parameter that it does not know.
+/// protocol_violation: a pooler's reply to a startup parameter that it does not know.
 const PROTOCOL_VIOLATION: &str = "08P01";
 
-/// What is known once the first session is open.
+/// The first session, and the settings that it was opened with.
 pub(super) struct Opened {
     pub(super) settings: Settings,
     pub(super) first: Live,
 }
 
-/// Opens the first session, and finds out how sessions to this address are set. Tries again for
-/// `limit`, while the server starts or is not there yet; nothing here waits for longer than that.
+/// Opens the first session, and finds out whether settings can go into the startup message or must
+/// be set by statements. While the server is starting or cannot be reached, each attempt to connect
+/// is retried for `limit`. No single wait is longer than that.
 ///
 /// # Errors
 ///
-/// [`OpenError::SharedSessions`] behind a pooler that gives a client another session with each
-/// transaction; [`OpenError::OptionsDropped`]; what the connection met.
+/// [`OpenError::SharedSessions`] if a pooler gives the client another session for each transaction;
+/// [`OpenError::OptionsDropped`] if the URL has `options` and a pooler drops them; the error of the
+/// connection otherwise.
 pub(super) async fn open(
     by_startup: Settings,
     by_statements: Settings,
     limit: Duration,
 ) -> Result<Opened, OpenError> {
     let options = by_startup.session_options();
-    // A parameter that is refused once is refused always, though the session ends with it.
-    let may_pass_unrefused = |error: &sqlx::Error| may_pass(error) && !is_refusal(error);
-    let refused = match patiently(|| options.connect(), may_pass_unrefused, limit).await {
-        Ok(connection) => {
-            must_own_its_session(connection, &by_startup, limit).await?;
-            match patiently(|| Live::open(&by_startup), may_pass, limit).await {
-                Ok(first) => {
-                    return Ok(Opened {
-                        settings: by_startup,
-                        first,
-                    });
+    // A refusal ends the session and would count as transient, but a parameter that is refused once
+    // is always refused: do not retry.
+    let is_transient_and_not_refused =
+        |error: &sqlx::Error| is_transient(error) && !is_refusal(error);
+    let refused =
+        match connect_with_retries(|| options.connect(), is_transient_and_not_refused, limit).await
+        {
+            Ok(connection) => {
+                require_own_sessions(connection, &by_startup, limit).await?;
+                match connect_with_retries(|| Live::open(&by_startup), is_transient, limit).await {
+                    Ok(first) => {
+                        return Ok(Opened {
+                            settings: by_startup,
+                            first,
+                        });
+                    }
+                    // The pooler dropped the settings.
+                    Err(sqlx::Error::Configuration(_)) => None,
+                    Err(error) => return Err(OpenError::Database(error)),
                 }
-                // The settings did not get through.
-                Err(sqlx::Error::Configuration(_)) => None,
-                Err(error) => return Err(OpenError::Database(error)),
             }
-        }
-        Err(error) => {
-            if !is_refusal(&error) {
-                return Err(OpenError::Database(error));
+            Err(error) => {
+                if !is_refusal(&error) {
+                    return Err(OpenError::Database(error));
+                }
+                Some(error)
             }
-            Some(error)
-        }
-    };
+        };
     if by_statements.session_options().get_options().is_some() {
         return Err(OpenError::OptionsDropped);
     }
-    // What is refused again is not a parameter: the pooler may not reach the server yet.
+    // The startup message no longer carries the settings, so a refusal now has another reason: the
+    // pooler may not reach the server yet. Retry.
     let options = by_statements.session_options();
-    match patiently(|| options.connect(), may_pass, limit).await {
-        Ok(connection) => must_own_its_session(connection, &by_statements, limit).await?,
-        // Not because of the parameters, then.
+    match connect_with_retries(|| options.connect(), is_transient, limit).await {
+        Ok(connection) => require_own_sessions(connection, &by_statements, limit).await?,
+        // The parameters were not the reason of the first refusal: report that one.
         Err(error) => return Err(OpenError::Database(refused.unwrap_or(error))),
     }
-    let first = patiently(|| Live::open(&by_statements), may_pass, limit).await?;
-    tracing::info!("a pooler drops startup parameters; statements set the sessions instead");
+    let first = connect_with_retries(|| Live::open(&by_statements), is_transient, limit).await?;
+    tracing::info!("a pooler drops startup parameters; sessions are set by statements instead");
     Ok(Opened {
         settings: by_statements,
         first,
@@ -80,26 +87,27 @@ fn is_refusal(error: &sqlx::Error) -> bool {
     code.as_deref() == Some(PROTOCOL_VIOLATION)
 }
 
-/// Refuses a pooler in transaction or statement mode. Each of two connections is asked, in turn,
-/// for the process that serves it: each must have one, and keep it.
-async fn must_own_its_session(
+/// Rejects a pooler in transaction or statement mode. Two connections are queried in turn for the
+/// server process that serves them. Each connection must have its own process and keep it.
+async fn require_own_sessions(
     one: PgConnection,
     settings: &Settings,
     limit: Duration,
 ) -> Result<(), OpenError> {
-    // Without a second connection nothing can be compared; a server that is full says so later.
+    // Without a second connection there is nothing to compare. If the server is full, a later
+    // connection reports it.
     let options = settings.session_options();
     let Ok(Ok(other)) = timeout(limit, options.connect()).await else {
         return Ok(());
     };
-    let compared = timeout(limit, have_a_session_each(one, other)).await;
-    match compared.unwrap_or_else(|_| Err(no_answer(limit)))? {
+    let compared = timeout(limit, have_own_sessions(one, other)).await;
+    match compared.unwrap_or_else(|_| Err(no_reply(limit)))? {
         true => Ok(()),
         false => Err(OpenError::SharedSessions),
     }
 }
 
-async fn have_a_session_each(mut one: PgConnection, mut other: PgConnection) -> sqlx::Result<bool> {
+async fn have_own_sessions(mut one: PgConnection, mut other: PgConnection) -> sqlx::Result<bool> {
     const TURNS: usize = 3;
 
     let mut seen = Vec::new();

@@ -1,37 +1,43 @@
-//! Asking a session so that only the right answer can be taken for one.
+//! Matches replies with statements, and makes the seal and the proof of a transaction.
 //!
-//! sqlx counts the answers that are still to come, and can count wrong: it does not count the one
-//! that ends `COPY … TO STDOUT`, so that a stream which is dropped half-way leaves the session one
-//! answer behind. Every statement is then answered with what the one before it had asked. Whatever
-//! is decided by an answer is therefore asked together with a number that nobody has seen before,
-//! and is believed only if the number comes back, after exactly as many answers as there were
-//! statements.
+//! sqlx counts the replies that are still to come, and its count can be wrong: it does not count
+//! the reply that ends `COPY … TO STDOUT`. If such a stream is dropped half-way, the session stays
+//! one reply behind, and every statement receives the reply to the statement before it.
+//!
+//! Statements whose replies decide something are therefore sent together with a nonce, a random
+//! number that is used once. Their replies are trusted only if the nonce comes back, after exactly
+//! as many replies as there were statements.
 
 use rocket::futures::StreamExt;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 
-/// A number that no answer can hold by chance.
+/// Returns a random number that no reply can contain by chance.
 pub(super) fn nonce() -> String {
     format!("{:032x}", fastrand::u128(..))
 }
 
-/// The savepoint at the beginning of every transaction of this process. A handler that ended its
-/// transaction cannot make another one by this name: it is drawn at random.
+/// Returns the name of the proof: the savepoint that BEGIN makes in every transaction. It shows that
+/// the open transaction is still the one that BEGIN began. The name is random, so that a handler
+/// that ended its transaction cannot make another savepoint with this name.
 ///
-/// One for the process and not for each transaction: `pg_stat_statements` keeps an entry for every
-/// name.
+/// All transactions of the process share the name, because `pg_stat_statements` keeps an entry for
+/// every name.
 pub(super) fn savepoint() -> &'static str {
     static NAME: std::sync::LazyLock<String> =
         std::sync::LazyLock::new(|| format!("rocket_tx_{:016x}", fastrand::u64(..)));
     &NAME
 }
 
-/// Has the server refuse COMMIT and PREPARE TRANSACTION, until [`unseal`] has taken the seal away. A
-/// cursor that outlives its transaction is computed by COMMIT, and this one cannot be.
+/// Returns the statement that seals a transaction: the server refuses COMMIT and PREPARE TRANSACTION
+/// until the statement of [`unseal`] has removed the seal. A handler can therefore not commit.
+///
+/// The seal is a cursor that outlives its transaction (`WITH HOLD`). COMMIT must compute the rows of
+/// such a cursor, and the query of this one always fails.
 /// <https://www.postgresql.org/docs/current/sql-declare.html>
 ///
-/// Without it nobody could tell, once a session is lost, whose COMMIT the server had obeyed.
+/// Without the seal it would be unknown, after a session is lost, whether the server had obeyed our
+/// COMMIT or one of the handler.
 pub(super) fn seal(name: &str) -> String {
     format!(
         "DECLARE {name} NO SCROLL CURSOR WITH HOLD FOR \
@@ -39,49 +45,52 @@ pub(super) fn seal(name: &str) -> String {
     )
 }
 
-/// Fails outside of the transaction that was sealed.
+/// Returns the statement that removes the seal. It fails outside the sealed transaction.
 pub(super) fn unseal(name: &str) -> String {
     format!("CLOSE {name}")
 }
 
-/// A setting that nobody has: the server's error quotes it.
-const SEALED: &str = "rocket_tx: a handler does not commit by itself, its answer does";
+/// The name of a setting that does not exist. The server quotes it in the error of the refused
+/// COMMIT, so the name is the message to the handler's author.
+const SEALED: &str = "rocket_tx: a handler must not send COMMIT, settlement commits";
 
-/// What a session has answered to several statements.
-pub(super) struct Answers {
-    /// How many of the statements were answered.
+/// The replies of a session to several statements.
+pub(super) struct Replies {
+    /// The number of statements that got a reply.
     pub(super) count: usize,
     /// The last row.
     row: Option<PgRow>,
-    /// What ended it early.
+    /// The error that ended the replies early.
     pub(super) error: Option<sqlx::Error>,
 }
 
-impl Answers {
-    /// Sends statements as one simple query, and reads all that comes.
+impl Replies {
+    /// Sends statements as one simple query, and reads all replies.
     ///
-    /// Dropped half-way, the session has answers to come that nobody waits for.
+    /// # Cancellation
+    ///
+    /// If the future is dropped half-way, the session has unread replies.
     pub(super) async fn to(connection: &mut PgConnection, sql: String) -> Self {
-        let mut answers = Self {
+        let mut replies = Self {
             count: 0,
             row: None,
             error: None,
         };
         let mut stream = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_many(connection);
-        while let Some(answer) = stream.next().await {
-            match answer {
-                Ok(sqlx::Either::Left(_)) => answers.count += 1,
-                Ok(sqlx::Either::Right(row)) => answers.row = Some(row),
+        while let Some(reply) = stream.next().await {
+            match reply {
+                Ok(sqlx::Either::Left(_)) => replies.count += 1,
+                Ok(sqlx::Either::Right(row)) => replies.row = Some(row),
                 Err(error) => {
-                    answers.error = Some(error);
+                    replies.error = Some(error);
                     break;
                 }
             }
         }
-        answers
+        replies
     }
 
-    /// Whether all `statements` were answered, and the last row ends in `nonce`.
+    /// Returns whether all `statements` got a reply and the last row ends in `nonce`.
     pub(super) fn prove(&self, statements: usize, nonce: &str) -> bool {
         self.error.is_none()
             && self.count == statements
@@ -91,15 +100,16 @@ impl Answers {
             })
     }
 
-    /// A column of the last row.
+    /// Returns a column of the last row.
     pub(super) fn text(&self, column: usize) -> Option<&str> {
         text(self.row.as_ref()?, column)
     }
 
-    /// The error that ended it, or that the answers are not those of the statements.
+    /// Returns the error that ended the replies. If there is none, returns an error that the replies
+    /// do not belong to the statements.
     pub(super) fn into_error(self) -> sqlx::Error {
         self.error.unwrap_or_else(|| {
-            sqlx::Error::Protocol("the session answered something else than it was asked".into())
+            sqlx::Error::Protocol("the replies of the session do not match its statements".into())
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Whether the server answers and takes writes, on a connection beside those of requests.
+//! Checks whether the server replies and takes writes, on a connection that requests do not use.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Row};
@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::settings::Settings;
 use crate::db::readiness::{LIMIT, NotReady, Readiness};
 
-/// Asks, and keeps the connection for the next time.
+/// Queries the server, and keeps the connection for the next check.
 #[derive(Default)]
 pub(super) struct Probe {
     last: Readiness,
@@ -17,22 +17,23 @@ pub(super) struct Probe {
 
 impl Probe {
     pub(super) async fn ready(&self, settings: &Settings) -> Result<(), NotReady> {
-        self.last.verdict(self.ask(settings)).await
+        self.last.verdict(self.check(settings)).await
     }
 
-    async fn ask(&self, settings: &Settings) -> Result<(), NotReady> {
+    async fn check(&self, settings: &Settings) -> Result<(), NotReady> {
         let mut kept = self.kept.lock().await;
         if let Some(mut connection) = kept.take() {
-            let answer = timeout(LIMIT / 3, takes_writes(&mut connection)).await;
-            if let Ok(Ok(true)) = answer {
+            let reply = timeout(LIMIT / 3, takes_writes(&mut connection)).await;
+            if let Ok(Ok(true)) = reply {
                 *kept = Some(connection);
                 return Ok(());
             }
-            // It may lead to where the address led before.
+            // The kept connection may lead to a server that the address no longer points to. Check
+            // again on a new connection.
         }
         let mut connection = match settings.connect_options().connect().await {
             Ok(connection) => connection,
-            // It is there, and full; requests have connections of their own.
+            // The server is up but full. Requests have their own connections.
             Err(error) if is_full(&error) => return Ok(()),
             Err(error) => {
                 tracing::debug!(%error, "the database is not ready");
@@ -53,7 +54,7 @@ impl Probe {
     }
 }
 
-/// On a standby transactions are read-only too.
+/// Returns whether transactions can write. On a standby `transaction_read_only` is on too.
 async fn takes_writes(connection: &mut PgConnection) -> sqlx::Result<bool> {
     let row = sqlx::raw_sql("SHOW transaction_read_only")
         .fetch_one(connection)

@@ -1,4 +1,4 @@
-//! One session: how it is opened, and what becomes of it when its user gives it back.
+//! One session: how it is opened, and what happens to it when its user returns it.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -13,78 +13,79 @@ use tokio::time::timeout;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::fate::Backend;
-use super::proof::{Answers, nonce};
+use super::proof::{Replies, nonce};
 use super::sessions::Sessions;
 use super::settings::{CleanUp, Settings};
 use crate::db::error_class::is_lost;
 use crate::db::{ErrorClass, TransactionId};
 
-/// How long a living server takes at most for what needs no lock and no disk. A session that takes
-/// longer is closed.
+/// The longest time that a working server takes for statements that need no lock and no disk. A
+/// session that takes longer is closed.
 pub(super) const PROMPT: Duration = Duration::from_secs(2);
 
-/// A session that is open, whoever has it.
+/// An open session, checked out or idle.
 pub(super) struct Live {
     pub(super) connection: PgConnection,
     pub(super) backend: Arc<Backend>,
     pub(super) opened: Instant,
     clean_up: CleanUp,
-    /// Transactions that name no isolation are READ COMMITTED.
+    /// Transactions without an explicit isolation level are READ COMMITTED.
     pub(super) reads_committed: bool,
-    /// Comes back with each proof: safe code can exchange the connections of two sessions.
+    /// A random text that comes back with every clean-up. It shows that the replies are from this
+    /// session: safe code can exchange the connections of two sessions.
     secret: String,
 }
 
 impl Live {
-    /// Connects, and sees to it that the session is set as it should be.
+    /// Connects, and makes sure that the session has its settings.
     pub(super) async fn open(settings: &Settings) -> sqlx::Result<Self> {
         let mut connection = settings.session_options().connect().await?;
         let secret = nonce();
-        let answers = Answers::to(&mut connection, settings.opening(&secret)).await;
-        let (pid, started, holds) = (answers.text(0), answers.text(1), answers.text(2));
+        let replies = Replies::to(&mut connection, settings.opening(&secret)).await;
+        let (pid, started, holds) = (replies.text(0), replies.text(1), replies.text(2));
         let (Some(pid), Some(started), Some(holds)) = (pid, started, holds) else {
-            return Err(answers.into_error());
+            return Err(replies.into_error());
         };
         if holds != "true" {
             return Err(sqlx::Error::Configuration(
-                "the settings of the session were dropped on the way to the server; \
-                 a pooler between must pass them on"
+                "the settings of the session did not reach the server; configure the pooler before \
+                 it to pass them on"
                     .into(),
             ));
         }
-        let acts = answers.text(3) == Some("true");
-        let reads_committed = answers.text(4) == Some("true");
+        let acts_as_role = replies.text(3) == Some("true");
+        let reads_committed = replies.text(4) == Some("true");
         let backend = Backend::new(pid.to_owned(), started.to_owned(), &mut connection).await;
         Ok(Self {
             connection,
             backend: Arc::new(backend),
             opened: Instant::now(),
-            clean_up: settings.clean_up(acts),
+            clean_up: settings.clean_up(acts_as_role),
             reads_committed,
             secret,
         })
     }
 
-    /// Ends whatever transaction is open, takes back what the session was set to, and has it prove
-    /// that it answers.
+    /// Ends a transaction that is still open, resets the session, and checks that its replies match
+    /// its statements.
     ///
-    /// Reads what is left of an answer that its user did not wait for.
+    /// Also reads the replies that its user left unread.
     pub(super) async fn clean(&mut self) -> Cleaned {
-        /// BEGIN first: outside of a transaction ROLLBACK alone would be a warning in the server's
-        /// log each time.
+        /// BEGIN comes first: outside a transaction, each ROLLBACK alone would write a warning to the
+        /// server's log.
         const END: [&str; 2] = ["BEGIN", "ROLLBACK"];
 
-        // Deeper in transactions than ours, its user has forgotten a savepoint.
+        // At a greater depth than ours, its user left a savepoint open.
         if depth(&self.connection) > 1 {
             return Cleaned::Failed;
         }
         let nonce = nonce();
         let (sql, statements) = self.clean_up.after(&END, &nonce);
-        let asked = Answers::to(&mut self.connection, sql);
-        let Ok(answers) = timeout(PROMPT, asked).await else {
+        let cleaning = Replies::to(&mut self.connection, sql);
+        let Ok(replies) = timeout(PROMPT, cleaning).await else {
             return Cleaned::Silent;
         };
-        if !answers.prove(statements, &nonce) || answers.text(SECRET) != Some(&self.secret) {
+        if !replies.prove(statements, &nonce) || replies.text(SECRET) != Some(&self.secret) {
             return Cleaned::Failed;
         }
         forget_types(&mut self.connection).await;
@@ -92,142 +93,145 @@ impl Live {
     }
 }
 
-/// What came of [cleaning](Live::clean) a session.
+/// The result of [cleaning](Live::clean) a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cleaned {
-    /// The next user may have it.
+    /// The session may be checked out again.
     Done,
-    /// Nobody may use it any more.
+    /// The session must be closed.
     Failed,
-    /// The same, and the server may be at a statement still.
+    /// The session must be closed, and the server may still be running a statement on it.
     Silent,
 }
 
-/// On a session that keeps no statements, the driver forgets what it took names of types for: by the
-/// next `search_path` they may be others. Nothing is sent.
+/// Clears the type names that the driver has cached, on a session that caches no statements. With the
+/// next `search_path` a name may mean another type. Sends nothing.
 async fn forget_types(connection: &mut PgConnection) {
     if connection.cached_statements_size() == 0
         && let Err(error) = connection.clear_cached_statements().await
     {
-        tracing::debug!(%error, "names of types are kept");
+        tracing::debug!(%error, "could not clear the type names that the driver has cached");
     }
 }
 
-/// The column of a proof that holds the session's secret.
+/// The column of the clean-up's row that holds the session's secret.
 const SECRET: usize = 1;
 
-/// How deep in transactions sqlx counts it.
+/// Returns how many transactions deep sqlx counts the session.
 pub(super) fn depth(connection: &PgConnection) -> usize {
     <Postgres as sqlx::Database>::TransactionManager::get_transaction_depth(connection)
 }
 
-/// How many answers a session may be behind, and still be understood.
-const MOST_BEHIND: usize = 4;
+/// The number of replies that a session may be behind before its replies are no longer read.
+const MAX_BEHIND: usize = 4;
 
-/// What came of the statements that end a transaction.
-pub(super) enum Last {
-    /// They were obeyed, each of them.
+/// The result of the statements that end a transaction.
+pub(super) enum EndResult {
+    /// The server obeyed all of them.
     Proved,
-    /// The session answers, but not that: the first answers that came.
-    NotProved(Answers),
-    /// The session has ended.
-    Lost(Answers),
+    /// The session replies, but the replies do not show that. Holds the first replies.
+    NotProved(Replies),
+    /// The session has ended. Holds the replies until then.
+    Lost(Replies),
 }
 
-/// No later answer says more.
+/// Returns whether no reply after this error can tell more.
 fn is_final(error: &sqlx::Error) -> bool {
     is_lost(error) || ErrorClass::of(error) == ErrorClass::Aborted
 }
 
-/// What becomes of a session when it comes back.
+/// What happens to a session when it is returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnReturn {
-    /// It has just proved itself, or ran statements of ours alone, and all were answered: the next
-    /// one has it at once.
+    /// The next user gets it at once. It has just passed its clean-up, or it ran only statements of
+    /// ours and all of them got replies.
     Reuse,
-    /// It proves itself in a task of its own before anybody else gets it.
+    /// A separate task cleans it before another user gets it.
     Check,
     /// It is closed.
     Close,
 }
 
-/// A session that is lent. Dropping it gives it back.
+/// A checked-out session. Dropping it returns it to its pool.
 pub struct PostgresSession {
     /// Empty only in `Drop`.
     live: Option<Live>,
     pub(super) is_new: bool,
     on_return: OnReturn,
-    /// What its transaction is, while it is at one.
+    /// What is known of its transaction, while one is open.
     pub(super) transaction: OpenTransaction,
     pub(super) owner: Option<TransactionId>,
-    place: Option<Place>,
+    slot: Option<Slot>,
 }
 
-/// What is known of the transaction that a session is at.
+/// What is known of the open transaction of a session.
 #[derive(Clone, Default)]
 pub(super) struct OpenTransaction {
     /// It may write.
     pub(super) writes: bool,
-    /// COMMIT was refused: it is over, and the server has rolled it back.
+    /// COMMIT was refused: the transaction has ended, and the server has rolled it back.
     pub(super) is_refused: bool,
-    /// Its id, where that is known; with it, the server can be asked what became of it.
+    /// Its id, if known. With the id the server can be queried how the transaction ended.
     pub(super) id: Option<Arc<str>>,
-    /// The name of its session in the server's list, where it has no id yet.
+    /// The `application_name` that its session has for this transaction only. It recognizes the
+    /// transaction while no id is known.
     pub(super) mark: Option<Arc<str>>,
     pub(super) protection: Protection,
 }
 
-/// Why no handler can have committed a transaction by itself.
+/// Why the handler itself cannot have committed a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Protection {
-    /// It can have.
+    /// Nothing prevents it.
     #[default]
     None,
     /// The server obeys no COMMIT but ours.
     Sealed,
-    /// It stood after the last statement of its handler.
+    /// The proof held after the last statement of the handler.
     Proved,
 }
 
 impl OpenTransaction {
-    /// A handler may have committed something of it, and nobody was asked.
-    pub(super) fn is_doubtful(&self) -> bool {
+    /// Returns whether the handler may have committed something of it: the transaction may write, is
+    /// not sealed, and its proof has not been checked.
+    pub(super) fn may_be_committed(&self) -> bool {
         self.writes && self.protection == Protection::None
     }
 }
 
-/// A place among the sessions of a pool: while it is held, another may not be opened.
-pub(super) struct Place {
+/// A slot in a pool. While a session holds it, no other session may be opened in its place.
+pub(super) struct Slot {
     pub(super) sessions: Sessions,
     pub(super) _permit: OwnedSemaphorePermit,
     pub(super) _checked_out: TaskTrackerToken,
 }
 
-const CHECKED_OUT: &str = "a session is there for as long as it is lent";
+const CHECKED_OUT: &str = "a checked-out session has its connection and its slot";
 
 impl PostgresSession {
-    /// Whatever its user does not say more about is checked when it comes back.
-    pub(super) fn new(live: Live, is_new: bool, place: Place) -> Self {
+    /// Creates a checked-out session. Unless its user sets something else, it is checked when it is
+    /// returned.
+    pub(super) fn new(live: Live, is_new: bool, slot: Slot) -> Self {
         Self {
             live: Some(live),
             is_new,
             on_return: OnReturn::Check,
             transaction: OpenTransaction::default(),
             owner: None,
-            place: Some(place),
+            slot: Some(slot),
         }
     }
 
-    /// What becomes of it when it comes back; but what is to be closed stays so.
+    /// Sets what happens when it is returned. A session that is to be closed stays so.
     pub fn set_on_return(&mut self, on_return: OnReturn) {
         if self.on_return != OnReturn::Close {
             self.on_return = on_return;
         }
     }
 
-    /// Those that it is one of.
+    /// Returns the pool that it belongs to.
     pub(super) fn sessions(&self) -> &Sessions {
-        &self.place.as_ref().expect(CHECKED_OUT).sessions
+        &self.slot.as_ref().expect(CHECKED_OUT).sessions
     }
 
     pub(super) fn live(&mut self) -> &mut Live {
@@ -238,8 +242,8 @@ impl PostgresSession {
         &self.live.as_ref().expect(CHECKED_OUT).backend
     }
 
-    /// Runs `before`, which must end the transaction, and what cleans up after it.
-    pub(super) async fn run_last(&mut self, before: &[&str]) -> Last {
+    /// Runs `before`, which must end the transaction, and then the clean-up.
+    pub(super) async fn run_final(&mut self, before: &[&str]) -> EndResult {
         let Live {
             connection,
             clean_up,
@@ -248,35 +252,35 @@ impl PostgresSession {
         } = self.live();
         let nonce = nonce();
         let (sql, statements) = clean_up.after(before, &nonce);
-        let is_proof = |answers: &Answers| {
-            answers.prove(statements, &nonce) && answers.text(SECRET) == Some(&**secret)
+        let is_proof = |replies: &Replies| {
+            replies.prove(statements, &nonce) && replies.text(SECRET) == Some(&**secret)
         };
-        let answers = Answers::to(connection, sql).await;
-        if is_proof(&answers) {
+        let replies = Replies::to(connection, sql).await;
+        if is_proof(&replies) {
             forget_types(connection).await;
-            // Deeper in transactions than ours, a handler has forgotten a savepoint.
+            // At a greater depth than ours, the handler left a savepoint open.
             self.set_on_return(match depth(self) {
                 0 | 1 => OnReturn::Reuse,
                 _ => OnReturn::Close,
             });
-            return Last::Proved;
+            return EndResult::Proved;
         }
-        if answers.error.as_ref().is_some_and(is_lost) {
-            return Last::Lost(answers);
+        if replies.error.as_ref().is_some_and(is_lost) {
+            return EndResult::Lost(replies);
         }
-        // These may be the answers to something else, and those to this may come later.
-        for _ in 0..MOST_BEHIND {
+        // These may be late replies to earlier statements, and the replies to ours may still come.
+        for _ in 0..MAX_BEHIND {
             let nonce = self::nonce();
-            let late = Answers::to(connection, format!("SELECT '{nonce}'")).await;
+            let late = Replies::to(connection, format!("SELECT '{nonce}'")).await;
             if is_proof(&late) {
                 self.set_on_return(OnReturn::Close);
-                return Last::Proved;
+                return EndResult::Proved;
             }
             if late.prove(1, &nonce) || late.error.as_ref().is_some_and(is_final) {
                 break;
             }
         }
-        Last::NotProved(answers)
+        EndResult::NotProved(replies)
     }
 }
 
@@ -296,25 +300,25 @@ impl DerefMut for PostgresSession {
 
 impl Drop for PostgresSession {
     fn drop(&mut self) {
-        let (Some(mut live), Some(place)) = (self.live.take(), self.place.take()) else {
+        let (Some(mut live), Some(slot)) = (self.live.take(), self.slot.take()) else {
             return;
         };
         match self.on_return {
-            OnReturn::Reuse => place.sessions.put(live),
-            // Dropping the socket ends the session: the server rolls back. Its place is free only
-            // then, or one more than there may be would be open for a moment.
+            OnReturn::Reuse => slot.sessions.put(live),
+            // Dropping the socket ends the session, and the server rolls back. The slot is freed
+            // only after that, or one session too many would be open for a moment.
             OnReturn::Close => drop(live),
             OnReturn::Check => {
-                // Without a runtime the process ends.
+                // Without a runtime the process is about to end.
                 if let Ok(runtime) = Handle::try_current() {
                     runtime.spawn(async move {
                         match live.clean().await {
-                            Cleaned::Done => place.sessions.put(live),
+                            Cleaned::Done => slot.sessions.put(live),
                             Cleaned::Failed => drop(live),
-                            // Its place is another's only when its statement is over.
-                            Cleaned::Silent => live.backend.stop(&place.sessions).await,
+                            // The slot is freed only when its statement has ended.
+                            Cleaned::Silent => live.backend.stop(&slot.sessions).await,
                         }
-                        drop(place);
+                        drop(slot);
                     });
                 }
             }
@@ -322,8 +326,8 @@ impl Drop for PostgresSession {
     }
 }
 
-/// Says goodbye to a server that may not be there any more.
-pub(super) async fn say_goodbye(live: Live) {
-    // Closing is a courtesy: the server would notice the end of the socket too.
+/// Closes a session whose server may be gone.
+pub(super) async fn close_quietly(live: Live) {
+    // The result does not matter: the server also detects the end of the socket.
     let _ = timeout(PROMPT, live.connection.close()).await;
 }

@@ -1,9 +1,9 @@
-//! The sessions of a database: as many as may be, each with one user at a time.
+//! The sessions of a database: a limited number, each with one user at a time.
 //!
-//! No session gets to a second user before it has [proved](super::proof) that it answers to what it
-//! is asked, that no transaction is open, and that nothing of its first user is left. A transaction
-//! proves that with its own COMMIT or ROLLBACK, in the same round trip; what was lent for anything
-//! else proves it in a task of its own, so that no request waits for it.
+//! A session gets a second user only when it is clean: its replies [match](super::proof) its
+//! statements, no transaction is open, and nothing of its first user is left. A transaction shows
+//! this with its own COMMIT or ROLLBACK, in the same round trip. A session that was checked out for
+//! anything else is cleaned in a separate task, so that no request waits for the cleaning.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -16,62 +16,65 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use super::session::{Live, PROMPT, Place, PostgresSession, say_goodbye};
+use super::session::{Live, PROMPT, PostgresSession, Slot, close_quietly};
 use super::settings::Settings;
 use crate::db::error_class::{ends_session, while_connecting};
 use crate::db::health::Health;
 use crate::db::{Attachment, ErrorClass, WaitPolicy};
 
-/// A session that was used this recently is taken as alive.
+/// A session that was used within this time counts as alive and is not pinged.
 const FRESH: Duration = Duration::from_millis(50);
 
-/// How old a session may become: what a server, or a pooler, has piled up for it goes with it.
+/// The maximum age of a session. Closing it also frees what the server or a pooler has accumulated
+/// for it.
 const OLDEST: Duration = Duration::from_secs(30 * 60);
 
-/// How many sessions there may be, and for how long.
+/// Limits on the number of sessions, and on the time to wait for one and to keep one idle.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// At most so many at once.
+    /// The maximum number of sessions.
     pub most: u32,
-    /// Kept open while idle.
+    /// The number of sessions that stay open while idle.
     pub least: u32,
-    /// How long a request waits for a session, a new one included.
+    /// How long a request waits for a session, including the time to open a new one.
     pub wait: Duration,
-    /// After how long an idle one is closed.
+    /// How long a session may be idle before it is closed.
     pub idle: Duration,
 }
 
-/// Whether a session that may have died while it was idle is good enough.
+/// Whether a session that may have died while it was idle can be checked out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Liveness {
-    /// Yes: BEGIN comes first, and finds out.
+    /// Yes: BEGIN is its first statement, and detects a dead session.
     Unchecked,
-    /// No: it is asked, and another one taken if it does not answer.
+    /// No: unless the session was used a moment ago, it is pinged. If there is no reply, another one
+    /// is taken.
     Verified,
 }
 
-/// The sessions of a database. A clone is another handle on the same ones.
+/// The sessions of a database. A clone is another handle on the same sessions.
 #[derive(Clone)]
 pub struct Sessions(Arc<Inner>);
 
 struct Inner {
     settings: Settings,
     limits: Limits,
-    /// The pool's place in its service, which is known later than the pool.
+    /// Connects the pool with its service. Set after the pool is created.
     attachment: Arc<OnceLock<Attachment>>,
-    /// One permit a session. First come, first served.
+    /// One permit for each session. Requests get them in order of arrival.
     permits: Arc<Semaphore>,
-    /// Sessions that have proved themselves and that nobody uses, the last used on top. `None` once
-    /// the pool is closed.
+    /// Clean sessions without a user, the most recently used one last. `None` once the pool is
+    /// closed.
     idle: Mutex<Option<Vec<Idle>>>,
     checked_out: TaskTracker,
     opening: Opening,
 }
 
-/// Since when sessions are being opened without success.
+/// Records since when opening a session has failed.
 struct Opening {
     made: Instant,
-    /// In milliseconds after `made`, and one more; 0 if the last attempt succeeded.
+    /// When the failures began: the milliseconds after `made`, plus one. 0 if the last attempt
+    /// succeeded.
     since: AtomicU64,
 }
 
@@ -89,7 +92,7 @@ impl Opening {
 
     fn start(&self) {
         let now = self.now() + 1;
-        // Lost only to another who is opening too.
+        // If the exchange fails, another attempt has recorded an earlier time.
         let _ = (self.since).compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
     }
 
@@ -113,7 +116,7 @@ struct Idle {
 }
 
 impl Sessions {
-    /// Opens none yet.
+    /// Creates the pool. Opens no session; a background task opens [`Limits::least`] of them later.
     pub fn new(settings: Settings, limits: Limits, attachment: Arc<OnceLock<Attachment>>) -> Self {
         let inner = Arc::new(Inner {
             settings,
@@ -124,11 +127,11 @@ impl Sessions {
             checked_out: TaskTracker::new(),
             opening: Opening::new(),
         });
-        tokio::spawn(keep(Arc::downgrade(&inner)));
+        tokio::spawn(maintain(Arc::downgrade(&inner)));
         Self(inner)
     }
 
-    /// With a session that is open already.
+    /// Adds a session that is already open.
     pub(super) fn with(self, live: Live) -> Self {
         self.put(live);
         self
@@ -142,7 +145,7 @@ impl Sessions {
         self.0.limits.wait
     }
 
-    /// How long one request may take to be settled.
+    /// Returns how long the settlement of one request may take.
     pub(super) fn settle_timeout(&self) -> Duration {
         let attachment = self.0.attachment.get();
         let known = attachment.and_then(|attachment| attachment.settle_timeout.get());
@@ -153,16 +156,17 @@ impl Sessions {
         Some(&self.0.attachment.get()?.health)
     }
 
-    /// Opens a session. Others see for how long none could be opened.
+    /// Opens a session, and records in `opening` since when no session could be opened.
     async fn open(&self, wait: WaitPolicy, limit: Duration) -> sqlx::Result<Live> {
         self.0.opening.start();
         let opened = if wait.queues() {
-            open_patiently(&self.0.settings, limit).await
+            open_with_retries(&self.0.settings, limit).await
         } else {
-            // A new session takes a moment, but needs nothing that another request may hold.
+            // A request that must not queue may still open a session: that takes a moment, but needs
+            // nothing that another request may hold.
             timeout(PROMPT, Live::open(&self.0.settings))
                 .await
-                .unwrap_or_else(|_| Err(no_answer(PROMPT)))
+                .unwrap_or_else(|_| Err(no_reply(PROMPT)))
                 .map_err(while_connecting)
         };
         match &opened {
@@ -183,18 +187,18 @@ impl Sessions {
         opened
     }
 
-    /// Why no session became free in time.
+    /// Returns the reason why no session became free in time.
     fn none_free(&self) -> sqlx::Error {
         let none = sqlx::Error::PoolTimedOut;
         match self.0.permits.is_closed() {
             true => sqlx::Error::PoolClosed,
-            // Who has the places waits for the server, not for others.
+            // The tasks that hold the slots are waiting for the server, not for other requests.
             false if self.0.opening.has_failed_for(self.wait() / 2) => while_connecting(none),
             false => none,
         }
     }
 
-    /// Takes back a session that has proved itself.
+    /// Takes back a clean session.
     pub(super) fn put(&self, live: Live) {
         self.0.opening.succeed();
         if let Some(idle) = &mut *self.0.idle.lock() {
@@ -207,14 +211,17 @@ impl Sessions {
         self.0.idle.lock().as_mut()?.pop()
     }
 
-    /// Lends a session, within [`Limits::wait`].
-    ///
-    /// Dropping the future gives up the place in the queue.
+    /// Checks out a session within [`Limits::wait`].
     ///
     /// # Errors
     ///
-    /// [`sqlx::Error::PoolTimedOut`] if all are lent for so long; what the connection met if a new
-    /// one could not be opened.
+    /// [`sqlx::Error::PoolTimedOut`] if all sessions stay checked out for that long;
+    /// [`sqlx::Error::PoolClosed`] if the pool is closed; the error of the connection if a new
+    /// session could not be opened.
+    ///
+    /// # Cancellation
+    ///
+    /// If the future is dropped, the request leaves the queue.
     pub async fn acquire(
         &self,
         wait: WaitPolicy,
@@ -231,44 +238,45 @@ impl Sessions {
         let Some(permit) = permit else {
             return Err(self.none_free());
         };
-        let place = Place {
+        let slot = Slot {
             sessions: self.clone(),
             _permit: permit,
             _checked_out: self.0.checked_out.token(),
         };
-        // The pool may have been closed after the permit was taken, and did not wait for this.
+        // The pool may have been closed after the permit was taken, without waiting for this session.
         if self.0.permits.is_closed() {
             return Err(sqlx::Error::PoolClosed);
         }
         while let Some(Idle { mut live, since }) = self.take() {
             if liveness == Liveness::Unchecked || since.elapsed() < FRESH {
-                return Ok(PostgresSession::new(live, false, place));
+                return Ok(PostgresSession::new(live, false, slot));
             }
             match timeout(PROMPT, live.connection.ping()).await {
-                Ok(Ok(())) => return Ok(PostgresSession::new(live, false, place)),
+                Ok(Ok(())) => return Ok(PostgresSession::new(live, false, slot)),
                 Ok(Err(_)) => {}
-                // The network, or the server, is silent: the others will not answer either.
+                // The network or the server is silent, so the other idle sessions would get no reply
+                // either.
                 Err(_) => self.forget_idle(),
             }
         }
-        // Boxed: the future of a handler that finds a session here stays small.
+        // Boxed, so that the future stays small for a handler that finds an idle session.
         let limit = deadline - tokio::time::Instant::now();
         let live = Box::pin(self.open(wait, limit)).await?;
-        Ok(PostgresSession::new(live, true, place))
+        Ok(PostgresSession::new(live, true, slot))
     }
 
-    /// Closes the sessions that nobody uses, because one like them did not answer.
+    /// Closes the idle sessions, because another session to the same server was of no use.
     pub(super) fn forget_idle(&self) {
         let forgotten = self.0.idle.lock().as_mut().map(std::mem::take);
         drop(forgotten);
     }
 
-    /// Waits for those that are lent.
+    /// Closes the idle sessions, and waits for the checked-out ones.
     pub(crate) async fn close(&self) {
         self.0.permits.close();
         let idle = self.0.idle.lock().take();
         for Idle { live, .. } in idle.into_iter().flatten() {
-            say_goodbye(live).await;
+            close_quietly(live).await;
         }
         self.0.checked_out.close();
         self.0.checked_out.wait().await;
@@ -276,29 +284,29 @@ impl Sessions {
 }
 
 impl Inner {
-    /// Takes out those that nobody has needed for long, but for the `least` that stay; and those
-    /// that are old.
-    fn take_cold(&self) -> Vec<Live> {
+    /// Removes and returns two kinds of idle sessions: those past the idle limit, except the `least`
+    /// that stay, and those past [`OLDEST`].
+    fn take_expired(&self) -> Vec<Live> {
         let mut idle = self.idle.lock();
         let Some(idle) = &mut *idle else {
             return Vec::new();
         };
         let least = self.limits.least as usize;
-        let (mut cold, mut kept) = (Vec::new(), Vec::new());
-        // The last used first: they are the ones to keep.
+        let (mut expired, mut kept) = (Vec::new(), Vec::new());
+        // The most recently used ones first: those are kept.
         for one in std::mem::take(idle).into_iter().rev() {
             let is_unneeded = one.since.elapsed() > self.limits.idle && kept.len() >= least;
             match is_unneeded || one.live.opened.elapsed() > OLDEST {
-                true => cold.push(one.live),
+                true => expired.push(one.live),
                 false => kept.push(one),
             }
         }
         kept.reverse();
         *idle = kept;
-        cold
+        expired
     }
 
-    /// How many more are to be kept open.
+    /// Returns how many sessions are missing to keep `least` open.
     fn missing(&self) -> usize {
         let idle = self.idle.lock().as_ref().map(Vec::len);
         let open = idle.map_or(usize::MAX, |idle| idle + self.checked_out.len());
@@ -306,19 +314,19 @@ impl Inner {
     }
 }
 
-async fn open_patiently(settings: &Settings, limit: Duration) -> sqlx::Result<Live> {
-    let opened = patiently(|| Live::open(settings), may_pass, limit).await;
+async fn open_with_retries(settings: &Settings, limit: Duration) -> sqlx::Result<Live> {
+    let opened = connect_with_retries(|| Live::open(settings), is_transient, limit).await;
     opened.map_err(while_connecting)
 }
 
-/// Connects, and tries again for `limit` after errors that may pass.
+/// Connects, and retries for `limit` after transient errors.
 ///
 /// # Errors
 ///
-/// What the last attempt met.
-pub(super) async fn patiently<T, F>(
+/// The error of the last attempt.
+pub(super) async fn connect_with_retries<T, F>(
     connect: impl FnMut() -> F,
-    may_pass: impl FnMut(&sqlx::Error) -> bool,
+    is_transient: impl FnMut(&sqlx::Error) -> bool,
     limit: Duration,
 ) -> sqlx::Result<T>
 where
@@ -333,34 +341,36 @@ where
                 .with_max_delay(Duration::from_millis(500))
                 .with_max_times(10_000),
         )
-        .when(may_pass)
+        .when(is_transient)
         .notify(|error, _| *last.lock() = Some(error.to_string()));
     match timeout(limit, connecting).await {
         Ok(connected) => connected,
         Err(_) => Err(match last.into_inner() {
             Some(error) => sqlx::Error::Io(std::io::Error::new(
                 std::io::ErrorKind::NotConnected,
-                format!("{error}, for {limit:?}"),
+                format!("{error} (retried for {limit:?})"),
             )),
-            None => no_answer(limit),
+            None => no_reply(limit),
         }),
     }
 }
 
-pub(super) fn no_answer(limit: Duration) -> sqlx::Error {
+pub(super) fn no_reply(limit: Duration) -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(
         std::io::ErrorKind::TimedOut,
-        format!("no answer within {limit:?}"),
+        format!("no reply within {limit:?}"),
     ))
 }
 
-/// The server is starting, restarting or full, or is not there yet.
-pub(super) fn may_pass(error: &sqlx::Error) -> bool {
+/// Returns whether a retry may help: the server is starting, restarting or full, or cannot be reached
+/// yet.
+pub(super) fn is_transient(error: &sqlx::Error) -> bool {
     ends_session(error) || ErrorClass::of(error) == ErrorClass::Busy
 }
 
-/// Closes what nobody needs, and keeps open what is to be kept, for as long as there is a pool.
-async fn keep(sessions: Weak<Inner>) {
+/// Once a second, closes the idle sessions that have expired and opens one that is missing, until the
+/// pool is dropped.
+async fn maintain(sessions: Weak<Inner>) {
     const EVERY: Duration = Duration::from_secs(1);
 
     loop {
@@ -368,8 +378,8 @@ async fn keep(sessions: Weak<Inner>) {
         let Some(inner) = sessions.upgrade() else {
             return;
         };
-        for live in inner.take_cold() {
-            say_goodbye(live).await;
+        for live in inner.take_expired() {
+            close_quietly(live).await;
         }
         if inner.missing() > 0
             && let Ok(Ok(live)) = timeout(PROMPT, Live::open(&inner.settings)).await

@@ -1,25 +1,25 @@
-//! What a session is set to, and how it gets back there after somebody has used it.
+//! The settings of a session, and how a used session gets them back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-/// The name under which every session has the statement that proves it. `DEALLOCATE ALL` takes it
-/// away, together with the statements that sqlx believes to be there.
+/// The name of the prepared statement that checks a session. `DEALLOCATE ALL` removes it together with
+/// the statements that sqlx believes to be prepared, so the check then fails.
 const PROOF: &str = "rocket_tx_proof";
 
-/// The setting by which a session writes in transactions of ours alone. BEGIN takes it back for a
-/// moment, to learn what the server itself is set to: who runs it may have it take no writes.
+/// The setting that lets a session write only in transactions of ours. BEGIN resets it for a moment to
+/// read the server's own value: an operator may have made the server read-only.
 pub(super) const GUARD: &str = "default_transaction_read_only";
 
-/// How the server is told what a session is set to.
+/// How the settings of a session are sent to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SetBy {
-    /// By the startup message. `RESET ALL` then returns to these values by itself.
+    /// In the startup message. `RESET ALL` then returns to these values.
     Startup,
-    /// By statements, after connecting and after every reset: poolers drop what the startup message
-    /// says, or refuse it.
+    /// By statements, after connecting and after every reset. For poolers that drop or refuse
+    /// parameters of the startup message.
     Statements,
 }
 
@@ -34,14 +34,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// `reset`: whether a session forgets what its user has set.
+    /// Creates the settings. `reset`: whether a session is reset between two users.
     pub(super) fn new(options: PgConnectOptions, set_by: SetBy, reset: bool) -> Self {
-        // sqlx asks for two digits more than servers before version 12 gave by themselves; poolers
-        // refuse that parameter.
+        // sqlx sets `extra_float_digits` to get two more digits than servers before version 12 send by
+        // default. Poolers refuse that parameter.
         let options = options.extra_float_digits(None);
         let values = match set_by {
             SetBy::Startup => Vec::new(),
-            // A reset takes back what the pooler had set from the startup message.
+            // A reset undoes what the pooler had set from the startup message.
             SetBy::Statements => vec![
                 ("DateStyle", "ISO, MDY".to_owned()),
                 ("TimeZone", "UTC".to_owned()),
@@ -58,32 +58,33 @@ impl Settings {
         .named()
     }
 
-    /// Transactions are read-only unless they say otherwise, as those of ours do: if a handler ends
-    /// its transaction by itself, what it sends afterwards writes nothing.
+    /// Makes transactions read-only unless they begin with READ WRITE, as ours do. If a handler itself
+    /// ends its transaction, its later statements cannot write.
     pub(super) fn guarding_writes(mut self) -> Self {
         self.guards_writes = true;
         self
     }
 
-    /// The opposite, for sessions that are not lent to transactions.
+    /// Undoes [`guarding_writes`](Self::guarding_writes), for sessions that run no transactions of
+    /// ours.
     pub(super) fn unguarded(mut self) -> Self {
         self.guards_writes = false;
         self
     }
 
-    /// One setting more, or another value for it.
+    /// Adds a setting, or replaces its value.
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.values.retain(|(known, _)| *known != name);
         self.values.push((name, value.into()));
         self
     }
 
-    /// As [`with`](Self::with), in milliseconds.
+    /// Adds a setting as [`with`](Self::with) does; its value is a time in milliseconds.
     pub fn with_limit(self, name: &'static str, limit: Duration) -> Self {
         self.with(name, format!("{}ms", limit.as_millis()))
     }
 
-    /// Another name in the server's list of sessions.
+    /// Sets the name that the server's list of sessions shows.
     pub fn application_name(mut self, name: &str) -> Self {
         self.options = self.options.application_name(name);
         self.named()
@@ -99,8 +100,8 @@ impl Settings {
         self
     }
 
-    /// How sqlx connects for what looks after the sessions: as the login itself. A login may be set to
-    /// act as another role, and that one may not see nor end the sessions of the login.
+    /// Returns how sqlx connects to monitor or end sessions: as the login itself. A login may be
+    /// configured to act as another role, which can neither see nor end the sessions of the login.
     pub(crate) fn connect_options(&self) -> PgConnectOptions {
         let options = self.session_options();
         match self.set_by {
@@ -109,7 +110,7 @@ impl Settings {
         }
     }
 
-    /// How sqlx connects for a session.
+    /// Returns how sqlx connects for a session of the pool.
     pub fn session_options(&self) -> PgConnectOptions {
         match self.set_by {
             SetBy::Startup => self
@@ -120,46 +121,48 @@ impl Settings {
         }
     }
 
-    /// A new name for the session, by which one transaction is known in the server's list of sessions.
+    /// Returns a new name for a session, which identifies one transaction in the server's list of
+    /// sessions.
     pub(super) fn marked_name(&self) -> String {
         /// Servers cut names at 63 bytes.
-        const ROOM: usize = 63 - " 0123456789abcdef".len();
+        const MAX: usize = 63 - " 0123456789abcdef".len();
 
         let name = self.options.get_application_name().unwrap_or_default();
         let mut name = name.to_owned();
-        while name.len() > ROOM {
+        while name.len() > MAX {
             name.pop();
         }
         format!("{name} {:016x}", fastrand::u64(..))
     }
 
-    /// The statements that set what the startup message has not.
+    /// Returns the SET statements for the settings that are not in the startup message.
     fn sets(&self) -> impl Iterator<Item = String> + '_ {
         let by_statements = self.set_by == SetBy::Statements;
         let values = self.values.iter().filter(move |_| by_statements);
         values.map(|(name, value)| format!("SET {name} = {}", literal(value)))
     }
 
-    /// Run once on a new session, which can be told from every other one by its `secret`. The last
-    /// statement answers with one row: the process that serves the session, when it started, whether
-    /// the settings are what they should be, whether the login acts as another role, and whether
-    /// transactions that name no isolation are READ COMMITTED.
+    /// Returns the statements to run once on a new session. `secret` identifies the session.
+    ///
+    /// The last statement returns one row: the process that serves the session, when the process
+    /// started, whether the settings have their values, whether the login acts as another role, and
+    /// whether transactions without an explicit isolation level are READ COMMITTED.
     pub(super) fn opening(&self, secret: &str) -> String {
         let mut statements: Vec<String> = self.sets().collect();
-        let unseeds = if self.reset { UNSEEDS } else { "" };
+        let reseed = if self.reset { RESEED } else { "" };
         let guards = match self.guards_writes {
             true => format!("pg_catalog.set_config('{GUARD}', 'on', false),"),
             false => String::new(),
         };
         statements.push(format!(
             "PREPARE {PROOF}(pg_catalog.text) AS \
-             SELECT pg_catalog.pg_advisory_unlock_all(), '{secret}', {unseeds} {guards} $1"
+             SELECT pg_catalog.pg_advisory_unlock_all(), '{secret}', {reseed} {guards} $1"
         ));
         if self.guards_writes {
             statements.push(format!("SET {GUARD} = on"));
         }
         let holds = self.values.iter().map(|(name, value)| {
-            // `set_config` answers with the value in the server's own spelling.
+            // `set_config` returns the value in the server's own spelling.
             let value = literal(value);
             format!("current_setting('{name}') = set_config('{name}', {value}, true)")
         });
@@ -168,8 +171,8 @@ impl Settings {
             true => "TRUE".to_owned(),
             false => holds.join(" AND "),
         };
-        // Another role is not told when the process of its login started. What stands in one message is
-        // one transaction: LOCAL ends with it.
+        // The role that the login acts as may not read when the process started, so the login itself
+        // reads it. One message is one transaction, so SET LOCAL ends with the message.
         statements
             .push("SELECT set_config('rocket_tx.role', current_setting('role'), true)".into());
         statements.push("SET LOCAL ROLE none".into());
@@ -182,14 +185,14 @@ impl Settings {
         statements.join("; ")
     }
 
-    /// `acts`: whether the login acts as another role.
-    pub(super) fn clean_up(&self, acts: bool) -> CleanUp {
+    /// Returns the clean-up of a session. `acts_as_role`: whether the login acts as another role.
+    pub(super) fn clean_up(&self, acts_as_role: bool) -> CleanUp {
         let mut statements: Vec<String> = Vec::new();
         if self.reset {
             let [authorization, others @ ..] = RESET;
             statements.push(authorization.to_owned());
-            // It leaves the login without its role.
-            statements.extend(acts.then(|| "RESET ROLE".to_owned()));
+            // RESET SESSION AUTHORIZATION leaves the login without that role.
+            statements.extend(acts_as_role.then(|| "RESET ROLE".to_owned()));
             statements.extend(others.map(str::to_owned));
             statements.extend(self.sets());
         }
@@ -200,13 +203,13 @@ impl Settings {
     }
 }
 
-/// All that a session can keep beyond a transaction, but for statements that were prepared by SQL:
-/// `DISCARD ALL` would take sqlx's own with them.
+/// Resets all that a session can keep beyond a transaction, except statements prepared by SQL:
+/// `DISCARD ALL` would also remove those of sqlx.
 /// <https://www.postgresql.org/docs/current/sql-discard.html>
 ///
-/// Advisory locks go with [`PROOF`].
+/// Advisory locks are released by [`PROOF`].
 const RESET: [&str; 6] = [
-    // The first, because it decides what the user may reset; it ends SET ROLE too.
+    // This comes first, because it decides what the user may reset. It also ends SET ROLE.
     "RESET SESSION AUTHORIZATION",
     "RESET ALL",
     "CLOSE ALL",
@@ -215,13 +218,13 @@ const RESET: [&str; 6] = [
     "DISCARD SEQUENCES",
 ];
 
-/// Has random numbers go on from a seed that nobody knows: there is no statement that takes back a
-/// seed. Part of [`PROOF`], whose nonce is the seed.
-const UNSEEDS: &str = "pg_catalog.setseed(pg_catalog.hashtextextended($1, 0)::pg_catalog.float8 \
+/// Seeds the server's random numbers with a value that no user knows, because no statement undoes the
+/// seed that a user has set. Part of [`PROOF`], whose nonce is the new seed.
+const RESEED: &str = "pg_catalog.setseed(pg_catalog.hashtextextended($1, 0)::pg_catalog.float8 \
     OPERATOR(pg_catalog./) 9223372036854775807::pg_catalog.float8)::pg_catalog.text,";
 
-/// What returns a session to what it was when it was opened, and proves that it answers to what it
-/// is asked.
+/// The statements that return a session to its state after opening, and check that its replies match
+/// its statements.
 #[derive(Debug, Clone)]
 pub(super) struct CleanUp {
     statements: Arc<str>,
@@ -229,8 +232,9 @@ pub(super) struct CleanUp {
 }
 
 impl CleanUp {
-    /// The statements that end in the row with `nonce`, and how many they are. They must not stand
-    /// in a transaction.
+    /// Returns `before` and the clean-up as one SQL text, and the number of its statements. The last
+    /// one returns the row with `nonce`. The clean-up must run outside a transaction, so `before` must
+    /// end an open one.
     pub(super) fn after(&self, before: &[&str], nonce: &str) -> (String, usize) {
         let mut sql = before.join("; ");
         for statement in [&*self.statements, &format!("EXECUTE {PROOF}('{nonce}')")] {
@@ -243,7 +247,7 @@ impl CleanUp {
     }
 }
 
-/// A string as SQL writes it; `standard_conforming_strings` is on since version 9.1.
+/// Quotes a string for SQL. `standard_conforming_strings` is on by default since version 9.1.
 pub(super) fn literal(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
 }

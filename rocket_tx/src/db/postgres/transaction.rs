@@ -1,4 +1,11 @@
-//! A transaction on a session: begun, proved, committed, rolled back.
+//! A transaction on a session: BEGIN, the proof, COMMIT and ROLLBACK.
+//!
+//! A handler may send COMMIT or ROLLBACK itself. Two things guard against that:
+//!
+//! - the seal ([`seal`]) makes the server refuse every COMMIT but ours. READ COMMITTED transactions
+//!   that may write have it;
+//! - the proof ([`savepoint`]) is a savepoint that BEGIN makes. Only the transaction that BEGIN began
+//!   can release it or roll back to it, so ours is detected to be still open.
 
 use std::sync::Arc;
 
@@ -8,11 +15,11 @@ use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
 use super::fate::{Fate, Outside};
-use super::proof::{Answers, nonce, savepoint, seal, unseal};
+use super::proof::{Replies, nonce, savepoint, seal, unseal};
 use super::session::{
-    Cleaned, Last, OnReturn, OpenTransaction, PROMPT, PostgresSession, Protection, depth,
+    Cleaned, EndResult, OnReturn, OpenTransaction, PROMPT, PostgresSession, Protection, depth,
 };
-use super::sessions::no_answer;
+use super::sessions::no_reply;
 use super::settings::{GUARD, literal};
 use crate::db::error_class::{
     is_certain_refusal, not_writable, while_beginning_to_write, while_connecting,
@@ -45,8 +52,12 @@ impl TransactionControl for PostgresSession {
         self.is_new
     }
 
-    /// One round trip, in which the transaction is [sealed](seal), and its id comes. Above READ
-    /// COMMITTED a mark tells it from others.
+    /// Begins a transaction in one round trip; the first one on a session takes two more, see
+    /// [`enter`].
+    ///
+    /// A READ COMMITTED transaction that may write is [sealed](seal) in the same round trip, and its
+    /// id is returned. Above READ COMMITTED, a transaction that may write is recognized by a mark
+    /// instead: an `application_name` that its session has only while the transaction is open.
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         self.set_on_return(OnReturn::Check);
         let writes = options.access == Access::ReadWrite;
@@ -59,7 +70,8 @@ impl TransactionControl for PostgresSession {
             Isolation::RepeatableRead => " ISOLATION LEVEL REPEATABLE READ",
             Isolation::Serializable => " ISOLATION LEVEL SERIALIZABLE",
         };
-        // Elsewhere the first query fixes the snapshot, and that must be the handler's.
+        // Above READ COMMITTED the first query fixes the snapshot, so the first query must be the
+        // handler's. Reading the id is a query.
         let reads_committed = self.live().reads_committed;
         let has_id = writes && options.isolation == Isolation::Default && reads_committed;
         let name = savepoint();
@@ -74,7 +86,7 @@ impl TransactionControl for PostgresSession {
                 ),
                 5,
             ),
-            // None of these is a query that fixes the snapshot.
+            // None of these statements fixes the snapshot.
             (true, false) => {
                 let mark = self.sessions().settings().marked_name();
                 let sql = format!(
@@ -89,30 +101,31 @@ impl TransactionControl for PostgresSession {
         };
         let beginning = async {
             enter(self).await?;
-            let answers = Answers::to(self, sql).await;
-            let is_answered = answers.error.is_none() && answers.count == statements;
-            if !is_answered || has_id && !answers.prove(statements, &nonce) {
-                return Err(answers.into_error());
+            let replies = Replies::to(self, sql).await;
+            let is_complete = replies.error.is_none() && replies.count == statements;
+            if !is_complete || has_id && !replies.prove(statements, &nonce) {
+                return Err(replies.into_error());
             }
-            let read_only = answers.text(usize::from(has_id));
+            let read_only = replies.text(usize::from(has_id));
             if writes && read_only != Some("off") {
-                let reason = "transactions are read-only by default at the server";
+                let reason = "the server has `default_transaction_read_only = on`; set it to off to \
+                              allow writes";
                 return Err(not_writable(reason.into()));
             }
             if has_id {
-                self.transaction.id = answers.text(0).map(Arc::from);
+                self.transaction.id = replies.text(0).map(Arc::from);
                 self.transaction.protection = Protection::Sealed;
             }
             Ok(())
         };
-        // It waits for no lock.
+        // BEGIN waits for no lock, so the limit can be short.
         let begun = timeout(PROMPT, beginning).await;
         let begun = begun.unwrap_or_else(|_| {
-            // The network, or the server, is silent: the others will not answer either.
+            // The network or the server is silent, so idle sessions would get no reply either.
             self.sessions().forget_idle();
             Err(match self.is_new {
-                true => while_connecting(no_answer(PROMPT)),
-                false => no_answer(PROMPT),
+                true => while_connecting(no_reply(PROMPT)),
+                false => no_reply(PROMPT),
             })
         });
         let begun = begun.map_err(|error| match writes {
@@ -123,12 +136,14 @@ impl TransactionControl for PostgresSession {
         begun
     }
 
-    /// The savepoint that BEGIN made lives as long as that transaction:
+    /// Releases the proof and makes it again. The savepoint exists only in the transaction that
+    /// BEGIN began, so the release fails
     ///
-    /// - an aborted transaction cannot release it (25P02);
-    /// - nor can what stands outside one (25P01), or another, which the handler began or chained
-    ///   (3B001);
-    /// - deferred constraints are checked now, and every later statement at once.
+    /// - with 25P02 in an aborted transaction;
+    /// - with 25P01 outside a transaction;
+    /// - with 3B001 in another transaction, which the handler began or chained.
+    ///
+    /// Deferred constraints are checked now, and those of every later statement at once.
     async fn prepare(&mut self) -> Result<(), CommitError> {
         let savepoint = savepoint();
         let nonce = nonce();
@@ -137,14 +152,15 @@ impl TransactionControl for PostgresSession {
              SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, \
                  pg_catalog.pg_backend_pid()::pg_catalog.text, '{nonce}'"
         );
-        let answers = Answers::to(self, sql).await;
-        // Safe code can exchange the connections of two sessions: the id must be of ours.
-        let is_ours = answers.text(1) == Some(self.backend().pid());
-        if !answers.prove(4, &nonce) || !is_ours {
-            // Nothing was committed, whatever became of the connection.
-            return Err(refusal(answers.into_error()));
+        let replies = Replies::to(self, sql).await;
+        // Safe code can exchange the connections of two sessions, so the reply must come from the
+        // server process of ours.
+        let is_ours = replies.text(1) == Some(self.backend().pid());
+        if !replies.prove(4, &nonce) || !is_ours {
+            // Nothing was committed, even if the connection is lost.
+            return Err(refusal(replies.into_error()));
         }
-        if let Some(id) = answers.text(0) {
+        if let Some(id) = replies.text(0) {
             self.transaction.id = Some(id.into());
         }
         if self.transaction.protection == Protection::None {
@@ -153,51 +169,52 @@ impl TransactionControl for PostgresSession {
         Ok(())
     }
 
-    /// The proof, COMMIT and what cleans up in one simple query: the server stops at the first
-    /// statement that fails, so COMMIT, which checks deferred constraints by itself, is reached only
-    /// if the proof holds.
+    /// Sends the proof (or the removal of the seal), COMMIT and the clean-up as one simple query. The
+    /// server stops at the first statement that fails, so it reaches COMMIT only if the transaction
+    /// is still ours. COMMIT itself checks deferred constraints.
     async fn commit(&mut self) -> Result<Durability, CommitError> {
-        if self.transaction.is_doubtful() {
+        if self.transaction.may_be_committed() {
             self.prepare().await?;
         }
-        // What is left is for asking what became of it.
+        // The other half of the time is for querying the server if COMMIT gets no reply.
         let limit = self.sessions().settle_timeout() / 2;
         let proof = match self.transaction.protection {
             Protection::Sealed => unseal(savepoint()),
             Protection::None | Protection::Proved => format!("RELEASE {}", savepoint()),
         };
         let statements = [&*proof, "COMMIT"];
-        let committing = self.run_last(&statements);
+        let committing = self.run_final(&statements);
         let (error, is_alive) = match timeout(limit, committing).await {
-            Ok(Last::Proved) => return Ok(Durability::reached()),
-            Ok(Last::NotProved(answers)) => {
-                let answered = answers.count;
-                let error = answers.into_error();
-                if answered < 2 && is_certain_refusal(&error) {
-                    self.transaction.is_refused = answered == 1;
+            Ok(EndResult::Proved) => return Ok(Durability::reached()),
+            Ok(EndResult::NotProved(replies)) => {
+                let replied = replies.count;
+                let error = replies.into_error();
+                if replied < 2 && is_certain_refusal(&error) {
+                    self.transaction.is_refused = replied == 1;
                     return Err(refusal(error));
                 }
                 (error, true)
             }
-            Ok(Last::Lost(answers)) => (answers.into_error(), false),
-            Err(_) => (no_answer(limit), false),
+            Ok(EndResult::Lost(replies)) => (replies.into_error(), false),
+            Err(_) => (no_reply(limit), false),
         };
         self.set_on_return(OnReturn::Close);
         match self.fate().await {
             Some(Fate::Committed) => Ok(Durability::reached()),
-            // The session was not cut off: somebody else has ended the transaction, and may have
-            // done more outside of it.
+            // The session is alive, so our COMMIT did not end the transaction. Something else did,
+            // usually the handler, and may have written more outside the transaction.
             Some(Fate::RolledBack) if is_alive => Err(CommitError::Ended { undone: false }),
             Some(Fate::RolledBack) => Err(CommitError::Lost(error)),
             None => Err(CommitError::Unknown(error)),
         }
     }
 
-    /// It too proves that it ended the transaction that BEGIN began, and not what a handler made of
-    /// it.
+    /// Rolls back, and proves that this ended the transaction that BEGIN began, and not another one
+    /// that the handler began.
     async fn rollback(&mut self) -> Result<(), RollbackError> {
         if self.transaction.is_refused {
-            // Unless it was the refusal of another statement, which was read late.
+            // The refusal may have been a late reply to another statement. Then the replies are out
+            // of step, and cleaning the session fails.
             if self.live().clean().await == Cleaned::Done {
                 self.set_on_return(OnReturn::Reuse);
                 return Ok(());
@@ -207,12 +224,12 @@ impl TransactionControl for PostgresSession {
         let limit = self.sessions().settle_timeout() / 2;
         let back = format!("ROLLBACK TO {}", savepoint());
         let statements = [&*back, "ROLLBACK"];
-        let rolling_back = self.run_last(&statements);
+        let rolling_back = self.run_final(&statements);
         let lost = match timeout(limit, rolling_back).await {
-            Ok(Last::Proved) => return Ok(()),
-            Ok(Last::NotProved(_)) => None,
-            Ok(Last::Lost(answers)) => Some(answers.into_error()),
-            Err(_) => Some(no_answer(limit)),
+            Ok(EndResult::Proved) => return Ok(()),
+            Ok(EndResult::NotProved(_)) => None,
+            Ok(EndResult::Lost(replies)) => Some(replies.into_error()),
+            Err(_) => Some(no_reply(limit)),
         };
         self.not_proved(lost).await
     }
@@ -226,7 +243,8 @@ impl TransactionControl for PostgresSession {
     }
 
     fn start_rollback(&mut self) {
-        // Deeper, a handler has forgotten a savepoint, and sqlx would roll back to it alone.
+        // At a greater depth the handler left a savepoint open, and sqlx would roll back only to that
+        // savepoint.
         match depth(self) {
             1 => {
                 Manager::start_rollback(self);
@@ -252,7 +270,7 @@ impl PostgresSession {
             }
             Err(error) => match ErrorClass::of(error) {
                 ErrorClass::NotWritable => {
-                    // The others lead to the same server.
+                    // Idle sessions lead to the same server.
                     self.sessions().forget_idle();
                     if let (true, Some(health)) = (self.is_new, health) {
                         health.takes_no_writes(error);
@@ -268,71 +286,73 @@ impl PostgresSession {
         }
     }
 
-    /// ROLLBACK was not answered as it should be. If the session was `lost`, the server is asked. A
-    /// session that lives, and does not prove that it has rolled back what BEGIN began, says enough:
-    /// somebody else has ended that, and may have done more outside of it.
+    /// Returns the result of a rollback whose replies do not prove it. If the session is `lost`, the
+    /// server is queried. If the session is alive, the missing proof is enough: something else ended
+    /// the transaction that BEGIN began, and may have written more outside it.
     async fn not_proved(&mut self, lost: Option<sqlx::Error>) -> Result<(), RollbackError> {
         self.set_on_return(OnReturn::Close);
         let Some(lost) = lost else {
             return Err(RollbackError::Ended { undone: false });
         };
         match self.fate().await {
-            // The handler had sent COMMIT by itself.
+            // The handler itself had sent COMMIT.
             Some(Fate::Committed) => Err(RollbackError::Ended { undone: false }),
             Some(Fate::RolledBack) => Ok(()),
-            None if self.transaction.is_doubtful() => Err(RollbackError::Ended { undone: false }),
+            None if self.transaction.may_be_committed() => {
+                Err(RollbackError::Ended { undone: false })
+            }
             None => Err(RollbackError::Lost(lost)),
         }
     }
 
-    /// What became of the transaction, after its end was not answered.
+    /// Queries the server how the transaction ended, after its COMMIT or ROLLBACK got no reply.
     async fn fate(&self) -> Option<Fate> {
         let id = self.transaction.id.as_deref()?;
         self.backend().fate(id, self.sessions()).await
     }
 }
 
-/// Has sqlx count the session as one deep in transactions, so that `begin` on it makes a savepoint
-/// within ours.
+/// Makes sqlx count the session as one transaction deep, so that the handler's `begin` on it makes a
+/// savepoint within ours.
 ///
-/// Only sqlx's own COMMIT would count back, and that one cannot carry the proof; so a session of
-/// ours stays counted as one deep, in a transaction or not.
+/// Only sqlx's own COMMIT or ROLLBACK would lower the count, and neither can carry the proof. A
+/// session of ours therefore stays counted as one deep, whether a transaction is open or not.
 async fn enter(connection: &mut PgConnection) -> sqlx::Result<()> {
     if depth(connection) == 0 {
         Manager::begin(connection, Some("BEGIN".into_sql_str())).await?;
-        let answers = Answers::to(connection, "ROLLBACK".into()).await;
-        if answers.error.is_some() || answers.count != 1 {
-            return Err(answers.into_error());
+        let replies = Replies::to(connection, "ROLLBACK".into()).await;
+        if replies.error.is_some() || replies.count != 1 {
+            return Err(replies.into_error());
         }
     }
     Ok(())
 }
 
-/// Lets what no BEGIN of ours precedes write.
+/// Lets statements without a BEGIN of ours write.
 pub(super) async fn unguard(connection: &mut PgConnection) -> sqlx::Result<()> {
-    let resetting = Answers::to(connection, format!("RESET {GUARD}"));
-    let answers = timeout(PROMPT, resetting).await;
-    match answers {
-        Ok(answers) if answers.error.is_none() && answers.count == 1 => Ok(()),
-        Ok(answers) => Err(answers.into_error()),
-        Err(_) => Err(no_answer(PROMPT)),
+    let resetting = Replies::to(connection, format!("RESET {GUARD}"));
+    let replies = timeout(PROMPT, resetting).await;
+    match replies {
+        Ok(replies) if replies.error.is_none() && replies.count == 1 => Ok(()),
+        Ok(replies) => Err(replies.into_error()),
+        Err(_) => Err(no_reply(PROMPT)),
     }
 }
 
-/// The opposite of [`enter`], for statements that no BEGIN of ours precedes.
+/// Undoes [`enter`], for statements without a BEGIN of ours.
 pub(super) async fn leave(connection: &mut PgConnection) -> sqlx::Result<()> {
     if depth(connection) == 0 {
         return Ok(());
     }
     let leaving = async {
-        let answers = Answers::to(connection, "BEGIN".into()).await;
-        if answers.error.is_some() || answers.count != 1 {
-            return Err(answers.into_error());
+        let replies = Replies::to(connection, "BEGIN".into()).await;
+        if replies.error.is_some() || replies.count != 1 {
+            return Err(replies.into_error());
         }
         Manager::rollback(connection).await
     };
     let left = timeout(PROMPT, leaving).await;
-    left.unwrap_or_else(|_| Err(no_answer(PROMPT)))
+    left.unwrap_or_else(|_| Err(no_reply(PROMPT)))
 }
 
 fn refusal(error: sqlx::Error) -> CommitError {
@@ -340,8 +360,8 @@ fn refusal(error: sqlx::Error) -> CommitError {
     match code.as_deref() {
         Some("25P02") => CommitError::Aborted,
         Some("25P01" | "3B001") => CommitError::Ended { undone: false },
-        // Also 34000: the seal is gone, because the transaction is over, or because its handler closed
-        // all cursors. ROLLBACK finds out which.
+        // Also 34000: the seal is gone. Either the transaction has ended, or the handler closed all
+        // cursors. ROLLBACK shows which.
         _ => CommitError::Refused(error),
     }
 }

@@ -1,8 +1,8 @@
-//! The one helper that every SQLite file is opened by.
+//! Opens and migrates a SQLite file while other processes use it.
 //!
-//! Many processes may open the same new file at the same moment. SQLite answers that with BUSY from
-//! places that its own busy handler does not cover (the switch to WAL above all), so the opening as
-//! a whole is retried, on BUSY and LOCKED only, bounded in attempts and in time.
+//! Many processes may open the same new file at the same moment. SQLite then returns BUSY from places
+//! that its own busy handler does not cover, above all from the switch to WAL. The opening as a whole
+//! is therefore retried, only on BUSY and LOCKED, with a limit on the attempts and on the time.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,19 +15,18 @@ use sqlx::{ConnectOptions, Connection, Executor};
 
 use crate::db::{Error, OpenError};
 
-/// How long one attempt waits inside SQLite. Short, so that the bound on the whole is kept.
+/// How long one attempt waits inside SQLite. It is short, so that the limit on the total time holds.
 const ATTEMPT: Duration = Duration::from_millis(250);
 
-/// Of this process: a file is opened before there is anybody to tell.
+/// Counts for the whole process, because a file is opened before it belongs to a service.
 static OPEN_RETRIES: AtomicU64 = AtomicU64::new(0);
 
-/// How often this process has found a SQLite file busy when it was opened or migrated, and has
-/// tried again.
+/// Returns how often this process has retried to open or migrate a SQLite file because it was busy.
 pub fn sqlite_open_retries() -> u64 {
     OPEN_RETRIES.load(Ordering::Relaxed)
 }
 
-/// A SQLite file and how long it may be busy while it is opened.
+/// A SQLite file, and how long opening it is retried while it is busy.
 pub(super) struct SqliteFile {
     path: PathBuf,
     options: SqliteConnectOptions,
@@ -48,7 +47,8 @@ impl SqliteFile {
         &self.path
     }
 
-    /// Makes the file (and its folder) if it is missing, and sees to it that it is in WAL mode.
+    /// Creates the file and its folder if they are missing, and makes sure that the file is in WAL
+    /// mode.
     pub(super) async fn prepare(&self) -> Result<(), OpenError> {
         if let Some(folder) = self
             .path
@@ -81,8 +81,8 @@ impl SqliteFile {
         }
     }
 
-    /// Runs the migrations inside one `BEGIN IMMEDIATE` on one connection: either all of them are
-    /// there afterwards, or the file is as it was, and other processes wait meanwhile.
+    /// Runs the migrations in one `BEGIN IMMEDIATE` transaction on one connection. Afterwards either
+    /// all of them are applied or the file is unchanged. Other processes wait meanwhile.
     pub(super) async fn migrate(&self, migrator: &Migrator) -> Result<(), Error> {
         self.patiently(|| async {
             let mut connection = self.connect().await?;
@@ -104,7 +104,8 @@ impl SqliteFile {
         })
     }
 
-    /// `busy_timeout` is set by sqlx when it opens the handle, before any statement that can block.
+    /// Connects. sqlx sets `busy_timeout` when it opens the handle, before any statement that can
+    /// block.
     async fn connect(&self) -> sqlx::Result<SqliteConnection> {
         self.options.clone().busy_timeout(ATTEMPT).connect().await
     }
@@ -121,12 +122,12 @@ impl SqliteFile {
             .when(|error: &E| error.is_busy() && started.elapsed() < self.connect_timeout)
             .notify(|_, wait| {
                 OPEN_RETRIES.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(file = %self.path.display(), ?wait, "busy while it is opened; trying again");
+                tracing::debug!(file = %self.path.display(), ?wait, "the file is busy; trying again");
             })
             .await
     }
 
-    /// What an error of SQLite means for whoever has to open the file.
+    /// Returns what an error of SQLite means for opening the file.
     pub(super) fn explain(&self, error: sqlx::Error) -> OpenError {
         let path = self.path.clone();
         match result_code(&error) {
@@ -135,19 +136,20 @@ impl SqliteFile {
                 waited: self.connect_timeout,
             },
             Some(NOTADB) => OpenError::NotADatabase(path),
-            // CANTOPEN: the file, or the journal beside it, cannot even be made.
+            // CANTOPEN: the file, or the journal beside it, cannot even be created.
             Some(READONLY | PERM | CANTOPEN) => OpenError::ReadOnly(path),
             _ => OpenError::Database(error),
         }
     }
 }
 
-/// Reads the mode first: only a file that is not in WAL mode needs the switch, which wants the
-/// file for itself. The answer is what the file is in now; a refused switch answers with the old
-/// mode.
+/// Switches the file to WAL mode if necessary, and returns the mode that it has now. If the switch is
+/// refused, that is the old mode. The mode is read first, because the switch needs exclusive access
+/// to the file.
 ///
-/// A file in WAL mode that cannot be written is found out here too, not by the first request. That
-/// takes a write, which is rolled back: BEGIN IMMEDIATE on such a file begins to read.
+/// Also detects a file in WAL mode that cannot be written, so that the launch fails and not the first
+/// request. That takes a write, which is rolled back: on such a file BEGIN IMMEDIATE succeeds, but
+/// begins only a read transaction.
 async fn ensure_wal(connection: &mut SqliteConnection) -> sqlx::Result<String> {
     let mut mode: String = sqlx::query_scalar("PRAGMA journal_mode")
         .fetch_one(&mut *connection)
@@ -164,7 +166,7 @@ async fn ensure_wal(connection: &mut SqliteConnection) -> sqlx::Result<String> {
 }
 
 /// Exponential backoff with full jitter: each wait is drawn from the whole of [0, step), so that
-/// processes that started together do not come back together.
+/// processes that started together do not retry together.
 struct FullJitter;
 
 impl BackoffBuilder for FullJitter {
@@ -194,12 +196,12 @@ fn result_code(error: &sqlx::Error) -> Option<i32> {
     Some(code & 0xff)
 }
 
-/// Another connection, or another process, is at the file.
+/// Returns whether the error says that another connection or another process has locked the file.
 pub fn is_sqlite_busy(error: &sqlx::Error) -> bool {
     matches!(result_code(error), Some(BUSY | LOCKED))
 }
 
-/// Errors that an opening can end in, and whether waiting may help.
+/// An error of opening a file, which says whether waiting may help.
 trait MaybeBusy {
     fn is_busy(&self) -> bool;
 }

@@ -1,9 +1,11 @@
-//! Whether COMMIT would find a deferred foreign key broken.
+//! Checks whether COMMIT would find a broken deferred foreign key.
 //!
-//! COMMIT alone finds one, which is too late when another database has been committed already; and
-//! SQLite's counter of broken ones is not to be had through a safe interface. But it shows: when a row
-//! of a child table goes, SQLite looks for its parent only if that counter is not zero
-//! (`OP_FkIfZero`). The parent's key is compared by a collation of ours, so we are told of the look.
+//! SQLite reports one only at COMMIT. That is too late if another database has already been committed.
+//! SQLite counts the broken keys, but no safe interface reads the counter.
+//!
+//! The counter has a visible effect: when a row of a child table is deleted, SQLite looks up its
+//! parent row only if the counter is not zero (`OP_FkIfZero`). So the probe deletes a row of a child
+//! table of our own. The key of its parent is compared by a collation of ours, which sees the lookup.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,53 +28,55 @@ const PROBE: &str = "\
     ROLLBACK TO rocket_tx_probe;
     RELEASE rocket_tx_probe";
 
-/// A row of a child table of our own, and what is seen when it is deleted.
+/// The foreign-key probe: deletes a row of a child table of our own, and sees whether SQLite looks up
+/// its parent.
 #[derive(Default)]
 pub(super) struct KeyProbe {
-    /// The parent of the row was looked for.
-    looked_for: AtomicBool,
-    /// The probe tells the truth on this version of SQLite.
+    /// SQLite has looked up the parent of the row.
+    looked_up: AtomicBool,
+    /// The probe is reliable on this version of SQLite.
     works: AtomicBool,
 }
 
-/// What the probe has found.
+/// The result of the probe.
 pub(super) enum Keys {
     Hold,
     Broken,
-    /// A request has changed the probe's table. The next one is to get another connection.
+    /// A request has changed the probe's table. The next request must get another connection.
     Unknown,
-    /// This version of SQLite does not show it, and COMMIT finds out.
+    /// The probe does not work on this version of SQLite. COMMIT detects a broken key.
     NotProbed,
 }
 
 impl KeyProbe {
-    /// To be called once the collation is there.
+    /// Creates the probe's tables. To be called after the collation is created.
     pub(super) async fn install(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
         connection.execute("PRAGMA temp_store = memory").await?;
         connection.execute(sqlx::raw_sql(TABLES)).await?;
-        // Nothing is broken here. A version of SQLite that looks all the same would make every
-        // request fail; there, COMMIT finds out.
+        // No key is broken now. If SQLite looks up the parent all the same, the probe would make every
+        // request fail. On such a version of SQLite only COMMIT detects a broken key.
         self.works.store(true, Ordering::SeqCst);
-        let works = matches!(self.look(connection).await?, Keys::Hold);
+        let works = matches!(self.check(connection).await?, Keys::Hold);
         self.works.store(works, Ordering::SeqCst);
         Ok(())
     }
 
-    /// To be called when the collation compares keys.
-    pub(super) fn note_look(&self) {
-        self.looked_for.store(true, Ordering::SeqCst);
+    /// Notes a lookup of the parent. To be called when the collation compares keys.
+    pub(super) fn note_lookup(&self) {
+        self.looked_up.store(true, Ordering::SeqCst);
     }
 
-    /// One hop. A row is deleted, and put back.
-    pub(super) async fn look(&self, connection: &mut SqliteConnection) -> sqlx::Result<Keys> {
+    /// Runs the probe: deletes the row and restores it. One hop (a message to the connection's thread and
+    /// its reply).
+    pub(super) async fn check(&self, connection: &mut SqliteConnection) -> sqlx::Result<Keys> {
         if !self.works.load(Ordering::SeqCst) {
-            // What is still in the queue must be done all the same.
+            // The caller relies on the statements in the queue being done, so wait for them.
             connection.ping().await?;
             return Ok(Keys::NotProbed);
         }
-        self.looked_for.store(false, Ordering::SeqCst);
+        self.looked_up.store(false, Ordering::SeqCst);
         let rows = connection.fetch_all(sqlx::raw_sql(PROBE)).await?;
-        Ok(match (rows.len(), self.looked_for.load(Ordering::SeqCst)) {
+        Ok(match (rows.len(), self.looked_up.load(Ordering::SeqCst)) {
             (1, false) => Keys::Hold,
             (1, true) => Keys::Broken,
             _ => Keys::Unknown,

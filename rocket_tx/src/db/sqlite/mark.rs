@@ -1,10 +1,12 @@
-//! Whether a transaction has written to the write-ahead log.
+//! Detects whether a transaction has written to the write-ahead log.
 //!
-//! SQLite does not tell. Its commit hook is called for every BEGIN IMMEDIATE, `total_changes()` misses
-//! `PRAGMA user_version` and REINDEX, and the log does not grow while it is written anew from its
-//! start. But a write sets the file's time of change, and POSIX has every later look see that. So a
-//! time that no clock will show is set before COMMIT; if it is still there after COMMIT, nothing was
-//! written.
+//! SQLite does not report this. Its commit hook is called for every BEGIN IMMEDIATE transaction,
+//! `total_changes()` misses `PRAGMA user_version` and REINDEX, and the log does not grow while SQLite
+//! overwrites it from its start.
+//!
+//! But a write sets the file's modification time, and POSIX requires that every later read of that
+//! time sees the change. So a mark is set before COMMIT: a modification time that the clock will not
+//! produce. If the mark is still there after COMMIT, nothing was written.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,32 +14,33 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
-/// The time of change that a log was given last.
+/// The modification time that was last set on a log.
 #[derive(Debug, Default)]
 pub(super) struct Mark {
     time: Mutex<Option<SystemTime>>,
-    /// A write was seen to take a mark away: this file system does as POSIX says.
+    /// A write was seen to remove a mark, so this file system behaves as POSIX requires.
     is_proved: AtomicBool,
 }
 
 impl Mark {
-    /// Without one, everything counts as written.
+    /// Sets a mark. If that fails, or on systems without marks, everything counts as written.
     pub(super) fn set(&self, file: &File) {
-        // Elsewhere the time may change only when the file is closed.
+        // On other systems the time may change only when the file is closed.
         if !cfg!(unix) {
             return;
         }
-        // In the past: the clock will not show it again. Never the same twice, so that what compares
-        // files by their times sees that this one has changed.
+        // The time is in the past, so the clock will not produce it again. It is random and so never
+        // the same twice, so that programs which compare files by time see that this one has changed.
         let nanos = fastrand::u64(0..1_000_000_000);
         let time = SystemTime::now() - Duration::from_secs(10) - Duration::from_nanos(nanos);
         let set = file.set_modified(time);
-        // As the file system keeps it, which may be less precise.
+        // Read the time back: the file system may keep it less precisely.
         *self.time.lock() = set.and_then(|()| time_of(file)).ok();
     }
 
-    /// Whether the last one is still there. It counts once.
-    pub(super) fn stands(&self, file: &File) -> bool {
+    /// Returns whether the last mark is still there. A mark can be used only once. Always `false`
+    /// until marks are [proved](Self::is_proved) to work.
+    pub(super) fn is_untouched(&self, file: &File) -> bool {
         let Some(time) = self.time.lock().take() else {
             return false;
         };
@@ -51,6 +54,7 @@ impl Mark {
         }
     }
 
+    /// Returns whether marks are known to work on this file system.
     pub(super) fn is_proved(&self) -> bool {
         self.is_proved.load(Ordering::SeqCst)
     }

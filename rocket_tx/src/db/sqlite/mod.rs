@@ -1,22 +1,23 @@
 //! SQLite: one writer and several readers per file.
 //!
-//! SQLite has one writer at a time anyway. Letting requests queue for one connection, with real
-//! wake-ups, beats several connections that spin on BUSY; and one writer can carry a commit hook.
+//! SQLite allows only one writer at a time. Requests that queue for one connection, and are woken in
+//! turn, are faster than several connections that poll on BUSY. A single writer can also carry a
+//! commit hook.
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `mod` | [`SqlitePool`]: opened, asked for sessions, migrated, closed |
+//! | `mod` | [`SqlitePool`]: opens, checks out sessions, migrates, closes |
 //! | `writer` | the connection that writes, and the queue in front of it |
 //! | `steps` | the statements that begin and end its transactions |
-//! | `writer_session` | that connection while one transaction has it |
-//! | `watch` | what only SQLite can say about the writer's transaction |
-//! | `keys` | whether COMMIT would find a deferred foreign key broken |
+//! | `writer_session` | the writer while one transaction has it checked out |
+//! | `watch` | what only SQLite itself can report about the writer's transaction |
+//! | `keys` | whether COMMIT would find a broken deferred foreign key |
 //! | `mark` | whether a transaction has written to the write-ahead log |
 //! | `sync` | one sync of the write-ahead log for all commits before it |
 //! | `readers` | the connections that only read |
 //! | `place` | whether the file is still the one that was opened |
-//! | `file` | how a file is opened and migrated while others are at it |
-//! | `readiness` | whether it can be written now, asked beside requests |
+//! | `file` | opens and migrates a file while other processes use it |
+//! | `readiness` | whether the file can be written now, checked without the writer |
 
 mod file;
 mod keys;
@@ -61,11 +62,11 @@ use crate::db::{
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
-/// A SQLite file: one writer, `max_connections` readers.
+/// A SQLite file: one writer and at most `max_connections` readers.
 ///
-/// [`get`](rocket_db_pools::Pool::get), and with it `Connection<D>`, lends a reader. To write
+/// [`get`](rocket_db_pools::Pool::get), and therefore `Connection<D>`, checks out a reader. To write
 /// outside a request, [`open`](TransactionPool::open) a transaction: the writer refuses every
-/// commit that did not come through [`Transaction::commit`](crate::db::Transaction::commit).
+/// commit that is not made by [`Transaction::commit`](crate::db::Transaction::commit).
 #[derive(Clone)]
 pub struct SqlitePool(Arc<Inner>);
 
@@ -80,7 +81,7 @@ struct Inner {
     probe: Probe,
 }
 
-/// A borrowed SQLite connection: the writer, or a reader.
+/// A checked-out SQLite connection: the writer or a reader.
 pub struct SqliteSession {
     connection: Pooled,
     busy_timeout: Duration,
@@ -132,15 +133,16 @@ impl TransactionControl for SqliteSession {
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         let busy_timeout = options.wait.busy_timeout_or(self.busy_timeout);
         match &mut self.connection {
-            // IMMEDIATE takes the write lock now: a deferred transaction that reads first and
-            // writes later fails with BUSY_SNAPSHOT, and no waiting helps.
+            // IMMEDIATE takes the write lock now. A deferred transaction that reads first and writes
+            // later can fail with BUSY_SNAPSHOT, and waiting does not help.
             Pooled::Writer(writer) => writer.begin(busy_timeout).await,
             Pooled::Reader(reader) => Manager::begin(reader, None).await,
         }
     }
 
-    /// SQLite has no aborted transactions. It is asked only whether the transaction still stands,
-    /// and whether its deferred foreign keys hold.
+    /// SQLite has no aborted transactions. On the writer, checks that the transaction is still open,
+    /// that its deferred foreign keys hold, that the file is still in its place, and that there is
+    /// space for COMMIT.
     async fn prepare(&mut self) -> Result<(), CommitError> {
         match &mut self.connection {
             Pooled::Writer(writer) => writer.prepare().await,
@@ -155,7 +157,7 @@ impl TransactionControl for SqliteSession {
         };
         while reader.is_in_transaction() {
             let committed = Manager::commit(reader).await;
-            // Nothing was written, so nothing can be in doubt.
+            // Nothing was written, so the outcome cannot be in doubt.
             committed.map_err(CommitError::Refused)?;
         }
         Ok(Durability::reached())
@@ -192,7 +194,7 @@ impl TransactionControl for SqliteSession {
 
     fn close_on_drop(&mut self) {
         match &mut self.connection {
-            Pooled::Writer(writer) => writer.give_up(),
+            Pooled::Writer(writer) => writer.close_on_drop(),
             Pooled::Reader(reader) => reader.close_on_drop(),
         }
     }
@@ -206,7 +208,7 @@ impl SqlitePool {
         let file = SqliteFile::new(options.clone(), busy_timeout);
         file.prepare().await?;
 
-        // Made by now: another one must not appear in its place when it is gone.
+        // The file exists now. If it disappears later, a connection must not create another one.
         let options = options.create_if_missing(false);
         let opened = Place::of(&filename).and_then(|place| {
             place.sync_folder()?;
@@ -227,7 +229,7 @@ impl SqlitePool {
         };
         let place = Arc::clone(&writer.place);
         let writer = Writer::new(writer, config.connect_timeout.0);
-        // Opened now: what is wrong with it is found out by the launch.
+        // Open the writer now, so that the launch fails if something is wrong with it.
         let opened = writer.acquire(WaitPolicy::QUEUE).await;
         drop(opened.map_err(|error| file.explain(error))?);
         let readers = readers::connect(config, options)
@@ -249,7 +251,7 @@ impl SqlitePool {
 }
 
 impl SqlitePool {
-    /// Queues for the writer, as a transaction would.
+    /// Waits in the queue for the writer, as a transaction does, and checks it out.
     pub async fn writer(&self, wait: WaitPolicy) -> sqlx::Result<OneShotWriter> {
         let busy_timeout = wait.busy_timeout_or(self.0.busy_timeout);
         let writer = self.0.writer.acquire(wait).await?;
@@ -257,7 +259,7 @@ impl SqlitePool {
     }
 }
 
-/// What syncs instead of SQLite, if commits are to survive a power cut.
+/// Starts the thread that syncs instead of SQLite, if commits are to survive a power cut.
 fn shared_sync(synchronous: Synchronous) -> io::Result<Option<SharedSync>> {
     match synchronous {
         Synchronous::Off | Synchronous::Normal => Ok(None),
@@ -274,12 +276,12 @@ fn level(synchronous: Synchronous) -> SqliteSynchronous {
     }
 }
 
-/// How many commands a connection's queue holds: as good as all. It takes memory for those alone that
-/// are in it.
+/// How many commands a connection's queue can hold: practically without limit. The queue uses memory
+/// only for the commands in it.
 ///
-/// On a full queue sqlx blocks the thread that queues a rollback or the end of the connection, also
-/// where its own `Transaction` is dropped. A handler that gives up many statements would stop requests
-/// that have nothing to do with its database.
+/// If the queue is full, sqlx blocks the thread that queues a rollback or the close of the connection,
+/// also when its own `Transaction` is dropped. A handler that abandons many statements would then
+/// block requests that do not use this database.
 const QUEUE: usize = isize::MAX.unsigned_abs();
 
 fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
@@ -290,11 +292,11 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
     let has = |wanted: &[&str]| parameters.split('&').any(|one| wanted.contains(&one));
     if config.url.contains(":memory:") || has(&["mode=memory"]) {
         return Err(url(
-            "an in-memory database is private to one connection, and there are a writer and readers here".into(),
+            "an in-memory database is private to one connection, but this pool opens a writer and readers".into(),
             "use a file; in tests, one in a temporary folder",
         ));
     }
-    // SQLite takes it for a temporary database, of each connection's own.
+    // SQLite opens an empty name as a temporary database, private to each connection.
     if options.get_filename().as_os_str().is_empty() {
         return Err(url(
             "it names no file".into(),
@@ -303,14 +305,14 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
     }
     if has(&["cache=shared"]) {
         return Err(url(
-            "with `cache=shared` readers wait for the writer, and may be shown what is not committed"
+            "with `cache=shared` readers wait for the writer, and may read uncommitted changes"
                 .into(),
             "leave it out",
         ));
     }
     if has(&["mode=ro", "immutable=1", "immutable=true"]) {
         return Err(url(
-            "`mode=ro` and `immutable` open the file for reading only, and there is a writer here"
+            "`mode=ro` and `immutable` open the file for reading only, but this pool also writes"
                 .into(),
             "leave them out",
         ));
@@ -321,11 +323,12 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
         .command_buffer_size(QUEUE)
         .foreign_keys(true)
         .log_slow_statements(log::LevelFilter::Debug, SLOW)
-        // Migrations, above all, are synced by SQLite itself.
+        // On connections other than the writer, SQLite itself syncs: above all in migrations.
         .synchronous(level(config.synchronous)))
 }
 
-/// By device and inode where there are such, so that links are seen through.
+/// Identifies a file by device and inode where the system has them. A link to the file then has the
+/// same identity.
 fn identity(file: &Path) -> Identity {
     #[cfg(unix)]
     if let Ok(metadata) = std::fs::metadata(file) {

@@ -1,11 +1,11 @@
-//! Where the files of a SQLite database are, and whether they are still the ones that were opened.
+//! The paths of the files of a SQLite database, and whether these are still the files that were opened.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Which file a path leads to.
+/// Identifies the file that a path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileId {
     #[cfg(unix)]
@@ -36,21 +36,22 @@ impl FileId {
     }
 }
 
-/// Where the files of a database are, and which file it was when it was opened.
+/// The paths of the files of a database, and the identity of the database file when it was opened.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) database: PathBuf,
     id: FileId,
     pub(super) wal: PathBuf,
     folder: PathBuf,
-    /// The log was replaced under open connections: nothing can be trusted until all are closed.
+    /// The log was replaced while connections were open. Nothing can be trusted until all connections
+    /// are closed.
     pub(super) log_was_replaced: AtomicBool,
 }
 
 impl Place {
-    /// Of a file that exists.
+    /// Returns the place of a database file, which must exist.
     pub(super) fn of(database: &Path) -> io::Result<Self> {
-        // The log stands beside the file itself, not beside a link to it.
+        // The log is beside the file itself, not beside a link to it.
         let real = fs::canonicalize(database)?;
         let mut wal = real.clone().into_os_string();
         wal.push("-wal");
@@ -63,8 +64,12 @@ impl Place {
         })
     }
 
-    /// Fails if the path no longer leads to the file that was opened: what is written through an
-    /// open connection would be gone with the file.
+    /// Checks that the path still leads to the file that was opened. Otherwise writes through an open
+    /// connection would be lost with that file.
+    ///
+    /// # Errors
+    ///
+    /// The database was moved, deleted or replaced, or its log was.
     pub(super) fn check(&self) -> io::Result<()> {
         let database = self.database.display();
         if self.log_was_replaced.load(Ordering::SeqCst) {
@@ -76,7 +81,7 @@ impl Place {
         match FileId::at(&self.database) {
             Ok(id) if id == self.id => Ok(()),
             Ok(_) => Err(io::Error::other(format!(
-                "another file stands at {database} than the one that was opened; restart the service"
+                "{database} was replaced by another file while it was open; restart the service"
             ))),
             Err(error) => Err(io::Error::new(
                 error.kind(),
@@ -87,14 +92,14 @@ impl Place {
         }
     }
 
-    /// Has the names of new files survive a power cut.
+    /// Syncs the folder, so that the names of new files survive a power cut.
     pub(super) fn sync_folder(&self) -> io::Result<()> {
         sync_folder(&self.folder)
     }
 }
 
 pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    // Elsewhere a folder cannot be opened, and its entries are durable with their files.
+    // On other systems a folder cannot be opened, and its entries are durable with their files.
     if cfg!(unix) {
         File::open(folder)?.sync_all()?;
     }

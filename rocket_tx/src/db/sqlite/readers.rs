@@ -1,8 +1,8 @@
 //! The connections of a SQLite file that only read.
 //!
-//! sqlx's pool lends them. What comes back is looked at in a task of the pool's own, off the path of
-//! the request that had it and of the next one: a statement whose caller has gone is finished there,
-//! and a connection that is not as it was made is closed.
+//! They are in a pool of sqlx. A returned connection is checked in a separate task of the pool, which
+//! delays neither the request that had the connection nor the next one. An abandoned statement is
+//! finished there, and a connection that was changed since it was opened is closed.
 
 use std::cmp::Ordering as Order;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,24 +14,25 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool};
 use sqlx::{Connection, Sqlite};
 use tokio::time::timeout;
 
-use super::watch::{SELDOM, state};
+use super::watch::{PROGRESS_INTERVAL, state};
 use crate::db::{Config, WaitPolicy};
 
-/// BEGIN fails where one that a request has sent is still open, whatever sqlx counts. It stands
-/// last: an answer that comes early would wake the task once more.
+/// The state of the connection as a text, then BEGIN and ROLLBACK. BEGIN fails if a transaction that
+/// a request has begun by SQL is still open, whatever sqlx counts. BEGIN is at the end, because an
+/// earlier reply would wake the task once more.
 const STATE: &str = concat!(
     "SELECT ",
     state!(),
     " || ('' = ':' COLLATE rocket_tx_touched); BEGIN; ROLLBACK"
 );
 
-/// Opens the pool, and as many connections as it is to keep.
+/// Opens the pool, with `min_connections` connections.
 pub(super) async fn connect(
     config: &Config,
     options: SqliteConnectOptions,
 ) -> sqlx::Result<SqlitePool> {
-    let made = Arc::new(OnceLock::new());
-    let looked_at = Arc::clone(&made);
+    let initial = Arc::new(OnceLock::new());
+    let expected = Arc::clone(&initial);
     PoolOptions::<Sqlite>::new()
         .acquire_timeout(config.connect_timeout.0)
         .idle_timeout(config.idle_timeout.map(|timeout| timeout.0))
@@ -41,34 +42,35 @@ pub(super) async fn connect(
         // The other end is a thread of this process: a ping proves nothing and costs a hop.
         .test_before_acquire(false)
         .after_connect(move |connection, _| {
-            let made = Arc::clone(&made);
+            let initial = Arc::clone(&initial);
             Box::pin(async move {
                 install(connection).await?;
                 let state = state_of(connection).await?;
-                made.get_or_init(|| state);
+                initial.get_or_init(|| state);
                 Ok(())
             })
         })
         .after_release(move |connection, _| {
-            let made = looked_at.get().cloned();
+            let expected = expected.get().cloned();
             Box::pin(async move {
                 let found = state_of(connection).await?;
-                let is_as_made = made.is_none_or(|made| made == found);
-                if !is_as_made {
+                let is_unchanged = expected.is_none_or(|expected| expected == found);
+                if !is_unchanged {
                     tracing::debug!("a request had changed a reading connection; closing it");
                 }
-                Ok(is_as_made && !connection.is_in_transaction())
+                Ok(is_unchanged && !connection.is_in_transaction())
             })
         })
-        // `query_only` holds even where the process may write the file; `read_only` would keep a
-        // reader from making the shared-memory file after the last writer left.
+        // `query_only` forbids writes even if the process may write the file. `read_only` would keep a
+        // reader from creating the shared-memory file after the last writer was closed.
         .connect_with(options.pragma("query_only", "ON"))
         .await
 }
 
-/// Takes a reader; with [`WaitPolicy::FAIL_FAST`] one that is idle, or a new one if there may be more.
+/// Checks out a reader. With [`WaitPolicy::FAIL_FAST`], takes an idle reader, or a new one if the pool
+/// may grow.
 ///
-/// What waits is boxed: the future of a handler that need not wait stays small.
+/// The waiting futures are boxed, so that the future stays small for a handler that need not wait.
 pub(super) async fn acquire(
     readers: &SqlitePool,
     wait: WaitPolicy,
@@ -76,7 +78,7 @@ pub(super) async fn acquire(
     /// A new connection takes a moment, but needs nothing that another request may hold.
     const CONNECTING: Duration = Duration::from_secs(1);
 
-    // Never past those who wait: the pool is fair.
+    // The pool is fair: this does not overtake waiting tasks.
     if let Some(connection) = readers.try_acquire() {
         return Ok(connection);
     }
@@ -90,39 +92,41 @@ pub(super) async fn acquire(
     Err(sqlx::Error::PoolTimedOut)
 }
 
-/// The text of [`STATE`]. One hop.
+/// Returns the text of [`STATE`]. One hop (a message to the connection's thread and its reply).
 async fn state_of(connection: &mut SqliteConnection) -> sqlx::Result<String> {
-    // All rows of all statements: one that is left out would not be run.
+    // Fetch all rows of all statements: a statement whose rows are not fetched would not run.
     let found: Vec<String> = sqlx::query_scalar(STATE).fetch_all(connection).await?;
     Ok(found.concat())
 }
 
-/// Is told when somebody sets another callback in the place of the one that it belongs to.
-struct Tripwire(Arc<AtomicBool>);
+/// Sets a flag when it is dropped. A callback of ours owns it; if a handler replaces the callback,
+/// sqlx drops both.
+struct DropFlag(Arc<AtomicBool>);
 
-impl Drop for Tripwire {
+impl Drop for DropFlag {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
 }
 
-/// Refuses every commit of a write: a request could switch `query_only` off. And has the connection
-/// say by a collation whether a callback was set on it.
+/// Installs a commit hook that refuses every commit of a write, because a request could switch
+/// `query_only` off. Also installs a collation through which [`STATE`] sees whether a callback of ours
+/// was replaced.
 async fn install(connection: &mut SqliteConnection) -> sqlx::Result<()> {
     let is_touched = Arc::new(AtomicBool::new(false));
     let mut handle = connection.lock_handle().await?;
-    let tripwire = Tripwire(Arc::clone(&is_touched));
+    let flag = DropFlag(Arc::clone(&is_touched));
     handle.set_commit_hook(move || {
-        let _belongs_to_it = &tripwire;
+        let _owned = &flag;
         false
     });
-    let tripwire = Tripwire(Arc::clone(&is_touched));
+    let flag = DropFlag(Arc::clone(&is_touched));
     handle.set_rollback_hook(move || {
-        let _belongs_to_it = &tripwire;
+        let _owned = &flag;
     });
-    let tripwire = Tripwire(Arc::clone(&is_touched));
-    handle.set_progress_handler(SELDOM, move || {
-        let _belongs_to_it = &tripwire;
+    let flag = DropFlag(Arc::clone(&is_touched));
+    handle.set_progress_handler(PROGRESS_INTERVAL, move || {
+        let _owned = &flag;
         true
     });
     handle.create_collation("rocket_tx_touched", move |one, other| {

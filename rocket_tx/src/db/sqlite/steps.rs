@@ -1,22 +1,23 @@
-//! The statements that begin and end a transaction of the writer, and those between two of them.
+//! The statements that begin and end a transaction of the writer, and those between two transactions.
 
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, Sqlite};
 use sqlx_core::transaction::TransactionManager;
 
-use super::watch::{End, first_answer, send};
+use super::watch::{End, first_reply, send};
 use super::writer::Open;
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
 impl Open {
-    /// Has the connection find out whether it is as we made it, unless it is doing that already.
-    pub(super) fn ask_for_state(&mut self) {
-        if !self.is_asked_for_state {
+    /// Queues a check whether the connection is unchanged since it was opened, unless such a check is
+    /// already queued.
+    pub(super) fn check_state(&mut self) {
+        if !self.is_state_check_queued {
             let (connection, watch) = self.parts();
-            watch.ask_for_state(connection);
-            self.is_asked_for_state = true;
+            watch.check_state(connection);
+            self.is_state_check_queued = true;
         }
     }
 
@@ -25,7 +26,7 @@ impl Open {
         const BEGIN: &str = "BEGIN IMMEDIATE";
 
         if self.counts_one_too_many {
-            first_answer(self.connection_mut(), sqlx::query(BEGIN)).await?;
+            first_reply(self.connection_mut(), sqlx::query(BEGIN)).await?;
             self.counts_one_too_many = false;
             Ok(())
         } else {
@@ -38,34 +39,35 @@ impl Open {
         let (connection, watch) = self.parts();
         watch.end(connection, end).await?;
         self.counts_one_too_many = true;
-        self.is_asked_for_state = true;
+        self.is_state_check_queued = true;
         Ok(())
     }
 
-    /// Switches automatic checkpoints on once more, now and then: nothing but the size of the log shows
-    /// that a request has switched them off, and looking at that costs more.
+    /// Switches automatic checkpoints on again from time to time, in case a request has switched them
+    /// off. Only the size of the log would show that, and reading the size costs more.
     pub(super) fn keep_checkpoints(&mut self) {
-        /// So many uses can fill the log before it is noticed.
+        /// The number of uses between two such switches. Until then the log may grow.
         const USES: u32 = 100;
         /// SQLite's own default, in pages.
         const ON: &str = "PRAGMA wal_autocheckpoint = 1000";
 
         self.uses = (self.uses + 1) % USES;
         if self.uses == 0 {
-            // Not as a prepared statement: SQLite obeys this one when it prepares it.
+            // Not a prepared statement: SQLite obeys this pragma already when it is prepared.
             send(self.connection_mut(), sqlx::raw_sql(ON));
         }
     }
 
-    /// How long the next statement waits for another process, and those behind it until
-    /// [`wait_as_usual`](Self::wait_as_usual).
-    pub(super) fn wait_for_others(&mut self, limit: Duration) {
+    /// Sets how long statements wait for another process, until
+    /// [`restore_busy_timeout`](Self::restore_busy_timeout).
+    pub(super) fn limit_busy_timeout(&mut self, limit: Duration) {
         if limit != self.file.busy_timeout {
             self.set_busy_timeout(limit);
         }
     }
 
-    pub(super) fn wait_as_usual(&mut self, limit: Duration) {
+    /// Undoes [`limit_busy_timeout`](Self::limit_busy_timeout).
+    pub(super) fn restore_busy_timeout(&mut self, limit: Duration) {
         if limit != self.file.busy_timeout {
             self.set_busy_timeout(self.file.busy_timeout);
         }
@@ -73,7 +75,7 @@ impl Open {
 
     fn set_busy_timeout(&mut self, limit: Duration) {
         let sql = format!("PRAGMA busy_timeout = {}", limit.as_millis());
-        // Not as a prepared statement: SQLite obeys this one when it prepares it.
+        // Not a prepared statement: SQLite obeys this pragma already when it is prepared.
         send(self.connection_mut(), sqlx::raw_sql(AssertSqlSafe(sql)));
     }
 }

@@ -1,15 +1,16 @@
 //! Shared sync: one sync of the write-ahead log serves all commits before it.
 //!
 //! The writer commits as with `synchronous = normal`, that is without a sync, and goes on to the
-//! next request. What it has committed is told only after an `fdatasync` of the `-wal` file that
-//! began after COMMIT had returned. While one sync runs, the next batch gathers.
+//! next request. A commit is reported only after an `fdatasync` of the `-wal` file that began after
+//! COMMIT had returned. While one sync runs, the next batch of commits gathers.
 //!
-//! A descriptor of our own is no danger here: SQLite keeps its locks on the database file and on
-//! `-shm`, and none on `-wal`. (On a file with locks, closing any descriptor drops them all.)
+//! A separate file descriptor of the `-wal` file is safe. SQLite keeps its locks on the database file
+//! and on `-shm`, and none on `-wal`. (On a file with locks, closing any descriptor of the file drops
+//! all locks that the process has on it.)
 //!
-//! A sync may find that the log was reset since the commit, and that other frames stand there. That
-//! is sound: SQLite resets it only after a checkpoint that has synced the log, copied all of it to
-//! the database file and synced that too, which it does at `normal` as it does at `full`.
+//! A sync may come after the log was reset, when other frames have replaced those of the commit. That
+//! is sound: SQLite resets the log only after a checkpoint that has synced the log, copied all of it
+//! to the database file and synced the database file too. SQLite does so at `normal` as at `full`.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -24,29 +25,30 @@ use super::mark::Mark;
 use super::place::{FileId, Place};
 use crate::db::Durability;
 
-/// The write-ahead log as one connection of the writer finds it. SQLite deletes it only with the
-/// last connection, so it stays the same file for as long as that one is open.
+/// The write-ahead log, as opened for one connection of the writer. SQLite deletes the log only when
+/// the last connection is closed, so the log stays the same file while that connection is open.
 #[derive(Debug)]
 pub(super) struct Wal {
     place: Arc<Place>,
     file: File,
     id: FileId,
-    /// `extra`: the folder is synced with every sync.
+    /// `synchronous = extra`: the folder is synced with every sync.
     with_folder: bool,
-    /// How many commits are to be synced, and how many of them are.
+    /// The number of commits that need a sync.
     committed: AtomicU64,
+    /// The number of those commits that are synced.
     synced: AtomicU64,
     mark: Mark,
-    /// A sync has failed. The kernel reports that once, and may have dropped what it could not
-    /// write: a second sync that succeeds would prove nothing.
+    /// A sync has failed. The kernel reports that only once, and may have dropped the pages that it
+    /// could not write. A second sync that succeeds would therefore prove nothing.
     failed: AtomicBool,
-    /// Of the file: it is to be checked before anybody writes to it. A connection that opens after a
-    /// failed sync may have another log object, and the same log.
+    /// The file must be checked before it is written again. Shared by all `Wal`s of the file: a
+    /// connection that is opened after a failed sync may have another `Wal` for the same log.
     in_doubt: Arc<AtomicBool>,
 }
 
 impl Wal {
-    /// Opens the log, which exists once the connection has read from the file.
+    /// Opens the log. The log exists once the connection has read from the database file.
     pub(super) fn open(
         place: Arc<Place>,
         with_folder: bool,
@@ -67,24 +69,27 @@ impl Wal {
         })
     }
 
-    /// Syncs the log's name, and what a process that was killed may have left in it: others may
-    /// read it from now on.
-    pub(super) fn sync_what_was_left(&self) -> io::Result<()> {
+    /// Syncs the log's name, and the commits that a killed process may have left in the log: other
+    /// connections may read them from now on.
+    pub(super) fn sync_leftovers(&self) -> io::Result<()> {
         self.file.sync_data()?;
         self.place.sync_folder()
     }
 
-    /// Sees to it that COMMIT finds room for what SQLite still keeps in memory: with several
-    /// databases, the second one must not find the disk full when the first is committed.
+    /// Reserves disk space for the pages that SQLite still keeps in memory, so that COMMIT does not
+    /// fail on a full disk. With several databases, the second one must not find the disk full after
+    /// the first is committed.
     ///
-    /// SQLite writes to the log before COMMIT what exceeds its cache, which is 2 MB unless the same
-    /// transaction has set `cache_size` or `cache_spill`. The blocks stay with the log, beyond its end.
-    /// What this cannot reserve is room in the `-shm` file, which grows by 32 KiB every 4,096 pages; and
-    /// some file systems can reserve nothing.
+    /// SQLite writes pages beyond its cache to the log before COMMIT. The cache is 2 MB unless the same
+    /// transaction has set `cache_size` or `cache_spill`. The reserved blocks stay with the log,
+    /// beyond its end.
+    ///
+    /// Space in the `-shm` file cannot be reserved; it grows by 32 KiB every 4,096 pages. Some file
+    /// systems can reserve nothing.
     ///
     /// # Errors
     ///
-    /// There is no room.
+    /// There is not enough space.
     pub(super) fn reserve(&self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         {
@@ -92,17 +97,18 @@ impl Wal {
             use rustix::io::Errno;
 
             const CACHE: u64 = 2_048_000;
-            /// Frames have headers, and what is in use when the cache is full comes on top.
-            const ROOM: u64 = CACHE + CACHE / 8;
+            /// Frames have headers, and pages in use can exceed a full cache.
+            const RESERVE: u64 = CACHE + CACHE / 8;
 
             let end = self.file.metadata()?.len();
             if let Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) =
-                fallocate(&self.file, FallocateFlags::KEEP_SIZE, end, ROOM)
+                fallocate(&self.file, FallocateFlags::KEEP_SIZE, end, RESERVE)
             {
                 return Err(io::Error::new(
                     io::ErrorKind::StorageFull,
                     format!(
-                        "{error}; {ROOM} bytes could not be reserved for the write-ahead log of {}",
+                        "could not reserve {RESERVE} bytes for the write-ahead log of {}: {error}; free \
+                         disk space",
                         self.place.database.display()
                     ),
                 ));
@@ -111,37 +117,39 @@ impl Wal {
         Ok(())
     }
 
-    /// A sync of this log has failed, through this object or another, and the file was not checked
-    /// since.
+    /// Returns whether a sync through this `Wal` has failed, or one through another `Wal` of the file
+    /// that has not been checked since.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst) || self.in_doubt.load(Ordering::SeqCst)
     }
 
-    /// Nothing of what was committed is still to be synced.
+    /// Returns whether all commits so far are synced.
     pub(super) fn is_synced(&self) -> bool {
         self.synced.load(Ordering::SeqCst) == self.committed.load(Ordering::SeqCst)
     }
 
-    /// To be called before COMMIT, by one who keeps everybody else from writing.
+    /// Sets a mark, which a write removes. To be called before COMMIT, while the caller keeps all other
+    /// connections from writing.
     pub(super) fn mark(&self) {
         self.mark.set(&self.file);
     }
 
-    /// Whether marks can be relied on here.
+    /// Returns whether marks are known to work on this file system.
     pub(super) fn is_mark_proved(&self) -> bool {
         self.mark.is_proved()
     }
 
-    /// Whether nothing was written since [`mark`](Self::mark), so that there is nothing to sync.
+    /// Returns whether nothing was written since [`mark`](Self::mark), so that there is nothing to
+    /// sync.
     pub(super) fn is_unwritten(&self) -> bool {
-        self.mark.stands(&self.file)
+        self.mark.is_untouched(&self.file)
     }
 
     fn sync(&self) -> io::Result<()> {
         if self.has_failed() {
             return Err(io::Error::other("an earlier sync of this log has failed"));
         }
-        // Read before: a commit that comes meanwhile may not be in it.
+        // Read before the sync, because the sync may not cover a commit that comes meanwhile.
         let committed = self.committed.load(Ordering::SeqCst);
         let synced = self.try_sync();
         if synced.is_ok() {
@@ -152,8 +160,8 @@ impl Wal {
             self.in_doubt.store(true, Ordering::SeqCst);
             tracing::error!(
                 file = %self.place.database.display(), %error,
-                "the write-ahead log could not be synced; nothing is written any more until it was \
-                 opened anew and checked"
+                "could not sync the write-ahead log; writes stop until the file has been reopened \
+                 and checked"
             );
         }
         synced
@@ -164,21 +172,22 @@ impl Wal {
         if self.with_folder {
             self.place.sync_folder()?;
         }
-        // A log or database that was unlinked or replaced is synced in vain.
+        // If the log or the database was unlinked or replaced, the sync was useless.
         if FileId::at(&self.place.wal).ok() != Some(self.id) {
             self.place.log_was_replaced.store(true, Ordering::SeqCst);
         }
         self.place.check()
     }
 
-    /// After a failed sync of the log: writes it once more from what the kernel still holds, and
-    /// syncs that. A page that the kernel has dropped reads as the disk has it; the check of the
-    /// whole file that follows finds it. Only for a caller that keeps everybody else from writing.
-    pub(super) fn write_anew(&self) -> io::Result<()> {
+    /// After a failed sync: writes the log again from what the kernel still holds, and syncs it.
+    ///
+    /// A page that the kernel has dropped is read as it is on the disk. The check of the whole file
+    /// that follows detects such a page. The caller must keep all other connections from writing.
+    pub(super) fn rewrite(&self) -> io::Result<()> {
         let mut from = &self.file;
         let mut to = OpenOptions::new().write(true).open(&self.place.wal)?;
         from.seek(SeekFrom::Start(0))?;
-        // By hand: `io::copy` may have the kernel share the blocks, and write nothing.
+        // A loop of our own: `io::copy` may make the kernel share the blocks and write nothing.
         let mut piece = vec![0; 1 << 20];
         loop {
             match from.read(&mut piece)? {
@@ -190,7 +199,7 @@ impl Wal {
     }
 }
 
-/// The thread that syncs. It ends when this is dropped and all is done.
+/// A handle of the sync thread. The thread ends when the handle is dropped and all jobs are done.
 #[derive(Debug)]
 pub(super) struct SharedSync(mpsc::Sender<Job>);
 
@@ -199,22 +208,25 @@ enum Job {
         wal: Arc<Wal>,
         done: oneshot::Sender<io::Result<()>>,
     },
-    /// To be dropped after the next sync.
+    /// Drops a connection after the next sync.
     Drop(Box<dyn Send>),
 }
 
 impl SharedSync {
     pub(super) fn start() -> io::Result<Self> {
         let (sender, jobs) = mpsc::channel();
-        // A thread of its own: other blocking work of the service must not delay answers.
+        // A separate thread: other blocking work of the service must not delay responses.
         thread::Builder::new()
             .name("sqlite-sync".into())
             .spawn(move || run(&jobs))?;
         Ok(Self(sender))
     }
 
-    /// To be called after COMMIT has returned, by one who still has the writer: what it ends in is
-    /// durable. A transaction that wrote nothing may have read what is not durable yet.
+    /// Returns the wait until a commit is durable. To be called after COMMIT has returned, while the
+    /// caller still has the writer.
+    ///
+    /// A transaction that wrote nothing may have read commits that are not durable yet, so it waits
+    /// for those.
     pub(super) fn committed(&self, wal: &Arc<Wal>, has_written: bool) -> Durability {
         if has_written {
             wal.committed.fetch_add(1, Ordering::SeqCst);
@@ -224,22 +236,23 @@ impl SharedSync {
         self.sync(wal)
     }
 
-    /// What it ends in: all that was committed so far is durable.
+    /// Requests a sync. Returns the wait until all commits so far are durable.
     pub(super) fn sync(&self, wal: &Arc<Wal>) -> Durability {
         let (done, synced) = oneshot::channel();
         let wal = Arc::clone(wal);
-        // Without the thread `done` is dropped, and the answer below is a failure.
-        let _ended = self.0.send(Job::Sync { wal, done });
+        // If the thread has ended, `done` is dropped and the wait below fails.
+        let _thread_has_ended = self.0.send(Job::Sync { wal, done });
         Durability::after(async move {
-            let ended = |_| Err(io::Error::other("the thread that syncs has ended"));
+            let ended = |_| Err(io::Error::other("the sync thread has ended"));
             synced.await.unwrap_or_else(ended)
         })
     }
 
-    /// Drops a connection after what it has committed is synced: the last connection of a file
-    /// deletes the log.
+    /// Drops a connection after its commits are synced, because the last connection of a file deletes
+    /// the log.
     pub(super) fn drop_after_sync(&self, connection: impl Send + 'static) {
-        let _dropped_now = self.0.send(Job::Drop(Box::new(connection)));
+        // If the thread has ended, the connection is dropped now.
+        let _thread_has_ended = self.0.send(Job::Drop(Box::new(connection)));
     }
 }
 
@@ -252,7 +265,7 @@ fn run(jobs: &mpsc::Receiver<Job>) {
         for job in batch {
             match job {
                 Job::Drop(connection) => drops.push(connection),
-                // One log as a rule; two if the writer was opened anew meanwhile.
+                // Usually there is one log; there are two if the writer was reopened meanwhile.
                 Job::Sync { wal, done } => match waiting
                     .iter_mut()
                     .find(|(other, _)| Arc::ptr_eq(other, &wal))
@@ -265,16 +278,16 @@ fn run(jobs: &mpsc::Receiver<Job>) {
         for (wal, waiting) in waiting {
             let synced = wal.sync();
             for done in waiting {
-                let result = synced.as_ref().copied().map_err(same);
-                let _nobody_waits = done.send(result);
+                let result = synced.as_ref().copied().map_err(copy);
+                let _receiver_is_gone = done.send(result);
             }
         }
         drop(drops);
     }
 }
 
-/// One failure is told to everybody who waited for that sync.
-fn same(error: &io::Error) -> io::Error {
+/// Copies the error of a sync, which is returned to every task that waited for the sync.
+fn copy(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),
         None => io::Error::new(error.kind(), error.to_string()),

@@ -1,10 +1,13 @@
-//! What only SQLite itself can say about the writer's transaction: whether it still stands, whether
-//! its COMMIT would be refused, and whether the connection is as we made it.
+//! What only SQLite itself can report about the writer: whether its transaction is still open, whether
+//! COMMIT would be refused, and whether the connection is unchanged since it was opened.
 //!
-//! The connection lives on a thread of its own, with a queue before it; a statement that its caller
-//! has given up may still be in the queue. So what must be known before the next statement is asked
-//! in the queue too: a [`Question`] stands right before it, and nobody waits for its answer. It
-//! costs no hop. The answer comes by way of a collation of ours, which SQLite calls on that thread.
+//! sqlx runs the connection on a separate thread, with a queue of statements in front of it. (A hop is
+//! a message to that thread and its reply.) A statement that its caller has abandoned may still be in
+//! the queue. So what must be known before the next statement must be checked in the queue too.
+//!
+//! A [`Question`] is a statement that is queued right before the next one. It calls a collation of
+//! ours, which SQLite runs on the connection's thread; the collation finds the answer and notes it in
+//! the [`Watch`]. No task waits for the question, so it costs no hop.
 
 use std::cmp::Ordering as Order;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -20,47 +23,51 @@ use super::keys::{KeyProbe, Keys};
 use super::sync::Wal;
 use crate::db::{Ended, ending};
 
-/// What the writer's callbacks and our transactions tell each other. One for each connection.
+/// The state that the callbacks of the writer's connection share with our transactions. One for each
+/// connection.
 ///
-/// SQLite can end a transaction by itself (`OR ROLLBACK`, `RAISE(ROLLBACK)`, a full disk), and a
-/// handler can by sending COMMIT or ROLLBACK. Later statements would then commit one by one.
+/// SQLite itself can end a transaction (`OR ROLLBACK`, `RAISE(ROLLBACK)`, a full disk), and a handler
+/// can end it with COMMIT or ROLLBACK. Later statements would then commit one by one.
 /// <https://www.sqlite.org/lang_transaction.html>
 #[derive(Default)]
 pub(super) struct Watch {
-    /// Set only between a question of ours and the COMMIT behind it; any other commit becomes a
-    /// rollback.
+    /// Set only between a question of ours and the COMMIT after it. The commit hook turns any other
+    /// commit into a rollback.
     may_commit: AtomicBool,
-    /// The transaction that we began is over.
+    /// The transaction that we began has ended.
     ended: AtomicBool,
     /// How the last question found the transaction.
     found: AtomicU8,
-    /// How often its state was asked for.
-    asked_for_state: AtomicU64,
-    /// The last of those questions that found the connection as we made it.
-    found_as_made: AtomicU64,
-    /// What says whether the connection is as we made it, when it was just made.
-    made: OnceLock<String>,
-    /// Somebody has replaced a callback that the truth depends on.
-    is_blind: AtomicBool,
-    /// Somebody has replaced another callback.
-    is_touched: AtomicBool,
-    /// Nobody else can ask: a number that is drawn for each connection.
+    /// The number of state checks that were queued.
+    state_checks: AtomicU64,
+    /// The number of the last state check that found the connection unchanged since it was opened.
+    unchanged_at: AtomicU64,
+    /// The state of the connection when it was opened, as a text.
+    initial_state: OnceLock<String>,
+    /// A handler has replaced a callback that the correctness of this type depends on: a commit or
+    /// rollback hook, or the collation.
+    are_hooks_replaced: AtomicBool,
+    /// A handler has replaced another callback, or has changed the table of the foreign-key probe.
+    is_altered: AtomicBool,
+    /// A random number of this connection. A handler does not know it, so it cannot ask a question.
     secret: String,
-    /// The log to be marked before a COMMIT that seems to write nothing.
+    /// The log to mark before a COMMIT that seems to write nothing.
     log: OnceLock<Arc<Wal>>,
-    /// SQLite's `total_changes()` at the last question: a hint, as it misses some writes.
+    /// SQLite's `total_changes()` at the last question. This is only a hint, because it misses some
+    /// writes.
     changes: AtomicU64,
     keys: KeyProbe,
 }
 
-/// What is asked on the connection's own thread, right before the next statement.
+/// A check that runs on the connection's own thread, right before the next statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Question {
-    /// Does our transaction stand? Then the COMMIT behind this may pass.
+    /// Is our transaction still open? If so, the COMMIT after this question may pass.
     Commit,
-    /// The same if the connection is also as we made it.
-    CommitIfAsMade,
-    /// Does our transaction stand?
+    /// Is our transaction still open? If so, the COMMIT after this question may pass, but only if the
+    /// connection is also unchanged since it was opened.
+    CommitIfUnchanged,
+    /// Is our transaction still open?
     Rollback,
 }
 
@@ -68,20 +75,20 @@ impl Question {
     fn text(self) -> &'static str {
         match self {
             Self::Commit => "commit",
-            Self::CommitIfAsMade => "commit-if-as-made",
+            Self::CommitIfUnchanged => "commit-if-unchanged",
             Self::Rollback => "rollback",
         }
     }
 }
 
-/// How a question found our transaction.
+/// How the last question found our transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// The question never came to be asked.
+    /// The question did not run.
     Nothing,
-    /// It stands.
+    /// The transaction is open.
     Open,
-    /// It is over.
+    /// The transaction has ended.
     Ended,
 }
 
@@ -93,12 +100,15 @@ const COLLATION: &str = "rocket_tx_probe";
 
 const ASK: &str = "SELECT $1 = ($2 || ' ' || total_changes()) COLLATE rocket_tx_probe";
 
-/// What a request may leave behind that the next one would feel, in one text. What changes no result
-/// is not among it. Nor is what can be changed outside a transaction
-/// alone: that concerns writing, and a writer whose transaction was ended by a handler is closed.
+/// SQL for the state of a connection: all that a request may leave behind and that would affect the
+/// next request, as one text.
 ///
-/// A table under the name of a pragma would go before it. So they are looked for among the temporary
-/// tables, all of which are in the text.
+/// Settings that change no result are not included. Settings that can be changed only outside a
+/// transaction are not included either: they concern writing, and a writer whose transaction was ended
+/// by a handler is closed.
+///
+/// A table with the name of a pragma would be read instead of the pragma. So the pragmas are read in
+/// the schema `temp`, and all temporary tables are part of the text.
 macro_rules! state {
     () => {
         "(SELECT group_concat(name || ' ' || file) FROM temp.pragma_database_list()) \
@@ -124,7 +134,8 @@ macro_rules! state {
 }
 pub(super) use state;
 
-/// The same of the writer. What its cache keeps until COMMIT is what [`Wal::reserve`] reckons with.
+/// SQL for the state of the writer: also the settings that limit its cache, because [`Wal::reserve`]
+/// relies on the size of the cache.
 macro_rules! writer_state {
     () => {
         concat!(
@@ -135,8 +146,8 @@ macro_rules! writer_state {
     };
 }
 
-/// SQL, and behind it the question for the state, which the connection asks itself at once.
-macro_rules! and_ask_for_state {
+/// SQL followed by the state check, which the connection runs right after it.
+macro_rules! with_state_check {
     ($sql:literal) => {
         concat!(
             $sql,
@@ -154,18 +165,19 @@ pub(super) enum End {
     Rollback,
 }
 
-/// Belongs to a callback. SQLite has one of each kind; when somebody sets another, or removes it,
-/// sqlx drops ours, and this with it.
-struct Tripwire(Arc<Watch>, fn(&Watch) -> &AtomicBool);
+/// Sets a flag of the watch when it is dropped. A callback of ours owns it. SQLite has one callback of
+/// each kind: if a handler sets another one or removes ours, sqlx drops ours and this flag with it.
+struct DropFlag(Arc<Watch>, fn(&Watch) -> &AtomicBool);
 
-impl Drop for Tripwire {
+impl Drop for DropFlag {
     fn drop(&mut self) {
         (self.1)(&self.0).store(true, Ordering::SeqCst);
     }
 }
 
-/// Operations of SQLite's machine between two calls of a progress handler that does nothing.
-pub(super) const SELDOM: i32 = 1_000_000_000;
+/// The number of operations of SQLite's virtual machine between two calls of a progress handler. The
+/// handler does nothing, so the number is high.
+pub(super) const PROGRESS_INTERVAL: i32 = 1_000_000_000;
 
 impl Watch {
     pub(super) fn new() -> Arc<Self> {
@@ -175,57 +187,58 @@ impl Watch {
         })
     }
 
-    /// Makes the connection one that can be watched.
+    /// Installs our callbacks on the connection, and records its state.
     pub(super) async fn install(
         self: &Arc<Self>,
         connection: &mut SqliteConnection,
     ) -> sqlx::Result<()> {
         let watch = Arc::clone(self);
-        let tripwire = self.blinded();
+        let flag = self.hooks_flag();
         let mut handle = connection.lock_handle().await?;
         handle.create_collation(COLLATION, move |one, other| {
-            let _belongs_to_it = &tripwire;
+            let _owned = &flag;
             watch.compare(one, other)
         })?;
         drop(handle);
         self.keys.install(connection).await?;
-        let made = sqlx::query_scalar(concat!("SELECT ", writer_state!()))
+        let state = sqlx::query_scalar(concat!("SELECT ", writer_state!()))
             .fetch_one(&mut *connection)
             .await?;
-        self.made.get_or_init(|| made);
+        self.initial_state.get_or_init(|| state);
 
         let mut handle = connection.lock_handle().await?;
-        let (watch, tripwire) = (Arc::clone(self), self.blinded());
+        let (watch, flag) = (Arc::clone(self), self.hooks_flag());
         handle.set_commit_hook(move || {
-            let _belongs_to_it = &tripwire;
+            let _owned = &flag;
             watch.may_commit.swap(false, Ordering::SeqCst)
         });
-        let (watch, tripwire) = (Arc::clone(self), self.blinded());
+        let (watch, flag) = (Arc::clone(self), self.hooks_flag());
         handle.set_rollback_hook(move || {
-            let _belongs_to_it = &tripwire;
+            let _owned = &flag;
             watch.ended.store(true, Ordering::SeqCst);
         });
-        let tripwire = self.touched();
+        let flag = self.altered_flag();
         handle.set_update_hook(move |_| {
-            let _belongs_to_it = &tripwire;
+            let _owned = &flag;
         });
-        let tripwire = self.touched();
-        handle.set_progress_handler(SELDOM, move || {
-            let _belongs_to_it = &tripwire;
+        let flag = self.altered_flag();
+        handle.set_progress_handler(PROGRESS_INTERVAL, move || {
+            let _owned = &flag;
             true
         });
         Ok(())
     }
 
-    fn blinded(self: &Arc<Self>) -> Tripwire {
-        Tripwire(Arc::clone(self), |watch| &watch.is_blind)
+    fn hooks_flag(self: &Arc<Self>) -> DropFlag {
+        DropFlag(Arc::clone(self), |watch| &watch.are_hooks_replaced)
     }
 
-    fn touched(self: &Arc<Self>) -> Tripwire {
-        Tripwire(Arc::clone(self), |watch| &watch.is_touched)
+    fn altered_flag(self: &Arc<Self>) -> DropFlag {
+        DropFlag(Arc::clone(self), |watch| &watch.is_altered)
     }
 
-    /// The collation. It is called for keys of the probe, and to answer what we ask.
+    /// The collation. SQLite calls it for keys of the foreign-key probe, for our questions, and for
+    /// state checks.
     fn compare(&self, one: &str, other: &str) -> Order {
         let asked = match (one == self.secret, other == self.secret) {
             (true, _) => Some(other),
@@ -234,38 +247,38 @@ impl Watch {
         };
         match asked {
             Some(asked) => self.answer(asked),
-            None => self.keys.note_look(),
+            None => self.keys.note_lookup(),
         }
         one.cmp(other)
     }
 
     fn answer(&self, asked: &str) {
         let (question, rest) = asked.split_once(' ').unwrap_or((asked, ""));
-        let stands = !self.ended.load(Ordering::SeqCst);
+        let is_open = !self.ended.load(Ordering::SeqCst);
         let may_commit = if question == Question::Commit.text() {
             self.mark_log(rest);
-            stands
-        } else if question == Question::CommitIfAsMade.text() {
-            stands && self.is_state_as_made()
+            is_open
+        } else if question == Question::CommitIfUnchanged.text() {
+            is_open && self.is_state_unchanged()
         } else if question == Question::Rollback.text() {
             false
         } else {
             return self.compare_state(question, rest);
         };
         self.may_commit.store(may_commit, Ordering::SeqCst);
-        let found = if stands { OPEN } else { ENDED };
+        let found = if is_open { OPEN } else { ENDED };
         self.found.store(found, Ordering::SeqCst);
     }
 
     fn compare_state(&self, number: &str, state: &str) {
         if let Ok(number) = number.parse()
-            && self.made.get().is_some_and(|made| made == state)
+            && (self.initial_state.get()).is_some_and(|initial| initial == state)
         {
-            self.found_as_made.store(number, Ordering::SeqCst);
+            self.unchanged_at.store(number, Ordering::SeqCst);
         }
     }
 
-    /// Only where it may be of use: it costs two system calls, and two more after COMMIT.
+    /// Marks the log, if the mark may be useful. It costs two system calls, and two more after COMMIT.
     fn mark_log(&self, changes: &str) {
         let (Some(log), Ok(changes)) = (self.log.get(), changes.parse()) else {
             return;
@@ -275,20 +288,20 @@ impl Watch {
         }
     }
 
-    /// Has `log` marked before each COMMIT that seems to write nothing.
+    /// Makes `log` be marked before each COMMIT that seems to write nothing.
     pub(super) fn mark_before_commit(&self, log: &Arc<Wal>) {
         self.log.get_or_init(|| Arc::clone(log));
     }
 
-    /// Has the connection answer on its own thread before it does anything else.
+    /// Queues a question. The connection's thread runs it before any later statement.
     pub(super) fn ask(&self, connection: &mut SqliteConnection, question: Question) {
         self.found.store(NOTHING, Ordering::SeqCst);
         let asked = sqlx::query(ASK).bind(&self.secret).bind(question.text());
         send(connection, asked);
     }
 
-    /// How the last question found our transaction; to be called when the statement behind it was
-    /// answered.
+    /// Returns how the last question found our transaction. To be called after the reply to the
+    /// statement that follows the question.
     pub(super) fn found(&self) -> Found {
         match self.found.load(Ordering::SeqCst) {
             OPEN => Found::Open,
@@ -297,52 +310,55 @@ impl Watch {
         }
     }
 
-    /// Asks, in the same way, whether the connection is as we made it. Holds until somebody uses the
-    /// connection.
-    pub(super) fn ask_for_state(&self, connection: &mut SqliteConnection) {
-        let question = self.for_state(and_ask_for_state!(""));
-        send(connection, question);
+    /// Queues a state check: is the connection unchanged since it was opened? The result holds until
+    /// the connection is used again.
+    pub(super) fn check_state(&self, connection: &mut SqliteConnection) {
+        let check = self.state_check(with_state_check!(""));
+        send(connection, check);
     }
 
-    /// Ends the transaction, and asks for the state right behind it: the connection looks while its
-    /// thread would wait for the next request. One hop, and nobody waits for the question.
+    /// Ends the transaction, and checks the state right after it, while the connection's thread would
+    /// otherwise wait for the next request. One hop; no task waits for the check.
     pub(super) async fn end(
         &self,
         connection: &mut SqliteConnection,
         end: End,
     ) -> sqlx::Result<()> {
         let sql = match end {
-            End::Commit => and_ask_for_state!("COMMIT; "),
-            End::Rollback => and_ask_for_state!("ROLLBACK; "),
+            End::Commit => with_state_check!("COMMIT; "),
+            End::Rollback => with_state_check!("ROLLBACK; "),
         };
-        first_answer(connection, self.for_state(sql)).await
+        first_reply(connection, self.state_check(sql)).await
     }
 
-    fn for_state(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
-        // Numbered: the answer to an earlier question may still be to come, and this one is not sent
-        // to a connection whose thread has ended.
-        let number = self.asked_for_state.fetch_add(1, Ordering::SeqCst) + 1;
+    fn state_check(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
+        // Checks are numbered, because the result of an earlier one may come late, and because this one
+        // is not sent if the connection's thread has ended.
+        let number = self.state_checks.fetch_add(1, Ordering::SeqCst) + 1;
         sqlx::query(sql).bind(&self.secret).bind(number.to_string())
     }
 
-    fn is_state_as_made(&self) -> bool {
-        let asked = self.asked_for_state.load(Ordering::SeqCst);
-        self.found_as_made.load(Ordering::SeqCst) == asked && asked > 0
+    fn is_state_unchanged(&self) -> bool {
+        let last = self.state_checks.load(Ordering::SeqCst);
+        self.unchanged_at.load(Ordering::SeqCst) == last && last > 0
     }
 
-    /// Whether it is; to be called when a statement behind the question was answered.
-    pub(super) fn is_as_made(&self) -> bool {
-        self.is_state_as_made() && !self.is_touched() && !self.is_blind()
+    /// Returns whether the connection is unchanged since it was opened. To be called after the reply to
+    /// a statement that follows the state check.
+    pub(super) fn is_unchanged(&self) -> bool {
+        self.is_state_unchanged() && !self.is_altered() && !self.are_hooks_replaced()
     }
 
-    /// Nothing that this one says can be believed: its callbacks were replaced.
-    pub(super) fn is_blind(&self) -> bool {
-        self.is_blind.load(Ordering::SeqCst)
+    /// Returns whether a handler has replaced a hook that this type depends on. Then nothing that it
+    /// reports can be trusted.
+    pub(super) fn are_hooks_replaced(&self) -> bool {
+        self.are_hooks_replaced.load(Ordering::SeqCst)
     }
 
-    /// Callbacks were set that the next request must not find.
-    pub(super) fn is_touched(&self) -> bool {
-        self.is_touched.load(Ordering::SeqCst)
+    /// Returns whether a handler has set a callback, or changed the probe's table, so that the next
+    /// request must not get this connection.
+    pub(super) fn is_altered(&self) -> bool {
+        self.is_altered.load(Ordering::SeqCst)
     }
 
     pub(super) fn begun(&self) {
@@ -350,7 +366,8 @@ impl Watch {
         self.ended.store(false, Ordering::SeqCst);
     }
 
-    /// Certain once a statement was answered that was sent after all others.
+    /// Returns whether our transaction has ended. Certain only after the reply to a statement that was
+    /// sent after all others.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
@@ -359,31 +376,31 @@ impl Watch {
         self.may_commit.store(false, Ordering::SeqCst);
     }
 
-    /// Whether COMMIT would find a deferred foreign key broken. One hop.
+    /// Returns whether COMMIT would find a broken deferred foreign key. One hop.
     pub(super) async fn is_constraint_broken(
         &self,
         connection: &mut SqliteConnection,
     ) -> sqlx::Result<bool> {
-        let is_broken = match self.keys.look(connection).await? {
+        let is_broken = match self.keys.check(connection).await? {
             Keys::NotProbed => return Ok(false),
             Keys::Hold => false,
             Keys::Broken => true,
             Keys::Unknown => {
-                self.is_touched.store(true, Ordering::SeqCst);
+                self.is_altered.store(true, Ordering::SeqCst);
                 return Err(sqlx::Error::WorkerCrashed);
             }
         };
-        // The row that was deleted, and put back.
+        // `total_changes()` has counted the row that the probe deleted and restored.
         self.changes.fetch_add(1, Ordering::SeqCst);
         Ok(is_broken)
     }
 }
 
 impl ending::End for Arc<Watch> {
-    /// The connection is about to be closed; only a handler that has replaced our hooks can have
-    /// committed anything.
+    /// The caller is about to close the connection. Only a handler that has replaced our hooks can
+    /// have committed anything.
     fn end(&self) -> BoxFuture<'_, Ended> {
-        let ended = match self.is_blind() {
+        let ended = match self.are_hooks_replaced() {
             true => Ended::Before,
             false => Ended::RolledBack,
         };
@@ -391,19 +408,18 @@ impl ending::End for Arc<Watch> {
     }
 }
 
-/// Puts a statement into the connection's queue, which is never full, and does not wait for what it
-/// says.
+/// Queues a statement on the connection, and does not wait for its reply. The queue is never full.
 pub(super) fn send<'q>(connection: &mut SqliteConnection, query: impl Execute<'q, Sqlite> + 'q) {
     let _under_way = connection.fetch_many(query).next().now_or_never();
 }
 
-/// Waits for the first of the statements in `query`, which returns no rows.
-pub(super) async fn first_answer<'q>(
+/// Waits for the reply to the first statement of `query`. That statement returns no rows.
+pub(super) async fn first_reply<'q>(
     connection: &mut SqliteConnection,
     query: impl Execute<'q, Sqlite> + 'q,
 ) -> sqlx::Result<()> {
     match connection.fetch_many(query).next().await {
-        Some(answer) => answer.map(drop),
+        Some(reply) => reply.map(drop),
         None => Err(sqlx::Error::WorkerCrashed),
     }
 }

@@ -1,8 +1,7 @@
 //! The one connection of a SQLite file that writes, and the queue in front of it.
 //!
-//! Not a pool: a pool asks a connection whether it still answers whenever it comes back, in a task
-//! of its own, and the next request waits for that. Here the next one in the queue is woken at
-//! once.
+//! It is not in a pool. A pool pings each returned connection in a separate task, and the next request
+//! waits for that. Here the next request in the queue is woken at once.
 
 use std::io;
 use std::sync::Arc;
@@ -25,55 +24,55 @@ use crate::db::error_class::while_connecting;
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
-/// The writer of a file. First come, first served.
+/// The writer of a file. Requests get it in order of arrival.
 pub(super) struct Writer {
     file: Arc<WriterFile>,
     /// How long a request waits for its turn.
     connect_timeout: Duration,
-    /// Empty before first use, and after a connection was given up.
+    /// Empty before the first use, and after a connection was discarded.
     open: Slot,
     closed: AtomicBool,
 }
 
 type Slot = Arc<Mutex<Option<Open>>>;
 
-/// The writer's place, held by one who has the turn.
+/// The writer's slot, locked by the request whose turn it is.
 pub(super) type Turn = OwnedMutexGuard<Option<Open>>;
 
-/// What it takes to open the writer's connection.
+/// All that is needed to open the writer's connection.
 pub(super) struct WriterFile {
     pub(super) options: SqliteConnectOptions,
-    /// How long it waits for another process as a rule.
+    /// How long it waits for another process, unless a request sets another limit.
     pub(super) busy_timeout: Duration,
     pub(super) place: Arc<Place>,
-    /// Present if commits are to survive a power cut, which SQLite does not see to here.
+    /// Present if commits are to survive a power cut. It syncs instead of SQLite.
     pub(super) sync: Option<SharedSync>,
-    /// `extra`: the folder is synced with every sync.
+    /// `synchronous = extra`: the folder is synced with every sync.
     pub(super) with_folder: bool,
     /// The disk has failed, and the file has not been checked since.
     pub(super) in_doubt: Arc<AtomicBool>,
 }
 
-/// The connection, with what belongs to it.
+/// The open connection, and what belongs to it.
 pub(super) struct Open {
-    /// Empty only in `Drop`.
+    /// Empty only in `Drop`, in [`replace`](Self::replace), and after a failed `replace`.
     connection: Option<SqliteConnection>,
     pub(super) watch: Arc<Watch>,
     pub(super) wal: Arc<Wal>,
     pub(super) file: Arc<WriterFile>,
-    /// Its last transaction was left to be rolled back by the connection itself.
+    /// A rollback of its last transaction is queued, and no task has waited for it.
     pub(super) rolls_back: bool,
-    /// sqlx still counts the last transaction as open. We end transactions by statements of our own,
-    /// behind which more can stand; sqlx's own COMMIT would have the connection's thread wait for
-    /// our task.
+    /// sqlx still counts the last transaction as open. We end transactions by our own statements,
+    /// because more statements can follow in the same message. After sqlx's own COMMIT the connection's
+    /// thread would wait for our task.
     pub(super) counts_one_too_many: bool,
-    /// It was asked whether it is as we made it, and nobody has used it since.
-    pub(super) is_asked_for_state: bool,
-    /// Counted for [`keep_checkpoints`](Open::keep_checkpoints).
+    /// A state check was queued, and the connection has not been used since.
+    pub(super) is_state_check_queued: bool,
+    /// The number of uses, for [`keep_checkpoints`](Open::keep_checkpoints).
     pub(super) uses: u32,
 }
 
-const OPEN: &str = "the connection is there until it is dropped";
+const OPEN: &str = "the writer has a connection until it is dropped";
 
 impl Writer {
     pub(super) fn new(file: WriterFile, connect_timeout: Duration) -> Self {
@@ -85,7 +84,11 @@ impl Writer {
         }
     }
 
-    /// Dropping the future gives up the place in the queue.
+    /// Waits in the queue for the writer, and checks it out.
+    ///
+    /// # Cancellation
+    ///
+    /// If the future is dropped, the request leaves the queue.
     pub(super) async fn acquire(&self, wait: WaitPolicy) -> sqlx::Result<WriterSession> {
         let open = Arc::clone(&self.open);
         let turn = if wait.queues() {
@@ -105,33 +108,35 @@ impl Writer {
             *turn = None;
         }
         if turn.is_none() {
-            // A task of its own: it may have to check the whole file, and a client that goes away
-            // meanwhile must not have it begin anew. Everybody else waits in the queue.
+            // Open in a separate task. That may include a check of the whole file, which must not start
+            // again because a client disconnects meanwhile. All other requests wait in the queue.
             let opening = Box::pin(tokio::spawn(open_in_turn(Arc::clone(&self.file), turn)));
             turn = opening.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
         }
         Ok(WriterSession::new(turn))
     }
 
-    /// How long a request waits for its turn.
+    /// Returns how long a request waits for its turn.
     pub(super) fn connect_timeout(&self) -> Duration {
         self.connect_timeout
     }
 
-    /// Waits for whoever has it. Nobody gets it afterwards.
+    /// Waits for the request that has the writer, then closes the connection. No request gets the
+    /// writer afterwards.
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         let Some(mut open) = self.open.lock().await.take() else {
             return;
         };
-        // The last connection deletes the log, which must be synced before.
+        // The last connection deletes the log, so the log must be synced first. Each commit reports a
+        // failed sync itself.
         if let Some(sync) = &open.file.sync {
-            let _its_owner_is_told = sync.sync(&open.wal).wait().await;
+            let _reported_by_commit = sync.sync(&open.wal).wait().await;
         }
         if let Some(connection) = open.connection.take()
             && let Err(error) = connection.close().await
         {
-            tracing::debug!(%error, "the writer did not end well");
+            tracing::debug!(%error, "could not close the writer's connection");
         }
     }
 }
@@ -141,7 +146,7 @@ async fn open_in_turn(file: Arc<WriterFile>, mut turn: Turn) -> sqlx::Result<Tur
     Ok(turn)
 }
 
-/// The file that was opened is not there.
+/// Marks an error as "the database cannot be reached": the file that was opened is no longer there.
 pub(super) fn unreachable(error: io::Error) -> sqlx::Error {
     while_connecting(sqlx::Error::Io(error))
 }
@@ -149,7 +154,7 @@ pub(super) fn unreachable(error: io::Error) -> sqlx::Error {
 impl Open {
     pub(super) async fn open(file: Arc<WriterFile>) -> sqlx::Result<Self> {
         let mut connection = file.options.connect().await?;
-        // Has SQLite open the log, and nobody delete it from now on.
+        // Makes SQLite open the log. From now on no other connection deletes it.
         connection
             .execute("SELECT count(*) FROM sqlite_schema")
             .await?;
@@ -160,7 +165,7 @@ impl Open {
             let in_doubt = Arc::clone(&opening.in_doubt);
             let wal = Wal::open(Arc::clone(&opening.place), opening.with_folder, in_doubt)?;
             if opening.sync.is_some() {
-                wal.sync_what_was_left()?;
+                wal.sync_leftovers()?;
             }
             Ok::<_, io::Error>(Arc::new(wal))
         });
@@ -179,7 +184,7 @@ impl Open {
             file,
             rolls_back: false,
             counts_one_too_many: false,
-            is_asked_for_state: false,
+            is_state_check_queued: false,
             uses: 0,
         })
     }
@@ -192,42 +197,43 @@ impl Open {
         self.connection.as_mut().expect(OPEN)
     }
 
-    /// The connection and its watch, to be used together.
+    /// Returns the connection and its watch, to be used together.
     pub(super) fn parts(&mut self) -> (&mut SqliteConnection, &Watch) {
         (self.connection.as_mut().expect(OPEN), &self.watch)
     }
 
-    /// Whether the next request may have it.
+    /// Returns whether the next request may get this connection.
     async fn is_usable(&mut self) -> bool {
         if self.wal.has_failed() {
             return false;
         }
-        if self.watch.is_blind() || self.watch.is_touched() {
+        if self.watch.are_hooks_replaced() || self.watch.is_altered() {
             return false;
         }
         let depth = usize::from(self.counts_one_too_many);
         if Manager::get_transaction_depth(self.connection()) == depth && !self.rolls_back {
             return true;
         }
-        // A rollback is queued; it is done when the ping is answered. If it was not, the connection
-        // believes in a transaction that SQLite, or a handler, has ended.
+        // A rollback is queued; it is done when the ping gets its reply. If the rollback failed, sqlx
+        // still counts a transaction as open that SQLite or a handler has already ended.
         let (connection, watch) = self.parts();
-        let answered = connection.ping().await.is_ok();
+        let has_replied = connection.ping().await.is_ok();
         let is_over = Manager::get_transaction_depth(connection) == depth;
-        let is_usable = answered && is_over && watch.found() == Found::Open;
+        let is_usable = has_replied && is_over && watch.found() == Found::Open;
         self.rolls_back = false;
         is_usable
     }
 
-    /// Closes it and waits until its locks are gone, then opens another one in its place.
+    /// Closes the connection, waits until its locks are released, and opens another one in its place.
     pub(super) async fn replace(&mut self) -> sqlx::Result<()> {
         let file = Arc::clone(&self.file);
         if let Some(connection) = self.connection.take() {
-            // What it has committed may not be synced yet, and the last connection deletes the log.
+            // The last connection deletes the log, and its commits may not be synced yet. Each commit
+            // reports a failed sync itself.
             if !self.wal.is_synced()
                 && let Some(sync) = &file.sync
             {
-                let _its_owner_is_told = sync.sync(&self.wal).wait().await;
+                let _reported_by_commit = sync.sync(&self.wal).wait().await;
             }
             connection.close().await?;
         }
@@ -248,22 +254,23 @@ impl Drop for Open {
     }
 }
 
-/// After the disk has failed. Nobody writes meanwhile, in no process.
+/// Checks the file after a failure of the disk. BEGIN IMMEDIATE keeps all processes from writing
+/// meanwhile.
 async fn check(connection: &mut SqliteConnection, wal: &Arc<Wal>) -> sqlx::Result<()> {
     connection.execute("BEGIN IMMEDIATE").await?;
     let wal = Arc::clone(wal);
-    let written = spawn_blocking(move || wal.write_anew()).await;
+    let written = spawn_blocking(move || wal.rewrite()).await;
     written.map_err(io::Error::other)??;
-    let said: String = sqlx::query_scalar("PRAGMA main.quick_check(1)")
+    let result: String = sqlx::query_scalar("PRAGMA main.quick_check(1)")
         .fetch_one(&mut *connection)
         .await?;
     connection.execute("ROLLBACK").await?;
-    if said != "ok" {
+    if result != "ok" {
         return Err(io::Error::other(format!(
-            "the disk has failed, and the file is damaged ({said}); restore it from a backup"
+            "the disk has failed, and the file is damaged ({result}); restore it from a backup"
         ))
         .into());
     }
-    tracing::warn!("the disk had failed; the file was checked, and is written to again");
+    tracing::warn!("the disk had failed; the file was checked and is intact, so writes resume");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The writer while one transaction has it.
+//! The writer while one transaction has it checked out.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -17,20 +17,21 @@ use crate::db::{CommitError, Durability, Ending, RollbackError};
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
-/// The writer, borrowed. Dropping it lets the next request have it.
+/// The checked-out writer. Dropping it lets the next request have the writer.
 pub(super) struct WriterSession {
-    /// Never empty but in `Drop`, and when a connection could not be replaced.
+    /// Empty only in `Drop`.
     turn: Turn,
-    give_up: bool,
+    /// The connection is closed on drop, and the next request gets a new one.
+    close_on_drop: bool,
 }
 
-const CHECKED_OUT: &str = "the writer is open for as long as it is lent";
+const CHECKED_OUT: &str = "a checked-out writer is open";
 
 impl WriterSession {
     pub(super) fn new(turn: Turn) -> Self {
         Self {
             turn,
-            give_up: false,
+            close_on_drop: false,
         }
     }
 
@@ -42,9 +43,10 @@ impl WriterSession {
         self.turn.as_mut().expect(CHECKED_OUT)
     }
 
-    /// Sends BEGIN IMMEDIATE, which waits `busy_timeout` at most for another process. One hop.
+    /// Sends BEGIN IMMEDIATE, which waits at most `busy_timeout` for another process. One hop (a message
+    /// to the connection's thread and its reply).
     ///
-    /// A connection on which an earlier request has left something is found out, and replaced.
+    /// If an earlier request has changed the connection, this is detected and the connection replaced.
     pub(super) async fn begin(&mut self, busy_timeout: Duration) -> sqlx::Result<()> {
         if self.try_begin(busy_timeout).await? {
             return Ok(());
@@ -53,22 +55,22 @@ impl WriterSession {
         self.replace().await?;
         match self.try_begin(busy_timeout).await? {
             true => Ok(()),
-            // A new one is as it was made.
+            // A new connection is unchanged, so this does not happen.
             false => Err(sqlx::Error::BeginFailed),
         }
     }
 
-    /// Says whether the connection is as it was made.
+    /// Begins a transaction. Returns `false` if the connection was changed since it was opened.
     async fn try_begin(&mut self, busy_timeout: Duration) -> sqlx::Result<bool> {
         let open = self.open_mut();
-        // As a rule it was asked behind the last COMMIT, and has answered by now.
-        open.ask_for_state();
-        open.wait_for_others(busy_timeout);
+        // Usually the check was queued right after the last COMMIT, and is done by now.
+        open.check_state();
+        open.limit_busy_timeout(busy_timeout);
         let begun = open.begin().await;
-        open.wait_as_usual(busy_timeout);
+        open.restore_busy_timeout(busy_timeout);
         let watch = &open.watch;
-        if !watch.is_as_made() {
-            // Then it may be the reason of the failure too.
+        if !watch.is_unchanged() {
+            // If BEGIN failed, the change may be the reason, so its error is ignored.
             return Ok(false);
         }
         watch.begun();
@@ -76,21 +78,21 @@ impl WriterSession {
     }
 
     async fn replace(&mut self) -> sqlx::Result<()> {
-        // Boxed: the future of a handler that needs none of this stays small.
+        // Boxed, so that the future stays small for a handler that does not need this.
         let replaced = Box::pin(self.open_mut().replace()).await;
-        self.give_up |= replaced.is_err();
+        self.close_on_drop |= replaced.is_err();
         replaced
     }
 
-    /// Proves that COMMIT would mean COMMIT, and have room. One hop.
+    /// Proves that COMMIT would commit and has enough disk space. One hop.
     pub(super) async fn prepare(&mut self) -> Result<(), CommitError> {
         let open = self.open_mut();
-        if open.watch.is_blind() {
-            return Err(self.is_blind());
+        if open.watch.are_hooks_replaced() {
+            return Err(self.hooks_replaced());
         }
         let (connection, watch) = open.parts();
         let broken = watch.is_constraint_broken(connection).await;
-        // Read now: what was still in the queue is done.
+        // Read after the probe, so that all statements in the queue are done.
         if watch.has_ended() {
             return Err(CommitError::Ended { undone: true });
         }
@@ -100,23 +102,23 @@ impl WriterSession {
             Err(error) => return Err(CommitError::Refused(error)),
         }
         let open = self.open();
-        let there = open.file.place.check();
-        there.map_err(|error| CommitError::Refused(unreachable(error)))?;
-        let room = open.wal.reserve();
-        room.map_err(|error| CommitError::Refused(error.into()))
+        let place = open.file.place.check();
+        place.map_err(|error| CommitError::Refused(unreachable(error)))?;
+        let reserved = open.wal.reserve();
+        reserved.map_err(|error| CommitError::Refused(error.into()))
     }
 
-    /// Commits, or says why not. One hop.
+    /// Commits. One hop.
     pub(super) async fn commit(&mut self) -> Result<Durability, CommitError> {
         let open = self.open_mut();
-        if open.watch.is_blind() {
-            return Err(self.is_blind());
+        if open.watch.are_hooks_replaced() {
+            return Err(self.hooks_replaced());
         }
         if let Err(error) = open.file.place.check() {
             return Err(CommitError::Refused(unreachable(error)));
         }
         let (connection, watch) = open.parts();
-        // A handler forgot a savepoint: sqlx releases one at a time.
+        // If the handler left savepoints open, sqlx releases one at a time.
         let mut result = Ok(());
         while result.is_ok() && Manager::get_transaction_depth(connection) > 1 {
             result = Manager::commit(connection).await;
@@ -134,8 +136,8 @@ impl WriterSession {
         let Err(error) = result else {
             return match found {
                 Found::Open => Ok(open.committed()),
-                // No hook of ours was asked.
-                Found::Ended | Found::Nothing => Err(self.is_blind()),
+                // COMMIT succeeded although our hook would have refused it, so the hook was replaced.
+                Found::Ended | Found::Nothing => Err(self.hooks_replaced()),
             };
         };
         if found != Found::Open && open.watch.has_ended() {
@@ -145,45 +147,47 @@ impl WriterSession {
             return Err(CommitError::Refused(error));
         }
         let open = self.open_mut();
-        // What the disk has of it is not known; the file is checked before anything else is written.
+        // It is unknown how much of the commit is on the disk. The file is checked before anything
+        // else is written.
         open.file.in_doubt.store(true, Ordering::SeqCst);
         Err(CommitError::Unknown(error))
     }
 
-    /// Rolls back, and makes sure that it was this transaction. One hop.
+    /// Rolls back, and makes sure that this ended the transaction that we began. One hop.
     pub(super) async fn rollback(&mut self) -> Result<(), RollbackError> {
         let open = self.open_mut();
-        let is_blind = open.watch.is_blind();
+        let are_hooks_replaced = open.watch.are_hooks_replaced();
         let (connection, watch) = open.parts();
         let mut result = Ok(());
         while result.is_ok() && Manager::get_transaction_depth(connection) > 1 {
             result = Manager::rollback(connection).await;
         }
-        // By sqlx's count it is over: a handler has ended it, and may have changed the connection.
+        // If sqlx counts the transaction as ended, a handler has ended it, and may have changed the
+        // connection.
         let is_over = Manager::get_transaction_depth(connection) == 0;
         if result.is_ok() && !is_over {
             watch.ask(connection, Question::Rollback);
             result = open.end(End::Rollback).await;
         }
         let (found, has_ended) = (open.watch.found(), open.watch.has_ended());
-        if is_blind {
-            drop(self.is_blind());
+        if are_hooks_replaced {
+            drop(self.hooks_replaced());
             return Err(RollbackError::Ended { undone: false });
         }
         match result {
             Ok(()) if found == Found::Open && !is_over => Ok(()),
             Err(error) if !has_ended => Err(RollbackError::Lost(error)),
-            // It had ended, and nothing of it stays: our hook refuses any other COMMIT. But the
-            // connection may have been changed outside of it.
+            // The transaction had already ended. Nothing of it remains, because our hook refuses any
+            // other COMMIT. But the connection may have been changed outside the transaction.
             Ok(()) | Err(_) => {
-                self.give_up();
+                self.close_on_drop();
                 Ok(())
             }
         }
     }
 
-    /// Whether a handler has attached a file. COMMIT goes from file to file then, and what one of them
-    /// refuses may stand in another.
+    /// Returns whether a handler has attached a file. COMMIT then commits one file after the other: if
+    /// one file refuses, another may already be committed.
     async fn has_attached(&mut self) -> bool {
         const ATTACHED: &str =
             "SELECT count(*) FROM temp.pragma_database_list() WHERE name NOT IN ('main', 'temp')";
@@ -193,12 +197,12 @@ impl WriterSession {
         attached.map_or(true, |attached| attached > 0)
     }
 
-    /// As the transaction is ended by closing its connection.
+    /// Returns how the transaction is ended from outside: the caller closes its connection.
     pub(super) fn ending(&self) -> Ending {
         Ending::by(Arc::clone(&self.open().watch))
     }
 
-    /// Queues a rollback that the connection does before anything else.
+    /// Queues a rollback. The connection runs it before any later statement.
     pub(super) fn start_rollback(&mut self) {
         let open = self.open_mut();
         open.rolls_back = true;
@@ -209,24 +213,25 @@ impl WriterSession {
         }
     }
 
-    /// A callback of ours was replaced: whatever the handler ended, nobody has seen it.
-    fn is_blind(&mut self) -> CommitError {
+    /// Logs that a callback of ours was replaced, and returns the error for it. Without our callback,
+    /// the end of a transaction by the handler is not seen.
+    fn hooks_replaced(&mut self) -> CommitError {
         tracing::error!(
             "a handler has set a commit or rollback hook, or the collation `rocket_tx_probe`, on the \
-             writer's connection; nobody can say what became of its transaction"
+             writer's connection; the outcome of its transaction is unknown; do not set them there"
         );
-        self.give_up();
+        self.close_on_drop();
         CommitError::Ended { undone: false }
     }
 
-    /// Has the connection closed when it comes back; the next request gets a new one.
-    pub(super) fn give_up(&mut self) {
-        self.give_up = true;
+    /// Makes the connection be closed on drop. The next request gets a new one.
+    pub(super) fn close_on_drop(&mut self) {
+        self.close_on_drop = true;
     }
 }
 
 impl Open {
-    /// To be called when COMMIT has returned.
+    /// Returns the wait until the commit is durable. To be called after COMMIT has returned.
     fn committed(&mut self) -> Durability {
         match &self.file.sync {
             None => Durability::reached(),
@@ -246,28 +251,28 @@ impl Deref for WriterSession {
 impl DerefMut for WriterSession {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         let open = self.open_mut();
-        // The only way for others to use it.
-        open.is_asked_for_state = false;
+        // Handlers can use the connection only through this method, so the last state check is outdated.
+        open.is_state_check_queued = false;
         open.connection_mut()
     }
 }
 
 impl Drop for WriterSession {
     fn drop(&mut self) {
-        if self.give_up {
+        if self.close_on_drop {
             *self.turn = None;
         } else if let Some(open) = &mut *self.turn {
-            // Now, while nobody waits for it: the next request is about to be woken.
-            open.ask_for_state();
+            // Check now, before the next request is woken, so that it need not wait for the check.
+            open.check_state();
             open.keep_checkpoints();
         }
     }
 }
 
-/// The writer, for a few statements that are a transaction of their own.
+/// The writer, checked out for a few statements that run as one separate transaction.
 pub struct OneShotWriter {
     writer: WriterSession,
-    /// How long they wait for another process.
+    /// How long the statements wait for another process.
     busy_timeout: Duration,
 }
 
@@ -279,13 +284,15 @@ impl OneShotWriter {
         }
     }
 
-    /// Runs the statements of `query` between BEGIN IMMEDIATE and COMMIT, all of it in one hop;
-    /// returns the rows that they return.
+    /// Runs the statements of `query` between BEGIN IMMEDIATE and COMMIT, all in one hop, and returns
+    /// their rows.
     ///
-    /// It does not wait for the disk. Leases need not survive a power cut, which ends all their
-    /// holders too; and what is written under a lease stands behind it in the same log.
+    /// Does not wait for the disk. Leases need not survive a power cut, because it ends all their
+    /// holders too. And what is written under a lease comes after the lease in the same log.
     ///
-    /// Dropped half-way, it has the connection closed.
+    /// # Cancellation
+    ///
+    /// If the future is dropped half-way, the connection is closed.
     pub async fn run(
         mut self,
         mut query: Query<'_, Sqlite, SqliteArguments>,
@@ -294,18 +301,18 @@ impl OneShotWriter {
         let arguments = arguments.unwrap_or_default();
         let sql = query.sql();
         let sql = format!("BEGIN IMMEDIATE; {}; COMMIT", sql.as_str());
-        // Dropped half-way, nobody knows what it has done.
-        self.writer.give_up = true;
+        // If the future is dropped half-way, it is unknown which statements have run.
+        self.writer.close_on_drop = true;
         let result = self.try_run(&sql, arguments.clone()).await;
-        let result = match self.writer.open().watch.is_as_made() {
+        let result = match self.writer.open().watch.is_unchanged() {
             true => result,
-            // Our hook has undone it.
+            // The connection was changed, so our commit hook has rolled the statements back.
             false => {
                 self.writer.replace().await?;
                 self.try_run(&sql, arguments).await
             }
         };
-        self.writer.give_up = matches!(&result, Err(error) if !is_certain_refusal(error));
+        self.writer.close_on_drop = matches!(&result, Err(error) if !is_certain_refusal(error));
         result
     }
 
@@ -318,17 +325,17 @@ impl OneShotWriter {
         let open = self.writer.open_mut();
         let query = sqlx::query_with(AssertSqlSafe(sql.to_owned()), arguments);
         open.watch.begun();
-        open.ask_for_state();
-        open.wait_for_others(busy_timeout);
+        open.check_state();
+        open.limit_busy_timeout(busy_timeout);
         let (connection, watch) = open.parts();
-        watch.ask(connection, Question::CommitIfAsMade);
+        watch.ask(connection, Question::CommitIfUnchanged);
         let result = query.fetch_all(&mut *connection).await;
         watch.forbid_commit();
         if result.is_err() {
-            // After BUSY nothing is open, and SQLite says so.
-            let _nothing = sqlx::raw_sql("ROLLBACK").execute(connection).await;
+            // After BUSY no transaction is open, and ROLLBACK fails. That is expected.
+            let _may_fail = sqlx::raw_sql("ROLLBACK").execute(connection).await;
         }
-        open.wait_as_usual(busy_timeout);
+        open.restore_busy_timeout(busy_timeout);
         result
     }
 }

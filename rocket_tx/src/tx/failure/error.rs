@@ -1,4 +1,5 @@
-//! The failure table: what can go wrong with a request's transactions, and what the client is told.
+//! The failure table: what can go wrong with a request's transactions, and what the client
+//! receives.
 
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;
@@ -13,12 +14,12 @@ use crate::db::{CommitError, ErrorClass, RollbackError};
 use crate::tx::context::RequestContext;
 use crate::tx::verdict::Outcome;
 
-/// Why a request's transactions could not do what was asked of them.
+/// A failure of a request's transactions.
 ///
-/// It is what guards fail with, what settlement answers with, and what `?` makes of a
-/// [`sqlx::Error`] in a handler: classified by SQLSTATE and SQLite result code, never by the text
-/// of a message. As a responder it answers [`Problem`] with the status of this table; 503 comes
-/// with `Retry-After`.
+/// Guards fail with this error, and settlement reports it. In a handler, `?` converts a
+/// [`sqlx::Error`] into it. The conversion uses SQLSTATE and the SQLite result code, never the text
+/// of a message. As a responder, it sends a [`Problem`] with the status given for each variant. A
+/// 503 carries `Retry-After`.
 ///
 /// ```
 /// use rocket::http::Status;
@@ -36,10 +37,11 @@ pub enum Error {
     )]
     NoSettlement,
 
-    /// Nobody would settle this request: no fairing sees a request that Rocket cannot read, but a
-    /// catcher does, and a request fairing that is attached before `Settlement` comes too early. 500.
+    /// A guard was used in a request that `Settlement` has not seen. There are two causes. Rocket
+    /// could not parse the request: then it runs a catcher, but no request fairing. Or the guard
+    /// was used in a request fairing that runs before `Settlement`. 500.
     #[error(
-        "no fairing has begun this request, and none will settle it: Rocket could not read it, or a request fairing asks that is attached before `Settlement`; attach `Settlement` first"
+        "`Settlement` has not seen this request: either Rocket could not parse it (no fairing runs then), or a request fairing that runs before `Settlement` used a guard; attach `Settlement` before that fairing"
     )]
     NotEntered,
 
@@ -49,58 +51,59 @@ pub enum Error {
     )]
     NotAttached(&'static str),
 
-    /// A guard of another library lacks something in the launch code. 500.
+    /// A guard of another library needs something that the launch code does not set up. 500.
     #[error("{0}")]
     NotSetUp(Cow<'static, str>),
 
-    /// The request's transaction is held by another guard. Drop that one first. 500.
+    /// Another guard of the request holds the transaction. Drop that guard first. 500.
     #[error(
-        "the transaction of `{0}` is checked out by another guard of this request; drop that guard before asking again"
+        "the transaction of `{0}` is checked out by another guard of this request; drop that guard before you take another one"
     )]
     CheckedOut(&'static str),
 
-    /// A guard asks for more isolation, or more access, than the open transaction has. 500.
+    /// A guard needs a higher isolation level, or more access, than the open transaction has. 500.
     #[error(
-        "the open transaction of `{0}` is weaker than the guard asks for; let the stricter guard begin it"
+        "the open transaction of `{0}` has a lower isolation level or less access than is needed now; begin the transaction with the stricter guard"
     )]
     Weaker(&'static str),
 
-    /// A guard asks for a transaction above READ COMMITTED, which something else in the request rules
-    /// out. 500.
+    /// A guard needs a transaction above READ COMMITTED, but something else in the request forbids
+    /// that. 500.
     #[error("a transaction of `{database}` above READ COMMITTED cannot begin: {reason}")]
     Isolation {
         /// The database.
         database: &'static str,
-        /// What rules it out, and what to do.
+        /// What forbids it, and what to do.
         reason: &'static str,
     },
 
-    /// `Read` beside an open `Tx` of the same database, or the other way round, or two `Read`s at
-    /// once: a request holds one connection of a pool at most. 500.
+    /// The request already holds a connection of this database: by a `Tx` when it takes a `Read`,
+    /// by a `Read` when it takes a `Tx`, or by another `Read`. A request holds at most one
+    /// connection of a pool. 500.
     #[error(
-        "this request already holds a connection of `{0}`; read through the open guard, or drop it first"
+        "this request already holds a connection of `{0}`; use the guard that is open, or drop it before you take another one"
     )]
     SecondConnection(&'static str),
 
-    /// A database was asked for out of the order of attachment and was not free at once; waiting
-    /// could be a deadlock. 503.
+    /// The request took databases out of the order of attachment, and no connection was free at
+    /// once. Waiting could cause a deadlock. 503.
     #[error(
-        "`{0}` was asked for after a database that is attached behind it, and was not free; ask for databases in the order of attachment, or retry"
+        "no connection of `{0}` was free, and this request may not wait for one, because it holds a connection of a database that is attached after `{0}`; take databases in the order of attachment, or retry"
     )]
     OutOfOrder(&'static str),
 
-    /// The answer has been decided: a guard, a resource, a hook or a doom came too late. 500.
-    #[error("this request has been settled; what comes after it needs a transaction of its own")]
+    /// The verdict has been reached. A guard, resource, hook or doom came too late. 500.
+    #[error("this request has already been settled; use a separate transaction for later work")]
     Settled,
 
-    /// A resource wanted to begin another transaction on the connection of one that was not rolled
-    /// back. 500.
+    /// A resource called `begin_after_rollback` for a transaction that was not rolled back. 500.
     #[error(
-        "the transaction of `{0}` is not rolled back; begin another one on its connection in `rollback` alone, and join after `{0}`"
+        "the transaction of `{0}` is not rolled back yet; call `begin_after_rollback` only in `rollback`, and let the resource join after `{0}`"
     )]
     NotOver(&'static str),
 
-    /// Contention: BUSY, a deadlock, a serialization failure, a wait over its limit. 503.
+    /// Contention: BUSY, a deadlock, a serialization failure, or a wait that exceeded its limit.
+    /// 503.
     #[error("the database is busy: {0}; retry")]
     Busy(#[source] sqlx::Error),
 
@@ -108,63 +111,66 @@ pub enum Error {
     #[error("the connection to the database was lost: {0}; nothing was committed, retry")]
     ConnectionLost(#[source] sqlx::Error),
 
-    /// No connection to the database could be opened: it is down, starting, or behind a network
-    /// that does not answer. 503.
+    /// No connection to the database could be opened: the server is down or starting, or the
+    /// network does not respond. 503.
     #[error("the database cannot be reached: {0}; retry")]
     Unreachable(#[source] sqlx::Error),
 
-    /// The database takes no writes: a standby, a server that was made read-only, a full disk. 503.
+    /// The database takes no writes: it is a standby or a read-only server, or its disk is full.
+    /// 503.
     #[error("the database takes no writes now: {0}; retry when it does")]
     NotWritable(#[source] sqlx::Error),
 
-    /// SettleContext took longer than `settle_timeout`, and no COMMIT had been sent. 503.
+    /// Settlement took longer than `settle_timeout`, and no COMMIT had been sent. 503.
     #[error(
-        "settling took longer than {0:?} and nothing was committed; retry, or raise `settle_timeout`"
+        "settlement took longer than {0:?} and nothing was committed; retry, or raise `settle_timeout`"
     )]
     SettleTimeout(Duration),
 
     /// The handler took longer than [`bounded`](crate::tx::guards::bounded) allows. 503.
-    #[error("the handler took longer than {0:?} and was given up; nothing was committed, retry")]
+    #[error("the handler took longer than {0:?} and was abandoned; nothing was committed, retry")]
     HandlerTimeout(Duration),
 
-    /// A statement failed, the handler swallowed the error, and Postgres had given the transaction
-    /// up. 500.
+    /// A statement failed, the handler ignored the error, and Postgres had aborted the transaction.
+    /// 500.
     #[error(
-        "an earlier statement had failed and the database had aborted the transaction; let the handler return the error"
+        "an earlier statement failed and the database aborted the transaction; let the handler return the error of that statement"
     )]
     Aborted,
 
-    /// The transaction was over before it was settled: a raw COMMIT or ROLLBACK, or SQLite's own
-    /// rollback. 500.
-    #[error("the transaction had already ended; {}", if *undone { "an error that the handler ignored had rolled it back, or the handler sent COMMIT or ROLLBACK, which it must not. Nothing was changed" } else { "a handler must not send COMMIT or ROLLBACK, and what it committed by itself stays" })]
+    /// The transaction had ended before it was settled: the handler sent COMMIT or ROLLBACK, or
+    /// SQLite rolled back by itself. 500.
+    #[error("the transaction ended before it was settled; {}", if *undone { "nothing was changed. Either the database rolled it back after an error: let the handler return that error. Or the handler sent COMMIT or ROLLBACK: remove that statement" } else { "a handler must not send COMMIT or ROLLBACK. Changes that it committed itself remain: check before you retry" })]
     Ended {
-        /// Nothing of it stays: SQLite, where a commit that is not ours is refused. On Postgres
-        /// nobody can say, and the outcome is `unknown`.
+        /// `true` if no change of the transaction remains: SQLite refuses every COMMIT except that
+        /// of settlement. `false` if changes may remain, as on Postgres; then the outcome is
+        /// `unknown`.
         undone: bool,
     },
 
-    /// A constraint refused, at the statement or, deferred, at COMMIT. 409.
-    #[error("a constraint refused the change{}", .source.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
+    /// The change violates a constraint. The database reports this at the statement, or at COMMIT
+    /// if the constraint is deferred. 409.
+    #[error("the change violates a constraint of the database{}", .source.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
     Constraint {
-        /// The constraint, where the backend names it.
+        /// The name of the constraint, if the database reports it.
         name: Option<String>,
-        /// What the database said, where it was asked.
+        /// The error of the database. `None` if the violation was detected without one.
         source: Option<sqlx::Error>,
     },
 
-    /// `fetch_one` found nothing. 404.
+    /// `fetch_one` found no row. 404.
     #[error("no such row")]
     NotFound,
 
-    /// Somebody else was first: a sequence, a version or a lease is taken. 409.
+    /// Another request or process was first: a sequence number, a version or a lease is taken. 409.
     #[error("{0}")]
     Conflict(Cow<'static, str>),
 
-    /// A resource refused, for a reason of its own.
+    /// A resource refused the request, with its own status and reason.
     #[error("{reason}")]
     Refused {
-        /// The status to answer with, from 400 to 599. A refusal is never told as a success: any
-        /// other becomes a 500, and is logged.
+        /// The status of the response, from 400 to 599. A refusal is never reported as a success:
+        /// any other status becomes a 500 and is logged.
         status: Status,
         /// Shown to the client.
         reason: Cow<'static, str>,
@@ -173,45 +179,46 @@ pub enum Error {
     /// `outstanding.doom(status, reason)` was called.
     #[error("{reason}")]
     Doomed {
-        /// The status to answer with, from 400 to 599; any other becomes a 500, and is logged.
+        /// The status of the response, from 400 to 599. Any other status becomes a 500 and is
+        /// logged.
         status: Status,
         /// Shown to the client.
         reason: Cow<'static, str>,
     },
 
-    /// The response had a status below 200, which ends no request: HTTP servers send another one in
-    /// its place. 500.
-    #[error("the service answered with the status {}, which is not final; nothing was changed", .0.code)]
+    /// The response had a status below 200. Such a status is not final: HTTP servers send another
+    /// response instead. 500.
+    #[error("the response had the status {}, which is not a final status; nothing was changed", .0.code)]
     NotFinal(Status),
 
     /// A guard was still held when the response was ready. 500.
     #[error("the transaction of {} was still in use when the response was ready; guards must not outlive their handler", .0.join(", "))]
     Leaked(Vec<String>),
 
-    /// Something panicked in this request. 500.
-    #[error("something panicked; see the log")]
+    /// Code of this request panicked. 500.
+    #[error("code of this request panicked; see the log")]
     Panicked,
 
-    /// COMMIT was sent and what became of it is not known. 500.
-    #[error("it is not known whether {} was committed; check before you retry", .0.join(", "))]
+    /// COMMIT was sent, and it is unknown whether it took effect. 500.
+    #[error("it is unknown whether {} was committed; check before you retry", .0.join(", "))]
     Unknown(Vec<String>),
 
-    /// One database committed, a later one refused. 500.
-    #[error("committed in {}, but not in {}; the two must be reconciled by hand", committed.join(", "), refused.join(", "))]
+    /// One database committed, and a later one refused. 500.
+    #[error("the changes were committed in {}, but not in {}; reconcile the databases by hand before you retry", committed.join(", "), refused.join(", "))]
     Partial {
-        /// What was committed.
+        /// The databases that were committed.
         committed: Vec<String>,
-        /// What was not.
+        /// The databases that were not committed.
         refused: Vec<String>,
     },
 
     /// Any other error of the database. 500.
-    #[error("the database failed: {0}")]
+    #[error("the database reported an error: {0}")]
     Database(#[source] sqlx::Error),
 }
 
 impl Error {
-    /// The status that a client is answered with.
+    /// Returns the status of the response.
     pub fn status(&self) -> Status {
         match self {
             Self::OutOfOrder(_)
@@ -230,7 +237,8 @@ impl Error {
         }
     }
 
-    /// What clients are told: never SQL, a path, or a row's values.
+    /// Returns the problem document that the client receives. It never contains SQL, a path, or the
+    /// values of a row.
     pub fn problem(&self) -> Problem {
         let (kind, detail): (_, Cow<'static, str>) = match self {
             Self::Busy(_) => (
@@ -253,15 +261,15 @@ impl Error {
                 name: Some(name), ..
             } => (
                 "constraint",
-                format!("The constraint `{name}` refuses this change.").into(),
+                format!("This change violates the constraint `{name}` of the database.").into(),
             ),
             Self::Constraint { name: None, .. } => (
                 "constraint",
-                "A constraint of the database refuses this change.".into(),
+                "This change violates a constraint of the database.".into(),
             ),
             Self::Database(_) => (
                 "database",
-                "The database failed. Nothing was changed.".into(),
+                "The database reported an error. Nothing was changed.".into(),
             ),
             Self::NoSettlement => ("no-settlement", self.to_string().into()),
             Self::NotEntered => ("not-entered", self.to_string().into()),
@@ -286,7 +294,8 @@ impl Error {
             Self::Leaked(_) => ("leaked", self.to_string().into()),
             Self::Panicked => (
                 "panicked",
-                "Something panicked. Nothing was changed.".into(),
+                "The service panicked during this request; `outcome` tells whether anything was changed."
+                    .into(),
             ),
             Self::Unknown(_) => ("unknown", self.to_string().into()),
             Self::Partial { .. } => ("partial", self.to_string().into()),
@@ -294,9 +303,12 @@ impl Error {
         Problem::new(self.status(), kind, detail)
     }
 
-    /// Whether a database is away, which is logged once when it begins and not for every request.
+    /// Returns `true` if the error means that a database is unavailable, and marks the request
+    /// accordingly. Such a failure is logged at the debug level only, because `db::health` logs the
+    /// unavailability once, when it begins (on Postgres).
     pub(in crate::tx) fn is_known_trouble(&self, request: &Request<'_>) -> bool {
-        // What a statement of the handler's met is news.
+        // `NotWritable` holds `Io` if this library detected the condition itself. An error of a
+        // handler's statement is `Database`, and is logged for each request.
         let is_known = matches!(
             self,
             Self::Unreachable(_) | Self::NotWritable(sqlx::Error::Io(_))
@@ -307,19 +319,19 @@ impl Error {
         is_known
     }
 
-    /// Says in the log that somebody gave a failure the status of a success.
+    /// Logs an error if a refusal or a doom has a status that is not a failure.
     pub(in crate::tx) fn report_success(&self) {
         if let Self::Refused { status, reason } | Self::Doomed { status, reason } = self
             && !is_failure(*status)
         {
             tracing::error!(
                 status = status.code, %reason,
-                "a refusal cannot be answered with this status; it becomes a 500: give it one from 400 to 599"
+                "this status is not a failure, so the client receives a 500; refuse or doom with a status from 400 to 599"
             );
         }
     }
 
-    /// What really happened, when a request ended in this error.
+    /// Returns the outcome of a request that ended with this error.
     pub(in crate::tx) fn outcome(&self) -> Outcome {
         match self {
             Self::Unknown(_) | Self::Ended { undone: false } => Outcome::Unknown,
@@ -328,8 +340,8 @@ impl Error {
         }
     }
 
-    /// What a transaction's refusal means for the request. `database` is named to the client if what
-    /// became of it is unknown.
+    /// Converts the error of a COMMIT into the error of the request. If the outcome is unknown, the
+    /// client receives the name `database`.
     pub fn of_commit(error: CommitError, database: &str) -> Self {
         match error {
             CommitError::Aborted => Self::Aborted,
@@ -356,7 +368,7 @@ impl From<RollbackError> for Error {
     }
 }
 
-/// Whether it tells a client that nothing was done.
+/// Returns `true` if `status` tells the client that the request failed.
 fn is_failure(status: Status) -> bool {
     (400..600).contains(&status.code)
 }
@@ -396,7 +408,8 @@ impl<'r> Responder<'r, 'static> for Error {
     }
 }
 
-/// An error with its causes, for the log. Many an error repeats its cause; it is written once.
+/// Displays an error with its causes, for the log. A cause that the text already contains is not
+/// repeated.
 pub(in crate::tx) struct Chain<'a>(pub(in crate::tx) &'a dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {

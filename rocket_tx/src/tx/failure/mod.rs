@@ -1,9 +1,9 @@
-//! Why a request failed, and how its client is told.
+//! Why a request failed, and the response that its client receives.
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `error` | [`Error`]: the failures of guards, handlers and settlements, each with its status |
-//! | `problem` | [`Problem`]: an error as a client sees it |
+//! | `error` | [`Error`]: the failures of guards, handlers and settlement, each with its status |
+//! | `problem` | [`Problem`]: an error as the client receives it |
 
 mod error;
 mod problem;

@@ -1,4 +1,4 @@
-//! Errors as clients see them: `application/problem+json`, RFC 9457.
+//! Errors as clients receive them: `application/problem+json`, RFC 9457.
 
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -14,8 +14,8 @@ use crate::tx::verdict::Outcome;
 
 /// A problem document ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)).
 ///
-/// `instance` is the request's id. `outcome` is what became of the request's transactions;
-/// settlement writes it in when it is known, whoever made the document.
+/// `instance` is the request's id. `outcome` is the outcome of the request's transactions.
+/// Settlement adds it, also to a problem that a handler or a catcher has made.
 ///
 /// ```
 /// use rocket::http::Status;
@@ -31,10 +31,10 @@ use crate::tx::verdict::Outcome;
     schema(description = "A problem document, by RFC 9457.")
 )]
 pub struct Problem {
-    /// `urn:rocket_tx:problem:` and the kind of problem.
+    /// `urn:rocket_tx:problem:`, followed by the kind of problem.
     #[serde(rename = "type")]
     kind: String,
-    /// The status in words.
+    /// The reason phrase of the status.
     title: Cow<'static, str>,
     status: u16,
     /// What went wrong, and what to do about it.
@@ -43,15 +43,15 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "utoipa", schema(nullable = false, format = "uuid"))]
     instance: Option<String>,
-    /// What became of the request's transactions, if it had any.
+    /// The outcome of the request's transactions, if it had any.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "utoipa", schema(nullable = false))]
     outcome: Option<Outcome>,
 }
 
 impl Problem {
-    /// A problem of the given kind (one word or several with hyphens), which becomes its `type`:
-    /// `urn:rocket_tx:problem:<kind>`. `detail` is shown to clients.
+    /// Creates a problem with the `type` `urn:rocket_tx:problem:<kind>`. `kind` is one word, or
+    /// several words joined by hyphens. `detail` is shown to clients.
     pub fn new(status: Status, kind: &str, detail: impl Into<Cow<'static, str>>) -> Self {
         Self {
             kind: format!("urn:rocket_tx:problem:{kind}"),
@@ -63,12 +63,12 @@ impl Problem {
         }
     }
 
-    /// The status that it is answered with.
+    /// Returns the status of the response.
     pub fn status(&self) -> Status {
         Status::new(self.status)
     }
 
-    /// What clients are told in words.
+    /// Returns the description that clients receive.
     pub fn detail(&self) -> &str {
         &self.detail
     }
@@ -78,7 +78,7 @@ impl Problem {
         self
     }
 
-    /// The last problem that was made the response of `request`. Takes it.
+    /// Takes the last problem that was made the response of `request`.
     pub(in crate::tx) fn sent(request: &Request<'_>) -> Option<Self> {
         Sent::of(request).0.lock().take()
     }
@@ -88,7 +88,7 @@ impl Problem {
         self
     }
 
-    /// Makes `response` this problem, and keeps its headers.
+    /// Writes this problem into `response`: status, content type and body. Other headers are kept.
     pub(in crate::tx) fn write(self, request: &Request<'_>, response: &mut Response<'_>) {
         let problem = self.of(request);
         response.set_status(problem.status());
@@ -96,13 +96,13 @@ impl Problem {
         if problem.status == Status::ServiceUnavailable.code {
             response.set_header(retry_after());
         }
-        // A struct of strings and a number: nothing in it can fail to become JSON.
+        // Serialization cannot fail: the struct holds only strings, a number and a plain enum.
         let body = rocket::serde::json::to_string(&problem).unwrap_or_default();
         response.set_sized_body(body.len(), Cursor::new(body));
     }
 }
 
-/// The problem that the response of a request carries, to be completed with the outcome.
+/// The problem in the response of a request. Settlement completes it with the outcome.
 #[derive(Default)]
 struct Sent(Mutex<Option<Problem>>);
 
@@ -116,7 +116,7 @@ fn content_type() -> ContentType {
     ContentType::new("application", "problem+json")
 }
 
-/// Contention passes quickly: clients may retry after a second.
+/// Contention usually ends quickly, so clients may retry after one second.
 fn retry_after() -> Header<'static> {
     Header::new("Retry-After", "1")
 }

@@ -1,4 +1,4 @@
-//! Handlers that are given up when they take too long.
+//! A time limit for handlers.
 
 use std::time::Duration;
 
@@ -11,13 +11,12 @@ use tokio::time::timeout;
 use crate::tx::failure::Error;
 use crate::tx::registry::Outstanding;
 
-/// The same routes, each given up when it has not answered within `limit`.
+/// Returns the same routes with a time limit: a handler that takes longer than `limit` is dropped.
 ///
-/// A database bounds the statements that it works on (`statement_timeout`). Nothing bounds the wait
-/// for an answer that was lost on the way, because the network, or the server's machine, is gone
-/// without a word: the driver waits as long as the system believes in the connection, which may be
-/// many minutes. So the handler is given up as a whole. The client reads a 503 with `Retry-After`
-/// and the outcome `rolled-back`.
+/// A database limits the time of its statements (`statement_timeout`). But if the network or the
+/// server's machine fails, the reply may be lost without an error. Then the driver waits until the
+/// operating system closes the connection, which may take many minutes. Therefore the whole handler
+/// has a limit. The client receives a 503 with `Retry-After` and the outcome `rolled-back`.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -31,26 +30,31 @@ use crate::tx::registry::Outstanding;
 ///
 /// # Choosing the limit
 ///
-/// It counts from when the route is tried: guards, waiting for connections, reading the body, and the
-/// handler itself. Let it be longer than `connect_timeout` and `statement_timeout` together: where the
-/// server lives, its own timeout should come first, because it ends the statement at the server too.
-/// SettleContext the request comes after it, with a bound of its own, `settle_timeout`; so does a body
-/// that streams: one that holds a [`Read`](crate::tx::Read) must make progress within `read_idle_timeout`.
+/// The limit starts when Rocket tries the route. It covers the guards, waits for connections,
+/// reading the request's body, and the handler itself. Make it longer than `connect_timeout` and
+/// `statement_timeout` together: if the server is alive, its own timeout should come first, because
+/// that also ends the statement at the server.
+///
+/// The limit does not cover the settlement, which has its own limit, `settle_timeout`. Nor does it
+/// cover a response body that streams. A body that holds a [`Read`](crate::tx::Read) must make
+/// progress within `read_idle_timeout`.
 ///
 /// # Cancellation
 ///
-/// The handler's future is dropped at its next `.await`, and what it owns with it; code that blocks
-/// the thread is not interrupted, nor are tasks that it has spawned. What it did outside the
-/// request's transactions stays done. The request is doomed, so that no catcher makes it a success. Each
-/// transaction that it had is rolled back by closing its connection: nobody knows where in an answer
-/// it stands, and no other request gets it. On Postgres another session ends it at the server first,
-/// and asks whether the handler had ended it by itself. If the server cannot be reached, it may go
-/// on with the statement until it finds out, or until `statement_timeout`, and keep its locks for so
-/// long; it will not commit.
+/// The handler's future is dropped at its next `.await`, with everything that it owns. Code that
+/// blocks the thread is not interrupted, nor are tasks that the handler has spawned. The handler's
+/// effects outside the request's transactions remain. The request is doomed, so that no catcher can
+/// turn it into a success.
+///
+/// Each transaction of the request is rolled back by closing its connection. No other request gets
+/// that connection, because a reply may have been read only in part. On Postgres, another session
+/// first ends the transaction at the server, and checks whether the handler had ended it itself. If
+/// the server cannot be reached, it may continue the statement, and keep its locks, until it
+/// detects the lost connection or until `statement_timeout`. It will not commit.
 ///
 /// # Panics
 ///
-/// A handler that panics does so as without it.
+/// A panic of a handler is passed on unchanged.
 pub fn bounded(routes: Vec<Route>, limit: Duration) -> Vec<Route> {
     routes
         .into_iter()
@@ -73,16 +77,17 @@ struct Bounded {
 #[rocket::async_trait]
 impl Handler for Bounded {
     async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
-        // When this is over, the handler's future has been dropped, and its guards with it.
+        // `timeout` has dropped the handler's future, and the guards in it, when it returns.
         let outcome = timeout(self.limit, self.handler.handle(request, data)).await;
-        outcome.unwrap_or_else(|_| give_up(request, self.limit))
+        outcome.unwrap_or_else(|_| time_out(request, self.limit))
     }
 }
 
-fn give_up<'r>(request: &'r Request<'_>, limit: Duration) -> Outcome<'r> {
+/// Dooms the request, abandons its transactions, and returns the 503.
+fn time_out<'r>(request: &'r Request<'_>, limit: Duration) -> Outcome<'r> {
     let error = Error::HandlerTimeout(limit);
     if let Some(outstanding) = Outstanding::used_by(request) {
-        // It fails only where the verdict has fallen, and no handler runs then.
+        // This fails only after the verdict, and then no handler is running.
         let _ = outstanding.doom(Status::ServiceUnavailable, error.to_string());
         outstanding.abandon();
     }

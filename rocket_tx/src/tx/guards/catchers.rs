@@ -1,4 +1,4 @@
-//! Catchers that answer as guards and handlers do.
+//! Catchers that respond with the same problem format as guards and handlers.
 
 use rocket::http::Status;
 use rocket::{Catcher, Request, catch};
@@ -6,8 +6,8 @@ use rocket::{Catcher, Request, catch};
 use crate::tx::failure::Problem;
 use crate::tx::registry::Outstanding;
 
-/// Catchers that answer every error of Rocket's with problem+json; a guard that failed tells its
-/// own reason.
+/// Returns catchers that respond to every error of Rocket with `application/problem+json`. If a
+/// guard failed, the response contains the guard's own error.
 ///
 /// ```no_run
 /// let rocket = rocket::build().register("/", rocket_tx::problem_catchers());
@@ -44,11 +44,11 @@ fn explain(status: Status) -> &'static str {
     match status.code {
         400 => "The request could not be understood; check its syntax.",
         404 => "There is nothing at this address.",
-        413 => "The body is over the size limit.",
+        413 => "The body is larger than the size limit.",
         415 => "Send the body as `Content-Type: application/json`.",
-        422 => "The request was understood, but its content breaks a rule.",
-        code if (400..500).contains(&code) => "The request cannot be answered as it stands.",
-        503 => "The service cannot answer now; retry.",
-        _ => "The service failed; its log names this request's id.",
+        422 => "The request is well-formed, but its content is not valid.",
+        code if (400..500).contains(&code) => "The request cannot be served in this form.",
+        503 => "The service cannot serve the request now; retry.",
+        _ => "The service failed; its log contains the id of this request.",
     }
 }

@@ -1,4 +1,4 @@
-//! What a handler decides by its return type.
+//! Return types by which a handler decides to commit or to roll back.
 
 use rocket::request::Request;
 use rocket::response::{self, Responder};
@@ -6,11 +6,12 @@ use rocket::response::{self, Responder};
 use crate::tx::registry::Outstanding;
 use crate::tx::verdict::Choice;
 
-/// A response after which everything is committed, whatever its status from 200 to 499: a 404 that
-/// records the attempt, say.
+/// A response that commits everything if its status is from 200 to 499. Use it, for example, for a
+/// 401 that counts the failed attempt.
 ///
-/// It speaks when the inner responder succeeds, or fails with a 4xx. A 5xx rolls back: the
-/// responder's own, and one that a catcher or a fairing makes of the response.
+/// It also commits if the inner responder fails with a 4xx. A status of 500 or above still rolls
+/// back, whether it comes from the inner responder, a catcher or a fairing.
+/// [`Reason`](crate::tx::Reason) lists the rules that come before this one.
 ///
 /// ```
 /// use rocket::http::Status;
@@ -18,7 +19,7 @@ use crate::tx::verdict::Choice;
 ///
 /// #[rocket::post("/login")]
 /// fn failed_login() -> Commit<Status> {
-///     Commit(Status::Unauthorized) // and the failed attempt stays counted
+///     Commit(Status::Unauthorized) // the failed attempt is counted
 /// }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +28,8 @@ pub struct Commit<R>(
     pub R,
 );
 
-/// A response after which everything is rolled back, whatever its status: a dry run is a
-/// `Rollback` on a 200.
+/// A response that rolls everything back, whatever its status. Use it, for example, for a dry run
+/// that responds with status 200.
 ///
 /// ```
 /// use rocket_tx::Rollback;
@@ -61,7 +62,8 @@ impl<'r, 'o: 'r, R: Responder<'r, 'o>> Responder<'r, 'o> for Commit<R> {
 impl<'r, 'o: 'r, R: Responder<'r, 'o>> Responder<'r, 'o> for Rollback<R> {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'o> {
         let result = self.0.respond_to(request);
-        // After what stands inside: a dry run of a handler that commits is a dry run.
+        // After the inner responder: the last choice counts, so a `Rollback` around a `Commit`
+        // rolls back.
         choose(request, Choice::Rollback);
         result
     }

@@ -1,4 +1,5 @@
-//! What a service must have so that guards work; checked at launch, with the line that is missing.
+//! The check at launch that a service has everything that guards need. The log names a missing
+//! line.
 
 use std::any::type_name;
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use crate::db::{AttachedDatabases, TransactionPool, TransactionalDatabase, same_
 use crate::tx::failure::Error;
 use crate::tx::fairings::FairingOrder;
 
-/// The service has no `Settlement`, or one that cannot keep its word: says so, with the line that is
-/// missing.
+/// Returns `true`, to stop the launch, if the service has no `Settlement` or if a response fairing
+/// would run after it. Logs the reason, with the missing line.
 pub(super) fn refuse_without_settlement<P: Phase>(rocket: &Rocket<P>) -> bool {
     match rocket.state::<Arc<FairingOrder>>() {
         Some(order) => order.settles_too_early(rocket),
@@ -21,11 +22,11 @@ pub(super) fn refuse_without_settlement<P: Phase>(rocket: &Rocket<P>) -> bool {
     }
 }
 
-/// The database of a guard, as it was attached. For guards of other libraries.
+/// Returns the attached database `D`. For guards of other libraries.
 ///
 /// # Errors
 ///
-/// [`Error::NotAttached`] if it was not.
+/// [`Error::NotAttached`] if `D` is not attached.
 pub fn attached<'r, D: TransactionalDatabase>(request: &'r Request<'_>) -> Result<&'r D, Error> {
     let rocket = request.rocket();
     let database = rocket.state::<D>();
@@ -39,7 +40,8 @@ pub fn attached<'r, D: TransactionalDatabase>(request: &'r Request<'_>) -> Resul
     Ok(database)
 }
 
-/// The service cannot serve guards of `D`: says what is missing, or what is wrong.
+/// Returns `true`, to stop the launch, if the service cannot serve guards of `D`. Logs what is
+/// missing or wrong.
 pub(super) fn check_launch<D: TransactionalDatabase>(rocket: &Rocket<Ignite>) -> bool {
     let mut unfit = refuse_without_settlement(rocket);
     match (rocket.state::<D>(), rocket.state::<AttachedDatabases>()) {
@@ -47,7 +49,7 @@ pub(super) fn check_launch<D: TransactionalDatabase>(rocket: &Rocket<Ignite>) ->
             tracing::error!("{}", Error::NotAttached(type_name::<D>()));
             unfit = true;
         }
-        // A database that was attached by rocket_db_pools' own initializer gets its place here.
+        // A database that was attached by rocket_db_pools' own initializer gets its rank here.
         (Some(database), Some(attached)) => {
             if let Err(other) = attached.attach::<D, _>(rocket, database) {
                 tracing::error!("{}", same_database::<D>(other));

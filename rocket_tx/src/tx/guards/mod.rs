@@ -1,14 +1,14 @@
-//! What handlers take, and what they say by their return type.
+//! Request guards, and the return types by which a handler decides.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! | --- | --- |
-//! | `transaction` | [`Tx`] and [`Begin`], the guards that handlers write through |
+//! | `transaction` | [`Tx`] and [`Begin`], the guards for handlers that write |
 //! | `read` | [`Read`], the guard for handlers that only read |
-//! | `registry` | the guard `&Outstanding`, and what follows when a guard fails |
-//! | `decision` | [`Commit`], [`Rollback`]: what a handler decides by its return type |
-//! | `bounded` | [`bounded`]: handlers that are given up when they take too long |
-//! | `catchers` | catchers that tell why a guard failed |
-//! | `launch` | what a service must have so that guards work, checked at launch |
+//! | `registry` | the guard `&Outstanding`, and the handling of a failed guard |
+//! | `decision` | [`Commit`], [`Rollback`]: return types that decide the verdict |
+//! | `bounded` | [`bounded`]: a time limit for handlers |
+//! | `catchers` | catchers that report why a guard failed |
+//! | `launch` | the check at launch that a service has everything that guards need |
 
 mod bounded;
 mod catchers;

@@ -12,33 +12,46 @@ use rocket_db_pools::Database;
 use tracing::Instrument;
 
 use super::launch;
-use super::registry::failed_to_read;
+use super::registry::fail_request;
 use crate::db::{Access, Session, TransactionPool, TransactionalDatabase};
 use crate::tx::failure::Error;
 use crate::tx::registry::{ConnectionOf, Outstanding, rank_of};
 use crate::tx::running_body::RunningBody;
 
-/// A connection of `D` that only reads: no transaction, one round trip a query.
+/// A connection of `D` that only reads: there is no transaction, and each query takes one round
+/// trip.
 ///
-/// A write through it fails at the database: on SQLite the connection is `query_only`, on Postgres
-/// the session's transactions are read-only unless they say otherwise. That stops a mistake; a
-/// handler that sends `BEGIN READ WRITE` by itself can write there. Each query sees the latest commits; for one view across several take
+/// Each query sees the latest commits. For one consistent view across several queries, use
 /// [`Tx<D, ReadOnly>`](crate::tx::ReadOnly).
 ///
-/// A `Read` is not outstanding: it may be moved into the response, and a body may stream from it.
-/// Then the client sets the pace, and has a limit: when it takes no byte of the body for
-/// `read_idle_timeout` (30 s by default), its connection is closed, and the body is dropped. The client
-/// sees that the response is not complete. A body counts as holding a `Read` once it has used it while
-/// it was sent; a task of the request that keeps one does not count. The limit does not count while the body waits for its own
-/// statement; there `statement_timeout` does, on Postgres. It does not hold for an upgraded connection
-/// (a WebSocket), nor for a [`rocket_db_pools::Connection`] in a body.
+/// A write through a `Read` fails at the database: on SQLite the connection is `query_only`, on
+/// Postgres the session's transactions are read-only by default. This protects against mistakes
+/// only: on Postgres, a handler that sends `BEGIN READ WRITE` can write.
 ///
-/// Dropped in the middle of a query's rows, the session is drained or closed before another request
-/// gets it.
+/// If a `Read` is dropped in the middle of a query's rows, its session is drained or closed before
+/// another request gets it.
 ///
-/// A request has one connection of a database at most, so `Read<D>` beside an open `Tx<D>`, or
-/// another `Read<D>`, is [`Error::SecondConnection`]. Reads of several databases are taken in the
-/// order of attachment, as transactions are.
+/// # Several connections
+///
+/// A request has at most one connection of a database. Therefore a `Read<D>` beside an open
+/// `Tx<D>`, or beside another `Read<D>`, fails with [`Error::SecondConnection`]. `Read`s of several
+/// databases are taken in the order of attachment, like transactions.
+///
+/// # Streaming
+///
+/// A `Read` is not outstanding: it can be moved into the response, and a body can stream from it.
+/// Then the speed depends on the client. If the client takes no byte of the body for
+/// `read_idle_timeout` (30 s by default), its connection is closed and the body is dropped. The
+/// client can see that the response is incomplete.
+///
+/// This limit applies to a body that has used a `Read` while it was being sent. It does not apply:
+///
+/// - to a `Read` that is kept by a task of the request,
+/// - while the body waits for its own statement (on Postgres, `statement_timeout` limits that),
+/// - to an upgraded connection (a WebSocket),
+/// - to a [`rocket_db_pools::Connection`] in a body.
+///
+/// # Examples
 ///
 /// ```
 /// use rocket_tx::db::SqlitePool;
@@ -60,17 +73,17 @@ pub struct Read<D: TransactionalDatabase> {
     registration: ReadRegistration<D>,
 }
 
-/// Holds the place of a `Read` in its request.
+/// The entry of a `Read` in its request's registry. Dropping it removes the entry.
 struct ReadRegistration<D: Database> {
     outstanding: Arc<Outstanding>,
-    /// What used it last is the body of the response.
+    /// The last use of the `Read` was by the body of the response.
     by_body: Arc<AtomicBool>,
     database: PhantomData<fn() -> D>,
 }
 
 impl<D: Database> ReadRegistration<D> {
-    /// The `Read` is used, by whatever is running.
-    fn is_used(&self) {
+    /// Records whether the body of the response is using the `Read` now.
+    fn record_use(&self) {
         let by_body = RunningBody::is_of(self.outstanding.request_id());
         self.by_body.store(by_body, Ordering::Relaxed);
     }
@@ -89,37 +102,37 @@ impl<D: TransactionalDatabase> Read<D> {
         Self::in_request(outstanding, database).await
     }
 
-    /// For what reads in a request's name without being a guard.
+    /// Opens a `Read` for the request of `outstanding`, outside of a request guard.
     ///
     /// # Errors
     ///
-    /// 503 when no connection was free in time: [`Error::Busy`] or [`Error::OutOfOrder`].
+    /// [`Error::Busy`] or [`Error::OutOfOrder`] (503) if no connection was free in time.
     /// [`Error::SecondConnection`] while the request has a connection of `D`.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future gives the place back.
+    /// If the future is dropped, the `Read`'s entry is removed from the registry.
     pub async fn in_request(outstanding: &Arc<Outstanding>, pool: &D::Pool) -> Result<Self, Error> {
         let _turn = outstanding.acquire_in_turn().await;
         let rank = rank_of::<D>(pool)?;
         let by_body = Arc::<AtomicBool>::default();
         let wait = outstanding.reading_begins::<D>(rank, Arc::clone(&by_body))?;
-        // Made before the wait: dropped in it, the place is given back.
+        // Created before the wait, so that a future that is dropped in the wait removes the entry.
         let registration = ReadRegistration {
             outstanding: Arc::clone(outstanding),
             by_body,
             database: PhantomData,
         };
-        let asked = Instant::now();
+        let started = Instant::now();
         let span = tracing::debug_span!("read", database = D::NAME);
-        let entry = pool.session(Access::ReadOnly, wait).instrument(span);
-        let session = match entry.await {
+        let acquiring = pool.session(Access::ReadOnly, wait).instrument(span);
+        let session = match acquiring.await {
             Err(sqlx::Error::PoolTimedOut) if !wait.queues() => {
                 return Err(Error::OutOfOrder(D::NAME));
             }
             session => session?,
         };
-        let waited = asked.elapsed();
+        let waited = started.elapsed();
         outstanding
             .observers
             .notify(|observer| observer.read_acquired(outstanding.request, D::NAME, waited));
@@ -134,14 +147,14 @@ impl<D: TransactionalDatabase> Deref for Read<D> {
     type Target = ConnectionOf<D>;
 
     fn deref(&self) -> &Self::Target {
-        self.registration.is_used();
+        self.registration.record_use();
         self.session.connection_ref()
     }
 }
 
 impl<D: TransactionalDatabase> DerefMut for Read<D> {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        self.registration.is_used();
+        self.registration.record_use();
         self.session.connection()
     }
 }
@@ -153,7 +166,7 @@ impl<'r, D: TransactionalDatabase> FromRequest<'r> for Read<D> {
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
         match Self::of(request).await {
             Ok(read) => Outcome::Success(read),
-            Err(error) => failed_to_read(request, error),
+            Err(error) => fail_request(request, error),
         }
     }
 }

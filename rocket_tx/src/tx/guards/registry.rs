@@ -1,4 +1,4 @@
-//! The guard `&Outstanding`, and what follows when a guard fails.
+//! The guard `&Outstanding`, and the handling of a failed guard.
 
 use rocket::request::{FromRequest, Outcome};
 use rocket::{Ignite, Request, Rocket, Sentinel};
@@ -28,18 +28,22 @@ impl Sentinel for &Outstanding {
     }
 }
 
-/// What a guard of another library answers when it fails by which something would be outstanding: the
-/// request is rolled back, no catcher makes a success of it, and
-/// [`problem_catchers`](crate::tx::problem_catchers) tell the client the error.
+/// Fails the request because a guard failed, and returns the guard's outcome. For guards of other
+/// libraries by which something would become outstanding.
+///
+/// The request is rolled back, and no catcher can turn it into a success.
+/// [`problem_catchers`](crate::tx::problem_catchers) report the error to the client. The response
+/// carries `Transaction-Outcome`.
 pub fn guard_failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
     if let Ok(outstanding) = Outstanding::of(request) {
         outstanding.mark_used();
     }
-    failed_to_read(request, error)
+    fail_request(request, error)
 }
 
-/// A guard of ours has failed. Whatever else is outstanding is rolled back.
-pub(super) fn failed_to_read<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
+/// Logs and records that a guard of this library failed. Everything outstanding will be rolled
+/// back.
+pub(super) fn fail_request<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
     match error.is_known_trouble(request) {
         true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
         false => tracing::warn!(%error, uri = %request.uri(), "a request guard failed"),

@@ -1,4 +1,4 @@
-//! The guards that handlers write through.
+//! The guards for handlers that write.
 
 use std::any::type_name;
 use std::marker::PhantomData;
@@ -20,14 +20,18 @@ use crate::tx::registry::{
 
 /// A connection inside the request's transaction of `D`.
 ///
-/// It dereferences to sqlx's connection, so that `.execute(&mut *tx)` works; for a
-/// [`UrlPool`](crate::db::UrlPool) to the enum that [`with_backend!`](crate::with_backend) matches
-/// on. The transaction is committed or rolled back by what the client is told, before the first
-/// byte of the answer leaves. sqlx's own `begin` on it makes a savepoint. The isolation is part of
-/// the type: `SET TRANSACTION` comes too late, after a savepoint of ours.
+/// It dereferences to sqlx's connection, so that `.execute(&mut *tx)` works. With a
+/// [`UrlPool`](crate::db::UrlPool) it dereferences to the enum that
+/// [`with_backend!`](crate::with_backend) matches on. sqlx's own `begin` on it creates a savepoint.
+///
+/// The response decides whether the transaction is committed or rolled back. This is done before
+/// the first byte of the response leaves.
+///
+/// The isolation is part of the type, by the parameter `M`. It cannot be changed with
+/// `SET TRANSACTION`: Postgres refuses this, because this library has already created a savepoint.
 ///
 /// As a guard, `Tx<D>` begins before the body is read: a client that sends its body slowly would
-/// keep the connection from everybody. Handlers with a body take [`Begin<D>`] instead.
+/// keep the connection from other requests. Handlers with a body take [`Begin<D>`] instead.
 ///
 /// ```
 /// use rocket_tx::db::SqlitePool;
@@ -45,20 +49,24 @@ use crate::tx::registry::{
 /// }
 /// ```
 ///
-/// # Asking again
+/// # Several guards in one request
 ///
-/// Guards of one request share one transaction a database, one after the other. A second one,
-/// while the first is held, fails with [`Error::CheckedOut`]: it never waits.
+/// The guards of one request share one transaction per database, one after the other. While one
+/// guard holds it, a second guard fails with [`Error::CheckedOut`]. It never waits.
 ///
 /// # Errors
 ///
-/// As a guard it fails with an [`Error`] and its status, and the request is rolled back.
+/// As a guard, it fails with an [`Error`] and the status of that error, and the request is rolled
+/// back.
 ///
 /// # Drop
 ///
-/// Checks the connection in. A guard that outlives its request makes the answer a 500, and its
-/// transaction can never commit. On Postgres its session is ended at the server before the answer
-/// leaves, and every later statement fails; on SQLite it rolls back when the guard is dropped.
+/// Dropping the guard checks the transaction in.
+///
+/// If a guard outlives its request, the response becomes a 500, and the transaction is condemned:
+/// it can never commit. On Postgres, the server ends its session before the response leaves, and
+/// every later statement fails. On SQLite, the transaction is rolled back when the guard is
+/// dropped.
 pub struct Tx<D: TransactionalDatabase, M = ReadWrite> {
     connection: OwnedMappedMutexGuard<Option<OpenTransaction<D>>, ConnectionOf<D>>,
     flags: LiveFlags,
@@ -67,22 +75,23 @@ pub struct Tx<D: TransactionalDatabase, M = ReadWrite> {
 }
 
 impl<D: TransactionalDatabase, M: Mode> Tx<D, M> {
-    /// The request's open transaction of `D`, if it has one. For what stands around handlers: route
-    /// decorators, repositories, fairings.
+    /// Checks out the request's open transaction of `D`, if it has one. For code around handlers:
+    /// route decorators, repositories, fairings.
     ///
     /// # Errors
     ///
-    /// [`Error::CheckedOut`] while a guard holds it, [`Error::Weaker`] if it was begun with less
-    /// than `M` asks for.
+    /// [`Error::CheckedOut`] while another guard holds the transaction. [`Error::Weaker`] if it was
+    /// begun with less isolation or access than `M` requires. The errors of [`Outstanding::of`].
     pub fn current(request: &Request<'_>) -> Result<Option<Self>, Error> {
         Self::current_in(Outstanding::of(request)?)
     }
 
-    /// The same for what outlives the borrow of the request.
+    /// Does the same as [`current`](Self::current), for code that outlives the borrow of the
+    /// request.
     ///
     /// # Errors
     ///
-    /// As [`current`](Self::current).
+    /// [`Error::CheckedOut`] and [`Error::Weaker`], as [`current`](Self::current).
     pub fn current_in(outstanding: &Arc<Outstanding>) -> Result<Option<Self>, Error> {
         let checked_out = outstanding.current::<D, M>().transpose()?;
         checked_out
@@ -95,7 +104,7 @@ impl<D: TransactionalDatabase, M: Mode> Tx<D, M> {
         let connection = OwnedMutexGuard::try_map(open, |open| {
             open.as_mut().map(|open| open.transaction().connection())
         })
-        // Empty once it was settled.
+        // The slot is empty after the settlement.
         .map_err(|_| Error::Settled)?;
         flags.checked_out(true);
         Ok(Self {
@@ -139,10 +148,10 @@ impl<'r, D: TransactionalDatabase, M: Mode> FromRequest<'r> for Tx<D, M> {
     }
 }
 
-/// A transaction of `D` that is begun when the handler says so. Costs nothing until then.
+/// A transaction of `D` that the handler begins itself. It costs nothing until then.
 ///
-/// Rocket runs guards before it reads the body; a handler with a body takes `Begin` so that nothing
-/// is held while a slow client sends.
+/// Rocket runs guards before it reads the body. A handler with a body takes `Begin`, so that no
+/// connection is held while a slow client sends the body.
 ///
 /// ```
 /// use rocket::serde::json::Json;
@@ -168,17 +177,17 @@ pub struct Begin<D: TransactionalDatabase, M = ReadWrite> {
 }
 
 impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
-    /// Begins the transaction, or joins the one that the request has.
+    /// Begins the transaction, or checks out the one that the request already has.
     ///
     /// # Errors
     ///
-    /// 503 when no connection was free in time: [`Error::Busy`] or [`Error::OutOfOrder`].
-    /// [`Error::CheckedOut`], [`Error::Weaker`], [`Error::SecondConnection`] and
-    /// [`Error::Settled`] say what the handler does wrong.
+    /// [`Error::Busy`] or [`Error::OutOfOrder`] (503) if no connection was free in time.
+    /// [`Error::CheckedOut`], [`Error::Weaker`], [`Error::SecondConnection`] and [`Error::Settled`]
+    /// report a mistake in the handler.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future leaves nothing outstanding.
+    /// If the future is dropped, nothing is left outstanding.
     pub async fn begin(&self) -> Result<Tx<D, M>, Error> {
         self.begin_for(type_name::<Self>()).await
     }
@@ -195,7 +204,7 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
         Ok(Self::in_request(outstanding, database))
     }
 
-    /// For what begins in a request's name without being a guard.
+    /// Creates a `Begin` for the request of `outstanding`, outside of a request guard.
     pub fn in_request(outstanding: &Arc<Outstanding>, pool: &D::Pool) -> Self {
         Self {
             outstanding: Arc::clone(outstanding),

@@ -1,4 +1,4 @@
-//! What happens to requests' transactions, as it happens, for whoever listens.
+//! The feed: live events about the transactions of requests, for subscribers.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::tx::request_id::RequestId;
 use crate::tx::verdict::{Action, Outcome};
 
-/// How many events a slow listener may fall behind before it misses some.
+/// How many events a listener may lag behind before it loses events.
 const BACKLOG: usize = 1_024;
 
-/// Something that happened to a request.
+/// An event of a request.
 #[derive(Debug, Clone, Serialize)]
 pub struct Event {
-    /// The request.
+    /// The id of the request.
     #[serde(serialize_with = "as_text")]
     pub request: RequestId,
     /// Microseconds since the launch.
@@ -27,7 +27,7 @@ pub struct Event {
     pub kind: EventKind,
 }
 
-/// What can happen to a request.
+/// The kinds of events.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -36,54 +36,54 @@ pub enum EventKind {
     Began {
         /// The database, or the name that the resource gives itself.
         resource: Cow<'static, str>,
-        /// The type of the guard.
+        /// The type of the guard, or of the resource that joined.
         guard: String,
-        /// The name of the route.
+        /// The name of the route, if the route has one.
         route: Option<Cow<'static, str>>,
     },
-    /// A guard holds the connection now.
+    /// A guard has checked the transaction out.
     CheckedOut {
         /// The database.
         resource: Cow<'static, str>,
     },
-    /// The guard was dropped.
+    /// The guard was dropped: the transaction is checked in.
     CheckedIn {
         /// The database.
         resource: Cow<'static, str>,
     },
-    /// It is decided what is to be done.
+    /// The verdict was reached.
     Verdict {
-        /// Whether everything is to be committed.
+        /// `true` for a commit, `false` for a rollback.
         commit: bool,
-        /// Why.
+        /// The reason for the verdict.
         reason: String,
     },
-    /// A step of the settlement.
+    /// A step of the settlement has ended.
     Step {
-        /// On which resource.
+        /// The database, or the name that the resource gives itself.
         resource: String,
         /// What was done.
         action: Action,
-        /// Why it failed, if it did: as the client is told.
+        /// The error if the step failed, in the words that a client receives.
         failed: Option<String>,
-        /// How long it took, in microseconds.
+        /// The duration of the step in microseconds.
         took_us: u64,
     },
-    /// The response is about to leave.
+    /// The request is settled, and the response is about to leave.
     Settled {
         /// What really happened.
         outcome: Outcome,
-        /// What the client is told.
+        /// The status that the client receives.
         status: u16,
-        /// How long settling took, in microseconds.
+        /// The duration of the settlement in microseconds.
         took_us: u64,
     },
-    /// Something that the service itself tells.
+    /// An event that the service itself published.
     Note {
-        /// The topic, as the publisher calls it.
+        /// The topic, named by the publisher.
         #[serde(rename = "about")]
         topic: Cow<'static, str>,
-        /// Data of the topic.
+        /// The data of the event.
         #[serde(rename = "says")]
         data: rocket::serde::json::Value,
     },
@@ -93,13 +93,13 @@ fn as_text<S: Serializer>(id: &RequestId, serializer: S) -> Result<S::Ok, S::Err
     serializer.collect_str(id)
 }
 
-/// Whole microseconds.
+/// Returns `duration` in whole microseconds.
 pub(in crate::tx) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Where events go. Costs one look at a counter when nobody listens, and never waits for those who
-/// do.
+/// Sends events to all listeners. Without listeners, an event costs one read of a counter. Sending
+/// never waits for a slow listener.
 pub(super) struct Feed {
     sender: broadcast::Sender<Arc<Event>>,
     launched: Instant,
@@ -115,7 +115,7 @@ impl Default for Feed {
 }
 
 impl Feed {
-    pub(super) fn is_heard(&self) -> bool {
+    fn has_listeners(&self) -> bool {
         self.sender.receiver_count() > 0
     }
 
@@ -124,13 +124,13 @@ impl Feed {
     }
 
     pub(in crate::tx) fn emit(&self, request: RequestId, kind: impl FnOnce() -> EventKind) {
-        if self.is_heard() {
+        if self.has_listeners() {
             let event = Event {
                 request,
                 at_us: micros(self.launched.elapsed()),
                 kind: kind(),
             };
-            // The last listener may just have gone.
+            // Fails if the last listener has been dropped in the meantime.
             let _ = self.sender.send(Arc::new(event));
         }
     }
@@ -140,22 +140,24 @@ impl Feed {
     }
 }
 
-/// Hears every event from when it was made. Dropping it ends that.
+/// A subscription to all events, from its creation on. Dropping it ends the subscription.
 pub struct Listener(broadcast::Receiver<Arc<Event>>);
 
-/// What a listener hears.
+/// What a listener receives.
 #[derive(Debug, Clone)]
 pub enum FeedItem {
     /// The next event.
     Event(Arc<Event>),
-    /// It was too slow: so many events went by unheard.
+    /// The listener was too slow: it has lost this number of events.
     Lagged(u64),
 }
 
 impl Listener {
-    /// The next event; `None` when there will be none any more.
+    /// Returns the next event, or `None` once there can be no more events.
     ///
-    /// Dropping the future loses nothing.
+    /// # Cancellation
+    ///
+    /// Dropping the future loses no event.
     pub async fn next(&mut self) -> Option<FeedItem> {
         match self.0.recv().await {
             Ok(event) => Some(FeedItem::Event(event)),

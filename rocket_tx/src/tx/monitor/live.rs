@@ -1,4 +1,4 @@
-//! What is outstanding or condemned in the whole service, now.
+//! The live list: what is outstanding or condemned in the whole service now.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,8 +13,8 @@ use super::feed::{EventKind, Feed, Listener};
 use crate::tx::request_id::RequestId;
 use crate::tx::verdict::Outcome;
 
-/// What is outstanding or condemned in the whole service. Managed by `Settlement`: ask for it as
-/// `&State<Live>`.
+/// The list of what is outstanding or condemned in the whole service, with counters and the feed.
+/// Managed by `Settlement`: a handler takes it as `&State<Live>`.
 #[derive(Clone, Default)]
 pub struct Live(Arc<Inner>);
 
@@ -34,74 +34,75 @@ struct Entry {
     flags: Arc<Flags>,
 }
 
-/// Whose it is, and what guards say of themselves while they live.
+/// The request and resource of an entry, and the flags that its guards set.
 struct Flags {
     live: Live,
     request: RequestId,
     resource: Cow<'static, str>,
     checked_out: AtomicBool,
     condemned: AtomicBool,
-    /// It was warned that it is outstanding for long.
+    /// A warning that it is outstanding for too long was logged.
     warned: AtomicBool,
 }
 
-/// What is outstanding or condemned.
+/// A transaction, or another resource, that is outstanding or condemned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 pub struct LiveTransaction {
-    /// The request that it belongs to.
+    /// The id of the request that it belongs to.
     pub request: String,
-    /// The name of the route, where it has one.
+    /// The name of the route, if the route has one.
     #[cfg_attr(feature = "utoipa", schema(required))]
     pub route: Option<String>,
     /// The database, or the name that the resource gives itself.
     pub resource: String,
-    /// The type of the guard that began it.
+    /// The type of the guard that began it, or of the resource that joined.
     pub guard: String,
-    /// Milliseconds since it was begun.
+    /// Milliseconds since it began or joined.
     pub age_ms: u64,
-    /// A guard holds it at this moment.
+    /// `true` while a guard holds it.
     pub checked_out: bool,
-    /// Its request was answered while a guard held it. It can never commit. On
-    /// Postgres it is over; on SQLite it rolls back when its holder drops it.
+    /// Its request ended while a guard held it. It can never commit. On Postgres it has ended
+    /// already; on SQLite it is rolled back when the guard is dropped.
     pub condemned: bool,
 }
 
 impl Live {
-    /// Everything that is outstanding or condemned, oldest first.
+    /// Returns everything that is outstanding or condemned, oldest first.
     pub fn transactions(&self) -> Vec<LiveTransaction> {
         let entries = self.0.entries.lock();
-        entries.values().map(Entry::line).collect()
+        entries.values().map(Entry::describe).collect()
     }
 
-    /// What is outstanding for longer than `limit`, and was not warned about yet.
+    /// Returns entries that are outstanding for longer than `limit`, each only once.
     pub(super) fn overdue(&self, limit: Duration) -> Vec<LiveTransaction> {
         let entries = self.0.entries.lock();
         let overdue = entries
             .values()
             .filter(|entry| entry.since.elapsed() > limit && entry.flags.warn());
-        overdue.map(Entry::line).collect()
+        overdue.map(Entry::describe).collect()
     }
 
-    /// How many requests have ended in `outcome` since the launch.
+    /// Returns how many requests have ended with `outcome` since the launch.
     pub fn settled(&self, outcome: Outcome) -> u64 {
         self.0.settled[outcome as usize].load(Ordering::Relaxed)
     }
 
     /// Subscribes to all events from now on: transactions begun, checked out and in, verdicts, and
-    /// every step of every settlement. Free without subscribers. A slow subscriber loses events and
-    /// receives their number, as [`FeedItem::Lagged`](super::FeedItem::Lagged).
+    /// every step of every settlement. Events cost nearly nothing without subscribers. A slow
+    /// subscriber loses events and receives their number as
+    /// [`FeedItem::Lagged`](super::FeedItem::Lagged).
     pub fn listen(&self) -> Listener {
         self.0.feed.listen()
     }
 
-    /// The number of subscribers.
+    /// Returns the number of subscribers.
     pub fn listeners(&self) -> usize {
         self.0.feed.listeners()
     }
 
-    /// Publishes an event of the service about a request, as [`EventKind::Note`]. `data` runs only
-    /// if there is a subscriber.
+    /// Publishes the service's own event about a request, as [`EventKind::Note`]. `data` is called
+    /// only if there is a subscriber.
     pub fn publish(
         &self,
         request: RequestId,
@@ -118,7 +119,7 @@ impl Live {
         self.0.feed.emit(request, kind);
     }
 
-    /// How many hooks have failed or panicked since the launch.
+    /// Returns how many hooks have failed or panicked since the launch.
     pub fn hook_failures(&self) -> u64 {
         self.0.hook_failures.load(Ordering::Relaxed)
     }
@@ -168,7 +169,7 @@ impl Live {
 }
 
 impl Entry {
-    fn line(&self) -> LiveTransaction {
+    fn describe(&self) -> LiveTransaction {
         LiveTransaction {
             request: self.flags.request.to_string(),
             route: self.route.as_deref().map(str::to_owned),
@@ -182,13 +183,13 @@ impl Entry {
 }
 
 impl Flags {
-    /// Whether it is to be warned about: once.
+    /// Marks the entry as warned about. Returns `true` for the first call only.
     fn warn(&self) -> bool {
         !self.warned.swap(true, Ordering::Relaxed)
     }
 }
 
-/// A line in the list; dropping it takes the line away.
+/// Keeps an entry in the live list. Dropping it removes the entry.
 pub(in crate::tx) struct LiveEntry {
     live: Live,
     key: u64,
@@ -207,7 +208,7 @@ impl Drop for LiveEntry {
     }
 }
 
-/// The part of a line that changes.
+/// The flags of an entry, which its guards change.
 #[derive(Clone)]
 pub(in crate::tx) struct LiveFlags(Arc<Flags>);
 
@@ -229,7 +230,7 @@ impl LiveFlags {
         });
     }
 
-    /// Whether it is to be warned about: once.
+    /// Marks the entry as warned about. Returns `true` for the first call only.
     pub(in crate::tx) fn warn(&self) -> bool {
         self.0.warn()
     }
@@ -239,7 +240,8 @@ impl LiveFlags {
     }
 }
 
-/// `Tx<Main>` for `rocket_tx::tx::guard::Tx<service::Main>`.
+/// Removes module paths from a type name: `rocket_tx::tx::guard::Tx<service::Main>` becomes
+/// `Tx<Main>`.
 pub(in crate::tx) fn short_type(name: &str) -> String {
     let mut short = String::new();
     for part in name.split_inclusive(['<', '>', ',', ' ']) {
@@ -253,7 +255,7 @@ mod tests {
     use super::short_type;
 
     #[test]
-    fn a_type_is_named_without_its_modules() {
+    fn short_type_removes_module_paths() {
         assert_eq!(
             short_type("rocket_tx::tx::guard::Tx<app::Main, a::b::C>"),
             "Tx<Main, C>"

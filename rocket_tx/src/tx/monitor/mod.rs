@@ -1,11 +1,11 @@
-//! Who watches requests: observers, listeners, and the list of what is outstanding now.
+//! Monitoring of requests: observers, listeners, and the list of what is outstanding now.
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `observer` | [`Observer`]: called before and after each step |
+//! | `observer` | [`Observer`]: called before and after each step of a settlement |
 //! | `feed` | [`Listener`]: the events of requests, as they happen |
 //! | `live` | [`Live`]: what is outstanding or condemned in the whole service |
-//! | `slow` | the warning about what is outstanding for long |
+//! | `slow` | the warning about entries that are outstanding for too long |
 
 mod feed;
 mod live;
@@ -20,7 +20,7 @@ pub(in crate::tx) use observer::Observers;
 pub use observer::{Observer, Step};
 pub(in crate::tx) use slow::watch as watch_slow;
 
-/// All who watch, as the other rooms tell them. Managed by `Settlement`.
+/// The monitors that the rest of `tx` reports to. Managed by `Settlement`.
 #[derive(Clone)]
 pub(in crate::tx) struct Monitor {
     pub(in crate::tx) live: Live,

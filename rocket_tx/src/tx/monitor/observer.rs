@@ -1,4 +1,4 @@
-//! Being told of every step of a settlement.
+//! Observers: code of the service that runs at every step of a settlement.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +16,16 @@ pub struct Step<'a, 'r> {
     pub request: &'a Request<'r>,
     /// The name of the resource: for a transaction, its database.
     pub resource: &'a str,
-    /// What is done to it.
+    /// What is done to the resource.
     pub action: Action,
     /// How many databases of this request have been committed so far.
     pub committed: usize,
 }
 
-/// Told before and after each step of each settlement, in the request's own task: what takes long
-/// here is waited for, with the transaction open. A panic is logged and changes nothing.
+/// Observes requests and every step of their settlement.
+///
+/// The calls run in the request's own task. A slow observer delays the request and keeps its
+/// transactions open. A panic is logged and has no other effect.
 ///
 /// ```
 /// use rocket_tx::{Observer, Settlement};
@@ -40,28 +42,29 @@ pub struct Step<'a, 'r> {
 /// let settlement = Settlement::new().observer(Narrator);
 /// ```
 pub trait Observer: Send + Sync + 'static {
-    /// A transaction has begun, after so long in queues and at the database.
+    /// A transaction has begun. `waited` is the time in queues and at the database.
     fn began(&self, _request: RequestId, _database: &str, _waited: Duration) {}
 
-    /// A connection for reading was lent, after so long in the queue.
+    /// A connection for a `Read` was acquired. `waited` is the time that this took.
     fn read_acquired(&self, _request: RequestId, _database: &str, _waited: Duration) {}
 
-    /// A step is about to be taken.
+    /// A step is about to begin.
     fn before(&self, _step: &Step<'_, '_>) {}
 
-    /// A step was taken.
+    /// A step has ended, with `result`, after the time `took`.
     fn after(&self, _step: &Step<'_, '_>, _result: Result<(), &Error>, _took: Duration) {}
 
-    /// Everything is done; the response is about to leave. Called for requests that had something
-    /// outstanding, or tried to.
+    /// The request is settled, and the response is about to leave. Called for requests that had
+    /// something outstanding, or tried to.
     fn settled(&self, _request: &Request<'_>, _settled: &SettlementReport) {}
 
-    /// The response is about to leave, of whatever request: status and headers are those that the
-    /// client is told. Response fairings run before settlement, and may see another status.
+    /// The response is about to leave. Called for every request, transactional or not. Status and
+    /// headers are those that the client receives. Other response fairings run before settlement,
+    /// so they may see another status.
     fn responded(&self, _request: &Request<'_>, _response: &Response<'_>) {}
 }
 
-/// All observers of a service. A panic in one harms nobody.
+/// All observers of a service. A panic in one does not affect the request or the other observers.
 #[derive(Clone)]
 pub(in crate::tx) struct Observers(Arc<[Arc<dyn Observer>]>);
 

@@ -1,4 +1,6 @@
-//! Warning of what is outstanding for long, while it is: what hangs for ever is never settled.
+//! The warning about entries that are outstanding for too long.
+//!
+//! Settlement warns about slow transactions too, but a request that hangs is never settled.
 
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::live::Live;
 
-/// Warns once of each line that is older than `limit`, until the service shuts down.
+/// Warns once about each entry of the live list that is older than `limit`, until shutdown.
 pub(in crate::tx) async fn watch(live: Live, limit: Duration, mut shutdown: Shutdown) {
     const SHORTEST: Duration = Duration::from_millis(10);
     const LONGEST: Duration = Duration::from_secs(1);
@@ -17,12 +19,13 @@ pub(in crate::tx) async fn watch(live: Live, limit: Duration, mut shutdown: Shut
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         select! {
-            _ = tick.tick() => live.overdue(limit).iter().for_each(|line| {
+            _ = tick.tick() => live.overdue(limit).iter().for_each(|entry| {
                 tracing::warn!(
-                    request = line.request, route = line.route.as_deref().unwrap_or("-"),
-                    guard = line.guard, resource = line.resource, age_ms = line.age_ms,
-                    checked_out = line.checked_out, condemned = line.condemned,
-                    "outstanding for longer than `slow_transaction`, and still is"
+                    request = entry.request, route = entry.route.as_deref().unwrap_or("-"),
+                    guard = entry.guard, resource = entry.resource, age_ms = entry.age_ms,
+                    checked_out = entry.checked_out, condemned = entry.condemned,
+                    "a transaction or resource is still outstanding after `slow_transaction`; check what \
+                     its request waits for"
                 );
             }),
             () = &mut shutdown => return,

@@ -1,4 +1,4 @@
-//! Checking a request's transaction out of its registry; it is begun when it is first asked for.
+//! Checking a request's transaction out of its registry. It is begun on first use.
 
 use std::any::TypeId;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use crate::db::{
 use crate::tx::failure::Error;
 use crate::tx::monitor::LiveFlags;
 
-/// A transaction that is locked for one guard.
+/// A transaction that is checked out by one guard. Dropping it checks the transaction in.
 pub(in crate::tx) struct CheckedOut<D: TransactionalDatabase> {
     pub(in crate::tx) open: OwnedMutexGuard<Option<OpenTransaction<D>>>,
     pub(in crate::tx) flags: LiveFlags,
 }
 
 impl Outstanding {
-    /// Hands out the transaction of `D`, and begins it if there is none.
+    /// Checks out the transaction of `D`, and begins it if there is none.
     pub(in crate::tx) async fn begin<D: TransactionalDatabase, M: Mode>(
         self: &Arc<Self>,
         pool: &D::Pool,
@@ -37,13 +37,16 @@ impl Outstanding {
         self.begin_in_turn::<D, M>(pool, guard).await
     }
 
-    /// The same for a caller that has the request's turn.
+    /// Does the same as [`begin`](Self::begin), for a caller that already has the request's
+    /// [`Turn`].
+    ///
+    /// [`Turn`]: super::outstanding::Turn
     pub(super) async fn begin_in_turn<D: TransactionalDatabase, M: Mode>(
         self: &Arc<Self>,
         pool: &D::Pool,
         guard: &'static str,
     ) -> Result<CheckedOut<D>, Error> {
-        // Resources will need transactions of databases that come before this one.
+        // Resources may need transactions of databases that are attached before this one.
         if let Some(attachment) = pool.attachment().get() {
             self.begin_required(attachment.rank).await?;
         }
@@ -54,33 +57,35 @@ impl Outstanding {
         beginning.finish(self.open::<D>(pool, options).await?)
     }
 
-    /// Begins a transaction of `D` that is in no registry yet.
+    /// Begins a transaction of `D` that is not in the registry yet.
     pub(in crate::tx) async fn open<D: TransactionalDatabase>(
         &self,
         pool: &D::Pool,
         options: BeginOptions,
     ) -> Result<Transaction<<D::Pool as TransactionPool>::Session>, Error> {
         let span = tracing::debug_span!("begin", database = D::NAME);
-        let asked = Instant::now();
+        let started = Instant::now();
         let transaction = match pool.open(options).instrument(span).await {
             Err(sqlx::Error::PoolTimedOut) if !options.wait.queues() => {
                 return Err(Error::OutOfOrder(D::NAME));
             }
             transaction => transaction?,
         };
-        let waited = asked.elapsed();
+        let waited = started.elapsed();
         self.observers
             .notify(|observer| observer.began(self.request, D::NAME, waited));
         Ok(transaction)
     }
 
-    /// Hands out the transaction of `D`, if there is one.
+    /// Checks out the transaction of `D`, if there is one.
     pub(in crate::tx) fn current<D: TransactionalDatabase, M: Mode>(
         &self,
     ) -> Option<Result<CheckedOut<D>, Error>> {
         self.state.lock().open::<D, M>()
     }
 
+    /// Checks out the transaction of `D`. If there is none, adds an entry for it to the registry,
+    /// so that the caller can begin it.
     fn checkout_or_reserve<D: TransactionalDatabase, M: Mode>(
         self: &Arc<Self>,
         pool: &D::Pool,
@@ -106,7 +111,7 @@ impl Outstanding {
             let database = D::NAME;
             return Err(Error::Isolation { database, reason });
         }
-        // A resource will write through it.
+        // A resource will write through this transaction.
         let access = match state.is_required(database) {
             true => Access::ReadWrite,
             false => M::ACCESS,
@@ -141,7 +146,8 @@ impl Outstanding {
 }
 
 impl State {
-    /// The open transaction of `D`, locked for one guard, if it is as strict as `M` asks.
+    /// Checks out the open transaction of `D`, if there is one. Fails if it is weaker than `M`
+    /// requires.
     fn open<D: TransactionalDatabase, M: Mode>(&self) -> Option<Result<CheckedOut<D>, Error>> {
         let entry = self
             .databases()
@@ -150,7 +156,7 @@ impl State {
         if M::ISOLATION > entry.isolation || M::ACCESS > entry.access {
             return Some(Err(Error::Weaker(D::NAME)));
         }
-        // While it is being begun the slot is locked, and there are no flags yet.
+        // A transaction that is still being begun has no flags yet.
         let flags = entry.flags.clone().ok_or(Error::CheckedOut(D::NAME));
         Some(flags.and_then(|flags| {
             Ok(CheckedOut {
@@ -166,8 +172,8 @@ enum Reservation<D: TransactionalDatabase> {
     New(PendingBegin<D>, BeginOptions),
 }
 
-/// A line of the registry whose transaction is being begun. Dropping it, because BEGIN failed or
-/// was abandoned, takes the line back.
+/// An entry of the registry whose transaction is being begun. If it is dropped unfinished, because
+/// BEGIN failed or was abandoned, the entry is removed.
 struct PendingBegin<D: TransactionalDatabase> {
     outstanding: Arc<Outstanding>,
     guard: &'static str,
@@ -175,6 +181,7 @@ struct PendingBegin<D: TransactionalDatabase> {
 }
 
 impl<D: TransactionalDatabase> PendingBegin<D> {
+    /// Puts the begun `transaction` into the entry, and checks it out.
     fn finish(
         mut self,
         transaction: Transaction<<D::Pool as TransactionPool>::Session>,
@@ -186,7 +193,8 @@ impl<D: TransactionalDatabase> PendingBegin<D> {
             Entry::Database(entry) if entry.database == database => Some(entry),
             _ => None,
         });
-        // Without its line the request was settled meanwhile: the transaction rolls back here.
+        // If the entry is gone, the request was settled meanwhile. The transaction is rolled back
+        // here.
         let (Some(entry), Some(mut open)) = (entry, self.open.take()) else {
             return Err(Error::Settled);
         };

@@ -1,4 +1,4 @@
-//! What a request had, once its registry is closed.
+//! The contents of a registry after it was closed.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -17,27 +17,27 @@ use crate::tx::verdict::Choice;
 
 /// Everything that a request has begun, handed over to be settled.
 pub(in crate::tx) struct Closed {
-    /// Something was outstanding, or tried to be.
+    /// Something was outstanding, or there was an attempt to begin it.
     pub(in crate::tx) used: bool,
-    /// A guard was taken by which something can become outstanding.
+    /// The request has used a guard by which something can become outstanding.
     pub(in crate::tx) wanted: bool,
     pub(in crate::tx) doom: Option<(Status, Cow<'static, str>)>,
     pub(in crate::tx) choice: Option<Choice>,
-    /// What the first guard of this library that failed had to say.
+    /// The problem of the first guard of this library that failed.
     pub(in crate::tx) failure: Option<Problem>,
     pub(in crate::tx) hooks: Hooks,
-    /// What resources need and nobody has begun.
+    /// Transactions that resources need and that have not been begun.
     pub(in crate::tx) unopened: Vec<Unopened>,
-    /// What was [collected](Self::collect), in joining order.
+    /// The resources that were [collected](Self::collect), in joining order.
     pub(in crate::tx) resources: Vec<Box<dyn Resource>>,
-    /// Their lines in the list of what is live.
+    /// The entries of joined resources in the live list.
     pub(in crate::tx) lines: Vec<LiveEntry>,
     entries: Vec<Entry>,
 }
 
 impl Outstanding {
-    /// Lets nothing join any more, and hands everything over. A `Read` stays with the request: the
-    /// body of the response may go on with it.
+    /// Closes the registry, so that nothing can join any more, and returns its contents. `Read`s
+    /// stay registered: the body of the response may still use them.
     pub(in crate::tx) fn close(&self) -> Closed {
         let mut state = self.state.lock();
         let closed = State {
@@ -65,7 +65,8 @@ impl Closed {
         }
     }
 
-    /// The transactions that have been open for longer than `limit`, and that nobody has warned of.
+    /// Returns the transactions that have been open for longer than `limit` and were not warned
+    /// about yet. From now on they count as warned about.
     pub(in crate::tx) fn slower_than(
         &self,
         limit: Duration,
@@ -81,7 +82,7 @@ impl Closed {
         })
     }
 
-    /// Moves what no guard holds to `resources`. What stays is [held](Self::held).
+    /// Moves everything that no guard holds to `resources`. The rest is [held](Self::held).
     pub(in crate::tx) fn collect(&mut self) {
         for entry in std::mem::take(&mut self.entries) {
             match entry {
@@ -98,7 +99,7 @@ impl Closed {
         }
     }
 
-    /// The transactions that a guard holds still.
+    /// Returns the transactions that a guard still holds. Call [`collect`](Self::collect) before.
     pub(in crate::tx) fn held(&self) -> impl Iterator<Item = HeldTransaction<'_>> {
         self.databases().map(HeldTransaction)
     }
@@ -111,14 +112,14 @@ impl Closed {
     }
 }
 
-/// A transaction that was open for long.
+/// A transaction that was open for longer than the limit.
 pub(in crate::tx) struct SlowTransaction {
     pub(in crate::tx) database: &'static str,
     pub(in crate::tx) guard: &'static str,
     pub(in crate::tx) age: Duration,
 }
 
-/// A transaction that a guard holds although its request is over.
+/// A transaction that a guard still holds although its request has ended.
 pub(in crate::tx) struct HeldTransaction<'a>(&'a DatabaseEntry);
 
 impl<'a> HeldTransaction<'a> {
@@ -130,14 +131,15 @@ impl<'a> HeldTransaction<'a> {
         self.0.guard
     }
 
-    /// Lists it as condemned: it can never commit.
+    /// Marks the transaction as condemned in the live list: it can never commit.
     pub(in crate::tx) fn condemn(&self) {
         if let Some(flags) = &self.0.flags {
             flags.condemn();
         }
     }
 
-    /// Ends it from outside. `None`: it is not begun, and will not be.
+    /// Returns the handle that ends the transaction from outside. `None` if the transaction was
+    /// still being begun: then its guard fails, because the registry is closed.
     pub(in crate::tx) fn ending(&self) -> Option<&'a Ending> {
         self.0.ending.as_ref()
     }

@@ -11,19 +11,19 @@ use crate::tx::monitor::Live;
 use crate::tx::panics::message;
 use crate::tx::verdict::Outcome;
 
-/// Says whether it failed.
+/// A hook. The future returns `true` if the hook failed.
 type Hook = Pin<Box<dyn Future<Output = bool> + Send>>;
 
-/// Work for afterwards, in the order in which it was left.
+/// The hooks of a request, in the order in which they were added.
 #[derive(Default)]
 pub(in crate::tx) struct Hooks {
     after_commit: Vec<Hook>,
     after_rollback: Vec<Hook>,
 }
 
-/// What a hook may return: nothing, or a result whose error is logged.
+/// The return type of a hook: `()`, or a result whose error is logged.
 pub trait HookOutput {
-    /// Logs the error, if there is one; says whether there was.
+    /// Logs the error, if there is one. Returns whether there is one.
     fn log_error(self) -> bool;
 }
 
@@ -36,7 +36,7 @@ impl HookOutput for () {
 impl<E: Display> HookOutput for Result<(), E> {
     fn log_error(self) -> bool {
         if let Err(error) = &self {
-            tracing::error!(%error, "a hook failed; the request it belongs to is settled all the same");
+            tracing::error!(%error, "a hook failed; the settlement of its request is not changed");
         }
         self.is_err()
     }
@@ -58,14 +58,14 @@ impl Hooks {
         self.after_commit.is_empty() && self.after_rollback.is_empty()
     }
 
-    /// Runs what is due in a task of its own, one after the other.
+    /// Runs the hooks for `outcome` one after the other, in a separate task.
     pub(in crate::tx) fn run(self, outcome: Outcome, in_flight: &TaskTracker, live: &Live) {
         let due = match outcome {
             Outcome::Committed => self.after_commit,
             Outcome::RolledBack => self.after_rollback,
             Outcome::Partial | Outcome::Unknown if self.is_empty() => return,
             Outcome::Partial | Outcome::Unknown => {
-                tracing::error!(%outcome, "no hook runs: neither commit nor rollback is certain");
+                tracing::error!(%outcome, "no hook runs, because neither commit nor rollback is certain");
                 return;
             }
         };

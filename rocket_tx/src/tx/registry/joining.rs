@@ -1,4 +1,4 @@
-//! What a handler, or whoever acts for it, asks of the registry.
+//! The registry's methods for handlers: join, doom and hooks.
 
 use std::borrow::Cow;
 
@@ -10,11 +10,11 @@ use super::resource::Resource;
 use crate::tx::failure::Error;
 
 impl Outstanding {
-    /// Joins a resource: it is settled with everything else.
+    /// Adds a resource to the registry. It is settled together with everything else.
     ///
     /// # Errors
     ///
-    /// [`Error::Settled`] when the verdict has fallen; the resource is dropped.
+    /// [`Error::Settled`] after the verdict. The resource is dropped.
     pub fn join<R: Resource>(&self, resource: R) -> Result<(), Error> {
         let mut state = self.open_state()?;
         let name = resource.name().into_owned().into();
@@ -31,16 +31,18 @@ impl Outstanding {
         Ok(())
     }
 
-    /// Decides that everything will be rolled back, whatever the handler answers. An answer that
-    /// says failure stays; any other becomes `status`, with `reason` in its body. The first doom
-    /// counts.
+    /// Dooms the request: everything will be rolled back, whatever the handler responds.
     ///
-    /// `status` is a failure, from 400 to 599. Any other becomes a 500, and is logged: a rollback is
-    /// never told as a success.
+    /// A response that is already a failure is sent unchanged. Any other response is replaced by
+    /// one with `status`, and with `reason` in its body. If `doom` is called more than once, the
+    /// first call counts.
+    ///
+    /// `status` must be a failure, from 400 to 599. Any other status becomes a 500, and this is
+    /// logged: the rollback of a doomed request is never reported as a success.
     ///
     /// # Errors
     ///
-    /// [`Error::Settled`] when the verdict has fallen: it is too late to change it.
+    /// [`Error::Settled`] after the verdict, which can no longer be changed.
     pub fn doom(&self, status: Status, reason: impl Into<Cow<'static, str>>) -> Result<(), Error> {
         let mut state = self.open_state()?;
         state.used = true;
@@ -48,13 +50,16 @@ impl Outstanding {
         Ok(())
     }
 
-    /// Runs `hook` once everything has been committed, outside the request's time, after the hooks
-    /// that were left before it. It runs never if anything is rolled back or in doubt. Shutdown
-    /// waits for it, bounded; a process that is killed forgets it.
+    /// Adds a hook that runs after everything has been committed.
+    ///
+    /// The response does not wait for the hook. The hooks of a request run one after the other, in
+    /// the order in which they were added. If anything is rolled back, or if the outcome is
+    /// unknown, the hook never runs. Shutdown waits for hooks, for a limited time. If the process
+    /// is killed, the hook is lost.
     ///
     /// # Errors
     ///
-    /// [`Error::Settled`] when the verdict has fallen; the hook is dropped, and never runs.
+    /// [`Error::Settled`] after the verdict. The hook is dropped, and never runs.
     pub fn after_commit<F>(&self, hook: F) -> Result<(), Error>
     where
         F: Future<Output: HookOutput> + Send + 'static,
@@ -63,11 +68,12 @@ impl Outstanding {
         Ok(())
     }
 
-    /// The twin of [`after_commit`](Self::after_commit) for when everything was rolled back.
+    /// Adds a hook that runs after everything has been rolled back. Otherwise it behaves like
+    /// [`after_commit`](Self::after_commit).
     ///
     /// # Errors
     ///
-    /// [`Error::Settled`] when the verdict has fallen; the hook is dropped, and never runs.
+    /// [`Error::Settled`] after the verdict. The hook is dropped, and never runs.
     pub fn after_rollback<F>(&self, hook: F) -> Result<(), Error>
     where
         F: Future<Output: HookOutput> + Send + 'static,

@@ -1,21 +1,22 @@
 //! What a request has begun and not yet settled.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! | --- | --- |
 //! | `outstanding` | [`Outstanding`]: the registry of one request |
-//! | `slot` | its place in the request |
-//! | `checkout` | checking a transaction out of it, begun on first use |
-//! | `open_transaction` | an open transaction, as the resource that it is |
+//! | `slot` | the registry's place in Rocket's request-local cache |
+//! | `checkout` | checking a transaction out of the registry; it is begun on first use |
+//! | `open_transaction` | an open transaction as a [`Resource`] |
 //! | `rank` | the order in which requests take databases |
-//! | `require` | transactions that a resource will need, begun as late as may be |
+//! | `require` | transactions that a resource will need, begun as late as possible |
 //! | `mode` | isolation and access, as part of a guard's type |
-//! | `resource` | [`Resource`] and [`SettleContext`]: how anything else joins |
-//! | `settle_context` | the transactions of a request, as a resource may use them: [`BorrowedTransaction`], [`AfterRollback`] |
+//! | `resource` | [`Resource`]: the trait of everything that can join; [`SettleContext`] |
+//! | `settle_context` | access of resources to the request's transactions: [`BorrowedTransaction`], [`AfterRollback`] |
 //! | `hooks` | work for after the commit, and for after the rollback |
-//! | `joining` | what a handler asks of it: join, doom, leave work for afterwards |
-//! | `closed` | what it hands over to be settled |
+//! | `joining` | the methods for handlers: join, doom, hooks |
+//! | `closed` | the contents of a registry, handed over to be settled |
 //!
-//! No other room sees the state of a registry. Settlement closes it, and gets plain data.
+//! No other module sees the state of a registry. Settlement closes the registry and receives plain
+//! data.
 
 mod checkout;
 mod closed;

@@ -2,8 +2,8 @@
 
 use crate::db::{Access, Isolation};
 
-/// How a guard's transaction is begun: the second parameter of [`Tx`](crate::tx::Tx) and
-/// [`Begin`](crate::tx::Begin).
+/// The isolation and access of a guard's transaction. The second type parameter of
+/// [`Tx`](crate::tx::Tx) and [`Begin`](crate::tx::Begin).
 ///
 /// ```
 /// use rocket_tx::tx::{Mode, ReadOnly, Serializable};
@@ -15,23 +15,24 @@ use crate::db::{Access, Isolation};
 pub trait Mode: Send + Sync + 'static {
     /// Isolation from other transactions.
     const ISOLATION: Isolation;
-    /// Whether it may write.
+    /// Whether the transaction may write.
     const ACCESS: Access;
 }
 
-/// Reads and writes, at the isolation that the database is set to. What `Tx<D>` means.
+/// Reads and writes, with the isolation that is the database's default. The mode of `Tx<D>`.
 #[derive(Debug)]
 pub enum ReadWrite {}
 
-/// Postgres's REPEATABLE READ. SQLite gives more than that always.
+/// Postgres's REPEATABLE READ. SQLite transactions are always serializable, which is stricter.
 #[derive(Debug)]
 pub enum RepeatableRead {}
 
-/// SERIALIZABLE. On Postgres a conflict is a 503 that may be retried; SQLite gives it always.
+/// SERIALIZABLE. On Postgres, a conflict leads to a 503, and the client may retry. SQLite
+/// transactions are always serializable.
 #[derive(Debug)]
 pub enum Serializable {}
 
-/// Reads only, with the isolation of `M`: one consistent view across several queries.
+/// Reads only, with the isolation of `M`. Gives one consistent view across several queries.
 #[derive(Debug)]
 pub struct ReadOnly<M = ReadWrite>(std::marker::PhantomData<fn() -> M>);
 

@@ -1,4 +1,4 @@
-//! An open transaction as the registry holds it, and as the resource that it is when settled.
+//! An open transaction as the registry holds it, and as a resource that is settled.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,19 +11,20 @@ use crate::db::{Durability, Session, Transaction, TransactionPool, Transactional
 use crate::tx::failure::Error;
 use crate::tx::monitor::LiveEntry;
 
-/// The transaction of database `D`, with its line in the service's list of what is outstanding.
-/// Dropping it rolls back and takes the line away.
+/// An open transaction of the database `D`, with its entry in the service's live list. Dropping it
+/// rolls back and removes the entry.
 pub(in crate::tx) struct OpenTransaction<D: TransactionalDatabase> {
     transaction: Transaction<<D::Pool as TransactionPool>::Session>,
-    /// The rest of its COMMIT.
+    /// The wait that is left after COMMIT, until the commit is durable.
     durability: Durability,
     _live: LiveEntry,
 }
 
-/// What guards borrow: `None` while it is being begun, and after it was settled.
+/// The place of a transaction that guards check out. Empty while the transaction is being begun,
+/// and after it was taken for settlement.
 pub(super) type Slot<D> = Arc<Mutex<Option<OpenTransaction<D>>>>;
 
-/// What a guard of `D` dereferences to.
+/// The connection type to which a guard of `D` dereferences.
 pub(in crate::tx) type ConnectionOf<D> =
     <<<D as Database>::Pool as TransactionPool>::Session as Session>::Connection;
 
@@ -78,23 +79,23 @@ impl<D: TransactionalDatabase> Resource for OpenTransaction<D> {
     }
 }
 
-/// A [`Slot`] whose database the registry need not know.
+/// A [`Slot`] without the type of its database.
 pub(super) trait AnySlot: Send + Sync {
-    /// Takes the transaction out for good, unless somebody holds it.
+    /// Takes the transaction out of the slot, unless a guard holds it.
     fn take(&self) -> SlotContent;
 
-    /// Has the transaction rolled back by closing its connection. One that somebody holds is
-    /// condemned anyway.
+    /// Marks the transaction so that it is rolled back by closing its connection. Does nothing if a
+    /// guard holds it: then it is condemned at settlement.
     fn abandon(&self);
 }
 
-/// What was found in a loan.
+/// The result of [`AnySlot::take`].
 pub(super) enum SlotContent {
-    /// Checked in: here it is.
+    /// The transaction was checked in.
     Resource(Box<dyn Resource>),
-    /// Nothing was begun.
+    /// There is no transaction.
     Nothing,
-    /// A guard holds it.
+    /// A guard holds the transaction, or it is being begun.
     CheckedOut,
 }
 
@@ -116,7 +117,11 @@ impl<D: TransactionalDatabase> AnySlot for Mutex<Option<OpenTransaction<D>>> {
     }
 }
 
-/// Locks a slot, if nobody else has.
+/// Locks a slot for one guard.
+///
+/// # Errors
+///
+/// [`Error::CheckedOut`] if the slot is already locked.
 pub(super) fn checkout<D: TransactionalDatabase>(
     slot: &Slot<D>,
 ) -> Result<OwnedMutexGuard<Option<OpenTransaction<D>>>, Error> {

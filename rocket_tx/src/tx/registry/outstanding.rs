@@ -1,4 +1,4 @@
-//! The registry: everything begun in one request and not yet settled.
+//! The registry: everything that one request has begun and not yet settled.
 
 use std::any::TypeId;
 use std::borrow::Cow;
@@ -21,14 +21,15 @@ use crate::tx::panics::PanicWatch;
 use crate::tx::request_id::RequestId;
 use crate::tx::verdict::Choice;
 
-/// Everything that a request has begun and not yet committed or rolled back.
+/// The registry of a request: everything that the request has begun and not yet committed or rolled
+/// back.
 ///
-/// As a request guard, `&Outstanding`, it lets a handler join a [`Resource`], doom the request, or
-/// leave work for after the commit. It is made on first use, lives as long as the request, and
-/// survives a forwarding route and a catcher.
+/// With the request guard `&Outstanding`, a handler can join a [`Resource`], doom the request, or
+/// add hooks that run after the commit or the rollback. The registry is created on first use. It
+/// lives as long as the request, and survives a forwarding route and a catcher.
 ///
-/// When the response is ready the verdict falls. What a task or a body asks of the registry after
-/// that is refused with [`Error::Settled`].
+/// When the response is ready, the verdict is decided and the registry is closed. After that, a
+/// task or a body that wants to begin or join something receives [`Error::Settled`].
 ///
 /// ```
 /// use rocket::http::Status;
@@ -45,8 +46,9 @@ pub struct Outstanding {
     pub(in crate::tx) live: Live,
     pub(in crate::tx) observers: Observers,
     panics: PanicWatch,
-    /// Held across a wait on purpose: what two tasks of one request ask for, they get in turn. What
-    /// one of them may wait for depends on what the request holds; it must not get more meanwhile.
+    /// Lets one task of the request at a time wait for a connection or a lease. It is held across
+    /// that wait on purpose: whether a task may wait depends on what the request holds, and the
+    /// request must not get more during the wait.
     turn: tokio::sync::Mutex<()>,
     pub(super) state: Mutex<State>,
 }
@@ -55,32 +57,33 @@ pub struct Outstanding {
 pub(super) struct State {
     /// In joining order.
     pub(super) entries: Vec<Entry>,
-    /// What resources will need when they are settled.
+    /// Transactions that resources need when they are settled.
     pub(super) required: Vec<RequiredTransaction>,
-    /// Databases whose transactions must be READ COMMITTED, and why.
+    /// Databases whose transactions must be READ COMMITTED, with the reason.
     pub(super) capped: Vec<(TypeId, &'static str)>,
-    /// What the request's `Read`s hold.
+    /// The databases that the request's `Read`s hold connections of.
     pub(super) reading: Vec<RegisteredRead>,
     pub(super) doom: Option<(Status, Cow<'static, str>)>,
     pub(super) choice: Option<Choice>,
-    /// What the first guard of this library that failed had to say.
+    /// The problem of the first guard of this library that failed.
     pub(super) failure: Option<Problem>,
     pub(super) hooks: Hooks,
-    /// The route that is running, for the list of what is live.
+    /// The current route, for the live list.
     pub(super) route: Option<Cow<'static, str>>,
-    /// Something was outstanding, or tried to be.
+    /// Something was outstanding, or there was an attempt to begin it.
     pub(super) used: bool,
-    /// A guard by which something can become outstanding was taken.
+    /// The request has used a guard by which something can become outstanding.
     pub(super) wanted: bool,
-    /// The verdict has fallen; nothing joins any more.
+    /// The verdict is decided; nothing can join any more.
     pub(super) closed: bool,
 }
 
-/// The turn of one task among those of its request. The others get theirs when it is dropped.
+/// The right of one task of a request to wait for a connection or a lease. The other tasks of the
+/// request wait until it is dropped.
 #[must_use = "the turn ends when it is dropped"]
 pub struct Turn<'a>(#[expect(dead_code)] tokio::sync::MutexGuard<'a, ()>);
 
-/// A database whose transaction is needed when the request is settled.
+/// A database whose transaction a resource needs when the request is settled.
 pub(super) struct RequiredTransaction {
     pub(super) database: TypeId,
     pub(super) rank: usize,
@@ -89,10 +92,10 @@ pub(super) struct RequiredTransaction {
 
 /// How a required transaction is begun.
 pub(super) trait DeferredBegin: Send + Sync {
-    /// Into the registry, as a guard would.
+    /// Begins the transaction in the registry, as a guard does.
     fn begin<'a>(&'a self, outstanding: &'a Arc<Outstanding>) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// For a settlement, whose registry is closed.
+    /// Begins the transaction during the settlement, when the registry is closed.
     fn open<'a>(
         &'a self,
         outstanding: &'a Outstanding,
@@ -100,17 +103,17 @@ pub(super) trait DeferredBegin: Send + Sync {
     ) -> BoxFuture<'a, Result<Box<dyn Resource>, Error>>;
 }
 
-/// A database that a `Read` holds a connection of.
+/// A database of which a `Read` holds a connection.
 #[derive(Clone)]
 pub(super) struct RegisteredRead {
     pub(super) database: TypeId,
     pub(super) name: &'static str,
     pub(super) rank: usize,
-    /// What used it last is the body of the response.
+    /// The last use of the `Read` was by the body of the response.
     pub(super) by_body: Arc<AtomicBool>,
 }
 
-/// One line of the registry.
+/// One entry of the registry.
 pub(super) enum Entry {
     Database(DatabaseEntry),
     Resource(Box<dyn Resource>, LiveEntry),
@@ -128,14 +131,14 @@ pub(super) struct DatabaseEntry {
     pub(super) slot: Arc<dyn AnySlot>,
     /// The same slot, with the type that guards lock.
     pub(super) typed_slot: Box<dyn std::any::Any + Send + Sync>,
-    /// Present once it is begun, as is what follows.
+    /// `None` while the transaction is being begun.
     pub(super) flags: Option<LiveFlags>,
-    /// For when a guard outlives its request.
+    /// Ends the transaction if a guard outlives its request. `None` while it is being begun.
     pub(super) ending: Option<Ending>,
 }
 
 impl Outstanding {
-    /// Nothing is begun yet. It notices panics of the request's task from now on.
+    /// Creates an empty registry. From now on, panics in the current task are recorded.
     pub(in crate::tx) fn new(request: RequestId, live: Live, observers: Observers) -> Self {
         Self {
             request,
@@ -147,12 +150,12 @@ impl Outstanding {
         }
     }
 
-    /// The route that is running now.
+    /// Records the current route.
     pub(super) fn set_route(&self, route: Option<Cow<'static, str>>) {
         self.state.lock().route = route;
     }
 
-    /// The state, as long as the verdict has not fallen.
+    /// Returns the state, or [`Error::Settled`] after the verdict.
     pub(super) fn open_state(&self) -> Result<MutexGuard<'_, State>, Error> {
         let state = self.state.lock();
         if state.closed {
@@ -161,21 +164,24 @@ impl Outstanding {
         Ok(state)
     }
 
-    /// The request that it is the registry of.
+    /// The id of the request.
     pub fn request_id(&self) -> RequestId {
         self.request
     }
 
-    /// Whether the request has a connection now, in a transaction or for a `Read`. Who has one must
-    /// not wait for anything that another request may have, which may be waiting for a connection.
+    /// Whether the request holds or is acquiring a connection, for a transaction or for a `Read`.
+    ///
+    /// While it does, it must not wait for anything that another request may hold: the other
+    /// request may be waiting for a connection.
     pub fn holds_a_connection(&self) -> bool {
         let state = self.state.lock();
         state.databases().next().is_some() || !state.reading.is_empty()
     }
 
-    /// Marks that a guard was taken by which something can become outstanding: after a panic no
-    /// catcher makes a success of the request, although nothing was begun yet. For guards of other
-    /// libraries.
+    /// Records that the request uses a guard by which something can become outstanding. For guards
+    /// of other libraries.
+    ///
+    /// After a panic, no catcher can turn such a request into a success, even if nothing was begun.
     pub fn mark_wanted(&self) {
         self.state.lock().wanted = true;
     }
@@ -185,19 +191,21 @@ impl Outstanding {
         self.state.lock().used = true;
     }
 
-    /// Waits until no other task of this request is waiting for a connection or a lease, and keeps
-    /// others waiting until the [`Turn`] is dropped. Before a wait whose bound depends on what the
-    /// request [holds](Self::holds_a_connection).
+    /// Waits until no other task of this request is waiting for a connection or a lease. Other
+    /// tasks then wait until the [`Turn`] is dropped.
+    ///
+    /// Call it before a wait whose limit depends on what the request
+    /// [holds](Self::holds_a_connection).
     ///
     /// # Cancellation
     ///
-    /// Dropping the future gives up the place in the queue.
+    /// If the future is dropped, its place in the queue is lost.
     pub async fn acquire_in_turn(&self) -> Turn<'_> {
         Turn(self.turn.lock().await)
     }
 
-    /// From now on no transaction of `D` begins above READ COMMITTED: a guard that asks for more
-    /// fails with [`Error::Isolation`], which tells the `reason`.
+    /// Limits the isolation of transactions of `D` to READ COMMITTED from now on. A guard that
+    /// requires more fails with [`Error::Isolation`], which contains `reason`.
     pub fn cap_isolation<D: Database>(&self, reason: &'static str) {
         let database = TypeId::of::<D>();
         let mut state = self.state.lock();
@@ -206,7 +214,7 @@ impl Outstanding {
         }
     }
 
-    /// How strict the open transaction of `D` is, if the request has one.
+    /// Returns the isolation and access of the open transaction of `D`, if the request has one.
     pub fn open_mode<D: Database>(&self) -> Option<(Isolation, Access)> {
         let state = self.state.lock();
         let mut databases = state.databases();
@@ -214,13 +222,14 @@ impl Outstanding {
         Some((entry.isolation, entry.access))
     }
 
-    /// Whether the verdict has fallen: nothing joins any more.
+    /// Whether the verdict is decided. Nothing can join any more then.
     pub fn is_settled(&self) -> bool {
         self.state.lock().closed
     }
 
-    /// A `Read` of `D` begins. Ends with [`reading_ends`](Self::reading_ends). Says how long it
-    /// may wait for a connection. What uses the `Read` says in `by_body` whether it is the body.
+    /// Registers a `Read` of `D` until [`reading_ends`](Self::reading_ends). Returns whether it may
+    /// wait for a connection. The `Read` keeps `by_body` up to date: whether its last use was by
+    /// the body of the response.
     pub(in crate::tx) fn reading_begins<D: Database>(
         &self,
         rank: usize,
@@ -242,12 +251,12 @@ impl Outstanding {
         Ok(wait)
     }
 
-    /// Whether a `Read` of the request holds a connection.
+    /// Whether the request has a registered `Read`.
     pub(in crate::tx) fn is_read_from(&self) -> bool {
         !self.state.lock().reading.is_empty()
     }
 
-    /// The databases that the body of the response holds a connection of, by a `Read`.
+    /// Returns the databases of the `Read`s that the body of the response holds.
     pub(in crate::tx) fn read_from_by_body(&self) -> Vec<&'static str> {
         let state = self.state.lock();
         let by_body = |reading: &&RegisteredRead| reading.by_body.load(Ordering::Relaxed);
@@ -255,6 +264,7 @@ impl Outstanding {
         reading.map(|reading| reading.name).collect()
     }
 
+    /// Removes the `Read` of `D`.
     pub(in crate::tx) fn reading_ends<D: Database>(&self) {
         self.state
             .lock()
@@ -262,7 +272,7 @@ impl Outstanding {
             .retain(|reading| reading.database != TypeId::of::<D>());
     }
 
-    /// A guard failed before its handler ran.
+    /// Records that a guard failed. The first problem is kept.
     pub(in crate::tx) fn fail(&self, problem: Problem) {
         self.state.lock().failure.get_or_insert(problem);
     }
@@ -271,8 +281,8 @@ impl Outstanding {
         self.state.lock().failure.clone()
     }
 
-    /// Its handler was dropped in the middle of whatever it did: what it has checked in is not to be
-    /// used again, not even to roll back.
+    /// Abandons all transactions that are checked in, because the handler was dropped in the middle
+    /// of its work. Their connections are not used again, not even to roll back.
     pub(in crate::tx) fn abandon(&self) {
         for entry in self.state.lock().databases() {
             entry.slot.abandon();
@@ -283,6 +293,7 @@ impl Outstanding {
         self.state.lock().choice = Some(choice);
     }
 
+    /// Records that a guard was dropped by a panic.
     pub(in crate::tx) fn panicked(&self) {
         self.panics.mark();
     }
@@ -293,7 +304,7 @@ impl Outstanding {
 }
 
 impl State {
-    /// Why transactions of a database must be READ COMMITTED, if they must.
+    /// Returns the reason if transactions of `database` must be READ COMMITTED.
     pub(super) fn cap(&self, database: TypeId) -> Option<&'static str> {
         let mut capped = self.capped.iter();
         capped.find_map(|(known, reason)| (*known == database).then_some(*reason))
@@ -306,8 +317,10 @@ impl State {
             .any(|reading| reading.database == database)
     }
 
-    /// Who holds a connection waits only for databases that are attached behind it: waits that all
-    /// go one way never meet in a circle.
+    /// Returns whether the request may wait for a connection of the database with this `rank`.
+    ///
+    /// A request that holds a connection waits only for databases that are attached after the held
+    /// one. All waits go in the same direction, so they cannot form a cycle.
     pub(super) fn wait_policy(&self, rank: usize) -> WaitPolicy {
         let mut held = self
             .databases()

@@ -5,11 +5,11 @@ use std::any::type_name;
 use crate::db::{TransactionPool, TransactionalDatabase};
 use crate::tx::failure::Error;
 
-/// The place of `D` in that order.
+/// Returns the rank of `D`: its place in the order of attachment.
 ///
 /// # Errors
 ///
-/// [`Error::NotAttached`] for a pool that is in no service.
+/// [`Error::NotAttached`] if the pool is not attached to a service.
 pub fn rank_of<D: TransactionalDatabase>(pool: &D::Pool) -> Result<usize, Error> {
     let attachment = pool.attachment().get();
     let attachment = attachment.ok_or(Error::NotAttached(type_name::<D>()))?;

@@ -1,4 +1,4 @@
-//! Transactions that a resource will need, and that are begun as late as may be.
+//! Transactions that a resource will need at settlement. They are begun as late as possible.
 
 use std::any::{TypeId, type_name};
 use std::marker::PhantomData;
@@ -15,6 +15,7 @@ use super::resource::Resource;
 use crate::db::{Access, BeginOptions, TransactionalDatabase, WaitPolicy};
 use crate::tx::failure::Error;
 
+/// How a required transaction of `D` is begun.
 struct Required<D: Database> {
     pool: D::Pool,
     database: PhantomData<fn() -> D>,
@@ -52,16 +53,17 @@ impl<D: TransactionalDatabase> DeferredBegin for Required<D> {
 }
 
 impl Outstanding {
-    /// Says that a [`Resource`] will write through `context.transaction::<D>()`, so that there is
-    /// one.
+    /// Declares that a [`Resource`] will write through `context.transaction::<D>()`, so that this
+    /// transaction is begun.
     ///
-    /// It is begun as late as may be: before a database that is attached behind `D`, so that the
-    /// order holds, or when the request is settled. A request that is rolled back never begins it.
+    /// It is begun as late as possible: when the request is settled, or earlier if the request
+    /// begins a transaction of a database that is attached after `D`, so that the order is kept. If
+    /// the request is rolled back before that, the transaction is never begun.
     ///
     /// # Errors
     ///
-    /// [`Error::Settled`] when the verdict has fallen; [`Error::Weaker`] when the request has a
-    /// transaction of `D` that only reads; [`Error::NotAttached`].
+    /// [`Error::Settled`] after the verdict. [`Error::Weaker`] if the request has a transaction of
+    /// `D` that only reads. [`Error::NotAttached`] if `D` is not attached.
     pub fn require<D: TransactionalDatabase>(&self, pool: &D::Pool) -> Result<(), Error> {
         let rank = rank_of::<D>(pool)?;
         let mut state = self.state.lock();
@@ -69,7 +71,7 @@ impl Outstanding {
             return Err(Error::Settled);
         }
         let key = TypeId::of::<D>();
-        // One that is only being begun may fail.
+        // A transaction that is still being begun does not count: its BEGIN may fail.
         let begun = state
             .databases()
             .find(|entry| entry.database == key && entry.flags.is_some());
@@ -91,13 +93,13 @@ impl Outstanding {
         Ok(())
     }
 
-    /// Begins what is required of databases that are attached before `rank`. What fails to begin
-    /// stays required.
+    /// Begins the required transactions of databases ranked below `rank`. On error, they remain
+    /// required.
     pub(super) async fn begin_required(self: &Arc<Self>, rank: usize) -> Result<(), Error> {
         loop {
             let next = {
                 let mut state = self.state.lock();
-                state.forget_what_is_there();
+                state.remove_begun_requirements();
                 let next = state.required.first();
                 next.filter(|required| required.rank < rank)
                     .map(|required| Arc::clone(&required.how))
@@ -109,7 +111,7 @@ impl Outstanding {
         }
     }
 
-    /// Opens what nobody has begun.
+    /// Begins the required transactions that have not been begun, for the settlement.
     pub(in crate::tx) async fn open_required(
         &self,
         unopened: Vec<Unopened>,
@@ -122,39 +124,40 @@ impl Outstanding {
     }
 }
 
-/// What is required and not there, and how long it may be waited for.
+/// A required transaction that has not been begun, and whether it may wait for a connection.
 pub(in crate::tx) struct Unopened(RequiredTransaction, WaitPolicy);
 
 impl State {
-    /// A resource will write to this database.
+    /// Whether a resource requires a transaction of this database.
     pub(super) fn is_required(&self, database: TypeId) -> bool {
         let mut required = self.required.iter();
         required.any(|required| required.database == database)
     }
 
-    /// Leaves the rest in order of attachment.
-    fn forget_what_is_there(&mut self) {
+    /// Removes the requirements whose transactions have been begun. Sorts the others in order of
+    /// attachment.
+    fn remove_begun_requirements(&mut self) {
         if self.required.is_empty() {
             return;
         }
-        let there: Vec<TypeId> = self
+        let begun: Vec<TypeId> = self
             .databases()
             .filter(|entry| entry.flags.is_some())
             .map(|entry| entry.database)
             .collect();
         self.required
-            .retain(|required| !there.contains(&required.database));
+            .retain(|required| !begun.contains(&required.database));
         self.required.sort_by_key(|required| required.rank);
     }
 
-    /// What is required and has not been begun when the request is settled.
+    /// Returns the required transactions that have not been begun when the request is settled.
     pub(super) fn unopened(&mut self) -> Vec<Unopened> {
-        self.forget_what_is_there();
+        self.remove_begun_requirements();
         let required = std::mem::take(&mut self.required);
-        let patient = |required: RequiredTransaction| {
+        let with_wait = |required: RequiredTransaction| {
             let wait = self.wait_policy(required.rank);
             Unopened(required, wait)
         };
-        required.into_iter().map(patient).collect()
+        required.into_iter().map(with_wait).collect()
     }
 }

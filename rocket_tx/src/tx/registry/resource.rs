@@ -1,4 +1,4 @@
-//! The door by which anything can join a request's settlement.
+//! The trait of everything that can join a request's settlement.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -9,27 +9,49 @@ use crate::db::Durability;
 use crate::tx::failure::Error;
 use crate::tx::request_id::RequestId;
 
-/// When a resource is committed. Prepare goes the other way round: what releases write is proved by
-/// the databases after it.
+/// When a resource is committed: databases first, then releases.
+///
+/// `prepare` runs in the opposite order. Releases may write to the databases in `prepare`; the
+/// `prepare` of the databases, which follows, proves that these writes can be committed too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Commits may fail: databases.
+    /// Resources whose commit may fail: databases.
     Database,
-    /// Commits come after all databases and cannot undo them: leases, files, mails.
+    /// Resources that are committed after all databases, and cannot undo them: leases, files,
+    /// mails.
     Release,
 }
 
 /// Anything that is settled together with a request's transactions.
 ///
-/// The order of a settlement: `prepare` of all, releases first, because they may write, and each
-/// phase in joining order; then `commit` of the databases; then the wait until all of them are
-/// durable; then `commit` of the releases. If any prepare fails, or the verdict is rollback,
-/// `rollback` of all, databases first: each is tried, whatever the others did.
+/// # Order
 ///
-/// All of it runs in the request's task, within `settle_timeout`, under `catch_unwind`. Prepare and
-/// the first commit have to leave a quarter of it, a second at most, for what follows; rollbacks and
-/// releases share what is left. A future that takes longer is dropped, and the resource after it. A resource that is dropped unsettled
-/// (the process ends) gets no call: keep what must survive that in a database.
+/// A commit has these steps:
+///
+/// 1. `prepare` of all resources: releases first, because they may write, then databases. Within a
+///    phase, resources are called in joining order.
+/// 2. `commit` of the databases.
+/// 3. The wait until all of these commits are durable.
+/// 4. `commit` of the releases.
+///
+/// If a database is the only resource, step 1 is skipped, because its COMMIT includes the same
+/// proof.
+///
+/// If the verdict is rollback, or if one of the steps 1 to 3 fails, `rollback` is called on all
+/// resources that are not committed, databases first. It is called on each of them, even if another
+/// one fails.
+///
+/// # Limits
+///
+/// The whole settlement runs in the request's task, within `settle_timeout`, under `catch_unwind`.
+/// `prepare` and the first `commit` must leave a quarter of this time, at most one second, for the
+/// following steps. Rollbacks and releases share the time that is left. If a step takes longer, its
+/// future is dropped. The resource is dropped at the end of the settlement.
+///
+/// If the process ends before the settlement, no method of the resource is called. Keep everything
+/// that must survive this in a database.
+///
+/// # Examples
 ///
 /// ```
 /// use std::borrow::Cow;
@@ -54,69 +76,72 @@ pub enum Phase {
 /// ```
 #[rocket::async_trait]
 pub trait Resource: Any + Send {
-    /// What logs, `/registry` and observers call it.
+    /// The name of the resource in the log, in `/registry`, and for observers.
     fn name(&self) -> Cow<'_, str>;
 
-    /// When it is committed.
+    /// When the resource is committed.
     fn phase(&self) -> Phase {
         Phase::Release
     }
 
-    /// The last chance to refuse. Work that must be in the request's transaction, an outbox row or
-    /// the release of a lease, is done here, on what [`SettleContext::transaction`] lends.
+    /// Prepares the commit. This is the last chance to refuse.
+    ///
+    /// Work that must be in the request's transaction, such as an outbox row or the release of a
+    /// lease, is done here, through [`SettleContext::transaction`].
     ///
     /// # Errors
     ///
-    /// Everything is rolled back, and the client is answered with the error.
+    /// After an error, everything is rolled back, and the client receives the error.
     async fn prepare(&mut self, _context: &mut SettleContext<'_>) -> Result<(), Error> {
         Ok(())
     }
 
-    /// Makes it so.
+    /// Commits the resource.
     ///
     /// # Errors
     ///
-    /// In the database phase: [`Error::Unknown`] if it may have been committed all the same, any
-    /// other if it was not. In the release phase errors are logged and change nothing.
+    /// In the database phase: [`Error::Unknown`] if the resource may have been committed; any other
+    /// error if it was not. In the release phase, errors are logged and change nothing.
     async fn commit(&mut self) -> Result<(), Error>;
 
-    /// The wait until what was committed survives a power cut. Asked for once, after a `commit`
-    /// that succeeded; the resource is dropped before the wait begins. The waits of all databases
-    /// run side by side; one that fails, or lasts longer than `settle_timeout`, makes the outcome
-    /// `unknown`. Only databases are asked.
+    /// Returns the wait until the commit survives a power cut.
+    ///
+    /// It is called once, after a successful `commit`, and only in the database phase. The resource
+    /// is dropped before the wait begins. The waits of all databases run concurrently. If one
+    /// fails, or takes longer than `settle_timeout`, the outcome is `unknown`.
     fn durability(&mut self) -> Durability {
         Durability::reached()
     }
 
-    /// Undoes what was done before, as far as it was done. If that takes a statement, it is run in
-    /// what [`SettleContext::begin_after_rollback`] begins.
+    /// Undoes everything that the resource has done so far. If this needs a statement, run it in a
+    /// transaction of [`SettleContext::begin_after_rollback`].
     ///
     /// # Errors
     ///
-    /// They are logged; the other resources are rolled back all the same.
+    /// Errors are logged. The other resources are rolled back nevertheless.
     async fn rollback(&mut self, _context: &mut SettleContext<'_>) -> Result<(), Error> {
         Ok(())
     }
 }
 
-/// What a resource is open while the request is settled: views of the request's transactions, which
-/// settlement alone ends.
+/// What a resource can use while its request is settled: the request's id, the deadline, and views
+/// of the request's transactions. Only settlement can end these transactions.
 pub struct SettleContext<'a> {
     pub(in crate::tx) request: RequestId,
     pub(in crate::tx) deadline: Instant,
-    /// All resources but the one that is being called.
+    /// All resources except the one that is being called.
     pub(in crate::tx) others: &'a mut [Option<Box<dyn Resource>>],
     /// The index of the database that is to be committed last.
     pub(in crate::tx) last: &'a mut Option<usize>,
 }
 
 impl SettleContext<'_> {
-    /// The request that is being settled.
+    /// The id of the request that is being settled.
     pub fn request_id(&self) -> RequestId {
         self.request
     }
 
-    /// When the step that is being taken must be over; its future is dropped then.
+    /// When the current step must have ended. Its future is dropped at that time.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }

@@ -1,8 +1,8 @@
-//! The transactions of a request, as a resource may use them while the request is settled.
+//! Access of resources to the transactions of a request while it is settled.
 //!
-//! Settlement alone ends a request's transactions: a success would otherwise be told of one that a
-//! resource has rolled back. So a resource gets no transaction to keep, exchange or end, but a view of
-//! one.
+//! Only settlement may end a request's transactions. Otherwise the response could report a success
+//! for a transaction that a resource has rolled back. Therefore a resource only gets a view of a
+//! transaction, which it cannot keep, exchange or end.
 
 use std::any::Any;
 
@@ -18,9 +18,9 @@ use crate::tx::failure::Error;
 
 type TransactionOf<D> = Transaction<<<D as Database>::Pool as TransactionPool>::Session>;
 
-/// An open transaction of the request: statements can be run in it, and nothing else.
+/// An open transaction of the request. A resource can run statements in it, and nothing else.
 ///
-/// From [`SettleContext::transaction`].
+/// Returned by [`SettleContext::transaction`].
 ///
 /// ```
 /// # use rocket_tx::{Error, rocket_db_pools::{self, Database}, db::SqlitePool, tx::SettleContext};
@@ -35,7 +35,7 @@ type TransactionOf<D> = Transaction<<<D as Database>::Pool as TransactionPool>::
 /// }
 /// ```
 ///
-/// It cannot be ended here, nor be exchanged for another one:
+/// It cannot be ended, nor exchanged for another one:
 ///
 /// ```compile_fail
 /// # use rocket_tx::{Error, rocket_db_pools::{self, Database}, db::SqlitePool, tx::SettleContext};
@@ -59,40 +59,41 @@ type TransactionOf<D> = Transaction<<<D as Database>::Pool as TransactionPool>::
 pub struct BorrowedTransaction<'a, D: TransactionalDatabase>(&'a mut TransactionOf<D>);
 
 impl<D: TransactionalDatabase> BorrowedTransaction<'_, D> {
-    /// Whether it may write.
+    /// Whether the transaction may write.
     pub fn access(&self) -> Access {
         self.0.access()
     }
 
-    /// Its connection, to run statements on. One that ends the transaction, or takes its connection
-    /// away, makes the request fail.
+    /// The connection of the transaction, to run statements on. If a statement ends the
+    /// transaction, or if the connection is exchanged, the request fails.
     pub fn connection(&mut self) -> &mut ConnectionOf<D> {
         self.0.connection()
     }
 }
 
-/// A transaction of its own, begun on the connection of one that was rolled back.
+/// A separate transaction, begun on the connection of one that was rolled back.
 ///
-/// From [`SettleContext::begin_after_rollback`]. Dropped uncommitted, it is rolled back when the settlement
-/// is over; until then no other resource can begin one of the same database.
+/// Returned by [`SettleContext::begin_after_rollback`]. If it is dropped uncommitted, it is rolled
+/// back when the settlement has ended. Until then, no other resource can begin one of the same
+/// database.
 pub struct AfterRollback<'a, D: TransactionalDatabase>(&'a mut TransactionOf<D>);
 
 impl<D: TransactionalDatabase> AfterRollback<'_, D> {
-    /// Its connection, to run statements on.
+    /// The connection of the transaction, to run statements on.
     pub fn connection(&mut self) -> &mut ConnectionOf<D> {
         self.0.connection()
     }
 
-    /// Commits. A power cut may undo it until [`Durability::wait`] returns.
+    /// Commits. Until [`Durability::wait`] returns, a power cut may undo the commit.
     ///
     /// # Errors
     ///
-    /// [`Error::Unknown`] if it may have been committed all the same; [`Error::Ended`] if a statement
-    /// had ended it; after any other it was not.
+    /// [`Error::Unknown`] if the transaction may have been committed. [`Error::Ended`] if a
+    /// statement had already ended it. After any other error it was not committed.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future does not stop a COMMIT that was sent: what became of it is unknown.
+    /// Dropping the future does not stop a COMMIT that was sent. Its outcome is then unknown.
     pub async fn commit_without_waiting(self) -> Result<Durability, Error> {
         let committed = self.0.commit_without_waiting().await;
         committed.map_err(|error| Error::of_commit(error, D::NAME))
@@ -100,32 +101,37 @@ impl<D: TransactionalDatabase> AfterRollback<'_, D> {
 }
 
 impl SettleContext<'_> {
-    /// The request's open transaction of `D`, if it has one; a resource that needs one says so with
-    /// [`Outstanding::require`](crate::tx::Outstanding::require).
+    /// Returns the request's open transaction of `D`, if it has one. A resource that needs the
+    /// transaction declares this with [`Outstanding::require`](crate::tx::Outstanding::require).
     ///
-    /// The statements that run in it are committed or rolled back with the rest. In `prepare` it is
-    /// open; in `rollback` it is over, unless the resource is a database that joined before `D`.
+    /// The statements that a resource runs in it are committed or rolled back with all others.
+    /// During `prepare` the transaction is open. During `rollback` it has ended, and `None` is
+    /// returned, unless the calling resource is in [`Phase::Database`](crate::tx::Phase::Database)
+    /// and joined before `D`.
     pub fn transaction<D: TransactionalDatabase>(&mut self) -> Option<BorrowedTransaction<'_, D>> {
         let (_, open) = self.find::<D>()?;
         let transaction = Some(open.transaction()).filter(|it| it.is_open());
         transaction.map(BorrowedTransaction)
     }
 
-    /// In `rollback`: begins a transaction that writes, on the connection of the request's transaction
-    /// of `D`, which is over. For what must be taken back by a statement, such as the row of a lease:
-    /// on SQLite the request has the only connection that writes. `None` if the request has no
-    /// transaction of `D` that may write.
+    /// Begins a transaction that writes, on the connection of the request's transaction of `D`. To
+    /// be called in `rollback`, when the request's transaction has ended.
     ///
-    /// The request stays rolled back whatever is committed here. `wait` bounds the wait for a lock
-    /// of another process on SQLite.
+    /// It is for undoing something that needs a statement, such as deleting the row of a lease. On
+    /// SQLite there is no other way, because the request has the only connection that writes.
+    /// Returns `None` if the request has no transaction of `D` that may write.
+    ///
+    /// Whatever is committed here, the request itself is rolled back. On SQLite, `wait` limits the
+    /// wait for a lock of another process.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOver`] unless the request's transaction was rolled back before; what BEGIN meets.
+    /// [`Error::NotOver`] if the request's transaction has not been rolled back yet; the errors of
+    /// BEGIN.
     ///
     /// # Cancellation
     ///
-    /// If the future is dropped, the connection is closed when the settlement is over.
+    /// If the future is dropped, the connection is closed when the settlement has ended.
     pub async fn begin_after_rollback<D: TransactionalDatabase>(
         &mut self,
         wait: WaitPolicy,
@@ -146,8 +152,9 @@ impl SettleContext<'_> {
         Ok(Some(AfterRollback(transaction)))
     }
 
-    /// Has the transaction of `D` committed after those of all other databases, because it carries
-    /// rows that must not be gone before the rest is certain. The last call counts.
+    /// Requests that the transaction of `D` is committed after those of all other databases. Use it
+    /// if the transaction deletes rows that must exist until the other commits are certain. If it
+    /// is called more than once, the last call counts.
     pub fn commit_last<D: TransactionalDatabase>(&mut self) {
         if let Some(index) = self.find::<D>().map(|(index, _)| index) {
             *self.last = Some(index);

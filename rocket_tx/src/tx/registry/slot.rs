@@ -1,4 +1,4 @@
-//! The place of a registry in its request.
+//! The place of a registry in its request: Rocket's request-local cache.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,25 +12,28 @@ use crate::tx::context::RequestContext;
 use crate::tx::failure::Error;
 use crate::tx::monitor::Monitor;
 
-/// Kept in Rocket's request-local cache, so that it survives a forwarding route and a catcher.
+/// The place of one registry. It is kept in Rocket's request-local cache, so that it survives a
+/// forwarding route and a catcher.
 ///
-/// Rocket drops what is in the cache in no promised order. So the span and the place among the
-/// requests in flight are the slot's own: the pools stay open until what it rolls back is over.
+/// Rocket drops the values of the cache in an unspecified order. Therefore the slot has its own
+/// handle of the span, and its own in-flight token: the pools stay open until the transactions that
+/// the slot rolls back have ended.
 struct Slot {
-    /// Made on first use.
+    /// Created on first use.
     outstanding: OnceLock<Arc<Outstanding>>,
-    /// The response has been settled: a registry that is made now is closed.
+    /// The response is being settled, or was. A registry that is created now is closed at once.
     is_settled: AtomicBool,
     span: Span,
     _in_flight: TaskTrackerToken,
 }
 
 impl Drop for Slot {
-    /// A request that is never settled, because a fairing panicked, must not keep what it has
-    /// begun: resources may hold the registry that holds them.
+    /// Closes the registry. This matters for a request that is never settled because a fairing
+    /// panicked: a resource may hold the registry that holds the resource, and neither would be
+    /// freed.
     fn drop(&mut self) {
-        // In the span of the request, like all that is logged about it. It also makes this the end
-        // of the span for who measures it to where it was last left: after the settlement.
+        // All events about the request are logged in its span. Entering the span here also moves
+        // its last exit after the settlement, for subscribers that measure it up to its last exit.
         let _in_request = self.span.enter();
         if let Some(outstanding) = self.outstanding.get() {
             drop(outstanding.close());
@@ -63,11 +66,11 @@ impl Slot {
 }
 
 impl Outstanding {
-    /// The registry of `request`, made now if this is its first use.
+    /// Returns the registry of `request`. It is created on first use.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSettlement`] in a service without `Settlement`; [`Error::NotEntered`] where
+    /// [`Error::NoSettlement`] in a service without `Settlement`. [`Error::NotEntered`] if
     /// `Settlement` has not seen the request.
     pub fn of<'r>(request: &'r Request<'_>) -> Result<&'r Arc<Self>, Error> {
         let context = RequestContext::of(request).ok_or(Error::NoSettlement)?;
@@ -84,13 +87,15 @@ impl Outstanding {
         Ok(outstanding)
     }
 
-    /// The registry, if anything has used it.
+    /// Returns the registry, if it has been used.
     pub(in crate::tx) fn used_by<'r>(request: &'r Request<'_>) -> Option<&'r Arc<Self>> {
         Slot::of(request)?.outstanding.get()
     }
 
-    /// The registry, if anything has used it, to be settled. From now on nothing joins that nobody
-    /// would settle: a body may ask for the registry first.
+    /// Returns the registry to be settled, if it has been used.
+    ///
+    /// If the registry is used for the first time later, by a response body, it is created closed.
+    /// Otherwise something could join that is never settled.
     pub(in crate::tx) fn to_settle<'r>(request: &'r Request<'_>) -> Option<&'r Arc<Self>> {
         let slot = Slot::of(request)?;
         slot.is_settled.store(true, Ordering::SeqCst);

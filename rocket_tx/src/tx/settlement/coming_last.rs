@@ -1,19 +1,21 @@
-//! Seeing to it that responses are settled after all other response fairings have run.
+//! Makes the response half of `Settlement` run after all other response fairings.
 //!
-//! Rocket runs response fairings in the order in which they were attached. A stage attaches its own
-//! while it is ignited, and may attach further stages, which are ignited in the next round. So the
-//! response half is attached anew in each round: as a singleton it leaves its former place for the
-//! last one. A fairing that comes even later is found at launch.
+//! Rocket runs response fairings in the order of attachment. A stage (a fairing with an ignite
+//! callback, such as `AdHoc::on_ignite`) attaches its own fairings when it is ignited. It may also
+//! attach further stages, which are ignited in the next round. So the response half is attached
+//! again in each round: as it is a singleton, Rocket moves it to the last place. `tx::fairings`
+//! detects a fairing that still comes later, and then the service does not launch.
 
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Rocket};
 
 use super::response::ResponseFairing;
 
-/// How deep stages may attach stages.
+/// In how many rounds the response half is attached again: one for the stages of the launch code,
+/// and one for each of three levels of stages below them.
 const ROUNDS: u8 = 4;
 
-/// Attaches the response half, now and in the rounds to come.
+/// Attaches the response half in this round and in the rounds that remain.
 pub(super) struct ComesLast {
     rounds: u8,
 }

@@ -1,4 +1,4 @@
-//! The fairing that a service attaches, and what it was told.
+//! The fairing that a service attaches.
 
 use std::sync::Arc;
 
@@ -13,30 +13,40 @@ use crate::tx::fairings::{FairingOrder, OF_REQUESTS};
 use crate::tx::monitor::{Live, Monitor, Observer, Observers, watch_slow};
 use crate::tx::panics;
 
-/// The fairing that settles every request: below 400 commits, 400 and above rolls back, and what
-/// [`Reason`](crate::tx::Reason) lists comes first.
+/// The fairing that settles every request.
 ///
-/// It runs after all other response fairings, wherever in the launch code it stands: after those of
+/// A status below 400 commits, and a status of 400 or above rolls back, unless one of the other
+/// [reasons](crate::tx::Reason) applies first.
+///
+/// Attach it once, anywhere in the launch code. It runs after all other response fairings: those of
 /// the launch code, of its stages ([`AdHoc::on_ignite`](rocket::fairing::AdHoc::on_ignite) and the
-/// like), and of three generations of stages below them. A service where a response fairing would
-/// still come later does not launch, and is told which one it is. Attach it once.
+/// like), and of three levels of stages below them. If a response fairing would still run later,
+/// the service does not launch, and the log names that fairing.
 ///
 /// ```
 /// use rocket::http::Method;
 /// use rocket_tx::Settlement;
 ///
-/// // A GET never commits, whatever it answers.
+/// // A GET never commits, whatever its status is.
 /// let settlement = Settlement::new().veto(|vetoed| vetoed.method == Method::Get);
 /// ```
 ///
-/// It reads from `Rocket.toml`: `settle_timeout`, the bound on settling one request, rollback and
-/// releases included; the default is `"10s"`, or a second less than Rocket waits at shutdown
-/// (`shutdown.grace` and `shutdown.mercy`) if that is shorter. And `slow_transaction` (default `"1s"`), past which what is outstanding is warned about,
-/// while it is. And `read_idle_timeout` (default `"30s"`, at least `"100ms"`), after which the
-/// connection of a client is closed that takes nothing of a body which holds a [`Read`](crate::tx::Read).
+/// # Configuration
 ///
-/// It installs a panic hook, before the one that the process has, so that a panic rolls back even
-/// where a catcher answers it with a success.
+/// These settings are read from `Rocket.toml`:
+///
+/// - `settle_timeout` limits the settlement of one request, with rollback and releases. The default
+///   is `"10s"`, or one second less than Rocket waits at shutdown (`shutdown.grace` and
+///   `shutdown.mercy` together) if that is shorter.
+/// - `slow_transaction` (default `"1s"`): a warning is logged about each transaction or resource
+///   that is outstanding for longer, while it still is outstanding.
+/// - `read_idle_timeout` (default `"30s"`, at least `"100ms"`): if a client reads nothing for that
+///   long from a body that holds a [`Read`](crate::tx::Read), the client's connection is closed.
+///
+/// # Panics in handlers
+///
+/// `Settlement` installs a panic hook that runs before the existing hook of the process. So a panic
+/// rolls the request back even if a catcher responds with a success.
 #[derive(Default)]
 pub struct Settlement {
     veto: Option<Veto>,
@@ -44,13 +54,13 @@ pub struct Settlement {
 }
 
 impl Settlement {
-    /// Settles by the rules alone.
+    /// Creates a settlement without a veto and without observers.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Rolls back, and leaves the response as it is, where `veto` says true. A veto that panics
-    /// counts as true.
+    /// Rolls a request back, and keeps its response, if `veto` returns `true`. A veto that panics
+    /// counts as `true`.
     pub fn veto<F>(mut self, veto: F) -> Self
     where
         F: Fn(&VetoContext<'_, '_>) -> bool + Send + Sync + 'static,
@@ -59,7 +69,7 @@ impl Settlement {
         self
     }
 
-    /// Tells `observer` of every step. May be called more than once.
+    /// Adds an observer, which is called at every step. May be called more than once.
     pub fn observer<O: Observer>(mut self, observer: O) -> Self {
         self.observers.push(Arc::new(observer));
         self
@@ -114,10 +124,12 @@ impl Fairing for Settlement {
 
     async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
         if let Some(settings) = rocket.state::<Settings>() {
-            // Where no guard of ours stands in a handler's signature, nothing was asked before.
+            // The guards of this library check this at ignition. A service whose handlers take no
+            // such guard is checked only here.
             if settings.order.settles_too_early(rocket) {
                 rocket.shutdown().notify();
             }
+            // Logs a warning now if the addresses of clients are not certain.
             settings.order.knows_clients(rocket);
             let live = settings.monitor.live.clone();
             let watch = watch_slow(live, settings.slow_transaction, rocket.shutdown());

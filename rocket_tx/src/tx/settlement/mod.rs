@@ -1,15 +1,15 @@
-//! Deciding what becomes of a request's transactions, doing it, and telling the client.
+//! Settlement: decide the verdict on a request's transactions, carry it out, and tell the client.
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `fairing`, `settings` | [`Settlement`]: the fairing that a service attaches, and what it was told |
-//! | `response` | its half that sees the response: decide, settle, rewrite, report |
-//! | `coming_last` | attaching that half behind all other response fairings |
-//! | `run` | carrying the verdict out on every resource |
-//! | `rewrite` | what a response becomes |
-//! | `replace` | making a response another one: what of it stays |
-//! | `read_body` | bodies that hold a `Read`: how long they may wait for their client |
-//! | `peer` | the connection of one client: whether its bytes arrive, and closing it |
+//! | `fairing`, `settings` | [`Settlement`]: the fairing that a service attaches; its settings |
+//! | `response` | the response half of the fairing: decide, settle, rewrite, report |
+//! | `coming_last` | attaches the response half after all other response fairings |
+//! | `run` | carries the verdict out on every resource |
+//! | `rewrite` | decides whether the response is kept or replaced by a problem |
+//! | `replace` | replaces a response by a problem, and decides which headers are kept |
+//! | `read_body` | limits how long a body that holds a `Read` waits for its client |
+//! | `peer` | finds the connection of a client, reads its progress, and closes it |
 
 mod coming_last;
 mod fairing;

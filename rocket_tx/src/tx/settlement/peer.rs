@@ -1,29 +1,31 @@
-//! The connection of one client: whether its bytes arrive, and closing it.
+//! The connection of one client: finds its socket, reads its progress, and closes it.
 //!
-//! Rocket hands its sockets to nobody. So the socket is found among those of the process, by the
-//! address of the client.
+//! Rocket gives no access to its sockets. So this module searches the sockets of the process for
+//! the one that is connected to the client's address.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-/// One client of the service, by both ends of its connection.
+/// A client of the service, identified by both ends of its connection.
 #[derive(Clone, Copy)]
 pub(super) struct Peer {
     pub(in crate::tx) address: SocketAddr,
-    pub(in crate::tx) ours: Ours,
+    pub(in crate::tx) local: LocalEnd,
 }
 
-/// The service's end. Without it a client could pass for a server that the service is connected to:
-/// clients choose their own port.
+/// The service's end of a connection.
+///
+/// The client's end is not enough to identify a connection. A client chooses its own port, so its
+/// address may equal that of a server to which the service is connected.
 #[derive(Clone, Copy)]
-pub(super) struct Ours {
-    /// `None` where the service listens on all addresses of its machine.
+pub(super) struct LocalEnd {
+    /// `None` if the service listens on all addresses of its machine.
     ip: Option<IpAddr>,
     port: u16,
 }
 
-impl Ours {
-    /// Where a service listens.
+impl LocalEnd {
+    /// Creates the local end from the address on which a service listens.
     pub(super) fn listening(ip: IpAddr, port: u16) -> Self {
         let ip = Some(ip).filter(|ip| !ip.is_unspecified());
         Self { ip, port }
@@ -34,29 +36,31 @@ impl Ours {
     }
 }
 
-/// A connection that may be the client's, as the kernel lists it.
+/// A connection in the kernel's table that may be the client's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SocketEntry {
     /// The service's end.
-    pub(in crate::tx) ours: SocketAddr,
-    /// How many bytes the client's machine has not taken yet.
-    pub(super) not_taken: u64,
+    pub(in crate::tx) local: SocketAddr,
+    /// The number of sent bytes that the client's machine has not acknowledged yet.
+    pub(super) unacknowledged: u64,
 }
 
-/// The socket of a client, as the process numbers it.
+/// The file descriptor of a client's socket.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(unix), allow(dead_code))]
 pub(super) struct Socket(i32);
 
 #[cfg(unix)]
 impl Peer {
-    /// The socket, if the connection still stands. Reads a folder of the kernel's: it may take
-    /// milliseconds where a process has thousands of connections.
+    /// Finds the socket of the connection. Returns `None` if the connection is closed.
+    ///
+    /// This reads a directory of the kernel. It may take milliseconds in a process with thousands
+    /// of connections.
     ///
     /// # Errors
     ///
-    /// Two connections look the same: a client may use one port for two addresses of the service, and
-    /// Rocket does not say which of them was asked.
+    /// Fails if two connections cannot be told apart. A client may use one port for connections to
+    /// two addresses of the service, and Rocket does not report which address received the request.
     pub(super) fn socket(self) -> io::Result<Option<Socket>> {
         #[cfg(target_os = "linux")]
         const DESCRIPTORS: &str = "/proc/self/fd";
@@ -70,7 +74,8 @@ impl Peer {
             let socket = number.map(Socket).filter(|socket| self.is_at(*socket));
             if socket.is_some() && found.is_some() {
                 return Err(io::Error::other(
-                    "two connections of this client look the same",
+                    "two connections of this client cannot be told apart; let the service listen \
+                     on one address",
                 ));
             }
             found = found.or(socket);
@@ -78,13 +83,14 @@ impl Peer {
         Ok(found)
     }
 
-    /// Closes the connection for both sides. What was sent before it still arrives.
+    /// Shuts the connection down in both directions. Bytes that were sent before still arrive.
     ///
-    /// By now the number may be that of another connection, so it is looked at once more. No await
-    /// and no lock stands between this look and the call: only a connection that is opened within
-    /// microseconds could be closed in its place, as by a network that fails. Files are safe: the
-    /// number is never duplicated or closed, which would drop SQLite's locks.
-    pub(super) fn cut(self, socket: Socket) -> io::Result<()> {
+    /// By now the descriptor may belong to another connection, so its addresses are checked again.
+    /// There is no await and no lock between this check and the shutdown. Only a connection that is
+    /// opened within these microseconds could be shut down by mistake, and its client would see a
+    /// network failure. Open files are safe: the descriptor is never duplicated or closed. Closing
+    /// a descriptor of a SQLite file would drop SQLite's locks.
+    pub(super) fn shut_down(self, socket: Socket) -> io::Result<()> {
         use nix::sys::socket::{Shutdown, shutdown};
 
         if !self.is_at(socket) {
@@ -93,21 +99,22 @@ impl Peer {
         shutdown(socket.0, Shutdown::Both).map_err(io::Error::from)
     }
 
-    /// Whether `socket` is the connection. It asks and changes nothing: any number may be asked.
+    /// Returns `true` if `socket` is the connection. This only queries the descriptor, so any
+    /// number is allowed.
     fn is_at(self, socket: Socket) -> bool {
         use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 
         let peer = getpeername::<SockaddrStorage>(socket.0);
         let is_peer = peer.ok().and_then(|peer| internet(&peer)).is_some_and(
-            // IPv6 addresses may have a flow label beside.
+            // Compared without the flow label and scope that an IPv6 address may carry.
             |peer| (peer.ip(), peer.port()) == (self.address.ip(), self.address.port()),
         );
-        let is_ours = || {
-            let ours = getsockname::<SockaddrStorage>(socket.0);
-            let ours = ours.ok().and_then(|ours| internet(&ours));
-            ours.is_some_and(|ours| self.ours.is_at(ours))
+        let is_local = || {
+            let local = getsockname::<SockaddrStorage>(socket.0);
+            let local = local.ok().and_then(|local| internet(&local));
+            local.is_some_and(|local| self.local.is_at(local))
         };
-        is_peer && is_ours()
+        is_peer && is_local()
     }
 }
 
@@ -123,50 +130,54 @@ impl Peer {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(super) fn cut(self, _: Socket) -> io::Result<()> {
+    pub(super) fn shut_down(self, _: Socket) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
 
 impl Peer {
-    /// The same client, by the one of its connections that has this end.
-    pub(in crate::tx) fn by(self, ours: SocketAddr) -> Self {
-        let (ip, port) = (Some(ours.ip()), ours.port());
-        let ours = Ours { ip, port };
-        Self { ours, ..self }
+    /// Returns the same client, restricted to the connection with this local end.
+    pub(in crate::tx) fn with_local_end(self, local: SocketAddr) -> Self {
+        let (ip, port) = (Some(local.ip()), local.port());
+        let local = LocalEnd { ip, port };
+        Self { local, ..self }
     }
 
-    /// The connections that may be this client's, where the kernel tells: as a rule one.
+    /// Returns the connections that may be this client's, usually one. Only Linux lists them; on
+    /// other systems the result is empty.
     #[cfg(target_os = "linux")]
-    pub(super) fn listed(self) -> Vec<SocketEntry> {
+    pub(super) fn connections(self) -> Vec<SocketEntry> {
         let table = match self.address {
             SocketAddr::V4(_) => "/proc/self/net/tcp",
             SocketAddr::V6(_) => "/proc/self/net/tcp6",
         };
         let table = std::fs::read_to_string(table).unwrap_or_default();
         let remote = (self.address.ip(), self.address.port());
-        let port = format!(":{:04X}", self.ours.port);
+        let port = format!(":{:04X}", self.local.port);
         // "sl local_address rem_address st tx_queue:rx_queue ..."
         let connection = |line: &str| {
             let mut fields = line.split_ascii_whitespace().skip(1);
-            let ours = fields.next().filter(|ours| ours.ends_with(&port))?;
-            let theirs = address(fields.next()?)?;
-            let ours = address(ours).filter(|ours| self.ours.is_at(*ours))?;
-            let queues = (fields.nth(1)).filter(|_| (theirs.ip(), theirs.port()) == remote)?;
-            let not_taken = u64::from_str_radix(queues.split(':').next()?, 16).ok()?;
-            Some(SocketEntry { ours, not_taken })
+            let local = fields.next().filter(|local| local.ends_with(&port))?;
+            let peer = address(fields.next()?)?;
+            let local = address(local).filter(|local| self.local.is_at(*local))?;
+            let queues = (fields.nth(1)).filter(|_| (peer.ip(), peer.port()) == remote)?;
+            let unacknowledged = u64::from_str_radix(queues.split(':').next()?, 16).ok()?;
+            Some(SocketEntry {
+                local,
+                unacknowledged,
+            })
         };
         table.lines().filter_map(connection).collect()
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn listed(self) -> Vec<SocketEntry> {
+    pub(super) fn connections(self) -> Vec<SocketEntry> {
         Vec::new()
     }
 }
 
-/// An address out of Linux's tables of connections: words of four bytes, in the byte order of the
-/// machine, and the port.
+/// Parses an address from Linux's tables of connections: words of four bytes in the byte order of
+/// the machine, and the port.
 #[cfg(target_os = "linux")]
 fn address(text: &str) -> Option<SocketAddr> {
     let (words, port) = text.split_once(':')?;
@@ -194,29 +205,29 @@ mod tests {
     use std::io::{self, Read, Write};
     use std::net::{TcpListener, TcpStream};
 
-    use super::{Ours, Peer, SocketEntry};
+    use super::{LocalEnd, Peer, SocketEntry};
 
-    /// A connection within the process, which has both ends: its client, the service's end, and what
-    /// the service knows of it.
+    /// Opens a connection within this process. Returns the client's end, the service's end, and the
+    /// client as the service identifies it.
     fn connection(host: &str) -> io::Result<(TcpStream, TcpStream, Peer)> {
         let listener = TcpListener::bind((host, 0))?;
         let client = TcpStream::connect(listener.local_addr()?)?;
         let (service, address) = listener.accept()?;
         let listening = listener.local_addr()?;
-        let ours = Ours::listening(listening.ip(), listening.port());
-        Ok((client, service, Peer { address, ours }))
+        let local = LocalEnd::listening(listening.ip(), listening.port());
+        Ok((client, service, Peer { address, local }))
     }
 
-    fn not_taken(peer: Peer) -> u64 {
-        match peer.listed()[..] {
-            [SocketEntry { not_taken, .. }] => not_taken,
-            ref other => panic!("one connection, and not {other:?}"),
+    fn unacknowledged(peer: Peer) -> u64 {
+        match peer.connections()[..] {
+            [SocketEntry { unacknowledged, .. }] => unacknowledged,
+            ref other => panic!("expected one connection, found {other:?}"),
         }
     }
 
-    /// One port of the client leads to two addresses of the service.
+    /// The client uses one port for connections to two addresses of the service.
     #[rocket::async_test]
-    async fn of_two_connections_that_look_the_same_one_is_found_by_the_end_of_the_service()
+    async fn two_connections_from_one_client_port_are_told_apart_by_their_local_end()
     -> io::Result<()> {
         use rocket::tokio::net::TcpSocket;
 
@@ -230,62 +241,62 @@ mod tests {
         };
         let one = connect(0, [127, 0, 0, 2]).await?;
         let address = one.local_addr()?;
-        let ours = Ours::listening(listening.ip(), listening.port());
-        let peer = Peer { address, ours };
+        let local = LocalEnd::listening(listening.ip(), listening.port());
+        let peer = Peer { address, local };
         let _accepted = listener.accept()?;
         assert!(peer.socket()?.is_some());
         let _other = connect(address.port(), [127, 0, 0, 1]).await?;
         let _accepted_too = listener.accept()?;
         assert!(peer.socket().is_err());
-        let listed = peer.listed();
-        assert_eq!(listed.len(), 2);
-        for SocketEntry { ours, .. } in listed {
-            assert!(peer.by(ours).socket()?.is_some(), "{ours}");
+        let connections = peer.connections();
+        assert_eq!(connections.len(), 2);
+        for SocketEntry { local, .. } in connections {
+            assert!(peer.with_local_end(local).socket()?.is_some(), "{local}");
         }
         Ok(())
     }
 
     #[test]
-    fn the_end_of_the_service_is_found_and_cut_and_what_was_sent_arrives() {
+    fn a_connection_is_found_and_shut_down_after_its_bytes_arrive() {
         for host in ["127.0.0.1", "::1"] {
             let (mut client, mut service, peer) = connection(host).unwrap();
             let (_other, mut untouched, _) = connection(host).unwrap();
-            service.write_all(b"half an answ").unwrap();
+            service.write_all(b"half a resp").unwrap();
             let socket = peer.socket().unwrap().unwrap();
-            peer.cut(socket).unwrap();
+            peer.shut_down(socket).unwrap();
             let mut received = String::new();
             client.read_to_string(&mut received).unwrap();
-            assert_eq!(received, "half an answ");
-            assert!(service.write_all(b"er").is_err());
-            untouched.write_all(b"an answer").unwrap();
+            assert_eq!(received, "half a resp");
+            assert!(service.write_all(b"onse").is_err());
+            untouched.write_all(b"a response").unwrap();
         }
     }
 
     #[test]
-    fn a_number_that_is_not_the_connection_is_left_alone() {
+    fn the_descriptor_of_another_connection_is_not_shut_down() {
         let (client, service, peer) = connection("127.0.0.1").unwrap();
         let (_other_client, mut other, other_peer) = connection("127.0.0.1").unwrap();
         let socket = other_peer.socket().unwrap().unwrap();
-        assert!(peer.cut(socket).is_err());
-        other.write_all(b"an answer").unwrap();
+        assert!(peer.shut_down(socket).is_err());
+        other.write_all(b"a response").unwrap();
         drop((client, service));
-        assert!(peer.socket().unwrap().is_none(), "nobody has it any more");
+        assert!(peer.socket().unwrap().is_none(), "it is closed");
     }
 
     #[test]
-    fn the_kernel_tells_how_much_the_client_has_not_taken() {
+    fn the_kernel_reports_the_bytes_that_the_client_has_not_acknowledged() {
         for host in ["127.0.0.1", "::1"] {
             let (mut client, mut service, peer) = connection(host).unwrap();
-            assert_eq!(not_taken(peer), 0, "{host}");
+            assert_eq!(unacknowledged(peer), 0, "{host}");
             service.set_nonblocking(true).unwrap();
             let mut sent = 0;
             while let Ok(length) = service.write(&[0; 64 * 1024]) {
                 sent += length;
             }
-            assert!(not_taken(peer) > 0, "{host}");
+            assert!(unacknowledged(peer) > 0, "{host}");
             let mut received = vec![0; sent];
             client.read_exact(&mut received).unwrap();
-            while not_taken(peer) != 0 {
+            while unacknowledged(peer) != 0 {
                 std::thread::yield_now();
             }
         }

@@ -1,15 +1,15 @@
-//! A response body that holds a [`Read`](crate::tx::Read): how long it may wait for its client.
+//! Limits how long a response body that holds a [`Read`](crate::tx::Read) waits for its client.
 //!
-//! A client that takes no bytes stops the body where it is: Rocket asks it for no more, so neither
-//! the body nor Rocket can end the wait. A watch beside it closes the client's connection instead.
-//! Then Rocket drops the body, and the session goes back to its pool.
+//! If a client does not read, Rocket does not poll the body. So neither the body nor Rocket can end
+//! the wait. A separate task, the watch, closes the client's connection instead. Then Rocket drops
+//! the body, and the session returns to its pool.
 //!
-//! Nothing else would be honest either: Rocket ends a streamed body that fails in the same way as one
-//! that is complete. So a body that fails has its connection closed too.
+//! If such a body fails, its connection is closed too. Otherwise the client could not detect the
+//! failure, because Rocket ends a streamed body that fails in the same way as a complete one.
 //!
-//! Nobody can look into a body. It counts as holding a `Read` once it has used it while it was read
-//! from, and no longer when something else has used it since: a task that goes on with a `Read` of
-//! its request is no concern of the client's.
+//! The contents of a body cannot be inspected. A body counts as holding a `Read` if the last use of
+//! the `Read` was made while the body was polled. A `Read` that a task of the request has used
+//! since does not count, because it does not depend on the client.
 
 use std::borrow::Cow;
 use std::io::{self, SeekFrom};
@@ -26,7 +26,7 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::sleep;
 use tracing::Instrument;
 
-use super::peer::{Ours, Peer, SocketEntry};
+use super::peer::{LocalEnd, Peer, SocketEntry};
 use super::settings::Settings;
 use crate::db::Arrival;
 use crate::tx::context::RequestContext;
@@ -34,8 +34,8 @@ use crate::tx::registry::Outstanding;
 use crate::tx::request_id::RequestId;
 use crate::tx::running_body::RunningBody;
 
-/// Bounds how long the body of `response` waits for its client, if a `Read` is open: then the body
-/// may hold it. Other responses cost a look.
+/// Limits how long the body of `response` waits for its client, if the request has an open `Read`,
+/// which the body may hold. Costs other requests only a check of the registry.
 pub(super) async fn bound(
     settings: &Settings,
     context: &RequestContext,
@@ -48,37 +48,37 @@ pub(super) async fn bound(
     if !outstanding.is_read_from() || response.body().is_none() {
         return;
     }
-    // Without an address it is no connection, but a test's local client.
+    // A request of Rocket's local client, in tests, has no address and no connection.
     let Some(address) = Arrival::address(request) else {
         return;
     };
     let listening = request.rocket().config();
-    let client = WhoseBody {
+    let client = BodyClient {
         peer: Peer {
             address,
-            ours: Ours::listening(listening.address, listening.port),
+            local: LocalEnd::listening(listening.address, listening.port),
         },
-        is_known: settings.order.knows_clients(request.rocket()),
+        is_certain: settings.order.knows_clients(request.rocket()),
     };
     let watch = Watch {
-        waits: Arc::default(),
+        state: Arc::default(),
         client,
         limit: settings.read_idle_timeout,
         outstanding: Arc::clone(outstanding),
-        is_missed: false,
-        is_told: false,
+        was_not_found: false,
+        is_reported: false,
         route: request.route().and_then(|route| route.name.clone()),
     };
     let size = response.body_mut().size().await;
     let max_chunk_size = response.body().max_chunk_size();
-    let waits = Arc::clone(&watch.waits);
-    let watching = tokio::spawn(watch.run().instrument(context.span.clone()));
+    let state = Arc::clone(&watch.state);
+    let watch_task = tokio::spawn(watch.run().instrument(context.span.clone()));
     let body = ReadBody {
         body: response.body_mut().take(),
         request: context.id,
-        waits,
+        state,
         client,
-        watching: watching.abort_handle(),
+        watch_task: watch_task.abort_handle(),
     };
     match size {
         Some(size) => response.set_sized_body(size, body),
@@ -87,81 +87,83 @@ pub(super) async fn bound(
     response.set_max_chunk_size(max_chunk_size);
 }
 
-/// The body, and what it tells the watch.
+/// The body, with the state that it shares with the watch.
 struct ReadBody<'r> {
     body: Body<'r>,
     request: RequestId,
-    waits: Arc<Mutex<Waits>>,
-    client: WhoseBody,
-    watching: AbortHandle,
+    state: Arc<Mutex<BodyState>>,
+    client: BodyClient,
+    watch_task: AbortHandle,
 }
 
-/// The client that a body is for.
+/// The client that receives a body.
 #[derive(Clone, Copy)]
-struct WhoseBody {
+struct BodyClient {
     peer: Peer,
-    /// Its address is that of its connection, whatever fairings say.
-    is_known: bool,
+    /// The address is certainly that of the connection: no fairing could have changed it before.
+    is_certain: bool,
 }
 
-impl WhoseBody {
-    /// The peer, or why nobody may be cut off.
-    fn known(self) -> io::Result<Peer> {
-        match self.is_known {
+impl BodyClient {
+    /// Returns the peer, or an error if its address is not certain. Then no connection may be
+    /// closed.
+    fn certain_peer(self) -> io::Result<Peer> {
+        match self.is_certain {
             true => Ok(self.peer),
             false => Err(io::Error::other(
-                "a request fairing runs before those of `rocket_tx`, and may have changed its address",
+                "the address of the client is not certain, because a request fairing may have changed \
+                 it; see the warning at launch",
             )),
         }
     }
 }
 
-/// What the body waits for.
+/// The state of a body.
 #[derive(Clone, Copy, PartialEq)]
-enum Waits {
-    /// For the client, since then.
-    Awaited(Instant),
-    /// For itself: the client has taken everything before.
-    Ready,
-    /// For nothing: the body has ended, or the connection was closed.
-    Gone,
+enum BodyState {
+    /// The body waits for the client, since this time.
+    WaitsForClient(Instant),
+    /// The body is producing bytes: the client has read everything before.
+    Runs,
+    /// The body has ended, or the watch has closed the connection.
+    Ended,
 }
 
-impl Default for Waits {
+impl Default for BodyState {
     fn default() -> Self {
-        Self::Awaited(Instant::now())
+        Self::WaitsForClient(Instant::now())
     }
 }
 
 impl Drop for ReadBody<'_> {
     fn drop(&mut self) {
-        *self.waits.lock() = Waits::Gone;
-        self.watching.abort();
+        *self.state.lock() = BodyState::Ended;
+        self.watch_task.abort();
         if std::thread::panicking() {
-            self.cut_short("it panicked");
+            self.close_after_failure("the body panicked");
         }
     }
 }
 
 impl ReadBody<'_> {
-    /// The body ends here, and not as it should. Rocket would end the response like a complete one.
-    fn cut_short(&self, error: &str) {
-        let peer = self.client.known();
+    /// Closes the connection of a body that failed, so that the response does not look complete.
+    fn close_after_failure(&self, error: &str) {
+        let peer = self.client.certain_peer();
         let result = peer.and_then(|peer| match peer.socket()? {
-            Some(socket) => peer.cut(socket),
+            Some(socket) => peer.shut_down(socket),
             None => Ok(()),
         });
         let client = self.client.peer.address;
         match result {
             Ok(()) => tracing::warn!(
                 %client, error,
-                "the body of a response that holds a `Read` failed; its connection was closed, so that \
-                 it does not look complete"
+                "a response body that holds a `Read` failed; the client's connection was closed, so that \
+                 the response does not look complete"
             ),
             Err(cannot) => tracing::error!(
                 %client, error, %cannot,
-                "the body of a response that holds a `Read` failed, and its connection cannot be \
-                 closed: the client takes it for complete"
+                "a response body that holds a `Read` failed, and the client's connection cannot be \
+                 closed: the incomplete response looks complete to the client"
             ),
         }
     }
@@ -174,27 +176,27 @@ impl AsyncRead for ReadBody<'_> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         {
-            let mut waits = self.waits.lock();
-            if *waits == Waits::Gone {
-                // What it says now reaches nobody.
+            let mut state = self.state.lock();
+            if *state == BodyState::Ended {
+                // The connection is closed, so the client would not receive more bytes.
                 return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
             }
-            *waits = Waits::Ready;
+            *state = BodyState::Runs;
         }
         let reading_from = RunningBody::of(self.request);
         let read = Pin::new(&mut self.body).poll_read(context, buffer);
         drop(reading_from);
         if let Poll::Ready(Err(error)) = &read {
-            self.cut_short(&error.to_string());
+            self.close_after_failure(&error.to_string());
         }
         if read.is_ready() {
-            *self.waits.lock() = Waits::Awaited(Instant::now());
+            *self.state.lock() = BodyState::WaitsForClient(Instant::now());
         }
         read
     }
 }
 
-/// Never used: Rocket looks for the size by seeking, and the size is known.
+/// Never used: Rocket seeks only to find the size of a sized body, and `bound` passes that size.
 impl AsyncSeek for ReadBody<'_> {
     fn start_seek(self: Pin<&mut Self>, _: SeekFrom) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
@@ -205,55 +207,63 @@ impl AsyncSeek for ReadBody<'_> {
     }
 }
 
-/// Ends with the body, or with the connection.
+/// The task that watches one body. It ends with the body, or when it has closed the connection.
 struct Watch {
-    waits: Arc<Mutex<Waits>>,
-    client: WhoseBody,
+    state: Arc<Mutex<BodyState>>,
+    client: BodyClient,
     limit: Duration,
     outstanding: Arc<Outstanding>,
-    /// The connection was looked for once, and not found.
-    is_missed: bool,
-    /// It was said that the connection cannot be closed.
-    is_told: bool,
+    /// An earlier attempt to close the connection did not find it.
+    was_not_found: bool,
+    /// It was logged that the connection cannot be closed.
+    is_reported: bool,
     route: Option<Cow<'static, str>>,
 }
 
-/// What a client has not taken, and since when.
+/// The progress of a client, as seen at one check of the watch.
 struct Stall {
-    /// Since when the body waits.
-    awaited: Instant,
-    /// The connections that may be the client's, and when each was first seen as it is.
-    listed: Vec<(SocketEntry, Instant)>,
+    /// When the body began to wait for the client.
+    waiting_since: Instant,
+    /// The connections that may be the client's, each with the time since which it is unchanged.
+    connections: Vec<(SocketEntry, Instant)>,
 }
 
 impl Stall {
-    /// What is seen now, after what was seen `before`.
-    fn seen(before: Option<Self>, awaited: Instant, listed: Vec<SocketEntry>) -> Self {
-        let before = before.filter(|before| before.awaited == awaited);
-        let before = before.map_or_else(Vec::new, |before| before.listed);
+    /// Combines the `connections` of this check with the result of the check `before`.
+    fn seen(before: Option<Self>, waiting_since: Instant, connections: Vec<SocketEntry>) -> Self {
+        let before = before.filter(|before| before.waiting_since == waiting_since);
+        let before = before.map_or_else(Vec::new, |before| before.connections);
         let since = |now: &SocketEntry| before.iter().find(|(then, _)| then == now);
-        let with_time = listed.into_iter().map(|now| match since(&now) {
+        let with_time = connections.into_iter().map(|now| match since(&now) {
             Some((_, since)) => (now, *since),
             None => (now, Instant::now()),
         });
-        let listed = with_time.collect();
-        Self { awaited, listed }
+        let connections = with_time.collect();
+        Self {
+            waiting_since,
+            connections,
+        }
     }
 
-    /// Which of its connections the client takes nothing of, and for how long. `None`: it takes some,
-    /// or it may be that one.
+    /// Returns the connection on which the client has read nothing for at least `limit`, and for
+    /// how long. Returns `None` if the client makes progress, or may make progress on the
+    /// connection of this body.
     fn idle(&self, peer: Peer, limit: Duration) -> Option<(Peer, Duration)> {
-        let (peer, since) = match self.listed[..] {
-            // The kernel tells nothing: only that the body was asked for more.
-            [] => (peer, self.awaited),
-            [(one, since)] => (peer.by(one.ours), since),
-            // The body of none of them waits but of those that still have bytes to take.
+        let (peer, since) = match self.connections[..] {
+            // The kernel lists no connection. Only the time since the last poll of the body is
+            // known.
+            [] => (peer, self.waiting_since),
+            [(one, since)] => (peer.with_local_end(one.local), since),
+            // The body waits only on a connection with unacknowledged bytes.
             _ => {
-                let mut full = self.listed.iter().filter(|(one, _)| one.not_taken > 0);
+                let mut full = self
+                    .connections
+                    .iter()
+                    .filter(|(one, _)| one.unacknowledged > 0);
                 let (one, since) = *full.next()?;
                 match full.map(|(_, since)| *since).max() {
-                    None => (peer.by(one.ours), since),
-                    // Not told apart; but none goes on.
+                    None => (peer.with_local_end(one.local), since),
+                    // They cannot be told apart, but all of them are idle since `latest`.
                     Some(latest) => (peer, since.max(latest)),
                 }
             }
@@ -271,17 +281,17 @@ impl Watch {
         let mut before = None;
         loop {
             sleep(pause).await;
-            let awaited = match *self.waits.lock() {
-                // The kernel is not asked about clients that take their bodies well.
-                Waits::Awaited(since) if since.elapsed() >= pause => since,
-                Waits::Awaited(_) | Waits::Ready => continue,
-                Waits::Gone => return,
+            let waiting_since = match *self.state.lock() {
+                // The kernel's table is read only if the body has waited for a whole pause.
+                BodyState::WaitsForClient(since) if since.elapsed() >= pause => since,
+                BodyState::WaitsForClient(_) | BodyState::Runs => continue,
+                BodyState::Ended => return,
             };
             let peer = self.client.peer;
-            let listed = spawn_blocking(move || peer.listed()).await;
-            let stall = Stall::seen(before, awaited, listed.unwrap_or_default());
+            let connections = spawn_blocking(move || peer.connections()).await;
+            let stall = Stall::seen(before, waiting_since, connections.unwrap_or_default());
             if let Some((peer, idle)) = stall.idle(peer, self.limit)
-                && self.cut(peer, awaited, idle).await
+                && self.close(peer, waiting_since, idle).await
             {
                 return;
             }
@@ -289,14 +299,14 @@ impl Watch {
         }
     }
 
-    /// Closes the connection, if the body still waits since then and a `Read` is still open. Returns
-    /// whether the watch is over.
-    async fn cut(&mut self, peer: Peer, awaited: Instant, idle: Duration) -> bool {
+    /// Closes the connection if the body holds a `Read` and has been waiting for the client since
+    /// `waiting_since`. Returns `true` if the connection was closed; then the watch ends.
+    async fn close(&mut self, peer: Peer, waiting_since: Instant, idle: Duration) -> bool {
         let databases = self.outstanding.read_from_by_body();
         if databases.is_empty() {
             return false;
         }
-        let found = match self.client.known() {
+        let found = match self.client.certain_peer() {
             Ok(_) => spawn_blocking(move || peer.socket())
                 .await
                 .unwrap_or_else(|panic| Err(io::Error::other(panic))),
@@ -304,15 +314,15 @@ impl Watch {
         };
         let result = match found {
             Ok(Some(socket)) => {
-                // Locked: until the connection is closed the body does not go on, so it cannot come
-                // to its end, and the connection not to its next request.
-                let mut waits = self.waits.lock();
-                if *waits != Waits::Awaited(awaited) {
+                // The lock stops the body until the connection is closed. So the body cannot end
+                // meanwhile, and the connection cannot proceed to its next request.
+                let mut state = self.state.lock();
+                if *state != BodyState::WaitsForClient(waiting_since) {
                     return false;
                 }
-                let result = peer.cut(socket);
+                let result = peer.shut_down(socket);
                 if result.is_ok() {
-                    *waits = Waits::Gone;
+                    *state = BodyState::Ended;
                 }
                 result
             }
@@ -325,22 +335,23 @@ impl Watch {
             Ok(()) => {
                 tracing::warn!(
                     client = %peer.address, route, ?databases, idle_ms,
-                    "the client took nothing of a response that holds a `Read` for longer than \
-                     `read_idle_timeout`; its connection was closed"
+                    "the client read nothing for longer than `read_idle_timeout` from a response body \
+                     that holds a `Read`; its connection was closed"
                 );
                 true
             }
-            // It may have ended by itself: then the body is about to.
-            Err(error) if error.kind() == io::ErrorKind::NotConnected && !self.is_missed => {
-                self.is_missed = true;
+            // The connection may have been closed just now: then the body ends soon.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected && !self.was_not_found => {
+                self.was_not_found = true;
                 false
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.is_told, true) {
+                if !std::mem::replace(&mut self.is_reported, true) {
                     tracing::error!(
                         client = %peer.address, route, ?databases, idle_ms, %error,
-                        "the client takes nothing of a response that holds a `Read`, and its connection \
-                         cannot be closed; the `Read` is held until the client goes on or leaves"
+                        "the client reads nothing from a response body that holds a `Read`, and its \
+                         connection cannot be closed; the `Read` is held until the client continues \
+                         or disconnects"
                     );
                 }
                 false

@@ -1,4 +1,4 @@
-//! Making a response another one, late: what of it stays, and what goes.
+//! Replaces a finished response by a problem, and decides which headers are kept.
 
 use rocket::http::Header;
 use rocket::{Request, Response};
@@ -7,10 +7,11 @@ use crate::tx::failure::Problem;
 use crate::tx::panics::shielded;
 use crate::tx::verdict::Outcome;
 
-/// The header that tells what became of the request's transactions.
+/// The header with the outcome of the request's transactions.
 pub(super) const OUTCOME: &str = "Transaction-Outcome";
 
-/// Makes the response a problem. Keeps the headers that fairings set.
+/// Replaces the response by a problem. Headers that do not describe the old response, such as those
+/// that fairings set, are kept.
 pub(in crate::tx) fn replace<'r>(
     request: &'r Request<'_>,
     response: &mut Response<'r>,
@@ -22,11 +23,11 @@ pub(in crate::tx) fn replace<'r>(
     response.set_header(Header::new(OUTCOME, outcome.as_str()));
 }
 
-/// Drops body, upgrade handlers, and the headers that speak of them or of a success.
+/// Drops the body, the upgrade handlers, and the headers that describe the body or a success.
 pub(super) fn strip(response: &mut Response<'_>) {
     let mut bare = Response::build().status(response.status()).finalize();
     for header in response.headers().iter() {
-        if survives(header.name().as_str()) {
+        if is_kept(header.name().as_str()) {
             let (name, value) = (header.name().to_string(), header.value().to_owned());
             bare.adjoin_header(Header::new(name, value));
         }
@@ -35,18 +36,21 @@ pub(super) fn strip(response: &mut Response<'_>) {
     shielded("the body of a response", || drop(old));
 }
 
-/// Drops upgrade handlers, and nothing else. Rocket answers 101, whatever the status is, where the
-/// client asks for a protocol that the response has a handler for.
+/// Drops the upgrade handlers, and nothing else.
+///
+/// If the client requests a protocol for which the response has an upgrade handler, Rocket sends
+/// 101, whatever the status of the response is.
 pub(super) fn drop_upgrades(request: &Request<'_>, response: &mut Response<'_>) {
     if !request.headers().contains("Upgrade") {
         return;
     }
     let old = std::mem::take(response);
-    // Merging takes status, headers and body.
+    // `merge` moves status, headers and body back, but no upgrade handlers.
     shielded("an upgrade handler", || response.merge(old));
 }
 
-fn survives(name: &str) -> bool {
+/// Returns `true` if a replaced response keeps the header.
+fn is_kept(name: &str) -> bool {
     const DROPPED: [&str; 11] = [
         "set-cookie",
         "location",
@@ -62,6 +66,7 @@ fn survives(name: &str) -> bool {
     ];
 
     let name = name.to_ascii_lowercase();
-    let of_content = name.starts_with("content-") && !name.starts_with("content-security-policy");
-    !of_content && !DROPPED.contains(&name.as_str())
+    let describes_content =
+        name.starts_with("content-") && !name.starts_with("content-security-policy");
+    !describes_content && !DROPPED.contains(&name.as_str())
 }

@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::read_body;
 use super::replace::{OUTCOME, drop_upgrades, replace, strip};
-use super::rewrite::{Left, outcome, rewrite};
+use super::rewrite::{Recorded, outcome, rewrite};
 use super::run::{Deadlines, Run};
 use super::settings::{Settings, VetoContext};
 use crate::db::Ended;
@@ -27,7 +27,7 @@ use crate::tx::panics::shielded;
 use crate::tx::registry::{Closed, HeldTransaction, Outstanding};
 use crate::tx::verdict::{Facts, Outcome, SettlementReport, Verdict};
 
-/// The half that sees the response.
+/// The half of `Settlement` that runs when the response is ready.
 pub(super) struct ResponseFairing;
 
 #[rocket::async_trait]
@@ -35,7 +35,7 @@ impl Fairing for ResponseFairing {
     fn info(&self) -> Info {
         Info {
             name: OF_RESPONSES,
-            // A singleton leaves its former place when it is attached again.
+            // Rocket moves a singleton to the last place when it is attached again.
             kind: Kind::Response | Kind::Singleton,
         }
     }
@@ -46,7 +46,7 @@ impl Fairing for ResponseFairing {
         let (Some(context), Some(settings)) = (context, settings) else {
             return;
         };
-        // Nobody else says what became of a transaction.
+        // Only settlement sets this header: remove one that a handler or a fairing has set.
         response.remove_header(OUTCOME);
         if let Some(outstanding) = Outstanding::to_settle(request) {
             let settling = Settle {
@@ -55,12 +55,15 @@ impl Fairing for ResponseFairing {
                 request,
                 outstanding,
             };
-            // Resources, vetoes and hooks are shielded one by one; this is for what they leave
-            // behind when they are dropped.
+            // Panics of resources, vetoes and hooks are caught one by one. This one catches panics
+            // of their destructors.
             let span = tracing::info_span!(parent: &context.span, "settle");
             let settled = AssertUnwindSafe(settling.run(response)).catch_unwind();
             if settled.instrument(span).await.is_err() {
-                tracing::error!(request = %context.id, "settling panicked");
+                tracing::error!(
+                    request = %context.id,
+                    "settlement panicked; check whether the request was committed"
+                );
                 replace(
                     request,
                     response,
@@ -81,7 +84,7 @@ impl Fairing for ResponseFairing {
     }
 }
 
-/// Clients are told to look for the request's id in the log.
+/// Logs a server error with the request's id. Responses refer clients to this id in the log.
 fn log_failure(request: &Request<'_>, context: &RequestContext, response: &Response<'_>) {
     let (id, status) = (context.id, response.status().code);
     let route = request.route().and_then(|route| route.name.as_deref());
@@ -91,13 +94,15 @@ fn log_failure(request: &Request<'_>, context: &RequestContext, response: &Respo
         503 if is_known => {
             tracing::debug!(request = %id, route, status, "the request could not be served");
         }
-        500 => tracing::error!(request = %id, route, status, "the service failed"),
+        500 => {
+            tracing::error!(request = %id, route, status, "the request failed with a server error")
+        }
         501.. => tracing::warn!(request = %id, route, status, "the request could not be served"),
         _ => {}
     }
 }
 
-/// One request, its response ready, about to be settled.
+/// A request whose response is ready and that is to be settled.
 struct Settle<'a, 'r, 's> {
     settings: &'a Settings,
     context: &'a RequestContext,
@@ -119,21 +124,21 @@ impl<'r> Settle<'_, 'r, '_> {
         closed.collect();
         let leaked: Vec<String> = closed.held().map(|it| it.database().to_owned()).collect();
         if !leaked.is_empty() {
-            // What holds it may be the response itself: its body, its upgrade handler.
+            // The response itself may hold the guard, in its body or in an upgrade handler.
             strip(response);
             closed.collect();
         }
         let held: Vec<HeldTransaction<'_>> = closed.held().collect();
-        // Boxed: the future of a request that leaks nothing stays small.
+        // Boxed, so that the future stays small for a request that leaks nothing.
         let mut databases = match &held[..] {
             [] => Vec::new(),
             held => Box::pin(self.condemn_all(held, deadlines)).await,
         };
         drop(held);
-        let is_kept = |(_, outcome): &(_, Outcome)| *outcome == Outcome::Unknown;
-        let kept = databases
+        let is_unknown = |(_, outcome): &(_, Outcome)| *outcome == Outcome::Unknown;
+        let unknown_end = databases
             .iter()
-            .any(is_kept)
+            .any(is_unknown)
             .then_some(Error::Ended { undone: false });
         let facts = Facts {
             leaked,
@@ -176,13 +181,18 @@ impl<'r> Settle<'_, 'r, '_> {
         let result = match (&verdict, complete) {
             (Verdict::Commit(_), Ok(())) => run.commit().await,
             (Verdict::Commit(_), Err(error)) => Err(run.rollback().await.unwrap_or(error)),
-            // What a handler has committed by itself stays, whatever was decided.
-            (Verdict::Rollback(_), _) => run.rollback().await.or(kept).map_or(Ok(()), Err),
+            // A handler may have committed by itself. Then the rollback is not certain.
+            (Verdict::Rollback(_), _) => run.rollback().await.or(unknown_end).map_or(Ok(()), Err),
         };
         databases.extend(run.outcomes());
         drop(run);
         let outcome = outcome(&verdict, &result);
-        match rewrite(&verdict, result, response.status(), Left { doom, failure }) {
+        match rewrite(
+            &verdict,
+            result,
+            response.status(),
+            Recorded { doom, failure },
+        ) {
             Some(problem) => replace(self.request, response, problem, outcome),
             None => self.complete(response, outcome),
         }
@@ -199,7 +209,8 @@ impl<'r> Settle<'_, 'r, '_> {
         hooks.run(outcome, &self.settings.in_flight, live);
     }
 
-    /// Begins the transactions that resources need and that nobody has begun, bounded.
+    /// Begins the transactions that resources require and that have not begun yet, until
+    /// `deadline`.
     async fn open_required(
         &self,
         closed: &mut Closed,
@@ -207,7 +218,7 @@ impl<'r> Settle<'_, 'r, '_> {
     ) -> Result<(), Error> {
         let limit = self.settings.settle_timeout;
         let unopened = std::mem::take(&mut closed.unopened);
-        // Boxed: the future of a request without any stays small.
+        // Boxed, so that the future stays small for a request that requires none.
         let opening = Box::pin(self.outstanding.open_required(unopened));
         let opened = tokio::time::timeout_at(deadline, opening).await;
         let opened = opened.unwrap_or(Err(Error::SettleTimeout(limit)))?;
@@ -227,9 +238,10 @@ impl<'r> Settle<'_, 'r, '_> {
         shielded("a veto", || veto(&vetoed)).unwrap_or(true)
     }
 
-    /// A response that stays: the outcome is added, and what the outcome contradicts goes.
+    /// Adds the outcome to a response that is kept. An error response loses its upgrade handlers,
+    /// unless the request was committed.
     fn complete(&self, response: &mut Response<'r>, outcome: Outcome) {
-        // A problem that the handler answered with could not know the outcome yet.
+        // The outcome was not known yet when the handler made its problem.
         if let Some(problem) = Problem::sent(self.request) {
             let is_problem = response
                 .content_type()
@@ -270,19 +282,21 @@ impl<'r> Settle<'_, 'r, '_> {
         monitor.observe(|observer| observer.settled(self.request, settled));
     }
 
-    /// Of those that were open for long, but not for so long that they were seen while they were.
+    /// Warns about transactions that were open for longer than `slow_transaction`, and that the
+    /// watch in `monitor::slow` has not warned about while they were open.
     fn warn_of_slow(&self, closed: &Closed) {
         for slow in closed.slower_than(self.settings.slow_transaction) {
             tracing::warn!(
                 request = %self.context.id, route = self.route(), guard = short_type(slow.guard),
                 resource = slow.database, age_ms = slow.age.as_millis(),
-                "outstanding for longer than `slow_transaction`"
+                "a transaction was outstanding for longer than `slow_transaction`; check what its request \
+                 waited for"
             );
         }
     }
 
-    /// Sees to it that guards which outlive the request can commit nothing. Says what became of
-    /// each transaction.
+    /// Condemns transactions that a guard still holds although their request has ended: they can
+    /// never commit. Returns the outcome of each.
     async fn condemn_all(
         &self,
         held: &[HeldTransaction<'_>],
@@ -291,11 +305,11 @@ impl<'r> Settle<'_, 'r, '_> {
         held.iter().for_each(|one| self.condemn(one));
         let ends = held.iter().map(|one| async {
             let Some(ending) = one.ending() else {
-                return Outcome::RolledBack; // it is not begun, and will not be
+                return Outcome::RolledBack; // it has not begun, and will not begin
             };
             match timeout_at(deadlines.commit, ending.end()).await {
                 Ok(Ended::RolledBack) => Outcome::RolledBack,
-                // Its holder may commit it yet, or has done so.
+                // The holder may have committed it, or may still do so.
                 Ok(Ended::Before | Ended::Unasked) | Err(_) => Outcome::Unknown,
             }
         });
@@ -308,7 +322,8 @@ impl<'r> Settle<'_, 'r, '_> {
         tracing::error!(
             request = %self.context.id, route = self.route(), guard = short_type(held.guard()),
             database = held.database(),
-            "a guard outlives its request; its transaction can never commit"
+            "a guard outlives its request; its transaction can never commit: drop guards before the \
+             handler returns"
         );
     }
 

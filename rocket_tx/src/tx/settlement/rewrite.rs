@@ -1,5 +1,5 @@
-//! What a response becomes once its request is settled. It follows from what was decided and done,
-//! and from nothing else.
+//! Decides whether a settled request keeps its response, or which problem replaces it. The decision
+//! depends only on the verdict, its result, and the status of the response.
 
 use std::borrow::Cow;
 
@@ -8,16 +8,16 @@ use rocket::http::Status;
 use crate::tx::failure::{Error, Problem};
 use crate::tx::verdict::{Outcome, Reason, Verdict};
 
-/// What the handlers of a request left for its client.
+/// The details that the registry has recorded for the client during the request.
 #[derive(Default)]
-pub(super) struct Left {
-    /// The first doom.
+pub(super) struct Recorded {
+    /// The status and the reason of the first doom.
     pub(super) doom: Option<(Status, Cow<'static, str>)>,
     /// The problem of the first guard that failed.
     pub(super) failure: Option<Problem>,
 }
 
-/// What really happened.
+/// Returns the outcome of a settlement.
 pub(super) fn outcome(verdict: &Verdict, result: &Result<(), Error>) -> Outcome {
     match (verdict, result) {
         (_, Err(error)) => error.outcome(),
@@ -26,25 +26,26 @@ pub(super) fn outcome(verdict: &Verdict, result: &Result<(), Error>) -> Outcome 
     }
 }
 
-/// The problem that takes the place of a response with this `status`. `None`: the response stays.
+/// Returns the problem that replaces a response with this `status`, or `None` if the response is
+/// kept.
 ///
-/// `result`: whether the verdict could be carried out.
+/// `result` is the result of carrying the verdict out.
 pub(super) fn rewrite(
     verdict: &Verdict,
     result: Result<(), Error>,
     status: Status,
-    left: Left,
+    recorded: Recorded,
 ) -> Option<Problem> {
     let error = match (result, verdict) {
         (Err(error), _) => error,
         (Ok(()), Verdict::Commit(_)) => return None,
         (Ok(()), Verdict::Rollback(reason)) if reason.lets_stand(status) => return None,
-        (Ok(()), Verdict::Rollback(reason)) => match (reason, left.doom, left.failure) {
+        (Ok(()), Verdict::Rollback(reason)) => match (reason, recorded.doom, recorded.failure) {
             (Reason::GuardFailed, _, Some(failure)) => return Some(failure),
             (Reason::Leaked(names), ..) => Error::Leaked(names.clone()),
             (Reason::Doomed(_), Some((status, reason)), _) => Error::Doomed { status, reason },
             (Reason::Panicked, ..) => Error::Panicked,
-            // Spelt out, so that a new reason is given its own text here.
+            // All reasons are listed, so that the compiler demands a case for a new one.
             (Reason::GuardFailed | Reason::Doomed(_), ..)
             | (Reason::Handler | Reason::Vetoed | Reason::Status(_), ..) => Error::NotFinal(status),
         },
@@ -57,19 +58,19 @@ pub(super) fn rewrite(
 mod tests {
     use super::*;
 
-    fn told(verdict: &Verdict, result: Result<(), Error>, status: u16) -> (u16, Outcome) {
+    fn rewritten(verdict: &Verdict, result: Result<(), Error>, status: u16) -> (u16, Outcome) {
         let outcome = outcome(verdict, &result);
-        let left = Left {
+        let recorded = Recorded {
             doom: Some((Status::Conflict, "doomed".into())),
             failure: Some(Problem::new(Status::ServiceUnavailable, "busy", "busy")),
         };
-        let problem = rewrite(verdict, result, Status::new(status), left);
+        let problem = rewrite(verdict, result, Status::new(status), recorded);
         (problem.map_or(status, |it| it.status().code), outcome)
     }
 
-    /// The README's table.
+    /// Each row is a case of the README's tables of verdicts and failures.
     #[test]
-    fn a_response_stays_or_becomes_what_happened() {
+    fn a_response_is_kept_unless_it_contradicts_the_outcome() {
         use Outcome::{Committed, Partial, RolledBack, Unknown};
 
         let leaked = || Reason::Leaked(vec!["main".into()]);
@@ -148,7 +149,7 @@ mod tests {
         ];
         for (verdict, result, status, expected) in table {
             let what = format!("{verdict:?}, {result:?}, {status}");
-            assert_eq!(told(&verdict, result, status), expected, "{what}");
+            assert_eq!(rewritten(&verdict, result, status), expected, "{what}");
         }
     }
 }

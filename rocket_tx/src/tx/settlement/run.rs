@@ -1,4 +1,4 @@
-//! Carrying a verdict out on every resource.
+//! Carries a verdict out on every resource.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -17,51 +17,53 @@ use crate::tx::registry::{Phase, Resource, SettleContext};
 use crate::tx::request_id::RequestId;
 use crate::tx::verdict::{Action, Outcome};
 
-/// How long a settlement may take, all of it together.
+/// The deadlines of one settlement.
 #[derive(Clone, Copy)]
 pub(super) struct Deadlines {
-    /// For begin, prepare and the first COMMIT: some of the time is kept for what follows, the
-    /// rollback of what did not make it or the releases of what did.
+    /// For begin, prepare and the first COMMIT. It is earlier than `whole`, so that time is left
+    /// for rollbacks or releases.
     pub(in crate::tx) commit: Instant,
-    /// For everything. What is not rolled back by then is closed, and the response leaves.
+    /// For the whole settlement. Then the response leaves, and connections that are not rolled back
+    /// yet are closed.
     whole: Instant,
 }
 
 impl Deadlines {
-    /// From now on.
+    /// Computes the deadlines of a settlement that begins now and may take `limit`.
     pub(super) fn within(limit: Duration) -> Self {
-        const ENOUGH: Duration = Duration::from_secs(1);
+        const LONGEST_RESERVE: Duration = Duration::from_secs(1);
 
         let whole = Instant::now() + limit;
-        let kept = (limit / 4).min(ENOUGH);
+        let reserve = (limit / 4).min(LONGEST_RESERVE);
         Self {
-            commit: whole - kept,
+            commit: whole - reserve,
             whole,
         }
     }
 }
 
-/// The settlement of one request: its resources, and how far it has come.
+/// The settlement of one request: its resources, and its progress.
 pub(super) struct Run<'a, 'r> {
     settings: &'a Settings,
     request: &'a Request<'r>,
     id: RequestId,
-    /// Databases first, each phase in joining order. Empty where a resource is being called, and
-    /// where it has been committed: a transaction's connection goes back to its pool at once.
+    /// Databases first, each phase in joining order. `None` while a resource is being called, and
+    /// after its commit: a committed transaction returns its connection to the pool at once.
     resources: Vec<Option<Box<dyn Resource>>>,
     names: Vec<String>,
     databases: usize,
-    /// The database that asked to be committed last.
+    /// The database that a resource wants to be committed last.
     last: Option<usize>,
-    /// The databases that were committed, by index: a resource may have the name of another.
+    /// The databases that were committed. By index, because two resources may have the same name.
     committed: Vec<usize>,
-    /// Databases that have been committed and may not be told so yet.
+    /// Databases that were committed but are not durable yet. They must not be reported as
+    /// committed.
     not_yet_durable: Vec<(usize, Durability)>,
-    /// The resources of which nobody can say what became of them.
-    doubtful: Vec<usize>,
+    /// The resources whose outcome is unknown.
+    unknown: Vec<usize>,
     deadlines: Deadlines,
-    /// Their lines in the list of what is live, until the settlement is over.
-    _lines: Vec<LiveEntry>,
+    /// The entries of the resources in the live list. They are removed when the settlement ends.
+    _live_entries: Vec<LiveEntry>,
 }
 
 impl<'a, 'r> Run<'a, 'r> {
@@ -70,7 +72,7 @@ impl<'a, 'r> Run<'a, 'r> {
         request: &'a Request<'r>,
         id: RequestId,
         mut resources: Vec<Box<dyn Resource>>,
-        lines: Vec<LiveEntry>,
+        live_entries: Vec<LiveEntry>,
         deadlines: Deadlines,
     ) -> Self {
         resources.sort_by_key(|resource| resource.phase());
@@ -91,20 +93,20 @@ impl<'a, 'r> Run<'a, 'r> {
             last: None,
             committed: Vec::new(),
             not_yet_durable: Vec::new(),
-            doubtful: Vec::new(),
+            unknown: Vec::new(),
             deadlines,
-            _lines: lines,
+            _live_entries: live_entries,
         }
     }
 
-    /// What has become of each database, in joining order.
+    /// Returns the outcome of each database, in joining order.
     pub(super) fn outcomes(&self) -> Vec<(String, Outcome)> {
         let databases = self.names[..self.databases].iter().enumerate();
         databases
             .map(|(index, name)| {
                 let outcome = if self.committed.contains(&index) {
                     Outcome::Committed
-                } else if self.doubtful.contains(&index) {
+                } else if self.unknown.contains(&index) {
                     Outcome::Unknown
                 } else {
                     Outcome::RolledBack
@@ -114,21 +116,25 @@ impl<'a, 'r> Run<'a, 'r> {
             .collect()
     }
 
-    /// Commits everything, or rolls everything back and says why.
+    /// Commits everything. On error, rolls back everything that is not committed.
     pub(in crate::tx) async fn commit(&mut self) -> Result<(), Error> {
         if let Err(error) = self.commit_or_refuse().await {
             return Err(match self.rollback().await {
-                // The error says that nothing was committed, and the database says otherwise.
-                Some(ended) if error.outcome() == Outcome::RolledBack => ended,
+                // `error` says that nothing was committed, but a rollback shows that something may
+                // be.
+                Some(unknown) if error.outcome() == Outcome::RolledBack => unknown,
                 _ => error,
             });
         }
-        // What is committed stays committed: a release can only be reported.
+        // Nothing can undo the commits now, so an error of a release is only logged.
         for index in self.databases..self.resources.len() {
             let deadline = self.fair_share(index);
             if let Err(error) = self.call(index, Action::Commit, deadline).await {
                 let resource = &self.names[index];
-                tracing::error!(request = %self.id, %resource, error = %error.text(), "committed, but not released");
+                tracing::error!(
+                    request = %self.id, %resource, error = %error.text(),
+                    "the databases were committed, but this resource could not be released"
+                );
             }
         }
         Ok(())
@@ -137,13 +143,13 @@ impl<'a, 'r> Run<'a, 'r> {
     async fn commit_or_refuse(&mut self) -> Result<(), Error> {
         self.prepare().await?;
         let committed = self.commit_databases().await;
-        // Also if a later one refused: what is told as committed is durable.
+        // Also if a later database refused: everything reported as committed must be durable.
         self.wait_until_durable().await?;
         committed
     }
 
-    /// Waits until the databases that were committed survive a power cut, all side by side. Their
-    /// connections are back in their pools.
+    /// Waits until all committed databases would survive a power cut. The waits run concurrently,
+    /// and the connections are already back in their pools.
     async fn wait_until_durable(&mut self) -> Result<(), Error> {
         let waiting = std::mem::take(&mut self.not_yet_durable);
         if waiting.is_empty() {
@@ -164,10 +170,11 @@ impl<'a, 'r> Run<'a, 'r> {
             let name = &self.names[index];
             tracing::error!(
                 request = %self.id, unknown = name, %error,
-                "committed, but perhaps not for good: a power cut may undo it"
+                "the database was committed, but the commit may not be on its disk, and a power cut may \
+                 undo it; check the disk"
             );
             self.committed.retain(|committed| *committed != index);
-            self.doubtful.push(index);
+            self.unknown.push(index);
             failed.push(name.clone());
         }
         match failed.is_empty() {
@@ -176,29 +183,34 @@ impl<'a, 'r> Run<'a, 'r> {
         }
     }
 
-    /// Rolls everything back that is not committed. Each resource is tried, whatever the others
-    /// did; a connection that cannot be rolled back is closed when it is dropped.
+    /// Rolls back everything that is not committed. Tries each resource, also after another one has
+    /// failed. A connection that cannot be rolled back is closed when it is dropped.
     ///
-    /// Returns the first error by which something may stay all the same: a handler had sent COMMIT
-    /// by itself.
+    /// Returns the first error with an unknown outcome: changes may remain, for example because the
+    /// handler sent COMMIT by itself.
     pub(in crate::tx) async fn rollback(&mut self) -> Option<Error> {
-        let mut kept = None;
+        let mut unknown = None;
         for index in 0..self.resources.len() {
             let deadline = self.fair_share(index);
             if let Err(error) = self.call(index, Action::Rollback, deadline).await {
                 let resource = &self.names[index];
-                tracing::warn!(request = %self.id, %resource, error = %error.text(), "cannot be rolled back; it will be closed instead");
+                tracing::warn!(
+                    request = %self.id, %resource, error = %error.text(),
+                    "this resource could not be rolled back; it is dropped instead, and the connection \
+                     of a transaction is closed"
+                );
                 if let Failure::Error(error) = error
                     && error.outcome() == Outcome::Unknown
                 {
-                    kept.get_or_insert(error);
+                    unknown.get_or_insert(error);
                 }
             }
         }
-        kept
+        unknown
     }
 
-    /// What is left for the resource at `index`, so that one that hangs leaves time for the rest.
+    /// Returns a deadline for the resource at `index`. The remaining time is divided evenly, so
+    /// that one resource that hangs leaves time for the others.
     fn fair_share(&self, index: usize) -> Instant {
         let now = Instant::now();
         let left = self.deadlines.whole.saturating_duration_since(now);
@@ -208,11 +220,13 @@ impl<'a, 'r> Run<'a, 'r> {
     }
 
     async fn prepare(&mut self) -> Result<(), Error> {
-        // A transaction's COMMIT carries its own proof: alone, it needs no round trip for it.
+        // COMMIT proves by itself that the transaction is still ours. A single database needs no
+        // separate round trip for that.
         if self.resources.len() == 1 && self.databases == 1 {
             return Ok(());
         }
-        // Releases first: they may write, and then the databases prove that it holds.
+        // Releases first: they may write, and the databases then prove that these writes can
+        // commit.
         let order = (self.databases..self.resources.len()).chain(0..self.databases);
         for index in order {
             self.call(index, Action::Prepare, self.deadlines.commit)
@@ -233,7 +247,8 @@ impl<'a, 'r> Run<'a, 'r> {
             order.push(last);
         }
         for (done, &index) in order.iter().enumerate() {
-            // After the first COMMIT the others are worth all the time that there is.
+            // After the first COMMIT, a rollback would leave the request partially committed. So
+            // the others may use all the time that is left.
             let deadline = match done {
                 0 => self.deadlines.commit,
                 _ => self.deadlines.whole,
@@ -246,12 +261,12 @@ impl<'a, 'r> Run<'a, 'r> {
                 Err(Failure::Error(error)) if !matches!(error, Error::Unknown(_)) => {
                     return Err(self.refused(error, &order[done..]));
                 }
-                // It was sent, and nobody can say what became of it.
+                // COMMIT may have been sent, and its outcome is unknown.
                 Err(failure) => {
                     tracing::error!(
                         request = %self.id, committed = ?self.names_of(&self.committed),
                         unknown = self.names[index], error = failure.text(),
-                        "a COMMIT was not answered; it may have been obeyed"
+                        "the outcome of a COMMIT is unknown; check whether this database was committed"
                     );
                     return Err(Error::Unknown(vec![self.names[index].clone()]));
                 }
@@ -266,7 +281,7 @@ impl<'a, 'r> Run<'a, 'r> {
         }
         tracing::error!(
             request = %self.id, committed = ?self.names_of(&self.committed), error = %Chain(&error),
-            "one database was committed and a later one refused"
+            "one database was committed and a later one refused; reconcile them by hand"
         );
         Error::Partial {
             committed: self.names_of(&self.committed),
@@ -279,7 +294,8 @@ impl<'a, 'r> Run<'a, 'r> {
         names.collect()
     }
 
-    /// One step on one resource, bounded, under `catch_unwind`, with the observers around it.
+    /// Takes one step on one resource, until `deadline` and under `catch_unwind`. Calls the
+    /// observers before and after it.
     async fn call(
         &mut self,
         index: usize,
@@ -325,16 +341,16 @@ impl<'a, 'r> Run<'a, 'r> {
             Err(_elapsed) => Err(Failure::TimedOut),
         };
         self.report(&step, &result, started.elapsed());
-        let is_doubtful = match (&result, action) {
+        let is_unknown = match (&result, action) {
             (Err(Failure::Error(error)), _) => error.outcome() == Outcome::Unknown,
             (Err(_), Action::Commit) => true,
             _ => false,
         };
-        if is_doubtful {
-            self.doubtful.push(index);
+        if is_unknown {
+            self.unknown.push(index);
         }
-        let over = matches!((&result, action), (Ok(()), Action::Commit));
-        if over {
+        let has_committed = matches!((&result, action), (Ok(()), Action::Commit));
+        if has_committed {
             if index < self.databases {
                 let durability = resource.durability();
                 if !durability.is_reached() {
@@ -342,7 +358,7 @@ impl<'a, 'r> Run<'a, 'r> {
                 }
             }
             drop(resource);
-            // Who waits for the connection goes on now, and not when this request has ended.
+            // Yield so that the task waiting for this connection runs now, not after this request.
             tokio::task::yield_now().await;
         } else {
             self.resources[index] = Some(resource);
@@ -375,11 +391,11 @@ impl<'a, 'r> Run<'a, 'r> {
     }
 }
 
-/// How a step can fail.
+/// The ways in which a step can fail.
 enum Failure {
     Error(Error),
     Panicked,
-    /// Its future was dropped in the middle.
+    /// The deadline passed, and the future of the step was dropped.
     TimedOut,
 }
 
@@ -387,8 +403,8 @@ impl Failure {
     fn text(&self) -> String {
         match self {
             Self::Error(error) => error.to_string(),
-            Self::Panicked => "it panicked".into(),
-            Self::TimedOut => "it took longer than `settle_timeout`".into(),
+            Self::Panicked => "the resource panicked".into(),
+            Self::TimedOut => "the step took longer than its share of `settle_timeout`".into(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a service has told `Settlement`, by its code and its configuration.
+//! The settings of `Settlement`, from the code and the configuration of the service.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +12,20 @@ use crate::db::{ConfigDuration, setting};
 use crate::tx::fairings::FairingOrder;
 use crate::tx::monitor::Monitor;
 
-/// What a veto looks at.
+/// The request and the response that a veto decides on.
 pub struct VetoContext<'a, 'r> {
     /// The request.
     pub request: &'a Request<'r>,
-    /// Its method as it was sent: Rocket answers a HEAD by routing a GET.
+    /// The method that the client sent. `request.method()` may differ: Rocket routes a HEAD as a
+    /// GET.
     pub method: Method,
-    /// The response, as handler or catcher and the other fairings made it.
+    /// The response as the handler or a catcher, and then the other response fairings, made it.
     pub response: &'a Response<'r>,
 }
 
 pub(super) type Veto = Arc<dyn Fn(&VetoContext<'_, '_>) -> bool + Send + Sync>;
 
-/// What every settlement needs; Rocket's managed state.
+/// The settings that every settlement uses. Managed by Rocket.
 pub(super) struct Settings {
     pub(in crate::tx) monitor: Monitor,
     pub(in crate::tx) settle_timeout: Duration,
@@ -35,7 +36,7 @@ pub(super) struct Settings {
     pub(in crate::tx) order: Arc<FairingOrder>,
 }
 
-/// What the configuration says.
+/// The settings from Rocket's configuration.
 pub(super) struct Durations {
     pub(in crate::tx) settle_timeout: Duration,
     pub(in crate::tx) slow_transaction: Duration,
@@ -54,31 +55,31 @@ impl Durations {
     }
 }
 
-/// How long a body that holds a `Read` may wait for its client.
+/// Reads how long a body that holds a `Read` may wait for its client.
 fn read_idle_timeout(figment: &Figment) -> Result<Duration, Box<rocket::figment::Error>> {
     const KEY: &str = "read_idle_timeout";
     const DEFAULT: Duration = Duration::from_secs(30);
-    /// No network is faster than that all the time.
+    /// A shorter limit would disconnect clients because of normal network delays.
     const SHORTEST: Duration = Duration::from_millis(100);
 
     let limit = duration(figment, KEY, DEFAULT)?;
     if limit < SHORTEST {
         let error = format!(
-            "`{KEY}` is {limit:?}: it must be {SHORTEST:?} or longer, or clients of a body that reads \
-             are cut off while they take it; leave it out for {DEFAULT:?}"
+            "`{KEY}` is {limit:?}, but it must be at least {SHORTEST:?}: a shorter limit disconnects \
+             clients while they read a response; the default is {DEFAULT:?}"
         );
         return Err(Box::new(error.into()));
     }
     Ok(limit)
 }
 
-/// How long a settlement may take: less than Rocket waits for requests at shutdown, unless the
-/// configuration wants it otherwise.
+/// Reads how long a settlement may take. The default is shorter than the time that Rocket waits for
+/// requests at shutdown. A configured value is used even if it is not shorter, with a warning.
 fn settle_timeout(figment: &Figment) -> Result<Duration, Box<rocket::figment::Error>> {
     const DEFAULT: Duration = Duration::from_secs(10);
     const SECOND: Duration = Duration::from_secs(1);
 
-    // What is wrong with it is for Rocket to say.
+    // Rocket itself reports an invalid value.
     let shutdown: rocket::config::Shutdown = figment
         .extract_inner(rocket::Config::SHUTDOWN)
         .unwrap_or_default();
@@ -89,8 +90,8 @@ fn settle_timeout(figment: &Figment) -> Result<Duration, Box<rocket::figment::Er
         tracing::warn!(
             settle_timeout = ?limit, shutdown = ?waits,
             "`settle_timeout` is not shorter than `shutdown.grace` and `shutdown.mercy` together: a \
-             shutdown may cut a request off that is committed, and its client is not told; correct \
-             them in Rocket.toml"
+             shutdown may end a request after its commit but before its response; lower \
+             `settle_timeout` or raise the other two in Rocket.toml"
         );
     }
     Ok(limit)

@@ -1,5 +1,6 @@
--- The snapshot of a stream, named '', and the events after it: $1 stream, $2 version of the snapshot.
--- One statement, so that they belong together.
+-- Reads the snapshot of a stream, if it has the given version, and the events after it.
+-- The row of the snapshot has the empty name ''. One statement reads both, so that they match.
+-- $1 stream, $2 version of the snapshot.
 SELECT sequence, '' AS name, version, state AS payload, '' AS metadata, recorded_at
 FROM aggregate_snapshots WHERE stream = $1 AND version = $2
 UNION ALL

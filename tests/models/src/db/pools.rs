@@ -1,4 +1,4 @@
-//! Pools of one connection whose transactions are counted, for the registry.
+//! Pools with one connection each, which count their transactions. Stand-ins for the registry.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -63,7 +63,7 @@ pub trait TransactionalDatabase: Database<Pool: TransactionPool> {}
 
 impl<D> TransactionalDatabase for D where D: Database<Pool: TransactionPool> {}
 
-/// What became of every transaction of a scene.
+/// Counts how the transactions of a scenario ended.
 #[derive(Clone, Default)]
 pub struct Transactions(Arc<Mutex<Ends>>);
 
@@ -72,24 +72,25 @@ struct Ends {
     begun: usize,
     committed: usize,
     rolled_back: usize,
-    /// Of those, the ones that a handler had written to.
+    /// Those of the rolled-back transactions that a handler had written to.
     lost: usize,
-    /// By rank.
+    /// The number of open transactions of each database, by rank.
     open: [usize; 2],
 }
 
 impl Transactions {
-    /// Everything that was begun has ended, and so much of it in a commit. Nothing that was written
-    /// is rolled back when the client is told of a commit. Tasks that keep a guard end by themselves.
-    pub async fn all_are_over(&self, committed: usize, told_committed: bool) {
+    /// Waits until every transaction has ended, and checks that `committed` of them were committed.
+    /// If the client receives the outcome committed, no transaction that was written to may have
+    /// been rolled back. Tasks that keep a guard end by themselves.
+    pub async fn wait_until_all_have_ended(&self, committed: usize, reported_committed: bool) {
         loop {
             {
                 let ends = self.0.lock();
                 if ends.begun == ends.committed + ends.rolled_back {
                     assert_eq!(ends.committed, committed);
                     assert!(
-                        !told_committed || ends.lost == 0,
-                        "told committed, and lost"
+                        !reported_committed || ends.lost == 0,
+                        "the outcome committed was reported, but a write was rolled back"
                     );
                     return;
                 }
@@ -158,7 +159,7 @@ impl TransactionPool for Pool {
         };
         let permit = permit.ok_or(sqlx::Error::PoolTimedOut)?;
         let transaction = Transaction::new(self, permit);
-        // BEGIN is on its way.
+        // BEGIN is being sent.
         yield_now().await;
         Ok(transaction)
     }
@@ -168,14 +169,14 @@ impl TransactionPool for Pool {
     }
 }
 
-/// No task commits by itself here.
+/// Does nothing: no task commits by itself in these scenarios.
 #[derive(Clone)]
 pub struct Ending;
 
 pub struct Transaction<S> {
     transactions: Transactions,
     rank: usize,
-    is_over: bool,
+    has_ended: bool,
     is_written: bool,
     _permit: OwnedSemaphorePermit,
     session: PhantomData<S>,
@@ -191,7 +192,7 @@ impl<S> Transaction<S> {
         Self {
             transactions: pool.transactions.clone(),
             rank: pool.rank,
-            is_over: false,
+            has_ended: false,
             is_written: false,
             _permit: permit,
             session: PhantomData,
@@ -200,7 +201,7 @@ impl<S> Transaction<S> {
 
     /// A statement of a handler.
     pub fn write(&mut self) {
-        assert!(!self.is_over, "it is written to after its end");
+        assert!(!self.has_ended, "a transaction is written to after its end");
         self.is_written = true;
     }
 
@@ -226,8 +227,8 @@ impl<S> Transaction<S> {
     pub fn abandon(&mut self) {}
 
     fn end(&mut self, commits: bool) {
-        assert!(!self.is_over, "it ends twice");
-        self.is_over = true;
+        assert!(!self.has_ended, "a transaction ends twice");
+        self.has_ended = true;
         let mut ends = self.transactions.0.lock();
         ends.open[self.rank] -= 1;
         match commits {
@@ -242,7 +243,7 @@ impl<S> Transaction<S> {
 
 impl<S> Drop for Transaction<S> {
     fn drop(&mut self) {
-        if !self.is_over {
+        if !self.has_ended {
             self.end(false);
         }
     }

@@ -1,4 +1,4 @@
-//! The sessions of a Postgres database: stand-ins for what they talk to, and scenes.
+//! The sessions of a Postgres database: stand-ins for the code that they call, and scenarios.
 
 #[path = "../../../../rocket_tx/src/db/postgres/session.rs"]
 mod session;
@@ -11,11 +11,11 @@ use std::time::Duration;
 use shuttle::future::yield_now;
 use shuttle::rand::{Rng, thread_rng};
 
-use self::session::{Last, OnReturn};
+use self::session::{EndResult, OnReturn};
 use self::sessions::{Limits, Liveness, Sessions};
 use self::settings::Settings;
 use super::WaitPolicy;
-use crate::{Server, at_random, dropped_after};
+use crate::{Server, dropped_after, with_random_scheduler};
 
 mod fate {
     use crate::postgres::PgConnection;
@@ -66,22 +66,23 @@ mod proof {
 
     use crate::postgres::PgConnection;
 
-    /// Whether they are those of what was asked.
-    pub struct Answers {
+    /// The replies of the server to several statements.
+    pub struct Replies {
+        /// Whether these are the replies to the statements that were sent.
         proves: bool,
         pub error: Option<sqlx::Error>,
     }
 
-    /// As [`Answers::text`] tells it: no connections are exchanged here.
+    /// The same text that [`Replies::text`] returns: no scenario exchanges two connections.
     pub fn nonce() -> String {
         "1".into()
     }
 
-    impl Answers {
-        /// The server is at it for a while; then nothing of the last user is left.
+    impl Replies {
+        /// Waits for the server. If the replies prove the session, it is clean afterwards.
         pub async fn to(connection: &mut PgConnection, sql: String) -> Self {
             yield_now().await;
-            // A session that is one answer behind proves nothing, and keeps what is left in it.
+            // A session that is one reply behind proves nothing, and is not cleaned.
             let proves = sql != "clean up" || thread_rng().gen_range(0..4) > 0;
             if proves {
                 connection.0.state.left = None;
@@ -105,11 +106,11 @@ mod proof {
     }
 }
 
-const MOST: u32 = 2;
+const MAX_SESSIONS: u32 = 2;
 
 fn sessions(server: &Server) -> Sessions {
     let limits = Limits {
-        most: MOST,
+        most: MAX_SESSIONS,
         least: 0,
         wait: Duration::from_secs(5),
         idle: Duration::from_secs(60),
@@ -117,7 +118,8 @@ fn sessions(server: &Server) -> Sessions {
     Sessions::new(Settings(server.clone()), limits, Arc::new(OnceLock::new()))
 }
 
-/// One user of a session, who leaves something in it and gives it back in one of the ways there are.
+/// A user of a session: leaves a transaction and other state in the session, and returns it in a
+/// way chosen at random. Returns whether it had a session.
 async fn user(sessions: &Sessions, number: usize) -> bool {
     let acquiring = async {
         match number {
@@ -149,25 +151,28 @@ async fn user(sessions: &Sessions, number: usize) -> bool {
         Some(Err(error)) => panic!("{error}"),
     };
     let state = &mut session.live().connection.0.state;
-    assert_eq!(state.left, None, "something of another user is left");
-    assert!(!state.in_transaction, "a transaction of another is open");
+    assert_eq!(state.left, None, "the session has state of another user");
+    assert!(
+        !state.in_transaction,
+        "a transaction of another user is open"
+    );
     state.users += 1;
-    assert_eq!(state.users, 1, "two have one session");
+    assert_eq!(state.users, 1, "two users have one session");
     state.left = Some(number);
     state.in_transaction = true;
     yield_now().await;
-    let how = thread_rng().gen_range(0..3);
+    let ending = thread_rng().gen_range(0..3);
     session.live().connection.0.state.users -= 1;
-    match how {
-        // Settled, with what cleans up in the same round trip.
+    match ending {
+        // The transaction is settled and the session is cleaned in the same round trip.
         0 => {
-            if !matches!(session.run_last(&["COMMIT"]).await, Last::Proved) {
+            if !matches!(session.run_final(&["COMMIT"]).await, EndResult::Proved) {
                 session.set_on_return(OnReturn::Close);
             }
         }
-        // A guard or a task dropped it: it proves itself first.
+        // A guard or a task dropped the session: it must prove itself before it is reused.
         1 => session.set_on_return(OnReturn::Check),
-        // What is to be closed stays so.
+        // A session that is marked to be closed stays so.
         _ => {
             session.set_on_return(OnReturn::Close);
             session.set_on_return(OnReturn::Reuse);
@@ -176,7 +181,7 @@ async fn user(sessions: &Sessions, number: usize) -> bool {
     true
 }
 
-async fn lent_and_given_back() {
+async fn acquired_and_returned() {
     let server = Server::default();
     let sessions = sessions(&server);
     let mut tasks = Vec::new();
@@ -189,11 +194,14 @@ async fn lent_and_given_back() {
     for task in tasks {
         done += usize::from(task.await.unwrap());
     }
-    assert!(done >= 3, "those who wait get one");
-    assert!(server.0.lock().most <= MOST as usize, "too many sessions");
-    // No place is lost: as many as there may be can be had at once.
+    assert!(done >= 3, "a waiting user did not get a session");
+    assert!(
+        server.0.lock().most <= MAX_SESSIONS as usize,
+        "too many sessions were open at once"
+    );
+    // No place is lost: the full number of sessions can be acquired at once.
     let mut all = Vec::new();
-    for _ in 0..MOST {
+    for _ in 0..MAX_SESSIONS {
         let session = sessions
             .acquire(WaitPolicy::QUEUE, Liveness::Unchecked)
             .await;
@@ -203,11 +211,15 @@ async fn lent_and_given_back() {
     }
     drop(all);
     sessions.close().await;
-    assert_eq!(server.0.lock().open, 0, "a session outlives its pool");
+    assert_eq!(
+        server.0.lock().open,
+        0,
+        "a session is open after its pool was closed"
+    );
 }
 
-pub fn no_session_has_two_users_or_brings_anything_of_another() {
-    at_random(lent_and_given_back);
+pub fn a_session_has_one_user_at_a_time_and_nothing_of_its_last_user() {
+    with_random_scheduler(acquired_and_returned);
 }
 
 async fn closed_under_load() {
@@ -224,13 +236,21 @@ async fn closed_under_load() {
         .acquire(WaitPolicy::QUEUE, Liveness::Unchecked)
         .await;
     assert!(matches!(late, Err(sqlx::Error::PoolClosed)));
-    assert_eq!(server.0.lock().open, 0, "a session outlives its pool");
+    assert_eq!(
+        server.0.lock().open,
+        0,
+        "a session is open after its pool was closed"
+    );
     for task in tasks {
         task.await.unwrap();
     }
-    assert_eq!(server.0.lock().open, 0, "one was opened after the end");
+    assert_eq!(
+        server.0.lock().open,
+        0,
+        "a session was opened after the pool was closed"
+    );
 }
 
-pub fn a_pool_that_is_closed_has_no_session_left() {
-    at_random(closed_under_load);
+pub fn a_closed_pool_has_no_open_session() {
+    with_random_scheduler(closed_under_load);
 }

@@ -1,4 +1,4 @@
-//! The writer of a SQLite file: stand-ins for what it talks to, and scenes.
+//! The writer of a SQLite file: stand-ins for the code that it calls, and scenarios.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use shuttle::rand::{Rng, thread_rng};
 use self::writer::{Writer, WriterFile};
 use crate::db::WaitPolicy;
 use crate::sqlite::SqliteConnectOptions;
-use crate::{Server, dropped_after, everywhere};
+use crate::{Server, dropped_after, with_all_schedulers};
 
 #[path = "../../../../rocket_tx/src/db/sqlite/writer.rs"]
 mod writer;
@@ -41,7 +41,7 @@ pub mod sync {
             Ok(Self)
         }
 
-        pub fn sync_what_was_left(&self) -> io::Result<()> {
+        pub fn sync_leftovers(&self) -> io::Result<()> {
             Ok(())
         }
 
@@ -53,7 +53,7 @@ pub mod sync {
             true
         }
 
-        pub fn write_anew(&self) -> io::Result<()> {
+        pub fn rewrite(&self) -> io::Result<()> {
             Ok(())
         }
     }
@@ -102,11 +102,11 @@ pub mod watch {
 
         pub fn mark_before_commit(&self, _: &Arc<Wal>) {}
 
-        pub fn is_blind(&self) -> bool {
+        pub fn are_hooks_replaced(&self) -> bool {
             false
         }
 
-        pub fn is_touched(&self) -> bool {
+        pub fn is_altered(&self) -> bool {
             false
         }
 
@@ -119,16 +119,19 @@ pub mod watch {
 pub mod writer_session {
     use super::writer::{Open, Turn};
 
-    /// Of the real one only its holding the turn, and its giving up a connection.
+    /// Models two properties of the real one: it holds the turn, and it can close the connection.
     pub struct WriterSession {
         turn: Turn,
-        pub give_up: bool,
+        pub close_on_drop: bool,
     }
 
     impl WriterSession {
         pub(super) fn new(turn: Turn) -> Self {
-            let give_up = false;
-            Self { turn, give_up }
+            let close_on_drop = false;
+            Self {
+                turn,
+                close_on_drop,
+            }
         }
 
         pub(super) fn open(&mut self) -> &mut Open {
@@ -138,7 +141,7 @@ pub mod writer_session {
 
     impl Drop for WriterSession {
         fn drop(&mut self) {
-            if self.give_up {
+            if self.close_on_drop {
                 *self.turn = None;
             }
         }
@@ -157,7 +160,8 @@ fn writer(server: &Server) -> Arc<Writer> {
     Arc::new(Writer::new(file, Duration::from_secs(5)))
 }
 
-/// One request: takes its turn, begins, and ends in one of the ways in which requests end.
+/// A request: waits for its turn, begins a transaction, and ends it in a way chosen at random.
+/// Returns whether it had the writer.
 async fn request(writer: &Writer, number: usize, users: &Mutex<Vec<usize>>) -> bool {
     let acquiring = async {
         match number {
@@ -169,38 +173,38 @@ async fn request(writer: &Writer, number: usize, users: &Mutex<Vec<usize>>) -> b
         1 => Some(thread_rng().gen_range(0..8)),
         _ => None,
     };
-    let mut lent = match dropped_after(times, acquiring).await {
-        Some(Ok(lent)) => lent,
+    let mut session = match dropped_after(times, acquiring).await {
+        Some(Ok(session)) => session,
         Some(Err(sqlx::Error::PoolTimedOut)) if number == 0 => return false,
         Some(Err(sqlx::Error::PoolClosed)) | None => return false,
         Some(Err(error)) => panic!("{error}"),
     };
     users.lock().push(number);
-    assert_eq!(users.lock().len(), 1, "two have the writer");
-    let open = lent.open();
+    assert_eq!(users.lock().len(), 1, "two requests have the writer");
+    let open = session.open();
     assert!(
         !open.connection().socket.state.in_transaction,
-        "a transaction of the one before is open"
+        "a transaction of the last user is open"
     );
     open.connection_mut().socket.state.in_transaction = true;
     yield_now().await;
     let how = thread_rng().gen_range(0..3);
-    let connection = lent.open().connection_mut();
+    let connection = session.open().connection_mut();
     match how {
-        // Settled.
+        // The transaction was settled.
         0 => connection.socket.state.in_transaction = false,
-        // Dropped: a rollback is queued.
+        // The transaction was dropped: a rollback is queued.
         1 => {
             connection.rollback_queued = true;
-            lent.open().rolls_back = true;
+            session.open().rolls_back = true;
         }
-        _ => lent.give_up = true,
+        _ => session.close_on_drop = true,
     }
     users.lock().pop();
     true
 }
 
-async fn the_turn_goes_round() {
+async fn used_in_turn() {
     let server = Server::default();
     let writer = writer(&server);
     let users = Arc::new(Mutex::new(Vec::new()));
@@ -214,16 +218,16 @@ async fn the_turn_goes_round() {
     for task in tasks {
         done += usize::from(task.await.unwrap());
     }
-    assert!(done >= 2, "those who wait get it");
-    assert_eq!(server.0.lock().most, 1, "two connections that write");
-    // Whatever became of the others, the next one gets it.
+    assert!(done >= 2, "a waiting request did not get the writer");
+    assert_eq!(server.0.lock().most, 1, "two writing connections are open");
+    // However the other requests ended, the next one gets the writer.
     drop(writer.acquire(WaitPolicy::QUEUE).await.unwrap());
     writer.close().await;
-    assert_eq!(server.0.lock().open, 0, "a connection is left");
+    assert_eq!(server.0.lock().open, 0, "a connection is still open");
 }
 
-pub fn the_writer_goes_from_one_to_the_next_in_order_and_clean() {
-    everywhere(the_turn_goes_round);
+pub fn the_writer_has_one_user_at_a_time_and_no_open_transaction() {
+    with_all_schedulers(used_in_turn);
 }
 
 async fn closed_under_load() {
@@ -242,9 +246,9 @@ async fn closed_under_load() {
     }
     let late = writer.acquire(WaitPolicy::QUEUE).await;
     assert!(matches!(late, Err(sqlx::Error::PoolClosed)));
-    assert_eq!(server.0.lock().open, 0, "a connection is left");
+    assert_eq!(server.0.lock().open, 0, "a connection is still open");
 }
 
-pub fn the_writer_is_closed_for_good() {
-    everywhere(closed_under_load);
+pub fn a_closed_writer_cannot_be_acquired() {
+    with_all_schedulers(closed_under_load);
 }

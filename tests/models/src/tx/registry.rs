@@ -1,4 +1,4 @@
-//! The real registry, but for what Rocket's requests are needed for.
+//! The real registry, without the parts that need a request of Rocket.
 
 #[path = "../../../../rocket_tx/src/tx/registry/checkout.rs"]
 mod checkout;

@@ -1,4 +1,4 @@
-//! The rest of a request, as far as the registry asks for it.
+//! Stand-ins for the rest of a request, as far as the registry uses it.
 
 pub mod request_id {
     #[derive(Clone, Copy)]

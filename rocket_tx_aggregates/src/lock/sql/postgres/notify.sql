@@ -1,3 +1,3 @@
--- Wakes the waiters of other processes: $1 hashes of keys. They have a fixed size: a payload of more
--- than 8,000 bytes would fail the commit that it belongs to.
-SELECT pg_notify('aggregate_locks', bell) FROM unnest($1::text[]) AS bell
+-- Wakes the waiters in other processes: $1 hashes of keys. A hash has a fixed size. A payload of
+-- 8,000 bytes or more would be an error.
+SELECT pg_notify('aggregate_locks', payload) FROM unnest($1::text[]) AS payload

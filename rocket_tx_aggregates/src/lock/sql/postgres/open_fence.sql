@@ -1,11 +1,12 @@
--- Opens the sequence of fencing tokens, unless another process has just done so. One implicit
--- transaction.
+-- Opens the sequence of fencing tokens, unless another process has just done so. The statements are
+-- one implicit transaction.
 --
--- The row is seen once the commit is flushed, and confirmed by a synchronous standby. It leaves room
--- for those who have just seen that there is room.
+-- Other sessions see the new row after the commit is flushed, and confirmed by a synchronous
+-- standby. Its limit `upto` is one million below the mark, because a session that has just checked
+-- the limit may still draw a token above it.
 --
--- Tokens follow the clock, in microseconds, at this moment only. So they run ahead of it by no more
--- than the ten million that each opening reserves.
+-- Only an opening sets tokens to the clock, in microseconds since 1970. An opening reserves ten
+-- million tokens, so each opening can put tokens at most ten million further ahead of the clock.
 SELECT set_config('synchronous_commit', 'on', TRUE);
 
 SELECT FROM aggregate_locks_fence_mark FOR UPDATE;
@@ -16,7 +17,7 @@ WITH moved AS (
         value,
         (SELECT last_value FROM aggregate_locks_fence),
         (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))
-    -- The same condition as in take.sql.
+    -- This condition must be the same as in take.sql.
     WHERE NOT EXISTS (
         SELECT FROM aggregate_locks_fence, aggregate_locks_fence_open AS open
         WHERE last_value < upto

@@ -1,19 +1,20 @@
--- Takes a lease that is free or has expired: $1 key, $2 owner, $3 token, $4 milliseconds, $5 and $6
--- the key's advisory lock.
+-- Takes a lease that is free or has expired: $1 key, $2 owner, $3 token, $4 time to live in
+-- milliseconds, $5 and $6 the key's advisory lock.
 --
--- It looks first, and writes only where there is no lease or an expired one; then it inserts, takes
--- over, or finds its own row after an attempt whose response was lost.
+-- The statement reads the row first. It writes only if no other holder has a live lease. It then
+-- inserts a row, takes an expired row over, or finds its own row from an earlier attempt whose
+-- reply was lost.
 --
--- An insert may wait for a row that is being deleted, and then uses the fencing token that it drew
--- before. No other process may draw one for this key meanwhile and come first. So each draws under
--- the key's advisory lock, which it has until the statement has committed.
+-- The insert draws a fencing token, and may then wait for a row that is being deleted. During this
+-- wait no other process may draw a greater token for the key and insert it first. So every process
+-- draws under the key's advisory lock, and holds the lock until its statement has committed.
 --
--- The clock is read anew wherever it stands: the statement may have waited.
+-- Every expression reads the clock again, because the statement may have waited.
 WITH held AS (
     SELECT expires_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS lives, wanted
     FROM aggregate_locks WHERE lock_key = $1 AND token <> $3
 ), open AS (
-    -- The same condition as in open_fence.sql.
+    -- This condition must be the same as in open_fence.sql.
     SELECT EXISTS (
         SELECT FROM aggregate_locks_fence, aggregate_locks_fence_open AS open
         WHERE last_value < upto

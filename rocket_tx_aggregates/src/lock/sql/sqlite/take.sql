@@ -1,8 +1,8 @@
--- Takes a lease that is free or has expired: $1 key, $2 owner, $3 token, $4 milliseconds.
--- It is a transaction of its own, so no other process comes between its statements.
+-- Takes a lease that is free or has expired: $1 key, $2 owner, $3 token, $4 time to live in
+-- milliseconds. The statements run in one transaction, so no other process writes between them.
 --
--- The counter outlives rows, so that fencing tokens grow across release and sweep. It follows the
--- clock, so that they grow across a restored backup too.
+-- The counter of fencing tokens is not deleted with a row, so tokens increase across release and
+-- sweep. It is at least the clock, so tokens also increase after a backup is restored.
 UPDATE aggregate_locks_fence
 SET value = max(value + 1, CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER));
 
