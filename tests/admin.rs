@@ -1,4 +1,4 @@
-//! Who may look inside the reference service.
+//! Which clients may read the operator pages of the reference service.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::support::launch::refused;
 use crate::support::{Backend, Databases, HttpResponse, Service};
 
 const TOKEN: &str = "a token that nobody guesses";
-/// The feed is in a test of its own: it does not end.
+/// The operator pages, except the feed: its response does not end, so it is tested separately.
 const INSIDE: [&str; 4] = ["/registry", "/leases", "/metrics", "/console"];
 const HERE: &str = "127.0.0.1:4000";
 const ELSEWHERE: &str = "203.0.113.7:4000";
@@ -63,7 +63,7 @@ fn figment(databases: &Databases, settings: &[(&str, &str)]) -> Figment {
 }
 
 #[rocket::async_test]
-async fn in_release_only_this_machine_looks_inside() {
+async fn in_release_only_this_machine_sees_operator_pages() {
     let release = Release::new(&[]).await;
     for path in INSIDE {
         assert_eq!(release.get(path, HERE, &[]).await, Status::Ok);
@@ -85,13 +85,13 @@ async fn in_release_only_this_machine_looks_inside() {
                 refused,
                 "{name}"
             );
-            // It came by a proxy on this machine, from wherever.
+            // The header shows that the request came through a proxy, from an unknown machine.
             assert_eq!(release.get(path, HERE, &header).await, refused, "{name}");
         }
         let guessed = [("Authorization", "Bearer ")];
         assert_eq!(release.get(path, ELSEWHERE, &guessed).await, refused);
     }
-    // The rest is for everybody.
+    // All other pages are public.
     for path in [
         "/",
         "/aggregates",
@@ -115,10 +115,10 @@ async fn in_release_only_this_machine_looks_inside() {
     assert_eq!(freeing.dispatch().await.status(), Status::Forbidden);
 }
 
-/// A page of elsewhere that an operator's browser shows: its name leads to this machine, or it asks
-/// for what is not its own.
+/// The operator's browser shows a page of another site. The name of that site resolves to this
+/// machine (DNS rebinding), or the page sends requests to another origin.
 #[rocket::async_test]
-async fn a_page_of_elsewhere_does_not_look_inside() {
+async fn a_foreign_web_page_cannot_read_operator_pages() {
     let release = Release::new(&[]).await;
     for (host, status) in [
         ("localhost:8000", Status::Ok),
@@ -135,7 +135,7 @@ async fn a_page_of_elsewhere_does_not_look_inside() {
         ("", Status::Forbidden),
         ("203.0.113.7", Status::Forbidden),
     ] {
-        // As hyper and Rocket tell it: as it came, and parsed if it can be.
+        // hyper and Rocket provide the host twice: as the raw header, and parsed if it is valid.
         let header = [("Host", host)];
         assert_eq!(
             release.get("/registry", HERE, &header).await,
@@ -175,10 +175,10 @@ async fn a_page_of_elsewhere_does_not_look_inside() {
 }
 
 #[rocket::async_test]
-async fn the_token_opens_it_from_elsewhere() {
+async fn the_token_allows_access_from_elsewhere() {
     let release = Release::new(&[("admin_token", TOKEN)]).await;
     for path in INSIDE {
-        for (told, status) in [
+        for (credentials, status) in [
             (format!("Bearer {TOKEN}"), Status::Ok),
             (format!("bearer {TOKEN}"), Status::Ok),
             (format!("Bearer {TOKEN} "), Status::Forbidden),
@@ -186,25 +186,25 @@ async fn the_token_opens_it_from_elsewhere() {
             (format!("Basic {TOKEN}"), Status::Forbidden),
             (TOKEN.to_owned(), Status::Forbidden),
         ] {
-            let header = [("Authorization", told.as_str())];
+            let header = [("Authorization", credentials.as_str())];
             assert_eq!(
                 release.get(path, ELSEWHERE, &header).await,
                 status,
-                "{told}"
+                "{credentials}"
             );
         }
         assert_eq!(release.get(path, HERE, &[]).await, Status::Ok);
-        let by_proxy = format!("Bearer {TOKEN}");
+        let credentials = format!("Bearer {TOKEN}");
         let headers = [
             ("X-Forwarded-For", "198.51.100.1"),
-            ("Authorization", &by_proxy),
+            ("Authorization", &credentials),
         ];
         assert_eq!(release.get(path, HERE, &headers).await, Status::Ok);
     }
 }
 
 #[rocket::async_test]
-async fn it_can_be_opened_to_everybody() {
+async fn access_from_anywhere_can_be_configured() {
     let release = Release::new(&[("admin_from", "anywhere")]).await;
     for path in INSIDE {
         assert_eq!(release.get(path, ELSEWHERE, &[]).await, Status::Ok);
@@ -212,7 +212,7 @@ async fn it_can_be_opened_to_everybody() {
 }
 
 #[rocket::async_test]
-async fn a_token_that_is_none_stops_the_launch_and_is_not_repeated() {
+async fn an_invalid_token_stops_the_launch_and_is_not_logged() {
     for (key, value) in [
         ("admin_token", "short secret"),
         ("admin_token", ""),
@@ -220,18 +220,19 @@ async fn a_token_that_is_none_stops_the_launch_and_is_not_repeated() {
     ] {
         let databases = Databases::new(Backend::Sqlite).await;
         let rocket = rocket_tx_service::service(figment(&databases, &[(key, value)]));
-        let said = refused(rocket).await;
-        assert!(said.contains(&format!("`{key}`")), "{said}");
-        assert!(!said.contains("secret"), "{said}");
+        let log = refused(rocket).await;
+        assert!(log.contains(&format!("`{key}`")), "{log}");
+        assert!(!log.contains("secret"), "{log}");
     }
     let databases = Databases::new(Backend::Sqlite).await;
     let number = figment(&databases, &[]).merge(("admin_token", 1_234_567_890_123_456_i64));
-    let said = refused(rocket_tx_service::service(number)).await;
-    assert!(said.contains("`admin_token`"), "{said}");
-    assert!(!said.contains("1234567890123456"), "{said}");
+    let log = refused(rocket_tx_service::service(number)).await;
+    assert!(log.contains("`admin_token`"), "{log}");
+    assert!(!log.contains("1234567890123456"), "{log}");
 }
 
-/// Also not a wrong one, which may be nearly right, and not by Rocket or hyper.
+/// Wrong tokens are not logged either, because they may be nearly right. This includes the logs of
+/// Rocket and hyper.
 #[rocket::async_test]
 async fn tokens_are_not_logged() {
     let databases = Arc::new(Databases::new(Backend::Sqlite).await);

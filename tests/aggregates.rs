@@ -1,4 +1,4 @@
-//! Event-sourced aggregates: in requests, on their own, and written by many processes.
+//! Event-sourced aggregates: in requests, without requests, and written by several processes.
 
 mod contract;
 mod edges;
@@ -15,7 +15,7 @@ use rocket_tx_aggregates::aggregate::{Entity, Event};
 
 use crate::support::{Databases, Http, HttpResponse, In};
 
-/// What tests of the library change.
+/// The aggregate that tests of the library use.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Counter {
     #[serde(skip)]
@@ -38,7 +38,7 @@ impl Event<Counter> for Added {
 
 rocket_tx_aggregates::aggregate!(Counter as "counter", entity, [Added]);
 
-/// The reference service's `/aggregates/todos`.
+/// Creates a todo in the reference service's `/aggregates/todos`.
 pub async fn create(http: &Http, id: &str) {
     let body = json!({ "id": id, "user_id": "ann", "task": "first" }).to_string();
     let response = http.json("POST /aggregates/todos", &body).await;
@@ -54,9 +54,9 @@ pub async fn rename(http: &Http, id: &str, task: &str, fault: &str) -> HttpRespo
     HttpResponse::of(request).await
 }
 
-/// Renames in a task of its own: it has the lease for 9 s, and its process will not last so long.
-/// The task says whether it got no answer.
-pub fn rename_that_is_lost(http: &Http, id: &str) -> JoinHandle<bool> {
+/// Renames a todo in a separate task. The request holds the lease for 9 s, and the test ends the
+/// service before that. The task returns `true` if there was no response.
+pub fn rename_without_response(http: &Http, id: &str) -> JoinHandle<bool> {
     let request = http
         .request(&format!("POST /aggregates/todos/{id}/rename"))
         .header("Content-Type", "application/json")
@@ -74,7 +74,7 @@ pub async fn leases(http: &Http) -> Vec<Value> {
         .clone()
 }
 
-/// All events of a todo, which must have no gaps.
+/// Returns all events of a todo. Asserts that their sequence has no gaps.
 pub async fn events(http: &Http, id: &str) -> Vec<Value> {
     let mut all: Vec<Value> = Vec::new();
     loop {
@@ -97,7 +97,7 @@ pub async fn events(http: &Http, id: &str) -> Vec<Value> {
     }
 }
 
-/// Everything that an aggregate has left in the database.
+/// Returns all rows that aggregates have stored: events, snapshots and the list of todos.
 pub async fn stored(databases: &Databases) -> Vec<String> {
     let mut all = Vec::new();
     for sql in [

@@ -1,4 +1,4 @@
-//! The pages, in a real browser.
+//! The pages of the reference service, in a real browser.
 
 mod aggregates;
 mod console;
@@ -11,24 +11,24 @@ use std::sync::Arc;
 
 use crate::support::{Browser, Service, eventually};
 
-/// A page of a service, on a desk's screen.
+/// Opens a page of a service, on a desktop screen.
 async fn open(service: &Service, path: &str) -> Browser {
     Browser::at(&format!("{}{path}", service.http.base), 1200, 900).await
 }
 
-/// One page listens to what happens.
+/// Waits until one page listens to the events of the service.
 async fn heard(service: &Service) {
     eventually("one page listens", async || service.listeners().await == 1).await;
 }
 
-/// What the service itself says about its todos.
+/// Returns the titles of the todos, as the service lists them.
 async fn titles(service: &Service) -> Vec<String> {
     let todos: Vec<rocket::serde::json::Value> = service.get("/todos").await.json();
     let titles = todos.iter().map(|todo| todo["title"].as_str().unwrap());
     titles.map(str::to_owned).collect()
 }
 
-/// The same service again, at the address where its pages look for it.
+/// Kills the service and starts it again, at the address that its open pages use.
 async fn again(old: Service) -> Service {
     let port = old.http.base.rsplit(':').next().unwrap().to_owned();
     let databases = Arc::clone(&old.databases);
@@ -36,7 +36,7 @@ async fn again(old: Service) -> Service {
     Service::on(databases, &[("ROCKET_PORT", &port)]).await
 }
 
-/// Runs what the console has chosen, and waits for everything that it shows of it.
+/// Runs the request that is selected in the console, and waits until it shows the whole result.
 async fn run_once(browser: &Browser) {
     browser.click(".go").await;
     recounted(browser).await;
@@ -45,7 +45,7 @@ async fn run_once(browser: &Browser) {
         .await;
 }
 
-/// The newest card of the console has counted the rows for the last time.
+/// Waits until the newest card of the console shows its final row counts.
 async fn recounted(browser: &Browser) {
     browser
         .until(

@@ -1,5 +1,5 @@
-//! A `begin()` that is dropped half-way: sqlx 0.9 forgets it, and the server does not (its issue
-//! 4393).
+//! The future of a `begin()` is dropped half-way. sqlx 0.9 then does not know of the transaction, but
+//! the server has begun it (sqlx issue 4393).
 
 use rocket::futures::FutureExt;
 use rocket::http::Status;
@@ -12,7 +12,7 @@ use sqlx::Connection as _;
 use crate::support::stage::note;
 use crate::support::{Backend, Main, Stage};
 
-/// Polled once: the statement is on its way.
+/// Polls a `begin()` once, so that the statement is sent, and drops it.
 macro_rules! cancel_begin {
     ($connection:expr) => {
         with_backend!($connection, |db| drop(db.begin().now_or_never()))
@@ -42,7 +42,8 @@ async fn tx(mut tx: Tx<Main>) -> Result<Status, Error> {
     Ok(Status::Created)
 }
 
-/// A statement that is a transaction of its own, unless one is open. SQLite lends a reader.
+/// Runs a statement outside any transaction of the library: it is a transaction of its own unless one
+/// was left open. On SQLite it is skipped, because the connection is a read-only one.
 #[post("/alone/<text>")]
 async fn alone(text: &str, mut plain: rocket_db_pools::Connection<Main>) -> Result<(), Error> {
     if let Connection::Postgres(_) = &*plain {
@@ -51,7 +52,7 @@ async fn alone(text: &str, mut plain: rocket_db_pools::Connection<Main>) -> Resu
     Ok(())
 }
 
-/// In a transaction that stays open, SQLite would say the same each time.
+/// Counts the notes. If a transaction were left open on SQLite, the count would never change.
 #[get("/count")]
 async fn count(mut read: Read<Main>) -> Result<String, Error> {
     const COUNT: &str = "SELECT count(*) FROM notes";
@@ -66,7 +67,7 @@ async fn write(text: &str, mut tx: Tx<Main>) -> Result<Status, Error> {
     Ok(Status::Created)
 }
 
-async fn a_begin_that_is_dropped_half_way_concerns_nobody_else(backend: Backend) {
+async fn a_begin_dropped_half_way_does_not_affect_later_requests(backend: Backend) {
     let one = [
         ("databases.main.max_connections", "1"),
         ("databases.audit.max_connections", "1"),
@@ -77,23 +78,23 @@ async fn a_begin_that_is_dropped_half_way_concerns_nobody_else(backend: Backend)
             .attach(Settlement::new())
     })
     .await;
-    for what in ["plain", "read", "guard", "tx"] {
+    for route in ["plain", "read", "guard", "tx"] {
         for round in 0..5 {
-            let response = stage.send(&format!("POST /cancelled/{what}")).await;
+            let response = stage.send(&format!("POST /cancelled/{route}")).await;
             let mut stored = stage.notes().await;
             let before: &[&str] = match response.outcome() {
-                Some("committed") if what == "tx" => &["before"],
+                Some("committed") if route == "tx" => &["before"],
                 _ => &[],
             };
-            assert_eq!(stored, before, "{what}: {response:?}");
+            assert_eq!(stored, before, "{route}: {response:?}");
             if backend == Backend::Postgres {
                 let text = format!("then-{round}");
                 let response = stage.send(&format!("POST /alone/{text}")).await;
                 assert_eq!(response.status, 200, "{}", response.body);
                 stored.push(text);
-                assert_eq!(stage.notes().await, stored, "{what}");
+                assert_eq!(stage.notes().await, stored, "{route}");
             }
-            let text = format!("{what}-{round}");
+            let text = format!("{route}-{round}");
             let response = stage.send(&format!("POST /notes/{text}")).await;
             assert_eq!(
                 response.summary(),
@@ -103,13 +104,13 @@ async fn a_begin_that_is_dropped_half_way_concerns_nobody_else(backend: Backend)
             );
             stored.push(text);
             stored.sort();
-            assert_eq!(stage.notes().await, stored, "{what}");
+            assert_eq!(stage.notes().await, stored, "{route}");
             let response = stage.send("GET /count").await;
-            assert_eq!(response.body, stored.len().to_string(), "{what}");
+            assert_eq!(response.body, stored.len().to_string(), "{route}");
             stage.databases.empty().await;
         }
         stage.nothing_is_stuck().await;
     }
 }
 
-on_each_backend!(a_begin_that_is_dropped_half_way_concerns_nobody_else);
+on_each_backend!(a_begin_dropped_half_way_does_not_affect_later_requests);

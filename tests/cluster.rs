@@ -1,4 +1,5 @@
-//! The cluster that tests crash is a real one: it loses what it may lose, and nothing else.
+//! The cluster of `support::cluster` behaves like a real one that crashes: it loses transactions that
+//! were not flushed, and no others.
 
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ mod postgres {
     use super::*;
 
     #[rocket::async_test]
-    async fn a_crash_loses_what_was_not_flushed() {
+    async fn a_crash_loses_unflushed_transactions() {
         let mut cluster = Cluster::start().await;
         let url = with_notes(&cluster).await;
         for killed in [false, true] {
@@ -58,11 +59,11 @@ mod postgres {
         }
         note(&url, "not flushed", false).await;
         cluster.restart().await;
-        assert_eq!(notes(&url).await, ["not flushed"], "it was ended in order");
+        assert_eq!(notes(&url).await, ["not flushed"], "a normal shutdown");
     }
 
     #[rocket::async_test]
-    async fn a_standby_is_promoted_without_what_it_was_not_sent() {
+    async fn a_promoted_standby_lacks_unsent_transactions() {
         let mut primary = Cluster::start().await;
         let url = with_notes(&primary).await;
         let mut standby = primary.standby().await;
@@ -80,7 +81,7 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn a_frozen_server_keeps_connections_and_does_not_answer() {
+    async fn a_frozen_server_keeps_connections_and_does_not_reply() {
         let cluster = Cluster::start().await;
         let mut db = cluster.admin().await;
         for whole in [true, false] {
@@ -100,7 +101,7 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn its_clock_is_set_while_it_runs() {
+    async fn the_clock_can_be_set_while_the_server_runs() {
         async fn hours_off(cluster: &Cluster) -> f64 {
             let off = "SELECT (extract(epoch FROM clock_timestamp()) - $1)::float8 / 3600";
             let now = std::time::SystemTime::now();
@@ -119,7 +120,7 @@ mod postgres {
         cluster.restart().await;
         assert_eq!(hours_off(&cluster).await, -1.0);
         cluster.set_clock("+2h");
-        eventually("its clock is set", async || {
+        eventually("the clock is set", async || {
             hours_off(&cluster).await == 2.0
         })
         .await;

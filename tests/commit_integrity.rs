@@ -1,5 +1,5 @@
-//! A success is told only if COMMIT meant COMMIT: swallowed errors, raw COMMITs, deferred
-//! constraints, savepoints.
+//! A response reports success only if the whole transaction was committed, whatever the handler does:
+//! swallowed errors, raw COMMITs, deferred constraints, savepoints.
 
 use rocket::fairing::AdHoc;
 use rocket::http::{Cookie, CookieJar, Header, Status};
@@ -12,7 +12,7 @@ use sqlx::Connection;
 use crate::support::stage::{note, run};
 use crate::support::{Audit, Backend, HttpResponse, In, Main, Stage};
 
-/// Runs SQL, swallows whatever it fails with, writes once more, and claims success.
+/// Runs SQL, ignores its error, writes once more, and returns a success.
 #[post("/swallow/<database>", data = "<sql>")]
 async fn swallow(
     database: &str,
@@ -32,7 +32,7 @@ async fn swallow(
     (Status::Created, "created")
 }
 
-/// The same with one database outstanding.
+/// The same as `swallow`, with one database outstanding.
 #[post("/swallow-alone", data = "<sql>")]
 async fn swallow_alone(sql: String, mut main: Tx<Main>) -> (Status, &'static str) {
     let _swallowed = note(&mut main, "before").await;
@@ -50,7 +50,7 @@ async fn run_text(connection: &mut AnyConnection, sql: String) -> sqlx::Result<(
     })
 }
 
-/// Writes a note inside a savepoint, which is kept or rolled back.
+/// Writes a note inside a savepoint. The savepoint is released if `kept`, else rolled back.
 #[post("/savepoint/<kept>")]
 async fn savepoint(kept: bool, mut main: Tx<Main>) -> Result<Status, Error> {
     note(&mut main, "outside").await?;
@@ -82,7 +82,7 @@ async fn forgotten_savepoint(code: u16, mut main: Tx<Main>) -> Result<(Status, (
     Ok((Status::new(code), ()))
 }
 
-/// A row whose partner is missing, which only COMMIT will notice; `mend` adds the partner.
+/// Inserts a row whose partner is missing, which only COMMIT checks. `mend` adds the partner.
 #[post("/pairs/<database>?<mend>")]
 async fn pairs(
     database: &str,
@@ -112,7 +112,7 @@ async fn pair_alone(mut main: Tx<Main>) -> Result<Status, Error> {
     Ok(Status::Created)
 }
 
-/// A plain mistake, by `?`.
+/// Violates a constraint and returns the error with `?`.
 #[post("/twice")]
 async fn twice(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
     note(&mut audit, "once").await?;
@@ -150,8 +150,8 @@ async fn send_sql(stage: &Stage, path: &str, sql: &str) -> HttpResponse {
     HttpResponse::of(stage.http.request(path).body(sql.to_owned())).await
 }
 
-/// Each has the database give the transaction up.
-fn given_up(backend: Backend) -> Vec<(&'static str, &'static str)> {
+/// Statements that make the database end or abort the transaction, each with its kind of problem.
+fn ending_statements(backend: Backend) -> Vec<(&'static str, &'static str)> {
     match backend {
         Backend::Sqlite => vec![
             (
@@ -173,9 +173,9 @@ fn given_up(backend: Backend) -> Vec<(&'static str, &'static str)> {
 
 const ROUTES: [&str; 3] = ["swallow/main", "swallow/audit", "swallow-alone"];
 
-async fn what_the_database_gave_up_is_never_a_success(backend: Backend) {
+async fn a_transaction_ended_by_the_database_is_never_a_success(backend: Backend) {
     let stage = stage(backend).await;
-    for (sql, kind) in given_up(backend) {
+    for (sql, kind) in ending_statements(backend) {
         for path in ROUTES {
             let response = send_sql(&stage, &format!("POST /{path}"), sql).await;
             assert_eq!(
@@ -185,15 +185,15 @@ async fn what_the_database_gave_up_is_never_a_success(backend: Backend) {
             );
             assert_eq!(response.kind(), kind, "{path}: {sql}");
             assert_eq!(stage.notes().await, [""; 0], "{path}: {sql}");
-            // The very next writer finds a connection that works.
+            // The next writer gets a connection that works.
             stage.nothing_is_stuck().await;
         }
     }
 }
 
-/// On Postgres nobody can keep a handler from ending the transaction, and what it commits stays.
-/// It never passes for a success, and nobody claims to know.
-async fn a_transaction_that_the_handler_ended_is_never_a_success(backend: Backend) {
+/// On Postgres a handler can end the transaction, and what it commits remains. The response is never
+/// a success, and its outcome is `unknown`.
+async fn a_transaction_ended_by_its_handler_is_never_a_success(backend: Backend) {
     let outcome = match backend {
         Backend::Sqlite => "rolled-back",
         Backend::Postgres => "unknown",
@@ -209,7 +209,7 @@ async fn a_transaction_that_the_handler_ended_is_never_a_success(backend: Backen
         "ROLLBACK AND CHAIN",
     ] {
         if backend == Backend::Sqlite && sql.ends_with("CHAIN") {
-            continue; // Not in SQLite's language.
+            continue; // SQLite does not have `AND CHAIN`.
         }
         for path in ROUTES {
             let response = send_sql(&stage, &format!("POST /{path}"), sql).await;
@@ -218,7 +218,7 @@ async fn a_transaction_that_the_handler_ended_is_never_a_success(backend: Backen
             if backend == Backend::Sqlite {
                 assert_eq!(stage.notes().await, [""; 0], "{path}: {sql}");
             }
-            // The database that was left alone has nothing, on either backend.
+            // Nothing is committed in the other database, on either backend.
             let other = match path {
                 "swallow/audit" => In::Main,
                 _ => In::Audit,
@@ -230,8 +230,8 @@ async fn a_transaction_that_the_handler_ended_is_never_a_success(backend: Backen
     }
 }
 
-/// SQLite undoes the statement and keeps the transaction; Postgres does with a savepoint.
-async fn a_statement_that_the_transaction_survives_costs_nothing(backend: Backend) {
+/// After an error, SQLite rolls back only the statement. On Postgres a savepoint achieves the same.
+async fn a_failed_statement_that_the_transaction_survives_is_harmless(backend: Backend) {
     let stage = stage(backend).await;
     let sql = match backend {
         Backend::Sqlite => "INSERT INTO notes (text) VALUES (NULL)",
@@ -242,7 +242,7 @@ async fn a_statement_that_the_transaction_survives_costs_nothing(backend: Backen
     assert_eq!(stage.notes().await, ["after", "before", "after", "before"]);
 }
 
-async fn a_constraint_by_question_mark_is_a_409(backend: Backend) {
+async fn a_constraint_violation_returned_by_the_handler_is_a_409(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /twice").await;
     assert_eq!(response.summary(), (409, Some("rolled-back")));
@@ -251,7 +251,7 @@ async fn a_constraint_by_question_mark_is_a_409(backend: Backend) {
     assert_eq!(stage.notes().await, [""; 0]);
 }
 
-async fn savepoints_work_inside(backend: Backend) {
+async fn savepoints_work_inside_a_transaction(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /savepoint/false").await;
     assert_eq!(response.summary(), (201, Some("committed")));
@@ -292,7 +292,7 @@ async fn a_deferred_constraint_is_a_409_in_either_database(backend: Backend) {
         assert_eq!(stage.notes().await, [""; 0], "{path}");
         stage.nothing_is_stuck().await;
     }
-    // A constraint that was broken and mended in between is no reason to refuse.
+    // A constraint that was violated but holds again at COMMIT does not matter.
     for database in ["main", "audit"] {
         let response = stage.send(&format!("POST /pairs/{database}?mend")).await;
         assert_eq!(response.summary(), (201, Some("committed")), "{database}");
@@ -302,18 +302,18 @@ async fn a_deferred_constraint_is_a_409_in_either_database(backend: Backend) {
     }
 }
 
-async fn a_replaced_response_keeps_what_fairings_set(backend: Backend) {
+async fn a_replaced_response_keeps_the_headers_of_fairings(backend: Backend) {
     let stage = stage(backend).await;
     let made = stage.send("POST /pairs/main?mend").await;
     for name in ["location", "set-cookie", "etag"] {
-        assert!(made.header(name).is_some(), "a success has {name}");
+        assert!(made.header(name).is_some(), "the success lacks {name}");
     }
     stage.databases.empty().await;
 
     let replaced = stage.send("POST /pairs/main").await;
     assert_eq!(replaced.summary(), (409, Some("rolled-back")));
     for name in ["location", "set-cookie", "etag"] {
-        assert_eq!(replaced.header(name), None, "{name} speaks of a success");
+        assert_eq!(replaced.header(name), None, "{name} is of the success");
     }
     assert_eq!(replaced.header("access-control-allow-origin"), Some("*"));
     assert_eq!(replaced.header("x-content-type-options"), Some("nosniff"));
@@ -329,12 +329,12 @@ async fn a_replaced_response_keeps_what_fairings_set(backend: Backend) {
 }
 
 on_each_backend!(
-    what_the_database_gave_up_is_never_a_success,
-    a_transaction_that_the_handler_ended_is_never_a_success,
-    a_statement_that_the_transaction_survives_costs_nothing,
-    a_constraint_by_question_mark_is_a_409,
-    savepoints_work_inside,
+    a_transaction_ended_by_the_database_is_never_a_success,
+    a_transaction_ended_by_its_handler_is_never_a_success,
+    a_failed_statement_that_the_transaction_survives_is_harmless,
+    a_constraint_violation_returned_by_the_handler_is_a_409,
+    savepoints_work_inside_a_transaction,
     a_forgotten_savepoint_changes_nothing,
     a_deferred_constraint_is_a_409_in_either_database,
-    a_replaced_response_keeps_what_fairings_set,
+    a_replaced_response_keeps_the_headers_of_fairings,
 );

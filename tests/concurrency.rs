@@ -1,4 +1,4 @@
-//! Requests side by side: who waits for whom, and who must not.
+//! Concurrent requests: which of them wait for each other, and which must not.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,9 +15,10 @@ use rocket_tx::{Begin, Error, Read, Settlement, Tx};
 use crate::support::stage::{note, run};
 use crate::support::{Audit, Backend, In, Main, Service, Stage, eventually};
 
-/// How long a request waits for a connection: so long that nobody takes it for a busy machine.
+/// How many seconds a request waits for a connection. A busy machine does not delay requests that
+/// much, so a request that takes this long was in a deadlock.
 const PATIENT: &str = "60";
-/// Answered within this, a request has not waited until it was told to give up.
+/// A request that took less than this has not waited until its `connect_timeout`.
 const NO_WAIT: Duration = Duration::from_secs(45);
 
 #[post("/main-audit/<text>")]
@@ -84,7 +85,7 @@ async fn read_then_begin(_read: Read<Main>, main: Begin<Main>) -> Result<(), Err
     main.begin().await.map(drop)
 }
 
-/// A `Read` that was dropped is no reason to refuse, nor is a `Begin` that was not used.
+/// A dropped `Read` and an unused `Begin` do not count as connections of the request.
 #[post("/both/one-by-one")]
 async fn one_by_one(read: Read<Main>, main: Begin<Main>) -> Result<(), Error> {
     drop(read);
@@ -92,7 +93,7 @@ async fn one_by_one(read: Read<Main>, main: Begin<Main>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Keeps its transaction until it is told to go on.
+/// Holds its transaction until the test notifies it.
 #[post("/hold")]
 async fn hold(mut main: Tx<Main>, go_on: &State<Arc<Notify>>) -> Result<Status, Error> {
     note(&mut main, "held").await?;
@@ -116,7 +117,7 @@ async fn count(mut read: Read<Main>) -> Result<String, Error> {
     Ok(count.to_string())
 }
 
-/// Every pool has one connection.
+/// A stage on which every pool has one connection.
 async fn stage(backend: Backend, connect_timeout: &str) -> (Stage, Arc<Notify>) {
     let go_on = Arc::new(Notify::new());
     let managed = Arc::clone(&go_on);
@@ -154,8 +155,8 @@ async fn stage(backend: Backend, connect_timeout: &str) -> (Stage, Arc<Notify>) 
     (stage, go_on)
 }
 
-/// Sends both kinds of request from many clients. Who asks in order always succeeds; who does not
-/// may be told to retry. Returns the texts that were told a success.
+/// Sends both kinds of request from many clients. Requests in order of rank always succeed. Requests
+/// in reverse order may get a response that asks them to retry. Returns the texts of the successes.
 async fn cross(stage: &Stage, in_order: &'static str, reversed: &'static str) -> Vec<String> {
     const CLIENTS: usize = 16;
     const ROUNDS: usize = 30;
@@ -172,7 +173,7 @@ async fn cross(stage: &Stage, in_order: &'static str, reversed: &'static str) ->
                 let response = http.send(&format!("POST /{path}/{text}")).await;
                 assert!(
                     started.elapsed() < NO_WAIT,
-                    "{path}: {:?}, a deadlock that only a timeout has ended",
+                    "{path}: {:?}, a deadlock that only a timeout ended",
                     started.elapsed()
                 );
                 match response.status {
@@ -231,7 +232,7 @@ async fn a_second_connection_of_one_database_is_a_clear_error(backend: Backend) 
         let response = stage.send(&format!("POST /both/{path}")).await;
         assert_eq!(response.status, 500, "{path}: {}", response.body);
         assert_eq!(response.kind(), "second-connection", "{path}");
-        assert!(started.elapsed() < NO_WAIT, "{path} has waited");
+        assert!(started.elapsed() < NO_WAIT, "{path} waited");
         stage.nothing_is_stuck().await;
     }
     let response = stage.send("POST /both/one-by-one").await;
@@ -247,7 +248,10 @@ async fn reads_go_on_while_a_transaction_is_held(backend: Backend) {
     let (stage, go_on) = stage(backend, PATIENT).await;
     let http = stage.http.clone();
     let held = rocket::tokio::spawn(async move { http.send("POST /hold").await });
-    eventually("it is held", async || stage.outstanding().len() == 1).await;
+    eventually("the transaction is held", async || {
+        stage.outstanding().len() == 1
+    })
+    .await;
     for _ in 0..5 {
         assert_eq!(stage.send("GET /count").await.body, "0");
     }
@@ -256,11 +260,14 @@ async fn reads_go_on_while_a_transaction_is_held(backend: Backend) {
     assert_eq!(stage.send("GET /count").await.body, "1");
 }
 
-async fn who_waits_for_a_connection_gets_it_or_a_503(backend: Backend) {
+async fn a_request_that_waits_for_a_connection_gets_it_or_a_503(backend: Backend) {
     let (stage, go_on) = stage(backend, "\"1s\"").await;
     let http = stage.http.clone();
     let held = rocket::tokio::spawn(async move { http.send("POST /hold").await });
-    eventually("it is held", async || stage.outstanding().len() == 1).await;
+    eventually("the transaction is held", async || {
+        stage.outstanding().len() == 1
+    })
+    .await;
 
     let response = stage.send("POST /write").await;
     assert_eq!(response.summary(), (503, Some("rolled-back")));
@@ -315,7 +322,7 @@ async fn a_slow_body_holds_no_connection(backend: Backend) {
         assert_eq!(outstanding(&service).await, 0);
     }
     drop(slow);
-    eventually("only the complete ones are stored", async || {
+    eventually("only todos with complete bodies are stored", async || {
         let todos: Vec<Value> = service.get("/todos").await.json();
         todos.len() == 20
     })
@@ -337,19 +344,22 @@ async fn a_client_that_goes_away_changes_nothing(backend: Backend) {
             .write_all((post_todo(body.len(), fault) + &body).as_bytes())
             .await
             .unwrap();
-        eventually("the handler is at work", async || {
+        eventually("the handler is running", async || {
             outstanding(&service).await > 0
         })
         .await;
         drop(client);
-        eventually("it is settled", async || outstanding(&service).await == 0).await;
+        eventually("the request is settled", async || {
+            outstanding(&service).await == 0
+        })
+        .await;
         let kept = service.databases.texts(In::Main, titles).await;
         assert_eq!(kept.len(), stored, "{title}: {kept:?}");
-        let lines = service
+        let entries = service
             .databases
             .texts(In::Audit, "SELECT action FROM audit")
             .await;
-        assert_eq!(lines.len(), stored, "{title}");
+        assert_eq!(entries.len(), stored, "{title}");
     }
     service.stop().await;
 }
@@ -359,7 +369,7 @@ on_each_backend!(
     a_free_database_is_taken_out_of_order,
     a_second_connection_of_one_database_is_a_clear_error,
     reads_go_on_while_a_transaction_is_held,
-    who_waits_for_a_connection_gets_it_or_a_503,
+    a_request_that_waits_for_a_connection_gets_it_or_a_503,
     a_slow_body_holds_no_connection,
     a_client_that_goes_away_changes_nothing,
 );

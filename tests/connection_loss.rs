@@ -1,4 +1,4 @@
-//! Postgres sessions that die, and COMMITs that nobody answers.
+//! Postgres sessions that are killed, and COMMITs without a reply.
 
 use rocket::http::Status;
 use rocket::{State, post, routes};
@@ -23,7 +23,7 @@ async fn both(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error>
     Ok(Status::Created)
 }
 
-/// A write that another transaction makes impossible, which is noticed by COMMIT alone.
+/// Causes a serialization failure: a conflict with another transaction that only COMMIT detects.
 #[post("/skewed")]
 async fn skewed(
     mut main: Tx<Main>,
@@ -46,7 +46,7 @@ async fn skewed(
     Ok(Status::Created)
 }
 
-/// Has an administrator end the session of `database` before the answer.
+/// Terminates the session of `database` before the response, as an administrator.
 #[post("/killed/<database>")]
 async fn killed(
     database: &str,
@@ -91,7 +91,7 @@ async fn kill(connection: &mut Connection, admin: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A service whose `through` database is reached by way of a proxy.
+/// A stage that reaches the database `through` via a proxy.
 async fn stage(through: In) -> (Stage, Proxy) {
     stage_with(through, "\"1s\"").await
 }
@@ -114,7 +114,7 @@ mod postgres {
     use super::*;
 
     #[rocket::async_test]
-    async fn a_session_that_is_killed_before_prepare_is_a_503() {
+    async fn a_session_killed_before_prepare_is_a_503() {
         let (stage, _proxy) = stage(In::Main).await;
         for path in ["killed/main", "killed/audit", "killed-alone"] {
             for _ in 0..5 {
@@ -133,9 +133,9 @@ mod postgres {
         }
     }
 
-    /// The server is asked what became of a COMMIT that it did not answer.
+    /// The library queries the server for the outcome of a COMMIT without a reply.
     #[rocket::async_test]
-    async fn a_connection_that_is_cut_at_commit_is_told_as_it_went() {
+    async fn a_connection_cut_at_commit_is_reported_with_the_true_outcome() {
         for (through, path, refused) in [
             (In::Main, "main", (503, Some("rolled-back"))),
             (In::Main, "both", (503, Some("rolled-back"))),
@@ -145,32 +145,32 @@ mod postgres {
             for (kind_of_break, stored) in [(Break::Before, false), (Break::After, true)] {
                 proxy.set("COMMIT", kind_of_break);
                 let response = stage.send(&format!("POST /{path}")).await;
-                let what = format!("{kind_of_break:?} through {through:?}: {}", response.body);
-                let told = if stored {
+                let case = format!("{kind_of_break:?} through {through:?}: {}", response.body);
+                let expected = if stored {
                     (201, Some("committed"))
                 } else {
                     refused
                 };
-                assert_eq!(response.summary(), told, "{what}");
-                assert!(proxy.has_sprung(), "{what}");
+                assert_eq!(response.summary(), expected, "{case}");
+                assert!(proxy.has_sprung(), "{case}");
                 let notes = stage.databases.notes(through).await;
-                assert_eq!(!notes.is_empty(), stored, "{what}");
-                // The pool recovers by itself.
+                assert_eq!(!notes.is_empty(), stored, "{case}");
+                // The pool recovers without help.
                 stage.nothing_is_stuck().await;
                 stage.databases.empty().await;
             }
         }
     }
 
-    /// `LOST_COMMITS` says how often; a thousand take a few minutes.
+    /// `LOST_COMMITS` sets the number of rounds. A thousand rounds take a few minutes.
     #[rocket::async_test]
-    async fn what_is_told_of_a_lost_commit_is_true() {
+    async fn a_lost_commit_is_reported_truthfully() {
         let rounds = std::env::var("LOST_COMMITS").map_or(40, |rounds| rounds.parse().unwrap());
         let (stage, proxy) = stage_with(In::Main, "\"10s\"").await;
         let mut unknown = 0;
         for round in 0..rounds {
             let kind = [Break::Before, Break::After, Break::Stall][round % 3];
-            // Stalled ones are waited for.
+            // Few of them stall, because each stalled COMMIT takes until a timeout.
             let kind = if round % 20 == 2 || kind != Break::Stall {
                 kind
             } else {
@@ -184,16 +184,16 @@ mod postgres {
                 (201, Some("committed")) => assert!(stored, "{kind:?}"),
                 (503, Some("rolled-back")) => assert!(!stored, "{kind:?}"),
                 (500, Some("unknown")) => unknown += 1,
-                told => panic!("{told:?}: {}", response.body),
+                other => panic!("{other:?}: {}", response.body),
             }
             stage.databases.empty().await;
         }
-        println!("{rounds} COMMITs were cut, {unknown} were not found out");
+        println!("{rounds} COMMITs were cut, {unknown} outcomes are unknown");
         assert!(unknown * 100 <= rounds);
     }
 
     #[rocket::async_test]
-    async fn a_commit_that_is_not_answered_in_time_is_ended_and_told_as_it_went() {
+    async fn a_commit_without_a_timely_reply_is_ended_and_reported_truthfully() {
         let (stage, proxy) = stage_with(In::Main, "\"4s\"").await;
         proxy.set("COMMIT", Break::Stall);
         let response = stage.send("POST /both").await;
@@ -208,7 +208,7 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn a_prepare_that_is_not_answered_in_time_is_a_503() {
+    async fn a_prepare_without_a_timely_reply_is_a_503() {
         let (stage, proxy) = stage(In::Audit).await;
         proxy.set("SET CONSTRAINTS ALL IMMEDIATE", Break::Stall);
         let response = stage.send("POST /both").await;
@@ -224,9 +224,9 @@ mod postgres {
         stage.nothing_is_stuck().await;
     }
 
-    /// Prepared, and refused all the same: a serialization failure may wait until COMMIT.
+    /// Preparing succeeds and COMMIT fails: Postgres may detect a serialization failure only then.
     #[rocket::async_test]
-    async fn a_second_commit_that_the_server_refuses_is_partial() {
+    async fn a_second_commit_refused_by_the_server_is_partial() {
         let (stage, _proxy) = stage(In::Main).await;
         let response = stage.send("POST /skewed").await;
         assert_eq!(
@@ -238,7 +238,11 @@ mod postgres {
         assert_eq!(response.kind(), "partial");
         assert_eq!(stage.databases.notes(In::Main).await, ["written"]);
         let audit = stage.databases.notes(In::Audit).await;
-        assert_eq!(audit.len(), 1, "only the other transaction's: {audit:?}");
+        assert_eq!(
+            audit.len(),
+            1,
+            "only the other transaction wrote: {audit:?}"
+        );
         stage.nothing_is_stuck().await;
     }
 }

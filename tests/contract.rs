@@ -1,4 +1,4 @@
-//! The service does what it says: the Todo-Backend contract, the audit trail, the health checks.
+//! The contract of the service: the Todo-Backend API, the audit trail, the health checks.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ async fn created(service: &Service, body: &str) -> Value {
     todo
 }
 
-/// What is at the address that a todo gives as its own.
+/// Requests the URL in the todo's field `url`.
 async fn at(service: &Service, todo: &Value) -> HttpResponse {
     let path = todo["url"]
         .as_str()
@@ -78,7 +78,7 @@ async fn todos_keep_the_todo_backend_contract(backend: Backend) {
         );
     }
     let changed: Value = at(&service, &todo).await.json();
-    assert_eq!(changed["title"], "bathe the cat", "what is left out stays");
+    assert_eq!(changed["title"], "bathe the cat", "omitted fields stay");
 
     let gone = service
         .http
@@ -94,9 +94,9 @@ async fn todos_keep_the_todo_backend_contract(backend: Backend) {
     service.stop().await;
 }
 
-async fn any_page_may_use_it(backend: Backend) {
+async fn pages_of_any_origin_may_use_the_api(backend: Backend) {
     let service = Service::start(backend).await;
-    for what in [
+    for line in [
         "GET /todos",
         "OPTIONS /todos",
         "OPTIONS /todos/1",
@@ -106,30 +106,30 @@ async fn any_page_may_use_it(backend: Backend) {
     ] {
         let request = service
             .http
-            .request(what)
+            .request(line)
             .header("Origin", "http://elsewhere.test")
             .header("Access-Control-Request-Method", "PATCH");
         let response = HttpResponse::of(request).await;
         assert_eq!(
             response.header("access-control-allow-origin"),
             Some("*"),
-            "{what}"
+            "{line}"
         );
         let methods = response.header("access-control-allow-methods").unwrap();
         for method in ["GET", "POST", "PATCH", "DELETE"] {
-            assert!(methods.contains(method), "{what} allows {methods}");
+            assert!(methods.contains(method), "{line} allows {methods}");
         }
     }
     service.stop().await;
 }
 
-async fn the_audit_is_paged_newest_first(backend: Backend) {
+async fn the_audit_trail_is_paged_newest_first(backend: Backend) {
     let service = Service::start(backend).await;
     let mut ids = Vec::new();
     for number in 0..25 {
         let response = service.new_todo(&number.to_string(), "").await;
         ids.push(response.header("x-request-id").unwrap().to_owned());
-        // What was rolled back leaves a gap in the numbers, and none in the pages.
+        // A rollback leaves a gap in the ids, but not in the pages.
         assert_eq!(service.new_todo("lost", "respond=500").await.status, 500);
     }
     ids.reverse();
@@ -144,7 +144,7 @@ async fn the_audit_is_paged_newest_first(backend: Backend) {
         after = format!("&after={}", last["id"]);
         seen.extend(
             page.iter()
-                .map(|line| line["request_id"].as_str().unwrap().to_owned()),
+                .map(|entry| entry["request_id"].as_str().unwrap().to_owned()),
         );
     }
     assert_eq!(seen, ids);
@@ -155,7 +155,7 @@ async fn the_audit_is_paged_newest_first(backend: Backend) {
     service.stop().await;
 }
 
-async fn health_and_readiness(backend: Backend) {
+async fn a_running_service_is_healthy_and_ready(backend: Backend) {
     let service = Service::start(backend).await;
     for path in ["/healthz", "/readyz"] {
         assert_eq!(service.get(path).await.status, 204, "{path}");
@@ -168,7 +168,7 @@ mod away {
         use super::super::*;
 
         #[rocket::async_test]
-        async fn it_is_not_ready_while_a_database_does_not_answer() {
+        async fn the_service_is_not_ready_while_a_database_does_not_reply() {
             let mut databases = Databases::new(Backend::Postgres).await;
             let proxy = databases.by_proxy(In::Audit).await;
             let service = Service::on(Arc::new(databases), &[]).await;
@@ -180,7 +180,7 @@ mod away {
                 Some("application/problem+json")
             );
             assert_eq!(service.get("/healthz").await.status, 204);
-            eventually("it is back by itself", async || {
+            eventually("the service is ready again", async || {
                 service.get("/readyz").await.status == 204
             })
             .await;
@@ -191,7 +191,7 @@ mod away {
 
 on_each_backend!(
     todos_keep_the_todo_backend_contract,
-    any_page_may_use_it,
-    the_audit_is_paged_newest_first,
-    health_and_readiness,
+    pages_of_any_origin_may_use_the_api,
+    the_audit_trail_is_paged_newest_first,
+    a_running_service_is_healthy_and_ready,
 );

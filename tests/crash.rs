@@ -1,4 +1,4 @@
-//! A process that ends at a bad moment, seen from its successor on the same databases.
+//! A process crashes, and another one starts on the same databases.
 
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ async fn stored(databases: &Databases) -> (Vec<String>, usize) {
     let titles = databases
         .texts(In::Main, "SELECT title FROM todos ORDER BY id")
         .await;
-    let lines = databases.texts(In::Audit, "SELECT action FROM audit").await;
-    (titles, lines.len())
+    let entries = databases.texts(In::Audit, "SELECT action FROM audit").await;
+    (titles, entries.len())
 }
 
-/// Sends a todo with a fault that ends the process before it can answer.
+/// Sends a todo with a fault that ends the process before the response.
 async fn crash(service: &mut Service, title: &str, fault: &str) {
     let response = service
         .http
@@ -25,13 +25,13 @@ async fn crash(service: &mut Service, title: &str, fault: &str) {
         .await;
     assert!(
         response.is_err(),
-        "{fault}: a process that has ended does not answer"
+        "{fault}: the process responded instead of crashing"
     );
     let status = service.ended().await;
     assert!(status.signal().is_some(), "{fault}: {status}");
 }
 
-async fn a_crash_leaves_both_databases_agreeing(backend: Backend) {
+async fn a_crash_leaves_both_databases_consistent(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let mut service = Service::on(Arc::clone(&databases), &[]).await;
     assert_eq!(service.new_todo("kept", "").await.status, 201);
@@ -47,13 +47,13 @@ async fn a_crash_leaves_both_databases_agreeing(backend: Backend) {
         (vec!["kept".into(), "after".into()], 2)
     );
 
-    // Its successor writes where it stopped.
+    // The next process continues to write.
     assert_eq!(service.new_todo("next", "").await.status, 201);
     assert_eq!(stored(&databases).await.1, 3);
     service.stop().await;
 }
 
-/// The one gap of two databases without a common log; the documentation says so.
+/// Two databases without a common log cannot commit atomically. The documentation says so.
 async fn a_crash_between_two_commits_is_partial(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let mut service = Service::on(Arc::clone(&databases), &[]).await;
@@ -113,7 +113,7 @@ async fn every_other_fault_leaves_both_or_neither(backend: Backend) {
     service.stop().await;
 }
 
-/// Whether the other service refuses, is late, or agrees.
+/// The other service refuses, times out, or agrees.
 async fn sharing_is_undone_if_the_other_service_fails(backend: Backend) {
     let service = Service::start(backend).await;
     let todo: rocket::serde::json::Value = service.new_todo("shared?", "").await.json();
@@ -140,14 +140,14 @@ async fn sharing_is_undone_if_the_other_service_fails(backend: Backend) {
             )
             .await;
         assert_eq!(found, [shared], "{fault}");
-        let lines = stored(&service.databases).await.1;
-        assert_eq!(lines, if shared == "1" { 2 } else { 1 }, "{fault}");
+        let entries = stored(&service.databases).await.1;
+        assert_eq!(entries, if shared == "1" { 2 } else { 1 }, "{fault}");
     }
     service.stop().await;
 }
 
 on_each_backend!(
-    a_crash_leaves_both_databases_agreeing,
+    a_crash_leaves_both_databases_consistent,
     a_crash_between_two_commits_is_partial,
     every_other_fault_leaves_both_or_neither,
     sharing_is_undone_if_the_other_service_fails,

@@ -1,5 +1,5 @@
-//! What was answered survives a power cut: on SQLite the answer waits for the disk, and the writer
-//! does not.
+//! A commit that the client was informed of survives a power cut. On SQLite the response waits for the
+//! disk, but the writer does not.
 
 #[path = "durability/disk.rs"]
 mod disk;
@@ -16,7 +16,7 @@ use crate::support::{Backend, Databases, In, eventually};
 
 const TITLES: &str = "SELECT title FROM todos ORDER BY title";
 
-/// Both databases lie on a disk that is told what to do.
+/// Creates both databases on a disk that obeys orders.
 async fn databases() -> (Arc<Databases>, Disk) {
     let databases = Arc::new(Databases::new(Backend::Sqlite).await);
     let disk = Disk::of(&databases);
@@ -26,9 +26,10 @@ async fn databases() -> (Arc<Databases>, Disk) {
 mod sqlite {
     use super::*;
 
-    /// Two commits are seen from outside while neither is answered: the writer has gone on.
+    /// Two commits are visible from outside before either has a response, because the writer did not
+    /// wait.
     #[rocket::async_test]
-    async fn answers_wait_for_the_disk_and_the_writer_does_not() {
+    async fn responses_wait_for_the_disk_and_the_writer_does_not() {
         let (databases, disk) = databases().await;
         let service = Arc::new(disk.service(&databases, &[]).await);
         assert_eq!(service.new_todo("before", "").await.status, 201);
@@ -60,7 +61,7 @@ mod sqlite {
     }
 
     #[rocket::async_test]
-    async fn a_disk_that_does_not_answer_in_time_is_unknown() {
+    async fn a_sync_that_is_not_done_in_time_is_unknown() {
         let (databases, disk) = databases().await;
         let service = disk
             .service(&databases, &[("ROCKET_SETTLE_TIMEOUT", "\"1s\"")])
@@ -93,7 +94,7 @@ mod sqlite {
         service.stop().await;
     }
 
-    /// The kernel tells of a failed sync once; a second one that succeeds proves nothing.
+    /// The kernel reports a failed sync only once, so a later sync that succeeds proves nothing.
     #[rocket::async_test]
     async fn a_failed_sync_is_unknown_and_nothing_is_written_before_a_check() {
         let (databases, disk) = databases().await;
@@ -110,7 +111,7 @@ mod sqlite {
         );
         assert!(response.body.contains("main"), "{}", response.body);
         assert!(!response.body.contains("audit"), "{}", response.body);
-        // It is still broken: nothing is begun.
+        // The disk still fails, so nothing is begun.
         for _ in 0..3 {
             let response = service.new_todo("refused", "").await;
             assert_eq!(
@@ -120,7 +121,7 @@ mod sqlite {
                 response.body
             );
         }
-        // Reading goes on.
+        // Reads still work.
         assert_eq!(service.get("/todos").await.status, 200);
 
         disk.mend();
@@ -139,7 +140,8 @@ mod sqlite {
         service.stop().await;
     }
 
-    /// SQLite syncs the header of a log that it begins anew, and that fails within COMMIT.
+    /// When SQLite restarts its write-ahead log, it syncs the new header, within COMMIT. Here this
+    /// sync fails.
     #[rocket::async_test]
     async fn a_disk_that_fails_within_commit_is_unknown() {
         for synchronous in ["normal", "full"] {
@@ -174,7 +176,7 @@ mod sqlite {
     }
 
     #[rocket::async_test]
-    async fn who_wants_no_sync_waits_for_none() {
+    async fn without_synchronous_full_no_request_waits_for_a_sync() {
         for synchronous in ["normal", "off"] {
             let (databases, disk) = databases().await;
             let settings = databases

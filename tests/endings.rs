@@ -1,4 +1,5 @@
-//! A handler on Postgres that ends its transaction by itself, whatever becomes of its session.
+//! A handler on Postgres ends the transaction with its own statements. The outcome must be true, even
+//! if the session is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use rocket::http::Status;
 use rocket::tokio::sync::Semaphore;
 use rocket::tokio::task::spawn;
 use rocket::{post, routes};
-use rocket_db_pools::Connection as Lent;
+use rocket_db_pools::Connection as Plain;
 use rocket_tx::db::Connection;
 use rocket_tx::tx::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable, bounded};
 use rocket_tx::{Begin, Error, Settlement};
@@ -18,29 +19,30 @@ use crate::support::{self, Backend, Cluster, Databases, HttpResponse, In, Main, 
 fn postgres(connection: &mut Connection) -> &mut PgConnection {
     match connection {
         Connection::Postgres(session) => session,
-        Connection::Sqlite(_) => unreachable!("these tests are Postgres's"),
+        Connection::Sqlite(_) => unreachable!("these tests run on Postgres only"),
     }
 }
 
-/// Between two statements.
+/// Separates two statements in the body of a request.
 const NEXT: &str = ";;";
 
-/// Runs the statements, whatever becomes of each; says what they met.
+/// Runs all statements, even if some fail. Returns their errors.
 async fn run(db: &mut PgConnection, script: &str) -> String {
-    let mut met = String::new();
+    let mut errors = String::new();
     for sql in script.split(NEXT) {
         let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()));
         if let Err(error) = db.execute(sql).await {
-            met.push_str(&error.to_string());
+            errors.push_str(&error.to_string());
         }
     }
-    met
+    errors
 }
 
-/// Has a permit for the leaked guard when the answer has left.
-static ANSWERED: Semaphore = Semaphore::const_new(0);
+/// Has a permit for the task with the leaked guard once the response has arrived.
+static RESPONSE_ARRIVED: Semaphore = Semaphore::const_new(0);
 
-/// How it goes on when the statements have run: with a status, not at all, or in a task.
+/// Begins, runs the statements, and continues as `then` demands: it returns a status, never returns
+/// (so that the handler times out), or leaks the guard to a task.
 async fn act<M: Mode>(
     begin: Begin<Main, M>,
     then: &str,
@@ -51,19 +53,19 @@ async fn act<M: Mode>(
         let have_run = Arc::new(Semaphore::new(0));
         let done = Arc::clone(&have_run);
         spawn(async move {
-            // The last one may not return before its session is ended.
+            // The last statement may not return before its session has ended.
             let (all, last) = sql.rsplit_once(NEXT).unwrap_or(("SELECT 1", &sql));
             run(postgres(&mut tx), all).await;
             done.add_permits(1);
             run(postgres(&mut tx), last).await;
-            ANSWERED.acquire().await.unwrap().forget();
+            RESPONSE_ARRIVED.acquire().await.unwrap().forget();
         });
         let _have_run = have_run.acquire().await;
         return Ok((Status::Created, String::new()));
     }
-    let met = run(postgres(&mut tx), &sql).await;
+    let errors = run(postgres(&mut tx), &sql).await;
     match then.parse() {
-        Ok(status) => Ok((Status::new(status), met)),
+        Ok(status) => Ok((Status::new(status), errors)),
         Err(_) => std::future::pending().await,
     }
 }
@@ -87,19 +89,19 @@ async fn at(
     }
 }
 
-/// No transaction of ours.
-#[post("/lent", data = "<sql>")]
-async fn lent(sql: String, mut session: Lent<Main>) -> String {
+/// Runs statements on a plain connection, without a transaction of the library.
+#[post("/plain", data = "<sql>")]
+async fn plain(sql: String, mut session: Plain<Main>) -> String {
     run(postgres(&mut session), &sql).await
 }
 
-const GIVEN_UP_AFTER: Duration = Duration::from_millis(500);
+const HANDLER_TIMEOUT: Duration = Duration::from_millis(500);
 const ONE: (&str, &str) = ("databases.main.max_connections", "1");
 
 fn rocket(rocket: rocket::Rocket<rocket::Build>) -> rocket::Rocket<rocket::Build> {
-    let all = routes![at, lent];
+    let all = routes![at, plain];
     rocket
-        .mount("/", bounded(all, GIVEN_UP_AFTER))
+        .mount("/", bounded(all, HANDLER_TIMEOUT))
         .attach(Settlement::new())
 }
 
@@ -111,12 +113,12 @@ async fn send(stage: &Stage, path: &str, statements: &[&str]) -> HttpResponse {
     let request = stage.http.request(&format!("POST {path}"));
     let response = HttpResponse::of(request.body(statements.join(NEXT))).await;
     if path.ends_with("leaked") {
-        ANSWERED.add_permits(1);
+        RESPONSE_ARRIVED.add_permits(1);
     }
     response
 }
 
-/// What is told of the notes in the statements is what is stored of them.
+/// Asserts that the outcome in the response agrees with the stored notes.
 async fn is_true(stage: &Stage, path: &str, statements: &[&str]) {
     let response = send(stage, path, statements).await;
     stage.nothing_is_stuck().await;
@@ -126,12 +128,12 @@ async fn is_true(stage: &Stage, path: &str, statements: &[&str]) {
         .into_iter()
         .filter(|name| all.contains(name))
         .collect();
-    let what = format!("{path} {statements:?}: {}", response.body);
+    let case = format!("{path} {statements:?}: {}", response.body);
     match response.summary() {
-        (200..400, Some("committed")) => assert_eq!(stored, written, "{what}"),
-        (_, Some("rolled-back")) => assert_eq!(stored, [""; 0], "{what}"),
+        (200..400, Some("committed")) => assert_eq!(stored, written, "{case}"),
+        (_, Some("rolled-back")) => assert_eq!(stored, [""; 0], "{case}"),
         (500, Some("unknown")) => {}
-        told => panic!("{told:?}, {what}"),
+        other => panic!("{other:?}, {case}"),
     }
     stage.databases.empty().await;
 }
@@ -143,7 +145,7 @@ const SLOW: &str = "SELECT pg_sleep(20)";
 const UNSEEN: &str = "SET track_activities = off";
 
 #[rocket::async_test]
-async fn on_postgres_a_commit_of_the_handlers_own_is_refused() {
+async fn on_postgres_a_commit_sent_by_a_handler_is_refused() {
     let stage = stage().await;
     for end in [
         "COMMIT",
@@ -167,7 +169,7 @@ async fn on_postgres_a_commit_of_the_handlers_own_is_refused() {
 }
 
 #[rocket::async_test]
-async fn on_postgres_what_stands_beside_a_transaction_writes_nothing() {
+async fn on_postgres_statements_after_the_end_of_a_transaction_write_nothing() {
     let stage = stage().await;
     for level in ["default", "repeatable-read", "serializable"] {
         for aside in [&[SECOND][..], &["BEGIN", SECOND, "COMMIT"]] {
@@ -178,8 +180,8 @@ async fn on_postgres_what_stands_beside_a_transaction_writes_nothing() {
             assert_eq!(stage.notes().await, [""; 0], "{level}: {statements:?}");
         }
     }
-    // The same session, for somebody who does not ask for a transaction.
-    let response = send(&stage, "/lent", &[FIRST]).await;
+    // The same session can write when a request uses it without a transaction.
+    let response = send(&stage, "/plain", &[FIRST]).await;
     assert_eq!((response.status, &*response.body), (200, ""));
     assert_eq!(stage.notes().await, ["first"]);
     let response = send(&stage, "/default/201", &[SECOND]).await;
@@ -187,7 +189,7 @@ async fn on_postgres_what_stands_beside_a_transaction_writes_nothing() {
 }
 
 #[rocket::async_test]
-async fn on_postgres_what_is_told_of_a_transaction_that_its_handler_ended_is_true() {
+async fn on_postgres_outcomes_are_true_for_transactions_ended_by_handlers() {
     let stage = stage().await;
     for level in ["default", "repeatable-read", "serializable"] {
         for ends in [
@@ -221,9 +223,9 @@ async fn on_postgres_what_is_told_of_a_transaction_that_its_handler_ended_is_tru
 }
 
 #[rocket::async_test]
-async fn on_postgres_what_is_told_of_a_handler_that_was_given_up_or_leaks_is_true() {
+async fn on_postgres_outcomes_are_true_for_handlers_that_time_out_or_leak() {
     let stage = stage().await;
-    for then in ["given-up", "leaked"] {
+    for then in ["timed-out", "leaked"] {
         for level in ["default", "repeatable-read", "serializable"] {
             for ends in [
                 &[FIRST, "COMMIT", SLOW][..],
@@ -241,7 +243,7 @@ async fn on_postgres_what_is_told_of_a_handler_that_was_given_up_or_leaks_is_tru
         &["COMMIT", FIRST][..],
         &["COMMIT", "BEGIN", FIRST, "COMMIT", LOSE],
     ] {
-        for then in ["201", "500", "given-up"] {
+        for then in ["201", "500", "timed-out"] {
             let path = format!("/read-only/{then}");
             let response = send(&stage, &path, statements).await;
             assert_ne!(
@@ -255,7 +257,7 @@ async fn on_postgres_what_is_told_of_a_handler_that_was_given_up_or_leaks_is_tru
 }
 
 #[rocket::async_test]
-async fn on_postgres_a_transaction_that_idled_too_long_is_told_as_it_went() {
+async fn on_postgres_outcomes_are_true_after_an_idle_in_transaction_timeout() {
     let limit = ("databases.main.idle_in_transaction_timeout", "\"100ms\"");
     let stage = Stage::with(Backend::Postgres, &[ONE, limit], rocket).await;
     let ended = "DO $$ BEGIN PERFORM pg_sleep(0.01); END $$";
@@ -263,13 +265,13 @@ async fn on_postgres_a_transaction_that_idled_too_long_is_told_as_it_went() {
         &[FIRST, "COMMIT", "BEGIN", SECOND, ended][..],
         &[FIRST, ended],
     ] {
-        is_true(&stage, "/default/given-up", statements).await;
+        is_true(&stage, "/default/timed-out", statements).await;
     }
 }
 
-/// Nobody can be asked then.
+/// The library cannot query the server for the outcome then.
 #[rocket::async_test]
-async fn on_postgres_what_is_told_while_no_more_sessions_can_be_opened_is_true() {
+async fn on_postgres_outcomes_are_true_while_no_session_can_be_opened() {
     let mut databases = Databases::with_tables(Backend::Postgres).await;
     let mut admin = databases.postgres(In::Main).await;
     let (_, name) = databases.url(In::Main).rsplit_once('/').unwrap();
@@ -282,7 +284,7 @@ async fn on_postgres_what_is_told_while_no_more_sessions_can_be_opened_is_true()
     let url = with_user(databases.url(In::Main), &role);
     databases.reach_at(In::Main, url);
     let stage = Stage::on(databases, &[ONE], rocket).await;
-    for path in ["/default/given-up", "/serializable/given-up"] {
+    for path in ["/default/timed-out", "/serializable/timed-out"] {
         let limit = |most: i32| format!("ALTER ROLE {role} CONNECTION LIMIT {most}");
         stage.nothing_is_stuck().await;
         admin.execute(sqlx::AssertSqlSafe(limit(0))).await.unwrap();
@@ -302,7 +304,7 @@ fn with_user(url: &str, user: &str) -> String {
 }
 
 #[rocket::async_test]
-async fn on_postgres_what_is_told_behind_a_pooler_that_is_full_is_true() {
+async fn on_postgres_outcomes_are_true_behind_a_full_pooler() {
     let mut databases = Databases::with_tables(Backend::Postgres).await;
     let settings = [("default_pool_size", "2")];
     let pooler = PgBouncer::to(&databases.main, support::Mode::Session, &settings).await;
@@ -310,26 +312,27 @@ async fn on_postgres_what_is_told_behind_a_pooler_that_is_full_is_true() {
     let stage = Stage::on(databases, &[ONE], rocket).await;
     is_true(&stage, "/read-only/201", &["SELECT 1"]).await;
     for level in ["default", "serializable"] {
-        is_true(&stage, &format!("/{level}/given-up"), &[FIRST, "COMMIT"]).await;
+        is_true(&stage, &format!("/{level}/timed-out"), &[FIRST, "COMMIT"]).await;
     }
 }
 
-/// A COMMIT that waits for a standby is not ended: it would stand on this server alone.
+/// The library does not terminate a COMMIT that waits for a standby. The transaction would then be
+/// committed on this server only.
 #[rocket::async_test]
-async fn on_postgres_a_commit_that_waits_for_an_absent_standby_is_not_told_as_rolled_back() {
+async fn on_postgres_a_commit_waiting_for_a_standby_is_not_reported_as_rolled_back() {
     let settings = "synchronous_commit = local\nsynchronous_standby_names = 'absent'\n";
     let cluster = Cluster::start_with(settings).await;
     let databases = Databases::on_cluster(&cluster).await;
     let stage = Stage::on(databases, &[ONE], rocket).await;
     for level in ["default", "serializable"] {
         let statements = ["SET synchronous_commit = on", FIRST, "COMMIT"];
-        let response = send(&stage, &format!("/{level}/given-up"), &statements).await;
+        let response = send(&stage, &format!("/{level}/timed-out"), &statements).await;
         let mut admin = cluster.admin().await;
         for value in ["", "absent"] {
             let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{value}'");
             admin.execute(sqlx::AssertSqlSafe(set)).await.unwrap();
             admin.execute("SELECT pg_reload_conf()").await.unwrap();
-            // Once the standby is not waited for any more, what waited is there.
+            // Without the standby in the settings, the waiting COMMIT completes.
             stage.nothing_is_stuck().await;
         }
         let stored = stage.notes().await;
@@ -340,18 +343,19 @@ async fn on_postgres_a_commit_that_waits_for_an_absent_standby_is_not_told_as_ro
 }
 
 #[rocket::async_test]
-async fn on_postgres_what_is_prepared_for_later_is_not_told_as_rolled_back() {
+async fn on_postgres_a_prepared_transaction_is_not_reported_as_rolled_back() {
     let cluster = Cluster::start_with("max_prepared_transactions = 10\n").await;
     let databases = Databases::on_cluster(&cluster).await;
     let stage = Stage::on(databases, &[ONE], rocket).await;
     for level in ["default", "serializable"] {
-        for then in ["201", "500", "given-up"] {
+        for then in ["201", "500", "timed-out"] {
             for lost in [&[][..], &[LOSE]] {
                 let path = format!("/{level}/{then}");
                 let statements = [&[FIRST, "PREPARE TRANSACTION 'p'"], lost].concat();
                 let response = send(&stage, &path, &statements).await;
                 let mut admin = stage.databases.postgres(In::Main).await;
-                let _is_there = admin.execute("COMMIT PREPARED 'p'").await;
+                // Fails if the transaction was not prepared.
+                let _result = admin.execute("COMMIT PREPARED 'p'").await;
                 let stored = stage.notes().await;
                 let is_true = response.outcome() == Some("unknown") || stored.is_empty();
                 assert!(is_true, "{path}: {stored:?}, {response:?}");

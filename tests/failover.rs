@@ -1,4 +1,4 @@
-//! A Postgres server that stops, starts, hangs, and gives its place to another.
+//! A Postgres server stops, starts, hangs, and fails over to a standby.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -37,10 +37,11 @@ async fn read(mut main: Read<Main>) -> Result<(), Error> {
 
 const HANDLER: Duration = Duration::from_secs(3);
 
-/// `connect_timeout`, the handler's and `settle_timeout`, and some for a busy machine.
+/// The longest time of a request: `connect_timeout` (1 s), the handler's limit, `settle_timeout`
+/// (1 s), and 3 s for a busy machine.
 const BOUND: Duration = Duration::from_secs(1 + HANDLER.as_secs() + 1 + 3);
 
-/// A service whose database `main` is on `cluster`, behind a proxy that can lead elsewhere.
+/// A stage whose database `main` is on `cluster`, behind a proxy that can forward to another server.
 async fn stage(cluster: &Cluster) -> (Stage, Proxy) {
     let mut databases = Databases::on_cluster(cluster).await;
     let proxy = databases.by_proxy(In::Main).await;
@@ -58,8 +59,9 @@ async fn stage(cluster: &Cluster) -> (Stage, Proxy) {
     (stage, proxy)
 }
 
-/// Writes and reads, from several sides, for as long as `meanwhile` takes; what failures they are
-/// answered with. Every answer comes in time, and is a refusal that may be retried, or in doubt.
+/// Writes and reads with several clients while `meanwhile` runs. Returns the kinds of the failures.
+/// Asserts that each response arrives in time, and that each failure may be retried or has the
+/// outcome `unknown`.
 async fn under_load(stage: &Stage, meanwhile: impl Future<Output = ()>) -> BTreeSet<String> {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
 
@@ -68,11 +70,11 @@ async fn under_load(stage: &Stage, meanwhile: impl Future<Output = ()>) -> BTree
         let mut kinds = BTreeSet::new();
         while !is_over.load(Ordering::SeqCst) {
             let number = NEXT.fetch_add(1, Ordering::SeqCst);
-            for what in [format!("POST /notes/{number}"), "GET /notes".to_owned()] {
+            for line in [format!("POST /notes/{number}"), "GET /notes".to_owned()] {
                 let sent = Instant::now();
-                let response = stage.send(&what).await;
+                let response = stage.send(&line).await;
                 let took = sent.elapsed();
-                assert!(took < BOUND, "{what} took {took:?}: {response:?}");
+                assert!(took < BOUND, "{line} took {took:?}: {response:?}");
                 match response.status {
                     200 | 201 => {}
                     503 => {
@@ -80,7 +82,7 @@ async fn under_load(stage: &Stage, meanwhile: impl Future<Output = ()>) -> BTree
                         kinds.insert(response.kind());
                     }
                     _ => {
-                        assert_eq!(response.outcome(), Some("unknown"), "{what}: {response:?}");
+                        assert_eq!(response.outcome(), Some("unknown"), "{line}: {response:?}");
                         kinds.insert(response.kind());
                     }
                 }
@@ -97,10 +99,11 @@ async fn under_load(stage: &Stage, meanwhile: impl Future<Output = ()>) -> BTree
     kinds.into_iter().flatten().collect()
 }
 
+/// Waits until writes and reads work.
 async fn works(stage: &Stage) {
-    for what in ["POST /notes/works", "GET /notes"] {
-        eventually("it works again", async || {
-            stage.send(what).await.status < 300
+    for line in ["POST /notes/works", "GET /notes"] {
+        eventually("requests succeed again", async || {
+            stage.send(line).await.status < 300
         })
         .await;
     }
@@ -111,7 +114,7 @@ mod postgres {
     use super::*;
 
     #[rocket::async_test]
-    async fn a_server_that_restarts_is_away_for_a_while_and_never_fails() {
+    async fn a_restarting_server_causes_only_failures_that_may_be_retried() {
         let mut cluster = Cluster::start().await;
         let (stage, _proxy) = stage(&cluster).await;
         works(&stage).await;
@@ -124,14 +127,14 @@ mod postgres {
             }
         })
         .await;
-        println!("told {kinds:?}");
+        println!("kinds of failures: {kinds:?}");
         assert!(!kinds.contains("database"), "{kinds:?}");
         works(&stage).await;
     }
 
-    /// The answer to COMMIT is lost, and the server with it.
+    /// The reply to COMMIT is lost, and the server crashes.
     #[rocket::async_test]
-    async fn a_crash_at_commit_is_told_as_it_went_or_as_unknown() {
+    async fn a_crash_at_commit_is_reported_truthfully_or_as_unknown() {
         let mut cluster = Cluster::start().await;
         let mut databases = Databases::on_cluster(&cluster).await;
         let proxy = databases.by_proxy(In::Main).await;
@@ -141,7 +144,7 @@ mod postgres {
             rocket.mount("/", routes).attach(Settlement::new())
         })
         .await;
-        let mut told = BTreeMap::<_, usize>::new();
+        let mut statuses = BTreeMap::<_, usize>::new();
         for (round, kind) in [Break::Before, Break::After, Break::Stall]
             .into_iter()
             .cycle()
@@ -151,7 +154,7 @@ mod postgres {
             let level = ["notes", "repeatable", "serializable"][round / 3];
             proxy.set("COMMIT", kind);
             let crashing = async {
-                eventually("COMMIT is on its way", async || proxy.has_sprung()).await;
+                eventually("COMMIT was sent", async || proxy.has_sprung()).await;
                 match round % 2 {
                     0 => cluster.kill().await,
                     _ => cluster.crash().await,
@@ -161,25 +164,25 @@ mod postgres {
             let write = format!("POST /{level}/{round}");
             let (response, ()) = rocket::tokio::join!(stage.send(&write), crashing);
             let is_stored = !stage.databases.notes(In::Main).await.is_empty();
-            let what = format!("{write}, {kind:?}, stored: {is_stored}: {response:?}");
+            let case = format!("{write}, {kind:?}, stored: {is_stored}: {response:?}");
             match response.summary() {
-                (201, Some("committed")) => assert!(is_stored, "{what}"),
-                (503, Some("rolled-back")) => assert!(!is_stored, "{what}"),
+                (201, Some("committed")) => assert!(is_stored, "{case}"),
+                (503, Some("rolled-back")) => assert!(!is_stored, "{case}"),
                 (500, Some("unknown")) => {}
-                _ => panic!("{what}"),
+                _ => panic!("{case}"),
             }
-            *told
+            *statuses
                 .entry((format!("{kind:?}"), response.status))
                 .or_default() += 1;
             works(&stage).await;
             stage.databases.empty().await;
         }
-        println!("told {told:?}");
+        println!("statuses: {statuses:?}");
     }
 
-    /// A host that hangs: its processes do nothing, and its connections stand.
+    /// The server's processes do nothing, but its connections stay open, as on a host that hangs.
     #[rocket::async_test]
-    async fn a_server_that_hangs_keeps_nobody_waiting() {
+    async fn requests_to_a_server_that_hangs_fail_in_time() {
         let cluster = Cluster::start().await;
         let (stage, _proxy) = stage(&cluster).await;
         works(&stage).await;
@@ -194,14 +197,14 @@ mod postgres {
                 cluster.thaw();
             })
             .await;
-            println!("told {kinds:?}");
+            println!("kinds of failures: {kinds:?}");
             assert!(!kinds.contains("database"), "{kinds:?}");
             works(&stage).await;
             stage.databases.empty().await;
         }
     }
 
-    /// The address leads to a standby before that is promoted.
+    /// The server's address points to a standby before that is promoted.
     #[rocket::async_test]
     async fn a_standby_takes_no_writes_until_it_is_promoted() {
         let mut primary = Cluster::start().await;
@@ -210,23 +213,23 @@ mod postgres {
         let mut standby = primary.standby().await;
         primary.kill().await;
         proxy.lead_to(&standby.url("main"));
-        for what in ["notes", "repeatable", "serializable"] {
+        for level in ["notes", "repeatable", "serializable"] {
             for _ in 0..2 {
-                let response = stage.send(&format!("POST /{what}/standby")).await;
+                let response = stage.send(&format!("POST /{level}/standby")).await;
                 assert_eq!(
                     response.summary(),
                     (503, Some("rolled-back")),
                     "{}",
                     response.body
                 );
-                assert_eq!(response.kind(), "not-writable", "{what}");
+                assert_eq!(response.kind(), "not-writable", "{level}");
                 assert!(response.header("retry-after").is_some());
             }
         }
         assert_eq!(stage.send("GET /notes").await.status, 200);
         standby.promote().await;
-        for what in ["notes", "repeatable", "serializable"] {
-            let response = stage.send(&format!("POST /{what}/{what}")).await;
+        for level in ["notes", "repeatable", "serializable"] {
+            let response = stage.send(&format!("POST /{level}/{level}")).await;
             assert_eq!(
                 response.summary(),
                 (201, Some("committed")),
@@ -236,9 +239,10 @@ mod postgres {
         }
     }
 
-    /// The sessions that stand lead to a server that takes no writes any more, new ones elsewhere.
+    /// The open sessions are on a server that no longer accepts writes. New sessions reach another
+    /// server.
     #[rocket::async_test]
-    async fn a_session_on_a_server_that_takes_no_writes_any_more_is_replaced() {
+    async fn a_session_on_a_server_that_became_read_only_is_replaced() {
         let mut primary = Cluster::start().await;
         let (stage, proxy) = stage(&primary).await;
         works(&stage).await;
@@ -252,7 +256,7 @@ mod postgres {
         ] {
             sqlx::raw_sql(sql).execute(&mut admin).await.unwrap();
         }
-        eventually("the old primary takes no writes", async || {
+        eventually("the old primary refuses writes", async || {
             let mut session = stage.databases.postgres(In::Main).await;
             let read_only: String = sqlx::query_scalar("SHOW transaction_read_only")
                 .fetch_one(&mut session)
@@ -264,8 +268,8 @@ mod postgres {
         let response = stage.send("POST /notes/before").await;
         assert_eq!(response.kind(), "not-writable");
         proxy.lead_to(&standby.url("main"));
-        for what in ["notes", "repeatable", "serializable"] {
-            let response = stage.send(&format!("POST /{what}/{what}")).await;
+        for level in ["notes", "repeatable", "serializable"] {
+            let response = stage.send(&format!("POST /{level}/{level}")).await;
             assert_eq!(
                 response.summary(),
                 (201, Some("committed")),

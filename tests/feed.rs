@@ -1,4 +1,4 @@
-//! `/registry/events`: what happens, as it happens, for whoever listens.
+//! `/registry/events`: a live feed of the events of requests.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ use rocket_tx::tx::FeedItem;
 use crate::aggregates::{create, rename};
 use crate::support::{Backend, Events, Http, HttpResponse, Service, Stage, eventually};
 
-/// Hears events from when it was made.
-struct Ear {
+/// A client that collects the events of the feed, from the moment of its creation.
+struct Listener {
     stream: Events,
-    /// By request, each in the order in which it was heard.
+    /// The events of each request, in the order in which they arrived.
     events: HashMap<String, Vec<Value>>,
 }
 
-impl Ear {
+impl Listener {
     async fn on(http: &Http) -> Self {
         Self {
             stream: Events::of(http, "/registry/events").await,
@@ -30,7 +30,7 @@ impl Ear {
     }
 
     async fn more(&mut self) {
-        let events = self.stream.more().await.expect("it has not ended");
+        let events = self.stream.more().await.expect("the feed is open");
         for (_, data) in events.into_iter().filter(|(name, _)| name == "request") {
             let event: Value = serde_json::from_str(&data).unwrap();
             let request = event["request"].as_str().unwrap().to_owned();
@@ -38,7 +38,7 @@ impl Ear {
         }
     }
 
-    /// What was told of one request, until something is told of it that ends it.
+    /// Returns the events of one request, once an event has arrived for which `is_last` is `true`.
     async fn of(
         &mut self,
         response: &HttpResponse,
@@ -46,22 +46,22 @@ impl Ear {
     ) -> Vec<Value> {
         let request = response.header("x-request-id").unwrap();
         let mut searched = 0;
-        // Heartbeats come for as long as anybody listens: it is time that ends a wait in vain.
+        // Heartbeats never end, so a wait must be limited by time.
         let started = Instant::now();
         while started.elapsed() < Duration::from_secs(60) {
             let events = self.events.get(request).map_or(&[][..], Vec::as_slice);
-            // Each event is looked at once, however many there are.
+            // Each event is checked only once.
             if events[searched..].iter().any(&is_last) {
                 return events.to_vec();
             }
             searched = events.len();
             self.more().await;
         }
-        panic!("{request} was not told to its end");
+        panic!("the last event of {request} did not arrive");
     }
 }
 
-/// In few words.
+/// Describes each event in a few words.
 fn summary(events: &[Value]) -> Vec<String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     events
@@ -92,12 +92,12 @@ fn is_recounted(event: &Value) -> bool {
     event["says"]["at"] == "after"
 }
 
-async fn a_timeline_says_why(backend: Backend) {
+async fn a_timeline_shows_the_reason_of_an_outcome(backend: Backend) {
     let mut service = Service::start(backend).await;
     service.http = service.http.in_run("timeline");
-    let mut ear = Ear::on(&service.http).await;
+    let mut listener = Listener::on(&service.http).await;
     let response = service.new_todo("kept", "").await;
-    let events = ear.of(&response, is_recounted).await;
+    let events = listener.of(&response, is_recounted).await;
     assert_eq!(
         summary(&events),
         [
@@ -129,12 +129,16 @@ async fn a_timeline_says_why(backend: Backend) {
 
     let response = service.new_todo("refused", "commit").await;
     assert_eq!(response.status, 409);
-    let events = ear.of(&response, is_recounted).await;
-    let told = summary(&events);
-    assert!(told.contains(&"prepare main failed".into()), "{told:?}");
-    assert!(told.contains(&"rollback audit".into()), "{told:?}");
-    assert!(told.contains(&"settled rolled-back 409".into()), "{told:?}");
-    // The rows appear, and vanish.
+    let events = listener.of(&response, is_recounted).await;
+    let summary = summary(&events);
+    for expected in [
+        "prepare main failed",
+        "rollback audit",
+        "settled rolled-back 409",
+    ] {
+        assert!(summary.contains(&expected.into()), "{summary:?}");
+    }
+    // The rows appear inside the transaction, and are gone after the rollback.
     let rows: Vec<(&str, i64, i64)> = events
         .iter()
         .filter(|event| event["about"] == "rows")
@@ -156,13 +160,13 @@ async fn a_timeline_says_why(backend: Backend) {
 /// Counting costs three queries a request.
 async fn rows_are_counted_only_for_a_request_that_names_its_run(backend: Backend) {
     let mut service = Service::start(backend).await;
-    let mut ear = Ear::on(&service.http).await;
+    let mut listener = Listener::on(&service.http).await;
     let unnamed = service.new_todo("unnamed", "").await;
     service.http = service.http.in_run("named");
     let named = service.new_todo("named", "").await;
-    let events = summary(&ear.of(&named, is_recounted).await);
+    let events = summary(&listener.of(&named, is_recounted).await);
     assert!(events.contains(&"rows inside".into()), "{events:?}");
-    let events = ear.of(&unnamed, |event| event["what"] == "settled").await;
+    let events = listener.of(&unnamed, |event| event["what"] == "settled").await;
     let events = summary(&events);
     assert!(
         !events.iter().any(|event| event.starts_with("rows")),
@@ -171,14 +175,14 @@ async fn rows_are_counted_only_for_a_request_that_names_its_run(backend: Backend
     service.stop().await;
 }
 
-async fn aggregates_are_told_too(backend: Backend) {
+async fn events_include_aggregates(backend: Backend) {
     let mut service = Service::start(backend).await;
     service.http = service.http.in_run("aggregates");
     create(&service.http, "milk").await;
-    let mut ear = Ear::on(&service.http).await;
-    // What is written at the end is counted too: the event, the list, the lease.
+    let mut listener = Listener::on(&service.http).await;
+    // The writes after the verdict are counted too: the event, the list, the lease.
     let response = rename(&service.http, "milk", "in time", "").await;
-    let events = summary(&ear.of(&response, is_recounted).await);
+    let events = summary(&listener.of(&response, is_recounted).await);
     let verdict = events.iter().position(|it| it.starts_with("verdict"));
     let late = events[verdict.unwrap()..].iter();
     assert_eq!(
@@ -188,28 +192,27 @@ async fn aggregates_are_told_too(backend: Backend) {
     );
     let response = rename(&service.http, "milk", "late", "expire-lease").await;
     assert_eq!(response.status, 409);
-    let events = ear.of(&response, is_recounted).await;
-    let told = summary(&events);
-    for wanted in [
+    let events = listener.of(&response, is_recounted).await;
+    let summary = summary(&events);
+    for expected in [
         "began aggregates in main",
         "verdict true status 200",
         "prepare aggregates in main failed",
         "settled rolled-back 409",
     ] {
-        assert!(told.contains(&wanted.into()), "{wanted}: {told:?}");
+        assert!(summary.contains(&expected.into()), "{expected}: {summary:?}");
     }
 }
 
-/// The inside is not told: no SQL, no values.
-async fn nothing_is_told_that_clients_must_not_know(backend: Backend) {
+async fn events_contain_neither_sql_nor_values(backend: Backend) {
     let mut service = Service::start(backend).await;
     service.http = service.http.in_run("faults");
-    let mut ear = Ear::on(&service.http).await;
+    let mut listener = Listener::on(&service.http).await;
     for fault in ["swallow", "commit", "panic", "respond=502"] {
         let response = service.new_todo("a secret title", fault).await;
-        ear.of(&response, is_recounted).await;
+        listener.of(&response, is_recounted).await;
     }
-    for event in ear.events.values().flatten() {
+    for event in listener.events.values().flatten() {
         let event = event.to_string();
         for word in ["secret", "INSERT", "SELECT", "sqlite", "postgres"] {
             assert!(!event.contains(word), "{word}: {event}");
@@ -220,7 +223,7 @@ async fn nothing_is_told_that_clients_must_not_know(backend: Backend) {
 async fn a_thousand_listeners_leave_nothing_behind(backend: Backend) {
     let service = Service::start(backend).await;
     let address = service.http.base.trim_start_matches("http://").to_owned();
-    // In turn, so that no process needs more files than it may open.
+    // In groups of 200, so that no process reaches its limit of open files.
     for _ in 0..5 {
         let mut open = Vec::new();
         for _ in 0..200 {
@@ -234,7 +237,7 @@ async fn a_thousand_listeners_leave_nothing_behind(backend: Backend) {
         })
         .await;
         drop(open);
-        eventually("none is left", async || service.listeners().await == 0).await;
+        eventually("no listener remains", async || service.listeners().await == 0).await;
     }
     assert_eq!(
         service.new_todo("a", "").await.summary(),
@@ -243,58 +246,59 @@ async fn a_thousand_listeners_leave_nothing_behind(backend: Backend) {
     service.stop().await;
 }
 
-/// One that reads nothing: requests go on to their ends, and others hear of each.
-async fn a_stalled_listener_slows_nobody_down(backend: Backend) {
+/// One listener reads nothing. All requests complete, and another listener receives their events.
+async fn a_stalled_listener_does_not_delay_requests(backend: Backend) {
     let service = Service::start(backend).await;
-    let mut ear = Ear::on(&service.http).await;
+    let mut listener = Listener::on(&service.http).await;
     let address = service.http.base.trim_start_matches("http://").to_owned();
     let mut stalled = TcpStream::connect(&address).await.unwrap();
     let request = format!("GET /registry/events HTTP/1.1\r\nHost: {address}\r\n\r\n");
     stalled.write_all(request.as_bytes()).await.unwrap();
-    eventually("it listens", async || service.listeners().await == 2).await;
+    eventually("the stalled client listens", async || service.listeners().await == 2).await;
     for _ in 0..300 {
         let response = service.new_todo("a", "").await;
         assert_eq!(response.status, 201);
-        let events = ear.of(&response, |event| event["what"] == "settled").await;
+        let events = listener.of(&response, |event| event["what"] == "settled").await;
         assert!(events.len() > 10);
     }
-    drop(ear);
-    // The first thing that it reads is whole.
+    drop(listener);
+    // The stalled client can read again.
     let mut start = [0; 4096];
     assert!(stalled.read(&mut start).await.unwrap() > 0);
     service.stop().await;
 }
 
-/// However much happens: what waits for it is bounded, and it is told how much it has missed.
-async fn a_stalled_listener_misses_what_is_too_much(backend: Backend) {
+/// The number of queued events per listener is bounded. The listener learns how many events it has
+/// missed.
+async fn the_backlog_of_a_stalled_listener_is_bounded(backend: Backend) {
     let stage = Stage::new(backend, |rocket| rocket.attach(Settlement::new())).await;
     let mut stalled = stage.live.listen();
     let mut sent = 0;
     while sent < 2_000 {
         let response = stage.send("DELETE /pairs").await;
         assert_eq!(response.summary(), (200, Some("committed")));
-        // Each of two databases: begun, out, in, prepared and committed.
+        // Five events for each of two databases: begun, checked out, checked in, prepared, committed.
         sent += 10;
     }
     let Some(FeedItem::Lagged(missed)) = stalled.next().await else {
-        panic!("it has missed nothing");
+        panic!("the listener has missed no events");
     };
-    let mut waited = 0;
-    // Without tokio's budget, which makes a task wait after so many.
-    while let Some(Some(heard)) = unconstrained(stalled.next()).now_or_never() {
-        assert!(matches!(heard, FeedItem::Event(_)), "{heard:?}");
-        waited += 1;
+    let mut queued = 0;
+    // `unconstrained`, because tokio's budget would make a task yield after a number of events.
+    while let Some(Some(item)) = unconstrained(stalled.next()).now_or_never() {
+        assert!(matches!(item, FeedItem::Event(_)), "{item:?}");
+        queued += 1;
     }
-    assert!(waited <= 1_024, "{waited} waited for it");
-    assert!(missed + waited >= sent, "{missed} and {waited} of {sent}");
+    assert!(queued <= 1_024, "{queued} events were queued");
+    assert!(missed + queued >= sent, "{missed} and {queued} of {sent}");
 }
 
 on_each_backend!(
-    a_timeline_says_why,
-    aggregates_are_told_too,
+    a_timeline_shows_the_reason_of_an_outcome,
+    events_include_aggregates,
     rows_are_counted_only_for_a_request_that_names_its_run,
-    nothing_is_told_that_clients_must_not_know,
+    events_contain_neither_sql_nor_values,
     a_thousand_listeners_leave_nothing_behind,
-    a_stalled_listener_slows_nobody_down,
-    a_stalled_listener_misses_what_is_too_much,
+    a_stalled_listener_does_not_delay_requests,
+    the_backlog_of_a_stalled_listener_is_bounded,
 );

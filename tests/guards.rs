@@ -1,4 +1,4 @@
-//! What guards lend: isolation and access by their type, reads that cannot write.
+//! Guards: isolation and access are set by their types, and reads cannot write.
 
 use rocket::http::Status;
 use rocket::http::uri::Host;
@@ -39,7 +39,7 @@ async fn counted(mut read: Read<Main>) -> Result<String, Error> {
     Ok(count(&mut read).await?.to_string())
 }
 
-/// A body that reads while it is sent.
+/// A response body that queries the database while it is sent.
 #[get("/stream")]
 fn stream(mut read: Read<Main>) -> TextStream![String] {
     TextStream! {
@@ -55,7 +55,7 @@ async fn pooled(mut connection: PooledConnection<Main>) -> Result<String, Error>
     Ok(count(&mut connection).await?.to_string())
 }
 
-/// One view across several queries, whatever others commit in between.
+/// Counts twice while another request commits in between.
 #[get("/view")]
 async fn view(
     mut tx: Tx<Main, ReadOnly<RepeatableRead>>,
@@ -68,7 +68,7 @@ async fn view(
     Ok(format!("{before} {after}"))
 }
 
-/// Asks for the weaker one first, or for the stricter one.
+/// Begins with the weaker isolation level first, or with the stricter one.
 #[post("/isolation/<first>")]
 async fn isolation(
     first: &str,
@@ -104,7 +104,7 @@ async fn plain(mut tx: Tx<Main>) -> Result<Status, Error> {
     Ok(Status::Created)
 }
 
-/// A transaction of sqlx's own, on a connection that is in none of ours.
+/// Uses a transaction of sqlx, on a connection without a transaction of the library.
 #[get("/own")]
 async fn own_transaction(mut read: Read<Main>) -> Result<String, Error> {
     let count: i64 = with_backend!(read, |db| {
@@ -161,7 +161,7 @@ async fn a_write_through_a_read_fails_at_the_database(backend: Backend) {
         assert_eq!(response.status, 500, "{path}: {}", response.body);
         assert_eq!(stage.notes().await, [""; 0], "{path}");
     }
-    // The connections are still good.
+    // The connections still work.
     assert_eq!(stage.send("GET /count").await.body, "0");
     stage.nothing_is_stuck().await;
 }
@@ -181,13 +181,13 @@ async fn a_read_is_not_outstanding_and_a_body_may_stream_from_it(backend: Backen
     assert_eq!(
         stage.send("GET /pooled").await.body,
         "1",
-        "rocket_db_pools' own guard works too"
+        "the guard of rocket_db_pools works too"
     );
 }
 
 async fn sqlx_transactions_work_on_a_read(backend: Backend) {
     let stage = stage(backend).await;
-    // In turn, and more often than there are connections: each has been used for both.
+    // Alternating, and more often than there are connections, so that each is used for both.
     for _ in 0..10 {
         assert_eq!(stage.send("GET /own").await.summary(), (200, None));
         assert_eq!(
@@ -197,13 +197,13 @@ async fn sqlx_transactions_work_on_a_read(backend: Backend) {
     }
 }
 
-async fn a_begin_that_is_not_used_costs_nothing(backend: Backend) {
+async fn an_unused_begin_does_nothing(backend: Backend) {
     let stage = stage(backend).await;
     assert_eq!(stage.send("POST /idle").await.summary(), (201, None));
     assert_eq!(stage.outstanding(), []);
 }
 
-async fn isolation_is_part_of_the_type(backend: Backend) {
+async fn isolation_is_set_by_the_type(backend: Backend) {
     let stage = stage(backend).await;
     assert_eq!(stage.send("GET /level").await.body, "serializable");
 
@@ -218,7 +218,7 @@ async fn isolation_is_part_of_the_type(backend: Backend) {
     assert_eq!(stage.notes().await, ["plain", "serializable"]);
 }
 
-async fn a_read_only_transaction_has_one_view(backend: Backend) {
+async fn a_repeatable_read_transaction_has_one_snapshot(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("GET /view").await;
     assert_eq!(
@@ -235,7 +235,7 @@ on_each_backend!(
     a_write_through_a_read_fails_at_the_database,
     a_read_is_not_outstanding_and_a_body_may_stream_from_it,
     sqlx_transactions_work_on_a_read,
-    a_begin_that_is_not_used_costs_nothing,
-    isolation_is_part_of_the_type,
-    a_read_only_transaction_has_one_view,
+    an_unused_begin_does_nothing,
+    isolation_is_set_by_the_type,
+    a_repeatable_read_transaction_has_one_snapshot,
 );

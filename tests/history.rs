@@ -122,16 +122,16 @@ async fn client(places: &[Place; 2], seed: u64, number: u64, steps: u64) -> Vec<
         let operation = client.draw(&mut rng, format!("{number}-{step}"));
         let fault = draw_fault(&mut rng);
         let place = &places[rng.usize(..2)];
-        let answered = place.ask(&operation, fault).await;
+        let response = place.ask(&operation, fault).await;
         if let Operation::Todo { title } = &operation
-            && let Some(id) = answered.as_ref().and_then(|answered| answered.id)
+            && let Some(id) = response.as_ref().and_then(|response| response.id)
         {
             client.todos.push((id, title.clone()));
         }
         history.push(Entry {
             operation,
             fault,
-            answered,
+            response,
         });
     }
     history
@@ -206,7 +206,7 @@ async fn stored(databases: &Databases) -> (Stored, Vec<Listed>, Vec<Snapshot>) {
     (stored, listed.collect(), snapshots.collect())
 }
 
-/// What the services found out about COMMITs that were not answered, by their logs.
+/// What the services found out about COMMITs that were not response, by their logs.
 fn fates(databases: &Databases) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for file in std::fs::read_dir(databases.folder()).unwrap() {
@@ -228,7 +228,7 @@ fn fates(databases: &Databases) -> BTreeMap<&'static str, usize> {
     counts
 }
 
-async fn what_is_stored_is_what_was_told(backend: Backend) {
+async fn the_stored_data_matches_the_responses(backend: Backend) {
     let (seed, steps) = (
         variable("HISTORY_SEED", 20_261_125_u64),
         variable("HISTORY_STEPS", 25),
@@ -250,7 +250,7 @@ async fn what_is_stored_is_what_was_told(backend: Backend) {
         let stream = format!("h{number}");
         let operation = Operation::Create { stream };
         history.push(Entry {
-            answered: places[0].ask(&operation, "").await,
+            response: places[0].ask(&operation, "").await,
             operation,
             fault: "",
         });
@@ -359,4 +359,4 @@ fn never(
     missing
 }
 
-on_each_backend!(what_is_stored_is_what_was_told);
+on_each_backend!(the_stored_data_matches_the_responses);

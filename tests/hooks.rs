@@ -70,7 +70,7 @@ async fn heard(said: &Said, last: &str) -> Vec<String> {
     std::mem::take(&mut *said.lock())
 }
 
-async fn they_run_once_in_order_after_the_commit(backend: Backend) {
+async fn hooks_run_once_in_order_after_the_commit(backend: Backend) {
     let (stage, said) = stage(backend).await;
     for round in 1..=3 {
         let response = stage.send("POST /hooks/201").await;
@@ -85,7 +85,7 @@ async fn they_run_once_in_order_after_the_commit(backend: Backend) {
     assert_eq!(databases.notes(In::Main).await, ["written"]);
 }
 
-async fn none_runs_after_a_rollback_but_its_twin(backend: Backend) {
+async fn only_rollback_hooks_run_after_a_rollback(backend: Backend) {
     let (stage, said) = stage(backend).await;
     for code in [404, 500] {
         let response = stage.send(&format!("POST /hooks/{code}")).await;
@@ -95,7 +95,7 @@ async fn none_runs_after_a_rollback_but_its_twin(backend: Backend) {
     assert_eq!(*said.lock(), ["rolled back", "rolled back"]);
 }
 
-async fn they_run_without_a_transaction_too(backend: Backend) {
+async fn hooks_run_without_a_transaction_too(backend: Backend) {
     let (stage, said) = stage(backend).await;
     stage.send("POST /hooks-alone/200").await;
     assert_eq!(heard(&said, "committed").await, ["committed"]);
@@ -104,7 +104,7 @@ async fn they_run_without_a_transaction_too(backend: Backend) {
 }
 
 on_each_backend!(
-    they_run_once_in_order_after_the_commit,
-    none_runs_after_a_rollback_but_its_twin,
-    they_run_without_a_transaction_too,
+    hooks_run_once_in_order_after_the_commit,
+    only_rollback_hooks_run_after_a_rollback,
+    hooks_run_without_a_transaction_too,
 );

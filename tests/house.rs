@@ -295,7 +295,7 @@ fn full_path(path: &[String], module: &Module, modules: &BTreeSet<Module>) -> Op
 }
 
 #[test]
-fn no_files_of_a_room_import_each_other_in_a_circle() {
+fn no_files_of_a_folder_import_each_other_in_a_cycle() {
     for (source, room) in ROOMS {
         let circles = House::at(source).circles(room);
         assert!(
@@ -307,7 +307,7 @@ fn no_files_of_a_room_import_each_other_in_a_circle() {
 
 /// Both work on the registry.
 #[test]
-fn guards_and_settlement_do_not_know_each_other() {
+fn guards_and_settlement_do_not_import_each_other() {
     let house = House::at("rocket_tx/src");
     let imports = house.imports_within("tx");
     for (one, other) in [
@@ -325,7 +325,7 @@ fn guards_and_settlement_do_not_know_each_other() {
 }
 
 #[test]
-fn a_circle_is_found_however_the_import_is_written() {
+fn a_cycle_is_detected_in_every_form_of_import() {
     let circles = |b: &str| {
         let text = |path: &str, text: &str| (PathBuf::from(path), text.to_owned());
         House::of(&BTreeMap::from([

@@ -1,10 +1,10 @@
-//! SQL that a handler may send: it works as it does without this library.
+//! SQL that a handler may run. It works the same as without this library.
 
 use std::time::Duration;
 
 use rocket::http::Status;
 use rocket::{post, routes};
-use rocket_db_pools::Connection as Lent;
+use rocket_db_pools::Connection as PlainConnection;
 use rocket_tx::db::Connection;
 use rocket_tx::tx::{Mode, RepeatableRead, Serializable, bounded};
 use rocket_tx::{Begin, Error, Read, Settlement, with_backend};
@@ -13,26 +13,26 @@ use sqlx::{AssertSqlSafe, Executor};
 use crate::support::stage::note;
 use crate::support::{Audit, Backend, Databases, HttpResponse, In, Main, Stage};
 
-/// Between two statements.
+/// Separates two statements in the body of a request.
 const NEXT: &str = ";;";
 
-/// Runs the statements, whatever becomes of each; says what they met.
+/// Runs all statements, even if one fails. Returns the text of their errors.
 async fn run(connection: &mut Connection, script: &str) -> String {
-    let mut met = String::new();
+    let mut errors = String::new();
     for sql in script.split(NEXT) {
         let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
-        let ran = with_backend!(connection, |db| sql.execute(db).await.map(drop));
-        if let Err(error) = ran {
-            met.push_str(&error.to_string());
+        let result = with_backend!(connection, |db| sql.execute(db).await.map(drop));
+        if let Err(error) = result {
+            errors.push_str(&error.to_string());
         }
     }
-    met
+    errors
 }
 
 async fn run_in<M: Mode>(begin: Begin<Main, M>, sql: &str) -> Result<(Status, String), Error> {
     let mut tx = begin.begin().await?;
-    let met = run(&mut tx, sql).await;
-    Ok((Status::Created, met))
+    let errors = run(&mut tx, sql).await;
+    Ok((Status::Created, errors))
 }
 
 #[post("/in/<level>", data = "<sql>")]
@@ -67,13 +67,13 @@ async fn read(sql: String, mut read: Read<Main>) -> String {
     run(&mut read, &sql).await
 }
 
-/// No transaction of ours.
-#[post("/lent", data = "<sql>")]
-async fn lent(sql: String, mut session: Lent<Main>) -> String {
+/// Runs the statements without a transaction of rocket_tx.
+#[post("/plain", data = "<sql>")]
+async fn plain(sql: String, mut session: PlainConnection<Main>) -> String {
     run(&mut session, &sql).await
 }
 
-/// At most one note: those that want to write one take turns.
+/// Adds a note if there is none. A table lock makes concurrent requests run one after another.
 async fn at_most_one<M: Mode>(begin: Begin<Main, M>) -> Result<Status, Error> {
     let mut tx = begin.begin().await?;
     let Connection::Postgres(db) = &mut *tx else {
@@ -88,7 +88,7 @@ async fn at_most_one<M: Mode>(begin: Begin<Main, M>) -> Result<Status, Error> {
     }
     db.execute("INSERT INTO notes SELECT gen_random_uuid()::text")
         .await?;
-    // Until the other one waits for the lock, if it waits for it at all.
+    // Gives the other request time to start waiting for the lock.
     db.execute("SELECT pg_sleep(0.3)").await?;
     Ok(Status::Created)
 }
@@ -99,17 +99,17 @@ async fn only_one(begin: Begin<Main>) -> Result<Status, Error> {
 }
 
 #[post("/only-one/repeatable-read")]
-async fn only_one_above(begin: Begin<Main, RepeatableRead>) -> Result<Status, Error> {
+async fn only_one_repeatable_read(begin: Begin<Main, RepeatableRead>) -> Result<Status, Error> {
     at_most_one(begin).await
 }
 
-const GIVEN_UP_AFTER: Duration = Duration::from_millis(500);
+const HANDLER_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn rocket(rocket: rocket::Rocket<rocket::Build>) -> rocket::Rocket<rocket::Build> {
-    let routes = routes![at, both, lent, only_one, only_one_above];
+    let routes = routes![at, both, plain, only_one, only_one_repeatable_read];
     rocket
         .mount("/", routes)
-        .mount("/", bounded(routes![read], GIVEN_UP_AFTER))
+        .mount("/", bounded(routes![read], HANDLER_TIMEOUT))
         .attach(Settlement::new())
 }
 
@@ -121,15 +121,19 @@ async fn send(stage: &Stage, path: &str, statements: &[&str]) -> HttpResponse {
 const FIRST: &str = "INSERT INTO notes (text) VALUES ('first')";
 const SECOND: &str = "INSERT INTO notes (text) VALUES ('second')";
 
-/// Each works, twice, and nothing that it leaves disturbs the next.
+/// Each list of statements works twice, and its leftovers do not affect the next one.
 async fn all_work(stage: &Stage, path: &str, all: &[&[&str]]) {
     for statements in all {
         for _ in 0..2 {
             let response = send(stage, path, statements).await;
-            let what = format!("{path} {statements:?}: {response:?}");
-            assert_eq!(response.summary(), (201, Some("committed")), "{what}");
-            assert_eq!(response.body, "", "{what}");
-            assert_eq!(stage.databases.notes(In::Main).await, ["first"], "{what}");
+            let context = format!("{path} {statements:?}: {response:?}");
+            assert_eq!(response.summary(), (201, Some("committed")), "{context}");
+            assert_eq!(response.body, "", "{context}");
+            assert_eq!(
+                stage.databases.notes(In::Main).await,
+                ["first"],
+                "{context}"
+            );
             stage.databases.empty().await;
         }
     }
@@ -270,7 +274,7 @@ async fn on_sqlite_a_transaction_takes_any_sql_that_does_not_end_it() {
 }
 
 #[rocket::async_test]
-async fn on_postgres_a_lent_connection_does_what_it_does_elsewhere() {
+async fn on_postgres_a_plain_connection_behaves_as_without_this_library() {
     const PROCEDURE: &str = "CREATE PROCEDURE p() LANGUAGE plpgsql AS $$ BEGIN \
         INSERT INTO notes VALUES ('first'); COMMIT; \
         INSERT INTO notes VALUES ('second'); COMMIT; END $$";
@@ -304,10 +308,10 @@ async fn on_postgres_a_lent_connection_does_what_it_does_elsewhere() {
             &["first", "second"],
         ),
     ] {
-        // A session that was a transaction's before.
+        // The session has been used by a transaction before.
         let before = send(&stage, "/in/default", &["SELECT 1"]).await;
         assert_eq!(before.summary(), (201, Some("committed")));
-        let response = send(&stage, "/lent", statements).await;
+        let response = send(&stage, "/plain", statements).await;
         assert_eq!(response.body, "", "{statements:?}");
         assert_eq!(
             stage.databases.notes(In::Main).await,
@@ -318,15 +322,16 @@ async fn on_postgres_a_lent_connection_does_what_it_does_elsewhere() {
     }
 }
 
-/// Taking turns by a lock works above READ COMMITTED too, if the lock comes before the snapshot.
+/// A handler that first takes a lock also works above READ COMMITTED: the lock comes before the
+/// snapshot.
 #[rocket::async_test]
 async fn on_postgres_the_first_query_of_a_handler_fixes_the_snapshot() {
-    const ABOVE: &str = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET \
+    const REPEATABLE_READ: &str = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET \
         default_transaction_isolation = ''repeatable read''', current_database()); END $$";
 
     for (path, level) in [
         ("/only-one/default", None),
-        ("/only-one/default", Some(ABOVE)),
+        ("/only-one/default", Some(REPEATABLE_READ)),
         ("/only-one/repeatable-read", None),
     ] {
         let databases = Databases::with_tables(Backend::Postgres).await;
@@ -340,10 +345,10 @@ async fn on_postgres_the_first_query_of_a_handler_fixes_the_snapshot() {
     }
 }
 
-/// The place of a session that was given up is free only when the server is done with it.
+/// An abandoned session frees its place in the pool only when the server has ended its statement.
 #[rocket::async_test]
-async fn on_postgres_reads_that_were_given_up_leave_no_more_sessions_at_work_than_there_may_be() {
-    const AT_WORK: &str = "SELECT pid::text FROM pg_stat_activity \
+async fn on_postgres_abandoned_reads_never_exceed_the_connection_limit() {
+    const ACTIVE: &str = "SELECT pid::text FROM pg_stat_activity \
         WHERE datname = current_database() AND state = 'active' AND query LIKE '%pg_sleep(25)%' \
             AND pid <> pg_backend_pid()";
 
@@ -351,10 +356,10 @@ async fn on_postgres_reads_that_were_given_up_leave_no_more_sessions_at_work_tha
     let wait = ("databases.main.connect_timeout", "\"20s\"");
     let stage = Stage::with(Backend::Postgres, &[one, wait], rocket).await;
     for _ in 0..3 {
-        // Each has the place of the one before.
+        // The pool has one connection, so each request needs the place of the one before.
         let response = send(&stage, "/read", &["SELECT pg_sleep(25)"]).await;
         assert_eq!(response.status, 503, "{response:?}");
-        let at_work = stage.databases.texts(In::Main, AT_WORK).await;
-        assert!(at_work.len() <= 1, "{at_work:?}");
+        let active = stage.databases.texts(In::Main, ACTIVE).await;
+        assert!(active.len() <= 1, "{active:?}");
     }
 }

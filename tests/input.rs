@@ -1,4 +1,4 @@
-//! Whatever a client sends: a clear error, never a 500, and nothing stored.
+//! Invalid input of any kind gets a clear error, never a 500, and stores nothing.
 
 use rocket::serde::json::Value;
 use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,42 +9,41 @@ use crate::support::{Backend, HttpResponse, In, Service};
 
 const JSON: &str = "application/json";
 
-/// An error as every client may rely on: RFC 9457, and the id of the request in it. Returns its
-/// detail.
-fn problem(response: &HttpResponse, what: &str) -> String {
+/// Checks that the response is an RFC 9457 problem with the id of the request. Returns its detail.
+fn problem(response: &HttpResponse, context: &str) -> String {
     assert_eq!(
         response.header("content-type"),
         Some("application/problem+json"),
-        "{what}: {response:?}"
+        "{context}: {response:?}"
     );
     let problem: Value = response.json();
-    assert_eq!(problem["status"], response.status, "{what}");
+    assert_eq!(problem["status"], response.status, "{context}");
     assert!(
         problem["type"]
             .as_str()
             .unwrap()
             .starts_with("urn:rocket_tx:problem:"),
-        "{what}"
+        "{context}"
     );
-    assert!(!problem["title"].as_str().unwrap().is_empty(), "{what}");
+    assert!(!problem["title"].as_str().unwrap().is_empty(), "{context}");
     assert_eq!(
         problem["instance"].as_str(),
         response.header("x-request-id"),
-        "{what}"
+        "{context}"
     );
-    assert_eq!(problem["outcome"].as_str(), response.outcome(), "{what}");
-    assert_ne!(response.outcome(), Some("committed"), "{what}");
+    assert_eq!(problem["outcome"].as_str(), response.outcome(), "{context}");
+    assert_ne!(response.outcome(), Some("committed"), "{context}");
     for secret in ["SELECT", "INSERT", "sqlite", "postgres", "/tmp", ".db"] {
         assert!(
             !response.body.contains(secret),
-            "{what} tells {secret}: {}",
+            "{context}: the response contains {secret}: {}",
             response.body
         );
     }
     problem["detail"].as_str().unwrap().to_owned()
 }
 
-/// One todo with the id 1, and its line in the audit, are all that is stored.
+/// Starts a service that has stored only one todo, with the id 1, and its row in the audit.
 async fn start(backend: Backend) -> Service {
     let service = Service::start(backend).await;
     assert_eq!(service.new_todo("the only one", "").await.status, 201);
@@ -65,18 +64,23 @@ async fn assert_unchanged(service: Service) {
     service.stop().await;
 }
 
-async fn send(service: &Service, what: &str, kind: Option<&str>, body: Vec<u8>) -> HttpResponse {
-    let mut request = service.http.request(what).body(body);
+async fn send(
+    service: &Service,
+    operation: &str,
+    kind: Option<&str>,
+    body: Vec<u8>,
+) -> HttpResponse {
+    let mut request = service.http.request(operation).body(body);
     if let Some(kind) = kind {
         request = request.header("Content-Type", kind);
     }
     HttpResponse::of(request).await
 }
 
-async fn a_body_that_is_not_understood(backend: Backend) {
+async fn a_body_that_cannot_be_parsed_is_refused(backend: Backend) {
     let service = start(backend).await;
     let large = format!(r#"{{"title": "{}"}}"#, "x".repeat(70_000));
-    for what in ["POST /todos", "PATCH /todos/1"] {
+    for operation in ["POST /todos", "PATCH /todos/1"] {
         for (body, kind, status) in [
             (&b""[..], Some(JSON), 400),
             (b"milk", Some(JSON), 400),
@@ -95,31 +99,31 @@ async fn a_body_that_is_not_understood(backend: Backend) {
             (b"{\"title\": \"milk\"}", Some("nonsense"), 415),
             (b"{\"title\": \"milk\"}", None, 415),
         ] {
-            let response = send(&service, what, kind, body.to_vec()).await;
+            let response = send(&service, operation, kind, body.to_vec()).await;
             let shown = String::from_utf8_lossy(&body[..body.len().min(40)]);
             assert_eq!(
                 response.status, status,
-                "{what} {shown} as {kind:?}: {}",
+                "{operation} {shown} as {kind:?}: {}",
                 response.body
             );
             problem(&response, &shown);
         }
         let json = send(
             &service,
-            what,
+            operation,
             Some("application/json; charset=utf-8"),
             b"[]".to_vec(),
         )
         .await;
         assert_eq!(
             json.status, 422,
-            "a charset is no reason to refuse the type"
+            "a charset in the content type is accepted"
         );
     }
     assert_unchanged(service).await;
 }
 
-async fn a_body_that_breaks_a_rule(backend: Backend) {
+async fn an_invalid_body_is_refused(backend: Backend) {
     let service = start(backend).await;
     let long = format!(r#"{{"title": "{}"}}"#, "x".repeat(501));
     for (body, names) in [
@@ -159,11 +163,15 @@ async fn a_body_that_breaks_a_rule(backend: Backend) {
         ("\"milk\"", "the body must be an object"),
         ("7", "the body must be an object"),
     ] {
-        for what in ["POST /todos", "PATCH /todos/1"] {
-            let response = service.http.json(what, body).await;
-            assert_eq!(response.status, 422, "{what} {body}: {}", response.body);
+        for operation in ["POST /todos", "PATCH /todos/1"] {
+            let response = service.http.json(operation, body).await;
+            assert_eq!(
+                response.status, 422,
+                "{operation} {body}: {}",
+                response.body
+            );
             let detail = problem(&response, body);
-            assert!(detail.contains(names), "{what} {body} is told {detail}");
+            assert!(detail.contains(names), "{operation} {body}: {detail}");
         }
     }
     for (body, names) in [
@@ -182,7 +190,7 @@ async fn a_body_that_breaks_a_rule(backend: Backend) {
     assert_unchanged(service).await;
 }
 
-async fn an_address_that_leads_nowhere(backend: Backend) {
+async fn an_unknown_address_gets_404(backend: Backend) {
     let service = start(backend).await;
     let methods = ["GET", "PATCH", "DELETE"];
     for id in [
@@ -203,21 +211,21 @@ async fn an_address_that_leads_nowhere(backend: Backend) {
         "1'--",
     ] {
         for method in methods {
-            let what = format!("{method} /todos/{id}");
+            let operation = format!("{method} /todos/{id}");
             let response = send(
                 &service,
-                &what,
+                &operation,
                 Some(JSON),
                 b"{\"completed\": true}".to_vec(),
             )
             .await;
-            assert_eq!(response.status, 404, "{what}: {}", response.body);
-            problem(&response, &what);
+            assert_eq!(response.status, 404, "{operation}: {}", response.body);
+            problem(&response, &operation);
         }
-        let what = format!("POST /todos/{id}/share");
-        let response = service.http.send(&what).await;
-        assert_eq!(response.status, 404, "{what}: {}", response.body);
-        problem(&response, &what);
+        let operation = format!("POST /todos/{id}/share");
+        let response = service.http.send(&operation).await;
+        assert_eq!(response.status, 404, "{operation}: {}", response.body);
+        problem(&response, &operation);
     }
     for path in [
         "/todo",
@@ -229,16 +237,16 @@ async fn an_address_that_leads_nowhere(backend: Backend) {
         "/audit/1",
     ] {
         for method in ["GET", "POST", "PUT", "DELETE"] {
-            let what = format!("{method} {path}");
-            let response = service.http.send(&what).await;
-            assert_eq!(response.status, 404, "{what}: {}", response.body);
-            problem(&response, &what);
+            let operation = format!("{method} {path}");
+            let response = service.http.send(&operation).await;
+            assert_eq!(response.status, 404, "{operation}: {}", response.body);
+            problem(&response, &operation);
         }
     }
     assert_unchanged(service).await;
 }
 
-async fn a_method_that_an_address_does_not_have(backend: Backend) {
+async fn an_unsupported_method_gets_405(backend: Backend) {
     let service = start(backend).await;
     for (path, has) in [
         ("/todos", "GET, HEAD, POST, DELETE, OPTIONS"),
@@ -262,11 +270,11 @@ async fn a_method_that_an_address_does_not_have(backend: Backend) {
             if has.contains(method) {
                 continue;
             }
-            let what = format!("{method} {path}");
-            let response = service.http.send(&what).await;
-            assert_eq!(response.status, 405, "{what}: {}", response.body);
-            assert_eq!(allowed(&response), expected, "{what}");
-            problem(&response, &what);
+            let operation = format!("{method} {path}");
+            let response = service.http.send(&operation).await;
+            assert_eq!(response.status, 405, "{operation}: {}", response.body);
+            assert_eq!(allowed(&response), expected, "{operation}");
+            problem(&response, &operation);
         }
         let response = service.http.send(&format!("OPTIONS {path}")).await;
         assert_eq!(response.status, 204, "OPTIONS {path}");
@@ -286,7 +294,7 @@ async fn a_method_that_an_address_does_not_have(backend: Backend) {
     assert_unchanged(service).await;
 }
 
-async fn a_query_that_breaks_a_rule(backend: Backend) {
+async fn an_invalid_query_is_refused(backend: Backend) {
     let service = start(backend).await;
     for (query, names) in [
         ("limit=0", "`limit` must be from 1 to 200"),
@@ -307,10 +315,10 @@ async fn a_query_that_breaks_a_rule(backend: Backend) {
             "`after` must be a whole number",
         ),
     ] {
-        let what = format!("GET /audit?{query}");
-        let response = service.http.send(&what).await;
-        assert_eq!(response.status, 422, "{what}: {}", response.body);
-        assert_eq!(problem(&response, &what), names, "{what}");
+        let operation = format!("GET /audit?{query}");
+        let response = service.http.send(&operation).await;
+        assert_eq!(response.status, 422, "{operation}: {}", response.body);
+        assert_eq!(problem(&response, &operation), names, "{operation}");
     }
     for query in [
         "",
@@ -320,13 +328,17 @@ async fn a_query_that_breaks_a_rule(backend: Backend) {
         "unknown=1",
         "&&=&",
     ] {
-        let what = format!("GET /audit?{query}");
-        assert_eq!(service.http.send(&what).await.status, 200, "{what}");
+        let operation = format!("GET /audit?{query}");
+        assert_eq!(
+            service.http.send(&operation).await.status,
+            200,
+            "{operation}"
+        );
     }
     assert_unchanged(service).await;
 }
 
-async fn a_fault_that_is_none(backend: Backend) {
+async fn an_invalid_fault_is_refused(backend: Backend) {
     let service = start(backend).await;
     for fault in [
         "boom",
@@ -339,7 +351,7 @@ async fn a_fault_that_is_none(backend: Backend) {
         "panic=1",
         "delay=5,boom",
     ] {
-        for what in [
+        for operation in [
             "POST /todos",
             "GET /todos",
             "GET /audit",
@@ -348,17 +360,17 @@ async fn a_fault_that_is_none(backend: Backend) {
         ] {
             let request = service
                 .http
-                .request(what)
+                .request(operation)
                 .header("X-Fault", fault)
                 .body(r#"{"title": "x"}"#);
             let response = HttpResponse::of(request.header("Content-Type", JSON)).await;
             assert_eq!(
                 response.status, 422,
-                "{what} with {fault}: {}",
+                "{operation} with {fault}: {}",
                 response.body
             );
             assert!(
-                problem(&response, what).contains("X-Fault"),
+                problem(&response, operation).contains("X-Fault"),
                 "{}",
                 response.body
             );
@@ -369,7 +381,7 @@ async fn a_fault_that_is_none(backend: Backend) {
             .await;
         assert_eq!(response.status, 422, "fault={fault}: {}", response.body);
     }
-    // Several headers are one list.
+    // Several `X-Fault` headers are read as one list.
     let request = service
         .http
         .request("DELETE /todos")
@@ -382,8 +394,8 @@ async fn a_fault_that_is_none(backend: Backend) {
     assert_unchanged(service).await;
 }
 
-/// What is not even HTTP ends that connection, and nothing else.
-async fn a_connection_that_does_not_speak_http(backend: Backend) {
+/// Input that is not HTTP ends its own connection and affects nothing else.
+async fn a_connection_that_does_not_send_http_is_closed(backend: Backend) {
     let service = start(backend).await;
     let address = service.http.base.trim_start_matches("http://").to_owned();
     let long = format!(
@@ -406,13 +418,16 @@ async fn a_connection_that_does_not_speak_http(backend: Backend) {
         &many,
     ] {
         let mut client = TcpStream::connect(&address).await.unwrap();
-        // The service may have hung up before it has read all of it.
+        // The service may close the connection before it has read everything.
         let _ = client.write_all(sent.as_bytes()).await;
         let _ = client.shutdown().await;
         let mut response = Vec::new();
         let read = timeout(Duration::from_secs(60), client.read_to_end(&mut response)).await;
         let shown = &sent[..sent.len().min(60)];
-        assert!(read.is_ok(), "{shown:?} is neither answered nor cut");
+        assert!(
+            read.is_ok(),
+            "{shown:?} gets no response, and the connection stays open"
+        );
         let response = String::from_utf8_lossy(&response);
         assert!(!response.starts_with("HTTP/1.1 5"), "{shown:?}: {response}");
         assert!(!response.starts_with("HTTP/1.1 2"), "{shown:?}: {response}");
@@ -422,11 +437,11 @@ async fn a_connection_that_does_not_speak_http(backend: Backend) {
 }
 
 on_each_backend!(
-    a_body_that_is_not_understood,
-    a_body_that_breaks_a_rule,
-    an_address_that_leads_nowhere,
-    a_method_that_an_address_does_not_have,
-    a_query_that_breaks_a_rule,
-    a_fault_that_is_none,
-    a_connection_that_does_not_speak_http,
+    a_body_that_cannot_be_parsed_is_refused,
+    an_invalid_body_is_refused,
+    an_unknown_address_gets_404,
+    an_unsupported_method_gets_405,
+    an_invalid_query_is_refused,
+    an_invalid_fault_is_refused,
+    a_connection_that_does_not_send_http_is_closed,
 );

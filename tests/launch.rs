@@ -1,10 +1,10 @@
-//! What a launch needs, and what the operator is told when something is missing or wrong.
+//! Requirements of a launch, and the error that the launch fails with if one is not met.
 //!
-//! | file | what it shows |
+//! | file | topic |
 //! | --- | --- |
-//! | `attached` | the lines that the launch code must have |
-//! | `distinct` | two databases that are one |
-//! | `configuration` | values that cannot be understood |
+//! | `attached` | the fairings that the launch code must attach |
+//! | `distinct` | two names for one database are refused |
+//! | `configuration` | invalid values are refused |
 //! | `profiles` | failure injection is for development |
 
 mod attached;

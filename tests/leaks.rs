@@ -1,4 +1,4 @@
-//! A guard that outlives its handler: in a task, in a body, in an upgrade.
+//! Guards that outlive their handler: in a task, in a body, or in an upgrade.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::support::{Audit, Backend, In, Main, Stage, eventually};
 
 const LEAKED: (u16, Option<&str>) = (500, Some("rolled-back"));
 
-/// Lets a task that holds a guard go on.
+/// Keeps a task that holds a guard waiting until the test lets it continue.
 #[derive(Default)]
 struct Latch {
     go_on: Notify,
@@ -26,16 +26,16 @@ struct Latch {
 }
 
 impl Latch {
-    /// Lets the task go on, and waits for its end.
+    /// Lets the task continue, and waits until it has ended.
     async fn open(&self) {
         self.go_on.notify_one();
         timeout(Duration::from_secs(60), self.done.notified())
             .await
-            .expect("the task has ended well");
+            .expect("the task ends without a panic");
     }
 }
 
-/// A task keeps the guard, and writes through it when the answer has long left.
+/// A task keeps the guard and writes through it long after the response was sent.
 #[post("/task")]
 async fn task(
     mut main: Tx<Main>,
@@ -48,7 +48,7 @@ async fn task(
     rocket::tokio::spawn(async move {
         latch.go_on.notified().await;
         let _too_late = note(&mut main, "too late").await;
-        // SQLite refuses it; on Postgres the session is gone.
+        // SQLite refuses the COMMIT; on Postgres the session has been ended.
         assert!(run(&mut main, "COMMIT").await.is_err());
         drop(main);
         latch.done.notify_one();
@@ -56,7 +56,7 @@ async fn task(
     Ok(Status::Created)
 }
 
-/// A task asks for a transaction when its request is over.
+/// A task begins a transaction after its request has ended.
 #[post("/late")]
 async fn late(main: Begin<Main>, latch: &State<Arc<Latch>>) -> Result<Status, Error> {
     note(&mut *main.begin().await?, "in time").await?;
@@ -69,7 +69,7 @@ async fn late(main: Begin<Main>, latch: &State<Arc<Latch>>) -> Result<Status, Er
     Ok(Status::Created)
 }
 
-/// The body reads through the guard.
+/// The body writes through the guard while it is streamed.
 #[get("/body")]
 async fn body(mut main: Tx<Main>) -> Result<TextStream![&'static str], Error> {
     note(&mut main, "streaming").await?;
@@ -80,7 +80,7 @@ async fn body(mut main: Tx<Main>) -> Result<TextStream![&'static str], Error> {
     })
 }
 
-/// Holds the guard for as long as the response lives.
+/// Holds the guard until the response is dropped.
 struct Upgrade {
     _held: Tx<Main>,
 }
@@ -104,7 +104,7 @@ async fn upgrade(mut main: Tx<Main>) -> Result<Upgrade, Error> {
     Ok(Upgrade { _held: main })
 }
 
-/// Both: the body frees one database, a task keeps the other.
+/// Leaks both guards: the body holds the transaction of one database, a task that of the other.
 #[get("/both")]
 async fn both(
     mut main: Tx<Main>,
@@ -125,8 +125,8 @@ async fn both(
     })
 }
 
-/// What was done before the answer left. A panic in an observer is caught: it is for the test to
-/// look at the steps.
+/// The settlement steps that were taken before the response left. The test asserts on them outside
+/// of the observer, because a panic in an observer is caught.
 #[derive(Default)]
 struct Steps(Arc<Mutex<Vec<(Action, String)>>>);
 
@@ -149,7 +149,7 @@ async fn stage(backend: Backend) -> (Stage, Arc<Latch>) {
     (stage, latch)
 }
 
-async fn a_guard_leaked_into_a_task_is_condemned_until_it_ends(backend: Backend) {
+async fn a_guard_leaked_into_a_task_is_condemned_until_the_task_ends(backend: Backend) {
     let (stage, latch) = stage(backend).await;
     let response = stage.send("POST /task").await;
     assert_eq!(response.summary(), LEAKED);
@@ -159,22 +159,26 @@ async fn a_guard_leaked_into_a_task_is_condemned_until_it_ends(backend: Backend)
         response.body
     );
 
-    // The other database was given back at once; this one is held, and everybody can see by whom.
+    // The transaction of `audit` was checked in at once. That of `main` is still held by the task,
+    // and its entry shows the request and the route.
     let outstanding = stage.outstanding();
     assert_eq!(outstanding.len(), 1, "{outstanding:?}");
-    let line = &outstanding[0];
-    assert!(line.condemned && line.checked_out, "{line:?}");
-    assert_eq!(line.resource, "main");
-    assert_eq!(line.guard, "Tx<Main>");
-    assert_eq!(line.route.as_deref(), Some("task"));
-    assert_eq!(Some(line.request.as_str()), response.header("x-request-id"));
+    let entry = &outstanding[0];
+    assert!(entry.condemned && entry.checked_out, "{entry:?}");
+    assert_eq!(entry.resource, "main");
+    assert_eq!(entry.guard, "Tx<Main>");
+    assert_eq!(entry.route.as_deref(), Some("task"));
+    assert_eq!(
+        Some(entry.request.as_str()),
+        response.header("x-request-id")
+    );
 
     latch.open().await;
     stage.nothing_is_stuck().await;
     assert_eq!(stage.notes().await, [""; 0]);
 }
 
-async fn a_guard_that_the_body_holds_is_taken_back(backend: Backend) {
+async fn a_guard_held_by_the_body_is_dropped_and_rolled_back(backend: Backend) {
     let observer = Steps::default();
     let steps = Arc::clone(&observer.0);
     let stage = Stage::new(backend, |rocket| {
@@ -189,25 +193,25 @@ async fn a_guard_that_the_body_holds_is_taken_back(backend: Backend) {
         assert!(!response.body.contains("one"), "{}", response.body);
         assert!(
             stage.outstanding().is_empty(),
-            "{path}: it was freed with the response"
+            "{path}: the guard is dropped with the response"
         );
         assert_eq!(
             std::mem::take(&mut *steps.lock()),
             [(Action::Rollback, "main".to_owned())],
-            "{path}: and rolled back"
+            "{path}: its transaction is rolled back"
         );
         assert_eq!(stage.notes().await, [""; 0], "{path}");
     }
 }
 
-async fn a_body_and_a_task_at_once(backend: Backend) {
+async fn a_body_and_a_task_may_leak_in_one_request(backend: Backend) {
     let (stage, latch) = stage(backend).await;
     let response = stage.send("GET /both").await;
     assert_eq!(response.summary(), LEAKED);
     let held: Vec<_> = stage
         .outstanding()
         .into_iter()
-        .map(|line| line.resource)
+        .map(|entry| entry.resource)
         .collect();
     assert_eq!(held, ["audit"]);
     latch.open().await;
@@ -215,13 +219,13 @@ async fn a_body_and_a_task_at_once(backend: Backend) {
     assert_eq!(stage.notes().await, [""; 0]);
 }
 
-async fn what_comes_after_the_verdict_is_refused(backend: Backend) {
+async fn a_begin_after_the_verdict_is_refused(backend: Backend) {
     let (stage, latch) = stage(backend).await;
     let response = stage.send("POST /late").await;
     assert_eq!(
         response.summary(),
         (201, Some("committed")),
-        "a guard that holds nothing leaks nothing"
+        "a guard without a transaction is no leak"
     );
     latch.open().await;
     stage.nothing_is_stuck().await;
@@ -253,9 +257,9 @@ async fn a_leak_that_never_ends_does_not_block_shutdown(backend: Backend) {
 }
 
 on_each_backend!(
-    a_guard_leaked_into_a_task_is_condemned_until_it_ends,
-    a_guard_that_the_body_holds_is_taken_back,
-    a_body_and_a_task_at_once,
-    what_comes_after_the_verdict_is_refused,
+    a_guard_leaked_into_a_task_is_condemned_until_the_task_ends,
+    a_guard_held_by_the_body_is_dropped_and_rolled_back,
+    a_body_and_a_task_may_leak_in_one_request,
+    a_begin_after_the_verdict_is_refused,
     a_leak_that_never_ends_does_not_block_shutdown,
 );

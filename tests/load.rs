@@ -1,4 +1,4 @@
-//! Many clients, few connections, a third of everything failing.
+//! Load: many clients, few connections, and a fault in one third of the requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::support::{Backend, Databases, Http, HttpResponse, In, Service, eventu
 const CLIENTS: usize = 200;
 const LOAD: Duration = Duration::from_secs(10);
 
-/// A third of them, in turn.
+/// The faults that every third request gets, in turn.
 const FAULTS: [&str; 8] = [
     "respond=502",
     "panic",
@@ -24,17 +24,17 @@ const FAULTS: [&str; 8] = [
     "respond=404",
 ];
 
-/// What one client has been told.
+/// The responses that one client has received.
 #[derive(Default)]
-struct Told {
+struct Received {
     /// Title and request id of every success.
     kept: Vec<(String, String)>,
-    /// Answers by `Transaction-Outcome`.
+    /// Number of responses by `Transaction-Outcome`.
     outcomes: BTreeMap<String, u64>,
 }
 
-async fn client(http: Http, number: usize, until: Instant) -> Told {
-    let mut told = Told::default();
+async fn client(http: Http, number: usize, until: Instant) -> Received {
+    let mut received = Received::default();
     for turn in 0.. {
         if Instant::now() > until {
             break;
@@ -55,24 +55,25 @@ async fn client(http: Http, number: usize, until: Instant) -> Told {
         let outcome = response
             .outcome()
             .expect("every request here has tried to write");
-        *told.outcomes.entry(outcome.to_owned()).or_default() += 1;
+        *received.outcomes.entry(outcome.to_owned()).or_default() += 1;
         match response.status {
             201 => {
                 assert_eq!(outcome, "committed");
                 assert!(fault.is_empty() || fault == "delay=1", "{fault} is a 201");
-                told.kept.push((title, id));
+                received.kept.push((title, id));
             }
             status => {
                 assert_eq!(outcome, "rolled-back", "{status}");
-                // A wait may be over its limit; nothing else goes wrong by itself.
+                // A request without a fault may exceed a wait limit (503), but must not fail
+                // otherwise.
                 assert!(!fault.is_empty() || status == 503, "{}", response.body);
             }
         }
     }
-    told
+    received
 }
 
-async fn every_success_is_there_and_nothing_else(backend: Backend) {
+async fn under_load_every_success_is_stored_and_nothing_else(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let pools = databases.variable_with("max_connections=4");
     let variables = [("ROCKET_DATABASES", pools.as_str())];
@@ -83,9 +84,11 @@ async fn every_success_is_there_and_nothing_else(backend: Backend) {
     for number in 0..CLIENTS {
         clients.spawn(client(service.http.clone(), number, until));
     }
-    let told = clients.join_all().await;
+    let received = clients.join_all().await;
 
-    let kept = told.iter().flat_map(|told| told.kept.iter().cloned());
+    let kept = received
+        .iter()
+        .flat_map(|client| client.kept.iter().cloned());
     let (titles, ids): (BTreeSet<String>, BTreeSet<String>) = kept.unzip();
     assert!(titles.len() > CLIENTS, "only {} successes", titles.len());
     let stored = databases.texts(In::Main, "SELECT title FROM todos").await;
@@ -109,14 +112,14 @@ async fn every_success_is_there_and_nothing_else(backend: Backend) {
         ("partial", "partial"),
         ("unknown", "unknown"),
     ] {
-        let responses: u64 = told
+        let responses: u64 = received
             .iter()
-            .map(|told| told.outcomes.get(outcome).copied().unwrap_or(0))
+            .map(|client| client.outcomes.get(outcome).copied().unwrap_or(0))
             .sum();
         assert_eq!(registry["settled"][counter], responses, "{outcome}");
     }
 
-    // No connection is lost: more requests at once than there are, all at work at some time.
+    // No connection was lost: more concurrent requests than connections all succeed.
     let mut writers = JoinSet::new();
     for _ in 0..16 {
         let http = service.http.clone();
@@ -133,4 +136,4 @@ async fn every_success_is_there_and_nothing_else(backend: Backend) {
     service.stop().await;
 }
 
-on_each_backend!(every_success_is_there_and_nothing_else);
+on_each_backend!(under_load_every_success_is_stored_and_nothing_else);

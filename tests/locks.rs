@@ -1,7 +1,7 @@
 //! Locks by key: in memory, and leases in a database that several processes share.
 //!
-//! A manager has gates of its own, so two managers on pools of their own are to each other what two
-//! processes are.
+//! Each manager has its own gates (the in-process queues in front of the leases). Two managers with
+//! separate pools therefore behave like two processes.
 
 mod cancelled;
 mod fencing;
@@ -18,7 +18,7 @@ use rocket_tx_aggregates::lock::{LeaseRow, UrlLockManager};
 
 use crate::support::{Backend, Databases, eventually};
 
-/// A database with the table of leases, and managers on it.
+/// A database with the table of leases, and a manager on it.
 pub struct Leases {
     databases: Databases,
     pub manager: UrlLockManager,
@@ -32,7 +32,7 @@ impl Leases {
         Self { databases, manager }
     }
 
-    /// What another process would have.
+    /// Returns a separate manager, as another process would have.
     pub async fn another(&self) -> UrlLockManager {
         manager(&self.databases).await
     }
@@ -41,7 +41,7 @@ impl Leases {
         self.manager.leases().await.unwrap()
     }
 
-    /// No row and no gate is left.
+    /// Waits until no row and no gate is left.
     pub async fn everything_is_free(&self) {
         eventually("every lease is released", async || {
             self.rows().await.is_empty()
@@ -55,7 +55,7 @@ async fn manager(databases: &Databases) -> UrlLockManager {
     manager_on(&databases.main).await
 }
 
-/// What a process has that knows this URL.
+/// Returns a manager with its own pool on this URL.
 async fn manager_on(url: &str) -> UrlLockManager {
     let figment = Figment::from(("url", url))
         .merge(("max_connections", 4))

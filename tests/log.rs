@@ -1,4 +1,5 @@
-//! What the service logs: each line bears its request, and no line above debug a statement.
+//! The log of the service. Each line carries its request id, and no line above debug level contains
+//! a statement.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ fn objects(log: &str) -> Vec<Value> {
         .collect()
 }
 
-async fn a_line_bears_its_request(backend: Backend) {
+async fn a_log_line_carries_its_request(backend: Backend) {
     let filter = ("RUST_LOG", "rocket_tx=debug,rocket=warn");
     let service = service(backend, &[("ROCKET_LOG_FORMAT", "json"), filter]).await;
     let response = service.new_todo("a", "respond=502").await;
@@ -45,7 +46,7 @@ async fn a_line_bears_its_request(backend: Backend) {
     assert_eq!(span["status"], 502);
 }
 
-async fn a_warning_bears_its_request_too(backend: Backend) {
+async fn a_warning_carries_its_request(backend: Backend) {
     let variables = [
         ("ROCKET_LOG_FORMAT", "json"),
         ("ROCKET_SLOW_TRANSACTION", "50ms"),
@@ -65,12 +66,12 @@ async fn a_warning_bears_its_request_too(backend: Backend) {
     assert_eq!(warned["request"], request);
 }
 
-/// What hangs is never settled: it is warned about while it does, once.
-async fn it_is_warned_while_it_lasts(backend: Backend) {
+/// A request that hangs is not settled yet. It is warned about once per transaction while it hangs.
+async fn a_hanging_request_is_warned_about_once(backend: Backend) {
     let service = service(backend, &[("ROCKET_SLOW_TRANSACTION", "200ms")]).await;
     let hanging = service.new_todo("a", "delay=4000");
     let warned = async {
-        eventually("it is warned", async || {
+        eventually("the warning is logged", async || {
             service.log().contains("still outstanding")
         })
         .await;
@@ -78,21 +79,21 @@ async fn it_is_warned_while_it_lasts(backend: Backend) {
         registry["outstanding"].as_array().unwrap().len()
     };
     let (response, outstanding) = rocket::futures::future::join(hanging, warned).await;
-    assert_eq!(outstanding, 2, "they were still outstanding");
+    assert_eq!(outstanding, 2, "both transactions are still outstanding");
     assert_eq!(response.status, 201);
     let log = service.log();
     assert_eq!(log.matches("`slow_transaction`").count(), 2, "{log}");
-    for said in [
+    for field in [
         "route=\"todos::create\"",
         "guard=\"Begin<Main>\"",
         "guard=\"Begin<Audit>\"",
     ] {
-        assert!(log.contains(said), "{said}: {log}");
+        assert!(log.contains(field), "{field}: {log}");
     }
 }
 
-/// Clients are told to look for the id of their request in the log.
-async fn a_failure_is_found_by_its_request(backend: Backend) {
+/// Responses refer to the log by the id of the request, so the log must contain it.
+async fn the_log_of_a_failure_contains_its_request_id(backend: Backend) {
     let service = service(backend, &[]).await;
     for fault in ["panic", "respond=500", "respond=502", "leak=10"] {
         let response = service.new_todo("a", fault).await;
@@ -107,8 +108,8 @@ async fn a_failure_is_found_by_its_request(backend: Backend) {
     assert!(!service.log()[before.len()..].contains("could not be served"));
 }
 
-/// Also not that of a slow one, or of one that failed.
-async fn no_statement_above_debug(backend: Backend) {
+/// Statements that are slow or fail are not logged either.
+async fn no_statement_is_logged_above_debug(backend: Backend) {
     let service = service(backend, &[("RUST_LOG", "info")]).await;
     for fault in [
         "swallow",
@@ -131,11 +132,11 @@ async fn no_statement_above_debug(backend: Backend) {
             .await
             .unwrap();
         let waiting = service.new_todo("a secret title", "");
-        let letting_go = async {
+        let unlock = async {
             rocket::tokio::time::sleep(std::time::Duration::from_millis(1_300)).await;
             sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
         };
-        let (response, ()) = rocket::futures::future::join(waiting, letting_go).await;
+        let (response, ()) = rocket::futures::future::join(waiting, unlock).await;
         assert_eq!(response.status, 201, "{response:?}");
     }
     let log = service.log();
@@ -144,22 +145,22 @@ async fn no_statement_above_debug(backend: Backend) {
     }
 }
 
-async fn a_format_that_is_none_stops_the_launch(backend: Backend) {
+async fn an_unknown_log_format_stops_the_launch(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let variables = [("ROCKET_LOG_FORMAT", "xml")];
     let refused = Starting::new(databases, &[], &variables).launched().await;
-    let Err((status, said)) = refused else {
-        panic!("it launched");
+    let Err((status, log)) = refused else {
+        panic!("the service launched");
     };
     assert!(!status.success());
-    assert!(said.contains("`log_format`"), "{said}");
+    assert!(log.contains("`log_format`"), "{log}");
 }
 
 on_each_backend!(
-    a_line_bears_its_request,
-    a_warning_bears_its_request_too,
-    it_is_warned_while_it_lasts,
-    a_failure_is_found_by_its_request,
-    no_statement_above_debug,
-    a_format_that_is_none_stops_the_launch,
+    a_log_line_carries_its_request,
+    a_warning_carries_its_request,
+    a_hanging_request_is_warned_about_once,
+    the_log_of_a_failure_contains_its_request_id,
+    no_statement_is_logged_above_debug,
+    an_unknown_log_format_stops_the_launch,
 );

@@ -1,7 +1,8 @@
-//! Every behaviour, on every backend that it is promised for.
+//! The integration tests: each promised behaviour, on each backend that it is promised for.
 //!
-//! One file a capability; each behaviour is one function that is given a [`support::Backend`], and
-//! `on_each_backend!` makes a test of it on both. All of them are one binary: it is linked once.
+//! Each file covers one capability. A behaviour is one function with a [`support::Backend`] as its
+//! argument, and `on_each_backend!` makes one test per backend of it. All tests are in one binary,
+//! so that only one binary is linked.
 
 #![allow(clippy::unwrap_used)]
 

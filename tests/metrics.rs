@@ -1,4 +1,4 @@
-//! `/metrics`: what is counted adds up.
+//! `/metrics`: the counts are complete and consistent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use crate::aggregates::{create, rename};
 use crate::support::python::{python, said};
 use crate::support::{Backend, Break, Databases, In, Service};
 
-/// Every sample by its name with its labels. The text must keep the format: HELP and TYPE before the
-/// samples of a name, once, and nothing but numbers behind them.
+/// Returns every sample by its name with its labels. Checks the format: each sample has a TYPE line
+/// before it, no line occurs twice, and each value is a number.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let mut samples = BTreeMap::new();
     let mut types: BTreeMap<&str, &str> = BTreeMap::new();
@@ -44,7 +44,7 @@ fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
     samples.iter().filter(of).map(|(_, value)| value).sum()
 }
 
-/// How many samples the official client reads in `text`.
+/// Returns how many samples the official Prometheus client reads in `text`.
 fn read_by_prometheus(service: &Service, text: &str) -> usize {
     let program = "import sys; from prometheus_client.parser import text_string_to_metric_families; \
          families = text_string_to_metric_families(sys.stdin.read()); \
@@ -104,7 +104,7 @@ async fn outcomes_add_up(backend: Backend) {
         sum(&samples, "http_requests_total", r#"route="todos::create""#),
         f64::from(sent)
     );
-    // As the client was told it, and not as the handler meant it.
+    // The status that the client received counts, not the one that the handler returned.
     assert_eq!(
         samples[r#"http_requests_total{route="todos::create",status="409"}"#],
         2.0
@@ -153,7 +153,7 @@ async fn leases_are_counted(backend: Backend) {
     }
     let slow = rename(&service.http, "milk", "slow", "delay=1000@loaded");
     let waiting = async {
-        crate::support::eventually("it is leased", async || {
+        crate::support::eventually("the key is leased", async || {
             !crate::aggregates::leases(&service.http).await.is_empty()
         })
         .await;
@@ -171,8 +171,8 @@ async fn leases_are_counted(backend: Backend) {
     assert!((0.05..30.0).contains(&waited), "{waited}");
 }
 
-/// One database has committed, and the other never heard of its COMMIT.
-async fn each_database_is_counted_for_itself() {
+/// One database has committed. The COMMIT of the other did not reach the server.
+async fn each_database_is_counted_separately() {
     let mut databases = Databases::new(Backend::Postgres).await;
     let proxy = databases.by_proxy(In::Audit).await;
     let service = Service::on(Arc::new(databases), &[]).await;
@@ -192,8 +192,8 @@ async fn each_database_is_counted_for_itself() {
 mod postgres_only {
     mod postgres {
         #[rocket::async_test]
-        async fn each_database_is_counted_for_itself() {
-            super::super::each_database_is_counted_for_itself().await;
+        async fn each_database_is_counted_separately() {
+            super::super::each_database_is_counted_separately().await;
         }
     }
 }

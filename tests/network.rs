@@ -1,4 +1,4 @@
-//! A network that dies without a word, and a server that is not there.
+//! A network that goes silent without closing connections, and a server that is down.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ use crate::support::{
     Audit, Backend, Databases, HttpResponse, In, Main, Newcomers, Proxy, Stage, eventually,
 };
 
-/// As many as a database has connections here.
+/// The number of connections that a database has in these tests.
 const CONNECTIONS: usize = 4;
 
 const CONNECT: Duration = Duration::from_secs(1);
 const HANDLER: Duration = Duration::from_secs(3);
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Within which everything is answered; the machine may be busy with other tests.
+/// Every request must get its response within this time, with 3 s of tolerance for a busy machine.
 const BOUND: Duration =
     Duration::from_secs(CONNECT.as_secs() + HANDLER.as_secs() + SETTLE.as_secs() + 3);
 
@@ -46,7 +46,7 @@ async fn count(mut main: Read<Main>) -> Result<String, Error> {
     Ok(count.to_string())
 }
 
-/// Opens as many sessions as there may be: none ends before all have begun.
+/// Opens all sessions of the pool: no request ends before all have begun.
 #[post("/together")]
 async fn together(mut main: Tx<Main>, all: &State<Barrier>) -> Result<(), Error> {
     run(&mut main, "SELECT 1").await?;
@@ -61,7 +61,7 @@ async fn read_together(mut main: Read<Main>, all: &State<Barrier>) -> Result<(),
     Ok(())
 }
 
-/// Two steps, and the test goes between them.
+/// Lets the test act between the two steps of a handler.
 struct Steps {
     first_done: Semaphore,
     go_on: Semaphore,
@@ -99,7 +99,7 @@ struct Scene {
     steps: Arc<Steps>,
 }
 
-/// A service whose database `main` is behind a proxy.
+/// Returns a service that reaches its database `main` through a proxy.
 async fn scene() -> Scene {
     let mut databases = Databases::with_tables(Backend::Postgres).await;
     let proxy = databases.by_proxy(In::Main).await;
@@ -116,63 +116,67 @@ async fn scene() -> Scene {
 }
 
 impl Scene {
-    /// All of these at once.
+    /// Sends all requests at once.
     async fn at_once(&self, requests: impl IntoIterator<Item = String>) -> Vec<HttpResponse> {
         let requests = requests
             .into_iter()
-            .map(async |what| self.timed(&what).await);
+            .map(async |request| self.timed(&request).await);
         rocket::futures::future::join_all(requests).await
     }
 
-    /// An answer that comes in time.
-    async fn timed(&self, what: &str) -> HttpResponse {
+    /// Sends a request, and checks that the response comes in time.
+    async fn timed(&self, request: &str) -> HttpResponse {
         let sent = Instant::now();
-        let response = self.stage.send(what).await;
+        let response = self.stage.send(request).await;
         let took = sent.elapsed();
-        assert!(took < BOUND, "{what} took {took:?}: {response:?}");
+        assert!(took < BOUND, "{request} took {took:?}: {response:?}");
         response
     }
 
-    /// Every session that there may be is open, and idle.
+    /// Opens every session of the pools, and leaves them idle.
     async fn open_all(&self) {
-        for what in ["POST /together", "GET /together"] {
-            let responses = self.at_once(vec![what.to_owned(); CONNECTIONS]).await;
+        for request in ["POST /together", "GET /together"] {
+            let responses = self.at_once(vec![request.to_owned(); CONNECTIONS]).await;
             assert!(responses.iter().all(|response| response.status == 200));
         }
     }
 
-    /// Writes and reads work again, `within` of now.
+    /// Waits until writes and reads work again, at most for `within`.
     async fn recovers(&self, within: Duration) {
         let broken = Instant::now();
-        for (what, well) in [("POST /notes/recovered", 201), ("GET /notes", 200)] {
-            eventually("it works again", async || {
-                self.timed(what).await.status == well
+        for (request, status) in [("POST /notes/recovered", 201), ("GET /notes", 200)] {
+            eventually("the request works again", async || {
+                self.timed(request).await.status == status
             })
             .await;
         }
         let took = broken.elapsed();
         println!("recovered after {took:?}");
-        assert!(took < within, "it took {took:?}");
-        // It is there, and once: the table has a unique key.
+        assert!(took < within, "the recovery took {took:?}");
+        // The row is stored, and only once: the table has a unique key.
         let notes = self.stage.databases.notes(In::Main).await;
         assert!(notes.contains(&"recovered".to_owned()), "{notes:?}");
     }
 }
 
-/// A refusal that a client may answer by trying again.
-fn is_refused(response: &HttpResponse, kind: &str, what: &str) {
-    assert_eq!(response.status, 503, "{what}: {response:?}");
-    assert_ne!(response.outcome(), Some("unknown"), "{what}: {response:?}");
-    assert_eq!(response.kind(), kind, "{what}: {}", response.body);
-    assert!(response.header("retry-after").is_some(), "{what}");
+/// Checks that the response is a refusal after which the client may retry.
+fn is_refused(response: &HttpResponse, kind: &str, request: &str) {
+    assert_eq!(response.status, 503, "{request}: {response:?}");
+    assert_ne!(
+        response.outcome(),
+        Some("unknown"),
+        "{request}: {response:?}"
+    );
+    assert_eq!(response.kind(), kind, "{request}: {}", response.body);
+    assert!(response.header("retry-after").is_some(), "{request}");
 }
 
 mod postgres {
     use super::*;
 
-    /// No packet of the old connections arrives any more; new ones work.
+    /// The old connections carry no more packets; new connections work.
     #[rocket::async_test]
-    async fn connections_that_died_silently_are_found_out_and_replaced() {
+    async fn connections_that_died_silently_are_detected_and_replaced() {
         let scene = scene().await;
         scene.open_all().await;
         scene.proxy.freeze();
@@ -180,14 +184,14 @@ mod postgres {
         let writes = (0..2 * CONNECTIONS).map(|number| format!("POST /notes/{number}"));
         let reads = (0..2 * CONNECTIONS).map(|_| "GET /notes".to_owned());
         let responses = scene.at_once(writes.chain(reads)).await;
-        println!("answered in {:?}", broken.elapsed());
+        println!("all responses received in {:?}", broken.elapsed());
         let mut written = Vec::new();
         for (number, response) in responses.iter().enumerate() {
             match (response.status, response.outcome()) {
                 (201, Some("committed")) => written.push(number.to_string()),
                 (200, None) => {}
                 (503, Some("rolled-back") | None) => {}
-                told => panic!("request {number} was told {told:?}: {response:?}"),
+                other => panic!("request {number}: unexpected {other:?}: {response:?}"),
             }
         }
         scene.recovers(Duration::from_secs(10)).await;
@@ -198,20 +202,20 @@ mod postgres {
         scene.stage.nothing_is_stuck().await;
     }
 
-    /// Neither old nor new connections get an answer.
+    /// Neither old nor new connections get a reply.
     #[rocket::async_test]
     async fn a_database_behind_a_dead_network_cannot_be_reached_and_recovers_with_it() {
         let scene = scene().await;
         scene.open_all().await;
         scene.proxy.freeze();
         scene.proxy.newcomers(Newcomers::Ignored).await;
-        // The sessions that stand are found out first.
+        // First, requests detect that the open sessions are dead.
         let requests = (0..3 * CONNECTIONS).map(|number| format!("POST /notes/{number}"));
         for response in scene.at_once(requests).await {
             assert_eq!(response.status, 503, "{response:?}");
         }
-        for what in ["POST /notes/1", "POST /both/1", "GET /notes"] {
-            is_refused(&scene.timed(what).await, "unreachable", what);
+        for request in ["POST /notes/1", "POST /both/1", "GET /notes"] {
+            is_refused(&scene.timed(request).await, "unreachable", request);
         }
         assert_eq!(scene.stage.notes().await, [""; 0]);
         scene.proxy.newcomers(Newcomers::Served).await;
@@ -221,7 +225,7 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn a_statement_that_is_never_answered_is_given_up_with_its_handler() {
+    async fn a_statement_without_a_reply_is_abandoned_with_its_handler() {
         let scene = scene().await;
         let test = async {
             scene.steps.first_done.acquire().await.unwrap().forget();
@@ -243,15 +247,15 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn a_server_that_is_down_cannot_be_reached_and_is_not_called_busy() {
+    async fn a_server_that_is_down_is_reported_as_unreachable_and_not_as_busy() {
         let scene = scene().await;
         scene.open_all().await;
         scene.proxy.newcomers(Newcomers::Refused).await;
         scene.proxy.cut();
         for _ in 0..2 {
-            for what in ["POST /notes/1", "POST /both/1", "GET /notes"] {
-                let response = scene.timed(what).await;
-                is_refused(&response, "unreachable", what);
+            for request in ["POST /notes/1", "POST /both/1", "GET /notes"] {
+                let response = scene.timed(request).await;
+                is_refused(&response, "unreachable", request);
                 assert!(
                     response.body.contains("cannot be reached"),
                     "{}",

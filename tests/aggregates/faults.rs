@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rocket::futures::future::join_all;
 
-use super::{create, leases, rename, rename_that_is_lost, stored};
+use super::{create, leases, rename, rename_without_response, stored};
 use crate::support::{Backend, Databases, In, Service, eventually};
 
 /// A snapshot is due with every event, so that a rollback has one to undo.
@@ -216,7 +216,7 @@ async fn expired_leases_are_swept(backend: Backend) {
     let service = Service::on(Arc::clone(&databases), &settings).await;
     let crashing = Service::on(databases, &settings).await;
     create(&service.http, "milk").await;
-    let lost = rename_that_is_lost(&crashing.http, "milk");
+    let lost = rename_without_response(&crashing.http, "milk");
     eventually("it is leased", async || {
         !leases(&service.http).await.is_empty()
     })

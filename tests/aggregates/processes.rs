@@ -11,7 +11,7 @@ use rocket_db_pools::Pool;
 use rocket_tx::db::UrlPool;
 use rocket_tx_aggregates::lock::{Hold, UrlLockManager};
 
-use super::{create, events, leases, rename, rename_that_is_lost};
+use super::{create, events, leases, rename, rename_without_response};
 use crate::support::{Backend, Databases, Http, Service, Starting, eventually};
 
 const MS: Duration = Duration::from_millis(1);
@@ -117,7 +117,7 @@ async fn the_lease_of_a_killed_process_is_taken_over(backend: Backend) {
     let killed = services.pop().unwrap();
     create(&other.http, "milk").await;
     let asked = Instant::now();
-    let lost = rename_that_is_lost(&killed.http, "milk");
+    let lost = rename_without_response(&killed.http, "milk");
     eventually("it is leased", async || {
         !leases(&other.http).await.is_empty()
     })

@@ -1,12 +1,13 @@
 /*
- * A disk that fails, or is slow: interposes the calls that sync a file and those that write to it.
+ * A preloaded library that simulates a disk that fails or is slow. It interposes the calls that sync
+ * a file or write to it. Environment variables:
  *
- *   DISK_ORDERS  a file with one order a line, read anew at each call:
+ *   DISK_ORDERS  a file with one order per line, read again at each call:
  *                  CALL SUFFIX ACTION [MICROSECONDS]
  *                CALL is fsync, fdatasync or write; SUFFIX is the end of the file's name.
- *                ACTION is eio or enospc (the call fails), slow (it takes so much longer), or
- *                stuck (it lasts until the order is gone).
- *   DISK_DELAY   without orders: how much longer each sync takes, in microseconds
+ *                ACTION is eio or enospc (the call fails), slow (the call takes MICROSECONDS
+ *                longer), or stuck (the call blocks until the order is removed).
+ *   DISK_DELAY   how much longer each sync takes, in microseconds, with or without orders
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -24,7 +25,7 @@ static int ends_with(const char *name, const char *suffix) {
     return length >= end && strcmp(name + length - end, suffix) == 0;
 }
 
-/* 0, or the error that the call is to fail with. */
+/* Carries the orders out. Returns 0, or the error that the call must fail with. */
 static int ordered(const char *call, int fd) {
     const char *delay = getenv("DISK_DELAY");
     if (delay != NULL && strcmp(call, "write") != 0) {

@@ -1,4 +1,4 @@
-//! A disk that fails, or is slow, for a service in a process of its own.
+//! Simulates a disk that fails or is slow, for a service in a separate process.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::support::{Databases, Service};
 
-/// What the process's disk does, by the orders in a file; see `disk.c`.
+/// The simulated disk of a process. A file contains its orders; see `disk.c`.
 pub struct Disk {
     orders: PathBuf,
     library: &'static str,
@@ -20,19 +20,20 @@ impl Disk {
         }
     }
 
-    /// One order a line: `fdatasync -wal eio`.
+    /// Replaces the orders. Each line is one order, such as `fdatasync -wal eio`.
     pub fn order(&self, orders: &str) {
-        // In one step: a half-written order is another one.
+        // Replaced atomically, because half of an order could be read as a different order.
         let new = self.orders.with_extension("new");
         std::fs::write(&new, format!("{orders}\n")).unwrap();
         std::fs::rename(new, &self.orders).unwrap();
     }
 
+    /// Removes all orders, so that the disk works.
     pub fn mend(&self) {
         self.order("");
     }
 
-    /// Starts the service on this disk, with variables of its environment.
+    /// Starts the service on this disk, with environment variables.
     pub async fn service(&self, databases: &Arc<Databases>, variables: &[(&str, &str)]) -> Service {
         let mut all = vec![
             ("LD_PRELOAD", self.library),
@@ -42,7 +43,8 @@ impl Disk {
         Service::on(Arc::clone(databases), &all).await
     }
 
-    /// The disk of this process, if it has one; if not, the test `name` is run in a process that has.
+    /// Returns the simulated disk of this process, if it has one. Otherwise runs the test `name` in a
+    /// new process with a simulated disk, asserts that it passes, and returns `None`.
     pub fn of_this_process(folder: &Path, name: &str) -> Option<Self> {
         if let Some(orders) = std::env::var_os("DISK_ORDERS") {
             let orders = orders.into();
@@ -57,17 +59,17 @@ impl Disk {
             .env("DISK_ORDERS", folder.join("orders"))
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&run.stdout);
+        let output = String::from_utf8_lossy(&run.stdout);
         let errors = String::from_utf8_lossy(&run.stderr);
         assert!(
-            said.contains("1 passed"),
-            "in the other process: {said}{errors}"
+            output.contains("1 passed"),
+            "in the other process: {output}{errors}"
         );
         None
     }
 }
 
-/// Compiled once a run.
+/// Returns the path of the library, which is compiled once per run.
 fn library() -> &'static str {
     static LIBRARY: OnceLock<String> = OnceLock::new();
 
@@ -80,7 +82,7 @@ fn library() -> &'static str {
             .args([&library, &source])
             .arg("-ldl")
             .status()
-            .expect("there is no C compiler (cc)");
+            .expect("the C compiler `cc` was not found");
         assert!(compiled.success());
         library.to_str().unwrap().to_owned()
     })

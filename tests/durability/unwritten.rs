@@ -1,4 +1,4 @@
-//! A transaction that wrote nothing has nothing to wait for but what it may have read.
+//! A transaction without writes waits only for the syncs of commits that it may have read.
 
 use std::path::Path;
 
@@ -19,7 +19,8 @@ mod sqlite {
             .merge(("max_connections", 1))
             .merge(("connect_timeout", 5));
         let pool = SqlitePool::init(&figment).await.unwrap();
-        // The first commits show that marks can be relied on.
+        // The pool relies on the modification time of the log only after some commits have shown that
+        // this is reliable.
         for sql in [
             "CREATE TABLE notes (text TEXT)",
             "CREATE INDEX by_text ON notes (text)",
@@ -50,7 +51,7 @@ mod sqlite {
     }
 
     #[rocket::async_test]
-    async fn what_wrote_nothing_waits_for_no_disk() {
+    async fn a_transaction_without_writes_does_not_wait_for_the_disk() {
         let folder = tempfile::tempdir().unwrap();
         let pool = pool(folder.path()).await;
         for round in 0..3 {
@@ -75,9 +76,10 @@ mod sqlite {
         pool.close().await;
     }
 
-    /// Also what SQLite does not count as a change, and where the log does not grow.
+    /// This includes statements that SQLite does not count as changes, and commits that do not make
+    /// the write-ahead log longer.
     #[rocket::async_test]
-    async fn whatever_wrote_waits_for_the_disk() {
+    async fn every_transaction_with_writes_waits_for_the_disk() {
         let folder = tempfile::tempdir().unwrap();
         let pool = pool(folder.path()).await;
         for round in 0..3 {
@@ -98,7 +100,7 @@ mod sqlite {
                     durability.wait().await.unwrap();
                 }
             }
-            // The next write begins the log anew.
+            // After this checkpoint, the next write restarts the log.
             checkpoint(folder.path()).await;
         }
         pool.close().await;
@@ -116,11 +118,10 @@ mod sqlite {
         other.close().await.unwrap();
     }
 
-    /// Otherwise its response would tell of what a power cut takes back.
+    /// Without this wait, its response could show data that a power cut undoes.
     #[rocket::async_test]
-    async fn what_wrote_nothing_waits_for_what_it_may_have_read() {
-        const NAME: &str =
-            "durability::unwritten::sqlite::what_wrote_nothing_waits_for_what_it_may_have_read";
+    async fn a_transaction_without_writes_waits_for_commits_it_may_have_read() {
+        const NAME: &str = "durability::unwritten::sqlite::a_transaction_without_writes_waits_for_commits_it_may_have_read";
 
         let folder = tempfile::tempdir().unwrap();
         let Some(disk) = Disk::of_this_process(folder.path(), NAME) else {
@@ -141,7 +142,8 @@ mod sqlite {
         pool.close().await;
     }
 
-    /// Whatever became of the connection whose commits could not be synced.
+    /// After a failed sync, the file is checked or the later commit is durable. `how` is the fate of
+    /// the connection whose commit could not be synced: `kept`, `closed` or `replaced`.
     async fn after_a_failed_sync(name: &str, how: &str) {
         use sqlx::{ConnectOptions, Connection, Executor};
         use std::io::{Seek, SeekFrom, Write};
@@ -155,28 +157,29 @@ mod sqlite {
         commit(&pool, insert, false).await.wait().await.unwrap();
         let wal = folder.path().join("a.db-wal");
         let length = || std::fs::metadata(&wal).unwrap().len();
-        // A request commits, and its sync lasts.
+        // A request commits, and its sync does not return yet.
         disk.order("fdatasync -wal stuck");
         let from = length();
         let lost = commit(&pool, "INSERT INTO notes VALUES ('lost')", false).await;
         let to = length();
         assert!(!lost.is_reached() && to > from);
-        if how != "left" {
-            // Another one has its connection closed; a handler that `bounded` gives up does the same.
+        if how != "kept" {
+            // Another request makes the pool close the connection. A handler that times out in
+            // `bounded` does the same.
             let options = BeginOptions {
                 isolation: Isolation::Default,
                 access: Access::ReadWrite,
                 wait: WaitPolicy::QUEUE,
             };
             let mut transaction = pool.open(options).await.unwrap();
-            let left = match how {
-                "given up" => "ROLLBACK",
+            let sql = match how {
+                "closed" => "ROLLBACK",
                 _ => "PRAGMA recursive_triggers = 1",
             };
-            transaction.connection().execute(left).await.unwrap();
+            transaction.connection().execute(sql).await.unwrap();
             transaction.rollback().await.unwrap();
         }
-        // With what was left on the connection, the next one waits in its BEGIN for the sync.
+        // If the connection has a changed setting, the next BEGIN waits for the sync.
         let options = BeginOptions {
             isolation: Isolation::Default,
             access: Access::ReadWrite,
@@ -190,29 +193,29 @@ mod sqlite {
             ));
             rocket::tokio::task::yield_now().await;
         }
-        // The disk has failed. As the kernel does then, the pages are dropped.
+        // The sync fails. The test then drops the pages of the commit, as the kernel does.
         disk.order("fdatasync -wal eio");
-        let told = lost.wait().await;
-        assert!(told.is_err());
+        let result = lost.wait().await;
+        assert!(result.is_err());
         disk.mend();
         let mut file = std::fs::OpenOptions::new().write(true).open(&wal).unwrap();
         file.seek(SeekFrom::Start(from)).unwrap();
         file.write_all(&vec![0; (to - from) as usize]).unwrap();
-        // The next one writes to another page.
+        // The next transaction writes to another page.
         let opened = match early {
             Some(early) => early.await.unwrap(),
             None => pool.open(options).await,
         };
         let mut transaction = match opened {
             Ok(transaction) => transaction,
-            // The damage was found.
+            // The check has detected the damage.
             Err(_) => return,
         };
         let update = "UPDATE kept SET text = 'after'";
         transaction.connection().execute(update).await.unwrap();
-        let told = transaction.commit().await;
-        assert!(told.is_ok());
-        // A power cut: what both files hold, and no more.
+        let result = transaction.commit().await;
+        assert!(result.is_ok());
+        // A power cut leaves only the content of both files.
         let image = tempfile::tempdir().unwrap();
         for name in ["a.db", "a.db-wal"] {
             std::fs::copy(folder.path().join(name), image.path().join(name)).unwrap();
@@ -224,31 +227,31 @@ mod sqlite {
             .await
             .unwrap();
         after.close().await.unwrap();
-        assert_eq!(kept, "after", "told as committed, and durable");
+        assert_eq!(kept, "after", "the reported commit is not durable");
     }
 
     #[rocket::async_test]
     async fn a_file_is_checked_after_a_failed_sync() {
         after_a_failed_sync(
             "durability::unwritten::sqlite::a_file_is_checked_after_a_failed_sync",
-            "left",
+            "kept",
         )
         .await;
     }
 
     #[rocket::async_test]
-    async fn a_file_is_checked_though_the_connection_was_given_up() {
+    async fn a_file_is_checked_although_the_connection_was_closed() {
         after_a_failed_sync(
-            "durability::unwritten::sqlite::a_file_is_checked_though_the_connection_was_given_up",
-            "given up",
+            "durability::unwritten::sqlite::a_file_is_checked_although_the_connection_was_closed",
+            "closed",
         )
         .await;
     }
 
     #[rocket::async_test]
-    async fn a_file_is_checked_though_the_connection_was_replaced() {
+    async fn a_file_is_checked_although_the_connection_was_replaced() {
         after_a_failed_sync(
-            "durability::unwritten::sqlite::a_file_is_checked_though_the_connection_was_replaced",
+            "durability::unwritten::sqlite::a_file_is_checked_although_the_connection_was_replaced",
             "replaced",
         )
         .await;

@@ -19,7 +19,7 @@ pub enum Operation {
 }
 
 #[derive(Debug, Clone)]
-pub struct Answered {
+pub struct Response {
     pub status: u16,
     pub outcome: Option<String>,
     pub request_id: Option<String>,
@@ -27,12 +27,12 @@ pub struct Answered {
     pub id: Option<i64>,
 }
 
-/// One request; `answered` is `None` if its connection ended without an answer.
+/// One request; `response` is `None` if its connection ended without an answer.
 #[derive(Debug, Clone)]
 pub struct Entry {
     pub operation: Operation,
     pub fault: &'static str,
-    pub answered: Option<Answered>,
+    pub response: Option<Response>,
 }
 
 /// A row of `aggregate_events`.
@@ -62,9 +62,9 @@ impl fmt::Display for Entry {
         let Self {
             operation,
             fault,
-            answered,
+            response,
         } = self;
-        write!(f, "{operation:?} with {fault:?} was told {answered:?}")
+        write!(f, "{operation:?} with {fault:?} was told {response:?}")
     }
 }
 
@@ -110,8 +110,8 @@ fn counted<T: Ord>(all: impl Iterator<Item = T>) -> BTreeMap<T, usize> {
 }
 
 /// How often something must be stored; `None` if once and never are both right.
-fn times(answered: Option<&Answered>) -> Option<usize> {
-    match answered?.outcome.as_deref() {
+fn times(response: Option<&Response>) -> Option<usize> {
+    match response?.outcome.as_deref() {
         Some("committed") => Some(1),
         Some("unknown" | "partial") => None,
         // Without an outcome nothing was outstanding.
@@ -121,8 +121,8 @@ fn times(answered: Option<&Answered>) -> Option<usize> {
 
 /// How many requests were told each outcome.
 pub fn summary(history: &[Entry]) -> BTreeMap<&str, usize> {
-    counted(history.iter().map(|entry| match &entry.answered {
-        Some(answered) => answered.outcome.as_deref().unwrap_or("no outcome"),
+    counted(history.iter().map(|entry| match &entry.response {
+        Some(response) => response.outcome.as_deref().unwrap_or("no outcome"),
         None => "no answer",
     }))
 }
@@ -135,19 +135,19 @@ pub fn check(history: &[Entry], stored: &Stored) -> Vec<String> {
     for entry in history {
         let in_main = effects.get(&entry.operation.effect());
         let in_main = in_main.copied().unwrap_or(0);
-        let answered = entry.answered.as_ref();
-        let times = times(answered);
+        let response = entry.response.as_ref();
+        let times = times(response);
         if in_main > 1 || times.is_some_and(|times| times != in_main) {
             found.push(format!("{in_main} times in main: {entry}"));
         }
-        let Some(answered) = answered else { continue };
-        let outcome = answered.outcome.as_deref();
-        if (200..300).contains(&answered.status) && outcome != Some("committed") {
+        let Some(response) = response else { continue };
+        let outcome = response.outcome.as_deref();
+        if (200..300).contains(&response.status) && outcome != Some("committed") {
             found.push(format!("a success that is not committed: {entry}"));
         }
         // Whatever happens to databases and network has an answer that says so.
         let is_doubtful = matches!(outcome, Some("unknown" | "partial"));
-        if answered.status == 500 && entry.fault.is_empty() && !is_doubtful {
+        if response.status == 500 && entry.fault.is_empty() && !is_doubtful {
             found.push(format!("a failure for no reason: {entry}"));
         }
         if !matches!(
@@ -156,7 +156,7 @@ pub fn check(history: &[Entry], stored: &Stored) -> Vec<String> {
         ) {
             found.push(format!("an outcome that does not exist: {entry}"));
         }
-        match &answered.request_id {
+        match &response.request_id {
             Some(id) => {
                 let lines = audited.get(id).copied().unwrap_or(0);
                 if times.is_some_and(|times| times != lines) {
@@ -191,13 +191,13 @@ fn check_strangers(
     let strangers = effects.keys().filter(|effect| !asked.contains(*effect));
     found.extend(strangers.map(|effect| format!("nobody asked for this: {effect}")));
 
-    let told = history.iter().filter_map(|it| it.answered.as_ref());
+    let told = history.iter().filter_map(|it| it.response.as_ref());
     let told: BTreeSet<_> = told.filter_map(|it| it.request_id.as_ref()).collect();
-    let unanswered = history.iter().filter(|it| it.answered.is_none()).count();
+    let without_response = history.iter().filter(|it| it.response.is_none()).count();
     let strangers = audited.keys().filter(|id| !told.contains(**id)).count();
-    if strangers > unanswered {
+    if strangers > without_response {
         found.push(format!(
-            "{unanswered} requests got no answer, and {strangers} that nobody knows of are audited"
+            "{without_response} requests got no answer, and {strangers} that nobody knows of are audited"
         ));
     }
 }

@@ -131,12 +131,12 @@ mod tests {
     }
 
     #[test]
-    fn a_read_model_that_follows_from_the_events_is_believed() {
+    fn a_read_model_that_follows_from_the_events_is_accepted() {
         assert_eq!(check(&events(), &[line()], &[snapshot()]), [""; 0]);
     }
 
     #[test]
-    fn a_read_model_that_is_behind_is_found() {
+    fn a_read_model_that_differs_from_the_events_is_detected() {
         forged(|listed, _| listed[0].task = "first".into(), "the list has");
         forged(|listed, _| listed[0].completed = false, "the list has");
         forged(|listed, _| listed[0].version = 2, "the list has");
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_too_few_or_too_many_is_found() {
+    fn a_missing_or_extra_entry_is_detected() {
         forged(|listed, _| listed.clear(), "the list has []");
         forged(|listed, _| listed.push(line()), "the list has");
         forged(
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_another_state_is_found() {
+    fn a_snapshot_with_another_state_is_detected() {
         forged(|_, it| it.state["task"] = "first".into(), "should be");
         forged(|_, it| it.sequence = 1, "should be");
         forged(|_, it| it.sequence = 4, "should be");

@@ -10,10 +10,10 @@ use rocket::tokio::time::sleep;
 use super::places::SETTLE;
 use crate::support::{Break, Cluster, Databases, In, Newcomers, Proxy};
 
-/// A server of the history's own, and the way to its databases `main` and `audit`.
+/// A server of the history's own, and the proxy to its databases `main` and `audit`.
 pub struct Network {
     cluster: Cluster,
-    ways: [Proxy; 2],
+    proxies: [Proxy; 2],
 }
 
 /// One thing that goes wrong, until [`Network::disturb`] returns.
@@ -21,7 +21,7 @@ pub struct Network {
 pub enum Disturbance {
     /// Connections are closed.
     Cut,
-    /// Connections are reset, and lose what was on its way.
+    /// Connections are reset, and lose what was on its proxy.
     Reset,
     /// Connections are silent, and then go on: what was sent meanwhile arrives late.
     Silent,
@@ -34,12 +34,12 @@ pub enum Disturbance {
     /// A COMMIT does not arrive, and its connection is closed.
     CommitLost,
     /// A COMMIT arrives, its answer does not, and its connection is closed.
-    AnswerLost,
+    ReplyLost,
     /// A COMMIT does not arrive, and its connection is silent for longer than the service waits.
     CommitSilent,
     /// The answer of a COMMIT is lost, and nobody can connect for longer than the service asks what
     /// became of it.
-    AnswerLostAndRefused,
+    ReplyLostAndRefused,
     /// The same, of a COMMIT that does not arrive.
     CommitLostAndRefused,
     /// The server crashes.
@@ -57,9 +57,9 @@ impl Disturbance {
         Self::Refused,
         Self::Ignored,
         Self::CommitLost,
-        Self::AnswerLost,
+        Self::ReplyLost,
         Self::CommitSilent,
-        Self::AnswerLostAndRefused,
+        Self::ReplyLostAndRefused,
         Self::CommitLostAndRefused,
         Self::Crash,
         Self::Kill,
@@ -76,7 +76,7 @@ impl Disturbance {
     fn lost_commit(self) -> Option<Break> {
         match self {
             Self::CommitLost | Self::CommitLostAndRefused => Some(Break::Before),
-            Self::AnswerLost | Self::AnswerLostAndRefused => Some(Break::After),
+            Self::ReplyLost | Self::ReplyLostAndRefused => Some(Break::After),
             Self::CommitSilent => Some(Break::Stall),
             _ => None,
         }
@@ -92,8 +92,8 @@ impl Network {
         let mut databases = Databases::on_cluster(&cluster).await;
         let main = databases.by_proxy(In::Main).await;
         let audit = databases.by_proxy(In::Audit).await;
-        let ways = [main, audit];
-        (Self { cluster, ways }, databases)
+        let proxies = [main, audit];
+        (Self { cluster, proxies }, databases)
     }
 
     /// Disturbs time and again; all is well when it returns.
@@ -115,25 +115,25 @@ impl Network {
         let time = Duration::from_millis(rng.u64(20..1_500));
         let at_both = rng.bool();
         let one = rng.usize(..2);
-        let ways = match at_both {
-            true => &self.ways[..],
-            false => &self.ways[one..=one],
+        let proxies = match at_both {
+            true => &self.proxies[..],
+            false => &self.proxies[one..=one],
         };
         let newcomers = async |newcomers| {
-            for way in ways {
-                way.newcomers(newcomers).await;
+            for proxy in proxies {
+                proxy.newcomers(newcomers).await;
             }
         };
         match disturbance {
-            Disturbance::Cut => ways.iter().for_each(Proxy::cut),
-            Disturbance::Reset => ways.iter().for_each(Proxy::reset),
+            Disturbance::Cut => proxies.iter().for_each(Proxy::cut),
+            Disturbance::Reset => proxies.iter().for_each(Proxy::reset),
             Disturbance::Silent | Disturbance::SilentAndCut => {
-                ways.iter().for_each(Proxy::freeze);
+                proxies.iter().for_each(Proxy::freeze);
                 sleep(time).await;
                 if disturbance == Disturbance::SilentAndCut {
-                    ways.iter().for_each(Proxy::cut);
+                    proxies.iter().for_each(Proxy::cut);
                 }
-                ways.iter().for_each(Proxy::thaw);
+                proxies.iter().for_each(Proxy::thaw);
             }
             Disturbance::Refused | Disturbance::Ignored => {
                 newcomers(match disturbance {
@@ -141,29 +141,29 @@ impl Network {
                     _ => Newcomers::Ignored,
                 })
                 .await;
-                ways.iter().for_each(Proxy::cut);
+                proxies.iter().for_each(Proxy::cut);
                 sleep(time).await;
                 newcomers(Newcomers::Served).await;
                 // Those who were ignored need not wait any longer.
-                ways.iter().for_each(Proxy::cut);
+                proxies.iter().for_each(Proxy::cut);
             }
-            Disturbance::CommitLost | Disturbance::AnswerLost | Disturbance::CommitSilent => {
-                let way = &self.ways[one];
-                let is_lost = lose_a_commit(way, disturbance).await;
+            Disturbance::CommitLost | Disturbance::ReplyLost | Disturbance::CommitSilent => {
+                let proxy = &self.proxies[one];
+                let is_lost = lose_a_commit(proxy, disturbance).await;
                 if disturbance == Disturbance::CommitSilent {
                     sleep(SETTLE + Duration::from_millis(300)).await;
-                    way.cut();
+                    proxy.cut();
                 }
                 return is_lost;
             }
-            Disturbance::AnswerLostAndRefused | Disturbance::CommitLostAndRefused => {
-                let way = &self.ways[one];
-                way.newcomers(Newcomers::Refused).await;
-                let is_lost = lose_a_commit(way, disturbance).await;
+            Disturbance::ReplyLostAndRefused | Disturbance::CommitLostAndRefused => {
+                let proxy = &self.proxies[one];
+                proxy.newcomers(Newcomers::Refused).await;
+                let is_lost = lose_a_commit(proxy, disturbance).await;
                 if is_lost {
                     sleep(SETTLE + Duration::from_millis(300)).await;
                 }
-                way.newcomers(Newcomers::Served).await;
+                proxy.newcomers(Newcomers::Served).await;
                 return is_lost;
             }
             Disturbance::Crash => {
@@ -173,7 +173,7 @@ impl Network {
             }
             Disturbance::Kill => {
                 // Nobody sees the server end: connections are over before.
-                ways.iter().for_each(Proxy::reset);
+                proxies.iter().for_each(Proxy::reset);
                 self.cluster.kill().await;
                 sleep(time).await;
                 self.cluster.restart().await;
@@ -184,16 +184,16 @@ impl Network {
 }
 
 /// Waits a while for somebody to send a COMMIT.
-async fn lose_a_commit(way: &Proxy, disturbance: Disturbance) -> bool {
+async fn lose_a_commit(proxy: &Proxy, disturbance: Disturbance) -> bool {
     let Some(how) = disturbance.lost_commit() else {
         return false;
     };
-    way.set("COMMIT", how);
+    proxy.set("COMMIT", how);
     for _ in 0..100 {
-        if way.has_sprung() {
+        if proxy.has_sprung() {
             return true;
         }
         sleep(Duration::from_millis(10)).await;
     }
-    !way.unset()
+    !proxy.unset()
 }

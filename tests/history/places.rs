@@ -9,7 +9,7 @@ use rocket::serde::json::{Value, json};
 use rocket::tokio;
 use rocket::tokio::time::{sleep, timeout};
 
-use super::checker::{Answered, Operation};
+use super::checker::{Response, Operation};
 use super::tokens::Seen;
 use crate::support::{Databases, Http, Service, Starting};
 
@@ -68,7 +68,7 @@ impl Place {
 
     /// Sends one request, once; `None` if the connection ends without an answer. A process that
     /// cannot be connected to was never asked, and its successor is.
-    pub async fn ask(&self, operation: &Operation, fault: &str) -> Option<Answered> {
+    pub async fn ask(&self, operation: &Operation, fault: &str) -> Option<Response> {
         loop {
             let http = self.http();
             let error = match request(&http, operation, fault).send().await {
@@ -166,10 +166,10 @@ fn request(http: &Http, operation: &Operation, fault: &str) -> reqwest::RequestB
 }
 
 /// The headers alone tell the outcome; the body may be cut short by a process that ends.
-async fn answered(response: reqwest::Response) -> Answered {
+async fn answered(response: reqwest::Response) -> Response {
     let header = |name| Some(response.headers().get(name)?.to_str().unwrap().to_owned());
     let (outcome, request_id) = (header("Transaction-Outcome"), header("X-Request-Id"));
-    Answered {
+    Response {
         status: response.status().as_u16(),
         outcome,
         request_id,

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_grow_are_believed() {
+    fn increasing_tokens_are_accepted() {
         let seen = true_looks();
         assert_eq!((seen.looks, seen.leases()), (4, 4));
         assert_eq!(seen.check(), [""; 0]);
@@ -137,28 +137,28 @@ mod tests {
 
     /// A crash of the server may bring back the row of a lease that is over: it is no new one.
     #[test]
-    fn an_old_lease_that_is_seen_again_is_believed() {
+    fn an_old_lease_that_reappears_is_accepted() {
         let mut seen = true_looks();
         look(&mut seen, 1_200, &[("a", "x", 5, 210)]);
         assert_eq!(seen.check(), [""; 0]);
     }
 
     #[test]
-    fn two_leases_that_may_have_been_taken_in_either_order_are_believed() {
+    fn leases_with_an_uncertain_order_are_accepted() {
         let mut seen = true_looks();
         look(&mut seen, 1_101, &[("a", "v", 7, 21)]);
         assert_eq!(seen.check(), [""; 0]);
     }
 
     #[test]
-    fn a_later_lease_with_a_smaller_token_is_found() {
+    fn a_later_lease_with_a_smaller_token_is_detected() {
         forged("an earlier one had 8", 1_200, ("a", "v", 7, 20));
         forged("an earlier one had 5", 1_200, ("a", "v", 4, 130));
         forged("an earlier one had 12", 1_200, ("b", "v", 10, 20));
     }
 
     #[test]
-    fn a_token_that_is_given_twice_is_found() {
+    fn a_token_that_is_issued_twice_is_detected() {
         forged("two leases", 1_200, ("a", "v", 8, 120));
     }
 }

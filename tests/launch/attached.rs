@@ -1,4 +1,4 @@
-//! The lines that the launch code must have.
+//! The fairings that the launch code must attach.
 
 use rocket::http::Status;
 use rocket::local::asynchronous::Client;
@@ -30,7 +30,7 @@ fn read(_guard: Read<Main>) {}
 #[get("/outstanding")]
 fn outstanding(_guard: &Outstanding) {}
 
-/// Each guard alone, by its name.
+/// The name of each guard, and a route that has only this guard.
 fn guards_of_main() -> [(&'static str, Vec<Route>); 5] {
     [
         ("Tx", routes![tx]),
@@ -41,7 +41,7 @@ fn guards_of_main() -> [(&'static str, Vec<Route>); 5] {
     ]
 }
 
-async fn without_settlement_no_guard_launches(backend: Backend) {
+async fn a_guard_without_settlement_stops_the_launch(backend: Backend) {
     let databases = Databases::new(backend).await;
     let alone = ("&Outstanding", routes![outstanding]);
     for (guard, routes) in guards_of_main().into_iter().chain([alone]) {
@@ -54,10 +54,10 @@ async fn without_settlement_no_guard_launches(backend: Backend) {
     }
 }
 
-async fn without_its_database_no_guard_launches(backend: Backend) {
+async fn a_guard_without_its_database_stops_the_launch(backend: Backend) {
     let databases = Databases::new(backend).await;
     for (guard, routes) in guards_of_main() {
-        // Another database does not count.
+        // Attaching another database is not enough.
         let rocket = rocket::custom(figment(&databases, &[]))
             .attach(db::init::<Audit>())
             .attach(Settlement::new())
@@ -71,8 +71,8 @@ async fn without_its_database_no_guard_launches(backend: Backend) {
     }
 }
 
-/// Rocket sees the guards in a handler's signature, not those that a guard asks for itself. These
-/// log the error that they are given.
+/// Guards that use one of our guards inside. Rocket checks the guards in a handler's signature, not
+/// guards inside guards. These log the error that they get.
 macro_rules! hidden {
     ($($name:ident hides $guard:ty),+ $(,)?) => {
         $(
@@ -113,7 +113,7 @@ fn hidden_read(_guard: HiddenRead) {}
 #[get("/outstanding")]
 fn hidden_outstanding(_guard: HiddenOutstanding) {}
 
-/// Every hidden guard must answer 500, with an error that says `line`.
+/// Each request with a hidden guard must get a 500, and the logged error must contain `line`.
 async fn hidden_guards_refuse(rocket: Rocket<Build>, paths: &[&str], line: &str) {
     let routes = routes![hidden_tx, hidden_begin, hidden_read, hidden_outstanding];
     let rocket = rocket.mount("/", routes).register("/", problem_catchers());
@@ -205,7 +205,7 @@ async fn databases_of_rocket_db_pools_initializer_serve_guards(backend: Backend)
     guards_work(databases, rocket).await;
 }
 
-/// No sentinel has seen these guards, so nobody has given the database its place before.
+/// Rocket's sentinels did not see these guards at launch, so the database was not registered then.
 async fn hidden_guards_work_with_rocket_db_pools_initializer(backend: Backend) {
     let databases = Databases::with_tables(backend).await;
     let rocket = rocket::custom(figment(&databases, &[]))
@@ -220,8 +220,8 @@ async fn hidden_guards_work_with_rocket_db_pools_initializer(backend: Backend) {
 }
 
 on_each_backend!(
-    without_settlement_no_guard_launches,
-    without_its_database_no_guard_launches,
+    a_guard_without_settlement_stops_the_launch,
+    a_guard_without_its_database_stops_the_launch,
     a_hidden_guard_refuses_without_settlement,
     a_hidden_guard_refuses_without_its_database,
     databases_of_our_initializer_serve_guards,

@@ -1,23 +1,26 @@
-//! Values that cannot be understood stop the launch, and the message names the key.
+//! Invalid values stop the launch, and the message names the key.
 
 use rocket::{get, routes};
 use rocket_tx::{Error, Settlement, Tx, with_backend};
 
 use crate::support::{Backend, Databases, Main, Service, Stage};
 
-/// The service must refuse a variable, and say all of these.
+/// The service must refuse the variable, and its log must contain all of `reasons`.
 async fn refused(variable: (&str, &str), reasons: &[&str]) {
     let databases = Databases::new(Backend::Sqlite).await;
     let (status, log) = Service::refused(&databases, &[variable]).await;
     assert_eq!(status.code(), Some(1), "{variable:?}: {log}");
-    // Keys are written as in the environment that they came from.
-    let said = log.to_lowercase();
+    // A key from an environment variable is reported in upper case.
+    let lowercase = log.to_lowercase();
     for reason in reasons {
-        assert!(said.contains(reason), "{reason:?} is missing from\n{log}");
+        assert!(
+            lowercase.contains(reason),
+            "{reason:?} is missing from\n{log}"
+        );
     }
 }
 
-/// As `refused`, for a key of `databases.main`, beside its URL.
+/// Like `refused`, for a key of `databases.main`, whose URL is also set.
 async fn refused_of_main(key: &str, value: &str) {
     let databases = Databases::new(Backend::Sqlite).await;
     let table = format!(
@@ -36,7 +39,7 @@ mod sqlite {
     }
 
     #[rocket::async_test]
-    async fn a_duration_that_is_none_stops_the_launch() {
+    async fn an_invalid_duration_stops_the_launch() {
         for value in [
             r#""soon""#,
             r#""5 parsecs""#,
@@ -44,7 +47,7 @@ mod sqlite {
             "-1",
             "1.5",
             "true",
-            // Past what SQLite and Postgres can count in milliseconds.
+            // More milliseconds than SQLite and Postgres accept.
             r#""60d""#,
             "18446744073709551615",
         ] {
@@ -61,7 +64,7 @@ mod sqlite {
     }
 
     #[rocket::async_test]
-    async fn other_values_of_a_database_that_make_no_sense_stop_the_launch() {
+    async fn other_invalid_values_of_a_database_stop_the_launch() {
         refused_of_main("synchronous", r#""sometimes""#).await;
         refused_of_main("max_connections", r#""many""#).await;
         refused_of_main("max_connections", "-1").await;
@@ -84,7 +87,7 @@ mod sqlite {
     }
 
     #[rocket::async_test]
-    async fn settings_of_the_service_that_make_no_sense_stop_the_launch() {
+    async fn invalid_settings_of_the_service_stop_the_launch() {
         for (variable, key) in [
             ("ROCKET_SETTLE_TIMEOUT", "settle_timeout"),
             ("ROCKET_SLOW_TRANSACTION", "slow_transaction"),
@@ -96,7 +99,7 @@ mod sqlite {
             refused((variable, "maybe"), &[key]).await;
         }
         refused(("ROCKET_SETTLE_TIMEOUT", "-1"), &["settle_timeout"]).await;
-        // Clients that take their bodies well would be cut off.
+        // With shorter limits, clients that read well would be disconnected.
         for value in ["0", "\"99ms\""] {
             refused(
                 ("ROCKET_READ_IDLE_TIMEOUT", value),
@@ -109,7 +112,7 @@ mod sqlite {
             &["read_idle_timeout", "24 days"],
         )
         .await;
-        // URLs both, but of nothing that can be called.
+        // Both are valid URLs, but not HTTP URLs.
         for url in ["localhost:9000/share", "ftp://localhost/share"] {
             refused(
                 ("ROCKET_DOWNSTREAM_URL", url),
@@ -120,7 +123,7 @@ mod sqlite {
     }
 
     #[rocket::async_test]
-    async fn durations_are_seconds_or_say_their_unit() {
+    async fn durations_are_seconds_or_have_a_unit() {
         #[get("/busy_timeout")]
         async fn busy_timeout(mut tx: Tx<Main>) -> Result<String, Error> {
             let millis: i64 = with_backend!(tx, |db| {

@@ -1,4 +1,5 @@
-//! Two databases that are one: a request that writes both would wait for itself.
+//! Two configured databases must not be the same database: a request that writes to both would
+//! wait for itself.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +13,8 @@ use crate::support::launch::refused;
 use crate::support::stage::figment;
 use crate::support::{Audit, Backend, Databases, In, Main, Service};
 
-/// The service must refuse, and name both; nothing of the second database is in the first.
+/// The service must refuse to launch and name both keys. The migrations of the second database were
+/// not applied to the first one.
 async fn is_refused(mut databases: Databases, audit: String) {
     databases.audit = audit;
     let (status, log) = Service::refused(&databases, &[]).await;
@@ -20,7 +22,7 @@ async fn is_refused(mut databases: Databases, audit: String) {
     let said = "`databases.audit.url` leads to the same database as `databases.main.url`";
     assert!(log.contains(said), "{}: {log}", databases.audit);
 
-    // As a database that was hurt by it would not be.
+    // These are the migrations of `main`, without those of `audit`.
     let migrated = "SELECT description FROM _sqlx_migrations";
     assert_eq!(
         databases.texts(In::Main, migrated).await,
@@ -31,7 +33,7 @@ async fn is_refused(mut databases: Databases, audit: String) {
 #[get("/")]
 fn both(_main: Tx<Main>, _audit: Tx<Audit>) {}
 
-/// Whatever they were attached by.
+/// This holds for each way to attach the databases.
 async fn one_database_under_two_names_does_not_launch(backend: Backend) {
     let mut databases = Databases::new(backend).await;
     databases.audit = databases.main.clone();
@@ -59,7 +61,7 @@ on_each_backend!(one_database_under_two_names_does_not_launch);
 mod by_other_spellings {
     use super::*;
 
-    /// From the working directory, which the service has in common with its tests.
+    /// Returns the path relative to the working directory, which the service shares with the tests.
     fn relative(path: &Path) -> PathBuf {
         let here = std::env::current_dir().unwrap();
         let up = here.components().skip(1).map(|_| "..");
@@ -78,14 +80,14 @@ mod by_other_spellings {
         }
 
         #[rocket::async_test]
-        async fn a_relative_path_is_seen_through() {
+        async fn a_relative_path_is_recognised() {
             let databases = Databases::new(Backend::Sqlite).await;
             let path = relative(&databases.folder().join("main.db"));
             is_refused(databases, format!("sqlite:{}", path.display())).await;
         }
 
         #[rocket::async_test]
-        async fn a_symbolic_link_is_seen_through() {
+        async fn a_symbolic_link_is_recognised() {
             let databases = Databases::new(Backend::Sqlite).await;
             let link = databases.folder().join("link.db");
             symlink(databases.folder().join("main.db"), &link).unwrap();
@@ -93,7 +95,7 @@ mod by_other_spellings {
         }
 
         #[rocket::async_test]
-        async fn a_linked_folder_is_seen_through() {
+        async fn a_linked_folder_is_recognised() {
             let databases = Databases::new(Backend::Sqlite).await;
             let link = databases.folder().join("folder");
             symlink(databases.folder(), &link).unwrap();
@@ -101,7 +103,7 @@ mod by_other_spellings {
         }
 
         #[rocket::async_test]
-        async fn a_hard_link_is_seen_through() {
+        async fn a_hard_link_is_recognised() {
             let databases = Databases::new(Backend::Sqlite).await;
             databases.execute(In::Main, "CREATE TABLE before (x)").await;
             let link = databases.folder().join("link.db");
@@ -114,7 +116,7 @@ mod by_other_spellings {
         use super::*;
 
         #[rocket::async_test]
-        async fn another_name_of_the_host_is_seen_through() {
+        async fn another_name_of_the_host_is_recognised() {
             let databases = Databases::new(Backend::Postgres).await;
             let mut url: reqwest::Url = databases.main.parse().unwrap();
             let other = match url.host_str() {

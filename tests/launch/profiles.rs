@@ -1,4 +1,4 @@
-//! Failure injection is for development: off in release, unless it is asked for.
+//! Failure injection is for development. In release it is off unless `faults` is set.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ async fn launched(backend: Backend, variables: &[(&str, &str)]) -> Service {
     Service::on(Arc::new(databases), variables).await
 }
 
-/// The answer is a problem of this status, and tells its kind.
+/// The response is a problem document with this status and this kind.
 fn assert_problem(response: &HttpResponse, status: u16, kind: &str) {
     assert_eq!(response.status, status, "{response:?}");
     let content_type = response.header("content-type");
@@ -60,7 +60,7 @@ async fn in_release_a_request_that_carries_a_fault_is_not_executed(backend: Back
         let by_query = service.http.json(&path, r#"{"title":"lost"}"#).await;
         assert_problem(&by_query, 403, "faults-off");
     }
-    for what in [
+    for request in [
         format!("DELETE /todos/{id}"),
         "DELETE /todos".into(),
         format!("POST /todos/{id}/share"),
@@ -68,7 +68,7 @@ async fn in_release_a_request_that_carries_a_fault_is_not_executed(backend: Back
         "GET /audit".into(),
         "GET /registry".into(),
     ] {
-        let refused = service.http.send(&format!("{what}?fault=delay=1")).await;
+        let refused = service.http.send(&format!("{request}?fault=delay=1")).await;
         assert_problem(&refused, 403, "faults-off");
     }
     assert_eq!(titles(&service).await, ["first"]);
@@ -122,7 +122,7 @@ mod defaults {
         use super::super::*;
 
         #[rocket::async_test]
-        async fn only_the_debug_profile_has_faults_by_itself() {
+        async fn by_default_only_the_debug_profile_has_faults() {
             for (profile, setting, on) in [
                 ("debug", "", true),
                 ("release", "", false),

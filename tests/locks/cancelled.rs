@@ -1,4 +1,4 @@
-//! Futures that are dropped half-way leave the key free.
+//! A future that is dropped before it completes leaves the key free.
 
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -8,8 +8,8 @@ use rocket_tx_aggregates::lock::{AsyncLock, AsyncLockManager};
 use super::Leases;
 use crate::support::{Backend, eventually};
 
-/// Polls `future` until it is ready, or has been pending `polls` times; then drops it. Says whether
-/// it was ready.
+/// Polls `future` until it is ready or has been pending `polls` times, then drops it. Returns
+/// `true` if it was ready.
 async fn dropped_after(polls: usize, future: impl Future) -> bool {
     let mut future = Box::pin(future);
     for _ in 0..polls {
@@ -19,14 +19,14 @@ async fn dropped_after(polls: usize, future: impl Future) -> bool {
         if polled.is_ready() {
             return true;
         }
-        // For what it has begun to go on a little.
+        // Gives the work that the future has started some time to proceed.
         rocket::tokio::time::sleep(Duration::from_micros(200)).await;
     }
     false
 }
 
-/// The lease lives for 30 s: what is free sooner was released.
-async fn at_every_await_point(backend: Backend) {
+/// A lease lasts 30 s, so a key that is free sooner was released.
+async fn a_future_dropped_at_any_await_point_frees_the_key(backend: Backend) {
     let leases = Leases::new(backend).await;
     let other = leases.another().await;
     let lock = leases.manager.get_lock("a").unwrap();
@@ -49,13 +49,13 @@ async fn at_every_await_point(backend: Backend) {
 
         lock.lock().await.unwrap();
         completed[2] += u32::from(dropped_after(polls, lock.unlock()).await);
-        // Never polled, it does nothing.
+        // A future that is never polled does nothing.
         match polls {
             0 => lock.unlock().await.unwrap(),
             _ => other.acquire("a").await.unwrap().release_now().await,
         }
     }
-    // Some were dropped half-way, and some were not.
+    // Of each kind, some futures completed and some were dropped before.
     for completed in completed {
         assert!((1..120).contains(&completed), "{completed}");
     }
@@ -63,20 +63,20 @@ async fn at_every_await_point(backend: Backend) {
     leases.everything_is_free().await;
 }
 
-async fn waiters_that_give_up_are_forgotten(backend: Backend) {
+async fn dropped_waiters_leave_no_gate(backend: Backend) {
     let leases = Leases::new(backend).await;
     let other = leases.another().await;
     let held = other.acquire("a").await.unwrap();
     for polls in 1..20 {
         assert!(!dropped_after(polls, leases.manager.acquire("a")).await);
     }
-    // Long before they could have had it.
-    eventually("nobody waits any more", async || leases.manager.keys() == 0).await;
+    // The key is still held, so no waiter could have got it.
+    eventually("no gate is left", async || leases.manager.keys() == 0).await;
     drop(held);
     leases.everything_is_free().await;
 }
 
-async fn never_polled_they_do_nothing(backend: Backend) {
+async fn futures_that_are_never_polled_do_nothing(backend: Backend) {
     let leases = Leases::new(backend).await;
     let lock = leases.manager.get_lock("a").unwrap();
     drop(leases.manager.acquire("a"));
@@ -93,9 +93,9 @@ async fn never_polled_they_do_nothing(backend: Backend) {
 }
 
 on_each_backend!(
-    at_every_await_point,
-    waiters_that_give_up_are_forgotten,
-    never_polled_they_do_nothing,
+    a_future_dropped_at_any_await_point_frees_the_key,
+    dropped_waiters_leave_no_gate,
+    futures_that_are_never_polled_do_nothing,
 );
 
 trait ReleaseNow {

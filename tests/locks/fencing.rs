@@ -1,4 +1,5 @@
-//! Fencing tokens grow per key, whatever happens to the server.
+//! The fencing tokens of a key always grow, even after crashes, failovers and clock changes of the
+//! server.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,21 +13,21 @@ use crate::support::{Cluster, eventually};
 const MS: Duration = Duration::from_millis(1);
 const KEYS: [&str; 3] = ["a", "b", "c"];
 
-/// The greatest number that anybody was told, for each key.
+/// The greatest fencing token that was seen, for each key.
 #[derive(Default)]
-struct Told(HashMap<String, i64>);
+struct Seen(HashMap<String, i64>);
 
-impl Told {
-    /// A new lease has it.
-    fn given(&mut self, key: &str, number: i64, what: &str) {
+impl Seen {
+    /// Checks that the token of a new lease is greater than all tokens seen before.
+    fn given(&mut self, key: &str, number: i64, context: &str) {
         let before = self.0.insert(key.to_owned(), number);
         assert!(
             before.is_none_or(|before| number > before),
-            "{what}: `{key}` has {number} after {before:?}"
+            "{context}: `{key}` has {number} after {before:?}"
         );
     }
 
-    /// Somebody looks at the list.
+    /// Records the tokens in the list of leases.
     async fn listed(&mut self, manager: &UrlLockManager) {
         for row in manager.leases().await.unwrap() {
             let known = self.0.entry(row.key).or_insert(row.fencing_token);
@@ -34,14 +35,15 @@ impl Told {
         }
     }
 
-    /// Takes each key a few times; a process that is gone then leaves some leases unreleased.
-    async fn take(&mut self, manager: &UrlLockManager, url: &str, what: &str) {
+    /// Takes each key a few times. The last leases are taken by a second manager and left
+    /// unreleased, as by a process that has ended.
+    async fn take(&mut self, manager: &UrlLockManager, url: &str, context: &str) {
         let dying = manager_on(url).await;
         for turn in 0..3 {
             let manager = if turn < 2 { manager } else { &dying };
             for key in KEYS {
                 let lease = acquired(manager, key).await;
-                self.given(key, lease.fencing_token(), what);
+                self.given(key, lease.fencing_token(), context);
                 self.listed(manager).await;
                 if turn < 2 {
                     lease.release().await.unwrap();
@@ -53,13 +55,14 @@ impl Told {
     }
 }
 
-/// Once the server is there again; an operator frees what the dead have left.
+/// Acquires a lease once the server is reachable. Frees a lease that an ended process has left, as
+/// an operator would.
 async fn acquired(
     manager: &UrlLockManager,
     key: &str,
 ) -> rocket_tx_aggregates::lock::Lease<rocket_tx_aggregates::lock::UrlLeases> {
     let mut lease = None;
-    eventually("there is a lease to be had", async || {
+    eventually("a lease is acquired", async || {
         for row in manager.leases().await.unwrap_or_default() {
             if row.key == key {
                 let _ = manager.free(&row.token).await;
@@ -72,7 +75,7 @@ async fn acquired(
     lease.unwrap()
 }
 
-/// Nothing but a statement that waits for it is flushed from now on.
+/// Stops the WAL writer: from now on only statements that wait for a flush cause one.
 fn stop_flushing(cluster: &Cluster) {
     cluster.signal_processes("STOP", |title| title.contains("walwriter"));
 }
@@ -91,24 +94,24 @@ async fn rounds_of_crashes(clock: Option<&str>) {
         cluster.restart().await;
     }
     let (url, first) = with_leases(&cluster).await;
-    let mut told = Told::default();
+    let mut seen = Seen::default();
     for round in 0..8 {
         stop_flushing(&cluster);
-        // A process that lives through the crash, and one that starts after it.
+        // In turn, a manager that exists since before the crashes and a new one.
         let manager = match round % 2 {
             0 => first.clone(),
             _ => manager_on(&url).await,
         };
-        told.take(&manager, &url, &format!("round {round}")).await;
+        seen.take(&manager, &url, &format!("round {round}")).await;
         match (round % 3, clock) {
             (0, _) => cluster.crash().await,
             (1, _) | (_, Some(_)) => cluster.kill().await,
-            // One of its processes is killed: the server starts anew by itself.
+            // One process of the server is killed, and the server restarts by itself.
             (_, None) => {
                 let mut admin = cluster.admin().await;
                 cluster.signal_processes("KILL", |title| title.contains("checkpointer"));
                 eventually("connections end", async || admin.ping().await.is_err()).await;
-                eventually("the server is there again", async || {
+                eventually("the server accepts connections again", async || {
                     PgConnection::connect(&url).await.is_ok()
                 })
                 .await;
@@ -116,7 +119,7 @@ async fn rounds_of_crashes(clock: Option<&str>) {
             }
         }
         if let Some(clock) = clock {
-            // Further back with each start.
+            // The clock is set further back at each start.
             cluster.set_clock(&clock.replace('N', &(round + 1).to_string()));
         }
         cluster.restart().await;
@@ -142,14 +145,14 @@ mod postgres {
         cluster.set_clock("+0s");
         cluster.restart().await;
         let (url, manager) = with_leases(&cluster).await;
-        let mut told = Told::default();
+        let mut seen = Seen::default();
         for clock in ["+0s", "-1h", "-3h", "+1h", "-1h"] {
             cluster.set_clock(clock);
-            told.take(&manager, &url, clock).await;
+            seen.take(&manager, &url, clock).await;
         }
     }
 
-    /// Asynchronous: it lacks what the primary wrote last.
+    /// The replication is asynchronous: the standby lacks the last writes of the primary.
     #[rocket::async_test]
     async fn a_failover_repeats_no_fencing_token() {
         for (clock, has_the_first) in [("+0s", false), ("+0s", true), ("-1h", true)] {
@@ -158,29 +161,29 @@ mod postgres {
             let mut standby = primary.standby().await;
             standby.set_clock(clock);
             standby.restart().await;
-            let mut told = Told::default();
+            let mut seen = Seen::default();
             if has_the_first {
-                told.take(&manager, &url, "before the standby lags").await;
+                seen.take(&manager, &url, "before the standby lags").await;
             }
             primary.wait_for(&standby).await;
             primary.stop_replication();
-            told.take(&manager, &url, "while the standby lags").await;
+            seen.take(&manager, &url, "while the standby lags").await;
             primary.kill().await;
             standby.promote().await;
             let url = standby.url("main");
             let manager = manager_on(&url).await;
-            told.take(&manager, &url, &format!("after the failover, {clock}"))
+            seen.take(&manager, &url, &format!("after the failover, {clock}"))
                 .await;
         }
     }
 
-    /// As pg_dump and pg_restore do, with every row as it was.
+    /// The database is replaced by an older copy with all rows, as pg_dump and pg_restore do.
     #[rocket::async_test]
     async fn a_restored_backup_repeats_no_fencing_token() {
         let cluster = Cluster::start().await;
         let (url, manager) = with_leases(&cluster).await;
-        let mut told = Told::default();
-        told.take(&manager, &url, "before the backup").await;
+        let mut seen = Seen::default();
+        seen.take(&manager, &url, "before the backup").await;
         let close = async |manager| {
             drop::<UrlLockManager>(manager);
             let mut admin = cluster.admin().await;
@@ -195,7 +198,7 @@ mod postgres {
             .await
             .unwrap();
         let manager = manager_on(&url).await;
-        told.take(&manager, &url, "after the backup").await;
+        seen.take(&manager, &url, "after the backup").await;
         let mut admin = close(manager).await;
         admin
             .execute("DROP DATABASE main WITH (FORCE)")
@@ -206,24 +209,24 @@ mod postgres {
             .await
             .unwrap();
         let manager = manager_on(&url).await;
-        told.take(&manager, &url, "restored").await;
+        seen.take(&manager, &url, "restored").await;
     }
 
-    /// It comes to the row when another holder has come and gone: its number is greater, or it gets
-    /// none. Its server process is stopped while it waits.
+    /// An INSERT waits for the row while other holders come and go. Its fencing token must be
+    /// greater than theirs. The server process of the INSERT is stopped while it waits.
     #[rocket::async_test]
-    async fn an_insert_that_had_to_wait_bears_no_smaller_number() {
+    async fn an_insert_that_had_to_wait_gets_no_smaller_token() {
         let cluster = Cluster::start().await;
         let (url, manager) = with_leases(&cluster).await;
-        let mut told = Told::default();
+        let mut seen = Seen::default();
         for round in 0..5 {
-            // New each round: one that has had several turns gives way to others, and would not
-            // even try.
+            // A new manager in each round: a manager that has had several turns yields to other
+            // waiters and would not try at all.
             let late = manager_on(&url).await;
             let late = late.with_retry_interval(Duration::from_secs(10));
             let held = manager.acquire("a").await.unwrap();
-            told.given("a", held.fencing_token(), "held");
-            // As a commit that takes its time.
+            seen.given("a", held.fencing_token(), "held");
+            // Stands for a release whose commit takes a while.
             let mut commit = PgConnection::connect(&url).await.unwrap();
             commit
                 .execute("UPDATE aggregate_locks SET expires_at = 0")
@@ -236,7 +239,7 @@ mod postgres {
             let waiting = rocket::tokio::spawn(async move { late.acquire("a").await });
             let mut backend: Option<i32> = None;
             let mut admin = cluster.admin().await;
-            eventually("it waits for the row", async || {
+            eventually("the INSERT waits for the row", async || {
                 backend = sqlx::query_scalar(
                     "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
                      AND application_name = 'rocket_tx leases' AND query LIKE 'WITH held%'",
@@ -252,12 +255,12 @@ mod postgres {
             cluster.signal_processes("STOP", stopped);
             commit.execute("COMMIT").await.unwrap();
             if round % 2 == 0 {
-                // Others may have it meanwhile, or have to wait.
+                // Another manager may get the lease meanwhile, or time out.
                 let other = manager_on(&url).await.with_max_wait(Some(200 * MS));
                 for _ in 0..3 {
                     match other.acquire("a").await {
                         Ok(lease) => {
-                            told.given("a", lease.fencing_token(), "meanwhile");
+                            seen.given("a", lease.fencing_token(), "meanwhile");
                             lease.release().await.unwrap();
                         }
                         Err(error) => assert!(
@@ -269,7 +272,7 @@ mod postgres {
             }
             cluster.signal_backends("CONT");
             let lease = waiting.await.unwrap().unwrap();
-            told.given("a", lease.fencing_token(), "late");
+            seen.given("a", lease.fencing_token(), "late");
             lease.release().await.unwrap();
             let _lost = held.release().await;
         }

@@ -1,4 +1,4 @@
-//! Rows that say who may write, until when.
+//! Leases: rows in a database that name the holder of a key and the time at which it expires.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::support::{Backend, In, eventually};
 
 const MS: Duration = Duration::from_millis(1);
 
-async fn taken_contended_released(backend: Backend) {
+async fn a_lease_is_taken_contended_and_released(backend: Backend) {
     let leases = Leases::new(backend).await;
     let other = leases.another().await;
     let lease = leases.manager.acquire("a").await.unwrap();
@@ -31,7 +31,7 @@ async fn taken_contended_released(backend: Backend) {
     leases.everything_is_free().await;
 }
 
-/// Also with the same owner id: it is only a label.
+/// The owner id is only a label: two managers with the same id still exclude each other.
 async fn two_processes_are_two_holders(backend: Backend) {
     let leases = Leases::new(backend).await;
     let same = |manager: UrlLockManager| manager.with_owner_id("same").with_max_wait(None);
@@ -58,10 +58,10 @@ async fn two_processes_are_two_holders(backend: Backend) {
     assert_eq!(turns.into_inner(), 30);
 }
 
-async fn an_absent_row_is_inserted_by_one(backend: Backend) {
+async fn an_absent_row_is_inserted_by_one_manager(backend: Backend) {
     let leases = Leases::new(backend).await;
     let other = leases.another().await;
-    // On SQLite a try may also find the file busy; then it shows nothing.
+    // On SQLite both tries may fail because the file is busy. Such a round shows nothing.
     let (mut taken, mut tried) = (0, 0);
     while taken < 30 {
         let key = format!("new {tried}");
@@ -79,7 +79,7 @@ async fn an_absent_row_is_inserted_by_one(backend: Backend) {
 
 async fn an_expired_lease_is_taken_over(backend: Backend) {
     let leases = Leases::new(backend).await;
-    // Without renewal, as in a process that is stopped.
+    // The lease is not renewed, as in a process that is stopped.
     let stopped = leases.manager.clone().with_lease_ttl(300 * MS);
     let stopped = stopped.with_renewal_cap(Duration::ZERO);
     let other = leases.another().await;
@@ -91,7 +91,7 @@ async fn an_expired_lease_is_taken_over(backend: Backend) {
     assert!((300 * MS..30_000 * MS).contains(&took), "{took:?}");
     assert!(taken.fencing_token() > lost.fencing_token());
 
-    // Its release frees nobody else's lease.
+    // The release of the lost lease does not free the new holder's lease.
     assert!(matches!(lost.release().await, Err(LockError::Lost(_))));
     let rows = leases.rows().await;
     assert_eq!(rows[0].fencing_token, taken.fencing_token());
@@ -104,7 +104,7 @@ async fn the_longest_wait_covers_gate_and_row(backend: Backend) {
     let other = leases.another().await;
     let held = other.acquire("a").await.unwrap();
     let manager = leases.another().await.with_max_wait(Some(2_000 * MS));
-    // The second waits at the gate of the first.
+    // The second wait queues at the gate after the first.
     let measure = async || {
         let started = Instant::now();
         let refused = manager.acquire("a").await.map(drop);
@@ -117,7 +117,7 @@ async fn the_longest_wait_covers_gate_and_row(backend: Backend) {
         started.elapsed()
     };
     let ((one, two), three) = join(join(measure(), measure()), all).await;
-    // Once for the gate and once for the row would be twice as long.
+    // A limit for the gate plus a limit for the row would take twice as long.
     for took in [one, two, three] {
         assert!((1_990 * MS..3_900 * MS).contains(&took), "{took:?}");
     }
@@ -125,8 +125,8 @@ async fn the_longest_wait_covers_gate_and_row(backend: Backend) {
     leases.everything_is_free().await;
 }
 
-/// It takes what is free, and refuses at once what is not.
-async fn no_wait_at_all(backend: Backend) {
+/// A free lease is taken; a held one is refused at once.
+async fn a_wait_of_zero_takes_a_free_lease_or_fails_at_once(backend: Backend) {
     let leases = Leases::new(backend).await;
     let manager = leases.another().await.with_max_wait(Some(Duration::ZERO));
     for _ in 0..5 {
@@ -159,10 +159,10 @@ async fn fencing_tokens_only_grow(backend: Backend) {
         taken_over.release().await.unwrap();
         drop(lease);
 
-        // Left behind, and swept.
+        // A lease that was left behind and swept.
         let left = short.acquire("b").await.unwrap();
         grown(left.fencing_token());
-        eventually("it is swept", async || {
+        eventually("the lease is swept", async || {
             short.sweep_expired().await.unwrap() > 0
         })
         .await;
@@ -173,17 +173,18 @@ async fn fencing_tokens_only_grow(backend: Backend) {
     }
 }
 
-async fn sweeping_spares_what_lives(backend: Backend) {
+async fn a_sweep_spares_live_leases(backend: Backend) {
     let leases = Leases::new(backend).await;
     let sweeper = leases.another().await.with_lease_ttl(5_000 * MS);
     let living = leases.manager.acquire("living").await.unwrap();
-    // Expired, but not for longer than a time to live.
+    // This lease expires soon. The sweeper spares it until it has been expired for 5 s, which is the
+    // sweeper's own time to live.
     let graced = leases.another().await.with_lease_ttl(50 * MS);
     let graced = graced.with_renewal_cap(Duration::ZERO);
     let expired = graced.acquire("expired").await.unwrap();
     rocket::tokio::time::sleep(70 * MS).await;
     assert_eq!(sweeper.sweep_expired().await.unwrap(), 0);
-    eventually("the expired one is swept", async || {
+    eventually("the expired lease is swept", async || {
         sweeper.sweep_expired().await.unwrap() == 1
     })
     .await;
@@ -227,15 +228,15 @@ async fn a_lease_that_was_freed_by_an_operator_is_lost(backend: Backend) {
     let token = leases.rows().await[0].token.clone();
     assert!(leases.manager.free(&token).await.unwrap());
     assert!(!leases.manager.free(&token).await.unwrap());
-    eventually("the holder notices", async || lease.is_lost()).await;
+    eventually("the holder detects the loss", async || lease.is_lost()).await;
     let next = leases.manager.acquire("a").await.unwrap();
     assert!(matches!(lease.release().await, Err(LockError::Lost(_))));
     assert_eq!(leases.rows().await.len(), 1);
     next.release().await.unwrap();
 }
 
-/// Whatever is wrong with the table: the lease is not told to be released when it is not.
-async fn a_lease_that_cannot_be_released_is_said_to_expire(backend: Backend) {
+/// If the row cannot be deleted, the release does not claim success.
+async fn a_failed_release_is_reported(backend: Backend) {
     let leases = Leases::new(backend).await;
     let holder = leases.another().await.with_lease_ttl(300 * MS);
     let lease = holder.acquire("a").await.unwrap();
@@ -248,12 +249,15 @@ async fn a_lease_that_cannot_be_released_is_said_to_expire(backend: Backend) {
     );
 }
 
-async fn it_is_seen_whether_a_lease_is_wanted(backend: Backend) {
+async fn a_lease_with_a_waiter_is_listed_as_wanted(backend: Backend) {
     let leases = Leases::new(backend).await;
     let other = leases.another().await;
     let lease = leases.manager.acquire("a").await.unwrap();
     let waiting = rocket::tokio::spawn(async move { other.acquire("a").await.map(drop) });
-    eventually("it is wanted", async || leases.rows().await[0].wanted).await;
+    eventually("the lease is wanted", async || {
+        leases.rows().await[0].wanted
+    })
+    .await;
     drop(lease);
     waiting.await.unwrap().unwrap();
     leases.everything_is_free().await;
@@ -276,8 +280,8 @@ async fn no_gate_is_left_behind(backend: Backend) {
     assert!(leases.rows().await.is_empty());
 }
 
-/// As if another process had them, each for itself.
-async fn opposite_orders_never_meet_in_a_circle(backend: Backend) {
+/// Two managers, as in two processes, take several keys in opposite orders.
+async fn opposite_orders_never_deadlock(backend: Backend) {
     let leases = Leases::new(backend).await;
     let other = leases.another().await;
     let work = |number: u32| {
@@ -300,29 +304,29 @@ async fn opposite_orders_never_meet_in_a_circle(backend: Backend) {
 }
 
 on_each_backend!(
-    taken_contended_released,
+    a_lease_is_taken_contended_and_released,
     two_processes_are_two_holders,
-    an_absent_row_is_inserted_by_one,
+    an_absent_row_is_inserted_by_one_manager,
     an_expired_lease_is_taken_over,
     the_longest_wait_covers_gate_and_row,
-    no_wait_at_all,
+    a_wait_of_zero_takes_a_free_lease_or_fails_at_once,
     fencing_tokens_only_grow,
-    sweeping_spares_what_lives,
+    a_sweep_spares_live_leases,
     a_lease_is_renewed_while_it_is_held,
     renewal_ends_at_its_cap,
     a_lease_that_was_freed_by_an_operator_is_lost,
-    a_lease_that_cannot_be_released_is_said_to_expire,
-    it_is_seen_whether_a_lease_is_wanted,
+    a_failed_release_is_reported,
+    a_lease_with_a_waiter_is_listed_as_wanted,
     no_gate_is_left_behind,
-    opposite_orders_never_meet_in_a_circle,
+    opposite_orders_never_deadlock,
 );
 
 mod postgres_only {
     use super::*;
 
-    /// The retry interval is long: only a notification wakes it in time.
+    /// The retry interval is long, so only a notification can wake the waiter in time.
     #[rocket::async_test]
-    async fn postgres_wakes_who_waits() {
+    async fn a_notification_wakes_a_waiter() {
         let leases = Leases::new(Backend::Postgres).await;
         let slow = |manager: UrlLockManager| {
             manager
@@ -336,7 +340,10 @@ mod postgres_only {
             let waiting = rocket::tokio::spawn(async move {
                 other.acquire("a").await.unwrap().release().await.unwrap();
             });
-            eventually("it is wanted", async || leases.rows().await[0].wanted).await;
+            eventually("the lease is wanted", async || {
+                leases.rows().await[0].wanted
+            })
+            .await;
             let started = Instant::now();
             drop(lease);
             waiting.await.unwrap();

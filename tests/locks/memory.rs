@@ -1,4 +1,4 @@
-//! Locks of one process.
+//! Locks in memory, for one process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use rocket_tx_aggregates::lock::{
 };
 
 #[rocket::async_test]
-async fn one_at_a_time() {
+async fn a_key_has_one_holder_at_a_time() {
     let locks = InMemoryAsyncLockManager::new();
     let inside = AtomicU32::new(0);
     let work = |_| async {
@@ -26,10 +26,10 @@ async fn one_at_a_time() {
 }
 
 #[rocket::async_test]
-async fn the_same_lock_for_everybody_who_asks() {
+async fn all_handles_of_a_key_share_one_lock() {
     let locks = InMemoryAsyncLockManager::new();
     locks.get_lock("a").unwrap().lock().await.unwrap();
-    // The handle is gone; the lock is not.
+    // The handle was dropped, but the lock is still held.
     assert!(!locks.get_lock("a").unwrap().try_lock().await.unwrap());
     assert!(locks.get_lock("b").unwrap().try_lock().await.unwrap());
     locks.get_lock("a").unwrap().unlock().await.unwrap();
@@ -37,7 +37,7 @@ async fn the_same_lock_for_everybody_who_asks() {
 }
 
 #[rocket::async_test]
-async fn no_longer_than_the_longest_wait() {
+async fn a_wait_ends_after_max_wait() {
     let wait = Duration::from_millis(50);
     let locks = InMemoryAsyncLockManager::new().with_max_wait(Some(wait));
     let held = locks.hold_all(&["b"]).await.unwrap();
@@ -49,7 +49,7 @@ async fn no_longer_than_the_longest_wait() {
 }
 
 #[rocket::async_test]
-async fn a_key_keeps_the_rule() {
+async fn invalid_keys_are_refused() {
     let locks = InMemoryAsyncLockManager::new();
     for key in ["", "a\nb", &"x".repeat(301)] {
         assert!(matches!(locks.get_lock(key), Err(LockError::Key)), "{key}");
@@ -58,14 +58,17 @@ async fn a_key_keeps_the_rule() {
 }
 
 #[rocket::async_test]
-async fn dropped_futures_leave_it_free() {
+async fn dropped_futures_leave_the_key_free() {
     let locks = InMemoryAsyncLockManager::new();
     let lock = locks.get_lock("a").unwrap();
     drop(lock.lock());
     drop(lock.try_lock());
     assert!(lock.try_lock().await.unwrap());
     drop(lock.unlock());
-    assert!(!lock.try_lock().await.unwrap(), "never polled");
+    assert!(
+        !lock.try_lock().await.unwrap(),
+        "the unlock was never polled"
+    );
 
     let mut waiting = Box::pin(lock.lock());
     let polled = waiting
@@ -77,7 +80,7 @@ async fn dropped_futures_leave_it_free() {
     assert!(lock.try_lock().await.unwrap());
 }
 
-/// Wakes by polling again, on the spot, inside `unlock`.
+/// A waker that polls the lock again immediately, inside `unlock`.
 struct Reentrant {
     lock: Arc<InMemoryAsyncLock>,
     woken: AtomicBool,
@@ -114,7 +117,7 @@ async fn a_waker_may_use_the_lock() {
 }
 
 #[rocket::async_test]
-async fn a_panic_while_it_is_held_frees_it() {
+async fn a_panic_of_the_holder_frees_the_key() {
     let locks = InMemoryAsyncLockManager::new();
     let inside = locks.clone();
     let panicked = rocket::tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! A network that carries nothing any more and closes no connection.
+//! A dead network: it carries no more packets, and closes no connection.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use crate::support::{Backend, Break, Cluster, Proxy, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How often it has died, and whether it is dead now.
+/// How often the road has died, and whether it is dead now.
 #[derive(Clone, Copy, Default)]
 struct State {
     deaths: u32,
     is_dead: bool,
 }
 
-/// A way to the server whose connections can all go silent, for ever.
+/// A proxy in front of the server, whose connections can all go silent for ever.
 struct Road {
     url: String,
     state: watch::Sender<State>,
@@ -45,7 +45,7 @@ impl Road {
                         _ = dies.wait_for(|now| now.is_dead || now.deaths > born) => {}
                         _ = copy_bidirectional(&mut client, &mut server) => return,
                     }
-                    // Both ends stay open, until the test ends.
+                    // Both ends stay open until the test ends.
                     let _ = dies.wait_for(|_| false).await;
                 });
             }
@@ -53,7 +53,7 @@ impl Road {
         Self { url, state }
     }
 
-    /// No connection carries anything any more, and none is closed; new ones neither.
+    /// From now on no connection carries data, and none is closed. This includes new connections.
     fn dies(&self) {
         self.state.send_modify(|state| {
             state.deaths += 1;
@@ -61,23 +61,23 @@ impl Road {
         });
     }
 
-    /// For new connections: those that were open stay dead.
+    /// New connections work again. Connections that were open stay dead.
     fn heals(&self) {
         self.state.send_modify(|state| state.is_dead = false);
     }
 }
 
-async fn within<T>(what: &str, limit: Duration, work: impl Future<Output = T>) -> T {
+async fn within<T>(name: &str, limit: Duration, work: impl Future<Output = T>) -> T {
     let started = Instant::now();
     let result = rocket::tokio::time::timeout(limit, work).await;
-    result.unwrap_or_else(|_| panic!("{what} takes longer than {:?}", started.elapsed()))
+    result.unwrap_or_else(|_| panic!("{name} takes longer than {:?}", started.elapsed()))
 }
 
 mod postgres {
     use super::*;
 
     #[rocket::async_test]
-    async fn nobody_waits_for_a_dead_network_longer_than_for_a_lease() {
+    async fn on_a_dead_network_every_operation_ends_within_its_bound() {
         let leases = Leases::new(Backend::Postgres).await;
         let road = Road::to(&leases.databases.main).await;
         let manager = manager_on(&road.url).await.with_max_wait(Some(SECOND));
@@ -85,7 +85,7 @@ mod postgres {
         road.dies();
         let refused = within("acquire", 2 * SECOND, manager.acquire("a")).await;
         assert!(matches!(refused, Err(LockError::TimedOut { .. })));
-        // 5 s for a session, 3 s for its answer.
+        // 5 s for a session, 3 s for its reply.
         let refused = within("a try", 10 * SECOND, manager.try_acquire("b")).await;
         assert!(matches!(refused, Ok(None) | Err(LockError::Database(_))));
         assert!(
@@ -98,7 +98,7 @@ mod postgres {
 
         road.heals();
         let started = Instant::now();
-        eventually("it works again", async || {
+        eventually("a lease is acquired again", async || {
             manager.acquire("a").await.is_ok()
         })
         .await;
@@ -107,17 +107,17 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn a_lease_is_given_up_on_a_dead_network() {
+    async fn on_a_dead_network_a_lease_is_released_or_expires_in_time() {
         let leases = Leases::new(Backend::Postgres).await;
         let road = Road::to(&leases.databases.main).await;
         let manager = manager_on(&road.url).await.with_lease_ttl(3 * SECOND);
         let released = manager.acquire("released").await.unwrap();
         let mut fenced = manager.acquire("fenced").await.unwrap();
         road.dies();
-        // By now it is being renewed, in vain.
+        // After this time the holder tries to renew the leases, in vain.
         rocket::tokio::time::sleep(SECOND * 3 / 2).await;
         within("the fence", 2 * SECOND, fenced.begin_fenced_release()).await;
-        // Until it would have expired, and the last attempt with it.
+        // The release is tried until the lease would have expired.
         let _expires = within("release", 14 * SECOND, released.release()).await;
         drop(fenced);
         let other = leases.another().await;
@@ -127,9 +127,9 @@ mod postgres {
         eventually("no gate is left", async || manager.keys() == 0).await;
     }
 
-    /// Polling alone would take half a minute at least.
+    /// Polling alone would take at least half a minute.
     #[rocket::async_test]
-    async fn a_listener_whose_peer_vanished_listens_anew() {
+    async fn a_listener_whose_connection_died_reconnects() {
         let leases = Leases::new(Backend::Postgres).await;
         let road = Road::to(&leases.databases.main).await;
         let waiter = manager_on(&road.url).await;
@@ -138,8 +138,11 @@ mod postgres {
             .with_max_wait(Some(120 * SECOND));
         let held = leases.manager.acquire("a").await.unwrap();
         let waiting = spawn(async move { waiter.acquire("a").await.map(drop) });
-        eventually("it is wanted", async || leases.rows().await[0].wanted).await;
-        // It looks once more after it has marked the row.
+        eventually("the lease is wanted", async || {
+            leases.rows().await[0].wanted
+        })
+        .await;
+        // The waiter polls once more after it has marked the row.
         rocket::tokio::time::sleep(SECOND).await;
         road.dies();
         road.heals();
@@ -150,14 +153,15 @@ mod postgres {
             .unwrap();
     }
 
-    /// It is gone, and it was ours: nothing was lost.
+    /// The retry finds no row. The row was ours, so the release succeeded.
     #[rocket::async_test]
-    async fn a_release_whose_answer_is_lost_is_a_release() {
+    async fn a_release_whose_reply_is_lost_succeeds() {
         let leases = Leases::new(Backend::Postgres).await;
         let proxy = Proxy::to(&leases.databases.main).await;
         let manager = manager_on(&proxy.url(&leases.databases.main)).await;
         let lease = manager.acquire("a").await.unwrap();
-        // In the statement's arguments: once that is sent, it is obeyed.
+        // The proxy breaks the connection when the token appears in the arguments of a statement.
+        // The server still executes that statement.
         let token: &'static str = leases.rows().await[0].token.clone().leak();
         proxy.set(token, Break::After);
         lease.release().await.unwrap();
@@ -165,7 +169,7 @@ mod postgres {
         leases.everything_is_free().await;
     }
 
-    /// A free lease, and its release, are a round trip each.
+    /// Acquiring a free lease takes one round trip, and so does its release.
     #[rocket::async_test]
     async fn a_lease_costs_two_statements() {
         let cluster = Cluster::start_with("log_statement = 'all'").await;
@@ -178,7 +182,8 @@ mod postgres {
             let entries = log.split("LOG:  ");
             let statements = entries
                 .filter(|entry| entry.starts_with("execute ") || entry.starts_with("statement: "));
-            // On a machine that stood still for a while, a silent session is replaced.
+            // If the machine was paused, an idle session is replaced. The statements that open the
+            // new one are not counted.
             let opening = ["PREPARE rocket_tx_proof", "pg_control_system"];
             statements
                 .filter(|statement| !opening.iter().any(|text| statement.contains(text)))

@@ -1,4 +1,4 @@
-//! A real browser: Chromium, driven by its own driver.
+//! A real browser: Chromium, controlled by chromedriver.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -17,10 +17,10 @@ use rocket::tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{eventually, eventually_or};
 
-/// Two of them on two cores leave the services that they look at no time.
+/// Only one browser runs at a time: two of them on two cores would starve the services under test.
 static TURN: Semaphore = Semaphore::const_new(1);
 
-/// A browser with an empty profile. Dropping it ends it.
+/// A browser with an empty profile. Dropping it closes the browser.
 pub struct Browser {
     pub client: Client,
     session: String,
@@ -29,14 +29,14 @@ pub struct Browser {
     _turn: SemaphorePermit<'static>,
 }
 
-/// The driver's process.
+/// The process of chromedriver.
 struct Driver {
     child: Child,
     port: u16,
 }
 
 impl Browser {
-    /// At this address, on a screen of this width and height.
+    /// Opens this address on a screen of this width and height.
     pub async fn at(url: &str, width: u32, height: u32) -> Self {
         let turn = TURN.acquire().await.unwrap();
         let profile = tempfile::tempdir().unwrap();
@@ -62,20 +62,20 @@ impl Browser {
         browser
     }
 
-    /// A command of the DevTools protocol, for what WebDriver has no word for.
+    /// Sends a command of the DevTools protocol, for features that WebDriver does not have.
     pub async fn devtools(&self, command: &str, parameters: Value) -> Value {
         let body = json!({"cmd": command, "params": parameters});
         self.command("goog/cdp/execute", body).await
     }
 
-    /// As who prefers `light` or `dark` sees it.
+    /// Sets the preferred colour scheme: `light` or `dark`.
     pub async fn prefer(&self, scheme: &str) {
         let preferred = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.devtools("Emulation.setEmulatedMedia", preferred).await;
     }
 
-    /// What it has logged since it was asked last: `browser` is what pages say in the console,
-    /// `performance` what they asked the network for.
+    /// Returns what the browser has logged since the last call. The kind `browser` is the console
+    /// output of pages; `performance` is their network requests.
     pub async fn log(&self, kind: &str) -> Vec<Value> {
         let entries = self.command("se/log", json!({"type": kind})).await;
         entries.as_array().unwrap().clone()
@@ -86,13 +86,13 @@ impl Browser {
         self.client.issue_cmd(command).await.unwrap()
     }
 
-    /// The value of a JavaScript expression.
+    /// Returns the value of a JavaScript expression.
     pub async fn eval(&self, expression: &str) -> Value {
         let script = format!("return {expression}");
         self.client.execute(&script, Vec::new()).await.unwrap()
     }
 
-    /// Waits until a JavaScript expression is true; a page that is being left says nothing.
+    /// Waits until a JavaScript expression is true. Errors while a page unloads are ignored.
     pub async fn until(&self, expression: &str) {
         let script = format!("return Boolean({expression})");
         eventually(expression, async || {
@@ -102,7 +102,7 @@ impl Browser {
         .await;
     }
 
-    /// The text of each element that is shown.
+    /// Returns the text of each visible element that matches `css`.
     pub async fn texts(&self, css: &str) -> Vec<String> {
         let texts = self.eval(&shown(css)).await;
         let texts = texts.as_array().unwrap().iter();
@@ -111,13 +111,13 @@ impl Browser {
             .collect()
     }
 
-    /// Waits until the texts are these.
+    /// Waits until the visible elements that match `css` have these texts.
     pub async fn shows(&self, css: &str, texts: &[&str]) {
         let wanted = format!("{css} shows {texts:?}");
         let script = format!("return {}", shown(css));
         let mut last = Value::Null;
         eventually_or(&wanted, &mut last, async |last| {
-            // A page that is being left answers nothing.
+            // Scripts fail while a page unloads.
             match self.client.execute(&script, Vec::new()).await {
                 Ok(value) => *last = value,
                 Err(error) => *last = json!(error.to_string()),
@@ -127,10 +127,10 @@ impl Browser {
         .await;
     }
 
-    /// Clicks an element when it is shown, enabled, and not covered by another.
+    /// Clicks an element when it is visible, enabled, and not covered by another.
     ///
-    /// One script finds it and clicks it: a page that draws itself anew between two commands would
-    /// leave the second with an element that is not part of it any more.
+    /// One script finds and clicks the element. With two commands, the page could redraw in between,
+    /// and the second command would have an element that is no longer part of the page.
     pub async fn click(&self, css: &str) {
         self.once(
             css,
@@ -139,7 +139,7 @@ impl Browser {
              if (!element.contains(above)) return false;
              element.focus({ preventScroll: true });
              if (document.activeElement !== element) document.activeElement.blur();
-             // The page may have drawn itself anew because of that.
+             // The change of focus may have made the page redraw.
              if (!element.isConnected) return false;
              element.click();
              return true;",
@@ -147,7 +147,7 @@ impl Browser {
         .await;
     }
 
-    /// Types as a reader would, after what is there.
+    /// Types `text` after the present content of a field, as a user would.
     pub async fn type_in(&self, css: &str, text: &str) {
         self.once(
             css,
@@ -159,7 +159,7 @@ impl Browser {
         self.keys(text).await;
     }
 
-    /// Types into the element that has the focus.
+    /// Types into the element that has focus.
     pub async fn keys(&self, text: &str) {
         let mut keys = KeyActions::new("keyboard".to_owned());
         for value in text.chars() {
@@ -169,13 +169,13 @@ impl Browser {
         self.client.perform_actions(keys).await.unwrap();
     }
 
-    /// Presses keys in the element that has the focus.
+    /// Presses keys in the element that has focus.
     pub async fn press(&self, keys: &[Key]) {
         let keys: String = keys.iter().map(|key| char::from(*key)).collect();
         self.keys(&keys).await;
     }
 
-    /// Chooses an option of a select by its words.
+    /// Chooses the option of a `<select>` that has this text.
     pub async fn choose(&self, css: &str, label: &str) {
         let script = format!(
             "const option = [...element.options].find((one) => one.text.trim() === {});
@@ -190,8 +190,8 @@ impl Browser {
         self.once(css, &script).await;
     }
 
-    /// Runs a function body on the first `element` that is shown and enabled, again and again until
-    /// it returns `true`.
+    /// Runs a function body on the first `element` that matches `css`, once it is visible and
+    /// enabled. Repeats this until the body returns `true`.
     async fn once(&self, css: &str, body: &str) {
         let script = format!(
             "const element = document.querySelector({});
@@ -203,22 +203,22 @@ impl Browser {
         let mut last = Value::Null;
         eventually_or(css, &mut last, async |last| {
             let done = self.client.execute(&script, Vec::new()).await;
-            // What it clicks may leave the page before the answer comes.
+            // A click may load another page before the reply arrives.
             *last = done.unwrap_or_else(|error| json!(error.to_string()));
             *last == json!(true)
         })
         .await;
     }
 
-    /// Everything that a page has logged as an error, but for the answers that were meant to be
-    /// failures: a browser notes each answer above 399.
+    /// Returns all errors that pages have logged, except those of the network: the browser logs
+    /// each response above 399, and tests cause such responses on purpose.
     pub async fn errors(&self) -> Vec<String> {
         let log = self.log("browser").await;
         let errors = log.iter().filter(|entry| entry["source"] != "network");
         errors.map(|entry| entry.to_string()).collect()
     }
 
-    /// The hosts that pages have asked for something.
+    /// Returns the hosts that pages have sent requests to.
     pub async fn hosts(&self) -> Vec<String> {
         let log = self.log("performance").await;
         let urls = log.iter().filter_map(|entry| {
@@ -226,9 +226,9 @@ impl Browser {
                 rocket::serde::json::from_str(entry["message"].as_str().unwrap()).unwrap();
             let message = &message["message"];
             let url = message["params"]["request"]["url"].as_str()?;
-            // Its own pages, such as the one of a new tab, have addresses of another kind.
-            let is_asked = message["method"] == "Network.requestWillBeSent";
-            (is_asked && url.starts_with("http")).then(|| url.to_owned())
+            // The browser's own pages, such as the new tab page, do not have `http` addresses.
+            let is_request = message["method"] == "Network.requestWillBeSent";
+            (is_request && url.starts_with("http")).then(|| url.to_owned())
         });
         let mut hosts: Vec<String> = urls
             .filter_map(|url| url.split('/').nth(2).map(str::to_owned))
@@ -238,7 +238,7 @@ impl Browser {
         hosts
     }
 
-    /// A picture of what is seen.
+    /// Saves a screenshot as PNG.
     pub async fn screenshot(&self, file: &Path) {
         let png = self.client.screenshot().await.unwrap();
         std::fs::write(file, png).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
@@ -246,7 +246,8 @@ impl Browser {
 }
 
 impl Drop for Browser {
-    /// The driver ends the browser with its session, and would not if it were only killed.
+    /// Deletes the session, so that the driver closes the browser. Killing the driver would leave the
+    /// browser running.
     fn drop(&mut self) {
         let request = format!(
             "DELETE /session/{} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
@@ -269,11 +270,11 @@ impl Driver {
             .stderr(output)
             .stdin(Stdio::null())
             .spawn()
-            .expect("there is no chromedriver; run tests/run, which installs it");
+            .expect("chromedriver was not found; run tests/run, which installs it");
         let mut driver = Self { child, port: 0 };
-        eventually("the driver says its port", async || {
-            let said = std::fs::read_to_string(log).unwrap();
-            let port = said.split("started successfully on port ").nth(1);
+        eventually("the driver logs its port", async || {
+            let log = std::fs::read_to_string(log).unwrap();
+            let port = log.split("started successfully on port ").nth(1);
             let port = port.and_then(|rest| rest.split_once('.'));
             driver.port = port.map_or(0, |(port, _)| port.parse().unwrap());
             driver.port != 0
@@ -293,7 +294,7 @@ impl Drop for Driver {
 fn capabilities(profile: &Path) -> Capabilities {
     let arguments = [
         "--headless=new".to_owned(),
-        // Its sandbox does not work for root, nor in most containers; it sees our own pages only.
+        // The sandbox does not work for root, nor in most containers. Only our own pages are opened.
         "--no-sandbox".to_owned(),
         "--disable-gpu".to_owned(),
         "--disable-dev-shm-usage".to_owned(),
@@ -311,7 +312,7 @@ fn capabilities(profile: &Path) -> Capabilities {
     capabilities.as_object().unwrap().clone()
 }
 
-/// The texts of what is shown, as an expression.
+/// A JavaScript expression for the texts of the visible elements that match `css`.
 fn shown(css: &str) -> String {
     let css = json!(css);
     format!(

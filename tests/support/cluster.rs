@@ -1,19 +1,20 @@
-//! A Postgres cluster of a test's own: one that can crash, fail over, and have its clock set.
+//! A Postgres cluster for one test, which can crash, fail over, and have its clock set.
 //!
-//! `tests/run` starts one server that all tests share. This one is a test's alone, with `fsync` on:
+//! `tests/run` starts one server that all tests share. A [`Cluster`] belongs to a single test and has
+//! `fsync` on:
 //!
 //! ```ignore
 //! let mut primary = Cluster::start().await;
 //! let url = primary.create_database("main").await;
 //! let mut standby = primary.standby().await;
-//! primary.crash().await; // what was not flushed is lost
+//! primary.crash().await; // loses what was not flushed
 //! primary.restart().await; // on the same port
 //! primary.kill().await;
 //! standby.promote().await; // `standby.url("main")`
 //! ```
 //!
-//! It listens on 127.0.0.1 only. It is gone when it is dropped, after a panic too; and a process of
-//! its own ends it even if the test's process is killed.
+//! It listens on 127.0.0.1 only. Dropping it ends the server and removes its files, also after a
+//! panic. A separate watchdog process does the same if the test's process is killed.
 
 use std::fs;
 use std::io::Write;
@@ -26,12 +27,12 @@ use std::time::Duration;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
 
-/// How long the server may take for anything that is asked of it.
+/// How long the server may take to start, stop, or do anything else that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Ends every server below `$1` and removes the folder, when its standard input ends: the test has
-/// dropped the cluster, or is no more. A server is asked first, because it then gives shared memory
-/// back.
+/// Ends every server in the folder `$1` and removes the folder, as soon as standard input is closed:
+/// the test has dropped the cluster, or its process is gone. A server gets SIGQUIT before SIGKILL,
+/// so that it can release its shared memory.
 const WATCHDOG: &str = r#"
 trap '' HUP INT TERM
 read -r _
@@ -57,8 +58,8 @@ done
 rm -rf -- "$1"
 "#;
 
-/// What is different from `postgresql.conf` as initdb writes it. Socket and shared memory are in the
-/// data directory, which goes away as a whole.
+/// Settings that are appended to the `postgresql.conf` of initdb. Socket and shared memory are in the
+/// data directory, so that removing the folder removes them.
 const SETTINGS: &str = "
 listen_addresses = '127.0.0.1'
 unix_socket_directories = '.'
@@ -70,7 +71,7 @@ max_wal_senders = 4
 wal_keep_size = '64MB'
 ";
 
-/// A server, or a crashed one. Dropping it ends it and removes its folder.
+/// A server, running or crashed. Dropping it ends the server and removes its folder.
 pub struct Cluster {
     folder: PathBuf,
     binaries: PathBuf,
@@ -78,19 +79,19 @@ pub struct Cluster {
     port: u16,
     /// `None` while it is down.
     postmaster: Option<Child>,
-    /// Whether its clock is set by a file of its folder.
+    /// Whether the file `clock` in the folder sets the server's clock.
     clock_is_set: bool,
     watchdog: Child,
-    watchdog_waits: Option<ChildStdin>,
+    watchdog_stdin: Option<ChildStdin>,
 }
 
 impl Cluster {
-    /// A new, empty cluster. Its superuser is `postgres`, who needs no password.
+    /// Starts a new, empty cluster. Its superuser `postgres` needs no password.
     pub async fn start() -> Self {
         Self::start_with("").await
     }
 
-    /// With further lines of `postgresql.conf`.
+    /// Starts a new cluster with further lines of `postgresql.conf`.
     pub async fn start_with(settings: &str) -> Self {
         let mut cluster = Self::prepare();
         let data = cluster.data();
@@ -112,8 +113,8 @@ impl Cluster {
         cluster
     }
 
-    /// A standby of this server, which follows it asynchronously and can be promoted. Everything up
-    /// to now is on it.
+    /// Starts a standby of this server, with asynchronous replication. It has everything that was
+    /// written before this call, and can be promoted.
     pub async fn standby(&self) -> Self {
         let mut standby = Self::prepare();
         standby.run(
@@ -141,7 +142,7 @@ impl Cluster {
         standby
     }
 
-    /// Makes the database, and returns its URL.
+    /// Creates a database and returns its URL.
     pub async fn create_database(&self, name: &str) -> String {
         let create = format!("CREATE DATABASE {name}");
         let mut admin = self.admin().await;
@@ -149,7 +150,7 @@ impl Cluster {
         self.url(name)
     }
 
-    /// The same before and after a crash.
+    /// Returns the URL of a database. It is the same before and after a crash.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
@@ -158,32 +159,32 @@ impl Cluster {
         self.port
     }
 
-    /// A connection to the database `postgres`.
+    /// Opens a connection to the database `postgres`.
     pub async fn admin(&self) -> PgConnection {
         PgConnection::connect(&self.url("postgres")).await.unwrap()
     }
 
-    /// What the server has logged.
+    /// Returns the server's log.
     pub fn log(&self) -> String {
         let log = fs::read(self.folder.join("server.log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// Has all its processes end at once, as after a panic of the server (`pg_ctl stop -m
-    /// immediate`). What was not flushed is lost; its clients see their connections close.
+    /// Ends all server processes at once, as after a panic of the server (`pg_ctl stop -m
+    /// immediate`). What was not flushed is lost, and the clients see their connections close.
     pub async fn crash(&mut self) {
         let mut postmaster = self.postmaster.take().expect("the server is up");
         let children = children_of(postmaster.id());
         signal("QUIT", &[postmaster.id()]);
-        // One that is stopped would not hear of it.
+        // A stopped process would not receive the signal to end.
         signal("CONT", &children);
         ended(&mut postmaster).await;
     }
 
-    /// Kills all its processes at the same moment (SIGKILL): none does anything any more.
+    /// Kills all server processes at the same moment (SIGKILL), so that none can clean up.
     pub async fn kill(&mut self) {
         let mut postmaster = self.postmaster.take().expect("the server is up");
-        // Stopped, it starts no others.
+        // A stopped postmaster cannot start further processes.
         signal("STOP", &[postmaster.id()]);
         let children = children_of(postmaster.id());
         signal("KILL", &children);
@@ -195,15 +196,15 @@ impl Cluster {
         .await;
     }
 
-    /// Ends it in order (`pg_ctl stop -m fast`): nothing is lost.
+    /// Shuts the server down (`pg_ctl stop -m fast`). Nothing is lost.
     pub async fn stop(&mut self) {
         let mut postmaster = self.postmaster.take().expect("the server is up");
         signal("INT", &[postmaster.id()]);
         ended(&mut postmaster).await;
     }
 
-    /// Starts it again, on the same port; ends it in order before, if it is up. Returns when it
-    /// takes connections, after recovery.
+    /// Starts the server again on the same port, after [`stop`](Self::stop) if it is running. Returns
+    /// when recovery is done and the server accepts connections.
     pub async fn restart(&mut self) {
         if self.postmaster.is_some() {
             self.stop().await;
@@ -213,7 +214,7 @@ impl Cluster {
         }
     }
 
-    /// Makes a standby a primary; returns when it can be written to.
+    /// Makes a standby the primary. Returns when it accepts writes.
     pub async fn promote(&mut self) {
         let promoted: bool = sqlx::query_scalar("SELECT pg_promote(TRUE, 60)")
             .fetch_one(&mut self.admin().await)
@@ -222,7 +223,7 @@ impl Cluster {
         assert!(promoted, "the standby was not promoted:\n{}", self.log());
     }
 
-    /// Waits until a standby has replayed what this server has written so far.
+    /// Waits until `standby` has replayed everything that this server has written so far.
     pub async fn wait_for(&self, standby: &Self) {
         let position: String = sqlx::query_scalar("SELECT pg_current_wal_flush_lsn()::text")
             .fetch_one(&mut self.admin().await)
@@ -244,38 +245,39 @@ impl Cluster {
         self.signal_processes(name, |title| title.contains("127.0.0.1("));
     }
 
-    /// Sends a signal to the server's processes whose title `is_meant`: `postgres: walwriter`,
+    /// Sends a signal to each server process whose title `matches`. Examples of titles:
+    /// `postgres: walwriter`,
     /// `postgres: walsender postgres 127.0.0.1(40412) streaming 0/3000148`,
     /// `postgres: postgres main 127.0.0.1(40414) idle in transaction`.
-    pub fn signal_processes(&self, name: &str, is_meant: impl Fn(&str) -> bool) {
+    pub fn signal_processes(&self, name: &str, matches: impl Fn(&str) -> bool) {
         let mut ids = children_of(self.postmaster_id());
-        ids.retain(|id| is_meant(&title(*id)));
+        ids.retain(|id| matches(&title(*id)));
         signal(name, &ids);
     }
 
-    /// Stops whatever sends to standbys: from now on they lack what this server writes.
+    /// Stops the processes that send to standbys. The standbys lack everything written after this.
     pub fn stop_replication(&self) {
         self.signal_processes("STOP", |title| title.contains("walsender"));
     }
 
-    /// Stops all its processes, as a host that hangs: connections stay open, and nobody answers.
+    /// Stops all server processes, as on a host that hangs: connections stay open without replies.
     pub fn freeze(&self) {
         let postmaster = self.postmaster_id();
         signal("STOP", &[postmaster]);
         signal("STOP", &children_of(postmaster));
     }
 
-    /// Lets all its processes go on.
+    /// Resumes all server processes.
     pub fn thaw(&self) {
         let postmaster = self.postmaster_id();
         signal("CONT", &children_of(postmaster));
         signal("CONT", &[postmaster]);
     }
 
-    /// Sets its clock off by `offset`, `-1h` or `+90s`: at once if it was started with any offset
-    /// (`+0s` will do), else from the next start on.
+    /// Shifts the server's clock by `offset`, such as `-1h` or `+90s`. This takes effect immediately
+    /// if the server was started with an offset (`+0s` is enough), otherwise at its next start.
     pub fn set_clock(&mut self, offset: &str) {
-        // The file is read at every look at the clock, so it is replaced in one go.
+        // The file is read whenever the server reads the clock, so it must be replaced atomically.
         fs::write(self.folder.join("clock.new"), format!("{offset}\n")).unwrap();
         fs::rename(self.folder.join("clock.new"), self.folder.join("clock")).unwrap();
         self.clock_is_set = true;
@@ -289,7 +291,7 @@ impl Cluster {
         self.folder.join("data")
     }
 
-    /// A folder that the server's user owns, and what removes it.
+    /// Creates a folder that the server's user owns, and starts the watchdog that removes it.
     fn prepare() -> Self {
         let binaries = server_binaries();
         let (become_server, owner) = server_user();
@@ -300,11 +302,11 @@ impl Cluster {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Whatever ends the test's process group is not for it.
+            // A signal to the test's process group must not end the watchdog.
             .process_group(0)
             .spawn()
             .unwrap();
-        let watchdog_waits = watchdog.stdin.take();
+        let watchdog_stdin = watchdog.stdin.take();
         Self {
             folder,
             binaries,
@@ -313,11 +315,11 @@ impl Cluster {
             postmaster: None,
             clock_is_set: false,
             watchdog,
-            watchdog_waits,
+            watchdog_stdin,
         }
     }
 
-    /// A command that runs as the server's user, where that one can be.
+    /// Returns a command that runs as the server's user, in the folder.
     fn command(&self, program: &Path) -> Command {
         let mut command = as_server(&self.become_server, program);
         command.current_dir(&self.folder).stdin(Stdio::null());
@@ -328,14 +330,14 @@ impl Cluster {
     fn run(&self, program: &str, arguments: &[&str]) {
         let mut command = self.command(&self.binaries.join(program));
         let output = command.args(arguments).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} failed:\n{said}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} failed:\n{errors}");
     }
 
     async fn start_on_a_free_port(&mut self) {
         for _ in 0..20 {
-            // Below the ports that Linux hands out by itself: no server that a test starts on port
-            // 0, and no outgoing connection, takes it while this one is down.
+            // Below the range from which Linux assigns ports, so that no test server on port 0 and
+            // no outgoing connection takes this port while the server is down.
             self.port = fastrand::u16(20_000..32_000);
             match self.try_start().await {
                 Ok(()) => return,
@@ -346,12 +348,12 @@ impl Cluster {
         panic!("no free port was found for the server");
     }
 
-    /// Starts it, and waits until it takes connections; or returns its log.
+    /// Starts the server and waits until it accepts connections. Returns its log if it ends instead.
     async fn try_start(&mut self) -> Result<(), String> {
         let log = fs::File::create(self.folder.join("server.log")).unwrap();
         let mut command = self.command(Path::new("env"));
         if self.clock_is_set {
-            // Not of what changes the user.
+            // Set here, by `env`, so that it does not apply to the command that changes the user.
             let clock = self.folder.join("clock");
             command
                 .arg(format!("LD_PRELOAD={}", faketime_library().display()))
@@ -405,7 +407,7 @@ impl Drop for Cluster {
                 self.log()
             );
         }
-        drop(self.watchdog_waits.take());
+        drop(self.watchdog_stdin.take());
         let _ = self.watchdog.wait();
         if let Some(mut postmaster) = self.postmaster.take() {
             let _already_gone = postmaster.kill();
@@ -414,7 +416,7 @@ impl Drop for Cluster {
     }
 }
 
-/// The eighth line of the file tells what the server is ready for; the first is its process.
+/// Reads `postmaster.pid`: line 1 is the process id, line 8 the status of the server.
 fn is_ready(pid_file: &Path, postmaster: u32) -> bool {
     let file = fs::read_to_string(pid_file).unwrap_or_default();
     let mut lines = file.lines().map(str::trim);
@@ -428,7 +430,7 @@ async fn ended(postmaster: &mut Child) {
         postmaster.try_wait().unwrap().is_some()
     })
     .await;
-    // What libfaketime leaves behind of a process that was killed.
+    // libfaketime leaves these files behind if its process was killed.
     for left in [
         format!("faketime_shm_{id}"),
         format!("sem.faketime_sem_{id}"),
@@ -437,10 +439,10 @@ async fn ended(postmaster: &mut Child) {
     }
 }
 
-async fn wait_until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
+async fn wait_until(condition: &str, mut holds: impl AsyncFnMut() -> bool) {
     let mut waited = Duration::ZERO;
-    while !happened().await {
-        assert!(waited < PATIENCE, "it did not happen in time: {what}");
+    while !holds().await {
+        assert!(waited < PATIENCE, "not in {PATIENCE:?}: {condition}");
         sleep(Duration::from_millis(10)).await;
         waited += Duration::from_millis(10);
     }
@@ -451,26 +453,26 @@ fn signal(name: &str, ids: &[u32]) {
         return;
     }
     let ids = ids.iter().map(u32::to_string);
-    // One of them may be gone by now.
+    // The status is ignored: a process may have ended already.
     let sent = Command::new("kill")
         .arg(format!("-{name}"))
         .args(ids)
         .stderr(Stdio::null())
         .status();
-    assert!(sent.is_ok(), "there is no kill");
+    assert!(sent.is_ok(), "the program `kill` was not found");
 }
 
-/// The state and the parent of a process.
+/// Returns the state and the parent of a process.
 fn status(id: u32) -> Option<(char, u32)> {
     let status = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, may contain any character.
     let (_, rest) = status.rsplit_once(") ")?;
     let mut fields = rest.split(' ');
     let state = fields.next()?.chars().next()?;
     Some((state, fields.next()?.parse().ok()?))
 }
 
-/// Not if it has ended and nobody has asked for its exit code yet.
+/// Returns `false` for a zombie too: a process that has ended but was not waited for yet.
 fn is_running(id: u32) -> bool {
     status(id).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
@@ -487,7 +489,8 @@ fn title(id: u32) -> String {
     String::from_utf8_lossy(&title).replace('\0', " ")
 }
 
-/// Debian keeps the server's binaries out of PATH, one directory a version: the newest.
+/// Returns the folder of the newest server's binaries. Debian keeps them outside PATH, in one folder
+/// per version.
 fn server_binaries() -> PathBuf {
     let version = |path: &PathBuf| -> u32 {
         let name = path.file_name().and_then(|name| name.to_str());
@@ -512,7 +515,8 @@ fn server_binaries() -> PathBuf {
         .expect("no initdb and postgres in /usr/lib/postgresql/*/bin or PATH")
 }
 
-/// initdb and postgres refuse to run as root: a prefix that makes them somebody else's, and whose.
+/// Returns a command prefix that changes the user, and the ids of that user and group. Both are
+/// empty unless the tests run as root: initdb and postgres refuse to run as root.
 fn server_user() -> (Vec<String>, Option<(u32, u32)>) {
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
         return (Vec::new(), None);
@@ -538,7 +542,7 @@ fn server_user() -> (Vec<String>, Option<(u32, u32)>) {
     (prefix, Some((user, group)))
 }
 
-/// In the temporary directory, or in /tmp if the server's user cannot go there.
+/// Creates a folder in the temporary directory, or in /tmp if the server's user cannot write there.
 fn server_folder(become_server: &[String], owner: Option<(u32, u32)>) -> PathBuf {
     for parent in [std::env::temp_dir(), PathBuf::from("/tmp")] {
         let folder = tempfile::Builder::new()
@@ -557,7 +561,8 @@ fn server_folder(become_server: &[String], owner: Option<(u32, u32)>) -> PathBuf
     panic!("no temporary directory that the server's user can write to");
 }
 
-/// Messages are in English because tests read them.
+/// Returns a command that runs as the server's user. Its messages are in English because tests read
+/// them.
 fn as_server(become_server: &[String], program: &Path) -> Command {
     let mut line = become_server
         .iter()
@@ -568,7 +573,8 @@ fn as_server(become_server: &[String], program: &Path) -> Command {
     command
 }
 
-/// What the program `faketime` preloads; by itself it takes no clock from a file.
+/// Finds the library that the program `faketime` preloads. It is used directly because the program
+/// has no option to read the clock from a file.
 fn faketime_library() -> PathBuf {
     let folders = fs::read_dir("/usr/lib").unwrap();
     let folders = folders.filter_map(|entry| Some(entry.ok()?.path()));

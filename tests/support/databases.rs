@@ -1,4 +1,4 @@
-//! Databases of one test's own, and a look at what is really stored in them.
+//! The databases of one test, and functions that read what is stored in them.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,7 +21,7 @@ pub enum In {
     Audit,
 }
 
-/// `notes` is what tests write to; `pairs` holds rows whose partner is looked for by COMMIT.
+/// Tests write to `notes`. The rows of `pairs` have a deferred foreign key, checked by COMMIT.
 const TABLES: &str = "\
     CREATE TABLE notes (text TEXT NOT NULL UNIQUE);
     CREATE TABLE pairs (
@@ -31,13 +31,13 @@ const TABLES: &str = "\
             FOREIGN KEY (partner) REFERENCES pairs (id) DEFERRABLE INITIALLY DEFERRED
     );";
 
-/// Two empty databases. On SQLite they are two files of a folder that goes with them.
+/// Two databases. On SQLite they are two files, in a folder that is removed with them.
 pub struct Databases {
     folder: tempfile::TempDir,
     pub backend: Backend,
     pub main: String,
     pub audit: String,
-    /// What the service is told instead, if it is to go by way of a proxy.
+    /// The URLs that the service is configured with, where they differ: those of a proxy.
     proxied: [Option<String>; 2],
 }
 
@@ -60,7 +60,7 @@ impl Databases {
         }
     }
 
-    /// On a cluster of the test's own.
+    /// Creates both databases, with their tables, on a cluster that belongs to the test.
     pub async fn on_cluster(cluster: &Cluster) -> Self {
         let databases = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -74,7 +74,7 @@ impl Databases {
         databases
     }
 
-    /// With the tables `notes` and `pairs` in both.
+    /// Creates both databases with the tables `notes` and `pairs`.
     pub async fn with_tables(backend: Backend) -> Self {
         let databases = Self::new(backend).await;
         databases.execute(In::Main, TABLES).await;
@@ -93,7 +93,7 @@ impl Databases {
         }
     }
 
-    /// Through a connection of its own, so that only what is committed is seen.
+    /// Reads the notes through a separate connection, which sees only committed rows.
     pub async fn notes(&self, database: In) -> Vec<String> {
         self.texts(database, "SELECT text FROM notes ORDER BY text")
             .await
@@ -104,7 +104,7 @@ impl Databases {
         proxied.unwrap_or(self.url(database))
     }
 
-    /// The first column of what `sql` finds.
+    /// Returns the first column of each row of the query `sql`.
     pub async fn texts(&self, database: In, sql: &'static str) -> Vec<String> {
         match self.backend {
             Backend::Sqlite => {
@@ -124,7 +124,7 @@ impl Databases {
         }
     }
 
-    /// The connection is closed when it returns: SQLite leaves no journal behind then.
+    /// Runs `sql` and closes the connection before it returns, so that SQLite leaves no journal.
     pub async fn execute(&self, database: In, sql: &'static str) {
         let sql = sqlx::raw_sql(sql);
         match self.backend {
@@ -141,7 +141,7 @@ impl Databases {
         }
     }
 
-    /// Empties the tables of both.
+    /// Empties the tables of both databases.
     pub async fn empty(&self) {
         for database in [In::Main, In::Audit] {
             self.execute(database, "DELETE FROM notes; DELETE FROM pairs")
@@ -158,7 +158,7 @@ impl Databases {
         PgConnection::connect(self.url(database)).await.unwrap()
     }
 
-    /// Has the service reach `database` by way of a proxy; the test itself does not.
+    /// Makes the service reach `database` through a proxy. The test itself connects directly.
     pub async fn by_proxy(&mut self, database: In) -> Proxy {
         let proxy = Proxy::to(self.url(database)).await;
         let url = proxy.url(self.url(database));
@@ -166,12 +166,12 @@ impl Databases {
         proxy
     }
 
-    /// Has the service reach `database` at another address; the test itself does not.
+    /// Makes the service reach `database` at another address. The test itself connects directly.
     pub fn reach_at(&mut self, database: In, url: String) {
         self.proxied[database as usize] = Some(url);
     }
 
-    /// As `Rocket.toml` says it.
+    /// The configuration of both databases, as from `Rocket.toml`.
     pub fn figment(&self) -> Figment {
         Figment::from(rocket::Config::debug_default())
             .merge(("databases.main.url", self.service_url(In::Main)))
@@ -180,7 +180,7 @@ impl Databases {
             .merge(("databases.audit.max_connections", 4))
     }
 
-    /// As `ROCKET_DATABASES` says it, with the same settings for both.
+    /// The value of the variable `ROCKET_DATABASES`, with the same settings for both databases.
     pub fn variable_with(&self, settings: &str) -> String {
         format!(
             r#"{{main={{url="{}",{settings}}},audit={{url="{}",{settings}}}}}"#,
@@ -190,7 +190,7 @@ impl Databases {
     }
 }
 
-/// Makes an empty database in the cluster that `tests/run` starts.
+/// Creates an empty database in the cluster that `tests/run` starts.
 async fn postgres_database() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
 

@@ -1,4 +1,5 @@
-/* A disk without room, for files whose name holds ".db", while the file $FULL_DISK is there. */
+/* A preloaded library that simulates a full disk: while the file $FULL_DISK exists, writes to files
+   whose path contains ".db" fail with ENOSPC. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

@@ -3,7 +3,7 @@
 use rocket::serde::json::{Value, serde_json};
 use serde::de::DeserializeOwned;
 
-/// A client of one service. Follows no redirects.
+/// A client of one service. It does not follow redirects.
 #[derive(Clone)]
 pub struct Http {
     client: reqwest::Client,
@@ -13,8 +13,8 @@ pub struct Http {
 
 impl Http {
     pub fn new(port: u16) -> Self {
-        // reqwest brings no TLS provider here; loopback needs none, but its builder does.
-        let _installed_before = rustls::crypto::ring::default_provider().install_default();
+        // Loopback needs no TLS, but the builder of reqwest panics without a TLS provider.
+        let _already_installed = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .build()
@@ -34,9 +34,9 @@ impl Http {
         }
     }
 
-    /// `METHOD /path`, to be completed and sent.
-    pub fn request(&self, what: &str) -> reqwest::RequestBuilder {
-        let (method, path) = what.split_once(' ').unwrap();
+    /// Returns a request builder. `line` is `METHOD /path`.
+    pub fn request(&self, line: &str) -> reqwest::RequestBuilder {
+        let (method, path) = line.split_once(' ').unwrap();
         let url = format!("{}{path}", self.base);
         let request = self.client.request(method.parse().unwrap(), url);
         match self.run {
@@ -45,15 +45,15 @@ impl Http {
         }
     }
 
-    /// `METHOD /path`, without a body.
-    pub async fn send(&self, what: &str) -> HttpResponse {
-        HttpResponse::of(self.request(what)).await
+    /// Sends a request without a body. `line` is `METHOD /path`.
+    pub async fn send(&self, line: &str) -> HttpResponse {
+        HttpResponse::of(self.request(line)).await
     }
 
-    /// `METHOD /path` with a JSON body.
-    pub async fn json(&self, what: &str, body: &str) -> HttpResponse {
+    /// Sends a request with a JSON body. `line` is `METHOD /path`.
+    pub async fn json(&self, line: &str, body: &str) -> HttpResponse {
         let request = self
-            .request(what)
+            .request(line)
             .header("Content-Type", "application/json")
             .body(body.to_owned());
         HttpResponse::of(request).await
@@ -82,7 +82,7 @@ impl HttpResponse {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// `Transaction-Outcome`.
+    /// Returns the header `Transaction-Outcome`.
     pub fn outcome(&self) -> Option<&str> {
         self.header("transaction-outcome")
     }
@@ -92,7 +92,8 @@ impl HttpResponse {
             .unwrap_or_else(|error| panic!("{error} in {:?}", self.body))
     }
 
-    /// What kind of problem it tells. Body and header must tell the same outcome.
+    /// Returns the kind of the problem in the body, from its `type`. The outcomes in body and header
+    /// must be equal.
     pub fn kind(&self) -> String {
         let problem: Value = self.json();
         assert_eq!(problem["outcome"].as_str(), self.outcome(), "{problem}");
@@ -100,7 +101,7 @@ impl HttpResponse {
         kind.trim_start_matches("urn:rocket_tx:problem:").to_owned()
     }
 
-    /// Status and outcome, for one assertion on both.
+    /// Returns status and outcome, for a single assertion on both.
     pub fn summary(&self) -> (u16, Option<&str>) {
         (self.status, self.outcome())
     }

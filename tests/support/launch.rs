@@ -1,4 +1,4 @@
-//! Launches of a test's own making, in the test's process.
+//! Launches of services that a test defines itself, in the test's process.
 
 use std::io;
 use std::sync::{Arc, LazyLock};
@@ -26,8 +26,8 @@ impl Launched {
         let (ready, launched) = oneshot::channel();
         let rocket = rocket.attach(AdHoc::on_liftoff("Ready", |rocket| {
             Box::pin(async move {
-                let is_heard = ready.send((rocket.config().port, rocket.shutdown()));
-                assert!(is_heard.is_ok());
+                let sent = ready.send((rocket.config().port, rocket.shutdown()));
+                assert!(sent.is_ok());
             })
         }));
         let running = rocket::tokio::spawn(rocket.launch());
@@ -41,16 +41,16 @@ impl Launched {
         }
     }
 
-    /// Shuts down in order; the launch must end well.
+    /// Shuts the service down. The launch must return without an error.
     pub async fn close(self) {
         self.shutdown.notify();
         self.running.await.unwrap().unwrap();
     }
 }
 
-/// A rocket that must not fly: what it says about why.
+/// Asserts that a launch is refused, and returns its log.
 ///
-/// It must be a fairing or a guard that refuses, not Rocket itself.
+/// The refusal must come from a fairing or a guard, not from Rocket itself.
 pub async fn refused(rocket: Rocket<Build>) -> String {
     let (result, log) = logged(rocket.ignite()).await;
     match result {
@@ -62,14 +62,14 @@ pub async fn refused(rocket: Rocket<Build>) -> String {
     }
 }
 
-/// What `work` logs, itself and not in tasks of its own.
+/// Returns the result of `work` and its log, without the logs of tasks that `work` spawns.
 pub async fn logged<T>(work: impl Future<Output = T>) -> (T, String) {
     let log = Log::default();
     let result = work.with_subscriber(log.subscriber()).await;
     (result, log.text())
 }
 
-/// What this thread logs meanwhile, in whatever task.
+/// Returns what this thread logs while `work` runs, in any task.
 pub fn logged_here(work: impl FnOnce()) -> String {
     let log = Log::default();
     tracing::subscriber::with_default(log.subscriber(), work);
@@ -81,9 +81,10 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     fn subscriber(&self) -> impl Subscriber + use<> {
-        /// While a process has one subscriber alone, `tracing` asks the subscriber of the thread
-        /// that meets a line first, for all threads and for good: that of another test, which has
-        /// none.
+        /// A second subscriber, which must exist all the time. While a process has only one
+        /// subscriber, `tracing` decides permanently, for all threads, whether a log statement is
+        /// enabled. It takes that decision from the subscriber of the thread that reaches the
+        /// statement first. This can be the thread of another test, which has no subscriber.
         static SECOND: LazyLock<Dispatch> = LazyLock::new(|| {
             Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish())
         });
@@ -102,9 +103,9 @@ impl Log {
 }
 
 impl io::Write for Log {
-    fn write(&mut self, said: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(said);
-        Ok(said.len())
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,18 +1,18 @@
-//! What all tests stand on: real databases, real sockets, real processes.
+//! Shared test code: real databases, real sockets, real processes.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! | --- | --- |
-//! | `browser` | a real browser, for what only that can show |
-//! | `cluster` | a Postgres cluster of a test's own, which can crash, fail over and have its clock set |
-//! | `databases` | databases of one test's own, and a look at what is really stored |
-//! | `http` | requests over a socket, and their answers |
-//! | `stage` | a small service inside the test's process, for what the library promises |
-//! | `launch` | launches of a test's own making, above all those that are refused |
-//! | `stream` | server-sent events, read as they come |
+//! | `browser` | a real browser, for tests of the pages |
+//! | `cluster` | a Postgres cluster for one test, which can crash, fail over and have its clock set |
+//! | `databases` | the databases of one test, and functions that read what is stored |
+//! | `http` | requests over a socket, and their responses |
+//! | `stage` | a small service inside the test's process, for the promises of the library |
+//! | `launch` | launches of services that a test defines itself, mostly launches that are refused |
+//! | `stream` | server-sent events, read as they arrive |
 //! | `pgbouncer` | the connection pooler, in front of a test's databases |
-//! | `proxy` | breaks the connection to Postgres at a chosen statement, or the network |
-//! | `python` | somebody else's programs, to try the service with |
-//! | `service` | the reference service as a process, for what only a process can show |
+//! | `proxy` | a proxy that breaks the network, or a connection to Postgres at a chosen statement |
+//! | `python` | third-party Python programs that exercise the service |
+//! | `service` | the reference service as a separate process |
 
 pub mod browser;
 pub mod cluster;
@@ -39,7 +39,7 @@ pub use service::{Service, Starting};
 pub use stage::{Audit, Main, Stage};
 pub use stream::Events;
 
-/// Makes a test of each behaviour on each backend, in modules that are named after them.
+/// Makes a test of each behaviour on each backend, in the modules `sqlite` and `postgres`.
 macro_rules! on_each_backend {
     ($($behaviour:ident),+ $(,)?) => {
         mod sqlite {
@@ -66,24 +66,24 @@ macro_rules! on_each_backend {
     };
 }
 
-/// Waits until `happened`, and fails after a minute: what takes long on a busy machine is no failure.
-pub async fn eventually(what: &str, mut happened: impl AsyncFnMut() -> bool) {
-    eventually_or(what, &mut (), async |()| happened().await).await;
+/// Waits until `holds` returns `true`. Fails after a minute, which is enough on a busy machine.
+pub async fn eventually(condition: &str, mut holds: impl AsyncFnMut() -> bool) {
+    eventually_or(condition, &mut (), async |()| holds().await).await;
 }
 
-/// The same; a failure shows `last`, which `happened` is given to write to.
+/// Like [`eventually`]. `holds` can write to `last`, which the message of a failure shows.
 pub async fn eventually_or<T: Debug>(
-    what: &str,
+    condition: &str,
     last: &mut T,
-    mut happened: impl AsyncFnMut(&mut T) -> bool,
+    mut holds: impl AsyncFnMut(&mut T) -> bool,
 ) {
     const LONGEST: Duration = Duration::from_secs(60);
 
     let started = Instant::now();
-    while !happened(last).await {
+    while !holds(last).await {
         assert!(
             started.elapsed() < LONGEST,
-            "it did not happen in {LONGEST:?}: {what}; at last: {last:?}"
+            "not in {LONGEST:?}: {condition}; last value: {last:?}"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -1,4 +1,4 @@
-//! A connection pooler in front of Postgres: pgbouncer, as Debian has it.
+//! A connection pooler in front of Postgres: pgbouncer, as packaged by Debian.
 
 use std::fs;
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use rocket::tokio::net::TcpStream;
 
 use super::eventually;
 
-/// When a server's session is given to another client.
+/// The pool mode: the unit after which another client may get the same server session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Session,
@@ -18,7 +18,7 @@ pub enum Mode {
     Statement,
 }
 
-/// Dropping it ends it.
+/// A running pgbouncer. Dropping it ends the process.
 pub struct PgBouncer {
     pub port: u16,
     process: Child,
@@ -26,12 +26,12 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Leads to every database of the server of `url`, as the user that `url` names. `settings` are
-    /// lines of its configuration; the rest is as it is by default.
+    /// Starts a pooler for all databases of the server of `url`, with the user of `url`. `settings`
+    /// are lines of its configuration. All other settings have their defaults.
     pub async fn to(url: &str, mode: Mode, settings: &[(&str, &str)]) -> Self {
         let server = Server::of(url);
         let folder = tempfile::tempdir().unwrap();
-        // The port may be taken before pgbouncer has it.
+        // Another program may take the port before pgbouncer does.
         for _ in 0..10 {
             let port = free_port();
             let configuration = configuration(&server, folder.path(), port, mode, settings);
@@ -50,14 +50,14 @@ impl PgBouncer {
         panic!("pgbouncer does not start: {log:?}");
     }
 
-    /// The same database, by way of the pooler.
+    /// Returns the URL of the same database through the pooler.
     pub fn url(&self, url: &str) -> String {
         let (front, rest) = url.split_once('@').unwrap();
         let (_, database) = rest.split_once('/').unwrap();
         format!("{front}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// What it has logged.
+    /// Returns the pooler's log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -69,7 +69,7 @@ impl PgBouncer {
             listens || self.process.try_wait().unwrap().is_some()
         })
         .await;
-        // Another program may have the port.
+        // If pgbouncer has ended, another program listens on the port.
         listens && self.process.try_wait().unwrap().is_none()
     }
 }
@@ -154,7 +154,7 @@ fn configuration(
     file
 }
 
-/// In the foreground; it refuses to run as root.
+/// Starts pgbouncer in the foreground. It refuses to run as root, so root runs it as `nobody`.
 fn start(configuration: &Path, log: &Path) -> Child {
     let log = fs::File::create(log).unwrap();
     let mut command = Command::new("pgbouncer");
@@ -169,5 +169,5 @@ fn start(configuration: &Path, log: &Path) -> Child {
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()
-        .expect("there is no pgbouncer; run tests/run, which installs it")
+        .expect("pgbouncer was not found; run tests/run, which installs it")
 }

@@ -1,4 +1,4 @@
-//! A proxy in front of Postgres that breaks the connection at a chosen statement, or the network.
+//! A proxy in front of Postgres. It breaks the network, or a connection at a chosen statement.
 
 use std::future::pending;
 use std::io;
@@ -11,25 +11,25 @@ use rocket::tokio::net::{TcpListener, TcpStream};
 use rocket::tokio::sync::watch;
 use rocket::tokio::{select, spawn};
 
-/// What to do with the next connection that sends the word.
+/// The fault of a trap: how the next connection that sends the trap's word is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Break {
-    /// Cut it: the server never sees the statement.
+    /// The connection is closed. The server never receives the statement.
     Before,
-    /// Let the server do the statement, swallow its answer, and cut.
+    /// The server executes the statement. Its reply is discarded and the connection is closed.
     After,
-    /// Keep the statement, and keep the connection open.
+    /// The statement is not forwarded, and the connection stays open.
     Stall,
 }
 
-/// What becomes of who connects.
+/// How new connections are treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Newcomers {
-    /// They are led to the server.
+    /// They are forwarded to the server.
     Served,
-    /// The connection stands, and nothing is ever answered on it.
+    /// They are accepted, but never get a reply.
     Ignored,
-    /// Nobody listens at the port.
+    /// They are refused: the proxy does not listen on its port.
     Refused,
 }
 
@@ -39,25 +39,26 @@ pub struct Proxy {
     pub port: u16,
     trap: Trap,
     network: Arc<Network>,
-    /// Where connections lead, as `host:port`.
+    /// The server that connections are forwarded to, as `host:port`.
     server: Arc<Mutex<String>>,
 }
 
 struct Network {
     newcomers: watch::Sender<Newcomers>,
-    /// What has become of `newcomers` last.
+    /// The value of `newcomers` that is in effect.
     applied: watch::Sender<Newcomers>,
-    /// Connections are numbered; those up to this number neither take nor give anything.
+    /// Connections are numbered. Those up to this number forward nothing.
     frozen: watch::Sender<u64>,
-    /// Those up to this number are over.
+    /// Connections up to this number are closed.
     cut: watch::Sender<u64>,
-    /// Those up to this number are over, and what was on its way is thrown away.
+    /// Connections up to this number are reset: data in transit is discarded.
     reset: watch::Sender<u64>,
+    /// The number of the last connection.
     last: AtomicU64,
 }
 
 impl Proxy {
-    /// Leads to the server of `url`.
+    /// Starts a proxy for the server of `url`.
     pub async fn to(url: &str) -> Self {
         let server = Arc::new(Mutex::new(authority(url).to_owned()));
         let listener = listen().await;
@@ -85,50 +86,50 @@ impl Proxy {
         }
     }
 
-    /// Those who connect from now on come to the server of `url`.
+    /// Forwards new connections to the server of `url` from now on.
     pub fn lead_to(&self, url: &str) {
         authority(url).clone_into(&mut self.server.lock());
     }
 
-    /// From now on the connections that stand are silent. Nobody is told: they are not closed. New
-    /// ones are not concerned.
+    /// Stops forwarding on the open connections, without closing them. New connections are not
+    /// affected.
     pub fn freeze(&self) {
         self.network.frozen.send_replace(self.connections());
     }
 
-    /// Silent connections go on where they were.
+    /// Resumes forwarding on frozen connections.
     pub fn thaw(&self) {
         self.network.frozen.send_replace(0);
     }
 
-    /// Closes the connections that stand, at both ends.
+    /// Closes the open connections at both ends.
     pub fn cut(&self) {
         self.network.cut.send_replace(self.connections());
     }
 
-    /// Resets the connections that stand, at both ends.
+    /// Resets the open connections at both ends.
     pub fn reset(&self) {
         self.network.reset.send_replace(self.connections());
     }
 
-    /// What becomes of those who connect from now on.
+    /// Sets how new connections are treated from now on.
     pub async fn newcomers(&self, newcomers: Newcomers) {
         self.network.newcomers.send_replace(newcomers);
         let mut applied = self.network.applied.subscribe();
         applied.wait_for(|now| *now == newcomers).await.unwrap();
     }
 
-    /// How many connections were served or ignored so far.
+    /// Returns how many connections were served or ignored so far.
     pub fn connections(&self) -> u64 {
         self.network.last.load(Ordering::SeqCst)
     }
 
-    /// The same database, by way of the proxy.
+    /// Returns the URL of the same database through the proxy.
     pub fn url(&self, url: &str) -> String {
         url.replace(authority(url), &format!("127.0.0.1:{}", self.port))
     }
 
-    /// Springs once, on the next message that holds `word`.
+    /// Sets a trap. It springs once, on the next message from a client that contains `word`.
     pub fn set(&self, word: &'static str, kind: Break) {
         *self.trap.lock() = Some((word, kind));
     }
@@ -137,14 +138,14 @@ impl Proxy {
         self.trap.lock().is_none()
     }
 
-    /// Takes the trap away. `true`: it had not sprung.
+    /// Removes the trap. Returns `true` if it had not sprung.
     pub fn unset(&self) -> bool {
         self.trap.lock().take().is_some()
     }
 }
 
-/// Below the ports that Linux hands out by itself: no outgoing connection takes this one while
-/// newcomers are refused.
+/// Listens on a port below the range from which Linux assigns ports, so that no outgoing connection
+/// takes the port while newcomers are refused.
 async fn listen() -> TcpListener {
     for _ in 0..100 {
         let port = fastrand::u16(20_000..32_000);
@@ -204,7 +205,7 @@ async fn serve(
         let number = network.last.fetch_add(1, Ordering::SeqCst) + 1;
         match now {
             Newcomers::Served => {
-                // The server itself may be down: then the client is cut off.
+                // If the server is down, the client's connection is closed.
                 let address = server.lock().clone();
                 let Ok(mut server) = TcpStream::connect(&address).await else {
                     continue;
@@ -245,19 +246,19 @@ async fn relay(
     mut frozen: watch::Receiver<u64>,
     number: u64,
 ) -> io::Result<()> {
-    let mut asked = vec![0; 64 * 1024];
-    let mut answered = vec![0; 64 * 1024];
+    let mut from_client = vec![0; 64 * 1024];
+    let mut from_server = vec![0; 64 * 1024];
     loop {
         let thawed = frozen.wait_for(|last| *last < number).await.map(drop);
         if thawed.is_err() {
-            // The proxy is gone, and the test with it.
+            // The test has dropped the proxy.
             return Ok(());
         }
         select! {
             biased;
             _ = frozen.changed() => {}
-            length = client.read(&mut asked) => {
-                let message = &asked[..length?];
+            length = client.read(&mut from_client) => {
+                let message = &from_client[..length?];
                 if message.is_empty() {
                     return Ok(());
                 }
@@ -266,14 +267,14 @@ async fn relay(
                     Some(Break::Before) => return Ok(()),
                     Some(Break::After) => {
                         server.write_all(message).await?;
-                        // Postgres answers a simple query when all of it is done.
-                        return server.read(&mut answered).await.map(drop);
+                        // Postgres replies to a simple query after executing all of it.
+                        return server.read(&mut from_server).await.map(drop);
                     }
                     Some(Break::Stall) => pending().await,
                 }
             }
-            length = server.read(&mut answered) => {
-                let message = &answered[..length?];
+            length = server.read(&mut from_server) => {
+                let message = &from_server[..length?];
                 if message.is_empty() {
                     return Ok(());
                 }

@@ -1,14 +1,14 @@
-//! Programs in Python, with what `tests/requirements.txt` names.
+//! Runs Python programs, with the packages of `tests/requirements.txt`.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// Runs Python in `folder`, where it may leave things, with these arguments and this input; 240 s at
-/// most.
+/// Runs Python with these arguments and this input, for 240 s at most. Its working directory is
+/// `folder`.
 pub fn python(folder: &Path, args: &[&str], input: &str) -> Output {
     let python = std::env::var_os("TEST_PYTHON")
-        .expect("TEST_PYTHON is not set; run tests/run, which installs what Python needs");
+        .expect("TEST_PYTHON is not set; run tests/run, which installs the Python packages");
     let mut child = Command::new("timeout")
         .args(["--kill-after=5", "240"])
         .arg(python)
@@ -25,7 +25,7 @@ pub fn python(folder: &Path, args: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// All that it said.
+/// Returns the standard output followed by the standard error.
 pub fn said(output: &Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     format!("{}{errors}", String::from_utf8_lossy(&output.stdout))

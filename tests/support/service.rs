@@ -10,24 +10,24 @@ use rocket::serde::json::Value;
 
 use super::{Backend, Databases, Http, HttpResponse};
 
-/// The real binary on a free port, with faults on. Dropping it kills it.
+/// The real binary on a free port, with fault injection enabled. Dropping it kills the process.
 pub struct Service {
     process: Process,
     pub http: Http,
     pub databases: Arc<Databases>,
 }
 
-/// The real binary while it has neither launched nor refused to. Dropping it kills it.
+/// The real binary before its launch has succeeded or failed. Dropping it kills the process.
 pub struct Starting {
     process: Process,
     databases: Arc<Databases>,
 }
 
-/// A process and the file that it logs to.
+/// A process and its log file.
 struct Process {
     child: Child,
-    /// The child is another program, and the service is a child of that.
-    is_behind: bool,
+    /// The child is a wrapper program, which may run the service as a child of its own.
+    is_wrapped: bool,
     log: PathBuf,
 }
 
@@ -37,7 +37,7 @@ impl Service {
         Self::on(Arc::new(databases), &[]).await
     }
 
-    /// On databases that may be shared with other processes, with variables of its environment.
+    /// Starts the service on databases that other processes may use too, with environment variables.
     pub async fn on(databases: Arc<Databases>, variables: &[(&str, &str)]) -> Self {
         match Starting::new(databases, &[], variables).launched().await {
             Ok(service) => service,
@@ -45,7 +45,7 @@ impl Service {
         }
     }
 
-    /// Starts a service that must refuse to; returns its exit status and what it said.
+    /// Starts a service that must refuse to launch. Returns its exit status and its log.
     pub async fn refused(
         databases: &Databases,
         variables: &[(&str, &str)],
@@ -61,13 +61,13 @@ impl Service {
         self.http.send(&format!("GET {path}")).await
     }
 
-    /// How many listen to `/registry/events`.
+    /// Returns the number of clients that listen to `/registry/events`.
     pub async fn listeners(&self) -> u64 {
         let registry: Value = self.get("/registry").await.json();
         registry["listeners"].as_u64().unwrap()
     }
 
-    /// Creates a todo, with a fault or an empty string.
+    /// Creates a todo. `fault` is the header `X-Fault`; it may be empty.
     pub async fn new_todo(&self, title: &str, fault: &str) -> HttpResponse {
         let request = self
             .http
@@ -91,7 +91,7 @@ impl Service {
         assert!(sent.success());
     }
 
-    /// Waits for the process to end, 40 s at most.
+    /// Waits up to 40 s for the process to end.
     pub async fn ended(&mut self) -> ExitStatus {
         for _ in 0..4_000 {
             if let Some(status) = self.process.child.try_wait().unwrap() {
@@ -102,24 +102,25 @@ impl Service {
         panic!("the service did not end in 40 s:\n{}", self.log());
     }
 
-    /// SIGTERM, and the exit code must be 0.
+    /// Sends SIGTERM and asserts that the exit code is 0.
     pub async fn stop(mut self) {
         self.signal("TERM");
         assert_eq!(self.ended().await.code(), Some(0), "{}", self.log());
     }
 
-    /// What it has written to its log.
+    /// Returns the log of the process.
     pub fn log(&self) -> String {
         self.process.log()
     }
 }
 
 impl Starting {
-    /// Behind another program, if `behind` names one with its arguments; it must become the service
-    /// in the end. A variable that is empty is taken away.
-    pub fn new(databases: Arc<Databases>, behind: &[&str], variables: &[(&str, &str)]) -> Self {
+    /// Starts the service, through a wrapper program if `wrapper` is the command line of one. The
+    /// wrapper must run the command line that follows its own. Variables with an empty value are
+    /// removed from the environment.
+    pub fn new(databases: Arc<Databases>, wrapper: &[&str], variables: &[(&str, &str)]) -> Self {
         Self {
-            process: Process::spawn(&databases, behind, variables),
+            process: Process::spawn(&databases, wrapper, variables),
             databases,
         }
     }
@@ -128,12 +129,12 @@ impl Starting {
         self.process.child.id()
     }
 
-    /// What it has written to its log so far.
+    /// Returns the log of the process so far.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Waits for the launch; or returns the exit status, and what it said.
+    /// Waits for the launch. If it fails, returns the exit status and the log.
     pub async fn launched(mut self) -> Result<Service, (ExitStatus, String)> {
         match self.process.launched().await {
             Ok(port) => Ok(Service {
@@ -148,13 +149,13 @@ impl Starting {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.is_behind {
-            // It would outlive what stands before it.
+        if self.is_wrapped {
+            // Otherwise the service would outlive its wrapper.
             let parent = self.child.id().to_string();
             let killed = Command::new("pkill")
                 .args(["-KILL", "-P", &parent])
                 .status();
-            assert!(killed.is_ok(), "there is no pkill (procps)");
+            assert!(killed.is_ok(), "the program `pkill` (procps) was not found");
         }
         let _already_gone = self.child.kill();
         let _ = self.child.wait();
@@ -165,12 +166,12 @@ impl Drop for Process {
 }
 
 impl Process {
-    fn spawn(databases: &Databases, behind: &[&str], variables: &[(&str, &str)]) -> Self {
+    fn spawn(databases: &Databases, wrapper: &[&str], variables: &[(&str, &str)]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
 
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let log = databases.folder().join(format!("{number}.log"));
-        let line = [behind, &[env!("CARGO_BIN_EXE_rocket_tx_service")]].concat();
+        let line = [wrapper, &[env!("CARGO_BIN_EXE_rocket_tx_service")]].concat();
         let mut command = Command::new(line[0]);
         command
             .args(&line[1..])
@@ -193,7 +194,7 @@ impl Process {
         let child = command.spawn().unwrap();
         Self {
             child,
-            is_behind: !behind.is_empty(),
+            is_wrapped: !wrapper.is_empty(),
             log,
         }
     }
@@ -202,12 +203,13 @@ impl Process {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// The port that the service says it has launched on, or the status that it ended with.
+    /// Waits for the launch and returns the port from the log. Returns the exit status if the
+    /// process ends instead.
     async fn launched(&mut self) -> Result<u16, ExitStatus> {
         for _ in 0..6_000 {
-            let said = self.log();
-            let address = said.split("launched from http://127.0.0.1:").nth(1);
-            // The line is whole when something follows the number.
+            let log = self.log();
+            let address = log.split("launched from http://127.0.0.1:").nth(1);
+            // The number is complete once another character follows it.
             let port = address.and_then(|rest| rest.split_once(|c: char| !c.is_ascii_digit()));
             if let Some((port, _)) = port {
                 return Ok(port.parse().unwrap());

@@ -1,4 +1,4 @@
-//! A small service inside the test's process, on a real socket.
+//! A small service inside the test's process, on a real socket: the stage of a test.
 
 use rocket::fairing::AdHoc;
 use rocket::figment::Figment;
@@ -21,7 +21,7 @@ pub struct Main(UrlPool);
 #[database("audit")]
 pub struct Audit(UrlPool);
 
-/// Writes a line, as a handler would.
+/// Inserts a note, as a handler would.
 pub async fn note(connection: &mut Connection, text: &str) -> sqlx::Result<()> {
     with_backend!(connection, |db| sqlx::query(
         "INSERT INTO notes (text) VALUES ($1)"
@@ -32,7 +32,7 @@ pub async fn note(connection: &mut Connection, text: &str) -> sqlx::Result<()> {
     .map(drop))
 }
 
-/// Runs a statement, or several.
+/// Runs one or more statements.
 pub async fn run(connection: &mut Connection, sql: &'static str) -> sqlx::Result<()> {
     with_backend!(connection, |db| sqlx::raw_sql(sql)
         .execute(db)
@@ -47,8 +47,8 @@ async fn part(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<(), Error> {
     Ok(())
 }
 
-/// A service with the databases `main` and `audit`, their tables `notes` and `pairs`, and whatever
-/// a test adds; `Settlement` is for the test to attach.
+/// A service with the databases `main` and `audit`, their tables `notes` and `pairs`, and the routes,
+/// fairings and state that a test adds. The test must attach `Settlement` itself.
 pub struct Stage {
     pub databases: Databases,
     pub http: Http,
@@ -62,7 +62,7 @@ impl Stage {
         Self::with(backend, &[], add).await
     }
 
-    /// With settings, as `Rocket.toml` would have them.
+    /// Starts a stage with settings, as they would be written in `Rocket.toml`.
     pub async fn with(
         backend: Backend,
         settings: &[(&str, &str)],
@@ -81,7 +81,7 @@ impl Stage {
         Self::from(databases, rocket, add).await
     }
 
-    /// With something attached already, which comes before the databases.
+    /// Starts a stage from a rocket. The fairings of `rocket` run before those of the databases.
     pub async fn from(
         databases: Databases,
         rocket: Rocket<Build>,
@@ -113,11 +113,12 @@ impl Stage {
         }
     }
 
-    pub async fn send(&self, what: &str) -> HttpResponse {
-        self.http.send(what).await
+    /// Sends a request without a body. `line` is `METHOD /path`.
+    pub async fn send(&self, line: &str) -> HttpResponse {
+        self.http.send(line).await
     }
 
-    /// What is committed in both databases.
+    /// Returns the committed notes of both databases.
     pub async fn notes(&self) -> Vec<String> {
         let mut notes = self.databases.notes(In::Main).await;
         notes.extend(self.databases.notes(In::Audit).await);
@@ -128,20 +129,20 @@ impl Stage {
         self.live.transactions()
     }
 
-    /// Nothing is outstanding, and every connection is back in its pool and works.
+    /// Asserts that nothing is outstanding, and that every connection is back in its pool and works.
     pub async fn nothing_is_stuck(&self) {
         eventually("nothing is outstanding", async || {
             self.outstanding().is_empty()
         })
         .await;
-        // More often than any pool here has connections.
+        // More requests than any pool here has connections.
         for _ in 0..6 {
             let response = self.send("DELETE /pairs").await;
             assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
         }
     }
 
-    /// Shuts down in order; the launch must end well.
+    /// Shuts the service down. The launch must return without an error.
     pub async fn close(self) -> Databases {
         self.shutdown.notify();
         drop(self.running.await.unwrap().unwrap());
@@ -149,7 +150,8 @@ impl Stage {
     }
 }
 
-/// As `Rocket.toml` would say it; signals are left to the test's own process.
+/// The configuration of a stage, as from `Rocket.toml`. The service ignores signals, because they are
+/// meant for the test's process.
 pub fn figment(databases: &Databases, settings: &[(&str, &str)]) -> Figment {
     let mut figment = databases
         .figment()

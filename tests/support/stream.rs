@@ -1,4 +1,4 @@
-//! Server-sent events, read as they come.
+//! Server-sent events, read as they arrive.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use rocket::tokio::time::timeout;
 
 use super::Http;
 
-/// A stream that is open. Dropping it closes the connection.
+/// An open stream of events. Dropping it closes the connection.
 pub struct Events {
     parts: Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>,
-    /// What has come and was not taken yet.
+    /// Received text that has not been returned as events yet.
     text: String,
 }
 
 impl Events {
-    /// Has the first part of it: from here on the service knows of the listener.
+    /// Opens a stream and waits for its first part. The service has registered the listener by then.
     pub async fn of(http: &Http, path: &str) -> Self {
         let response = http.request(&format!("GET {path}")).send().await.unwrap();
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -25,22 +25,25 @@ impl Events {
             parts: Box::pin(parts.map(|part| part.map(|part| part.to_vec()))),
             text: String::new(),
         };
-        assert!(events.read().await, "it ended before it began");
+        assert!(
+            events.read().await,
+            "the stream ended before its first part"
+        );
         events
     }
 
-    /// Reads more; says whether there was more. Heartbeats are more too: who waits for an event
-    /// must count.
+    /// Reads the next part. Returns `false` at the end of the stream. A part may be only a heartbeat,
+    /// so callers that wait for an event must limit the number of reads.
     async fn read(&mut self) -> bool {
         let part = timeout(Duration::from_secs(60), self.parts.next()).await;
-        let Some(part) = part.expect("nothing came for a minute") else {
+        let Some(part) = part.expect("the stream was silent for a minute") else {
             return false;
         };
         self.text += std::str::from_utf8(&part.unwrap()).unwrap();
         true
     }
 
-    /// The next events, each as its name and its data; `None` at the end of the stream.
+    /// Returns the next events, each as name and data, or `None` at the end of the stream.
     pub async fn more(&mut self) -> Option<Vec<(String, String)>> {
         if !self.read().await {
             return None;

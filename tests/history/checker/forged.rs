@@ -11,7 +11,7 @@ fn entry(operation: Operation, status: u16, outcome: &str) -> Entry {
         Operation::Create { stream } => format!("create {stream}"),
         Operation::Complete { stream } => format!("complete {stream}"),
     };
-    let answered = Answered {
+    let response = Response {
         status,
         outcome: Some(outcome.into()),
         request_id: Some(format!("id of {id}")),
@@ -20,7 +20,7 @@ fn entry(operation: Operation, status: u16, outcome: &str) -> Entry {
     Entry {
         operation,
         fault: "",
-        answered: Some(answered),
+        response: Some(response),
     }
 }
 
@@ -50,15 +50,15 @@ fn event(sequence: usize, name: &str, task: &str) -> Event {
 
 /// Some acknowledged, some rolled back, and some that nobody knows of.
 fn true_history() -> (Vec<Entry>, Stored) {
-    let mut unanswered = todo("lost, stored", 0, "");
-    unanswered.answered = None;
+    let mut without_response = todo("lost, stored", 0, "");
+    without_response.response = None;
     let stream = || "h0".to_owned();
     let history = vec![
         todo("a", 201, "committed"),
         todo("b", 201, "committed"),
         todo("undone", 502, "rolled-back"),
         todo("unknown", 500, "unknown"),
-        unanswered,
+        without_response,
         share("a", 200, "committed"),
         share("b", 504, "rolled-back"),
         entry(Operation::Create { stream: stream() }, 201, "committed"),
@@ -99,7 +99,7 @@ fn forged(expected: &str, forge: impl FnOnce(&mut Vec<Entry>, &mut Stored)) {
 }
 
 #[test]
-fn a_true_history_is_believed() {
+fn a_true_history_is_accepted() {
     let (history, stored) = true_history();
     assert_eq!(check(&history, &stored), [""; 0]);
     assert_eq!(summary(&history)["committed"], 7);
@@ -107,7 +107,7 @@ fn a_true_history_is_believed() {
 }
 
 #[test]
-fn a_lost_row_is_found() {
+fn a_lost_row_is_detected() {
     forged("0 times in main", |_, stored| {
         stored.titles.retain(|it| it != "b")
     });
@@ -118,7 +118,7 @@ fn a_lost_row_is_found() {
 }
 
 #[test]
-fn a_doubled_row_is_found() {
+fn a_duplicate_row_is_detected() {
     forged("2 times in main", |_, stored| {
         stored.titles.push("a".into())
     });
@@ -134,7 +134,7 @@ fn a_doubled_row_is_found() {
 }
 
 #[test]
-fn a_rolled_back_row_that_is_there_is_found() {
+fn a_row_that_exists_after_a_rollback_is_detected() {
     forged("1 times in main", |_, stored| {
         stored.titles.push("undone".into())
     });
@@ -150,7 +150,7 @@ fn a_rolled_back_row_that_is_there_is_found() {
 }
 
 #[test]
-fn a_partial_that_is_none_is_found() {
+fn a_false_partial_outcome_is_detected() {
     forged("1 times in main, 1 in audit", |_, stored| {
         stored.audited.push("id of half".into());
     });
@@ -160,7 +160,7 @@ fn a_partial_that_is_none_is_found() {
 }
 
 #[test]
-fn a_stream_that_is_not_gapless_is_found() {
+fn a_stream_with_gaps_is_detected() {
     forged("not gapless", |_, stored| stored.events[4].sequence = 6);
     forged("not gapless", |_, stored| stored.events[4].sequence = 4);
     forged("not gapless", |_, stored| {
@@ -172,7 +172,7 @@ fn a_stream_that_is_not_gapless_is_found() {
 }
 
 #[test]
-fn a_lost_event_is_found() {
+fn a_lost_event_is_detected() {
     for index in [0, 1, 3, 4] {
         forged("0 times in main", |_, stored| {
             stored.events.remove(index);
@@ -187,7 +187,7 @@ fn a_lost_event_is_found() {
 }
 
 #[test]
-fn a_success_without_commit_is_found() {
+fn a_success_without_a_commit_is_detected() {
     for outcome in ["rolled-back", "unknown"] {
         forged("a success", |history, _| {
             history.push(todo("new", 201, outcome));
@@ -199,7 +199,7 @@ fn a_success_without_commit_is_found() {
 }
 
 #[test]
-fn a_failure_for_no_reason_is_found() {
+fn a_failure_without_a_reason_is_detected() {
     forged("for no reason", |history, _| {
         history.push(todo("new", 500, "rolled-back"));
     });
@@ -211,7 +211,7 @@ fn a_failure_for_no_reason_is_found() {
 }
 
 #[test]
-fn what_nobody_asked_for_is_found() {
+fn data_that_no_client_requested_is_detected() {
     forged("nobody asked for this: todo stray", |_, stored| {
         stored.titles.push("stray".into())
     });

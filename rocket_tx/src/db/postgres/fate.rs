@@ -1,8 +1,8 @@
 //! Finds out how a transaction ended when the server did not reply to its COMMIT or ROLLBACK.
 //!
 //! Another session ends the server process that may still be running the transaction, waits until
-//! that process is gone, and then queries the status of the transaction by its id. The result counts
-//! only on the same incarnation of the same server: after a crash or a failover, the id of a
+//! that process is gone, and then queries the status of the transaction by its id. The result
+//! counts only on the same incarnation of the same server: after a crash or a failover, the id of a
 //! transaction that never reached the disk may be given to another transaction.
 
 use std::sync::Arc;
@@ -37,8 +37,8 @@ pub(super) enum Fate {
     RolledBack,
 }
 
-/// Identifies the server and its incarnation. A crash of one server process does not change the start
-/// time of the server, but resets the statistics.
+/// Identifies the server and its incarnation. A crash of one server process does not change the
+/// start time of the server, but resets the statistics.
 /// <https://www.postgresql.org/docs/current/monitoring-stats.html>
 const INCARNATION: &str = "\
     SELECT concat_ws(' ', system_identifier, pg_postmaster_start_time(), stats_reset) \
@@ -104,8 +104,8 @@ impl Backend {
         }
     }
 
-    /// Ends the process, and returns how the transaction `xid` ended, whose COMMIT or ROLLBACK we had
-    /// sent to this process. Returns `None` if that cannot be known.
+    /// Ends the process, and returns how the transaction `xid` ended, whose COMMIT or ROLLBACK we
+    /// had sent to this process. Returns `None` if that cannot be known.
     ///
     /// # Cancellation
     ///
@@ -190,8 +190,9 @@ impl Backend {
                 _ => Progress::StillRunning,
             });
         }
-        // Another server knows nothing of the process. So its absence counts only on the same server,
-        // on one that has shown the process before, or if the incarnations cannot be compared.
+        // Another server knows nothing of the process. So its absence counts only on the same
+        // server, on one that has shown the process before, or if the incarnations cannot be
+        // compared.
         seen.is_gone = is_same || self.incarnation.is_none() || seen.was_in_transaction.is_some();
         let id = match (known, &seen.id) {
             _ if !is_same => return Ok(Progress::Done),

@@ -97,8 +97,8 @@ impl PostgresPool {
         })))
     }
 
-    /// Returns the settings of its sessions, without the write guard ([`GUARD`]) of the sessions
-    /// that run transactions.
+    /// Returns the settings of its sessions, without the write guard
+    /// (`default_transaction_read_only`) of the sessions that run transactions.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }

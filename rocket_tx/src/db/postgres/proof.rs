@@ -17,9 +17,9 @@ pub(super) fn nonce() -> String {
     format!("{:032x}", fastrand::u128(..))
 }
 
-/// Returns the name of the proof: the savepoint that BEGIN makes in every transaction. It shows that
-/// the open transaction is still the one that BEGIN began. The name is random, so that a handler
-/// that ended its transaction cannot make another savepoint with this name.
+/// Returns the name of the proof: the savepoint that BEGIN makes in every transaction. It shows
+/// that the open transaction is still the one that BEGIN began. The name is random, so that a
+/// handler that ended its transaction cannot make another savepoint with this name.
 ///
 /// All transactions of the process share the name, because `pg_stat_statements` keeps an entry for
 /// every name.
@@ -29,11 +29,12 @@ pub(super) fn savepoint() -> &'static str {
     &NAME
 }
 
-/// Returns the statement that seals a transaction: the server refuses COMMIT and PREPARE TRANSACTION
-/// until the statement of [`unseal`] has removed the seal. A handler can therefore not commit.
+/// Returns the statement that seals a transaction: the server refuses COMMIT and PREPARE
+/// TRANSACTION until the statement of [`unseal`] has removed the seal. A handler can therefore not
+/// commit.
 ///
-/// The seal is a cursor that outlives its transaction (`WITH HOLD`). COMMIT must compute the rows of
-/// such a cursor, and the query of this one always fails.
+/// The seal is a cursor that outlives its transaction (`WITH HOLD`). COMMIT must compute the rows
+/// of such a cursor, and the query of this one always fails.
 /// <https://www.postgresql.org/docs/current/sql-declare.html>
 ///
 /// Without the seal it would be unknown, after a session is lost, whether the server had obeyed our
@@ -105,8 +106,8 @@ impl Replies {
         text(self.row.as_ref()?, column)
     }
 
-    /// Returns the error that ended the replies. If there is none, returns an error that the replies
-    /// do not belong to the statements.
+    /// Returns the error that ended the replies. If there is none, returns an error that the
+    /// replies do not belong to the statements.
     pub(super) fn into_error(self) -> sqlx::Error {
         self.error.unwrap_or_else(|| {
             sqlx::Error::Protocol("the replies of the session do not match its statements".into())

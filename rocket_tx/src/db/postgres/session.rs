@@ -71,8 +71,8 @@ impl Live {
     ///
     /// Also reads the replies that its user left unread.
     pub(super) async fn clean(&mut self) -> Cleaned {
-        /// BEGIN comes first: outside a transaction, each ROLLBACK alone would write a warning to the
-        /// server's log.
+        /// BEGIN comes first: outside a transaction, each ROLLBACK alone would write a warning to
+        /// the server's log.
         const END: [&str; 2] = ["BEGIN", "ROLLBACK"];
 
         // At a greater depth than ours, its user left a savepoint open.
@@ -104,8 +104,8 @@ pub(super) enum Cleaned {
     Silent,
 }
 
-/// Clears the type names that the driver has cached, on a session that caches no statements. With the
-/// next `search_path` a name may mean another type. Sends nothing.
+/// Clears the type names that the driver has cached, on a session that caches no statements. With
+/// the next `search_path` a name may mean another type. Sends nothing.
 async fn forget_types(connection: &mut PgConnection) {
     if connection.cached_statements_size() == 0
         && let Err(error) = connection.clear_cached_statements().await
@@ -173,7 +173,7 @@ pub(super) struct OpenTransaction {
     pub(super) is_refused: bool,
     /// Its id, if known. With the id the server can be queried how the transaction ended.
     pub(super) id: Option<Arc<str>>,
-    /// The `application_name` that its session has for this transaction only. It recognizes the
+    /// The `application_name` that its session has for this transaction only. It identifies the
     /// transaction while no id is known.
     pub(super) mark: Option<Arc<str>>,
     pub(super) protection: Protection,
@@ -192,8 +192,8 @@ pub(super) enum Protection {
 }
 
 impl OpenTransaction {
-    /// Returns whether the handler may have committed something of it: the transaction may write, is
-    /// not sealed, and its proof has not been checked.
+    /// Returns whether the handler may have committed something of it: the transaction may write,
+    /// is not sealed, and its proof has not been checked.
     pub(super) fn may_be_committed(&self) -> bool {
         self.writes && self.protection == Protection::None
     }

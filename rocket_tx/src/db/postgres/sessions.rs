@@ -47,8 +47,8 @@ pub struct Limits {
 pub enum Liveness {
     /// Yes: BEGIN is its first statement, and detects a dead session.
     Unchecked,
-    /// No: unless the session was used a moment ago, it is pinged. If there is no reply, another one
-    /// is taken.
+    /// No: unless the session was used a moment ago, it is pinged. If there is no reply, another
+    /// one is taken.
     Verified,
 }
 
@@ -162,8 +162,8 @@ impl Sessions {
         let opened = if wait.queues() {
             open_with_retries(&self.0.settings, limit).await
         } else {
-            // A request that must not queue may still open a session: that takes a moment, but needs
-            // nothing that another request may hold.
+            // A request that must not queue may still open a session: that takes a moment, but
+            // needs nothing that another request may hold.
             timeout(PROMPT, Live::open(&self.0.settings))
                 .await
                 .unwrap_or_else(|_| Err(no_reply(PROMPT)))
@@ -243,7 +243,8 @@ impl Sessions {
             _permit: permit,
             _checked_out: self.0.checked_out.token(),
         };
-        // The pool may have been closed after the permit was taken, without waiting for this session.
+        // The pool may have been closed after the permit was taken, without waiting for this
+        // session.
         if self.0.permits.is_closed() {
             return Err(sqlx::Error::PoolClosed);
         }
@@ -254,8 +255,8 @@ impl Sessions {
             match timeout(PROMPT, live.connection.ping()).await {
                 Ok(Ok(())) => return Ok(PostgresSession::new(live, false, slot)),
                 Ok(Err(_)) => {}
-                // The network or the server is silent, so the other idle sessions would get no reply
-                // either.
+                // The network or the server is silent, so the other idle sessions would get no
+                // reply either.
                 Err(_) => self.forget_idle(),
             }
         }
@@ -284,8 +285,8 @@ impl Sessions {
 }
 
 impl Inner {
-    /// Removes and returns two kinds of idle sessions: those past the idle limit, except the `least`
-    /// that stay, and those past [`OLDEST`].
+    /// Removes and returns two kinds of idle sessions: those past the idle limit, except the
+    /// `least` that stay, and those past [`OLDEST`].
     fn take_expired(&self) -> Vec<Live> {
         let mut idle = self.idle.lock();
         let Some(idle) = &mut *idle else {
@@ -362,14 +363,14 @@ pub(super) fn no_reply(limit: Duration) -> sqlx::Error {
     ))
 }
 
-/// Returns whether a retry may help: the server is starting, restarting or full, or cannot be reached
-/// yet.
+/// Returns whether a retry may help: the server is starting, restarting or full, or cannot be
+/// reached yet.
 pub(super) fn is_transient(error: &sqlx::Error) -> bool {
     ends_session(error) || ErrorClass::of(error) == ErrorClass::Busy
 }
 
-/// Once a second, closes the idle sessions that have expired and opens one that is missing, until the
-/// pool is dropped.
+/// Once a second, closes the idle sessions that have expired and opens one that is missing, until
+/// the pool is dropped.
 async fn maintain(sessions: Weak<Inner>) {
     const EVERY: Duration = Duration::from_secs(1);
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-/// The name of the prepared statement that checks a session. `DEALLOCATE ALL` removes it together with
-/// the statements that sqlx believes to be prepared, so the check then fails.
+/// The name of the prepared statement that checks a session. `DEALLOCATE ALL` removes it together
+/// with the statements that sqlx believes to be prepared, so the check then fails.
 const PROOF: &str = "rocket_tx_proof";
 
-/// The setting that lets a session write only in transactions of ours. BEGIN resets it for a moment to
-/// read the server's own value: an operator may have made the server read-only.
+/// The setting that lets a session write only in transactions of ours. BEGIN resets it for a moment
+/// to read the server's own value: an operator may have made the server read-only.
 pub(super) const GUARD: &str = "default_transaction_read_only";
 
 /// How the settings of a session are sent to the server.
@@ -36,8 +36,8 @@ pub struct Settings {
 impl Settings {
     /// Creates the settings. `reset`: whether a session is reset between two users.
     pub(super) fn new(options: PgConnectOptions, set_by: SetBy, reset: bool) -> Self {
-        // sqlx sets `extra_float_digits` to get two more digits than servers before version 12 send by
-        // default. Poolers refuse that parameter.
+        // sqlx sets `extra_float_digits` to get two more digits than servers before version 12 send
+        // by default. Poolers refuse that parameter.
         let options = options.extra_float_digits(None);
         let values = match set_by {
             SetBy::Startup => Vec::new(),
@@ -58,8 +58,8 @@ impl Settings {
         .named()
     }
 
-    /// Makes transactions read-only unless they begin with READ WRITE, as ours do. If a handler itself
-    /// ends its transaction, its later statements cannot write.
+    /// Makes transactions read-only unless they begin with READ WRITE, as ours do. If a handler
+    /// itself ends its transaction, its later statements cannot write.
     pub(super) fn guarding_writes(mut self) -> Self {
         self.guards_writes = true;
         self
@@ -171,8 +171,8 @@ impl Settings {
             true => "TRUE".to_owned(),
             false => holds.join(" AND "),
         };
-        // The role that the login acts as may not read when the process started, so the login itself
-        // reads it. One message is one transaction, so SET LOCAL ends with the message.
+        // The role that the login acts as may not read when the process started, so the login
+        // itself reads it. One message is one transaction, so SET LOCAL ends with the message.
         statements
             .push("SELECT set_config('rocket_tx.role', current_setting('role'), true)".into());
         statements.push("SET LOCAL ROLE none".into());
@@ -218,13 +218,13 @@ const RESET: [&str; 6] = [
     "DISCARD SEQUENCES",
 ];
 
-/// Seeds the server's random numbers with a value that no user knows, because no statement undoes the
-/// seed that a user has set. Part of [`PROOF`], whose nonce is the new seed.
+/// Seeds the server's random numbers with a value that no user knows, because no statement undoes
+/// the seed that a user has set. Part of [`PROOF`], whose nonce is the new seed.
 const RESEED: &str = "pg_catalog.setseed(pg_catalog.hashtextextended($1, 0)::pg_catalog.float8 \
     OPERATOR(pg_catalog./) 9223372036854775807::pg_catalog.float8)::pg_catalog.text,";
 
-/// The statements that return a session to its state after opening, and check that its replies match
-/// its statements.
+/// The statements that return a session to its state after opening, and check that its replies
+/// match its statements.
 #[derive(Debug, Clone)]
 pub(super) struct CleanUp {
     statements: Arc<str>,
@@ -232,9 +232,9 @@ pub(super) struct CleanUp {
 }
 
 impl CleanUp {
-    /// Returns `before` and the clean-up as one SQL text, and the number of its statements. The last
-    /// one returns the row with `nonce`. The clean-up must run outside a transaction, so `before` must
-    /// end an open one.
+    /// Returns `before` and the clean-up as one SQL text, and the number of its statements. The
+    /// last one returns the row with `nonce`. The clean-up must run outside a transaction, so
+    /// `before` must end an open one.
     pub(super) fn after(&self, before: &[&str], nonce: &str) -> (String, usize) {
         let mut sql = before.join("; ");
         for statement in [&*self.statements, &format!("EXECUTE {PROOF}('{nonce}')")] {

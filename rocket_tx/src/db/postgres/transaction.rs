@@ -4,8 +4,8 @@
 //!
 //! - the seal ([`seal`]) makes the server refuse every COMMIT but ours. READ COMMITTED transactions
 //!   that may write have it;
-//! - the proof ([`savepoint`]) is a savepoint that BEGIN makes. Only the transaction that BEGIN began
-//!   can release it or roll back to it, so ours is detected to be still open.
+//! - the proof ([`savepoint`]) is a savepoint that BEGIN makes. Only the transaction that BEGIN
+//!   began can release it or roll back to it, which shows that this transaction is still open.
 
 use std::sync::Arc;
 
@@ -55,9 +55,9 @@ impl TransactionControl for PostgresSession {
     /// Begins a transaction in one round trip; the first one on a session takes two more, see
     /// [`enter`].
     ///
-    /// A READ COMMITTED transaction that may write is [sealed](seal) in the same round trip, and its
-    /// id is returned. Above READ COMMITTED, a transaction that may write is recognized by a mark
-    /// instead: an `application_name` that its session has only while the transaction is open.
+    /// A READ COMMITTED transaction that may write is [sealed](seal) in the same round trip, and
+    /// its id is returned. Above READ COMMITTED, a transaction that may write is identified by a
+    /// mark instead: an `application_name` that its session has only while the transaction is open.
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         self.set_on_return(OnReturn::Check);
         let writes = options.access == Access::ReadWrite;
@@ -108,8 +108,8 @@ impl TransactionControl for PostgresSession {
             }
             let read_only = replies.text(usize::from(has_id));
             if writes && read_only != Some("off") {
-                let reason = "the server has `default_transaction_read_only = on`; set it to off to \
-                              allow writes";
+                let reason = "the server has `default_transaction_read_only = on`; set it to \
+                              off to allow writes";
                 return Err(not_writable(reason.into()));
             }
             if has_id {
@@ -169,9 +169,9 @@ impl TransactionControl for PostgresSession {
         Ok(())
     }
 
-    /// Sends the proof (or the removal of the seal), COMMIT and the clean-up as one simple query. The
-    /// server stops at the first statement that fails, so it reaches COMMIT only if the transaction
-    /// is still ours. COMMIT itself checks deferred constraints.
+    /// Sends the proof (or the removal of the seal), COMMIT and the clean-up as one simple query.
+    /// The server stops at the first statement that fails, so it reaches COMMIT only if the
+    /// transaction is still ours. COMMIT itself checks deferred constraints.
     async fn commit(&mut self) -> Result<Durability, CommitError> {
         if self.transaction.may_be_committed() {
             self.prepare().await?;
@@ -243,8 +243,8 @@ impl TransactionControl for PostgresSession {
     }
 
     fn start_rollback(&mut self) {
-        // At a greater depth the handler left a savepoint open, and sqlx would roll back only to that
-        // savepoint.
+        // At a greater depth the handler left a savepoint open, and sqlx would roll back only to
+        // that savepoint.
         match depth(self) {
             1 => {
                 Manager::start_rollback(self);
@@ -286,9 +286,9 @@ impl PostgresSession {
         }
     }
 
-    /// Returns the result of a rollback whose replies do not prove it. If the session is `lost`, the
-    /// server is queried. If the session is alive, the missing proof is enough: something else ended
-    /// the transaction that BEGIN began, and may have written more outside it.
+    /// Returns the result of a rollback whose replies do not prove it. If the session is `lost`,
+    /// the server is queried. If the session is alive, the missing proof is enough: something else
+    /// ended the transaction that BEGIN began, and may have written more outside it.
     async fn not_proved(&mut self, lost: Option<sqlx::Error>) -> Result<(), RollbackError> {
         self.set_on_return(OnReturn::Close);
         let Some(lost) = lost else {
@@ -312,8 +312,8 @@ impl PostgresSession {
     }
 }
 
-/// Makes sqlx count the session as one transaction deep, so that the handler's `begin` on it makes a
-/// savepoint within ours.
+/// Makes sqlx count the session as one transaction deep, so that the handler's `begin` on it makes
+/// a savepoint within ours.
 ///
 /// Only sqlx's own COMMIT or ROLLBACK would lower the count, and neither can carry the proof. A
 /// session of ours therefore stays counted as one deep, whether a transaction is open or not.

@@ -1,8 +1,9 @@
 //! Opens and migrates a SQLite file while other processes use it.
 //!
-//! Many processes may open the same new file at the same moment. SQLite then returns BUSY from places
-//! that its own busy handler does not cover, above all from the switch to WAL. The opening as a whole
-//! is therefore retried, only on BUSY and LOCKED, with a limit on the attempts and on the time.
+//! Many processes may open the same new file at the same moment. SQLite then returns BUSY from
+//! places that its own busy handler does not cover, above all from the switch to WAL. The opening
+//! as a whole is therefore retried, only on BUSY and LOCKED, with a limit on the attempts and on
+//! the time.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +16,8 @@ use sqlx::{ConnectOptions, Connection, Executor};
 
 use crate::db::{Error, OpenError};
 
-/// How long one attempt waits inside SQLite. It is short, so that the limit on the total time holds.
+/// How long one attempt waits inside SQLite. It is short, so that the limit on the total time
+/// holds.
 const ATTEMPT: Duration = Duration::from_millis(250);
 
 /// Counts for the whole process, because a file is opened before it belongs to a service.
@@ -81,8 +83,8 @@ impl SqliteFile {
         }
     }
 
-    /// Runs the migrations in one `BEGIN IMMEDIATE` transaction on one connection. Afterwards either
-    /// all of them are applied or the file is unchanged. Other processes wait meanwhile.
+    /// Runs the migrations in one `BEGIN IMMEDIATE` transaction on one connection. Afterwards
+    /// either all of them are applied or the file is unchanged. Other processes wait meanwhile.
     pub(super) async fn migrate(&self, migrator: &Migrator) -> Result<(), Error> {
         self.patiently(|| async {
             let mut connection = self.connect().await?;
@@ -143,13 +145,13 @@ impl SqliteFile {
     }
 }
 
-/// Switches the file to WAL mode if necessary, and returns the mode that it has now. If the switch is
-/// refused, that is the old mode. The mode is read first, because the switch needs exclusive access
-/// to the file.
+/// Switches the file to WAL mode if necessary, and returns the mode that it has now. If the switch
+/// is refused, that is the old mode. The mode is read first, because the switch needs exclusive
+/// access to the file.
 ///
-/// Also detects a file in WAL mode that cannot be written, so that the launch fails and not the first
-/// request. That takes a write, which is rolled back: on such a file BEGIN IMMEDIATE succeeds, but
-/// begins only a read transaction.
+/// Also detects a file in WAL mode that cannot be written, so that the launch fails and not the
+/// first request. That takes a write, which is rolled back: on such a file BEGIN IMMEDIATE
+/// succeeds, but begins only a read transaction.
 async fn ensure_wal(connection: &mut SqliteConnection) -> sqlx::Result<String> {
     let mut mode: String = sqlx::query_scalar("PRAGMA journal_mode")
         .fetch_one(&mut *connection)

@@ -1,11 +1,12 @@
 //! Checks whether COMMIT would find a broken deferred foreign key.
 //!
-//! SQLite reports one only at COMMIT. That is too late if another database has already been committed.
-//! SQLite counts the broken keys, but no safe interface reads the counter.
+//! SQLite reports one only at COMMIT. That is too late if another database has already been
+//! committed. SQLite counts the broken keys, but no safe interface reads the counter.
 //!
 //! The counter has a visible effect: when a row of a child table is deleted, SQLite looks up its
-//! parent row only if the counter is not zero (`OP_FkIfZero`). So the probe deletes a row of a child
-//! table of our own. The key of its parent is compared by a collation of ours, which sees the lookup.
+//! parent row only if the counter is not zero (`OP_FkIfZero`). So the probe deletes a row of a
+//! child table of our own. The key of its parent is compared by a collation of ours, which sees the
+//! lookup.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,8 +29,8 @@ const PROBE: &str = "\
     ROLLBACK TO rocket_tx_probe;
     RELEASE rocket_tx_probe";
 
-/// The foreign-key probe: deletes a row of a child table of our own, and sees whether SQLite looks up
-/// its parent.
+/// The foreign-key probe: deletes a row of a child table of our own, and sees whether SQLite looks
+/// up its parent.
 #[derive(Default)]
 pub(super) struct KeyProbe {
     /// SQLite has looked up the parent of the row.
@@ -53,8 +54,8 @@ impl KeyProbe {
     pub(super) async fn install(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
         connection.execute("PRAGMA temp_store = memory").await?;
         connection.execute(sqlx::raw_sql(TABLES)).await?;
-        // No key is broken now. If SQLite looks up the parent all the same, the probe would make every
-        // request fail. On such a version of SQLite only COMMIT detects a broken key.
+        // No key is broken now. If SQLite looks up the parent all the same, the probe would make
+        // every request fail. On such a version of SQLite only COMMIT detects a broken key.
         self.works.store(true, Ordering::SeqCst);
         let works = matches!(self.check(connection).await?, Keys::Hold);
         self.works.store(works, Ordering::SeqCst);
@@ -66,8 +67,8 @@ impl KeyProbe {
         self.looked_up.store(true, Ordering::SeqCst);
     }
 
-    /// Runs the probe: deletes the row and restores it. One hop (a message to the connection's thread and
-    /// its reply).
+    /// Runs the probe: deletes the row and restores it. One hop (a message to the connection's
+    /// thread and its reply).
     pub(super) async fn check(&self, connection: &mut SqliteConnection) -> sqlx::Result<Keys> {
         if !self.works.load(Ordering::SeqCst) {
             // The caller relies on the statements in the queue being done, so wait for them.

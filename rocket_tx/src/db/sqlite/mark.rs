@@ -1,12 +1,12 @@
 //! Detects whether a transaction has written to the write-ahead log.
 //!
 //! SQLite does not report this. Its commit hook is called for every BEGIN IMMEDIATE transaction,
-//! `total_changes()` misses `PRAGMA user_version` and REINDEX, and the log does not grow while SQLite
-//! overwrites it from its start.
+//! `total_changes()` misses `PRAGMA user_version` and REINDEX, and the log does not grow while
+//! SQLite overwrites it from its start.
 //!
 //! But a write sets the file's modification time, and POSIX requires that every later read of that
-//! time sees the change. So a mark is set before COMMIT: a modification time that the clock will not
-//! produce. If the mark is still there after COMMIT, nothing was written.
+//! time sees the change. So a mark is set before COMMIT: a modification time that the clock will
+//! not produce. If the mark is still there after COMMIT, nothing was written.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,8 +29,9 @@ impl Mark {
         if !cfg!(unix) {
             return;
         }
-        // The time is in the past, so the clock will not produce it again. It is random and so never
-        // the same twice, so that programs which compare files by time see that this one has changed.
+        // The time is in the past, so the clock will not produce it again. It is random and so
+        // never the same twice, so that programs which compare files by time see that this one has
+        // changed.
         let nanos = fastrand::u64(0..1_000_000_000);
         let time = SystemTime::now() - Duration::from_secs(10) - Duration::from_nanos(nanos);
         let set = file.set_modified(time);

@@ -1,7 +1,7 @@
 //! SQLite: one writer and several readers per file.
 //!
-//! SQLite allows only one writer at a time. Requests that queue for one connection, and are woken in
-//! turn, are faster than several connections that poll on BUSY. A single writer can also carry a
+//! SQLite allows only one writer at a time. Requests that queue for one connection, and are woken
+//! in turn, are faster than several connections that poll on BUSY. A single writer can also carry a
 //! commit hook.
 //!
 //! | file | what it holds |
@@ -64,8 +64,8 @@ type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
 /// A SQLite file: one writer and at most `max_connections` readers.
 ///
-/// [`get`](rocket_db_pools::Pool::get), and therefore `Connection<D>`, checks out a reader. To write
-/// outside a request, [`open`](TransactionPool::open) a transaction: the writer refuses every
+/// [`get`](rocket_db_pools::Pool::get), and therefore `Connection<D>`, checks out a reader. To
+/// write outside a request, [`open`](TransactionPool::open) a transaction: the writer refuses every
 /// commit that is not made by [`Transaction::commit`](crate::db::Transaction::commit).
 #[derive(Clone)]
 pub struct SqlitePool(Arc<Inner>);
@@ -133,16 +133,16 @@ impl TransactionControl for SqliteSession {
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         let busy_timeout = options.wait.busy_timeout_or(self.busy_timeout);
         match &mut self.connection {
-            // IMMEDIATE takes the write lock now. A deferred transaction that reads first and writes
-            // later can fail with BUSY_SNAPSHOT, and waiting does not help.
+            // IMMEDIATE takes the write lock now. A deferred transaction that reads first and
+            // writes later can fail with BUSY_SNAPSHOT, and waiting does not help.
             Pooled::Writer(writer) => writer.begin(busy_timeout).await,
             Pooled::Reader(reader) => Manager::begin(reader, None).await,
         }
     }
 
-    /// SQLite has no aborted transactions. On the writer, checks that the transaction is still open,
-    /// that its deferred foreign keys hold, that the file is still in its place, and that there is
-    /// space for COMMIT.
+    /// SQLite has no aborted transactions. On the writer, checks that the transaction is still
+    /// open, that its deferred foreign keys hold, that the file is still in its place, and that
+    /// there is space for COMMIT.
     async fn prepare(&mut self) -> Result<(), CommitError> {
         match &mut self.connection {
             Pooled::Writer(writer) => writer.prepare().await,
@@ -276,12 +276,12 @@ fn level(synchronous: Synchronous) -> SqliteSynchronous {
     }
 }
 
-/// How many commands a connection's queue can hold: practically without limit. The queue uses memory
-/// only for the commands in it.
+/// How many commands a connection's queue can hold: practically without limit. The queue uses
+/// memory only for the commands in it.
 ///
-/// If the queue is full, sqlx blocks the thread that queues a rollback or the close of the connection,
-/// also when its own `Transaction` is dropped. A handler that abandons many statements would then
-/// block requests that do not use this database.
+/// If the queue is full, sqlx blocks the thread that queues a rollback or the close of the
+/// connection, also when its own `Transaction` is dropped. A handler that abandons many statements
+/// would then block requests that do not use this database.
 const QUEUE: usize = isize::MAX.unsigned_abs();
 
 fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
@@ -292,7 +292,8 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
     let has = |wanted: &[&str]| parameters.split('&').any(|one| wanted.contains(&one));
     if config.url.contains(":memory:") || has(&["mode=memory"]) {
         return Err(url(
-            "an in-memory database is private to one connection, but this pool opens a writer and readers".into(),
+            "an in-memory database is private to one connection, but this pool opens several"
+                .into(),
             "use a file; in tests, one in a temporary folder",
         ));
     }

@@ -1,4 +1,5 @@
-//! The paths of the files of a SQLite database, and whether these are still the files that were opened.
+//! The paths of the files of a SQLite database, and whether these are still the files that were
+//! opened.
 
 use std::fs::{self, File};
 use std::io;
@@ -43,8 +44,8 @@ pub(super) struct Place {
     id: FileId,
     pub(super) wal: PathBuf,
     folder: PathBuf,
-    /// The log was replaced while connections were open. Nothing can be trusted until all connections
-    /// are closed.
+    /// The log was replaced while connections were open. Nothing can be trusted until all
+    /// connections are closed.
     pub(super) log_was_replaced: AtomicBool,
 }
 
@@ -64,8 +65,8 @@ impl Place {
         })
     }
 
-    /// Checks that the path still leads to the file that was opened. Otherwise writes through an open
-    /// connection would be lost with that file.
+    /// Checks that the path still leads to the file that was opened. Otherwise writes through an
+    /// open connection would be lost with that file.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! The connections of a SQLite file that only read.
 //!
-//! They are in a pool of sqlx. A returned connection is checked in a separate task of the pool, which
-//! delays neither the request that had the connection nor the next one. An abandoned statement is
-//! finished there, and a connection that was changed since it was opened is closed.
+//! They are in a pool of sqlx. A returned connection is checked in a separate task of the pool,
+//! which delays neither the request that had the connection nor the next one. An abandoned
+//! statement is finished there, and a connection that was changed since it was opened is closed.
 
 use std::cmp::Ordering as Order;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,9 +17,9 @@ use tokio::time::timeout;
 use super::watch::{PROGRESS_INTERVAL, state};
 use crate::db::{Config, WaitPolicy};
 
-/// The state of the connection as a text, then BEGIN and ROLLBACK. BEGIN fails if a transaction that
-/// a request has begun by SQL is still open, whatever sqlx counts. BEGIN is at the end, because an
-/// earlier reply would wake the task once more.
+/// The state of the connection as a text, then BEGIN and ROLLBACK. BEGIN fails if a transaction
+/// that a request has begun by SQL is still open, whatever sqlx counts. BEGIN is at the end,
+/// because an earlier reply would wake the task once more.
 const STATE: &str = concat!(
     "SELECT ",
     state!(),
@@ -61,14 +61,14 @@ pub(super) async fn connect(
                 Ok(is_unchanged && !connection.is_in_transaction())
             })
         })
-        // `query_only` forbids writes even if the process may write the file. `read_only` would keep a
-        // reader from creating the shared-memory file after the last writer was closed.
+        // `query_only` forbids writes even if the process may write the file. `read_only` would
+        // keep a reader from creating the shared-memory file after the last writer was closed.
         .connect_with(options.pragma("query_only", "ON"))
         .await
 }
 
-/// Checks out a reader. With [`WaitPolicy::FAIL_FAST`], takes an idle reader, or a new one if the pool
-/// may grow.
+/// Checks out a reader. With [`WaitPolicy::FAIL_FAST`], takes an idle reader, or a new one if the
+/// pool may grow.
 ///
 /// The waiting futures are boxed, so that the future stays small for a handler that need not wait.
 pub(super) async fn acquire(
@@ -110,8 +110,8 @@ impl Drop for DropFlag {
 }
 
 /// Installs a commit hook that refuses every commit of a write, because a request could switch
-/// `query_only` off. Also installs a collation through which [`STATE`] sees whether a callback of ours
-/// was replaced.
+/// `query_only` off. Also installs a collation through which [`STATE`] sees whether a callback of
+/// ours was replaced.
 async fn install(connection: &mut SqliteConnection) -> sqlx::Result<()> {
     let is_touched = Arc::new(AtomicBool::new(false));
     let mut handle = connection.lock_handle().await?;

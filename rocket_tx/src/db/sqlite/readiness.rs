@@ -12,8 +12,8 @@ use crate::db::readiness::{NotReady, Readiness};
 /// The size of the file that is written, in bytes: as much as an ordinary transaction needs.
 const CANARY: usize = 256 * 1024;
 
-/// Writes a file beside the database from time to time, because the journal is written there too. The
-/// database itself is not touched: closing any descriptor of it would drop SQLite's locks.
+/// Writes a file beside the database from time to time, because the journal is written there too.
+/// The database itself is not touched: closing any descriptor of it would drop SQLite's locks.
 /// <https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>
 #[derive(Default)]
 pub(super) struct Probe {

@@ -1,4 +1,5 @@
-//! The statements that begin and end a transaction of the writer, and those between two transactions.
+//! The statements that begin and end a transaction of the writer, and those between two
+//! transactions.
 
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use super::writer::Open;
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
 impl Open {
-    /// Queues a check whether the connection is unchanged since it was opened, unless such a check is
-    /// already queued.
+    /// Queues a check whether the connection is unchanged since it was opened, unless such a check
+    /// is already queued.
     pub(super) fn check_state(&mut self) {
         if !self.is_state_check_queued {
             let (connection, watch) = self.parts();
@@ -43,8 +44,8 @@ impl Open {
         Ok(())
     }
 
-    /// Switches automatic checkpoints on again from time to time, in case a request has switched them
-    /// off. Only the size of the log would show that, and reading the size costs more.
+    /// Switches automatic checkpoints on again from time to time, in case a request has switched
+    /// them off. Only the size of the log would show that, and reading the size costs more.
     pub(super) fn keep_checkpoints(&mut self) {
         /// The number of uses between two such switches. Until then the log may grow.
         const USES: u32 = 100;

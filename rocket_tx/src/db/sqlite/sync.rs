@@ -4,13 +4,14 @@
 //! next request. A commit is reported only after an `fdatasync` of the `-wal` file that began after
 //! COMMIT had returned. While one sync runs, the next batch of commits gathers.
 //!
-//! A separate file descriptor of the `-wal` file is safe. SQLite keeps its locks on the database file
-//! and on `-shm`, and none on `-wal`. (On a file with locks, closing any descriptor of the file drops
-//! all locks that the process has on it.)
+//! A separate file descriptor of the `-wal` file is safe. SQLite keeps its locks on the database
+//! file and on `-shm`, and none on `-wal`. (On a file with locks, closing any descriptor of the
+//! file drops all locks that the process has on it.)
 //!
-//! A sync may come after the log was reset, when other frames have replaced those of the commit. That
-//! is sound: SQLite resets the log only after a checkpoint that has synced the log, copied all of it
-//! to the database file and synced the database file too. SQLite does so at `normal` as at `full`.
+//! A sync may come after the log was reset, when other frames have replaced those of the commit.
+//! That is sound: SQLite resets the log only after a checkpoint that has synced the log, copied all
+//! of it to the database file and synced the database file too. SQLite does so at `normal` as at
+//! `full`.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -25,8 +26,9 @@ use super::mark::Mark;
 use super::place::{FileId, Place};
 use crate::db::Durability;
 
-/// The write-ahead log, as opened for one connection of the writer. SQLite deletes the log only when
-/// the last connection is closed, so the log stays the same file while that connection is open.
+/// The write-ahead log, as opened for one connection of the writer. SQLite deletes the log only
+/// when the last connection is closed, so the log stays the same file while that connection is
+/// open.
 #[derive(Debug)]
 pub(super) struct Wal {
     place: Arc<Place>,
@@ -77,12 +79,12 @@ impl Wal {
     }
 
     /// Reserves disk space for the pages that SQLite still keeps in memory, so that COMMIT does not
-    /// fail on a full disk. With several databases, the second one must not find the disk full after
-    /// the first is committed.
+    /// fail on a full disk. With several databases, the second one must not find the disk full
+    /// after the first is committed.
     ///
-    /// SQLite writes pages beyond its cache to the log before COMMIT. The cache is 2 MB unless the same
-    /// transaction has set `cache_size` or `cache_spill`. The reserved blocks stay with the log,
-    /// beyond its end.
+    /// SQLite writes pages beyond its cache to the log before COMMIT. The cache is 2 MB unless the
+    /// same transaction has set `cache_size` or `cache_spill`. The reserved blocks stay with the
+    /// log, beyond its end.
     ///
     /// Space in the `-shm` file cannot be reserved; it grows by 32 KiB every 4,096 pages. Some file
     /// systems can reserve nothing.
@@ -107,8 +109,8 @@ impl Wal {
                 return Err(io::Error::new(
                     io::ErrorKind::StorageFull,
                     format!(
-                        "could not reserve {RESERVE} bytes for the write-ahead log of {}: {error}; free \
-                         disk space",
+                        "could not reserve {RESERVE} bytes for the write-ahead log of {}: {error}; \
+                         free disk space",
                         self.place.database.display()
                     ),
                 ));
@@ -117,8 +119,8 @@ impl Wal {
         Ok(())
     }
 
-    /// Returns whether a sync through this `Wal` has failed, or one through another `Wal` of the file
-    /// that has not been checked since.
+    /// Returns whether a sync through this `Wal` has failed, or one through another `Wal` of the
+    /// file that has not been checked since.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst) || self.in_doubt.load(Ordering::SeqCst)
     }
@@ -128,8 +130,8 @@ impl Wal {
         self.synced.load(Ordering::SeqCst) == self.committed.load(Ordering::SeqCst)
     }
 
-    /// Sets a mark, which a write removes. To be called before COMMIT, while the caller keeps all other
-    /// connections from writing.
+    /// Sets a mark, which a write removes. To be called before COMMIT, while the caller keeps all
+    /// other connections from writing.
     pub(super) fn mark(&self) {
         self.mark.set(&self.file);
     }
@@ -222,8 +224,8 @@ impl SharedSync {
         Ok(Self(sender))
     }
 
-    /// Returns the wait until a commit is durable. To be called after COMMIT has returned, while the
-    /// caller still has the writer.
+    /// Returns the wait until a commit is durable. To be called after COMMIT has returned, while
+    /// the caller still has the writer.
     ///
     /// A transaction that wrote nothing may have read commits that are not durable yet, so it waits
     /// for those.
@@ -248,8 +250,8 @@ impl SharedSync {
         })
     }
 
-    /// Drops a connection after its commits are synced, because the last connection of a file deletes
-    /// the log.
+    /// Drops a connection after its commits are synced, because the last connection of a file
+    /// deletes the log.
     pub(super) fn drop_after_sync(&self, connection: impl Send + 'static) {
         // If the thread has ended, the connection is dropped now.
         let _thread_has_ended = self.0.send(Job::Drop(Box::new(connection)));

@@ -1,13 +1,14 @@
-//! What only SQLite itself can report about the writer: whether its transaction is still open, whether
-//! COMMIT would be refused, and whether the connection is unchanged since it was opened.
+//! What only SQLite itself can report about the writer: whether its transaction is still open,
+//! whether COMMIT would be refused, and whether the connection is unchanged since it was opened.
 //!
-//! sqlx runs the connection on a separate thread, with a queue of statements in front of it. (A hop is
-//! a message to that thread and its reply.) A statement that its caller has abandoned may still be in
-//! the queue. So what must be known before the next statement must be checked in the queue too.
+//! sqlx runs the connection on a separate thread, with a queue of statements in front of it. (A hop
+//! is a message to that thread and its reply.) A statement that its caller has abandoned may still
+//! be in the queue. So what must be known before the next statement must be checked in the queue
+//! too.
 //!
-//! A [`Question`] is a statement that is queued right before the next one. It calls a collation of
-//! ours, which SQLite runs on the connection's thread; the collation finds the answer and notes it in
-//! the [`Watch`]. No task waits for the question, so it costs no hop.
+//! A [`Question`] is a statement that is queued right before the next one. SQLite runs it on the
+//! connection's thread and calls a collation of ours there. The collation answers the question and
+//! stores the answer in the [`Watch`]. No task waits for the question, so it costs no hop.
 
 use std::cmp::Ordering as Order;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -23,11 +24,11 @@ use super::keys::{KeyProbe, Keys};
 use super::sync::Wal;
 use crate::db::{Ended, ending};
 
-/// The state that the callbacks of the writer's connection share with our transactions. One for each
-/// connection.
+/// The state that the callbacks of the writer's connection share with our transactions. One for
+/// each connection.
 ///
-/// SQLite itself can end a transaction (`OR ROLLBACK`, `RAISE(ROLLBACK)`, a full disk), and a handler
-/// can end it with COMMIT or ROLLBACK. Later statements would then commit one by one.
+/// SQLite itself can end a transaction (`OR ROLLBACK`, `RAISE(ROLLBACK)`, a full disk), and a
+/// handler can end it with COMMIT or ROLLBACK. Later statements would then commit one by one.
 /// <https://www.sqlite.org/lang_transaction.html>
 #[derive(Default)]
 pub(super) struct Watch {
@@ -64,10 +65,10 @@ pub(super) struct Watch {
 pub(super) enum Question {
     /// Is our transaction still open? If so, the COMMIT after this question may pass.
     Commit,
-    /// Is our transaction still open? If so, the COMMIT after this question may pass, but only if the
-    /// connection is also unchanged since it was opened.
+    /// Is our transaction still open? If so, the COMMIT after this question may pass, but only if
+    /// the connection is also unchanged since it was opened.
     CommitIfUnchanged,
-    /// Is our transaction still open?
+    /// Is our transaction still open? No COMMIT may pass.
     Rollback,
 }
 
@@ -104,11 +105,11 @@ const ASK: &str = "SELECT $1 = ($2 || ' ' || total_changes()) COLLATE rocket_tx_
 /// next request, as one text.
 ///
 /// Settings that change no result are not included. Settings that can be changed only outside a
-/// transaction are not included either: they concern writing, and a writer whose transaction was ended
-/// by a handler is closed.
+/// transaction are not included either: they concern writing, and a writer whose transaction was
+/// ended by a handler is closed.
 ///
-/// A table with the name of a pragma would be read instead of the pragma. So the pragmas are read in
-/// the schema `temp`, and all temporary tables are part of the text.
+/// A table with the name of a pragma would be read instead of the pragma. So the pragmas are read
+/// in the schema `temp`, and all temporary tables are part of the text.
 macro_rules! state {
     () => {
         "(SELECT group_concat(name || ' ' || file) FROM temp.pragma_database_list()) \
@@ -134,8 +135,8 @@ macro_rules! state {
 }
 pub(super) use state;
 
-/// SQL for the state of the writer: also the settings that limit its cache, because [`Wal::reserve`]
-/// relies on the size of the cache.
+/// SQL for the state of the writer: also the settings that limit its cache, because
+/// [`Wal::reserve`] relies on the size of the cache.
 macro_rules! writer_state {
     () => {
         concat!(
@@ -165,8 +166,9 @@ pub(super) enum End {
     Rollback,
 }
 
-/// Sets a flag of the watch when it is dropped. A callback of ours owns it. SQLite has one callback of
-/// each kind: if a handler sets another one or removes ours, sqlx drops ours and this flag with it.
+/// Sets a flag of the watch when it is dropped. A callback of ours owns it. SQLite has one callback
+/// of each kind: if a handler sets another one or removes ours, sqlx drops ours and this flag with
+/// it.
 struct DropFlag(Arc<Watch>, fn(&Watch) -> &AtomicBool);
 
 impl Drop for DropFlag {
@@ -175,8 +177,8 @@ impl Drop for DropFlag {
     }
 }
 
-/// The number of operations of SQLite's virtual machine between two calls of a progress handler. The
-/// handler does nothing, so the number is high.
+/// The number of operations of SQLite's virtual machine between two calls of a progress handler.
+/// The handler does nothing, so the number is high.
 pub(super) const PROGRESS_INTERVAL: i32 = 1_000_000_000;
 
 impl Watch {
@@ -278,7 +280,8 @@ impl Watch {
         }
     }
 
-    /// Marks the log, if the mark may be useful. It costs two system calls, and two more after COMMIT.
+    /// Marks the log, if the transaction seems to have written nothing or if marks are not known to
+    /// work yet. A mark costs two system calls, and two more after COMMIT.
     fn mark_log(&self, changes: &str) {
         let (Some(log), Ok(changes)) = (self.log.get(), changes.parse()) else {
             return;
@@ -310,15 +313,15 @@ impl Watch {
         }
     }
 
-    /// Queues a state check: is the connection unchanged since it was opened? The result holds until
-    /// the connection is used again.
+    /// Queues a state check: is the connection unchanged since it was opened? The result holds
+    /// until the connection is used again.
     pub(super) fn check_state(&self, connection: &mut SqliteConnection) {
         let check = self.state_check(with_state_check!(""));
         send(connection, check);
     }
 
-    /// Ends the transaction, and checks the state right after it, while the connection's thread would
-    /// otherwise wait for the next request. One hop; no task waits for the check.
+    /// Ends the transaction, and checks the state right after it, while the connection's thread
+    /// would otherwise wait for the next request. One hop; no task waits for the check.
     pub(super) async fn end(
         &self,
         connection: &mut SqliteConnection,
@@ -332,8 +335,8 @@ impl Watch {
     }
 
     fn state_check(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
-        // Checks are numbered, because the result of an earlier one may come late, and because this one
-        // is not sent if the connection's thread has ended.
+        // Checks are numbered, because the result of an earlier one may come late, and because this
+        // one is not sent if the connection's thread has ended.
         let number = self.state_checks.fetch_add(1, Ordering::SeqCst) + 1;
         sqlx::query(sql).bind(&self.secret).bind(number.to_string())
     }
@@ -343,14 +346,14 @@ impl Watch {
         self.unchanged_at.load(Ordering::SeqCst) == last && last > 0
     }
 
-    /// Returns whether the connection is unchanged since it was opened. To be called after the reply to
-    /// a statement that follows the state check.
+    /// Returns whether the connection is unchanged since it was opened. To be called after the
+    /// reply to a statement that follows the state check.
     pub(super) fn is_unchanged(&self) -> bool {
         self.is_state_unchanged() && !self.is_altered() && !self.are_hooks_replaced()
     }
 
-    /// Returns whether a handler has replaced a hook that this type depends on. Then nothing that it
-    /// reports can be trusted.
+    /// Returns whether a handler has replaced a hook that this type depends on. Then nothing that
+    /// it reports can be trusted.
     pub(super) fn are_hooks_replaced(&self) -> bool {
         self.are_hooks_replaced.load(Ordering::SeqCst)
     }
@@ -366,8 +369,8 @@ impl Watch {
         self.ended.store(false, Ordering::SeqCst);
     }
 
-    /// Returns whether our transaction has ended. Certain only after the reply to a statement that was
-    /// sent after all others.
+    /// Returns whether our transaction has ended. Certain only after the reply to a statement that
+    /// was sent after all others.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }

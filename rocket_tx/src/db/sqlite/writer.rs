@@ -1,7 +1,7 @@
 //! The one connection of a SQLite file that writes, and the queue in front of it.
 //!
-//! It is not in a pool. A pool pings each returned connection in a separate task, and the next request
-//! waits for that. Here the next request in the queue is woken at once.
+//! It is not in a pool. A pool pings each returned connection in a separate task, and the next
+//! request waits for that. Here the next request in the queue is woken at once.
 
 use std::io;
 use std::sync::Arc;
@@ -55,7 +55,8 @@ pub(super) struct WriterFile {
 
 /// The open connection, and what belongs to it.
 pub(super) struct Open {
-    /// Empty only in `Drop`, in [`replace`](Self::replace), and after a failed `replace`.
+    /// Empty only after it was taken to be closed: in `Drop`, in [`Writer::close`], or in
+    /// [`replace`](Self::replace), where opening the next connection can fail.
     connection: Option<SqliteConnection>,
     pub(super) watch: Arc<Watch>,
     pub(super) wal: Arc<Wal>,
@@ -63,8 +64,8 @@ pub(super) struct Open {
     /// A rollback of its last transaction is queued, and no task has waited for it.
     pub(super) rolls_back: bool,
     /// sqlx still counts the last transaction as open. We end transactions by our own statements,
-    /// because more statements can follow in the same message. After sqlx's own COMMIT the connection's
-    /// thread would wait for our task.
+    /// because more statements can follow in the same message. After sqlx's own COMMIT the
+    /// connection's thread would wait for our task.
     pub(super) counts_one_too_many: bool,
     /// A state check was queued, and the connection has not been used since.
     pub(super) is_state_check_queued: bool,
@@ -108,8 +109,9 @@ impl Writer {
             *turn = None;
         }
         if turn.is_none() {
-            // Open in a separate task. That may include a check of the whole file, which must not start
-            // again because a client disconnects meanwhile. All other requests wait in the queue.
+            // Open in a separate task. That may include a check of the whole file, which must not
+            // start again because a client disconnects meanwhile. All other requests wait in the
+            // queue.
             let opening = Box::pin(tokio::spawn(open_in_turn(Arc::clone(&self.file), turn)));
             turn = opening.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
         }
@@ -128,8 +130,8 @@ impl Writer {
         let Some(mut open) = self.open.lock().await.take() else {
             return;
         };
-        // The last connection deletes the log, so the log must be synced first. Each commit reports a
-        // failed sync itself.
+        // The last connection deletes the log, so the log must be synced first. Each commit reports
+        // a failed sync itself.
         if let Some(sync) = &open.file.sync {
             let _reported_by_commit = sync.sync(&open.wal).wait().await;
         }
@@ -214,8 +216,8 @@ impl Open {
         if Manager::get_transaction_depth(self.connection()) == depth && !self.rolls_back {
             return true;
         }
-        // A rollback is queued; it is done when the ping gets its reply. If the rollback failed, sqlx
-        // still counts a transaction as open that SQLite or a handler has already ended.
+        // A rollback is queued; it is done when the ping gets its reply. If the rollback failed,
+        // sqlx still counts a transaction as open that SQLite or a handler has already ended.
         let (connection, watch) = self.parts();
         let has_replied = connection.ping().await.is_ok();
         let is_over = Manager::get_transaction_depth(connection) == depth;
@@ -224,12 +226,13 @@ impl Open {
         is_usable
     }
 
-    /// Closes the connection, waits until its locks are released, and opens another one in its place.
+    /// Closes the connection, waits until its locks are released, and opens another one in its
+    /// place.
     pub(super) async fn replace(&mut self) -> sqlx::Result<()> {
         let file = Arc::clone(&self.file);
         if let Some(connection) = self.connection.take() {
-            // The last connection deletes the log, and its commits may not be synced yet. Each commit
-            // reports a failed sync itself.
+            // The last connection deletes the log, and its commits may not be synced yet. Each
+            // commit reports a failed sync itself.
             if !self.wal.is_synced()
                 && let Some(sync) = &file.sync
             {

@@ -43,10 +43,11 @@ impl WriterSession {
         self.turn.as_mut().expect(CHECKED_OUT)
     }
 
-    /// Sends BEGIN IMMEDIATE, which waits at most `busy_timeout` for another process. One hop (a message
-    /// to the connection's thread and its reply).
+    /// Sends BEGIN IMMEDIATE, which waits at most `busy_timeout` for another process. One hop (a
+    /// message to the connection's thread and its reply).
     ///
-    /// If an earlier request has changed the connection, this is detected and the connection replaced.
+    /// If an earlier request has changed the connection, this is detected and the connection
+    /// replaced.
     pub(super) async fn begin(&mut self, busy_timeout: Duration) -> sqlx::Result<()> {
         if self.try_begin(busy_timeout).await? {
             return Ok(());
@@ -136,7 +137,8 @@ impl WriterSession {
         let Err(error) = result else {
             return match found {
                 Found::Open => Ok(open.committed()),
-                // COMMIT succeeded although our hook would have refused it, so the hook was replaced.
+                // COMMIT succeeded although our hook would have refused it, so the hook was
+                // replaced.
                 Found::Ended | Found::Nothing => Err(self.hooks_replaced()),
             };
         };
@@ -177,8 +179,8 @@ impl WriterSession {
         match result {
             Ok(()) if found == Found::Open && !is_over => Ok(()),
             Err(error) if !has_ended => Err(RollbackError::Lost(error)),
-            // The transaction had already ended. Nothing of it remains, because our hook refuses any
-            // other COMMIT. But the connection may have been changed outside the transaction.
+            // The transaction had already ended. Nothing of it remains, because our hook refuses
+            // any other COMMIT. But the connection may have been changed outside the transaction.
             Ok(()) | Err(_) => {
                 self.close_on_drop();
                 Ok(())
@@ -186,8 +188,8 @@ impl WriterSession {
         }
     }
 
-    /// Returns whether a handler has attached a file. COMMIT then commits one file after the other: if
-    /// one file refuses, another may already be committed.
+    /// Returns whether a handler has attached a file. COMMIT then commits one file after the other:
+    /// if one file refuses, another may already be committed.
     async fn has_attached(&mut self) -> bool {
         const ATTACHED: &str =
             "SELECT count(*) FROM temp.pragma_database_list() WHERE name NOT IN ('main', 'temp')";
@@ -213,12 +215,12 @@ impl WriterSession {
         }
     }
 
-    /// Logs that a callback of ours was replaced, and returns the error for it. Without our callback,
-    /// the end of a transaction by the handler is not seen.
+    /// Logs that a callback of ours was replaced, and returns the error for it. Without our
+    /// callback, the end of a transaction by the handler is not seen.
     fn hooks_replaced(&mut self) -> CommitError {
         tracing::error!(
-            "a handler has set a commit or rollback hook, or the collation `rocket_tx_probe`, on the \
-             writer's connection; the outcome of its transaction is unknown; do not set them there"
+            "a handler has set a commit or rollback hook, or the collation `rocket_tx_probe`, on \
+             the writer's connection; the outcome of its transaction is unknown; do not set them there"
         );
         self.close_on_drop();
         CommitError::Ended { undone: false }
@@ -251,7 +253,8 @@ impl Deref for WriterSession {
 impl DerefMut for WriterSession {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         let open = self.open_mut();
-        // Handlers can use the connection only through this method, so the last state check is outdated.
+        // Handlers can use the connection only through this method, so the last state check is
+        // outdated.
         open.is_state_check_queued = false;
         open.connection_mut()
     }
@@ -284,8 +287,8 @@ impl OneShotWriter {
         }
     }
 
-    /// Runs the statements of `query` between BEGIN IMMEDIATE and COMMIT, all in one hop, and returns
-    /// their rows.
+    /// Runs the statements of `query` between BEGIN IMMEDIATE and COMMIT, all in one hop, and
+    /// returns their rows.
     ///
     /// Does not wait for the disk. Leases need not survive a power cut, because it ends all their
     /// holders too. And what is written under a lease comes after the lease in the same log.
