@@ -11,7 +11,7 @@ use rocket::serde::json::Value;
 use crate::support::launch::refused;
 use crate::support::{Backend, Databases, HttpResponse, Service};
 
-const TOKEN: &str = "a token that nobody guesses";
+const TOKEN: &str = "a token that is hard to guess";
 /// The operator pages, except the feed: its response does not end, so it is tested separately.
 const INSIDE: [&str; 4] = ["/registry", "/leases", "/metrics", "/console"];
 const HERE: &str = "127.0.0.1:4000";
@@ -243,7 +243,7 @@ async fn tokens_are_not_logged() {
         ("ROCKET_ADMIN_TOKEN", TOKEN),
     ];
     let service = Service::on(databases, &variables).await;
-    let wrong = "nearly the token that nobody guesses";
+    let wrong = "nearly the token that is hard to guess";
     for (token, status) in [(TOKEN, 200), (wrong, 403)] {
         let request = service
             .http

@@ -17,7 +17,7 @@ async fn open(service: &Service, path: &str) -> Browser {
 }
 
 /// Waits until one page listens to the events of the service.
-async fn heard(service: &Service) {
+async fn wait_for_listener(service: &Service) {
     eventually("one page listens", async || service.listeners().await == 1).await;
 }
 
@@ -29,7 +29,7 @@ async fn titles(service: &Service) -> Vec<String> {
 }
 
 /// Kills the service and starts it again, at the address that its open pages use.
-async fn again(old: Service) -> Service {
+async fn restart(old: Service) -> Service {
     let port = old.http.base.rsplit(':').next().unwrap().to_owned();
     let databases = Arc::clone(&old.databases);
     drop(old);
@@ -39,14 +39,14 @@ async fn again(old: Service) -> Service {
 /// Runs the request that is selected in the console, and waits until it shows the whole result.
 async fn run_once(browser: &Browser) {
     browser.click(".go").await;
-    recounted(browser).await;
+    wait_for_row_counts(browser).await;
     browser
         .until("!document.querySelector('.go').disabled")
         .await;
 }
 
 /// Waits until the newest card of the console shows its final row counts.
-async fn recounted(browser: &Browser) {
+async fn wait_for_row_counts(browser: &Browser) {
     browser
         .until(
             "(document.querySelector('.request:first-child .rows tr:last-child td:last-child')\

@@ -1,5 +1,5 @@
-//! The future of a `begin()` is dropped half-way. sqlx 0.9 then does not know of the transaction, but
-//! the server has begun it (sqlx issue 4393).
+//! The future of a `begin()` is dropped half-way. sqlx 0.9 then does not know of the transaction,
+//! but the server has begun it (sqlx issue 4393).
 
 use rocket::futures::FutureExt;
 use rocket::http::Status;
@@ -42,8 +42,8 @@ async fn tx(mut tx: Tx<Main>) -> Result<Status, Error> {
     Ok(Status::Created)
 }
 
-/// Runs a statement outside any transaction of the library: it is a transaction of its own unless one
-/// was left open. On SQLite it is skipped, because the connection is a read-only one.
+/// Runs a statement outside any transaction of the library. It commits at once unless a transaction
+/// was left open. On SQLite it is skipped, because this connection only reads.
 #[post("/alone/<text>")]
 async fn alone(text: &str, mut plain: rocket_db_pools::Connection<Main>) -> Result<(), Error> {
     if let Connection::Postgres(_) = &*plain {

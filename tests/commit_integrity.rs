@@ -1,5 +1,5 @@
-//! A response reports success only if the whole transaction was committed, whatever the handler does:
-//! swallowed errors, raw COMMITs, deferred constraints, savepoints.
+//! A response reports success only if the whole transaction was committed, whatever the handler
+//! does: swallowed errors, raw COMMITs, deferred constraints, savepoints.
 
 use rocket::fairing::AdHoc;
 use rocket::http::{Cookie, CookieJar, Header, Status};
@@ -191,8 +191,8 @@ async fn a_transaction_ended_by_the_database_is_never_a_success(backend: Backend
     }
 }
 
-/// On Postgres a handler can end the transaction, and what it commits remains. The response is never
-/// a success, and its outcome is `unknown`.
+/// On Postgres a handler can end the transaction, and its own COMMIT cannot be undone. The response
+/// is never a success, and its outcome is `unknown`.
 async fn a_transaction_ended_by_its_handler_is_never_a_success(backend: Backend) {
     let outcome = match backend {
         Backend::Sqlite => "rolled-back",

@@ -155,8 +155,9 @@ async fn stage(backend: Backend, connect_timeout: &str) -> (Stage, Arc<Notify>) 
     (stage, go_on)
 }
 
-/// Sends both kinds of request from many clients. Requests in order of rank always succeed. Requests
-/// in reverse order may get a response that asks them to retry. Returns the texts of the successes.
+/// Sends both kinds of request from many clients. Requests in order of rank always succeed.
+/// Requests in reverse order may get a response that asks them to retry. Returns the texts of the
+/// successes.
 async fn cross(stage: &Stage, in_order: &'static str, reversed: &'static str) -> Vec<String> {
     const CLIENTS: usize = 16;
     const ROUNDS: usize = 30;

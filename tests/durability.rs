@@ -1,5 +1,5 @@
-//! A commit that the client was informed of survives a power cut. On SQLite the response waits for the
-//! disk, but the writer does not.
+//! A commit that was reported to the client survives a power cut. On SQLite the response waits for
+//! the disk, but the writer does not.
 
 #[path = "durability/disk.rs"]
 mod disk;
@@ -26,8 +26,8 @@ async fn databases() -> (Arc<Databases>, Disk) {
 mod sqlite {
     use super::*;
 
-    /// Two commits are visible from outside before either has a response, because the writer did not
-    /// wait.
+    /// Two commits are visible from outside before either has a response, because the writer did
+    /// not wait.
     #[rocket::async_test]
     async fn responses_wait_for_the_disk_and_the_writer_does_not() {
         let (databases, disk) = databases().await;

@@ -1,5 +1,5 @@
-//! A handler on Postgres ends the transaction with its own statements. The outcome must be true, even
-//! if the session is lost.
+//! A handler on Postgres ends the transaction with its own statements. The outcome must be true,
+//! even if the session is lost.
 
 use std::sync::Arc;
 use std::time::Duration;

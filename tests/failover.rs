@@ -41,7 +41,8 @@ const HANDLER: Duration = Duration::from_secs(3);
 /// (1 s), and 3 s for a busy machine.
 const BOUND: Duration = Duration::from_secs(1 + HANDLER.as_secs() + 1 + 3);
 
-/// A stage whose database `main` is on `cluster`, behind a proxy that can forward to another server.
+/// A stage whose database `main` is on `cluster`, behind a proxy that can forward to another
+/// server.
 async fn stage(cluster: &Cluster) -> (Stage, Proxy) {
     let mut databases = Databases::on_cluster(cluster).await;
     let proxy = databases.by_proxy(In::Main).await;

@@ -157,7 +157,7 @@ async fn a_timeline_shows_the_reason_of_an_outcome(backend: Backend) {
     service.stop().await;
 }
 
-/// Counting costs three queries a request.
+/// Counting takes three queries per request.
 async fn rows_are_counted_only_for_a_request_that_names_its_run(backend: Backend) {
     let mut service = Service::start(backend).await;
     let mut listener = Listener::on(&service.http).await;
@@ -166,7 +166,9 @@ async fn rows_are_counted_only_for_a_request_that_names_its_run(backend: Backend
     let named = service.new_todo("named", "").await;
     let events = summary(&listener.of(&named, is_recounted).await);
     assert!(events.contains(&"rows inside".into()), "{events:?}");
-    let events = listener.of(&unnamed, |event| event["what"] == "settled").await;
+    let events = listener
+        .of(&unnamed, |event| event["what"] == "settled")
+        .await;
     let events = summary(&events);
     assert!(
         !events.iter().any(|event| event.starts_with("rows")),
@@ -200,7 +202,10 @@ async fn events_include_aggregates(backend: Backend) {
         "prepare aggregates in main failed",
         "settled rolled-back 409",
     ] {
-        assert!(summary.contains(&expected.into()), "{expected}: {summary:?}");
+        assert!(
+            summary.contains(&expected.into()),
+            "{expected}: {summary:?}"
+        );
     }
 }
 
@@ -237,7 +242,10 @@ async fn a_thousand_listeners_leave_nothing_behind(backend: Backend) {
         })
         .await;
         drop(open);
-        eventually("no listener remains", async || service.listeners().await == 0).await;
+        eventually("no listener remains", async || {
+            service.listeners().await == 0
+        })
+        .await;
     }
     assert_eq!(
         service.new_todo("a", "").await.summary(),
@@ -254,11 +262,16 @@ async fn a_stalled_listener_does_not_delay_requests(backend: Backend) {
     let mut stalled = TcpStream::connect(&address).await.unwrap();
     let request = format!("GET /registry/events HTTP/1.1\r\nHost: {address}\r\n\r\n");
     stalled.write_all(request.as_bytes()).await.unwrap();
-    eventually("the stalled client listens", async || service.listeners().await == 2).await;
+    eventually("the stalled client listens", async || {
+        service.listeners().await == 2
+    })
+    .await;
     for _ in 0..300 {
         let response = service.new_todo("a", "").await;
         assert_eq!(response.status, 201);
-        let events = listener.of(&response, |event| event["what"] == "settled").await;
+        let events = listener
+            .of(&response, |event| event["what"] == "settled")
+            .await;
         assert!(events.len() > 10);
     }
     drop(listener);
@@ -277,7 +290,8 @@ async fn the_backlog_of_a_stalled_listener_is_bounded(backend: Backend) {
     while sent < 2_000 {
         let response = stage.send("DELETE /pairs").await;
         assert_eq!(response.summary(), (200, Some("committed")));
-        // Five events for each of two databases: begun, checked out, checked in, prepared, committed.
+        // Five events for each of two databases: begun, checked out, checked in, prepared,
+        // committed.
         sent += 10;
     }
     let Some(FeedItem::Lagged(missed)) = stalled.next().await else {

@@ -1,21 +1,21 @@
-//! A randomised history: many clients, faults and kills drawn at random, and then one question: can
-//! what is stored be explained by what the clients were told?
+//! A randomised history: several clients send random operations while random faults happen and
+//! processes are killed. At the end, the responses must explain the stored data.
 //!
-//! | drawn | where |
+//! | drawn at random | module |
 //! | --- | --- |
-//! | operations, and faults of the service | here |
-//! | processes that are killed, stopped, and started again | `places` |
-//! | on Postgres, what the network and the server do | `network` |
+//! | operations, and faults of the service | this one |
+//! | kills, stops and restarts of processes | `places` |
+//! | on Postgres, faults of the network and the server | `network` |
 //!
-//! | checked | where |
+//! | checked | module |
 //! | --- | --- |
-//! | answers against rows, audit lines and events; streams are gapless | `checker` |
+//! | responses against rows, audit entries and events; streams have no gaps | `checker` |
 //! | lists and snapshots against events | `models` |
 //! | fencing tokens, as clients see them | `tokens` |
 //!
-//! A seed reproduces the operations and faults of each client and of the chaos, not their
-//! scheduling: a second run of the same seed may go another way. The long form, which fails too if
-//! one of the outcomes or faults did not come up:
+//! A seed reproduces the operations of each client and all faults, but not their order relative to
+//! each other. So a second run with the same seed may have other results. The long form also fails
+//! if one of the outcomes or faults never occurred:
 //!
 //! ```text
 //! HISTORY_STEPS=2000 HISTORY_SEED=7 tests/run history
@@ -46,7 +46,7 @@ use crate::support::{Backend, Databases, In, eventually_or};
 
 const CLIENTS: u64 = 8;
 
-/// From so many steps on a run has to meet everything that may happen.
+/// From this number of steps on, each possible outcome and fault must occur in a run.
 const LONG: u64 = 300;
 
 const FAULTS: &[&str] = &[
@@ -70,7 +70,7 @@ const CRASHES: &[&str] = &[
     "crash=after-commit",
 ];
 
-/// Half of the requests have no fault; one of a hundred ends its process.
+/// Draws the fault of a request. Half of the requests have none; one in a hundred ends its process.
 fn draw_fault(rng: &mut Rng) -> &'static str {
     match rng.u8(..100) {
         0..50 => "",
@@ -79,20 +79,21 @@ fn draw_fault(rng: &mut Rng) -> &'static str {
     }
 }
 
-/// A client, and what it may come back to.
+/// A client, and what it has created.
 #[derive(Default)]
 struct Client {
-    /// New todos, with their titles.
+    /// Todos that are not shared yet, with their titles.
     todos: Vec<(i64, String)>,
-    /// Streams that it has asked for.
+    /// Streams whose creation was requested and that are not completed yet.
     streams: Vec<String>,
 }
 
 impl Client {
-    /// What it draws does not depend on answers; but it cannot share a todo that it has not got.
+    /// Draws an operation. The random numbers do not depend on responses. But a client without an
+    /// unshared todo creates one instead of sharing.
     fn draw(&mut self, rng: &mut Rng, unique: String) -> Operation {
-        let (what, stream) = (rng.u8(..10), rng.u8(..3));
-        match what {
+        let (kind, stream) = (rng.u8(..10), rng.u8(..3));
+        match kind {
             0..4 => Operation::Todo { title: unique },
             4..8 => Operation::Rename {
                 stream: format!("h{stream}"),
@@ -122,7 +123,7 @@ async fn client(places: &[Place; 2], seed: u64, number: u64, steps: u64) -> Vec<
         let operation = client.draw(&mut rng, format!("{number}-{step}"));
         let fault = draw_fault(&mut rng);
         let place = &places[rng.usize(..2)];
-        let response = place.ask(&operation, fault).await;
+        let response = place.send(&operation, fault).await;
         if let Operation::Todo { title } = &operation
             && let Some(id) = response.as_ref().and_then(|response| response.id)
         {
@@ -141,12 +142,12 @@ pub fn variable<T: FromStr>(name: &str, default: T) -> T {
     match std::env::var(name) {
         Ok(text) => text
             .parse()
-            .unwrap_or_else(|_| panic!("{name} must be a number, and is {text:?}")),
+            .unwrap_or_else(|_| panic!("{name} must be a number, but is {text:?}")),
         Err(_) => default,
     }
 }
 
-/// What `sql` finds, in columns of texts.
+/// Returns the rows of `sql`, which must join its columns with `|`, as columns of text.
 async fn rows<const N: usize>(
     databases: &Databases,
     database: In,
@@ -206,7 +207,8 @@ async fn stored(databases: &Databases) -> (Stored, Vec<Listed>, Vec<Snapshot>) {
     (stored, listed.collect(), snapshots.collect())
 }
 
-/// What the services found out about COMMITs that were not response, by their logs.
+/// Counts, from the logs of the services, the outcomes of COMMITs without a reply that they
+/// queried.
 fn fates(databases: &Databases) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for file in std::fs::read_dir(databases.folder()).unwrap() {
@@ -250,7 +252,7 @@ async fn the_stored_data_matches_the_responses(backend: Backend) {
         let stream = format!("h{number}");
         let operation = Operation::Create { stream };
         history.push(Entry {
-            response: places[0].ask(&operation, "").await,
+            response: places[0].send(&operation, "").await,
             operation,
             fault: "",
         });
@@ -296,62 +298,62 @@ async fn the_stored_data_matches_the_responses(backend: Backend) {
         places.iter().map(|place| counter(place).load(SeqCst)).sum()
     };
     let silences = count(|place| &place.silences);
-    let (told, fates, seen) = (
+    let (outcomes, fates, seen) = (
         summary(&history),
         fates(&databases),
         seen.into_inner().unwrap(),
     );
     println!(
-        "{backend:?}: {} requests in {took:.1?}, and {settled:.1?} until nothing was leased: {told:?}\n\
-         {backend:?}: {kills} kills, {stops} stops, {} restarts, {} launches refused, {} silences; \
-         {} leases in {} looks\n\
-         {backend:?}: {disturbances:?}; unanswered COMMITs that were asked about: {fates:?}",
+        "{backend:?}: {} requests in {took:.1?}, all leases free after {settled:.1?}: {outcomes:?}\n\
+         {backend:?}: {kills} kills, {stops} stops, {} restarts, {} failed launches, \
+         {} requests without a response; {} leases in {} polls\n\
+         {backend:?}: {disturbances:?}; queried outcomes of COMMITs without a reply: {fates:?}",
         history.len(),
         count(|place| &place.restarts),
         count(|place| &place.refusals),
         silences,
         seen.leases(),
-        seen.looks,
+        seen.polls,
     );
     let (stored, listed, snapshots) = stored(&databases).await;
     let mut found = check(&history, &stored);
     if silences > 0 {
         found.push(format!(
-            "{silences} requests got no response from a process that lives"
+            "{silences} requests got no response from a running process"
         ));
     }
     found.extend(models::check(&stored.events, &listed, &snapshots));
     found.extend(seen.check());
     if steps >= LONG {
-        found.extend(never(backend, &told, &fates, &disturbances));
+        found.extend(missing(backend, &outcomes, &fates, &disturbances));
     }
     assert!(
         found.is_empty(),
-        "{backend:?}, HISTORY_SEED={seed} HISTORY_STEPS={steps}, {} found:\n{}",
+        "{backend:?}, HISTORY_SEED={seed} HISTORY_STEPS={steps}, {} errors:\n{}",
         found.len(),
         found.join("\n")
     );
 }
 
-/// What did not come up in a long run.
-fn never(
+/// Lists the outcomes and faults that never occurred in a long run.
+fn missing(
     backend: Backend,
-    told: &BTreeMap<&str, usize>,
+    outcomes: &BTreeMap<&str, usize>,
     fates: &BTreeMap<&str, usize>,
     disturbances: &Disturbances,
 ) -> Vec<String> {
-    let outcomes = ["committed", "rolled-back", "no response"].iter();
+    let expected = ["committed", "rolled-back", "no response"].iter();
     let mut missing: Vec<String> = Vec::new();
-    let outcomes = outcomes.chain(match backend {
+    let expected = expected.chain(match backend {
         Backend::Sqlite => [].iter(),
         Backend::Postgres => ["unknown", "partial"].iter(),
     });
-    let outcomes = outcomes.filter(|outcome| !told.contains_key(**outcome));
-    missing.extend(outcomes.map(|outcome| format!("nobody was told {outcome}")));
+    let never = expected.filter(|outcome| !outcomes.contains_key(**outcome));
+    missing.extend(never.map(|outcome| format!("no request ended with {outcome}")));
     if backend == Backend::Postgres {
         let fate = ["Some(Committed)", "Some(RolledBack)"].iter();
         let fate = fate.filter(|fate| !fates.contains_key(**fate));
-        missing.extend(fate.map(|fate| format!("no fate was found out to be {fate}")));
+        missing.extend(fate.map(|fate| format!("no queried outcome was {fate}")));
         let kinds = Disturbance::ALL.iter();
         let kinds = kinds.filter(|kind| !disturbances.contains_key(kind));
         missing.extend(kinds.map(|kind| format!("{kind:?} never happened")));

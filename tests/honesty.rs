@@ -1,12 +1,12 @@
-//! A success is told only where everything was committed, whoever makes the response.
+//! A response reports success only if everything was committed, whichever code made the response.
 //!
-//! | file | what it shows |
+//! | file | subject |
 //! | --- | --- |
 //! | `deadline` | one deadline for a settlement, and a shutdown that waits longer |
-//! | `fairings` | response fairings that are attached late, headers of a handler's own |
-//! | `late` | what comes before `Settlement`, and what comes after the verdict |
-//! | `meddlers` | resources that meddle with the request's transactions while it is settled |
-//! | `statuses` | guards and panics behind soothing catchers, statuses that are no answer, upgrades |
+//! | `fairings` | response fairings that are attached late, headers that a handler sets |
+//! | `late` | fairings before `Settlement`, and work that begins after the verdict |
+//! | `meddlers` | resources that use the request's transactions during settlement |
+//! | `statuses` | catchers that report success after a failure, 1xx statuses, upgrades |
 
 mod deadline;
 mod fairings;

@@ -1,14 +1,14 @@
-//! The order of the house: within a room, files do not import each other in a circle.
+//! The structure of the source: within some folders, files must not import each other in a cycle.
 //!
-//! A room is a folder of the source. Its imports are read from the text: every path that begins at
-//! `crate`, `super`, `self` or a module below, followed through the re-exports of `mod.rs` to the
-//! file where the item is. Tests at the end of a file do not count, nor does a re-export by itself.
+//! The imports are read from the source text. An import is a path that begins at `crate`, `super`,
+//! `self` or a child module. It is followed through the re-exports of `mod.rs` to the file that
+//! defines the item. Tests at the end of a file and re-exports themselves do not count as imports.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-/// Folders in which no files import each other in a circle: the source of a package, and a folder in it.
-const ROOMS: &[(&str, &str)] = &[
+/// Folders without import cycles: the source folder of a package, and a folder inside it.
+const FOLDERS: &[(&str, &str)] = &[
     ("rocket_tx/src", "tx"),
     ("rocket_tx_aggregates/src", "aggregate"),
     ("rocket_tx_aggregates/src", "lock"),
@@ -17,25 +17,25 @@ const ROOMS: &[(&str, &str)] = &[
 
 type Module = Vec<String>;
 
-/// A crate's source, by module.
-struct House(BTreeMap<Module, File>);
+/// The files of a crate with their imports, by module.
+struct Imports(BTreeMap<Module, File>);
 
 struct File {
     path: PathBuf,
-    /// Full paths that its code names.
+    /// The full paths in the code of the file.
     imports: Vec<Module>,
-    /// What a `use` calls which full path.
+    /// The names that `use` declarations introduce, with their full paths.
     names: BTreeMap<String, Module>,
 }
 
-/// A path as it is written, and what a `use` calls its end.
+/// A path as it is written in the source, and the name that its `use` introduces.
 struct Mention {
     path: Vec<String>,
     name: Option<String>,
     is_reexport: bool,
 }
 
-impl House {
+impl Imports {
     fn of(sources: &BTreeMap<PathBuf, String>) -> Self {
         let modules: BTreeSet<Module> = sources.keys().map(|path| module_of(path)).collect();
         let file = |(path, text): (&PathBuf, &String)| {
@@ -64,7 +64,7 @@ impl House {
         Self(sources.iter().map(file).collect())
     }
 
-    /// Of the folder `source` of this repository.
+    /// Reads all files in the folder `source` of this repository.
     fn at(source: &str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
         let mut sources = BTreeMap::new();
@@ -83,7 +83,7 @@ impl House {
         Self::of(&sources)
     }
 
-    /// The module whose file has the item at `path`.
+    /// Returns the module whose file defines the item at `path`.
     fn home(&self, path: &[String], depth: usize) -> Module {
         let mut module = Module::new();
         for (index, segment) in path.iter().enumerate() {
@@ -95,7 +95,7 @@ impl House {
             }
             let name = self.0.get(&module).and_then(|file| file.names.get(segment));
             return match name {
-                // Names that lead to each other are no concern of this test.
+                // The limit of the depth ends the search when names refer to each other.
                 Some(target) if depth < 16 => {
                     let rest = target.iter().chain(&path[index + 1..]).cloned();
                     self.home(&rest.collect::<Module>(), depth + 1)
@@ -106,11 +106,11 @@ impl House {
         module
     }
 
-    /// For each file of a room, the files of the room that it imports from.
-    fn imports_within(&self, room: &str) -> BTreeMap<&Path, BTreeSet<&Path>> {
-        let parts = room.split('/').filter(|part| !part.is_empty());
-        let room: Module = parts.map(str::to_owned).collect();
-        let inside = |module: &Module| module.starts_with(&room);
+    /// Returns, for each file of a folder, the other files of the folder that it imports from.
+    fn imports_within(&self, folder: &str) -> BTreeMap<&Path, BTreeSet<&Path>> {
+        let parts = folder.split('/').filter(|part| !part.is_empty());
+        let folder: Module = parts.map(str::to_owned).collect();
+        let inside = |module: &Module| module.starts_with(&folder);
         let files = self.0.iter().filter(|(module, _)| inside(module));
         let imports = |module: &Module, file: &File| {
             let homes = file.imports.iter().map(|path| self.home(path, 0));
@@ -122,19 +122,20 @@ impl House {
             .collect()
     }
 
-    /// The shortest circle of each file that is in one, as text.
-    fn circles(&self, room: &str) -> BTreeSet<String> {
-        let imports = self.imports_within(room);
-        assert!(imports.len() > 1, "`{room}` is not a room of several files");
+    /// Returns the shortest cycle through each file that is in a cycle, as text.
+    fn cycles(&self, folder: &str) -> BTreeSet<String> {
+        let imports = self.imports_within(folder);
+        assert!(imports.len() > 1, "`{folder}` does not have several files");
         imports
             .keys()
-            .filter_map(|file| circle_through(file, &imports))
+            .filter_map(|file| cycle_through(file, &imports))
             .collect()
     }
 }
 
-/// The way back to a file over its imports, from the file whose name sorts first.
-fn circle_through(file: &Path, imports: &BTreeMap<&Path, BTreeSet<&Path>>) -> Option<String> {
+/// Returns the shortest path from a file through imports back to the file, starting with the file
+/// whose name sorts first.
+fn cycle_through(file: &Path, imports: &BTreeMap<&Path, BTreeSet<&Path>>) -> Option<String> {
     let mut ways = VecDeque::from([vec![file]]);
     let mut seen = BTreeSet::new();
     while let Some(way) = ways.pop_front() {
@@ -165,7 +166,8 @@ fn module_of(path: &Path) -> Module {
     module
 }
 
-/// Identifiers and `::`, and everything else a character at a time; without comments and tests.
+/// Splits the code, without comments and tests, into identifiers, `::`, and single other
+/// characters.
 fn tokens(text: &str) -> Vec<String> {
     let code = text.lines().take_while(|line| *line != "#[cfg(test)]");
     let code = code.map(|line| line.split("//").next().unwrap_or_default());
@@ -191,7 +193,7 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|char: char| char.is_alphanumeric() || char == '_')
 }
 
-/// All paths of more than one segment, and those of each `use`.
+/// Returns all paths of more than one segment, and the paths of each `use`.
 fn mentions(tokens: &[String]) -> Vec<Mention> {
     let token = |at: usize| tokens.get(at).map_or("", String::as_str);
     let mut found = Vec::new();
@@ -228,7 +230,8 @@ fn mentions(tokens: &[String]) -> Vec<Mention> {
     found
 }
 
-/// Reads `a::b::{c, d as e}` from `at`, behind `prefix`; returns where it ends.
+/// Reads a tree such as `a::b::{c, d as e}` from the position `at`, with the path `prefix` before
+/// it. Returns the position after the tree.
 fn tree(
     tokens: &[String],
     mut at: usize,
@@ -270,7 +273,7 @@ fn tree(
     at
 }
 
-/// From the crate's root; `None` for what is of another crate, or in no module.
+/// Returns a path from the crate's root, or `None` for a path into another crate or above the root.
 fn full_path(path: &[String], module: &Module, modules: &BTreeSet<Module>) -> Option<Module> {
     let (first, rest) = path.split_first()?;
     let mut full = match first.as_str() {
@@ -296,20 +299,20 @@ fn full_path(path: &[String], module: &Module, modules: &BTreeSet<Module>) -> Op
 
 #[test]
 fn no_files_of_a_folder_import_each_other_in_a_cycle() {
-    for (source, room) in ROOMS {
-        let circles = House::at(source).circles(room);
+    for (source, folder) in FOLDERS {
+        let cycles = Imports::at(source).cycles(folder);
         assert!(
-            circles.is_empty(),
-            "circles in `{source}/{room}`: {circles:#?}"
+            cycles.is_empty(),
+            "cycles in `{source}/{folder}`: {cycles:#?}"
         );
     }
 }
 
-/// Both work on the registry.
+/// Guards and settlement both depend on the registry, but not on each other.
 #[test]
 fn guards_and_settlement_do_not_import_each_other() {
-    let house = House::at("rocket_tx/src");
-    let imports = house.imports_within("tx");
+    let imports = Imports::at("rocket_tx/src");
+    let imports = imports.imports_within("tx");
     for (one, other) in [
         ("tx/guards", "tx/settlement"),
         ("tx/settlement", "tx/guards"),
@@ -319,45 +322,45 @@ fn guards_and_settlement_do_not_import_each_other() {
         ("tx/failure", "tx/registry"),
     ] {
         let mut ones = imports.iter().filter(|(file, _)| file.starts_with(one));
-        let known = ones.find(|(_, homes)| homes.iter().any(|home| home.starts_with(other)));
-        assert!(known.is_none(), "`{one}` imports from `{other}`: {known:?}");
+        let found = ones.find(|(_, homes)| homes.iter().any(|home| home.starts_with(other)));
+        assert!(found.is_none(), "`{one}` imports from `{other}`: {found:?}");
     }
 }
 
 #[test]
 fn a_cycle_is_detected_in_every_form_of_import() {
-    let circles = |b: &str| {
+    let cycles = |b: &str| {
         let text = |path: &str, text: &str| (PathBuf::from(path), text.to_owned());
-        House::of(&BTreeMap::from([
-            text("lib.rs", "pub mod room; pub use room::A as Anything;"),
-            text("room/mod.rs", "mod a; mod b; pub use self::{a::A, b::*};"),
-            text("room/a.rs", "use super::b::{self, B};\npub struct A;"),
-            text("room/b.rs", b),
+        Imports::of(&BTreeMap::from([
+            text("lib.rs", "pub mod folder; pub use folder::A as Anything;"),
+            text("folder/mod.rs", "mod a; mod b; pub use self::{a::A, b::*};"),
+            text("folder/a.rs", "use super::b::{self, B};\npub struct A;"),
+            text("folder/b.rs", b),
         ]))
-        .circles("room")
+        .cycles("folder")
     };
     for b in [
         "use super::a::A;",
         "use super::A;",
         "use super::{a, B as C};",
-        "use crate::room::A;",
-        "use crate::{Anything, room};",
+        "use crate::folder::A;",
+        "use crate::{Anything, folder};",
         "fn f() { super::a::A::new() }",
-        "impl From<crate::room::A> for B {}",
+        "impl From<crate::folder::A> for B {}",
     ] {
         assert_eq!(
-            circles(b).into_iter().collect::<Vec<_>>(),
-            ["room/a.rs -> room/b.rs -> room/a.rs"],
+            cycles(b).into_iter().collect::<Vec<_>>(),
+            ["folder/a.rs -> folder/b.rs -> folder/a.rs"],
             "{b}"
         );
     }
     for b in [
         "",
         "// use super::A;",
-        "pub(in crate::room) struct B;",
-        "use std::a::A; macro_rules! m { () => { $crate::room::A } }",
+        "pub(in crate::folder) struct B;",
+        "use std::a::A; macro_rules! m { () => { $crate::folder::A } }",
         "#[cfg(test)]\nmod tests { use super::super::a::A; }",
     ] {
-        assert!(circles(b).is_empty(), "{b}");
+        assert!(cycles(b).is_empty(), "{b}");
     }
 }

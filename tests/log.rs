@@ -1,5 +1,5 @@
-//! The log of the service. Each line carries its request id, and no line above debug level contains
-//! a statement.
+//! The log of the service. Each line about a request carries the request's id, and no line above
+//! debug level contains a statement.
 
 use std::sync::Arc;
 

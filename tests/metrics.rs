@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::aggregates::{create, rename};
-use crate::support::python::{python, said};
+use crate::support::python::{all_output, python};
 use crate::support::{Backend, Break, Databases, In, Service};
 
 /// Returns every sample by its name with its labels. Checks the format: each sample has a TYPE line
@@ -50,8 +50,8 @@ fn read_by_prometheus(service: &Service, text: &str) -> usize {
          families = text_string_to_metric_families(sys.stdin.read()); \
          print(sum(len(family.samples) for family in families))";
     let output = python(service.databases.folder(), &["-c", program], text);
-    assert!(output.status.success(), "{}", said(&output));
-    said(&output).trim().parse().unwrap()
+    assert!(output.status.success(), "{}", all_output(&output));
+    all_output(&output).trim().parse().unwrap()
 }
 
 async fn scraped(service: &Service) -> BTreeMap<String, f64> {

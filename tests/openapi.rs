@@ -9,7 +9,7 @@ use rocket::local::asynchronous::Client;
 use rocket::serde::json::Value;
 use rocket::tokio::task::spawn_blocking;
 
-use crate::support::python::{python, said};
+use crate::support::python::{all_output, python};
 use crate::support::{Backend, Databases, Service};
 
 /// A service in this process, with its contract.
@@ -165,8 +165,8 @@ async fn responses_conform_to_the_contract(backend: Backend) {
         python(databases.folder(), &run, "")
     });
     let output = output.await.unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    println!("{}", said(&output));
+    assert!(output.status.success(), "{}", all_output(&output));
+    println!("{}", all_output(&output));
 
     // No request has left a transaction or a lease behind.
     let registry: Value = service.get("/registry").await.json();

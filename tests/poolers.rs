@@ -9,8 +9,8 @@ use crate::support::launch::refused;
 use crate::support::stage::{figment, note, run};
 use crate::support::{Backend, Break, Databases, In, Main, Mode, PgBouncer, Proxy, Stage};
 
-/// What an operator writes into the pooler's configuration for drivers that send more at the start
-/// than it knows. It then drops both.
+/// A setting of the pooler for drivers that send startup parameters which the pooler does not know.
+/// The pooler then ignores both parameters.
 const IGNORING: [(&str, &str); 1] = [("ignore_startup_parameters", "extra_float_digits,options")];
 
 #[post("/notes/<text>")]
@@ -26,7 +26,7 @@ async fn setting(connection: &mut Connection, sql: &'static str) -> Result<Strin
     Ok(sqlx::query_scalar(sql).fetch_one(&mut **connection).await?)
 }
 
-/// What a transaction's session is set to; and a handler that changes it for itself.
+/// Returns the timeouts of the session, and then changes one of them.
 #[get("/limits")]
 async fn limits(mut main: Tx<Main>) -> Result<String, Error> {
     let statement = setting(&mut main, "SHOW statement_timeout").await?;
@@ -74,13 +74,13 @@ mod postgres {
     use super::*;
 
     #[rocket::async_test]
-    async fn a_pooler_in_session_mode_serves_as_the_server_itself() {
+    async fn a_pooler_in_session_mode_works_like_the_server_itself() {
         for settings in [&[][..], &IGNORING] {
             let (databases, _pooler) = pooled(Mode::Session, settings).await;
             let stage = stage(databases).await;
             let response = stage.send("POST /notes/written").await;
             assert_eq!(response.summary(), (201, Some("committed")), "{settings:?}");
-            // Of each session, and again after what a handler did to it.
+            // Each session has the settings, also after a handler has changed one.
             for _ in 0..6 {
                 let response = stage.send("GET /limits").await;
                 assert_eq!(
@@ -116,8 +116,8 @@ mod postgres {
                     .attach(Settlement::new()),
             )
             .await;
-            for said in ["`main`", "transaction", "pool_mode = session"] {
-                assert!(log.contains(said), "{said:?} is missing from\n{log}");
+            for text in ["`main`", "transaction", "pool_mode = session"] {
+                assert!(log.contains(text), "{text:?} is missing from\n{log}");
             }
         }
     }
@@ -137,15 +137,16 @@ mod postgres {
         assert!(!log.contains("secret"), "{log}");
     }
 
-    /// The server's end of a session is cut at COMMIT, and the pooler answers in its place.
+    /// The connection between pooler and server is cut at COMMIT, and the pooler replies in place
+    /// of the server.
     #[rocket::async_test]
-    async fn a_commit_that_a_pooler_lost_is_told_as_what_became_of_it() {
+    async fn a_commit_that_a_pooler_lost_is_reported_truthfully() {
         const ROUNDS: usize = 10;
 
         let mut databases = Databases::with_tables(Backend::Postgres).await;
         let proxy = Proxy::to(databases.url(In::Main)).await;
-        let behind = proxy.url(databases.url(In::Main));
-        let pooler = PgBouncer::to(&behind, Mode::Session, &[]).await;
+        let server = proxy.url(databases.url(In::Main));
+        let pooler = PgBouncer::to(&server, Mode::Session, &[]).await;
         let url = pooler.url(databases.url(In::Main));
         databases.reach_at(In::Main, url);
         let stage = stage(databases).await;
@@ -156,12 +157,12 @@ mod postgres {
                 let response = stage.send(&format!("POST /notes/{round}")).await;
                 assert!(proxy.has_sprung());
                 let notes = stage.databases.notes(In::Main).await;
-                let what = format!("{kind_of_break:?}: {response:?}");
-                assert_eq!(!notes.is_empty(), is_stored, "{what}");
+                let context = format!("{kind_of_break:?}: {response:?}");
+                assert_eq!(!notes.is_empty(), is_stored, "{context}");
                 match (response.outcome(), is_stored) {
                     (Some("unknown"), _) => {}
                     (Some("committed"), true) | (Some("rolled-back"), false) => resolved += 1,
-                    _ => panic!("told a lie: stored is {is_stored}, {what}"),
+                    _ => panic!("false outcome: stored is {is_stored}, {context}"),
                 }
                 assert_eq!(
                     response.outcome() == Some("committed"),
@@ -171,6 +172,6 @@ mod postgres {
                 stage.databases.empty().await;
             }
         }
-        println!("{resolved} of {} were found out", 2 * ROUNDS);
+        println!("{resolved} of {} outcomes were determined", 2 * ROUNDS);
     }
 }

@@ -1,12 +1,13 @@
-//! Power cuts: no row that was acknowledged is gone afterwards, and no file is broken.
+//! Power cuts: afterwards no acknowledged row is missing, and no file is corrupt.
 //!
-//! The reference service runs as a process, under a load, with a library before libc that records
-//! each write, change of length, sync, and name of its SQLite files (`power/recorder.c`). A cut is a
-//! position of that log. The files are rebuilt as a disk may hold them then (`power/disk.rs`): with
-//! all that was synced, and any part of the rest. Then SQLite opens them.
+//! The reference service runs under load, as a process with a preloaded library
+//! (`power/recorder.c`). The library logs each write, resize and sync of the SQLite files, and each
+//! file name that is created or removed. A power cut is a position in that log. The simulator
+//! (`power/disk.rs`) rebuilds the files as a disk may hold them at that position: with everything
+//! that was synced, and any part of the rest. Then SQLite opens the files.
 //!
-//! A row is acknowledged at a position if its answer had been read when the log was no longer than
-//! that.
+//! A row counts as acknowledged at a position of the log if the client had read the response before
+//! the log grew past that position.
 //!
 //! `tests/run power` makes a few hundred cuts. The long form takes some minutes:
 //!
@@ -14,18 +15,21 @@
 //! POWER_CUTS=10000 POWER_REQUESTS=6000 tests/run power::sqlite
 //! ```
 //!
-//! `POWER_SEED` draws load and cuts differently. A run that fails keeps its recording, and says by
-//! which variables (`POWER_RECORDING`, `POWER_CUT`) one of its cuts can be made again, exactly:
+//! `POWER_SEED` changes the load and the cuts. A run that fails keeps its recording, and prints the
+//! variables `POWER_RECORDING` and `POWER_CUT` that repeat one of its cuts exactly:
 //!
 //! ```text
 //! POWER_RECORDING=/dev/shm/.tmpXXXXXX POWER_CUT=6091401:12212 tests/run power::sqlite::a_power_cut
 //! ```
 //!
-//! The load passes checkpoints, a log that begins anew, one that is removed and made again under a
-//! running process, two processes at once, a process that syncs nothing, a kill, and restarts; one
-//! request in seven is rolled back. What is checked after a cut: `PRAGMA integrity_check`; the rows
-//! are the first of those stored in the end, without a gap, so that nothing is there that was rolled
-//! back; and every acknowledged one is among them.
+//! The load includes checkpoints, a WAL that restarts from its beginning, a WAL that is removed and
+//! created again while a process runs, two concurrent processes, a process that syncs nothing, a
+//! kill, and restarts. One request in seven is rolled back. After each cut the test checks:
+//!
+//! - `PRAGMA integrity_check` reports no error.
+//! - The rows are the first of those that are stored at the end, without a gap. Therefore no
+//!   rolled-back row is present.
+//! - All acknowledged rows are present.
 
 mod cut;
 mod disk;
@@ -38,7 +42,8 @@ use tempfile::TempDir;
 
 use self::recording::{Load, Recording};
 
-/// In memory, where there is such a folder: the images of thousands of cuts are written there.
+/// Returns a temporary folder, in memory if possible: the images of thousands of cuts are written
+/// to it.
 fn scratch() -> TempDir {
     match std::path::Path::new("/dev/shm").is_dir() {
         true => tempfile::tempdir_in("/dev/shm").unwrap(),
@@ -46,11 +51,11 @@ fn scratch() -> TempDir {
     }
 }
 
-fn setting<T: std::str::FromStr<Err: std::fmt::Debug>>(name: &str, usual: T) -> T {
-    std::env::var(name).map_or(usual, |text| text.parse().unwrap())
+fn setting<T: std::str::FromStr<Err: std::fmt::Debug>>(name: &str, default: T) -> T {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// Records a load, or reads one that was kept, and cuts it.
+/// Records a load, or reads a kept recording, and runs the cuts on it.
 async fn cut(synchronous: &'static str) -> (Recording, cut::Report) {
     let seed = setting("POWER_SEED", 1);
     let recording = match std::env::var_os("POWER_RECORDING") {
@@ -67,7 +72,7 @@ async fn cut(synchronous: &'static str) -> (Recording, cut::Report) {
     };
     cut::check_recorder(&recording);
     let wals = recording.log.wals();
-    assert!(wals >= 8, "the load passed {wals} beginnings of a log only");
+    assert!(wals >= 8, "the load began a WAL only {wals} times");
     let cuts = match std::env::var("POWER_CUT") {
         Ok(one) => vec![one.parse().unwrap()],
         Err(_) => cut::drawn(&recording, setting("POWER_CUTS", 250), seed),
@@ -95,12 +100,12 @@ mod sqlite {
         }
     }
 
-    /// Or the simulator would prove nothing.
+    /// If no row were lost here either, the simulator would prove nothing.
     #[rocket::async_test]
     async fn with_normal_the_same_cuts_lose_acknowledged_rows() {
         let (_, report) = super::cut("normal").await;
         assert!(report.lost > 0, "{report}");
-        // SQLite says that nothing else is at stake.
+        // According to SQLite's manual, NORMAL can lose commits but does not corrupt a database.
         assert_eq!(report.corrupt, 0, "{}", report.failures.join("\n"));
     }
 }

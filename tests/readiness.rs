@@ -1,4 +1,4 @@
-//! What the service says of itself: `/readyz`, and the log when a database goes away.
+//! The readiness of the service (`/readyz`), and its log when a database becomes unreachable.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,20 +9,20 @@ use crate::support::{
     Backend, Cluster, Databases, HttpResponse, In, Newcomers, Proxy, Service, eventually,
 };
 
-/// Two seconds, and some for a busy machine.
+/// `/readyz` responds within two seconds; one second is added for a busy machine.
 const BOUND: Duration = Duration::from_secs(3);
 
 async fn readyz(service: &Service) -> HttpResponse {
     let sent = Instant::now();
     let response = service.get("/readyz").await;
     let took = sent.elapsed();
-    assert!(took < BOUND, "it took {took:?}: {response:?}");
+    assert!(took < BOUND, "/readyz took {took:?}: {response:?}");
     response
 }
 
-/// Becomes 503 for this reason.
+/// Waits until `/readyz` responds with 503, and checks the reason.
 async fn is_not_ready(service: &Service, reason: &str) {
-    eventually("it is not ready", async || {
+    eventually("the service is not ready", async || {
         readyz(service).await.status == 503
     })
     .await;
@@ -37,7 +37,10 @@ async fn is_not_ready(service: &Service, reason: &str) {
 }
 
 async fn is_ready(service: &Service) {
-    eventually("it is ready", async || readyz(service).await.status == 204).await;
+    eventually("the service is ready", async || {
+        readyz(service).await.status == 204
+    })
+    .await;
 }
 
 async fn a_service_whose_databases_take_writes_is_ready(backend: Backend) {
@@ -48,8 +51,8 @@ async fn a_service_whose_databases_take_writes_is_ready(backend: Backend) {
     }
 }
 
-/// Nobody else gets a connection meanwhile.
-async fn readiness_needs_no_connection_that_requests_have(backend: Backend) {
+/// While one request holds the only connection, `/readyz` still responds.
+async fn readiness_does_not_wait_for_connections_that_requests_hold(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let few = databases.variable_with("max_connections=1");
     let service = Service::on(databases, &[("ROCKET_DATABASES", &few)]).await;
@@ -70,10 +73,10 @@ async fn readiness_needs_no_connection_that_requests_have(backend: Backend) {
 
 on_each_backend!(
     a_service_whose_databases_take_writes_is_ready,
-    readiness_needs_no_connection_that_requests_have,
+    readiness_does_not_wait_for_connections_that_requests_hold,
 );
 
-/// A service whose database `main` is behind a proxy.
+/// Returns a service that reaches its database `main` through a proxy.
 async fn behind_a_proxy() -> (Service, Proxy) {
     let mut databases = Databases::new(Backend::Postgres).await;
     let proxy = databases.by_proxy(In::Main).await;
@@ -89,7 +92,7 @@ mod postgres_alone {
         use super::*;
 
         #[rocket::async_test]
-        async fn a_dead_network_is_told_in_time() {
+        async fn a_dead_network_is_reported_in_time() {
             let (service, proxy) = behind_a_proxy().await;
             is_ready(&service).await;
             proxy.freeze();
@@ -100,7 +103,7 @@ mod postgres_alone {
                 assert_eq!(response.status, 503);
             }
             proxy.newcomers(Newcomers::Served).await;
-            // The connections of before stay silent.
+            // The old connections stay silent.
             is_ready(&service).await;
         }
 
@@ -130,9 +133,9 @@ mod postgres_alone {
             }
         }
 
-        /// However many requests fail meanwhile.
+        /// The number of lines does not depend on the number of requests that fail meanwhile.
         #[rocket::async_test]
-        async fn a_database_that_goes_away_and_comes_back_is_two_lines_of_the_log() {
+        async fn an_outage_of_a_database_writes_two_lines_to_the_log() {
             let (service, proxy) = behind_a_proxy().await;
             assert_eq!(service.new_todo("before", "").await.status, 201);
             proxy.newcomers(Newcomers::Refused).await;
@@ -144,7 +147,7 @@ mod postgres_alone {
                 }
             }
             proxy.newcomers(Newcomers::Served).await;
-            eventually("it works again", async || {
+            eventually("a request succeeds again", async || {
                 service.new_todo("after", "").await.status == 201
             })
             .await;
@@ -152,19 +155,19 @@ mod postgres_alone {
             let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
             assert_eq!(lines("the database cannot be reached"), 1, "{log}");
             assert_eq!(lines("can be reached again"), 1, "{log}");
-            for a_line_each in [
+            for line_per_request in [
                 "a request guard failed",
                 "a request failed",
                 "not be served",
             ] {
-                assert_eq!(lines(a_line_each), 0, "{log}");
+                assert_eq!(lines(line_per_request), 0, "{log}");
             }
         }
     }
 }
 
-/// A library that, preloaded, has writes to files fail whose name holds `.db` while the file
-/// `$FULL_DISK` is there, as on a disk without room.
+/// Returns a library to preload. It simulates a full disk while the file `$FULL_DISK` exists:
+/// writes to files with `.db` in their name fail.
 fn full_disk(folder: &Path) -> String {
     let source = folder.join("full_disk.c");
     let library = folder.join("full_disk.so");
@@ -186,7 +189,7 @@ mod sqlite_alone {
         use super::*;
 
         #[rocket::async_test]
-        async fn a_full_disk_is_not_ready_and_a_write_to_it_is_not_lost_in_silence() {
+        async fn a_full_disk_is_not_ready_and_a_write_to_it_fails() {
             let databases = Arc::new(Databases::new(Backend::Sqlite).await);
             let library = full_disk(databases.folder());
             let full = databases.folder().join("full");

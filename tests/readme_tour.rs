@@ -1,4 +1,4 @@
-//! The tours in README.md, command by command: they print what they say.
+//! The tours in README.md: each command prints the output in the README.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use crate::support::{Backend, Service};
 
-/// Where the README says that the processes are.
-const TOLD: [&str; 2] = ["http://127.0.0.1:8000", "http://127.0.0.1:8001"];
+/// The base URLs of the processes in the README.
+const README_BASES: [&str; 2] = ["http://127.0.0.1:8000", "http://127.0.0.1:8001"];
 
-/// A command, and what it prints; `…` stands for any text.
+/// A command and its expected output, in which `…` stands for any text.
 struct Step {
     command: String,
     prints: Vec<String>,
 }
 
-/// The blocks with this mark, in order.
+/// Returns the steps in the code blocks that begin with this mark, in order.
 fn steps(mark: &str) -> Vec<Step> {
     let readme = std::fs::read_to_string("README.md").unwrap();
     let mut steps: Vec<Step> = Vec::new();
@@ -37,15 +37,15 @@ fn steps(mark: &str) -> Vec<Step> {
     steps
 }
 
-/// Runs all commands in one shell, as a reader would; returns what each has printed.
+/// Runs all commands in one shell, as a reader would. Returns the output of each.
 fn run(steps: &[Step], bases: &[String], folder: &Path) -> Vec<Vec<String>> {
     const MARK: &str = "---- end of step";
 
     let mut script = String::new();
     for step in steps {
         let mut command = step.command.clone();
-        for (told, base) in TOLD.iter().zip(bases) {
-            command = command.replace(told, base);
+        for (readme_base, base) in README_BASES.iter().zip(bases) {
+            command = command.replace(readme_base, base);
         }
         script += &format!("{command}\necho; echo '{MARK}'\n");
     }
@@ -53,8 +53,8 @@ fn run(steps: &[Step], bases: &[String], folder: &Path) -> Vec<Vec<String>> {
     let output = bash.args(["-c", &script]).current_dir(folder).output();
     let output = String::from_utf8(output.unwrap().stdout).unwrap();
     let mut output = output.replace('\r', "");
-    for (told, base) in TOLD.iter().zip(bases) {
-        output = output.replace(base, told);
+    for (readme_base, base) in README_BASES.iter().zip(bases) {
+        output = output.replace(base, readme_base);
     }
     let mut printed: Vec<Vec<String>> = output
         .split(MARK)
@@ -89,11 +89,11 @@ fn matches(expected: &str, line: &str) -> bool {
     })
 }
 
-async fn the_tour_prints_what_the_readme_says(backend: Backend) {
+async fn the_tour_prints_the_output_in_the_readme(backend: Backend) {
     follow("```console", vec![Service::start(backend).await]).await;
 }
 
-async fn the_tour_with_two_processes_too(backend: Backend) {
+async fn the_tour_with_two_processes_prints_the_output_in_the_readme(backend: Backend) {
     let one = Service::start(backend).await;
     let two = Service::on(Arc::clone(&one.databases), &[]).await;
     follow("```console two", vec![one, two]).await;
@@ -101,7 +101,10 @@ async fn the_tour_with_two_processes_too(backend: Backend) {
 
 async fn follow(mark: &str, services: Vec<Service>) {
     let steps = steps(mark);
-    assert!(steps.len() > 10, "the tour is not where it was");
+    assert!(
+        steps.len() > 10,
+        "README.md has too few commands marked {mark}"
+    );
     let bases: Vec<String> = services
         .iter()
         .map(|service| service.http.base.clone())
@@ -113,20 +116,16 @@ async fn follow(mark: &str, services: Vec<Service>) {
     })
     .await
     .unwrap();
-    assert_eq!(
-        printed.len(),
-        steps.len(),
-        "every command has come to its end"
-    );
+    assert_eq!(printed.len(), steps.len(), "every command has ended");
     for (step, printed) in steps.iter().zip(printed) {
-        let as_told = step.prints.len() == printed.len()
+        let matches_readme = step.prints.len() == printed.len()
             && step
                 .prints
                 .iter()
                 .zip(&printed)
                 .all(|(expected, line)| matches(expected, line));
         assert!(
-            as_told,
+            matches_readme,
             "$ {}\nshould print\n{}\nbut prints\n{}",
             step.command,
             step.prints.join("\n"),
@@ -149,6 +148,6 @@ fn an_ellipsis_stands_for_any_text_and_nothing_else_does() {
 }
 
 on_each_backend!(
-    the_tour_prints_what_the_readme_says,
-    the_tour_with_two_processes_too,
+    the_tour_prints_the_output_in_the_readme,
+    the_tour_with_two_processes_prints_the_output_in_the_readme,
 );

@@ -1,4 +1,4 @@
-//! Resources that refuse, hang or panic in the middle of a settlement.
+//! Resources that refuse, hang or panic during a settlement.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use rocket_tx::{Begin, Error, Outstanding, Settlement};
 use crate::support::stage::note;
 use crate::support::{Audit, Backend, Main, Stage, eventually};
 
-/// A database of the user's own kind, which behaves badly at one step.
+/// A resource in the phase of databases that misbehaves at one step of the settlement.
 struct Awkward {
     at: String,
     then: String,
 }
 
-/// `commit-hang`: at which step, and what it does.
+/// Parses a parameter such as `commit-hang`: the step, and the misbehaviour at that step.
 impl<'a> FromParam<'a> for Awkward {
     type Error = &'a str;
 
@@ -63,13 +63,13 @@ impl Awkward {
         }
         match self.then.as_str() {
             "hang" => std::future::pending().await,
-            "panic" => panic!("as told"),
-            _ => Err(Error::Conflict("as told".into())),
+            "panic" => panic!("as requested"),
+            _ => Err(Error::Conflict("as requested".into())),
         }
     }
 }
 
-/// Which hooks have run.
+/// Counts how often each hook has run.
 #[derive(Default)]
 struct Ran {
     after_commit: AtomicUsize,
@@ -85,7 +85,7 @@ impl Ran {
     }
 }
 
-/// Writes to both databases, with the awkward one joined first or last.
+/// Writes to both databases. The awkward resource joins before or after them.
 #[post("/<awkward>/<place>?<fail>")]
 async fn awkward(
     awkward: Awkward,
@@ -135,10 +135,10 @@ async fn stage(backend: Backend) -> (Stage, Arc<Ran>) {
     (stage, ran)
 }
 
-async fn before_any_commit_everything_rolls_back(backend: Backend) {
+async fn a_failure_before_any_commit_rolls_everything_back(backend: Backend) {
     let (stage, ran) = stage(backend).await;
     for place in ["first", "last"] {
-        for (then, told, problem) in [
+        for (then, status, problem) in [
             ("hang", 503, "settle-timeout"),
             ("panic", 500, "panicked"),
             ("refuse", 409, "conflict"),
@@ -146,11 +146,11 @@ async fn before_any_commit_everything_rolls_back(backend: Backend) {
             let response = stage.send(&format!("POST /prepare-{then}/{place}")).await;
             assert_eq!(
                 response.summary(),
-                (told, Some("rolled-back")),
+                (status, Some("rolled-back")),
                 "{then} {place}"
             );
             assert_eq!(response.kind(), problem);
-            assert_eq!(response.header("retry-after").is_some(), told == 503);
+            assert_eq!(response.header("retry-after").is_some(), status == 503);
             assert_eq!(stage.notes().await, [""; 0], "{then} {place}");
             stage.nothing_is_stuck().await;
         }
@@ -167,7 +167,7 @@ async fn a_first_commit_that_is_refused_rolls_everything_back(backend: Backend) 
     eventually("the hook has run", async || ran.counts() == (0, 1)).await;
 }
 
-async fn a_later_commit_that_is_refused_is_partial_and_says_so(backend: Backend) {
+async fn a_later_commit_that_is_refused_is_reported_as_partial(backend: Backend) {
     let (stage, ran) = stage(backend).await;
     let response = stage.send("POST /commit-refuse/last").await;
     assert_eq!(response.summary(), (500, Some("partial")));
@@ -184,13 +184,14 @@ async fn a_later_commit_that_is_refused_is_partial_and_says_so(backend: Backend)
     stage.nothing_is_stuck().await;
     stage.databases.empty().await;
 
-    // A request that is certain comes after it; the hooks of the one in doubt have not run.
+    // A later request has a certain outcome, and its hook runs. The hooks of the earlier request,
+    // whose outcome is partial, have not run.
     let response = stage.send("POST /rollback-refuse/last?fail=true").await;
     assert_eq!(response.summary(), (409, Some("rolled-back")));
     eventually("the later hook has run", async || ran.counts() == (0, 1)).await;
 }
 
-async fn a_commit_without_an_answer_is_unknown(backend: Backend) {
+async fn a_commit_without_a_reply_is_reported_as_unknown(backend: Backend) {
     let (stage, ran) = stage(backend).await;
     for (then, place, rest) in [
         ("hang", "first", &[][..]),
@@ -209,10 +210,14 @@ async fn a_commit_without_an_answer_is_unknown(backend: Backend) {
         stage.nothing_is_stuck().await;
         stage.databases.empty().await;
     }
-    assert_eq!(ran.counts(), (0, 0), "neither hook runs in doubt");
+    assert_eq!(
+        ran.counts(),
+        (0, 0),
+        "no hook runs if the outcome is unknown"
+    );
 }
 
-async fn a_rollback_is_tried_everywhere_whatever_fails(backend: Backend) {
+async fn a_rollback_is_tried_on_every_resource_even_if_one_fails(backend: Backend) {
     let (stage, _) = stage(backend).await;
     for then in ["hang", "panic", "refuse"] {
         let response = stage
@@ -225,9 +230,9 @@ async fn a_rollback_is_tried_everywhere_whatever_fails(backend: Backend) {
 }
 
 on_each_backend!(
-    before_any_commit_everything_rolls_back,
+    a_failure_before_any_commit_rolls_everything_back,
     a_first_commit_that_is_refused_rolls_everything_back,
-    a_later_commit_that_is_refused_is_partial_and_says_so,
-    a_commit_without_an_answer_is_unknown,
-    a_rollback_is_tried_everywhere_whatever_fails,
+    a_later_commit_that_is_refused_is_reported_as_partial,
+    a_commit_without_a_reply_is_reported_as_unknown,
+    a_rollback_is_tried_on_every_resource_even_if_one_fails,
 );

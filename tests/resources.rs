@@ -1,4 +1,4 @@
-//! The door by which a user's own resource joins: phases, the request's own transaction,
+//! Resources that join a settlement: their phases, their use of the request's transaction, and
 //! observers.
 
 use std::borrow::Cow;
@@ -17,7 +17,8 @@ use crate::support::{Audit, Backend, In, Main, Stage, eventually};
 
 type Log = Arc<Mutex<Vec<String>>>;
 
-/// As a lease does: released inside the transaction if it commits, after it if not.
+/// Behaves like a lease: it is released inside the transaction if the request commits, and after
+/// the rollback otherwise.
 struct Lease {
     log: Log,
 }
@@ -46,14 +47,14 @@ impl Resource for Lease {
         let begun = context.begin_after_rollback::<Main>(WaitPolicy::FAIL_FAST);
         if let Some(mut transaction) = begun.await? {
             note(transaction.connection(), "released after").await?;
-            let _nobody_waits = transaction.commit_without_waiting().await?;
+            let _not_awaited = transaction.commit_without_waiting().await?;
         }
         self.log.lock().push("gate opened".into());
         Ok(())
     }
 }
 
-/// Joined before any database, and settled after them all the same.
+/// Joins before any database, and is settled after them because of its phase.
 struct Early;
 
 #[rocket::async_trait]
@@ -66,9 +67,9 @@ impl Resource for Early {
         Phase::Release
     }
 
-    /// What cannot be released is reported, and harms nobody.
+    /// A failed release is reported to observers, and does not change the outcome.
     async fn commit(&mut self) -> Result<(), Error> {
-        Err(Error::Conflict("as told".into()))
+        Err(Error::Conflict("as requested".into()))
     }
 }
 
@@ -89,7 +90,7 @@ async fn lease(
     Ok((Status::new(code), String::new()))
 }
 
-/// A lease without a transaction refuses in prepare.
+/// Joins a lease without a transaction. The lease refuses in `prepare`.
 #[post("/lease-alone")]
 fn lease_alone(outstanding: &Outstanding, log: &State<Log>) -> Result<Status, Error> {
     outstanding.join(Lease {
@@ -98,7 +99,7 @@ fn lease_alone(outstanding: &Outstanding, log: &State<Log>) -> Result<Status, Er
     Ok(Status::Created)
 }
 
-/// Writes every step down; its panic changes nothing.
+/// Logs every step, and panics at each `Prepare`. The panics must not change the settlement.
 struct Scribe(Log);
 
 impl Observer for Scribe {
@@ -118,8 +119,8 @@ impl Observer for Scribe {
     }
 
     fn settled(&self, _: &Request<'_>, settled: &SettlementReport) {
-        let what = format!("{} by {}", settled.outcome, settled.verdict.reason());
-        self.0.lock().push(what);
+        let summary = format!("{} by {}", settled.outcome, settled.verdict.reason());
+        self.0.lock().push(summary);
     }
 }
 
@@ -150,7 +151,7 @@ async fn a_lease_is_released_inside_the_commit(backend: Backend) {
             "Commit audit",
             "Commit main",
             "Commit early",
-            "early failed: as told",
+            "early failed: as requested",
             "Commit lease",
             "gate opened",
             "committed by status 201",
@@ -184,7 +185,7 @@ async fn a_lease_is_released_after_the_rollback(backend: Backend) {
     stage.nothing_is_stuck().await;
 }
 
-async fn a_resource_alone_can_refuse(backend: Backend) {
+async fn a_resource_without_a_database_can_refuse(backend: Backend) {
     let (stage, log) = stage(backend).await;
     let response = stage.send("POST /lease-alone").await;
     assert_eq!(response.summary(), (409, Some("rolled-back")));
@@ -196,7 +197,7 @@ async fn a_resource_alone_can_refuse(backend: Backend) {
     assert!(log.lock().contains(&"gate opened".to_owned()));
 }
 
-/// A resource that never ends being prepared is seen by whoever looks.
+/// A resource whose `prepare` waits for the test. Meanwhile it is listed as outstanding.
 struct Slow(Arc<rocket::tokio::sync::Notify>);
 
 #[rocket::async_trait]
@@ -226,7 +227,7 @@ async fn slow(
     Ok(Status::Created)
 }
 
-async fn what_is_outstanding_can_be_seen(backend: Backend) {
+async fn outstanding_resources_are_listed(backend: Backend) {
     let notify = Arc::new(rocket::tokio::sync::Notify::new());
     let managed = Arc::clone(&notify);
     let stage = Stage::new(backend, |rocket| {
@@ -242,13 +243,13 @@ async fn what_is_outstanding_can_be_seen(backend: Backend) {
         stage.outstanding().len() == 2
     })
     .await;
-    for line in stage.outstanding() {
+    for entry in stage.outstanding() {
         assert!(
-            ["main", "slow"].contains(&line.resource.as_str()),
-            "{line:?}"
+            ["main", "slow"].contains(&entry.resource.as_str()),
+            "{entry:?}"
         );
-        assert_eq!(line.route.as_deref(), Some("slow"));
-        assert!(!line.condemned);
+        assert_eq!(entry.route.as_deref(), Some("slow"));
+        assert!(!entry.condemned);
     }
     notify.notify_one();
     assert_eq!(response.await.unwrap().summary(), (201, Some("committed")));
@@ -258,6 +259,6 @@ async fn what_is_outstanding_can_be_seen(backend: Backend) {
 on_each_backend!(
     a_lease_is_released_inside_the_commit,
     a_lease_is_released_after_the_rollback,
-    a_resource_alone_can_refuse,
-    what_is_outstanding_can_be_seen,
+    a_resource_without_a_database_can_refuse,
+    outstanding_resources_are_listed,
 );

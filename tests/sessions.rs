@@ -1,4 +1,4 @@
-//! Postgres sessions: what one request leaves in its session is never met by another.
+//! Postgres sessions: nothing that a request leaves in its session affects another request.
 
 mod roles;
 mod tenants;
@@ -24,17 +24,17 @@ fn postgres(connection: &mut Connection) -> &mut PgConnection {
     }
 }
 
-/// Answers with what the database says.
+/// Responds with the number that the database returns.
 #[get("/echo/<number>")]
 async fn echo(number: i32, mut read: Read<Main>) -> Result<String, Error> {
-    let said: i32 = sqlx::query_scalar("SELECT $1::int4")
+    let value: i32 = sqlx::query_scalar("SELECT $1::int4")
         .bind(number)
         .fetch_one(postgres(&mut read))
         .await?;
-    Ok(said.to_string())
+    Ok(value.to_string())
 }
 
-/// As `echo`, by the simple protocol.
+/// Like `echo`, with the simple query protocol.
 #[get("/plain-echo/<number>")]
 async fn plain_echo(number: i32, mut read: Read<Main>) -> Result<String, Error> {
     let sql = sqlx::AssertSqlSafe(format!("SELECT '{number}'"));
@@ -42,7 +42,7 @@ async fn plain_echo(number: i32, mut read: Read<Main>) -> Result<String, Error> 
     Ok(row.try_get(0)?)
 }
 
-/// A client that leaves half-way through an export: the rest of its rows is never read.
+/// Abandons an export after its first row: the other rows are never read.
 #[get("/export")]
 async fn export(mut read: Read<Main>) -> Result<(), Error> {
     let mut rows = postgres(&mut read)
@@ -52,13 +52,13 @@ async fn export(mut read: Read<Main>) -> Result<(), Error> {
     Ok(())
 }
 
-/// COPY by hand, as a simple query: sqlx understands nothing of what comes.
+/// Runs COPY as a simple query. sqlx does not expect the reply.
 #[get("/copy-by-hand")]
 async fn copy_by_hand(mut read: Read<Main>) {
     let _error = postgres(&mut read).execute("COPY notes TO STDOUT").await;
 }
 
-/// An import whose end is not waited for, and told as a success all the same.
+/// Abandons an import before its end, and still responds with a success.
 #[post("/import/<name>")]
 async fn import(name: &str, mut tx: Tx<Main>) -> Result<Status, Error> {
     let mut copy = postgres(&mut tx)
@@ -75,17 +75,17 @@ async fn write(text: &str, mut tx: Tx<Main>) -> Result<Status, Error> {
     Ok(Status::Created)
 }
 
-/// The first row of two; the second takes its time, or fails.
+/// Reads only the first of two rows. The second row comes late, or fails.
 #[get("/first-row?<second>")]
 async fn first_row(second: &str, mut read: Read<Main>) -> Result<(), Error> {
     let sql = format!("SELECT 1 AS n UNION ALL SELECT {second}");
     let mut rows = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch(postgres(&mut read));
-    // What sqlx reads ahead is of no concern here.
+    // sqlx may read ahead; this does not matter here.
     let _first = timeout(Duration::from_millis(200), rows.next()).await;
     Ok(())
 }
 
-/// Runs a statement by each of the guards.
+/// Runs a statement through the guard `Begin`. The next handlers do so through the other guards.
 #[post("/run/tx", data = "<sql>")]
 async fn run_tx(sql: &str, begin: rocket_tx::Begin<Main>) -> Result<(), Error> {
     let mut tx = begin.begin().await?;
@@ -108,13 +108,13 @@ async fn run_plain(sql: &str, mut plain: rocket_db_pools::Connection<Main>) -> R
     Ok(())
 }
 
-/// What a request finds in its session, by the same three guards.
-#[post("/ask/<guard>", data = "<sql>")]
-async fn ask(
+/// Returns the result of a query, which is run through one of the same three guards.
+#[post("/query/<guard>", data = "<sql>")]
+async fn query(
     guard: &str,
     sql: &str,
     begin: rocket_tx::Begin<Main>,
-    request: Asking<'_>,
+    request: RequestRef<'_>,
 ) -> Result<String, Error> {
     let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()));
     let row = match guard {
@@ -132,15 +132,15 @@ async fn ask(
             postgres(&mut plain).fetch_one(sql).await?
         }
     };
-    let said = row.try_get::<Option<String>, _>(0)?;
-    Ok(said.unwrap_or_else(|| "NULL".to_owned()))
+    let value = row.try_get::<Option<String>, _>(0)?;
+    Ok(value.unwrap_or_else(|| "NULL".to_owned()))
 }
 
-/// The request itself, to ask for one guard or another.
-struct Asking<'r>(&'r rocket::Request<'r>);
+/// The request itself, from which a handler can get any guard.
+struct RequestRef<'r>(&'r rocket::Request<'r>);
 
 #[rocket::async_trait]
-impl<'r> rocket::request::FromRequest<'r> for Asking<'r> {
+impl<'r> rocket::request::FromRequest<'r> for RequestRef<'r> {
     type Error = std::convert::Infallible;
 
     async fn from_request(
@@ -168,7 +168,7 @@ async fn stage(connections: &str, settings: &[(&str, &str)]) -> Stage {
                     run_tx,
                     run_read,
                     run_plain,
-                    ask
+                    query
                 ],
             )
             .attach(Settlement::new())
@@ -176,12 +176,12 @@ async fn stage(connections: &str, settings: &[(&str, &str)]) -> Stage {
     .await
 }
 
-async fn send(stage: &Stage, what: &str, body: &str) -> crate::support::HttpResponse {
-    crate::support::HttpResponse::of(stage.http.request(what).body(body.to_owned())).await
+async fn send(stage: &Stage, path: &str, body: &str) -> crate::support::HttpResponse {
+    crate::support::HttpResponse::of(stage.http.request(path).body(body.to_owned())).await
 }
 
-/// Each answer is to what its own request asked.
-async fn all_answers_are_their_own(stage: &Stage) {
+/// Checks that each request gets the reply to its own query.
+async fn each_request_gets_its_own_reply(stage: &Stage) {
     for number in 0..12 {
         for path in ["echo", "plain-echo"] {
             let response = stage.send(&format!("GET /{path}/{number}")).await;
@@ -197,13 +197,13 @@ mod postgres {
     use super::*;
 
     #[rocket::async_test]
-    async fn nobody_reads_the_rows_of_a_stream_that_another_left() {
+    async fn no_request_reads_the_rows_of_a_stream_that_another_abandoned() {
         for connections in ["1", "4"] {
             let stage = stage(connections, &[]).await;
             for _ in 0..5 {
                 for path in ["export", "copy-by-hand"] {
                     stage.send(&format!("GET /{path}")).await;
-                    all_answers_are_their_own(&stage).await;
+                    each_request_gets_its_own_reply(&stage).await;
                 }
             }
             stage.close().await;
@@ -211,7 +211,7 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn what_is_told_of_an_import_that_nobody_waited_for_is_true() {
+    async fn the_outcome_of_an_abandoned_import_is_true() {
         let stage = stage("2", &[]).await;
         for round in 0..10 {
             let name = format!("import-{round}");
@@ -220,7 +220,7 @@ mod postgres {
             match response.summary() {
                 (201, Some("committed")) => assert!(stored, "{response:?}"),
                 (_, Some("rolled-back")) => assert!(!stored, "{response:?}"),
-                told => panic!("{told:?}: {}", response.body),
+                other => panic!("{other:?}: {}", response.body),
             }
             for innocent in 0..4 {
                 let name = format!("innocent-{round}-{innocent}");
@@ -233,7 +233,7 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn the_rest_of_an_answer_is_no_concern_of_the_next_request() {
+    async fn the_rest_of_a_reply_does_not_affect_the_next_request() {
         let stage = stage("2", &[]).await;
         for second in [
             "1/0",
@@ -242,16 +242,16 @@ mod postgres {
         ] {
             let path = second.replace(' ', "%20").replace('/', "%2F");
             stage.send(&format!("GET /first-row?second={path}")).await;
-            // The control is a request of the same kind on the same machine.
+            // The next requests must not wait for the second row.
             let started = std::time::Instant::now();
-            all_answers_are_their_own(&stage).await;
+            each_request_gets_its_own_reply(&stage).await;
             assert!(started.elapsed() < Duration::from_secs(4), "{second}");
         }
         stage.close().await;
     }
 
     #[rocket::async_test]
-    async fn a_transaction_that_was_left_open_is_no_part_of_another() {
+    async fn a_transaction_left_open_does_not_continue_in_another_request() {
         let stage = stage("1", &[]).await;
         for (guard, sql) in [
             ("plain", "BEGIN; INSERT INTO notes VALUES ('of a stranger')"),
@@ -267,9 +267,9 @@ mod postgres {
                 (201, Some("committed")),
                 "{sql}: {response:?}"
             );
-            // What was answered 201 is seen by reads that come later.
+            // Later reads see the row of each request that got a 201.
             let count = "SELECT count(*)::text FROM notes";
-            let seen = send(&stage, "POST /ask/read", count).await;
+            let seen = send(&stage, "POST /query/read", count).await;
             let stored = stage.notes().await;
             assert_eq!(seen.body, stored.len().to_string(), "{sql}");
             assert!(stored.contains(&own) && !stored.contains(&"of a stranger".to_owned()));
@@ -277,7 +277,7 @@ mod postgres {
         stage.close().await;
     }
 
-    /// What a session can keep, and how the next request would see it.
+    /// State that a session can keep, and a query by which the next request would see it.
     const KEPT: [(&str, &str); 12] = [
         (
             "SELECT set_config('app.tenant', 'alice', false)",
@@ -326,47 +326,47 @@ mod postgres {
     #[rocket::async_test]
     async fn nothing_that_one_request_sets_is_seen_by_the_next() {
         let stage = stage("1", &[]).await;
-        for (sets, asks) in KEPT {
+        for (sets, query) in KEPT {
             for guard in ["tx", "read", "plain"] {
-                // What has no meaning in a transaction that only reads, or within one, may fail.
-                let before = send(&stage, &format!("POST /ask/{guard}"), asks).await;
-                assert_eq!(before.status, 200, "{asks}: {before:?}");
+                // Some of the statements may fail in a read-only transaction or in any transaction.
+                let before = send(&stage, &format!("POST /query/{guard}"), query).await;
+                assert_eq!(before.status, 200, "{query}: {before:?}");
                 send(&stage, &format!("POST /run/{guard}"), sets).await;
                 for next in ["tx", "read", "plain"] {
-                    let found = send(&stage, &format!("POST /ask/{next}"), asks).await;
-                    assert_eq!(found.status, 200, "{sets} by {guard}: {found:?}");
+                    let result = send(&stage, &format!("POST /query/{next}"), query).await;
+                    assert_eq!(result.status, 200, "{sets} by {guard}: {result:?}");
                     assert_eq!(
-                        found.body, before.body,
-                        "{sets} by {guard}, asked by {next}"
+                        result.body, before.body,
+                        "{sets} by {guard}, queried by {next}"
                     );
                 }
-                all_answers_are_their_own(&stage).await;
+                each_request_gets_its_own_reply(&stage).await;
             }
         }
         stage.close().await;
     }
 
-    /// Postgres itself does that: a name that it was told once stays until the session ends.
+    /// Postgres itself behaves so: a custom setting, once set, exists until the session ends.
     #[rocket::async_test]
-    async fn a_setting_of_ones_own_is_empty_afterwards_and_not_null() {
+    async fn a_custom_setting_is_empty_afterwards_and_not_null() {
         let stage = stage("1", &[]).await;
-        let asks = "SELECT current_setting('app.tenant', true)";
-        let before = send(&stage, "POST /ask/tx", asks).await;
+        let query = "SELECT current_setting('app.tenant', true)";
+        let before = send(&stage, "POST /query/tx", query).await;
         assert_eq!(before.body, "NULL");
         let set = send(&stage, "POST /run/tx", "SET LOCAL app.tenant = 'alice'").await;
         assert_eq!(set.summary(), (200, Some("committed")));
         for guard in ["tx", "plain"] {
-            let found = send(&stage, &format!("POST /ask/{guard}"), asks).await;
-            assert_eq!(found.body, "", "{guard}");
-            let asks = "SELECT nullif(current_setting('app.tenant', true), '')";
-            let found = send(&stage, &format!("POST /ask/{guard}"), asks).await;
-            assert_eq!(found.body, "NULL", "{guard}");
+            let result = send(&stage, &format!("POST /query/{guard}"), query).await;
+            assert_eq!(result.body, "", "{guard}");
+            let query = "SELECT nullif(current_setting('app.tenant', true), '')";
+            let result = send(&stage, &format!("POST /query/{guard}"), query).await;
+            assert_eq!(result.body, "NULL", "{guard}");
         }
         stage.close().await;
     }
 
     #[rocket::async_test]
-    async fn random_numbers_do_not_follow_from_the_seed_of_another() {
+    async fn random_numbers_do_not_depend_on_the_seed_of_another_request() {
         let stage = stage("1", &[]).await;
         let (seeds, draws) = ("SELECT setseed(0.25)", "SELECT random()::text");
         let mut own = stage.databases.postgres(crate::support::In::Main).await;
@@ -374,34 +374,34 @@ mod postgres {
         let known: String = own.fetch_one(draws).await.unwrap().get(0);
         for guard in ["tx", "read", "plain"] {
             send(&stage, &format!("POST /run/{guard}"), seeds).await;
-            let drawn = send(&stage, &format!("POST /ask/{guard}"), draws).await;
+            let drawn = send(&stage, &format!("POST /query/{guard}"), draws).await;
             assert_ne!(drawn.body, known, "{guard}");
         }
         stage.close().await;
     }
 
-    /// The test above proves something only if the sessions are the same ones.
+    /// This shows that the requests share a session. Otherwise the tests above would prove nothing.
     #[rocket::async_test]
-    async fn what_is_not_reset_on_demand_is_seen_by_the_next() {
+    async fn without_reset_sessions_a_setting_is_seen_by_the_next_request() {
         let stage = stage("1", &[("databases.main.reset_sessions", "false")]).await;
-        let (sets, asks) = KEPT[0];
+        let (sets, query) = KEPT[0];
         for guard in ["tx", "read"] {
             send(&stage, &format!("POST /run/{guard}"), sets).await;
-            let found = send(&stage, &format!("POST /ask/{guard}"), asks).await;
-            assert_eq!(found.body, "alice", "{guard}");
+            let result = send(&stage, &format!("POST /query/{guard}"), query).await;
+            assert_eq!(result.body, "alice", "{guard}");
         }
-        all_answers_are_their_own(&stage).await;
+        each_request_gets_its_own_reply(&stage).await;
         stage.close().await;
     }
 
     #[rocket::async_test]
-    async fn sessions_are_used_again() {
+    async fn sessions_are_reused() {
         let stage = stage("1", &[]).await;
         for guard in ["tx", "read", "plain"] {
-            let asks = "SELECT pg_backend_pid()::text";
-            let first = send(&stage, &format!("POST /ask/{guard}"), asks).await;
+            let query = "SELECT pg_backend_pid()::text";
+            let first = send(&stage, &format!("POST /query/{guard}"), query).await;
             for _ in 0..5 {
-                let next = send(&stage, &format!("POST /ask/{guard}"), asks).await;
+                let next = send(&stage, &format!("POST /query/{guard}"), query).await;
                 assert_eq!(next.body, first.body, "{guard}");
             }
         }
@@ -409,14 +409,14 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn a_proof_cannot_be_made_by_hand() {
+    async fn a_handler_cannot_forge_a_proof() {
         let stage = stage("2", &[]).await;
         for name in ["rocket_tx", "sqlx_savepoint_1"] {
             let sql =
                 format!("INSERT INTO notes VALUES ('lost'); ROLLBACK; BEGIN; SAVEPOINT {name}");
             let response = send(&stage, "POST /run/tx", &sql).await;
             assert_eq!(response.summary(), (500, Some("unknown")), "{response:?}");
-            all_answers_are_their_own(&stage).await;
+            each_request_gets_its_own_reply(&stage).await;
         }
         stage.close().await;
     }

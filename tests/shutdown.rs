@@ -1,5 +1,4 @@
-//! The end of a service: by signal in the middle of its work, with streams open, with leaks, and
-//! by kill.
+//! The end of a service: by a signal under load, with open streams, with leaks, and by SIGKILL.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,12 +17,12 @@ use crate::support::{
     Backend, Databases, Http, HttpResponse, In, Main, Service, Stage, eventually,
 };
 
-/// What a client was told about a title; `None` if its connection ended without an answer.
-type Told = BTreeMap<String, Option<u16>>;
+/// The status of the response for each title. `None` if the connection ended without a response.
+type Statuses = BTreeMap<String, Option<u16>>;
 
-/// Posts todos one after the other until the service stops answering.
-async fn client(http: Http, name: String, fault: &'static str) -> Told {
-    let mut told = Told::new();
+/// Posts todos one after another until the service stops responding.
+async fn client(http: Http, name: String, fault: &'static str) -> Statuses {
+    let mut statuses = Statuses::new();
     for turn in 0..10_000 {
         let title = format!("{name}-{turn}");
         let response = http
@@ -34,22 +33,22 @@ async fn client(http: Http, name: String, fault: &'static str) -> Told {
             .send()
             .await;
         let status = response.ok().map(|response| response.status().as_u16());
-        told.insert(title, status);
+        statuses.insert(title, status);
         if status.is_none() {
             break;
         }
     }
-    told
+    statuses
 }
 
-async fn under_load(http: &Http, round: usize, fault: &'static str) -> JoinSet<Told> {
+async fn under_load(http: &Http, round: usize, fault: &'static str) -> JoinSet<Statuses> {
     let mut clients = JoinSet::new();
     for number in 0..24 {
         let name = format!("{round}-{number}");
         clients.spawn(client(http.clone(), name, fault));
     }
-    // In the middle of it: some have been answered, others are under way.
-    eventually("they are at work", async || {
+    // Some requests have got their response, others are still running.
+    eventually("the clients have made progress", async || {
         let registry: rocket::serde::json::Value = http.send("GET /registry").await.json();
         registry["settled"]["committed"].as_u64().unwrap() > 20
     })
@@ -72,21 +71,24 @@ async fn sigterm_under_load_lets_every_request_end(backend: Backend) {
     let mut service = Service::start(backend).await;
     let clients = under_load(&service.http, 0, "delay=20").await;
     service.signal("TERM");
-    let told: Told = clients.join_all().await.into_iter().flatten().collect();
+    let statuses: Statuses = clients.join_all().await.into_iter().flatten().collect();
     assert_eq!(service.ended().await.code(), Some(0), "{}", service.log());
     assert!(!service.log().contains("ERROR"), "{}", service.log());
 
     let stored = titles(&service.databases).await;
-    for (title, status) in &told {
+    for (title, status) in &statuses {
         match status {
             Some(status) => assert_eq!(*status, 201, "{title}"),
-            // Sent when nobody read any more: it was never a request of this service.
-            None => assert!(!stored.contains(title), "{title} was done, and nobody told"),
+            // The service did not read this request any more.
+            None => assert!(
+                !stored.contains(title),
+                "{title} is stored, but got no response"
+            ),
         }
     }
-    let answered = told.values().flatten().count();
-    assert_eq!(stored.len(), answered);
-    assert_eq!(lines(&service.databases).await, answered);
+    let with_response = statuses.values().flatten().count();
+    assert_eq!(stored.len(), with_response);
+    assert_eq!(lines(&service.databases).await, with_response);
 }
 
 async fn signals_may_come_twice(backend: Backend) {
@@ -94,7 +96,7 @@ async fn signals_may_come_twice(backend: Backend) {
         let mut service = Service::start(backend).await;
         let http = service.http.clone();
         let slow = rocket::tokio::spawn(client(http.clone(), "slow".into(), "delay=500"));
-        eventually("it is at work", async || {
+        eventually("the request is outstanding", async || {
             !http
                 .send("GET /registry")
                 .await
@@ -106,8 +108,8 @@ async fn signals_may_come_twice(backend: Backend) {
             service.signal(signal);
             sleep(Duration::from_millis(50)).await;
         }
-        let told = slow.await.unwrap();
-        assert_eq!(told["slow-0"], Some(201), "{signals:?}");
+        let statuses = slow.await.unwrap();
+        assert_eq!(statuses["slow-0"], Some(201), "{signals:?}");
         assert_eq!(
             service.ended().await.code(),
             Some(0),
@@ -135,30 +137,33 @@ async fn a_leak_does_not_block_the_exit(backend: Backend) {
     assert_eq!(lines(&service.databases).await, 0);
 }
 
-/// Whatever was acknowledged is in both databases; what was not is in both, in neither, or, if
-/// the end came between the two COMMITs, in the first alone.
-async fn sigkill_under_load_loses_nothing_that_was_told(backend: Backend) {
+/// An acknowledged request is stored in both databases. Any other request is stored in both, in
+/// neither, or in the first only, if the service was killed between the two COMMITs.
+async fn sigkill_under_load_loses_no_acknowledged_request(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     for round in 0..4 {
         let mut service = Service::on(Arc::clone(&databases), &[]).await;
         let clients = under_load(&service.http, round, "").await;
         service.signal("KILL");
-        let told: Told = clients.join_all().await.into_iter().flatten().collect();
+        let statuses: Statuses = clients.join_all().await.into_iter().flatten().collect();
         service.ended().await;
 
         let successor = Service::on(Arc::clone(&databases), &[]).await;
         let stored = titles(&databases).await;
-        for (title, status) in &told {
+        for (title, status) in &statuses {
             if let Some(status) = status {
                 assert_eq!(*status, 201, "{title}");
-                assert!(stored.contains(title), "{title} was told, and is gone");
+                assert!(
+                    stored.contains(title),
+                    "{title} was acknowledged, but is not stored"
+                );
             }
         }
-        let unanswered = told.values().filter(|status| status.is_none()).count();
+        let without_response = statuses.values().filter(|status| status.is_none()).count();
         let missing = stored.len() - lines(&databases).await;
         assert!(
-            missing <= unanswered,
-            "{missing} halves of {unanswered} requests"
+            missing <= without_response,
+            "{missing} requests stored by half, of {without_response} without a response"
         );
         successor.stop().await;
         for (database, table) in [
@@ -170,7 +175,7 @@ async fn sigkill_under_load_loses_nothing_that_was_told(backend: Backend) {
     }
 }
 
-/// Ends when the service does.
+/// A stream that ends on shutdown.
 #[get("/ticks")]
 fn ticks(mut shutdown: Shutdown) -> TextStream![&'static str] {
     TextStream! {
@@ -184,7 +189,7 @@ fn ticks(mut shutdown: Shutdown) -> TextStream![&'static str] {
     }
 }
 
-/// The same, through a connection that only reads.
+/// A stream that ends on shutdown and reads through a connection.
 #[get("/reading")]
 fn reading(mut read: Read<Main>, mut shutdown: Shutdown) -> TextStream![&'static str] {
     TextStream! {
@@ -199,7 +204,7 @@ fn reading(mut read: Read<Main>, mut shutdown: Shutdown) -> TextStream![&'static
     }
 }
 
-/// Nobody has told it of shutdown.
+/// A stream that ignores shutdown.
 #[get("/endless")]
 fn endless() -> TextStream![&'static str] {
     TextStream! {
@@ -227,7 +232,7 @@ fn hook(millis: u64, outstanding: &Outstanding, ran: &State<Arc<AtomicBool>>) ->
     })
 }
 
-/// Gives connections two seconds to end.
+/// Returns a stage that gives connections two seconds to end on shutdown.
 async fn stage(backend: Backend) -> (Stage, Arc<AtomicBool>) {
     let ran = Arc::<AtomicBool>::default();
     let managed = Arc::clone(&ran);
@@ -242,7 +247,8 @@ async fn stage(backend: Backend) -> (Stage, Arc<AtomicBool>) {
     (stage, ran)
 }
 
-/// Opens a stream, waits for its first part, and reads on.
+/// Opens a stream, waits for its first part, and reads it to the end in a task. The task returns
+/// whether the stream ended without an error.
 async fn open(stage: &Stage, path: &str) -> rocket::tokio::task::JoinHandle<bool> {
     let mut response = stage
         .http
@@ -265,13 +271,16 @@ async fn open(stage: &Stage, path: &str) -> rocket::tokio::task::JoinHandle<bool
     })
 }
 
-async fn shutdown_with_streams_open_settles_what_is_in_flight(backend: Backend) {
+async fn shutdown_with_open_streams_settles_requests_in_flight(backend: Backend) {
     for (path, ends_well) in [("/ticks", true), ("/reading", true), ("/endless", false)] {
         let (stage, _) = stage(backend).await;
         let stream = open(&stage, path).await;
         let http = stage.http.clone();
         let in_flight = rocket::tokio::spawn(async move { http.send("POST /slow").await });
-        eventually("it is at work", async || !stage.outstanding().is_empty()).await;
+        eventually("the request is outstanding", async || {
+            !stage.outstanding().is_empty()
+        })
+        .await;
 
         let closed = timeout(Duration::from_secs(60), stage.close()).await;
         let databases = closed.unwrap_or_else(|_| panic!("{path} blocks the exit"));
@@ -286,15 +295,15 @@ async fn shutdown_waits_for_hooks_within_bounds(backend: Backend) {
     let (quick, ran) = stage(backend).await;
     assert_eq!(quick.send("POST /hook/400").await.status, 200);
     quick.close().await;
-    assert!(
-        ran.load(Ordering::SeqCst),
-        "a hook that takes its time has run"
-    );
+    assert!(ran.load(Ordering::SeqCst), "shutdown waits for a slow hook");
 
     let (endless, ran) = stage(backend).await;
     assert_eq!(endless.send("POST /hook/600000").await.status, 200);
     let closed = timeout(Duration::from_secs(60), endless.close()).await;
-    assert!(closed.is_ok(), "a hook that never ends does not block");
+    assert!(
+        closed.is_ok(),
+        "a hook that never ends does not block shutdown"
+    );
     assert!(!ran.load(Ordering::SeqCst));
 }
 
@@ -302,7 +311,7 @@ on_each_backend!(
     sigterm_under_load_lets_every_request_end,
     signals_may_come_twice,
     a_leak_does_not_block_the_exit,
-    sigkill_under_load_loses_nothing_that_was_told,
-    shutdown_with_streams_open_settles_what_is_in_flight,
+    sigkill_under_load_loses_no_acknowledged_request,
+    shutdown_with_open_streams_settles_requests_in_flight,
     shutdown_waits_for_hooks_within_bounds,
 );

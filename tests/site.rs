@@ -1,9 +1,9 @@
-//! The pages as files: what browsers are told of them.
+//! The pages of the service: their headers, and the files that they load.
 
 use crate::support::{Backend, Service};
 
 #[rocket::async_test]
-async fn pages_are_told_to_load_nothing_from_elsewhere() {
+async fn pages_may_load_nothing_from_other_origins() {
     let service = Service::start(Backend::Sqlite).await;
     for page in [
         "/",
@@ -30,9 +30,9 @@ async fn pages_are_told_to_load_nothing_from_elsewhere() {
     }
 }
 
-/// Everything that a page asks for is there, and is ours.
+/// Every address in a page is on this service and exists.
 #[rocket::async_test]
-async fn pages_are_whole() {
+async fn every_address_in_a_page_exists() {
     let service = Service::start(Backend::Sqlite).await;
     let mut wanted = vec![];
     for page in ["/", "/console", "/aggregates", "/contract"] {
@@ -57,7 +57,7 @@ async fn pages_are_whole() {
     assert!(wanted.len() > 8, "{wanted:?}");
     for path in wanted {
         if path.contains("fault=") {
-            continue; // the todo app, with a word for its script
+            continue; // the page of the todo app, with a parameter for its script
         }
         let response = service.get(&path).await;
         assert_eq!(response.status, 200, "{path}");

@@ -1,5 +1,5 @@
-//! SQLite: nothing that one request does to its connection is felt by the next, and what is told is
-//! what is stored.
+//! SQLite connections: nothing that a request does to its connection affects the next request, and
+//! the reported outcome is true.
 
 mod disks;
 mod keys;
@@ -25,8 +25,7 @@ fn sqlite(connection: &mut AnyConnection) -> &mut SqliteConnection {
     }
 }
 
-/// Runs SQL that the test sends, swallows what it fails with, and answers with the status that is
-/// asked for.
+/// Runs SQL from the test and ignores its error.
 async fn swallow(connection: &mut AnyConnection, sql: String) {
     let _swallowed = with_backend!(connection, |db| {
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
@@ -58,7 +57,7 @@ async fn run_in_connection(
     (Status::new(status), ())
 }
 
-/// All that a request could have left behind, in one text.
+/// Returns, as one text, all state of a connection that a request could have changed.
 const STATE: &str = "\
     SELECT (SELECT group_concat(name) FROM pragma_database_list)
         || ' temp=' || (SELECT ifnull(group_concat(name), '') FROM temp.sqlite_schema)
@@ -117,7 +116,7 @@ async fn stage() -> Stage {
     stage_on(Databases::with_tables(Backend::Sqlite).await).await
 }
 
-/// One reader, so that the next request gets the connection that the last one had.
+/// The stage has one reader, so that each request gets the connection of the request before.
 async fn stage_on(databases: Databases) -> Stage {
     let settings = [("databases.main.max_connections", "1")];
     Stage::on(databases, &settings, |rocket| {

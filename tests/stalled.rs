@@ -1,4 +1,4 @@
-//! Clients that ask for a body which reads while it is sent, and take it slowly, or not at all.
+//! Clients that read a response slowly or not at all, while its body holds a `Read` connection.
 
 mod addresses;
 mod bodies;
@@ -25,25 +25,25 @@ use crate::support::launch::logged_here;
 use crate::support::stage::note;
 use crate::support::{Backend, Databases, Http, In, Main, Stage, eventually};
 
-/// As many as a database has connections for reading here.
+/// The number of read connections that a database has in these tests.
 const READERS: usize = 4;
 
-/// Of the clients' patience. Short, and longer than a busy machine stops for.
+/// The setting `read_idle_timeout`: short, but longer than a busy machine pauses.
 const LIMIT: Duration = Duration::from_secs(1);
 
 const CHUNK: usize = 64 * 1024;
-/// More than the system keeps for a client that does not read.
+/// More data than the system buffers for a client that does not read.
 const CHUNKS: usize = 512;
 
 /// How a complete response ends.
 const END: &str = "the end";
 
-/// The one row of `notes`, again and again: the statement stays open until the last.
+/// Returns the only row of `notes` many times. The statement stays open until the last row.
 const ROWS: &str = "\
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
     SELECT text FROM notes CROSS JOIN n LIMIT ";
 
-/// How many bodies there are.
+/// Its reference count shows how many bodies exist.
 type Bodies = Arc<()>;
 
 #[get("/stream/<chunks>")]
@@ -118,7 +118,7 @@ fn sized(read: Read<Main>, chunks: usize, bodies: &State<Bodies>) -> Sized {
     }
 }
 
-/// A body that needs its `Read` at the beginning alone.
+/// A body that uses its `Read` only at the beginning.
 #[get("/early/<chunks>")]
 fn early(mut read: Read<Main>, chunks: usize) -> TextStream![String] {
     TextStream! {
@@ -131,7 +131,7 @@ fn early(mut read: Read<Main>, chunks: usize) -> TextStream![String] {
     }
 }
 
-/// Fails, or panics, in the middle.
+/// A body that fails or panics after its beginning.
 struct Broken {
     _read: Read<Main>,
     panics: bool,
@@ -145,8 +145,8 @@ impl AsyncRead for Broken {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         if self.has_begun {
-            assert!(!self.panics, "as asked");
-            return Poll::Ready(Err(std::io::Error::other("as asked")));
+            assert!(!self.panics, "as requested");
+            return Poll::Ready(Err(std::io::Error::other("as requested")));
         }
         self.has_begun = true;
         buffer.put_slice(b"the beginning");
@@ -169,7 +169,7 @@ fn broken(read: Read<Main>, how: &str) -> Broken {
     }
 }
 
-/// A task of the request reads for long; its body has nothing to do with that.
+/// A task of the request holds the `Read` for long. The body does not use it.
 #[get("/beside/<chunks>")]
 fn beside(mut read: Read<Main>, chunks: usize, go_on: &State<Arc<Semaphore>>) -> String {
     let go_on = Arc::clone(go_on);
@@ -181,7 +181,7 @@ fn beside(mut read: Read<Main>, chunks: usize, go_on: &State<Arc<Semaphore>>) ->
     "x".repeat(chunks * CHUNK) + END
 }
 
-/// A body that waits for something else than its client.
+/// A body that waits for the test, not for its client.
 #[get("/waiting")]
 fn waiting<'r>(
     read: Read<Main>,
@@ -262,29 +262,30 @@ impl Scene {
         Self { stage, bodies }
     }
 
-    /// All that may read wait for clients that do not.
+    /// Makes all read connections wait for clients that do not read.
     async fn stall(&self, path: &str) -> Vec<Client> {
         let mut clients = Vec::new();
         for _ in 0..READERS {
-            clients.push(Client::asks(&self.stage.http, &format!("GET {path}/{CHUNKS}")).await);
+            let request = format!("GET {path}/{CHUNKS}");
+            clients.push(Client::requesting(&self.stage.http, &request).await);
         }
         let response = self.stage.send("GET /count").await;
         assert_eq!(
             response.summary(),
             (503, None),
-            "all are taken: {response:?}"
+            "all read connections are in use: {response:?}"
         );
         clients
     }
 
-    /// There is no body any more, and others read.
+    /// Waits until all bodies are dropped and other requests can read.
     async fn is_freed(&self) {
         eventually("the bodies are dropped", async || {
-            // The service's own, and the test's.
+            // One reference belongs to the service, one to the test.
             Arc::strong_count(&self.bodies) == 2
         })
         .await;
-        eventually("others read", async || {
+        eventually("other requests can read", async || {
             self.stage.send("GET /count").await.summary() == (200, None)
         })
         .await;
@@ -297,38 +298,39 @@ struct Client(TcpStream);
 impl Client {
     async fn of(http: &Http) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
-        // What does not fit stays with the service.
+        // A small buffer: the rest of the body stays with the service.
         socket.set_recv_buffer_size(16 * 1024).unwrap();
         let address = http.base.trim_start_matches("http://").parse().unwrap();
         Self(socket.connect(address).await.unwrap())
     }
 
-    /// Asks, and has the beginning of the response.
-    async fn asks(http: &Http, what: &str) -> Self {
+    /// Connects, sends a request, and reads the beginning of the response.
+    async fn requesting(http: &Http, request: &str) -> Self {
         let mut client = Self::of(http).await;
-        client.ask(what).await;
+        client.request(request).await;
         client
     }
 
-    async fn ask(&mut self, what: &str) {
-        self.send(what).await;
+    /// Sends a request, and reads the beginning of the response.
+    async fn request(&mut self, request: &str) {
+        self.send(request).await;
         let mut status = [0; 12];
         self.0.read_exact(&mut status).await.unwrap();
-        assert_eq!(&status, b"HTTP/1.1 200", "{what}");
+        assert_eq!(&status, b"HTTP/1.1 200", "{request}");
     }
 
-    async fn send(&mut self, what: &str) {
-        let request = format!("{what} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        self.0.write_all(request.as_bytes()).await.unwrap();
+    async fn send(&mut self, request: &str) {
+        let head = format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        self.0.write_all(head.as_bytes()).await.unwrap();
     }
 
-    /// Reads until `end` has come, or the connection has ended.
+    /// Reads until the data ends with `end` or the connection is closed.
     async fn rest(&mut self, end: &str) -> String {
         let mut rest = Vec::new();
         let mut part = vec![0; 16 * 1024];
         while !rest.ends_with(end.as_bytes()) {
             let read = timeout(Duration::from_secs(60), self.0.read(&mut part)).await;
-            match read.expect("something comes, or the end") {
+            match read.expect("data or the end of the connection arrives") {
                 Ok(0) | Err(_) => break,
                 Ok(length) => rest.extend_from_slice(&part[..length]),
             }
@@ -337,5 +339,5 @@ impl Client {
     }
 }
 
-/// How a chunked response ends that is complete.
+/// How a complete chunked response ends.
 const LAST_CHUNK: &str = "\r\n0\r\n\r\n";

@@ -1,17 +1,19 @@
-//! Statements drawn at random: whatever a handler sends, the answer tells what is stored.
+//! Random statements: for any statements of a handler, the response reports the true outcome.
 //!
-//! Each handler runs a few statements, most of which a handler should not run, and ignores what comes
-//! of them. At its end it looks at what its transaction sees. Then one question: is what is stored
-//! what was told?
+//! Each handler runs a few random statements, most of which a handler should not run, and ignores
+//! their errors. At its end it reads the rows that its transaction sees. Then the test compares the
+//! reported outcome with the stored rows:
 //!
-//! - `committed`: what the transaction has seen at its end.
-//! - `rolled-back`, or no outcome: what was stored before.
-//! - `unknown`, `partial`: anything. No success comes with them.
+//! | outcome | stored |
+//! | --- | --- |
+//! | `committed` | the rows that the transaction saw at its end |
+//! | `rolled-back`, or no outcome | the rows from before |
+//! | `unknown`, `partial` | any rows; the response must not be a success |
 //!
-//! Requests after it, which do nothing wrong, are served, each as it should be.
+//! Later requests that run normal statements are served correctly.
 //!
 //! ```text
-//! STATEMENTS=1500 STATEMENTS_SEED=7 tests/run what_is_told_is_stored_whatever --nocapture
+//! STATEMENTS=1500 STATEMENTS_SEED=7 tests/run any_statements_of_a_handler --nocapture
 //! ```
 
 use std::sync::Arc;
@@ -50,7 +52,7 @@ const BOTH: &[&str] = &[
     "CREATE TABLE more (a INTEGER)",
     "DROP TABLE more",
     "CREATE TEMP TABLE notes (text TEXT)",
-    "DROP TABLE notes_of_nobody",
+    "DROP TABLE no_such_table",
 ];
 
 const SQLITE: &[&str] = &[
@@ -83,7 +85,7 @@ const POSTGRES: &[&str] = &[
     "ROLLBACK AND CHAIN",
     "ABORT",
     "START TRANSACTION READ ONLY",
-    "PREPARE TRANSACTION 'nobody'",
+    "PREPARE TRANSACTION 'left'",
     "SET TRANSACTION READ ONLY",
     "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
     "SET search_path = nowhere",
@@ -109,24 +111,24 @@ const POSTGRES: &[&str] = &[
 /// How long a handler may take.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// What a handler does.
+/// One step of a handler.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Note,
     Sql(&'static str),
-    /// The same, and its future is dropped after one look.
+    /// A statement whose future is dropped after one poll.
     Dropped(&'static str),
     /// A query of many rows, dropped after the first.
     FirstRow,
-    /// A transaction of sqlx's within, with a note: committed, rolled back or dropped.
+    /// A nested transaction of sqlx with a note: committed, rolled back or dropped.
     Nested(u8),
-    /// Such a transaction that is left open.
+    /// A nested transaction that is left open.
     Forgotten,
-    /// Postgres: an export that is dropped half-way.
+    /// Postgres: an export that is dropped before its end.
     Export,
 }
 
-/// How it ends.
+/// How a handler ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum End {
     Status(u16),
@@ -135,7 +137,7 @@ enum End {
     Rollback,
     /// A task keeps the guard for a moment.
     Leak,
-    /// It does not end, and is given up.
+    /// The handler does not end, and is dropped after its time limit.
     Never,
 }
 
@@ -148,6 +150,7 @@ struct Script {
 }
 
 impl Script {
+    /// Returns whether the handler may have read the replies to other statements.
     fn is_blind(&self) -> bool {
         self.steps.iter().any(|step| match step {
             Step::Export => true,
@@ -199,7 +202,7 @@ impl Script {
     }
 }
 
-/// What the next request is to do, and what it has seen at its end.
+/// The script of the next request, and the rows that the request saw at its end.
 #[derive(Default)]
 struct Scene {
     script: Option<Script>,
@@ -210,7 +213,7 @@ type Shared = Arc<Mutex<Scene>>;
 
 const MANY: &str = "\
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
-    SELECT 'a row of somebody else' FROM n";
+    SELECT 'a row of another query' FROM n";
 
 async fn take(connection: &mut Connection, step: Step, text: &str) {
     match step {
@@ -248,7 +251,8 @@ async fn take(connection: &mut Connection, step: Step, text: &str) {
     }
 }
 
-/// All notes that the connection sees, wherever its names lead.
+/// Returns all notes that the connection sees. The schema is named, because the handler may have
+/// changed where unqualified names lead.
 async fn see(connection: &mut Connection) -> Option<Vec<String>> {
     let seen = match connection {
         Connection::Sqlite(db) => {
@@ -347,7 +351,8 @@ async fn count(number: i64, mut read: Read<Main>) -> Result<String, Error> {
     Ok(count.to_string())
 }
 
-/// Those after it do nothing wrong. There are more of them than the pool has connections.
+/// Later requests with normal statements are served. There are more of them than connections in the
+/// pool.
 async fn others_are_served(stage: &Stage, before: usize, script: &Script) {
     for number in 1..=6 {
         let response = stage.send(&format!("POST /innocent/{number}")).await;
@@ -369,7 +374,7 @@ async fn others_are_served(stage: &Stage, before: usize, script: &Script) {
     stage.databases.empty().await;
 }
 
-async fn what_is_told_is_stored_whatever_a_handler_sends(backend: Backend) {
+async fn any_statements_of_a_handler_get_a_true_outcome(backend: Backend) {
     let (seed, times) = (
         variable("STATEMENTS_SEED", 20_261_126_u64),
         variable("STATEMENTS", 60_u64),
@@ -380,17 +385,17 @@ async fn what_is_told_is_stored_whatever_a_handler_sends(backend: Backend) {
     let stage = Stage::new(backend, |rocket| {
         rocket
             .manage(Arc::clone(&scene))
-            // sqlx waits for ever for the answer to a COPY from nowhere.
+            // sqlx waits for ever for the reply to a COPY FROM STDIN without data.
             .mount("/", bounded(routes![default, serializable], LIMIT))
             .mount("/", routes![innocent, count])
             .attach(Settlement::new())
     })
     .await;
-    let mut told = std::collections::BTreeMap::<String, u32>::new();
+    let mut outcomes = std::collections::BTreeMap::<String, u32>::new();
     for number in 0..times {
         let script = Script::draw(&mut rng, backend);
-        // What is there already can be deleted.
-        stage.databases.execute(In::Main, ONE).await;
+        // A row from before, which the handler can delete.
+        stage.databases.execute(In::Main, OLD_ROW).await;
         *scene.lock() = Scene {
             script: Some(script.clone()),
             seen: None,
@@ -407,35 +412,36 @@ async fn what_is_told_is_stored_whatever_a_handler_sends(backend: Backend) {
         let [main, audit] = stored(&stage.databases).await;
         let seen = scene.lock().seen.take();
         let (status, outcome) = response.summary();
-        let what = format!("{number}, {script:?}: {response:?}, seen {seen:?}, stored {main:?}");
+        let context = format!("{number}, {script:?}: {response:?}, seen {seen:?}, stored {main:?}");
         match outcome {
             Some("committed") => {
-                // Behind a COPY that was not read to its end, it has seen another one's answers.
+                // After a COPY that was not read to its end, the handler got the replies to other
+                // statements.
                 if !script.is_blind() {
-                    assert_eq!(Some(&main), seen.as_ref(), "{what}");
+                    assert_eq!(Some(&main), seen.as_ref(), "{context}");
                 }
-                assert_eq!(audit.len(), usize::from(script.has_audit), "{what}");
+                assert_eq!(audit.len(), usize::from(script.has_audit), "{context}");
             }
             Some("rolled-back") => {
                 assert_eq!(
                     (&main[..], &audit[..]),
                     (&["old".to_owned()][..], &[][..]),
-                    "{what}"
+                    "{context}"
                 );
-                assert!(status >= 400 || script.end == End::Rollback, "{what}");
+                assert!(status >= 400 || script.end == End::Rollback, "{context}");
             }
-            Some("unknown" | "partial") => assert!(status >= 500, "{what}"),
-            other => panic!("{other:?}: {what}"),
+            Some("unknown" | "partial") => assert!(status >= 500, "{context}"),
+            other => panic!("{other:?}: {context}"),
         }
-        *told
+        *outcomes
             .entry(outcome.unwrap_or_default().to_owned())
             .or_default() += 1;
         others_are_served(&stage, main.len(), &script).await;
     }
-    println!("{backend:?}: {told:?}");
+    println!("{backend:?}: {outcomes:?}");
 }
 
-const ONE: &str = "INSERT INTO notes (text) VALUES ('old')";
+const OLD_ROW: &str = "INSERT INTO notes (text) VALUES ('old')";
 
 async fn stored(databases: &Databases) -> [Vec<String>; 2] {
     [
@@ -444,4 +450,4 @@ async fn stored(databases: &Databases) -> [Vec<String>; 2] {
     ]
 }
 
-on_each_backend!(what_is_told_is_stored_whatever_a_handler_sends);
+on_each_backend!(any_statements_of_a_handler_get_a_true_outcome);

@@ -1,4 +1,5 @@
-//! Handlers that move connections about: what is told stays true, and nobody else is harmed.
+//! Handlers that swap connections. The reported outcome is true, and other requests are not
+//! affected.
 
 use rocket::futures::StreamExt;
 use rocket::http::Status;
@@ -53,7 +54,7 @@ async fn with_each_other(
     Ok(Status::Created)
 }
 
-/// What is beneath the sessions.
+/// Swaps the driver's connections inside the sessions.
 #[post("/connections")]
 async fn beneath(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Status {
     match (&mut *main, &mut *audit) {
@@ -90,22 +91,23 @@ async fn read(mut read: Read<Main>) -> Result<String, Error> {
     Ok(notes.join(","))
 }
 
-/// Leaves the session two answers behind, and the refusal of a statement as the next of them.
-#[post("/behind/<text>")]
-async fn behind(text: &str, mut tx: Tx<Main>) -> Status {
+/// Leaves two unread replies in the session, so that each later statement reads the reply to an
+/// older one. The next reply to be read is an error.
+#[post("/unread/<text>")]
+async fn unread(text: &str, mut tx: Tx<Main>) -> Status {
     let db = postgres(&mut tx);
     for _ in 0..2 {
         if let Ok(mut rows) = db.copy_out_raw("COPY (SELECT 1) TO STDOUT").await {
             rows.next().await;
         }
         for _ in 0..3 {
-            let _whose_answer = db.execute("SELECT 1").await;
+            let _any_reply = db.execute("SELECT 1").await;
         }
     }
     let insert = sqlx::AssertSqlSafe(format!("INSERT INTO notes (text) VALUES ('{text}')"));
-    let _whose_answer = db.execute(sqlx::raw_sql(insert)).await;
-    let _whose_answer = db.execute(sqlx::raw_sql("SAVEPOINT a; SELECT 1/0")).await;
-    let _whose_answer = db.execute(sqlx::raw_sql("ROLLBACK TO a")).await;
+    let _any_reply = db.execute(sqlx::raw_sql(insert)).await;
+    let _any_reply = db.execute(sqlx::raw_sql("SAVEPOINT a; SELECT 1/0")).await;
+    let _any_reply = db.execute(sqlx::raw_sql("ROLLBACK TO a")).await;
     Status::Created
 }
 
@@ -126,7 +128,7 @@ async fn stage(backend: Backend) -> Stage {
                     readers,
                     write,
                     read,
-                    behind
+                    unread
                 ],
             )
             .attach(Settlement::new())
@@ -134,19 +136,19 @@ async fn stage(backend: Backend) -> Stage {
     .await
 }
 
-/// What is told of `what` is what is stored of `text`, a moment later too.
-async fn is_told_truly(stage: &Stage, what: &str, text: &str) {
-    let response = stage.send(what).await;
+/// Checks that the outcome of `request` matches whether `text` is stored, also a moment later.
+async fn has_true_outcome(stage: &Stage, request: &str, text: &str) {
+    let response = stage.send(request).await;
     let stored = stage.notes().await.contains(&text.to_owned());
     match (response.status, response.outcome()) {
-        (201, Some("committed")) => assert!(stored, "{what}: {response:?}"),
-        (_, Some("rolled-back")) => assert!(!stored, "{what}: {response:?}"),
+        (201, Some("committed")) => assert!(stored, "{request}: {response:?}"),
+        (_, Some("rolled-back")) => assert!(!stored, "{request}: {response:?}"),
         (500, Some("unknown" | "partial")) => {}
-        told => panic!("{what}: {told:?}"),
+        other => panic!("{request}: {other:?}"),
     }
     innocents_are_served(stage).await;
     let later = stage.notes().await.contains(&text.to_owned());
-    assert_eq!(later, stored, "{what}: {response:?}");
+    assert_eq!(later, stored, "{request}: {response:?}");
 }
 
 /// Later requests write to, and read from, the database that they name.
@@ -162,10 +164,10 @@ async fn innocents_are_served(stage: &Stage) {
     }
 }
 
-async fn connections_that_are_exchanged_make_no_lie(backend: Backend) {
+async fn swapped_connections_never_cause_a_false_outcome(backend: Backend) {
     let stage = stage(backend).await;
     for path in ["read", "plain", "transactions"] {
-        is_told_truly(
+        has_true_outcome(
             &stage,
             &format!("POST /{path}/of-{path}"),
             &format!("of-{path}"),
@@ -182,16 +184,16 @@ async fn connections_that_are_exchanged_make_no_lie(backend: Backend) {
     .await;
 }
 
-on_each_backend!(connections_that_are_exchanged_make_no_lie);
+on_each_backend!(swapped_connections_never_cause_a_false_outcome);
 
 mod of_postgres {
     mod postgres {
         use super::super::*;
 
         #[rocket::async_test]
-        async fn a_refusal_of_another_statement_is_none_of_commit() {
+        async fn an_error_of_another_statement_is_not_taken_for_a_refused_commit() {
             let stage = stage(Backend::Postgres).await;
-            is_told_truly(&stage, "POST /behind/two-behind", "two-behind").await;
+            has_true_outcome(&stage, "POST /unread/two-unread", "two-unread").await;
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The service's spans, as an OpenTelemetry collector gets them; and that nobody waits for one.
+//! The spans that an OpenTelemetry collector receives from the service. No request waits for the
+//! collector.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::support::{Backend, Databases, HttpResponse, Service};
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
-/// What the collector was sent.
+/// The exports that the collector has received.
 type Sent = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
 
 /// A collector in the test's process.
@@ -56,7 +57,7 @@ impl Collector {
         &self.launched.http.base
     }
 
-    /// Everything it was sent, once nothing more will come.
+    /// Shuts the collector down, and returns everything that it has received.
     async fn finished(self) -> Trace {
         self.launched.close().await;
         Trace(std::mem::take(&mut self.sent.lock()))
@@ -74,7 +75,7 @@ impl Trace {
             .flat_map(|scope| &scope.spans)
     }
 
-    /// The span of the request that was answered so.
+    /// Returns the span of the request that got this response.
     fn of(&self, response: &HttpResponse) -> &Span {
         let id = response.header("x-request-id").unwrap();
         self.spans()
@@ -82,7 +83,7 @@ impl Trace {
             .unwrap_or_else(|| panic!("{id} is not in {self}"))
     }
 
-    /// The children of a span, in the order in which they began.
+    /// Returns the children of a span, in the order in which they began.
     fn within(&self, parent: &Span) -> Vec<&Span> {
         let mut children: Vec<&Span> = self
             .spans()
@@ -91,7 +92,7 @@ impl Trace {
         children.sort_by_key(|span| span.start_time_unix_nano);
         for child in &children {
             assert_eq!(child.trace_id, parent.trace_id);
-            // Not until when: SQLite's thread leaves a span after it has answered.
+            // Ends are not compared: the thread of SQLite leaves a span after it has replied.
             let lasting = parent.start_time_unix_nano..=parent.end_time_unix_nano;
             assert!(
                 lasting.contains(&child.start_time_unix_nano),
@@ -130,7 +131,7 @@ fn status_code(span: &Span) -> StatusCode {
     status.map_or(StatusCode::Unset, |status| status.code())
 }
 
-/// Each step of a settlement, as `resource action`; but for the wait for SQLite's disk.
+/// Returns each step of a settlement as `resource action`, without the wait for SQLite's disk.
 fn steps(spans: &[&Span]) -> Vec<String> {
     let step = |span: &&Span| {
         assert_eq!(span.name, "step");
@@ -147,10 +148,10 @@ async fn service(backend: Backend, variables: &[(&str, &str)]) -> Service {
     Service::on(databases, variables).await
 }
 
-/// By SIGTERM, within the seconds that the spans wait to be sent together: what was settled until
-/// then is sent at the end.
+/// Spans are sent in batches, every few seconds. SIGTERM comes before the first batch, and the
+/// spans are sent at shutdown.
 async fn a_collector_gets_the_spans_of_requests(backend: Backend) {
-    // Neither more nor less for what the log is told to say.
+    // The log level does not change the spans.
     for level in ["off,rocket=warn", "trace"] {
         let collector = Collector::new().await;
         let variables = [(ENDPOINT, collector.url()), ("RUST_LOG", level)];
@@ -194,21 +195,24 @@ async fn a_collector_gets_the_spans_of_requests(backend: Backend) {
             assert_eq!(text(&children[1].attributes, "database"), "audit");
             assert_eq!(steps(&trace.within(children[2])), expected, "{trace}");
         }
-        // A conflict is for the client to see to.
+        // A conflict is an error of the client, not of the service.
         assert_eq!(status_code(trace.of(&refused)), StatusCode::Unset);
         for resource in trace.0.iter().flat_map(|sent| &sent.resource_spans) {
             let attributes = &resource.resource.as_ref().unwrap().attributes;
             assert_eq!(text(attributes, "service.name"), "rocket_tx");
         }
-        let said = trace.to_string();
+        let exported = trace.to_string();
         for word in ["secret", "INSERT", "UPDATE", "SELECT", "BEGIN"] {
-            assert!(!said.contains(word), "{word}: {said}");
+            assert!(!exported.contains(word), "{word}: {exported}");
         }
-        assert!(trace.spans().all(|span| span.events.is_empty()), "{said}");
+        assert!(
+            trace.spans().all(|span| span.events.is_empty()),
+            "{exported}"
+        );
     }
 }
 
-async fn a_client_says_which_span_is_the_parent(backend: Backend) {
+async fn a_client_can_set_the_parent_span(backend: Backend) {
     let collector = Collector::new().await;
     let variables = [
         (
@@ -248,14 +252,14 @@ async fn a_client_says_which_span_is_the_parent(backend: Backend) {
     assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
     assert_eq!(trace.within(request).len(), 3, "{trace}");
     assert!(trace.of(&nonsense).parent_span_id.is_empty());
-    // The client's trace is not recorded, and so is no part of it.
+    // The client does not sample this trace, so the service records no span of it.
     let skipped = "1af7651916cd43dd8448eb211c80319c";
     assert!(trace.spans().all(|span| hex(&span.trace_id) != skipped));
     let resource = trace.0[0].resource_spans[0].resource.as_ref().unwrap();
     assert_eq!(text(&resource.attributes, "service.name"), "todos");
 }
 
-/// Many more spans than wait at most, each sent at once, and each sending in vain.
+/// Sends many requests, with a small queue of spans that are exported at once. Each export fails.
 async fn is_not_disturbed_by(backend: Backend, endpoint: &str) {
     let variables = [
         (ENDPOINT, endpoint),
@@ -269,40 +273,40 @@ async fn is_not_disturbed_by(backend: Backend, endpoint: &str) {
             assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
         }
     };
-    // A sending lasts 10 s: with one request that waits for one, this is not done in time.
+    // An export takes 10 s. If one request waited for an export, this would time out.
     timeout(Duration::from_secs(9), requests).await.unwrap();
-    let asked = Instant::now();
+    let signalled = Instant::now();
     service.signal("TERM");
     assert_eq!(service.ended().await.code(), Some(0), "{}", service.log());
-    let took = asked.elapsed();
+    let took = signalled.elapsed();
     assert!(took < Duration::from_secs(8), "{took:?}: {}", service.log());
 }
 
-async fn a_collector_that_is_gone_disturbs_nobody(backend: Backend) {
-    // Taken and not listened on: nobody answers there, and no other test gets the port.
+async fn an_unreachable_collector_delays_no_request(backend: Backend) {
+    // The port is bound but not listened on: connections are refused, and no other test gets it.
     let taken = TcpSocket::new_v4().unwrap();
     taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let endpoint = format!("http://{}", taken.local_addr().unwrap());
     is_not_disturbed_by(backend, &endpoint).await;
 }
 
-async fn a_collector_that_never_answers_disturbs_nobody(backend: Backend) {
-    // The system accepts the connections, and nobody ever reads from them.
+async fn a_silent_collector_delays_no_request(backend: Backend) {
+    // The system accepts the connections, but the test never reads from them.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     is_not_disturbed_by(backend, &endpoint).await;
     drop(listener);
 }
 
-async fn a_protocol_that_is_not_spoken_stops_the_launch(backend: Backend) {
+async fn an_unsupported_protocol_stops_the_launch(backend: Backend) {
     let databases = Databases::new(backend).await;
     let variables = [
         (ENDPOINT, "http://127.0.0.1:4317"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
     ];
-    let (status, said) = Service::refused(&databases, &variables).await;
+    let (status, log) = Service::refused(&databases, &variables).await;
     assert!(!status.success());
-    assert!(said.contains("`OTEL_EXPORTER_OTLP_PROTOCOL`"), "{said}");
+    assert!(log.contains("`OTEL_EXPORTER_OTLP_PROTOCOL`"), "{log}");
 }
 
 async fn without_an_endpoint_nothing_is_sent(backend: Backend) {
@@ -312,7 +316,7 @@ async fn without_an_endpoint_nothing_is_sent(backend: Backend) {
         let service = service(backend, &[(ENDPOINT, endpoint)]).await;
         let names = std::fs::read_dir(format!("/proc/{}/task", service.id())).unwrap();
         let names = names.map(|task| task.unwrap().path().join("comm"));
-        // The thread that sends; Linux cuts its name short.
+        // Counts the threads that export. Linux truncates the names of threads.
         let sending = names
             .filter(|name| {
                 std::fs::read_to_string(name).is_ok_and(|name| name.starts_with("OpenTel"))
@@ -327,9 +331,9 @@ async fn without_an_endpoint_nothing_is_sent(backend: Backend) {
 
 on_each_backend!(
     a_collector_gets_the_spans_of_requests,
-    a_client_says_which_span_is_the_parent,
-    a_collector_that_is_gone_disturbs_nobody,
-    a_collector_that_never_answers_disturbs_nobody,
-    a_protocol_that_is_not_spoken_stops_the_launch,
+    a_client_can_set_the_parent_span,
+    an_unreachable_collector_delays_no_request,
+    a_silent_collector_delays_no_request,
+    an_unsupported_protocol_stops_the_launch,
     without_an_endpoint_nothing_is_sent,
 );

@@ -1,5 +1,5 @@
-//! Transactions that no ROLLBACK of ours can prove: their handler was given up in the middle, or a
-//! task still has them.
+//! Transactions whose state our ROLLBACK cannot prove, because their handler was abandoned or a
+//! task still holds them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use rocket_tx::{Begin, Error, Settlement, Tx};
 use crate::support::stage::{note, run};
 use crate::support::{Backend, Cluster, Databases, In, Main, Stage};
 
-/// What a handler does before it is given up, or answers.
-async fn work<M: Mode>(tx: &mut Tx<Main, M>, what: &str) -> Result<(), Error> {
+/// Runs the statements of a handler, before the handler is abandoned or responds.
+async fn work<M: Mode>(tx: &mut Tx<Main, M>, statements: &str) -> Result<(), Error> {
     note(tx, "first").await?;
-    match what {
+    match statements {
         "nothing" => {}
         // SQLite refuses each of these.
         "commit" => drop(run(tx, "COMMIT").await),
@@ -28,7 +28,8 @@ async fn work<M: Mode>(tx: &mut Tx<Main, M>, what: &str) -> Result<(), Error> {
         }
         "roll-back-and-commit-another" => {
             drop(run(tx, "ROLLBACK").await);
-            // Postgres asks for the mode: what is begun beside a transaction of ours only reads.
+            // Postgres needs the mode: a transaction that the handler begins itself is read-only by
+            // default.
             let begun = run(tx, "BEGIN READ WRITE").await.is_ok();
             drop(if begun {
                 Ok(())
@@ -43,9 +44,9 @@ async fn work<M: Mode>(tx: &mut Tx<Main, M>, what: &str) -> Result<(), Error> {
     Ok(())
 }
 
-async fn begun<M: Mode>(begin: Begin<Main, M>, what: &str) -> Result<Tx<Main, M>, Error> {
+async fn begun<M: Mode>(begin: Begin<Main, M>, statements: &str) -> Result<Tx<Main, M>, Error> {
     let mut tx = begin.begin().await?;
-    work(&mut tx, what).await?;
+    work(&mut tx, statements).await?;
     Ok(tx)
 }
 
@@ -53,52 +54,58 @@ async fn never() -> Status {
     std::future::pending().await
 }
 
-#[post("/given-up/default/<what>")]
-async fn given_up(what: &str, begin: Begin<Main, ReadWrite>) -> Result<Status, Error> {
-    let _held = begun(begin, what).await?;
+#[post("/abandoned/default/<statements>")]
+async fn abandoned(statements: &str, begin: Begin<Main, ReadWrite>) -> Result<Status, Error> {
+    let _held = begun(begin, statements).await?;
     Ok(never().await)
 }
 
-#[post("/given-up/repeatable-read/<what>")]
-async fn given_up_above(what: &str, begin: Begin<Main, RepeatableRead>) -> Result<Status, Error> {
-    let _held = begun(begin, what).await?;
+#[post("/abandoned/repeatable-read/<statements>")]
+async fn abandoned_repeatable_read(
+    statements: &str,
+    begin: Begin<Main, RepeatableRead>,
+) -> Result<Status, Error> {
+    let _held = begun(begin, statements).await?;
     Ok(never().await)
 }
 
-#[post("/given-up/serializable/<what>")]
-async fn given_up_on_top(what: &str, begin: Begin<Main, Serializable>) -> Result<Status, Error> {
-    let _held = begun(begin, what).await?;
+#[post("/abandoned/serializable/<statements>")]
+async fn abandoned_serializable(
+    statements: &str,
+    begin: Begin<Main, Serializable>,
+) -> Result<Status, Error> {
+    let _held = begun(begin, statements).await?;
     Ok(never().await)
 }
 
-#[post("/leaked/default/<what>")]
+#[post("/leaked/default/<statements>")]
 async fn leaked(
-    what: &str,
+    statements: &str,
     begin: Begin<Main, ReadWrite>,
     late: &State<Late>,
 ) -> Result<Status, Error> {
-    leak(begun(begin, what).await?, late)
+    leak(begun(begin, statements).await?, late)
 }
 
-#[post("/leaked/repeatable-read/<what>")]
-async fn leaked_above(
-    what: &str,
+#[post("/leaked/repeatable-read/<statements>")]
+async fn leaked_repeatable_read(
+    statements: &str,
     begin: Begin<Main, RepeatableRead>,
     late: &State<Late>,
 ) -> Result<Status, Error> {
-    leak(begun(begin, what).await?, late)
+    leak(begun(begin, statements).await?, late)
 }
 
-#[post("/leaked/serializable/<what>")]
-async fn leaked_on_top(
-    what: &str,
+#[post("/leaked/serializable/<statements>")]
+async fn leaked_serializable(
+    statements: &str,
     begin: Begin<Main, Serializable>,
     late: &State<Late>,
 ) -> Result<Status, Error> {
-    leak(begun(begin, what).await?, late)
+    leak(begun(begin, statements).await?, late)
 }
 
-/// A task commits as soon as it may.
+/// Spawns a task that runs COMMIT once the test permits it.
 fn leak<M: Mode>(mut tx: Tx<Main, M>, late: &Late) -> Result<Status, Error> {
     let late = Arc::clone(late);
     spawn(async move {
@@ -108,10 +115,10 @@ fn leak<M: Mode>(mut tx: Tx<Main, M>, late: &Late) -> Result<Status, Error> {
     Ok(Status::Created)
 }
 
-/// Has a permit when the answer has left.
+/// Gets a permit after the response has left.
 type Late = Arc<Semaphore>;
 
-const GIVEN_UP_AFTER: Duration = Duration::from_millis(300);
+const HANDLER_TIMEOUT: Duration = Duration::from_millis(300);
 
 async fn stage(backend: Backend) -> (Stage, Late) {
     stage_on(Databases::with_tables(backend).await).await
@@ -120,11 +127,14 @@ async fn stage(backend: Backend) -> (Stage, Late) {
 async fn stage_on(databases: Databases) -> (Stage, Late) {
     let late = Late::new(Semaphore::new(0));
     let stage = Stage::on(databases, &[], |rocket| {
-        let routes = routes![given_up, given_up_above, given_up_on_top];
+        let routes = routes![abandoned, abandoned_repeatable_read, abandoned_serializable];
         rocket
             .manage(Arc::clone(&late))
-            .mount("/", bounded(routes, GIVEN_UP_AFTER))
-            .mount("/", routes![leaked, leaked_above, leaked_on_top])
+            .mount("/", bounded(routes, HANDLER_TIMEOUT))
+            .mount(
+                "/",
+                routes![leaked, leaked_repeatable_read, leaked_serializable],
+            )
             .attach(Settlement::new())
     })
     .await;
@@ -133,14 +143,14 @@ async fn stage_on(databases: Databases) -> (Stage, Late) {
 
 const LEVELS: [&str; 3] = ["default", "repeatable-read", "serializable"];
 
-async fn what_stands_is_rolled_back_before_the_answer(backend: Backend) {
-    for (how, status) in [("given-up", 503), ("leaked", 500)] {
+async fn an_open_transaction_is_rolled_back_before_the_response(backend: Backend) {
+    for (how, status) in [("abandoned", 503), ("leaked", 500)] {
         for level in LEVELS {
             let path = format!("/{how}/{level}/nothing");
             let (stage, late) = stage(backend).await;
             let response = stage.send(&format!("POST {path}")).await;
-            let told = (status, Some("rolled-back"));
-            assert_eq!(response.summary(), told, "{path}: {}", response.body);
+            let expected = (status, Some("rolled-back"));
+            assert_eq!(response.summary(), expected, "{path}: {}", response.body);
             late.add_permits(1);
             stage.nothing_is_stuck().await;
             assert_eq!(stage.notes().await, [""; 0], "{path}");
@@ -148,12 +158,13 @@ async fn what_stands_is_rolled_back_before_the_answer(backend: Backend) {
     }
 }
 
-async fn what_its_handler_has_committed_is_not_told_as_rolled_back(backend: Backend) {
+async fn a_commit_by_the_handler_is_not_reported_as_rolled_back(backend: Backend) {
     let ends = ["commit", "commit-and-begin", "roll-back-and-commit-another"];
-    for how in ["given-up", "leaked"] {
+    for how in ["abandoned", "leaked"] {
         for (level, ends) in [
             ("default", &ends[..]),
-            // Above, nobody can tell from outside whether a transaction is the one that began.
+            // At higher levels, rocket_tx cannot determine from outside the session whether a
+            // transaction is the one that it began.
             ("repeatable-read", &ends[..1]),
             ("serializable", &ends[..1]),
         ] {
@@ -166,27 +177,32 @@ async fn what_its_handler_has_committed_is_not_told_as_rolled_back(backend: Back
                 let stored = stage.notes().await;
                 let (kept, outcome) = match (backend, level, *end) {
                     (Backend::Sqlite, ..) => (0, "rolled-back"),
-                    // COMMIT is refused there; that nothing else was written is not known.
+                    // Postgres refuses the COMMIT. Whether other rows were written is not known.
                     (_, "default", "commit" | "commit-and-begin") => (0, "unknown"),
                     _ => (1, "unknown"),
                 };
                 assert_eq!(stored.len(), kept, "{path}: {stored:?}");
-                let (_, told) = response.summary();
-                assert_eq!(told, Some(outcome), "{path}: {}", response.body);
+                assert_eq!(
+                    response.outcome(),
+                    Some(outcome),
+                    "{path}: {}",
+                    response.body
+                );
             }
         }
     }
 }
 
 on_each_backend!(
-    what_stands_is_rolled_back_before_the_answer,
-    what_its_handler_has_committed_is_not_told_as_rolled_back,
+    an_open_transaction_is_rolled_back_before_the_response,
+    a_commit_by_the_handler_is_not_reported_as_rolled_back,
 );
 
 mod postgres_only {
     use super::*;
 
-    /// From then on the server looks like another one, by what a crash would change.
+    /// The reset changes a value that also changes in a crash, so the server seems to have
+    /// restarted.
     #[rocket::async_test]
     async fn on_postgres_a_reset_of_statistics_keeps_no_session_alive() {
         let cluster = Cluster::start().await;
@@ -201,7 +217,7 @@ mod postgres_only {
             "{response:?}"
         );
         late.add_permits(1);
-        let response = stage.send("POST /given-up/default/commit").await;
+        let response = stage.send("POST /abandoned/default/commit").await;
         assert_eq!(response.summary(), (500, Some("unknown")), "{response:?}");
         stage.nothing_is_stuck().await;
         assert_eq!(stage.notes().await, [""; 0]);

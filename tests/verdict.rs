@@ -1,4 +1,4 @@
-//! What the client is told decides the database.
+//! The verdict: the response that the client receives decides whether the databases commit.
 
 use rocket::http::{Method, Status};
 use rocket::request::{FromRequest, Outcome};
@@ -41,7 +41,7 @@ impl<'r> FromRequest<'r> for Wrote {
     }
 }
 
-/// A guard of the service's own that never lets a request pass.
+/// A guard of the service that refuses every request.
 struct Bouncer;
 
 #[rocket::async_trait]
@@ -105,7 +105,7 @@ async fn status(
     mut audit: Tx<Audit>,
 ) -> Result<(Status, &'static str), Error> {
     write(&mut main, &mut audit).await?;
-    Ok((Status::new(code), "said so"))
+    Ok((Status::new(code), "from the handler"))
 }
 
 #[post("/catcher/<code>")]
@@ -127,7 +127,7 @@ async fn panic_without_a_guard(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Resu
     panic!("after the last guard was dropped")
 }
 
-/// The handler looks away.
+/// The handler ignores the panic of its task.
 #[post("/panic/task")]
 async fn panic_in_a_task(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
     write(&mut main, &mut audit).await?;
@@ -241,8 +241,8 @@ fn all_is_well() -> (Status, &'static str) {
     (Status::Ok, "all is well")
 }
 
-/// All routes three times: below `/`; below `/redirected`, where a catcher answers every failure
-/// with a redirect; below `/soothed`, where one answers with a 200.
+/// Mounts all routes three times: below `/`; below `/redirected`, where a catcher replaces every
+/// failure with a redirect; and below `/soothed`, where a catcher replaces it with a 200.
 fn build(rocket: Rocket<Build>) -> Rocket<Build> {
     let routes = routes![
         status,
@@ -275,14 +275,14 @@ async fn stage(backend: Backend) -> Stage {
     Stage::new(backend, |rocket| build(rocket).attach(Settlement::new())).await
 }
 
-/// Both databases have the row, or neither; then they are empty again.
-async fn assert_stored(stage: &Stage, expected: bool, what: &str) {
+/// Checks that both databases have the row, or neither, and then empties them.
+async fn assert_stored(stage: &Stage, expected: bool, context: &str) {
     for database in [In::Main, In::Audit] {
         let notes = stage.databases.notes(database).await;
         assert_eq!(
             !notes.is_empty(),
             expected,
-            "{what}: {notes:?} in {database:?}"
+            "{context}: {notes:?} in {database:?}"
         );
         stage.databases.execute(database, "DELETE FROM notes").await;
     }
@@ -298,7 +298,10 @@ async fn below_400_commits_and_the_rest_rolls_back(backend: Backend) {
     for code in [400, 404, 409, 500, 502, 599] {
         let response = stage.send(&format!("POST /status/{code}")).await;
         assert_eq!(response.summary(), (code, ROLLED_BACK));
-        assert_eq!(response.body, "said so", "the handler's own answer stays");
+        assert_eq!(
+            response.body, "from the handler",
+            "the handler's response is not changed"
+        );
         assert_stored(&stage, false, "from 400").await;
     }
     stage.nothing_is_stuck().await;
@@ -317,11 +320,11 @@ async fn a_responder_that_fails_rolls_back(backend: Backend) {
     }
 }
 
-async fn a_catcher_is_judged_by_its_status(backend: Backend) {
+async fn the_status_of_a_catcher_decides(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /redirected/catcher/404").await;
     assert_eq!(response.summary(), (303, COMMITTED));
-    assert_stored(&stage, true, "the catcher said 303").await;
+    assert_stored(&stage, true, "the catcher responds with 303").await;
 }
 
 async fn a_panic_rolls_back_wherever_it_happens(backend: Backend) {
@@ -334,7 +337,7 @@ async fn a_panic_rolls_back_wherever_it_happens(backend: Backend) {
     stage.nothing_is_stuck().await;
 }
 
-/// A catcher may call a panic another failure; a success or a redirect it is not.
+/// A catcher may turn a panic into another failure, but not into a success or a redirect.
 async fn a_panic_is_never_a_success(backend: Backend) {
     let stage = stage(backend).await;
     for place in [
@@ -382,7 +385,7 @@ async fn overlapping_guards_get_a_clear_error(backend: Backend) {
     assert_eq!(
         response.summary(),
         (500, ROLLED_BACK),
-        "a catcher cannot save it"
+        "a catcher cannot turn it into a success"
     );
     assert_stored(&stage, false, "overlapping, redirected").await;
     stage.nothing_is_stuck().await;
@@ -415,7 +418,7 @@ async fn the_type_rollback_rolls_back_a_200(backend: Backend) {
     assert_stored(&stage, false, "Rollback around Commit").await;
 }
 
-async fn doom_never_leaves_a_success_standing(backend: Backend) {
+async fn a_doomed_request_never_succeeds(backend: Backend) {
     let stage = stage(backend).await;
     for success in [200, 303] {
         let response = stage.send(&format!("POST /doom/{success}")).await;
@@ -431,7 +434,7 @@ async fn doom_never_leaves_a_success_standing(backend: Backend) {
     assert_eq!(response.summary(), (418, ROLLED_BACK));
     assert_eq!(
         response.body, "from the handler",
-        "a failure stays as it is"
+        "a failure is not changed"
     );
     assert_stored(&stage, false, "doom").await;
 }
@@ -445,21 +448,21 @@ async fn a_veto_rolls_back_and_leaves_the_response(backend: Backend) {
         build(rocket).attach(settlement)
     })
     .await;
-    for (path, told) in [
+    for (path, expected) in [
         ("status/200", (200, COMMITTED)),
         ("status/201", (201, ROLLED_BACK)),
-        // What a handler says by its type comes before the veto.
+        // The type `Commit` takes precedence over the veto.
         ("commit/201", (201, COMMITTED)),
     ] {
         let response = stage.send(&format!("POST /{path}")).await;
-        assert_eq!(response.summary(), told, "{path}");
-        assert_stored(&stage, told.1 == COMMITTED, path).await;
+        assert_eq!(response.summary(), expected, "{path}");
+        assert_stored(&stage, expected.1 == COMMITTED, path).await;
     }
     let response = stage.send("POST /status/202").await;
     assert_eq!(
         response.summary(),
         (202, ROLLED_BACK),
-        "a veto that panics is a veto"
+        "a panic in the veto counts as a veto"
     );
     assert_stored(&stage, false, "a panicking veto").await;
 }
@@ -491,7 +494,7 @@ async fn a_forwarding_route_and_the_next_share_one_transaction(backend: Backend)
     assert_eq!(response.summary(), (200, COMMITTED));
     assert_eq!(
         response.body, "guard, handler",
-        "the second sees the first's row"
+        "the second route sees the row of the first"
     );
     assert_stored(&stage, true, "forwarded").await;
 
@@ -501,7 +504,7 @@ async fn a_forwarding_route_and_the_next_share_one_transaction(backend: Backend)
     stage.nothing_is_stuck().await;
 }
 
-async fn every_answer_bears_the_id_of_its_request(backend: Backend) {
+async fn every_response_carries_its_request_id(backend: Backend) {
     let stage = stage(backend).await;
     let mut ids = std::collections::BTreeSet::new();
     for path in [
@@ -512,30 +515,34 @@ async fn every_answer_bears_the_id_of_its_request(backend: Backend) {
     ] {
         let response = stage.send(path).await;
         let id = response.header("x-request-id").unwrap().to_owned();
-        if response.status != 200 && response.body != "said so" {
+        if response.status != 200 && response.body != "from the handler" {
             let problem: rocket::serde::json::Value = response.json();
             assert_eq!(problem["instance"], id.as_str(), "{path}");
         }
         assert!(ids.insert(id), "an id is used once");
     }
     let nowhere = stage.send("GET /nowhere").await;
-    assert_eq!(nowhere.outcome(), None, "nothing was ever outstanding");
+    assert_eq!(
+        nowhere.outcome(),
+        None,
+        "the request had nothing outstanding"
+    );
 }
 
 on_each_backend!(
     below_400_commits_and_the_rest_rolls_back,
     a_responder_that_fails_rolls_back,
-    a_catcher_is_judged_by_its_status,
+    the_status_of_a_catcher_decides,
     a_panic_rolls_back_wherever_it_happens,
     a_panic_is_never_a_success,
     a_guard_that_fails_after_another_wrote_rolls_back,
     overlapping_guards_get_a_clear_error,
     the_type_commit_commits_below_500,
     the_type_rollback_rolls_back_a_200,
-    doom_never_leaves_a_success_standing,
+    a_doomed_request_never_succeeds,
     a_veto_rolls_back_and_leaves_the_response,
     a_head_request_settles_like_its_get,
     a_veto_sees_head,
     a_forwarding_route_and_the_next_share_one_transaction,
-    every_answer_bears_the_id_of_its_request,
+    every_response_carries_its_request_id,
 );

@@ -1,11 +1,11 @@
-//! `/aggregates/todos` and `/leases`, as clients meet them.
+//! The contract of `/aggregates/todos` and `/leases` with clients.
 
 use rocket::serde::json::{Value, json};
 
 use super::{create, events, leases, rename};
 use crate::support::{Backend, HttpResponse, In, Service};
 
-async fn created_once(backend: Backend) {
+async fn a_todo_is_created_only_once(backend: Backend) {
     let service = Service::start(backend).await;
     let http = &service.http;
     let body = r#"{"id":"milk","user_id":"ann","task":"buy milk"}"#;
@@ -23,7 +23,7 @@ async fn created_once(backend: Backend) {
     assert_eq!((again.status, again.kind().as_str()), (409, "exists"));
     assert_eq!(events(http, "milk").await.len(), 1);
 
-    // Without an id it is given one.
+    // A todo without an id gets one.
     let body = r#"{"user_id":"ann","task":"buy milk"}"#;
     let response = http.json("POST /aggregates/todos", body).await;
     let id = response.json::<Value>()["id"].as_str().unwrap().to_owned();
@@ -33,7 +33,7 @@ async fn created_once(backend: Backend) {
     assert_eq!(service.get("/aggregates/todos/none").await.status, 404);
 }
 
-async fn completed_once(backend: Backend) {
+async fn a_todo_is_completed_only_once(backend: Backend) {
     let service = Service::start(backend).await;
     let http = &service.http;
     create(http, "milk").await;
@@ -54,7 +54,7 @@ async fn completed_once(backend: Backend) {
     assert!(leases(http).await.is_empty());
 }
 
-async fn only_the_version_that_was_seen(backend: Backend) {
+async fn if_match_requires_the_current_version(backend: Backend) {
     let service = Service::start(backend).await;
     let http = &service.http;
     create(http, "milk").await;
@@ -81,7 +81,7 @@ async fn only_the_version_that_was_seen(backend: Backend) {
     assert_eq!(events(http, "milk").await.len(), 4);
 }
 
-async fn several_are_completed_or_none(backend: Backend) {
+async fn several_todos_are_completed_together_or_not_at_all(backend: Backend) {
     let service = Service::start(backend).await;
     let http = &service.http;
     for id in ["a", "b", "c"] {
@@ -166,12 +166,12 @@ async fn lists_are_paged(backend: Backend) {
     );
 }
 
-async fn ids_keep_the_rule(backend: Backend) {
+async fn invalid_ids_are_refused_and_unusual_ones_work(backend: Backend) {
     let service = Service::start(backend).await;
     let http = &service.http;
     let long = "x".repeat(201);
     for id in ["a%0Ab", "%00", "%7F", &long] {
-        for (what, body) in [
+        for (line, body) in [
             (format!("GET /aggregates/todos/{id}"), ""),
             (format!("GET /aggregates/todos/{id}/events"), ""),
             (format!("POST /aggregates/todos/{id}/complete"), ""),
@@ -180,8 +180,8 @@ async fn ids_keep_the_rule(backend: Backend) {
                 r#"{"task":"x"}"#,
             ),
         ] {
-            let response = http.json(&what, body).await;
-            assert_eq!(response.status, 422, "{what}: {response:?}");
+            let response = http.json(&line, body).await;
+            assert_eq!(response.status, 422, "{line}: {response:?}");
         }
     }
     for id in ["", "a\nb", ".", "..", &long] {
@@ -193,13 +193,13 @@ async fn ids_keep_the_rule(backend: Backend) {
         );
         assert!(response.body.contains("`id`"), "{response:?}");
     }
-    // What is said to be its address is a URL.
+    // The header `Location` is an encoded URL.
     let body = r#"{"id":"a[b] %/..","user_id":"ann","task":"x"}"#;
     let response = http.json("POST /aggregates/todos", body).await;
     let location = response.header("location").unwrap();
     assert_eq!(location, "/aggregates/todos/a%5Bb%5D%20%25%2F..");
     assert_eq!(service.get(location).await.status, 200);
-    // The longest, and the strangest that keep it.
+    // The longest valid id, and unusual valid ids.
     for id in ["x".repeat(200), "ü/ \"'%;--".into(), "complete".into()] {
         create(http, &id).await;
         let id: String = id.bytes().map(|byte| format!("%{byte:02X}")).collect();
@@ -243,7 +243,7 @@ async fn an_older_event_loads_through_its_upcaster(backend: Backend) {
     );
     let response = rename(http, "milk", "of now", "").await;
     assert_eq!(response.header("etag"), Some("\"3\""));
-    // It is stored as it was.
+    // The stored event is unchanged.
     let stored = events(http, "milk").await;
     assert_eq!(stored[1]["payload"], json!({ "title": "of old" }));
     assert_eq!(
@@ -281,19 +281,20 @@ async fn a_corrupt_event_blocks_only_its_stream(backend: Backend) {
     for (id, sql) in corrupted {
         create(http, id).await;
         service.databases.execute(In::Main, sql).await;
-        for what in [
+        for response in [
             http.send(&format!("GET /aggregates/todos/{id}")).await,
             rename(http, id, "x", "").await,
         ] {
-            assert_eq!(what.status, 500, "{what:?}");
-            assert!(what.body.contains(&format!("of `todo:{id}`")), "{what:?}");
+            let HttpResponse { status, body, .. } = response;
+            assert_eq!(status, 500, "{body}");
+            assert!(body.contains(&format!("of `todo:{id}`")), "{body}");
             let sequence = if id == "e" { "event 2" } else { "event 1" };
-            assert!(what.body.contains(sequence), "{what:?}");
-            assert!(!what.body.contains("secret"), "{what:?}");
+            assert!(body.contains(sequence), "{body}");
+            assert!(!body.contains("secret"), "{body}");
         }
     }
     if backend == Backend::Sqlite {
-        // Where a column may hold anything.
+        // On SQLite, a column may contain a value of any type.
         for sql in [
             "UPDATE aggregate_events SET payload = x'FF00' WHERE stream = 'todo:f'",
             "UPDATE aggregate_events SET name = x'FF' WHERE stream = 'todo:f'",
@@ -318,7 +319,7 @@ async fn a_corrupt_event_blocks_only_its_stream(backend: Backend) {
     assert!(leases(http).await.is_empty());
 }
 
-async fn snapshots_keep_loading_flat(backend: Backend) {
+async fn loading_reads_the_snapshot_and_only_later_events(backend: Backend) {
     let databases = std::sync::Arc::new(crate::support::Databases::new(backend).await);
     let settings = [("ROCKET_SNAPSHOT_INTERVAL", "5")];
     let service = Service::on(databases, &settings).await;
@@ -330,7 +331,7 @@ async fn snapshots_keep_loading_flat(backend: Backend) {
     let snapshots = "SELECT stream || ' ' || sequence FROM aggregate_snapshots";
     let taken = service.databases.texts(In::Main, snapshots).await;
     assert_eq!(taken, ["todo:milk 10"]);
-    // What it covers is not read any more.
+    // Events that the snapshot covers are no longer read.
     let forget = "UPDATE aggregate_events SET payload = 'none' WHERE sequence <= 10";
     service.databases.execute(In::Main, forget).await;
     let todo: Value = service.get("/aggregates/todos/milk").await.json();
@@ -338,7 +339,7 @@ async fn snapshots_keep_loading_flat(backend: Backend) {
         (&todo["task"], &todo["version"]),
         (&json!("task 12"), &json!(12))
     );
-    // One that cannot be read is passed over, and here the events cannot be read either.
+    // An unreadable snapshot is ignored. Here the events cannot be read either.
     let spoil = "UPDATE aggregate_snapshots SET state = '[]'";
     service.databases.execute(In::Main, spoil).await;
     let response = service.get("/aggregates/todos/milk").await;
@@ -359,7 +360,7 @@ async fn an_operator_frees_a_lease(backend: Backend) {
     let slow =
         tokio::spawn(async move { rename(&slow, "milk", "slow", "delay=4000@loaded").await });
     let mut held = Vec::new();
-    crate::support::eventually("it is leased", async || {
+    crate::support::eventually("the todo is leased", async || {
         held = leases(http).await;
         !held.is_empty()
     })
@@ -377,21 +378,21 @@ async fn an_operator_frees_a_lease(backend: Backend) {
         (again.status, again.kind().as_str()),
         (404, "no-such-lease")
     );
-    // Its holder finds out.
+    // The holder of the lease is refused.
     let response = slow.await.unwrap();
     assert_eq!(response.summary(), (409, Some("rolled-back")));
     assert_eq!(events(http, "milk").await.len(), 1);
 }
 
 on_each_backend!(
-    created_once,
-    completed_once,
-    only_the_version_that_was_seen,
-    several_are_completed_or_none,
+    a_todo_is_created_only_once,
+    a_todo_is_completed_only_once,
+    if_match_requires_the_current_version,
+    several_todos_are_completed_together_or_not_at_all,
     lists_are_paged,
-    ids_keep_the_rule,
+    invalid_ids_are_refused_and_unusual_ones_work,
     an_older_event_loads_through_its_upcaster,
     a_corrupt_event_blocks_only_its_stream,
-    snapshots_keep_loading_flat,
+    loading_reads_the_snapshot_and_only_later_events,
     an_operator_frees_a_lease,
 );

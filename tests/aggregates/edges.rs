@@ -1,5 +1,5 @@
-//! What goes wrong between the steps: futures that are dropped half-way, tasks of one request that
-//! meet, responses that are never settled, projections that misbehave.
+//! Failures in the middle of steps: futures that are dropped half-way, concurrent tasks of one
+//! request, responses that are never settled, projections that misbehave.
 
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -51,7 +51,7 @@ async fn add_number(
     Ok(())
 }
 
-/// Begun before, so that it is open when the flush is abandoned.
+/// Abandons a flush half-way. The transaction is begun before, so that it is open at that moment.
 #[post("/flush/dropped")]
 async fn flush_dropped(counters: Counters, main: Begin<Main>) -> Result<Status, Error> {
     let mut all = counters.get_all(&["a", "b"]).await?;
@@ -68,8 +68,8 @@ async fn flush_dropped(counters: Counters, main: Begin<Main>) -> Result<Status, 
     Ok(abandoned(&polled))
 }
 
-/// A success either way; the test must see one that was abandoned. A server on this machine may
-/// have answered before the first poll ended.
+/// Returns 202 if the future was abandoned before its end, else 200. A server on this machine may
+/// reply before the first poll ends. So tests repeat the request until one future was abandoned.
 fn abandoned<T>(polled: &Poll<T>) -> Status {
     match polled {
         Poll::Ready(_) => Status::Ok,
@@ -92,14 +92,14 @@ async fn flush_swallowed(counters: Counters) -> Result<(), Error> {
 #[post("/begin/dropped")]
 async fn begin_dropped(counters: Counters, audit: Begin<Audit>) -> Result<Status, Error> {
     add(&counters, "a", 1).await?;
-    // It begins the transaction of `main` first, and is abandoned in that.
+    // `begin` of `audit` first begins the transaction of `main`, and is abandoned there.
     let mut begin = Box::pin(audit.begin());
     let is_abandoned = abandoned(&begin.as_mut().poll(&mut Context::from_waker(Waker::noop())));
     drop(begin);
     Ok(is_abandoned)
 }
 
-/// Has the lease, and wants the database behind it.
+/// Holds the lease, and then begins a transaction in the database that comes after it in rank.
 #[post("/forwards")]
 async fn forwards(counters: Counters, audit: Begin<Audit>) -> Result<(), Error> {
     let mut counter = get(&counters, "a").await?;
@@ -138,7 +138,7 @@ async fn then_read_only(counters: Counters, main: Begin<Main, ReadOnly>) -> Resu
     Ok(())
 }
 
-/// What reads only was asked for after something was to be written.
+/// Begins a read-only transaction after a write was staged.
 #[post("/commit-then-read-only")]
 async fn commit_then_read_only(
     counters: Counters,
@@ -159,7 +159,7 @@ async fn then_serializable(
     Ok(())
 }
 
-/// What it has just given up is not somebody else's.
+/// Leases a key again that the same request has just released.
 #[post("/again")]
 async fn again(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
     drop(get(&counters, "a").await?);
@@ -167,7 +167,7 @@ async fn again(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
     add(&counters, "a", 1).await
 }
 
-/// Has a lease for longer than until its renewal, and the transaction that a renewal would need.
+/// Holds a lease past its renewal, together with the transaction that the renewal would need.
 #[post("/slow")]
 async fn slow(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
     let mut counter = get(&counters, "a").await?;
@@ -177,7 +177,7 @@ async fn slow(counters: Counters, main: Begin<Main>) -> Result<(), Error> {
     Ok(counters.commit(&mut counter).await?)
 }
 
-/// Writes only elsewhere, under a lease that a renewal finds lost.
+/// Writes only to another database, under a lease that a renewal detects as lost.
 #[post("/elsewhere")]
 async fn elsewhere(counters: Counters, audit: Begin<Audit>) -> Result<(), Error> {
     let _counter = get(&counters, "a").await?;
@@ -193,7 +193,7 @@ async fn thread(counters: Counters) -> Result<(), Error> {
     Ok(())
 }
 
-/// A read model that breaks a deferred constraint, or swallows an error, at a certain total.
+/// A read model that violates a deferred constraint at the total 666, and ignores an error at 667.
 struct Misbehaving;
 
 impl Projection<Counter, Connection> for Misbehaving {
@@ -215,11 +215,15 @@ impl Projection<Counter, Connection> for Misbehaving {
 }
 
 async fn stage(backend: Backend) -> Stage {
+    stage_with(backend, "\"10ms\"").await
+}
+
+async fn stage_with(backend: Backend, lease_retry_interval: &str) -> Stage {
     let settings = [
-        // Renewed after 2 s. What is seen free within 5 s was released, and has not expired.
+        // Renewed after 2 s. A lease that is gone within 5 s was released; it has not expired.
         ("lease_ttl", "\"6s\""),
         ("lease_max_wait", "\"60s\""),
-        ("lease_retry_interval", "\"10ms\""),
+        ("lease_retry_interval", lease_retry_interval),
         ("databases.audit.max_connections", "1"),
     ];
     let add = |rocket: Rocket<Build>| {
@@ -245,7 +249,7 @@ async fn stage(backend: Backend) -> Stage {
             .attach(Settlement::new())
             .attach(AdHoc::on_response("Panics", |request, _| {
                 Box::pin(async move {
-                    assert!(!request.headers().contains("X-Panic"), "as it was told");
+                    assert!(!request.headers().contains("X-Panic"), "on purpose");
                 })
             }))
             .mount("/", all)
@@ -264,7 +268,7 @@ async fn stored(stage: &Stage) -> Vec<String> {
 
 const BEFORE: [&str; 2] = ["counter:a 1", "counter:b 1"];
 
-/// Sooner than a lease expires.
+/// Waits until every lease is released, and asserts that none of them has expired.
 async fn free(stage: &Stage) {
     let started = Instant::now();
     let rows = "SELECT lock_key FROM aggregate_locks";
@@ -272,7 +276,7 @@ async fn free(stage: &Stage) {
         stage.databases.texts(In::Main, rows).await.is_empty()
     })
     .await;
-    assert!(started.elapsed() < 5_000 * MS, "it has expired");
+    assert!(started.elapsed() < 5_000 * MS, "a lease may have expired");
     stage.nothing_is_stuck().await;
 }
 
@@ -289,9 +293,9 @@ async fn a_response_that_is_never_settled_leaves_nothing(backend: Backend) {
     assert_eq!(response.summary(), (200, Some("committed")));
 }
 
-async fn a_flush_is_done_or_dooms(backend: Backend) {
+async fn an_abandoned_or_failed_flush_dooms_the_request(backend: Backend) {
     let stage = stage(backend).await;
-    // Done is a success; until one was abandoned half-way nothing is shown.
+    // A flush that is done before the drop is a success. Repeat until one is abandoned half-way.
     let mut done = 0;
     let response = loop {
         let response = stage.send("POST /flush/dropped").await;
@@ -315,7 +319,7 @@ async fn a_flush_is_done_or_dooms(backend: Backend) {
     free(&stage).await;
 }
 
-async fn an_abandoned_begin_forgets_nothing(backend: Backend) {
+async fn an_abandoned_begin_loses_no_staged_events(backend: Backend) {
     let stage = stage(backend).await;
     let (mut sent, mut abandoned) = (0, 0);
     while abandoned < 3 {
@@ -329,7 +333,7 @@ async fn an_abandoned_begin_forgets_nothing(backend: Backend) {
     free(&stage).await;
 }
 
-async fn a_projection_is_proved_before_anything_is_committed(backend: Backend) {
+async fn a_projection_is_checked_before_anything_is_committed(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /add/a?number=666").await;
     assert_eq!(
@@ -339,7 +343,7 @@ async fn a_projection_is_proved_before_anything_is_committed(backend: Backend) {
     );
     let response = stage.send("POST /add/b?number=667").await;
     match backend {
-        // It survives an ordinary error.
+        // A SQLite transaction survives an ordinary error.
         Backend::Sqlite => assert_eq!(response.summary(), (200, Some("committed"))),
         Backend::Postgres => {
             assert_eq!(
@@ -355,8 +359,8 @@ async fn a_projection_is_proved_before_anything_is_committed(backend: Backend) {
     free(&stage).await;
 }
 
-/// Neither waits for the other.
-async fn tasks_of_one_request_ask_in_turn(backend: Backend) {
+/// The tasks of one request do not wait for each other, so two such requests both succeed.
+async fn tasks_of_one_request_do_not_deadlock(backend: Backend) {
     let stage = stage(backend).await;
     for (one, other) in [
         ("POST /forwards", "POST /at-once"),
@@ -379,7 +383,7 @@ async fn tasks_of_one_request_ask_in_turn(backend: Backend) {
     free(&stage).await;
 }
 
-async fn a_lease_and_a_stricter_transaction(backend: Backend) {
+async fn a_lease_works_with_stricter_transactions_where_possible(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /then-read-only").await;
     assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
@@ -397,17 +401,17 @@ async fn a_lease_and_a_stricter_transaction(backend: Backend) {
     free(&stage).await;
 }
 
-async fn a_renewal_that_waits_is_not_waited_for(backend: Backend) {
+async fn settlement_does_not_wait_for_a_waiting_renewal(backend: Backend) {
     let stage = stage(backend).await;
     let started = Instant::now();
     let response = stage.send("POST /slow").await;
     assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
-    // It would wait for the writer for `busy_timeout`, which is 5 s.
+    // A settlement that waited for the renewal would wait for `busy_timeout`, which is 5 s.
     assert!(started.elapsed() < 7_000 * MS, "{:?}", started.elapsed());
     free(&stage).await;
 }
 
-async fn a_lost_lease_refuses_what_was_written_elsewhere(backend: Backend) {
+async fn a_lost_lease_rolls_back_writes_to_other_databases(backend: Backend) {
     let stage = stage(backend).await;
     let losing = async {
         sleep(200 * MS).await;
@@ -424,8 +428,9 @@ async fn a_lost_lease_refuses_what_was_written_elsewhere(backend: Backend) {
     free(&stage).await;
 }
 
-async fn what_was_given_up_is_nobody_elses(backend: Backend) {
-    let stage = stage(backend).await;
+async fn a_released_key_can_be_leased_again_at_once(backend: Backend) {
+    // The request waits one retry interval for its own release.
+    let stage = stage_with(backend, "\"20s\"").await;
     for _ in 0..20 {
         let response = stage.send("POST /again").await;
         assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
@@ -437,12 +442,12 @@ async fn what_was_given_up_is_nobody_elses(backend: Backend) {
 
 on_each_backend!(
     a_response_that_is_never_settled_leaves_nothing,
-    a_flush_is_done_or_dooms,
-    an_abandoned_begin_forgets_nothing,
-    a_projection_is_proved_before_anything_is_committed,
-    tasks_of_one_request_ask_in_turn,
-    a_lease_and_a_stricter_transaction,
-    a_renewal_that_waits_is_not_waited_for,
-    a_lost_lease_refuses_what_was_written_elsewhere,
-    what_was_given_up_is_nobody_elses,
+    an_abandoned_or_failed_flush_dooms_the_request,
+    an_abandoned_begin_loses_no_staged_events,
+    a_projection_is_checked_before_anything_is_committed,
+    tasks_of_one_request_do_not_deadlock,
+    a_lease_works_with_stricter_transactions_where_possible,
+    settlement_does_not_wait_for_a_waiting_renewal,
+    a_lost_lease_rolls_back_writes_to_other_databases,
+    a_released_key_can_be_leased_again_at_once,
 );

@@ -1,4 +1,5 @@
-//! Whatever goes wrong, a stream, its read model and its snapshot are as they were, and it is free.
+//! After any failure, a stream, its read model and its snapshot are unchanged, and its lease is
+//! released.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use rocket::futures::future::join_all;
 use super::{create, leases, rename, rename_without_response, stored};
 use crate::support::{Backend, Databases, In, Service, eventually};
 
-/// A snapshot is due with every event, so that a rollback has one to undo.
+/// A snapshot is taken with every event, so that each rollback must undo one.
 const SETTINGS: &[(&str, &str)] = &[("ROCKET_SNAPSHOT_INTERVAL", "1")];
 
 async fn service(backend: Backend) -> Service {
@@ -15,7 +16,7 @@ async fn service(backend: Backend) -> Service {
     Service::on(Arc::new(databases), SETTINGS).await
 }
 
-async fn a_rollback_by_any_fault_leaves_no_trace(backend: Backend) {
+async fn a_rollback_after_any_fault_leaves_no_trace(backend: Backend) {
     let service = service(backend).await;
     let http = &service.http;
     create(http, "milk").await;
@@ -48,7 +49,7 @@ async fn a_rollback_by_any_fault_leaves_no_trace(backend: Backend) {
             let freed = http.send("DELETE /leases/expire-lease").await;
             assert_eq!(freed.status, 204);
         }
-        // A leaked connection goes back later, and so may the lease.
+        // A leaked connection returns to its pool later, and the lease may be released only then.
         eventually("the lease is free", async || leases(http).await.is_empty()).await;
     }
     let response = rename(http, "milk", "third", "").await;
@@ -58,7 +59,7 @@ async fn a_rollback_by_any_fault_leaves_no_trace(backend: Backend) {
     assert_eq!(service.databases.texts(In::Audit, audit).await.len(), 3);
 }
 
-async fn a_crash_leaves_all_of_a_command_or_none(backend: Backend) {
+async fn a_crash_leaves_a_whole_command_or_nothing(backend: Backend) {
     for (point, length) in [
         ("before-commit", 1),
         ("between-commits", 1),
@@ -78,7 +79,7 @@ async fn a_crash_leaves_all_of_a_command_or_none(backend: Backend) {
         assert!(!service.ended().await.success());
         let stored = stored(&databases).await;
         assert_eq!(stored.len(), length + 2, "{point}: {stored:?}");
-        // The next process goes on, at the latest when the lease has expired.
+        // The next process can write, at the latest when the lease has expired.
         let next = Service::on(Arc::clone(&databases), &settings).await;
         let response = rename(&next.http, "milk", "next", "").await;
         let tag = format!("\"{}\"", length + 1);
@@ -87,7 +88,7 @@ async fn a_crash_leaves_all_of_a_command_or_none(backend: Backend) {
     }
 }
 
-/// The request is three times as slow as a lease lasts.
+/// The request takes three times as long as a lease lasts.
 async fn renewal_keeps_the_lease_of_a_slow_request(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let settings = [("ROCKET_LEASE_TTL", "3s"), ("ROCKET_LEASE_MAX_WAIT", "60s")];
@@ -97,7 +98,7 @@ async fn renewal_keeps_the_lease_of_a_slow_request(backend: Backend) {
     let slow = service.http.clone();
     let slow =
         tokio::spawn(async move { rename(&slow, "milk", "slow", "delay=9000@loaded").await });
-    eventually("it is leased", async || {
+    eventually("the todo is leased", async || {
         !leases(&service.http).await.is_empty()
     })
     .await;
@@ -108,7 +109,7 @@ async fn renewal_keeps_the_lease_of_a_slow_request(backend: Backend) {
     assert_eq!(quick.header("etag"), Some("\"3\""));
 }
 
-async fn a_request_in_flight_gives_its_lease_back_before_the_end(backend: Backend) {
+async fn a_shutdown_releases_the_lease_of_a_request_in_flight(backend: Backend) {
     let service = service(backend).await;
     create(&service.http, "milk").await;
     for (fault, length) in [
@@ -118,7 +119,7 @@ async fn a_request_in_flight_gives_its_lease_back_before_the_end(backend: Backen
         let next = Service::on(Arc::clone(&service.databases), SETTINGS).await;
         let http = next.http.clone();
         let slow = tokio::spawn(async move { rename(&http, "milk", "slow", fault).await });
-        eventually("it is leased", async || {
+        eventually("the todo is leased", async || {
             !leases(&service.http).await.is_empty()
         })
         .await;
@@ -130,8 +131,8 @@ async fn a_request_in_flight_gives_its_lease_back_before_the_end(backend: Backen
     }
 }
 
-/// Requests that commit, or roll back, just when their lease is renewed: past 400 ms. It lasts for
-/// two thirds longer, so that a renewal that comes late on a busy machine still finds it.
+/// Requests commit or roll back at the moment of the renewal of their lease, which is after 400 ms.
+/// The lease lasts 1.2 s, so that a renewal that is late on a busy machine still finds the lease.
 async fn a_renewal_never_races_the_commit(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let settings = [("ROCKET_LEASE_TTL", "1200ms")];
@@ -160,7 +161,7 @@ async fn a_renewal_never_races_the_commit(backend: Backend) {
     assert!(leases(&service.http).await.is_empty());
 }
 
-/// Also across rollbacks, which on SQLite release on the connection that they happened on.
+/// On SQLite, a rollback releases the lease on the same connection.
 async fn fencing_tokens_grow_across_rollbacks(backend: Backend) {
     let service = service(backend).await;
     create(&service.http, "milk").await;
@@ -170,7 +171,7 @@ async fn fencing_tokens_grow_across_rollbacks(backend: Backend) {
         let fault = format!("delay=1000@loaded,{fault}");
         let slow = tokio::spawn(async move { rename(&http, "milk", "slow", &fault).await });
         let mut held = Vec::new();
-        eventually("it is leased", async || {
+        eventually("the todo is leased", async || {
             held = leases(&service.http).await;
             !held.is_empty()
         })
@@ -183,7 +184,7 @@ async fn fencing_tokens_grow_across_rollbacks(backend: Backend) {
     }
 }
 
-/// They last longer than a lease does, and are swept all the time.
+/// The requests take longer than a lease lasts, while two processes sweep leases all the time.
 async fn sweeping_fails_no_request(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let settings = [
@@ -206,7 +207,7 @@ async fn sweeping_fails_no_request(backend: Backend) {
     assert!(leases(&service.http).await.is_empty());
 }
 
-/// What a crashed process has left, and nobody asks for.
+/// A crashed process leaves a lease, and no other request acquires its key.
 async fn expired_leases_are_swept(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let settings = [
@@ -217,26 +218,26 @@ async fn expired_leases_are_swept(backend: Backend) {
     let crashing = Service::on(databases, &settings).await;
     create(&service.http, "milk").await;
     let lost = rename_without_response(&crashing.http, "milk");
-    eventually("it is leased", async || {
+    eventually("the todo is leased", async || {
         !leases(&service.http).await.is_empty()
     })
     .await;
     crashing.signal("KILL");
     assert!(lost.await.unwrap());
-    assert!(!leases(&service.http).await.is_empty(), "it lasts a while");
-    eventually("it is swept", async || {
+    assert!(!leases(&service.http).await.is_empty(), "still leased");
+    eventually("the lease is swept", async || {
         leases(&service.http).await.is_empty()
     })
     .await;
 }
 
 on_each_backend!(
-    a_request_in_flight_gives_its_lease_back_before_the_end,
+    a_shutdown_releases_the_lease_of_a_request_in_flight,
     expired_leases_are_swept,
     sweeping_fails_no_request,
     a_renewal_never_races_the_commit,
     fencing_tokens_grow_across_rollbacks,
-    a_rollback_by_any_fault_leaves_no_trace,
-    a_crash_leaves_all_of_a_command_or_none,
+    a_rollback_after_any_fault_leaves_no_trace,
+    a_crash_leaves_a_whole_command_or_nothing,
     renewal_keeps_the_lease_of_a_slow_request,
 );

@@ -16,7 +16,7 @@ use crate::support::{Backend, Databases, Http, Service, Starting, eventually};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Processes on the databases of the first.
+/// Starts several processes on the same databases.
 async fn processes(backend: Backend, number: usize, settings: &[(&str, &str)]) -> Vec<Service> {
     let databases = Arc::new(Databases::new(backend).await);
     let starting = (0..number).map(|_| Service::on(Arc::clone(&databases), settings));
@@ -60,21 +60,22 @@ async fn eight_processes_lose_and_repeat_nothing(backend: Backend) {
     for process in 0..8 {
         assert_eq!(events(http, &format!("own%20{process}%209")).await.len(), 2);
     }
-    eventually("no lease is left", async || leases(http).await.is_empty()).await;
+    eventually("no lease remains", async || leases(http).await.is_empty()).await;
 }
 
-/// Stopped with a lease and nothing else, past its time to live, while another takes over.
-async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
+/// A process is stopped while it holds only a lease. The lease expires and another process takes
+/// over.
+async fn a_stopped_holder_is_refused_when_it_continues(backend: Backend) {
     let settings = [("ROCKET_LEASE_TTL", "2s"), ("ROCKET_LEASE_MAX_WAIT", "60s")];
     let services = processes(backend, 2, &settings).await;
     let [stopped, other] = &services[..] else {
-        panic!("two were started");
+        panic!("two processes were started");
     };
     create(&other.http, "milk").await;
     let http = stopped.http.clone();
     let late =
         tokio::spawn(async move { rename(&http, "milk", "late", "delay=3000@loaded").await });
-    eventually("it is leased", async || {
+    eventually("the todo is leased", async || {
         !leases(&other.http).await.is_empty()
     })
     .await;
@@ -83,12 +84,12 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
 
     let response = rename(&other.http, "milk", "in time", "").await;
     assert_eq!(response.summary(), (200, Some("committed")));
-    // Yet another holder, while the first goes on.
+    // Another request holds the lease when the stopped process continues.
     let http = other.http.clone();
     let holding =
         tokio::spawn(async move { rename(&http, "milk", "holding", "delay=8000@loaded").await });
     let mut held = Vec::new();
-    eventually("it is leased again", async || {
+    eventually("the todo is leased again", async || {
         held = leases(&other.http).await;
         !held.is_empty()
     })
@@ -109,22 +110,22 @@ async fn a_holder_that_was_stopped_finds_itself_refused(backend: Backend) {
     assert_eq!(tasks, ["first", "in time", "holding"]);
 }
 
-/// When its time to live is over, and not before.
+/// The lease is taken over when it has expired, and not before.
 async fn the_lease_of_a_killed_process_is_taken_over(backend: Backend) {
     let settings = [("ROCKET_LEASE_TTL", "2s"), ("ROCKET_LEASE_MAX_WAIT", "60s")];
     let mut services = processes(backend, 2, &settings).await;
     let other = services.pop().unwrap();
     let killed = services.pop().unwrap();
     create(&other.http, "milk").await;
-    let asked = Instant::now();
+    let started = Instant::now();
     let lost = rename_without_response(&killed.http, "milk");
-    eventually("it is leased", async || {
+    eventually("the todo is leased", async || {
         !leases(&other.http).await.is_empty()
     })
     .await;
     killed.signal("KILL");
     let response = rename(&other.http, "milk", "next", "").await;
-    let took = asked.elapsed();
+    let took = started.elapsed();
     assert_eq!(response.summary(), (200, Some("committed")));
     assert!(lost.await.unwrap());
     assert!((2_000 * MS..30_000 * MS).contains(&took), "{took:?}");
@@ -132,9 +133,9 @@ async fn the_lease_of_a_killed_process_is_taken_over(backend: Backend) {
     assert_eq!(stored.len(), 2);
 }
 
-/// 16 clients of each of two processes want the same aggregate all the time. A wait is counted in
-/// hand-overs: how many others had it since the client had it last.
-async fn nobody_waits_for_ever(backend: Backend) {
+/// 16 clients of each of two processes constantly request the same lease. A wait is measured in
+/// handovers: how many other clients had the lease since the client had it last.
+async fn waits_for_a_lease_are_bounded_and_fair(backend: Backend) {
     const CLIENTS: usize = 32;
     const RENAMES: u64 = 3_000;
 
@@ -160,7 +161,8 @@ async fn nobody_waits_for_ever(backend: Backend) {
         .flat_map(|turns| turns.windows(2).map(|pair| pair[1] - pair[0]));
     let gaps: BinaryHeap<u64> = gaps.collect();
     let gaps = gaps.into_sorted_vec();
-    // A process that the machine stops for a moment misses turns, once for each of its clients.
+    // If the machine pauses a process for a moment, each of its clients misses turns once. So only
+    // 97 % of the waits are checked.
     let usual = gaps[gaps.len() * 97 / 100];
     let least = clients.iter().map(|turns| turns.len() - 1).min().unwrap();
     println!("{backend:?}: {total} renames, 97 % of the waits were for {usual} or fewer of them");
@@ -170,8 +172,8 @@ async fn nobody_waits_for_ever(backend: Backend) {
     assert_eq!(stored.len(), total + 1);
 }
 
-/// 200 wait for one key, and hold nothing that others need: with four connections a database, others
-/// are answered before the first of them gives up.
+/// 200 requests wait for one key without holding a connection. With four connections per database,
+/// other requests complete before the first of the 200 times out.
 async fn waiters_hold_no_connection(backend: Backend) {
     const WAITERS: usize = 200;
 
@@ -185,31 +187,31 @@ async fn waiters_hold_no_connection(backend: Backend) {
     let service = Service::on(Arc::clone(&databases), &settings).await;
     let http = &service.http;
     create(http, "milk").await;
-    // Another process holds it, until the last of them has given up.
+    // The test holds the lease, as another process would, until the last of them has timed out.
     let figment = databases.figment().focus("databases.main");
     let figment = figment.merge(("connect_timeout", 5));
     let pool = UrlPool::init(&figment).await.unwrap();
     let held = UrlLockManager::new(&pool).acquire("todo:milk").await;
     let held = held.unwrap();
 
-    let given_up = Arc::new(AtomicU64::new(0));
+    let timed_out = Arc::new(AtomicU64::new(0));
     let waiters: Vec<_> = (0..WAITERS)
         .map(|number| {
-            let (http, given_up): (Http, _) = (http.clone(), Arc::clone(&given_up));
+            let (http, timed_out): (Http, _) = (http.clone(), Arc::clone(&timed_out));
             tokio::spawn(async move {
                 let started = Instant::now();
                 let response = rename(&http, "milk", &number.to_string(), "").await;
-                given_up.fetch_add(1, Ordering::SeqCst);
+                timed_out.fetch_add(1, Ordering::SeqCst);
                 (response, started.elapsed())
             })
         })
         .collect();
-    eventually("they wait", async || {
+    eventually("the requests wait", async || {
         leases(http).await[0]["wanted"] == true
     })
     .await;
     let mut rounds = 0;
-    while rounds < 15 && given_up.load(Ordering::SeqCst) == 0 {
+    while rounds < 15 && timed_out.load(Ordering::SeqCst) == 0 {
         let response = http.json("POST /todos", r#"{"title":"other"}"#).await;
         assert_eq!(response.status, 201, "{response:?}");
         for path in ["GET /todos", "GET /aggregates/todos", "GET /audit?limit=1"] {
@@ -217,8 +219,8 @@ async fn waiters_hold_no_connection(backend: Backend) {
         }
         rounds += 1;
     }
-    println!("{backend:?}: {rounds} rounds of others meanwhile");
-    assert!(rounds > 1, "others had to wait");
+    println!("{backend:?}: {rounds} rounds of other requests meanwhile");
+    assert!(rounds > 1, "other requests had to wait");
     for waiter in waiters {
         let (response, took) = waiter.await.unwrap();
         assert_eq!(
@@ -232,7 +234,7 @@ async fn waiters_hold_no_connection(backend: Backend) {
     held.release().await.unwrap();
 }
 
-/// All at once, of two processes, in opposite orders.
+/// Clients of two processes lease the same keys concurrently, in opposite orders.
 async fn opposite_orders_never_deadlock(backend: Backend) {
     let services = processes(backend, 2, &[]).await;
     for id in ["a", "b", "c"] {
@@ -256,40 +258,40 @@ async fn opposite_orders_never_deadlock(backend: Backend) {
     }
 }
 
-/// The clock that decides is the server's.
+/// Leases go by the clock of the database server.
 mod postgres_clock {
     use super::*;
 
     #[rocket::async_test]
-    async fn a_postgres_client_whose_clock_is_an_hour_off_changes_nothing() {
+    async fn a_wrong_clock_of_a_client_does_not_affect_leases_on_postgres() {
         let databases = Arc::new(Databases::new(Backend::Postgres).await);
         let settings = [
             ("ROCKET_LEASE_TTL", "2s"),
             ("ROCKET_LEASE_MAX_WAIT", "60s"),
-            // tokio's timers go by the monotonic clock, which no operator sets.
+            // tokio's timers use the monotonic clock, which is never set by an operator.
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ];
         let honest = Service::on(Arc::clone(&databases), &settings).await;
         create(&honest.http, "milk").await;
         for offset in ["-3600s", "+3600s"] {
-            let behind = ["faketime", "-f", offset];
-            let off = Starting::new(Arc::clone(&databases), &behind, &settings);
+            let wrapper = ["faketime", "-f", offset];
+            let off = Starting::new(Arc::clone(&databases), &wrapper, &settings);
             let off = off.launched().await.unwrap();
-            // What it says of itself is an hour off.
+            // The date in its responses is wrong by an hour.
             let date = off.get("/healthz").await;
             let honest_date = honest.get("/healthz").await;
             assert_ne!(
                 date.header("date").unwrap()[..19],
                 honest_date.header("date").unwrap()[..19]
             );
-            // Its lease is respected, longer than it lasts; and so is that of the other.
+            // Both processes keep their leases by renewal, and respect each other's leases.
             for (holder, other) in [(&off, &honest), (&honest, &off)] {
                 let http = holder.http.clone();
                 let slow = tokio::spawn(async move {
                     rename(&http, "milk", "slow", "delay=8000@loaded").await
                 });
                 let mut held = Vec::new();
-                eventually("it is leased", async || {
+                eventually("the todo is leased", async || {
                     held = leases(&other.http).await;
                     !held.is_empty()
                 })
@@ -313,9 +315,9 @@ mod postgres_clock {
 
 on_each_backend!(
     eight_processes_lose_and_repeat_nothing,
-    a_holder_that_was_stopped_finds_itself_refused,
+    a_stopped_holder_is_refused_when_it_continues,
     the_lease_of_a_killed_process_is_taken_over,
-    nobody_waits_for_ever,
+    waits_for_a_lease_are_bounded_and_fair,
     waiters_hold_no_connection,
     opposite_orders_never_deadlock,
 );

@@ -1,4 +1,4 @@
-//! Repositories on their own, outside of requests: in memory, and on each backend.
+//! Repositories outside of requests: in memory, and on each backend.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ async fn pool(databases: &Databases, which: In) -> UrlPool {
         .unwrap()
 }
 
-/// A store with its tables, and the leases in the same database.
+/// An event store with its tables, and a lock manager with its leases in the same database.
 struct Stored {
     databases: Databases,
     pool: UrlPool,
@@ -71,15 +71,15 @@ impl Stored {
     }
 }
 
-/// What every event store promises.
-async fn keeps_its_promises<S: EventStore>(store: S) {
+/// Asserts the promises of every event store.
+async fn assert_store_contract<S: EventStore>(store: S) {
     let counters = Counters::new(store);
     assert!(counters.get("a").await.unwrap().is_none());
     assert_eq!(add(&counters, "a", 1).await, 1);
     let mut stale = counters.peek("a").await.unwrap().unwrap();
     assert_eq!(add(&counters, "a", 2).await, 3);
 
-    // Somebody was first.
+    // Another commit was first.
     stale.record(Added { number: 10 }).unwrap();
     let refused = counters.commit(&mut stale).await;
     assert!(matches!(refused, Err(Error::Conflict(stream)) if stream == "counter:a"));
@@ -117,33 +117,34 @@ async fn keeps_its_promises<S: EventStore>(store: S) {
     assert!(page.iter().all(|event| event.recorded_at.is_some()));
     assert!(matches!(counters.get("").await, Err(Error::Id)));
     assert!(matches!(Counter::fresh("a\n"), Err(Error::Id)));
-    // Nothing has happened.
+    // A commit without new events does nothing.
     counters.commit(&mut fresh).await.unwrap();
     assert_eq!(counters.events("a", 0, 100).await.unwrap().len(), 9);
 }
 
-async fn a_store_keeps_its_promises(backend: Backend) {
+async fn a_store_keeps_its_contract(backend: Backend) {
     let stored = Stored::new(backend).await;
-    keeps_its_promises(stored.store.clone()).await;
+    assert_store_contract(stored.store.clone()).await;
     let snapshots = "SELECT stream || ' ' || sequence FROM aggregate_snapshots";
     let snapshots = stored.databases.texts(In::Main, snapshots).await;
     assert_eq!(snapshots, ["counter:a 9"]);
 }
 
-/// Writers queue, whatever the lock: nobody meets a conflict.
+/// Asserts that writers queue for the lock, so that none of them gets a conflict.
 async fn queues<R: EventStore, M: AsyncLockManager>(counters: &Counters<QueuedRepository<R, M>>) {
     let work = |_| async {
         for _ in 0..5 {
             add(counters, "queued", 1).await;
         }
     };
-    // What is not there yet has nobody's lease.
+    // Without a lease: an aggregate that does not exist yet is not leased.
     add(counters, "queued", 0).await;
     join_all((0..8).map(work)).await;
     let total = counters.peek("queued").await.unwrap().unwrap().total;
     assert_eq!(total, 40);
 
-    // What is held is given back by dropping, by aborting, by unlocking, and at once by `None`.
+    // A lease is released by dropping, by `abort`, by `unlock`, and immediately if `get` finds
+    // `None`.
     let held = counters.get("queued").await.unwrap().unwrap();
     assert!(held.entity().is_leased());
     drop(held);
@@ -154,14 +155,14 @@ async fn queues<R: EventStore, M: AsyncLockManager>(counters: &Counters<QueuedRe
     assert_eq!(held.total, 40);
     counters.unlock("queued").await.unwrap();
     let again = counters.get("queued").await.unwrap().unwrap();
-    // The stale value owns nothing any more.
+    // The value from before `unlock` no longer owns the lease.
     drop(held);
     let peeked = counters.peek("queued").await.unwrap().unwrap();
     assert!(!peeked.entity().is_leased());
     counters.abort(peeked).await.unwrap();
     let waiting = counters.get("queued");
     let waited = tokio::time::timeout(50 * MS, waiting).await;
-    assert!(waited.is_err(), "somebody holds it");
+    assert!(waited.is_err(), "the aggregate is leased");
     drop(again);
     assert!(counters.get("none").await.unwrap().is_none());
     assert!(counters.get("none").await.unwrap().is_none());
@@ -169,9 +170,9 @@ async fn queues<R: EventStore, M: AsyncLockManager>(counters: &Counters<QueuedRe
 }
 
 #[rocket::async_test]
-async fn in_memory_it_is_the_same() {
-    keeps_its_promises(InMemoryEventStore::new()).await;
-    keeps_its_promises(InMemoryEventStore::new().with_snapshot_every(2)).await;
+async fn stores_and_locks_in_memory_behave_the_same() {
+    assert_store_contract(InMemoryEventStore::new()).await;
+    assert_store_contract(InMemoryEventStore::new().with_snapshot_every(2)).await;
     let locks = InMemoryAsyncLockManager::new();
     let queued = InMemoryEventStore::new().queued_async_with(locks.clone());
     let counters = Counters::new(queued);
@@ -179,7 +180,7 @@ async fn in_memory_it_is_the_same() {
     assert_eq!(locks.keys(), 0);
 }
 
-async fn writers_queue(backend: Backend) {
+async fn writers_queue_without_conflicts(backend: Backend) {
     let stored = Stored::new(backend).await;
     queues(&stored.queued()).await;
     let in_memory = InMemoryAsyncLockManager::new();
@@ -190,13 +191,13 @@ async fn writers_queue(backend: Backend) {
             .queued_async_with(in_memory),
     ))
     .await;
-    eventually("no lease is left", async || {
+    eventually("no lease remains", async || {
         stored.locks.leases().await.unwrap().is_empty()
     })
     .await;
 }
 
-/// The commit deletes the lease in its own transaction, and finds out that it is gone.
+/// The commit deletes the lease in its own transaction, and so detects that the lease is gone.
 async fn a_lost_lease_refuses_the_commit(backend: Backend) {
     let stored = Stored::new(backend).await;
     let counters = stored.queued();
@@ -216,7 +217,7 @@ async fn a_lost_lease_refuses_the_commit(backend: Backend) {
     assert!(stored.locks.leases().await.unwrap().is_empty());
 }
 
-/// The aggregate goes on owning its lease, and that goes on being renewed.
+/// The aggregate still owns its lease, which is still renewed.
 async fn a_commit_that_failed_keeps_the_lease(backend: Backend) {
     let stored = Stored::new(backend).await;
     let locks = stored.locks.clone().with_lease_ttl(3_000 * MS);
@@ -235,8 +236,9 @@ async fn a_commit_that_failed_keeps_the_lease(backend: Backend) {
     drop(other.acquire("counter:a").await.unwrap());
 }
 
-/// What is committed stays a success, and the row expires by itself.
-async fn locks_elsewhere_may_go_away_after_the_commit(backend: Backend) {
+/// The locks are in another database, which goes away. The commit still succeeds, and the row of
+/// the lease expires later.
+async fn a_lost_lock_database_does_not_undo_a_commit(backend: Backend) {
     let stored = Stored::new(backend).await;
     let elsewhere = pool(&stored.databases, In::Audit).await;
     let locks = UrlLockManager::new(&elsewhere).with_lease_ttl(Duration::from_secs(10));
@@ -248,7 +250,7 @@ async fn locks_elsewhere_may_go_away_after_the_commit(backend: Backend) {
     let mut single = counters.get("a").await.unwrap().unwrap();
     let batch = counters.get_all(&["b", "c"]).await.unwrap();
     let [Some(mut b), Some(mut c)]: [Option<Counter>; 2] = batch.try_into().unwrap() else {
-        panic!("they are there");
+        panic!("the aggregates do not exist");
     };
     for counter in [&mut single, &mut b, &mut c] {
         counter.record(Added { number: 1 }).unwrap();
@@ -256,7 +258,7 @@ async fn locks_elsewhere_may_go_away_after_the_commit(backend: Backend) {
     match backend {
         Backend::Sqlite => elsewhere.close().await,
         Backend::Postgres => {
-            // Nobody is let in again, and who is in is put out.
+            // Refuse new sessions and terminate the existing ones.
             let database = stored
                 .databases
                 .audit
@@ -288,7 +290,7 @@ async fn locks_elsewhere_may_go_away_after_the_commit(backend: Backend) {
         let locks = locks.with_max_wait(Some(Duration::from_secs(60)));
         assert_eq!(locks.leases().await.unwrap().len(), 3);
         assert!(locks.try_acquire("counter:a").await.unwrap().is_none());
-        // Within what it lasts.
+        // The leases can be acquired once they have expired.
         locks
             .hold_all(&["counter:a", "counter:b", "counter:c"])
             .await
@@ -297,7 +299,7 @@ async fn locks_elsewhere_may_go_away_after_the_commit(backend: Backend) {
     stored.pool.close().await;
 }
 
-/// A store with an `abort` of its own.
+/// A repository with its own `abort`.
 struct Hooked {
     inner: QueuedRepository<InMemoryEventStore, InMemoryAsyncLockManager>,
     aborted: AtomicU32,
@@ -339,7 +341,7 @@ impl AsyncUnlockableRepository for Hooked {
 }
 
 #[rocket::async_test]
-async fn a_repositorys_own_abort_is_honoured() {
+async fn an_abort_method_of_a_repository_is_called() {
     let counters = Counters::new(Hooked {
         inner: InMemoryEventStore::new().queued_async_with(InMemoryAsyncLockManager::new()),
         aborted: AtomicU32::new(0),
@@ -359,9 +361,9 @@ async fn a_repositorys_own_abort_is_honoured() {
 }
 
 on_each_backend!(
-    a_store_keeps_its_promises,
-    writers_queue,
+    a_store_keeps_its_contract,
+    writers_queue_without_conflicts,
     a_lost_lease_refuses_the_commit,
     a_commit_that_failed_keeps_the_lease,
-    locks_elsewhere_may_go_away_after_the_commit,
+    a_lost_lock_database_does_not_undo_a_commit,
 );

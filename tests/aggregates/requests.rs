@@ -1,4 +1,5 @@
-//! Aggregates as guards of a request: staged, leased, settled with everything else.
+//! Aggregates as guards of a request: changes are staged, keys are leased, and everything is
+//! settled with the request.
 
 mod service;
 
@@ -29,7 +30,7 @@ async fn total_of(stage: &Stage, id: &str) -> String {
     stage.send(&format!("GET /total/{id}")).await.body
 }
 
-/// No row of a lease is left.
+/// Waits until every lease is released.
 async fn free(stage: &Stage) {
     let rows = "SELECT lock_key FROM aggregate_locks";
     eventually("every lease is released", async || {
@@ -40,7 +41,7 @@ async fn free(stage: &Stage) {
     stage.nothing_is_stuck().await;
 }
 
-async fn the_answer_decides(backend: Backend) {
+async fn the_response_decides_about_the_commit(backend: Backend) {
     let stage = stage(backend).await;
     for (status, outcome, total) in [
         (200, "committed", "1 at 2"),
@@ -61,7 +62,7 @@ async fn the_answer_decides(backend: Backend) {
     free(&stage).await;
 }
 
-async fn a_key_is_taken_once(backend: Backend) {
+async fn a_request_leases_a_key_only_once(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /twice/a").await;
     assert_eq!((response.status, response.body.as_str()), (200, "110"));
@@ -72,14 +73,14 @@ async fn a_key_is_taken_once(backend: Backend) {
     free(&stage).await;
 }
 
-async fn what_is_dropped_is_free(backend: Backend) {
+async fn a_dropped_aggregate_releases_its_lease(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /dropped/a").await;
     assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
     free(&stage).await;
 }
 
-async fn flushing_shows_the_error(backend: Backend) {
+async fn flush_returns_the_error(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /flush/a").await;
     assert_eq!(
@@ -97,8 +98,8 @@ async fn flushing_shows_the_error(backend: Backend) {
     free(&stage).await;
 }
 
-/// They get what is free, or a 503 at once; nobody waits for the other.
-async fn one_by_one_in_opposite_orders(backend: Backend) {
+/// Requests in the wrong order get a free lease, or a 503 at once. They never wait for each other.
+async fn loads_in_opposite_orders_never_deadlock(backend: Backend) {
     let stage = stage(backend).await;
     let client = async |number: usize| {
         let order = if number.is_multiple_of(2) {
@@ -120,7 +121,7 @@ async fn one_by_one_in_opposite_orders(backend: Backend) {
         done
     };
     let done: usize = join_all((0..6).map(client)).await.into_iter().sum();
-    // Those that go forwards only wait.
+    // The requests in the right order wait and always succeed.
     assert!(done >= 30, "{done}");
     assert_eq!(
         total_of(&stage, "a").await,
@@ -133,7 +134,7 @@ async fn one_by_one_in_opposite_orders(backend: Backend) {
     free(&stage).await;
 }
 
-async fn who_holds_a_transaction_never_waits(backend: Backend) {
+async fn a_request_with_a_transaction_never_waits_for_a_lease(backend: Backend) {
     let stage = stage(backend).await;
     for which in ["main", "audit"] {
         let response = stage
@@ -147,25 +148,25 @@ async fn who_holds_a_transaction_never_waits(backend: Backend) {
     }
     assert_eq!(total_of(&stage, "a").await, "4 at 5");
 
-    // Somebody else has the lease, for longer than the test lasts.
+    // Another process holds the lease, for longer than the test lasts.
     let locks = other_process(&stage).await;
     let held = locks.acquire("counter:a").await.unwrap();
-    for what in [
+    for line in [
         "POST /transaction-first/main/a",
         "POST /transaction-first/audit/a",
         "POST /reading/a",
         "POST /backwards",
     ] {
         let started = Instant::now();
-        let response = stage.send(what).await;
+        let response = stage.send(line).await;
         let took = started.elapsed();
         assert_eq!(
             response.summary(),
             (503, Some("rolled-back")),
-            "{what}: {response:?}"
+            "{line}: {response:?}"
         );
         assert!(response.body.contains("must not wait"), "{response:?}");
-        assert!(took < Duration::from_secs(7), "{what}: {took:?}");
+        assert!(took < Duration::from_secs(7), "{line}: {took:?}");
     }
     let started = Instant::now();
     let response = stage.send("POST /add/a").await;
@@ -174,23 +175,23 @@ async fn who_holds_a_transaction_never_waits(backend: Backend) {
         response.body.contains("was held by another holder for"),
         "{response:?}"
     );
-    assert!(started.elapsed() > Duration::from_millis(7_900), "it waits");
+    assert!(started.elapsed() > Duration::from_millis(7_900), "no wait");
     drop(held);
     free(&stage).await;
 }
 
-/// All at once, so that each could wait for another.
+/// All requests run concurrently, so that each could wait for another.
 async fn transactions_first_never_hang(backend: Backend) {
     let stage = stage(backend).await;
     let client = async |number: usize| {
-        let what = [
+        let path = [
             "transaction-first/main/a",
             "transaction-first/audit/a",
             "add/a",
         ][number % 3];
         let mut done = 0;
         for _ in 0..8 {
-            let response = stage.send(&format!("POST /{what}")).await;
+            let response = stage.send(&format!("POST /{path}")).await;
             match response.summary() {
                 (200, Some("committed")) => done += if number % 3 == 2 { 1 } else { 2 },
                 (503, Some("rolled-back")) => {}
@@ -210,7 +211,7 @@ async fn transactions_first_never_hang(backend: Backend) {
     free(&stage).await;
 }
 
-async fn guards_that_do_not_mix_say_so(backend: Backend) {
+async fn incompatible_guards_are_reported(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /checked-out/a").await;
     assert_eq!(response.summary(), (500, Some("rolled-back")));
@@ -220,7 +221,7 @@ async fn guards_that_do_not_mix_say_so(backend: Backend) {
     assert_eq!(response.kind(), "weaker");
     let response = stage.send("POST /serializable/a").await;
     match backend {
-        // Its transactions are that anyway.
+        // SQLite transactions are always serializable.
         Backend::Sqlite => assert_eq!(response.summary(), (200, Some("committed"))),
         Backend::Postgres => {
             assert_eq!(response.summary(), (500, Some("rolled-back")));
@@ -230,7 +231,7 @@ async fn guards_that_do_not_mix_say_so(backend: Backend) {
     free(&stage).await;
 }
 
-async fn nothing_comes_after_the_answer(backend: Backend) {
+async fn nothing_is_written_after_the_response(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /leak/a").await;
     assert_eq!(response.summary(), (200, Some("committed")));
@@ -240,7 +241,7 @@ async fn nothing_comes_after_the_answer(backend: Backend) {
     free(&stage).await;
 }
 
-/// What another process would have.
+/// Returns a lock manager as another process would have it.
 async fn other_process(stage: &Stage) -> rocket_tx_aggregates::lock::UrlLockManager {
     use rocket_db_pools::Pool;
 
@@ -251,15 +252,15 @@ async fn other_process(stage: &Stage) -> rocket_tx_aggregates::lock::UrlLockMana
 }
 
 on_each_backend!(
-    the_answer_decides,
-    a_key_is_taken_once,
-    what_is_dropped_is_free,
-    flushing_shows_the_error,
-    one_by_one_in_opposite_orders,
-    who_holds_a_transaction_never_waits,
+    the_response_decides_about_the_commit,
+    a_request_leases_a_key_only_once,
+    a_dropped_aggregate_releases_its_lease,
+    flush_returns_the_error,
+    loads_in_opposite_orders_never_deadlock,
+    a_request_with_a_transaction_never_waits_for_a_lease,
     transactions_first_never_hang,
-    guards_that_do_not_mix_say_so,
-    nothing_comes_after_the_answer,
+    incompatible_guards_are_reported,
+    nothing_is_written_after_the_response,
 );
 
 mod launch {
@@ -269,21 +270,21 @@ mod launch {
     use rocket_tx::db;
 
     #[rocket::async_test]
-    async fn a_service_without_aggregates_is_told_the_missing_line() {
+    async fn a_launch_without_aggregates_names_the_missing_line() {
         let databases = Databases::with_tables(Backend::Sqlite).await;
         let rocket = rocket::custom(databases.figment())
             .attach(db::init::<Main>())
             .attach(Settlement::new())
             .mount("/", routes![service::add_one]);
-        let said = refused(rocket).await;
+        let log = refused(rocket).await;
         assert!(
-            said.contains("rocket_tx_aggregates::aggregate::init::<"),
-            "{said}"
+            log.contains("rocket_tx_aggregates::aggregate::init::<"),
+            "{log}"
         );
     }
 
     #[rocket::async_test]
-    async fn settings_that_make_no_sense_stop_the_launch() {
+    async fn invalid_settings_stop_the_launch() {
         for (key, value) in [
             ("lease_ttl", "1ms"),
             ("lease_ttl", "soon"),
@@ -297,14 +298,14 @@ mod launch {
                 .attach(db::init::<Main>())
                 .attach(aggregate::init::<Main>())
                 .attach(Settlement::new());
-            let said = refused(rocket).await;
-            assert!(said.contains(&format!("`{key}`")), "{said}");
+            let log = refused(rocket).await;
+            assert!(log.contains(&format!("`{key}`")), "{log}");
         }
         let databases = Databases::with_tables(Backend::Sqlite).await;
         let rocket = rocket::custom(databases.figment())
             .attach(aggregate::init::<Main>())
             .attach(db::init::<Main>());
-        let said = refused(rocket).await;
-        assert!(said.contains("rocket_tx::db::init::<"), "{said}");
+        let log = refused(rocket).await;
+        assert!(log.contains("rocket_tx::db::init::<"), "{log}");
     }
 }

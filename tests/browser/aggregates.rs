@@ -1,4 +1,4 @@
-//! The view of the aggregates.
+//! The page `/aggregates`.
 
 use rocket::serde::json::Value;
 
@@ -31,7 +31,7 @@ async fn two_commands_race_and_none_is_lost(backend: Backend) {
         )
         .await;
     browser.shows(".lease p", &["Not held."]).await;
-    // The second has waited for the first, and has the last word.
+    // The second command has waited for the first, so its event is the last.
     let tasks = browser.texts(".stream td:nth-child(3)").await;
     assert!(
         tasks[1].contains("first at") && tasks[2].contains("second at"),
@@ -49,14 +49,17 @@ async fn two_commands_race_and_none_is_lost(backend: Backend) {
         .shows(".runners .badge", &["committed", "rolled-back"])
         .await;
     browser.shows(".version", &["version 4"]).await;
-    let said = browser.texts(".runners td:nth-child(3)").await;
-    assert!(said[1].starts_with("412 Precondition Failed: "), "{said:?}");
+    let texts = browser.texts(".runners td:nth-child(3)").await;
+    assert!(
+        texts[1].starts_with("412 Precondition Failed: "),
+        "{texts:?}"
+    );
     assert_eq!(browser.errors().await, [""; 0]);
     drop(browser);
     service.stop().await;
 }
 
-async fn a_stream_is_seen_to_grow(backend: Backend) {
+async fn new_events_of_a_stream_appear(backend: Backend) {
     let service = Service::start(backend).await;
     create(&service.http, "bread").await;
     create(&service.http, "milk").await;
@@ -73,8 +76,8 @@ async fn a_stream_is_seen_to_grow(backend: Backend) {
     browser.shows(".version", &["version 1"]).await;
     rename(&service.http, "milk", "<i>oat</i> milk", "").await;
     browser.shows(".version", &["version 2"]).await;
-    let with = browser.texts(".stream td:nth-child(3)").await;
-    assert!(with[1].contains("<i>oat</i>"), "{with:?}");
+    let payloads = browser.texts(".stream td:nth-child(3)").await;
+    assert!(payloads[1].contains("<i>oat</i>"), "{payloads:?}");
     rename(&service.http, "bread", "rye", "").await;
     rename(&service.http, "milk", "refused", "respond=500").await;
     rename(&service.http, "milk", "cheese", "").await;
@@ -83,4 +86,7 @@ async fn a_stream_is_seen_to_grow(backend: Backend) {
     assert_eq!(events.len(), 3);
 }
 
-on_each_backend!(two_commands_race_and_none_is_lost, a_stream_is_seen_to_grow);
+on_each_backend!(
+    two_commands_race_and_none_is_lost,
+    new_events_of_a_stream_appear
+);

@@ -1,15 +1,15 @@
-//! The console: what it shows, and to whom.
+//! The page `/console`.
 
 use std::sync::Arc;
 
 use fantoccini::key::Key;
 use rocket::serde::json::{Value, json};
 
-use super::{heard, open};
+use super::{open, wait_for_listener};
 use crate::aggregates::create;
 use crate::support::{Backend, Browser, Databases, Service, eventually};
 
-/// Runs an action with a fault, both by their words, and waits for the answer.
+/// Selects an action and a fault by their labels, runs the action, and waits for the response.
 pub(super) async fn run(browser: &Browser, action: &str, fault: &str) {
     browser.choose("[name=action]", action).await;
     browser.choose("[name=fault]", fault).await;
@@ -19,7 +19,7 @@ pub(super) async fn run(browser: &Browser, action: &str, fault: &str) {
         .await;
 }
 
-/// The text of the newest card's parts.
+/// Returns the text of the parts of the newest card.
 pub(super) async fn newest(browser: &Browser, part: &str) -> String {
     let texts = browser.texts(&format!(".request:first-child {part}")).await;
     texts.join("\n")
@@ -29,7 +29,7 @@ pub(super) const CREATE: &str = "Create a todo";
 pub(super) const SHARE: &str = "Share the newest todo";
 pub(super) const RENAME: &str = "Rename the last aggregate by id";
 
-async fn what_is_held_is_seen_while_it_is(backend: Backend) {
+async fn held_transactions_and_leases_are_shown(backend: Backend) {
     let service = Service::start(backend).await;
     let browser = open(&service, "/console").await;
     run(&browser, "Create an aggregate", "nothing").await;
@@ -45,7 +45,7 @@ async fn what_is_held_is_seen_while_it_is(backend: Backend) {
         )
         .await;
 
-    // While it is under way it is known whose it is, and what is decided: nothing.
+    // While the request runs, its card already shows its name, and `open` instead of an outcome.
     browser.choose("[name=fault]", "it is slow").await;
     browser.click(".go").await;
     browser
@@ -86,24 +86,24 @@ async fn many_tabs_are_open_at_once(backend: Backend) {
     }
     run(&browser, CREATE, "nothing").await;
     browser.shows(".request .badge", &["committed"]).await;
-    // Those that nobody looks at do not listen.
-    heard(&service).await;
+    // Hidden tabs do not listen.
+    wait_for_listener(&service).await;
 }
 
-/// What needs a todo says so while there is none.
-async fn there_may_be_nothing_to_do_it_to(backend: Backend) {
+/// Actions that need a todo or an aggregate show a hint while there is none.
+async fn an_action_without_a_target_shows_a_hint(backend: Backend) {
     let service = Service::start(backend).await;
     let browser = open(&service, "/console").await;
     for action in [SHARE, RENAME] {
         run(&browser, action, "nothing").await;
-        let said = browser.texts(".result").await;
+        let result = browser.texts(".result").await;
         assert_eq!(
-            said,
+            result,
             ["There is nothing to run this action on yet. Create one first."]
         );
         browser.shows(".request", &[]).await;
     }
-    // An amount that is none is not sent.
+    // An invalid amount is not sent.
     browser
         .choose("[name=fault]", "the response is a failure")
         .await;
@@ -117,8 +117,8 @@ async fn there_may_be_nothing_to_do_it_to(backend: Backend) {
     browser.shows(".request", &[]).await;
 }
 
-/// What a fault cannot reach it does nothing to, and a service without faults has none.
-async fn what_cannot_go_wrong_is_told_before(backend: Backend) {
+/// The console announces a fault that has no effect on the action, and a service without faults.
+async fn a_fault_without_effect_is_announced(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let service = Service::on(Arc::clone(&databases), &[]).await;
     let browser = open(&service, "/console").await;
@@ -126,10 +126,10 @@ async fn what_cannot_go_wrong_is_told_before(backend: Backend) {
     let idle = "This fault has no effect on this action. Choose “Share the newest todo”.";
     browser.shows(".explained", &[idle]).await;
     browser.choose("[name=action]", SHARE).await;
-    let says = browser.texts(".explained").await.join("");
+    let explanation = browser.texts(".explained").await.join("");
     assert!(
-        says.starts_with("Sharing a todo calls another service"),
-        "{says}"
+        explanation.starts_with("Sharing a todo calls another service"),
+        "{explanation}"
     );
     browser.shows(".off", &[]).await;
     drop(browser);
@@ -147,15 +147,15 @@ async fn what_cannot_go_wrong_is_told_before(backend: Backend) {
     browser.shows(".request .badge", &["committed"]).await;
 }
 
-/// Two at once: what the rows say is not what either has written.
-async fn rows_of_others_are_not_told_as_ones_own(backend: Backend) {
+/// While two requests run, the row counts do not show what either of them has written.
+async fn row_counts_of_concurrent_requests_are_not_attributed(backend: Backend) {
     let mut service = Service::start(backend).await;
     service.http = service.http.in_run("of another console");
     let browser = open(&service, "/console").await;
-    heard(&service).await;
+    wait_for_listener(&service).await;
     let slow = service.new_todo("slow", "delay=3000");
     let quick = async {
-        eventually("the first is under way", async || {
+        eventually("the first request is running", async || {
             let registry: Value = service.get("/registry").await.json();
             registry["outstanding"] != json!([])
         })
@@ -172,18 +172,18 @@ async fn rows_of_others_are_not_told_as_ones_own(backend: Backend) {
         .iter()
         .filter(|text| text.starts_with("Other requests"));
     assert_eq!(crowded.count(), 2, "{caveats:?}");
-    // One that comes later is alone again.
+    // The counts of a later request are its own again.
     service.new_todo("alone", "").await;
     browser
         .shows(".request:first-child .kept", &["2", "3"])
         .await;
 }
 
-/// Requests of others are shown too; but only when they have something outstanding.
-async fn others_are_seen_too(backend: Backend) {
+/// Requests of other clients are shown too, but only if they had something outstanding.
+async fn requests_of_other_clients_are_shown(backend: Backend) {
     let service = Service::start(backend).await;
     let browser = open(&service, "/console").await;
-    heard(&service).await;
+    wait_for_listener(&service).await;
     service.http.json("POST /todos", "{}").await;
     service.new_todo("by another", "respond=418").await;
     browser.shows(".request .badge", &["rolled-back"]).await;
@@ -191,29 +191,29 @@ async fn others_are_seen_too(backend: Backend) {
         .shows(".request h2", &["todos::create (from another client)"])
         .await;
     let timeline = newest(&browser, ".timeline").await;
-    for told in [
+    for expected in [
         "main joined, by Begin<Main>",
         "audit: checked in",
         "status 418",
         "main: ROLLBACK",
     ] {
-        assert!(timeline.contains(told), "{told}: {timeline}");
+        assert!(timeline.contains(expected), "{expected}: {timeline}");
     }
-    // The rows are counted for the requests of consoles alone.
+    // The rows are counted only for requests of consoles.
     browser.shows(".request .rows", &[]).await;
-    // The todo app beside it shows what everybody sees.
+    // The todo app in the frame shows the change too.
     browser.client.enter_frame(0).await.unwrap();
     service.new_todo("committed", "").await;
     browser.shows(".todo-list label", &["committed"]).await;
 }
 
-async fn it_is_run_by_keyboard(backend: Backend) {
+async fn the_console_works_by_keyboard(backend: Backend) {
     let service = Service::start(backend).await;
     let browser = open(&service, "/console").await;
     browser
         .until("document.querySelector('[name=fault]').value === '1'")
         .await;
-    // The four pages, then the form.
+    // The links to the four pages come first, then the form.
     browser
         .eval("document.querySelector('.pages a').focus()")
         .await;
@@ -248,11 +248,11 @@ async fn it_is_run_by_keyboard(backend: Backend) {
 }
 
 on_each_backend!(
-    what_is_held_is_seen_while_it_is,
+    held_transactions_and_leases_are_shown,
     many_tabs_are_open_at_once,
-    there_may_be_nothing_to_do_it_to,
-    what_cannot_go_wrong_is_told_before,
-    rows_of_others_are_not_told_as_ones_own,
-    others_are_seen_too,
-    it_is_run_by_keyboard,
+    an_action_without_a_target_shows_a_hint,
+    a_fault_without_effect_is_announced,
+    row_counts_of_concurrent_requests_are_not_attributed,
+    requests_of_other_clients_are_shown,
+    the_console_works_by_keyboard,
 );

@@ -1,13 +1,13 @@
-//! Everything that can be made to go wrong from the console, and what is left of it.
+//! Each fault that the console offers, and its effect on the stored data.
 
 use fantoccini::key::Key;
 use rocket::serde::json::{Value, json};
 
 use super::console::{CREATE, RENAME, SHARE, newest, run};
-use super::{again, open, recounted, titles};
+use super::{open, restart, titles, wait_for_row_counts};
 use crate::support::{Backend, Browser, Service};
 
-/// What a fault is called, what it is tried on, what becomes of it, and what the timeline says.
+/// The label of a fault, the action it is tried on, the outcome, and a part of the timeline.
 type Expected = (&'static str, &'static str, &'static str, &'static str);
 
 fn expected(backend: Backend) -> Vec<Expected> {
@@ -92,7 +92,7 @@ fn expected(backend: Backend) -> Vec<Expected> {
     ]
 }
 
-/// Tried in a test of their own.
+/// Faults that are tried in a separate test.
 const CRASHES: [&str; 3] = [
     "it is killed before COMMIT",
     "it is killed between two COMMITs",
@@ -107,7 +107,7 @@ async fn everything_stored(service: &Service) -> Vec<Value> {
     lists
 }
 
-async fn each_fault_leaves_things_as_they_were(backend: Backend) {
+async fn each_fault_that_rolls_back_leaves_the_data_unchanged(backend: Backend) {
     let service = Service::start(backend).await;
     let browser = open(&service, "/console").await;
     run(&browser, CREATE, "nothing").await;
@@ -124,23 +124,23 @@ async fn each_fault_leaves_things_as_they_were(backend: Backend) {
         "each fault is tried"
     );
 
-    for (fault, action, outcome, told) in expected {
+    for (fault, action, outcome, entry) in expected {
         let before = everything_stored(&service).await;
         run(&browser, action, fault).await;
-        recounted(&browser).await;
+        wait_for_row_counts(&browser).await;
         assert_eq!(newest(&browser, ".badge").await, outcome, "{fault}");
         let timeline = newest(&browser, ".timeline").await;
-        assert!(timeline.contains(told), "{fault}: {timeline}");
+        assert!(timeline.contains(entry), "{fault}: {timeline}");
         assert!(timeline.contains("statement"), "{fault}: {timeline}");
         let stored = everything_stored(&service).await;
-        let said = newest(&browser, ".said").await;
+        let summary = newest(&browser, ".said").await;
         match outcome {
             "committed" => assert_ne!(stored, before, "{fault}"),
             _ => {
                 assert_eq!(stored, before, "{fault}");
                 assert!(
-                    said.contains("Everything was rolled back"),
-                    "{fault}: {said}"
+                    summary.contains("Everything was rolled back"),
+                    "{fault}: {summary}"
                 );
             }
         }
@@ -149,7 +149,7 @@ async fn each_fault_leaves_things_as_they_were(backend: Backend) {
             assert_eq!(
                 rows.lines().count(),
                 2,
-                "a todo, and a line about it: {rows}"
+                "a todo and its audit entry: {rows}"
             );
             let (kept, gone) = (
                 newest(&browser, ".rows .kept").await,
@@ -167,11 +167,11 @@ async fn each_fault_leaves_things_as_they_were(backend: Backend) {
     service.stop().await;
 }
 
-/// What the fault `expire-lease` leaves, an operator has to free.
+/// Frees the lease that the fault `expire-lease` leaves, as an operator must do.
 async fn free_leases(service: &Service, browser: &Browser) {
     let stored: Value = service.get("/leases").await.json();
     if stored["leases"] != json!([]) {
-        // By keyboard: the ages beside it change, and it keeps the focus.
+        // By keyboard. The button must keep the focus while the ages next to it change.
         browser
             .until("document.querySelector('.leases button')")
             .await;
@@ -190,30 +190,30 @@ async fn free_leases(service: &Service, browser: &Browser) {
     assert_eq!(stored["leases"], json!([]));
 }
 
-async fn the_process_is_killed_and_comes_back(backend: Backend) {
+async fn the_console_recovers_when_the_process_is_killed(backend: Backend) {
     let mut service = Service::start(backend).await;
     service.new_todo("kept", "").await;
     let browser = open(&service, "/console").await;
     for (fault, todos, audit) in [(CRASHES[0], 1, 1), (CRASHES[1], 2, 1), (CRASHES[2], 3, 2)] {
         run(&browser, CREATE, fault).await;
-        let said = newest(&browser, ".said").await;
-        assert!(said.starts_with("The connection was lost"), "{said}");
+        let summary = newest(&browser, ".said").await;
+        assert!(summary.starts_with("The connection was lost"), "{summary}");
         browser
             .until("document.querySelector('.away').checkVisibility()")
             .await;
-        service = again(service).await;
+        service = restart(service).await;
         browser
             .until("!document.querySelector('.away').checkVisibility()")
             .await;
         assert_eq!(titles(&service).await.len(), todos, "{fault}");
-        let lines: Vec<Value> = service.get("/audit").await.json();
-        assert_eq!(lines.len(), audit, "{fault}");
+        let entries: Vec<Value> = service.get("/audit").await.json();
+        assert_eq!(entries.len(), audit, "{fault}");
     }
     run(&browser, CREATE, "nothing").await;
     assert_eq!(newest(&browser, ".badge").await, "committed");
 }
 
 on_each_backend!(
-    each_fault_leaves_things_as_they_were,
-    the_process_is_killed_and_comes_back,
+    each_fault_that_rolls_back_leaves_the_data_unchanged,
+    the_console_recovers_when_the_process_is_killed,
 );

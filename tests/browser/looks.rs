@@ -1,4 +1,4 @@
-//! How the pages look: on a phone, in the dark; and pictures of them.
+//! The appearance of the pages: on a phone, in dark mode, and screenshots.
 
 use std::path::{Path, PathBuf};
 
@@ -27,8 +27,8 @@ async fn pages_fit_a_phone(backend: Backend) {
     }
 }
 
-/// Light on dark: the paper is darker than the ink.
-async fn the_dark_is_dark(backend: Backend) {
+/// In dark mode, the background is darker than the text.
+async fn dark_mode_is_light_text_on_dark(backend: Backend) {
     let service = Service::start(backend).await;
     let browser = open(&service, "/").await;
     let luminance = |property: &str| {
@@ -44,20 +44,21 @@ async fn the_dark_is_dark(backend: Backend) {
             .unwrap();
         for (is_dark, scheme) in [(false, "light"), (true, "dark")] {
             browser.prefer(scheme).await;
-            let ground = browser.eval(&luminance("backgroundColor")).await.as_u64();
-            let ink = browser.eval(&luminance("color")).await.as_u64();
+            let background = browser.eval(&luminance("backgroundColor")).await.as_u64();
+            let text = browser.eval(&luminance("color")).await.as_u64();
             assert_eq!(
-                ground < ink,
+                background < text,
                 is_dark,
-                "{page} {scheme}: {ground:?}, {ink:?}"
+                "{page} {scheme}: {background:?}, {text:?}"
             );
         }
     }
 }
 
-/// They are made with `SCREENSHOTS=docs/screenshots tests/run pictures`.
+/// `SCREENSHOTS=docs/screenshots tests/run screenshots` writes the screenshots of the
+/// documentation.
 #[rocket::async_test]
-async fn pictures_are_made_and_the_readme_shows_one() {
+async fn screenshots_are_made_and_the_readme_shows_one() {
     let elsewhere = tempfile::tempdir().unwrap();
     let folder = std::env::var_os("SCREENSHOTS").map(PathBuf::from);
     let folder = folder.unwrap_or(elsewhere.path().to_owned());
@@ -76,7 +77,7 @@ async fn pictures_are_made_and_the_readme_shows_one() {
         run_once(&browser).await;
         let file = folder.join(format!("{name}.png"));
         browser.screenshot(&file).await;
-        // Width and height are the first that a PNG says of itself.
+        // Width and height are at fixed positions in the header of a PNG.
         let png = std::fs::read(&file).unwrap();
         let size = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
         assert_eq!((size(16), size(20)), (width, height));
@@ -86,4 +87,4 @@ async fn pictures_are_made_and_the_readme_shows_one() {
     assert!(Path::new("docs/screenshots/light.png").exists());
 }
 
-on_each_backend!(pages_fit_a_phone, the_dark_is_dark);
+on_each_backend!(pages_fit_a_phone, dark_mode_is_light_text_on_dark);

@@ -1,4 +1,4 @@
-//! The todo app: the TodoMVC application specification, and the truth.
+//! The todo app follows the TodoMVC application specification, and shows what is stored.
 
 use fantoccini::key::Key;
 use rocket::serde::json::Value;
@@ -22,14 +22,14 @@ async fn start_editing(browser: &Browser, place: usize) {
         .await;
 }
 
-/// What the field says is replaced.
+/// Replaces the text of the focused field, and presses the key `last`.
 async fn edit_to(browser: &Browser, title: &str, last: Key) {
     browser.eval("document.activeElement.select()").await;
     let keys = format!("{title}{}", char::from(last));
     browser.keys(&keys).await;
 }
 
-async fn it_is_a_todo_app(backend: Backend) {
+async fn the_page_follows_the_todomvc_specification(backend: Backend) {
     let service = Service::start(backend).await;
     let browser = open(&service, "/").await;
     browser
@@ -37,7 +37,7 @@ async fn it_is_a_todo_app(backend: Backend) {
         .await;
     browser.shows(".main, .footer", &[]).await;
 
-    // Adding: trimmed, and nothing of nothing.
+    // Adding: titles are trimmed, and an empty title adds nothing.
     add(&browser, "  milk ").await;
     browser.shows(".todo-list label", &["milk"]).await;
     browser.shows(".todo-count", &["1 item left"]).await;
@@ -51,7 +51,10 @@ async fn it_is_a_todo_app(backend: Backend) {
     browser.shows(".todo-list label", &all).await;
     browser.shows(".todo-count", &["3 items left"]).await;
     browser.shows(".clear-completed", &[]).await;
-    eventually("they are stored", async || titles(&service).await == all).await;
+    eventually("the todos are stored", async || {
+        titles(&service).await == all
+    })
+    .await;
 
     // Completing, and the filters.
     browser.click(".todo-list li:nth-child(2) .toggle").await;
@@ -68,7 +71,7 @@ async fn it_is_a_todo_app(backend: Backend) {
     browser.shows(".todo-list label", &["bread"]).await;
     browser.client.back().await.unwrap();
     browser.shows(".filters .selected", &["Active"]).await;
-    // A reload changes nothing, the filter included.
+    // A reload changes nothing, not even the filter.
     browser.client.refresh().await.unwrap();
     browser
         .shows(".todo-list label", &["milk", "<b>salt</b> & more"])
@@ -76,7 +79,8 @@ async fn it_is_a_todo_app(backend: Backend) {
     browser.click(".filters a[href='#/']").await;
     browser.shows(".todo-list label", &all).await;
 
-    // Editing: Enter and blur keep it, Escape does not, and nothing is left of an empty one.
+    // Editing: Enter and blur save the text, Escape discards it, and an empty title deletes the
+    // todo.
     start_editing(&browser, 0).await;
     browser.shows(".editing .view", &[]).await;
     edit_to(&browser, " oat milk ", Key::Enter).await;
@@ -114,7 +118,7 @@ async fn it_is_a_todo_app(backend: Backend) {
     })
     .await;
 
-    // All at once.
+    // Complete all, then clear the completed todos.
     let toggle_all = "document.querySelector('.toggle-all')";
     browser.click(".toggle-all + label").await;
     browser.shows(".todo-count", &["0 items left"]).await;
@@ -126,7 +130,7 @@ async fn it_is_a_todo_app(backend: Backend) {
     let script = "document.querySelector('.destroy').click()";
     browser.eval(script).await;
     browser.shows(".main, .footer", &[]).await;
-    eventually("nothing is left", async || {
+    eventually("no todo remains", async || {
         titles(&service).await.is_empty()
     })
     .await;
@@ -138,7 +142,7 @@ async fn it_is_a_todo_app(backend: Backend) {
     service.stop().await;
 }
 
-async fn a_refused_change_is_taken_back_with_the_reason(backend: Backend) {
+async fn a_refused_change_is_undone_with_the_reason(backend: Backend) {
     let service = Service::start(backend).await;
     service.new_todo("kept", "").await;
     let browser = open(&service, "/?with-fault=respond=503").await;
@@ -149,9 +153,9 @@ async fn a_refused_change_is_taken_back_with_the_reason(backend: Backend) {
     browser
         .until("document.querySelector('.refusal').checkVisibility()")
         .await;
-    let said = browser.texts(".refusal p").await.join("");
-    assert!(said.starts_with("503 Service Unavailable: "), "{said}");
-    assert!(said.ends_with("The change was undone."), "{said}");
+    let reason = browser.texts(".refusal p").await.join("");
+    assert!(reason.starts_with("503 Service Unavailable: "), "{reason}");
+    assert!(reason.ends_with("The change was undone."), "{reason}");
     browser.shows(".todo-list label", &["kept"]).await;
     browser.click(".refusal button").await;
     browser.shows(".refusal", &[]).await;
@@ -165,7 +169,7 @@ async fn a_refused_change_is_taken_back_with_the_reason(backend: Backend) {
     edit_to(&browser, "renamed", Key::Enter).await;
     browser.shows(".todo-list label", &["kept"]).await;
     assert_eq!(titles(&service).await, ["kept"]);
-    // What breaks a rule is told in the service's own words.
+    // For invalid input, the page shows the message of the service.
     browser.client.goto(&service.http.base).await.unwrap();
     let script = "document.querySelector('.new-todo').maxLength = 600";
     browser.eval(script).await;
@@ -196,7 +200,7 @@ async fn two_tabs_see_each_others_changes(backend: Backend) {
     browser
         .shows(".todo-list label", &["from the second"])
         .await;
-    // Who is typing keeps what is typed, and the focus.
+    // A user who is typing keeps the typed text and the focus.
     start_editing(&browser, 0).await;
     edit_to(&browser, "half a wo", Key::Shift).await;
     service.new_todo("from elsewhere", "").await;
@@ -217,7 +221,7 @@ async fn two_tabs_see_each_others_changes(backend: Backend) {
     browser.shows(".todo-list label", &both).await;
 }
 
-async fn rows_that_go_are_gone(backend: Backend) {
+async fn deleted_rows_disappear(backend: Backend) {
     let service = Service::start(backend).await;
     let four = ["a", "b", "c", "d"];
     for title in four {
@@ -231,7 +235,7 @@ async fn rows_that_go_are_gone(backend: Backend) {
     browser.shows(".todo-list label", &four).await;
     service.http.send("DELETE /todos").await;
     browser.shows(".main, .footer", &[]).await;
-    // Several at once, each shown once, before the service has answered and after.
+    // Several new todos at once: each is shown once, before the response and after it.
     let slow = format!("{}/?with-fault=delay=200", service.http.base);
     browser.client.goto(&slow).await.unwrap();
     for title in &four[..3] {
@@ -246,8 +250,8 @@ async fn rows_that_go_are_gone(backend: Backend) {
     assert_eq!(browser.errors().await, [""; 0]);
 }
 
-/// Whatever others do meanwhile.
-async fn what_is_half_typed_is_not_saved(backend: Backend) {
+/// Other clients change and delete todos meanwhile.
+async fn half_typed_text_is_not_saved(backend: Backend) {
     let service = Service::start(backend).await;
     let mut urls = Vec::new();
     for title in ["a", "b", "c", "d"] {
@@ -280,17 +284,17 @@ async fn what_is_half_typed_is_not_saved(backend: Backend) {
     assert_eq!(browser.errors().await, [""; 0]);
 }
 
-async fn the_keyboard_is_enough(backend: Backend) {
+async fn the_app_works_by_keyboard(backend: Backend) {
     let service = Service::start(backend).await;
     service.new_todo("milk", "").await;
     let browser = open(&service, "/").await;
     browser.shows(".todo-list label", &["milk"]).await;
-    let focused = |what: &str| format!("document.activeElement.matches({what:?})");
+    let focused = |css: &str| format!("document.activeElement.matches({css:?})");
     browser.until(&focused(".new-todo")).await;
-    for what in [".toggle-all", ".toggle", ".view label", ".destroy"] {
+    for css in [".toggle-all", ".toggle", ".view label", ".destroy"] {
         browser.press(&[Key::Tab]).await;
-        browser.until(&focused(what)).await;
-        match what {
+        browser.until(&focused(css)).await;
+        match css {
             ".toggle" => {
                 browser.press(&[Key::Space]).await;
                 browser
@@ -313,17 +317,17 @@ async fn the_keyboard_is_enough(backend: Backend) {
             _ => {}
         }
     }
-    eventually("nothing is left", async || {
+    eventually("no todo remains", async || {
         titles(&service).await.is_empty()
     })
     .await;
 }
 
 on_each_backend!(
-    it_is_a_todo_app,
-    a_refused_change_is_taken_back_with_the_reason,
+    the_page_follows_the_todomvc_specification,
+    a_refused_change_is_undone_with_the_reason,
     two_tabs_see_each_others_changes,
-    rows_that_go_are_gone,
-    what_is_half_typed_is_not_saved,
-    the_keyboard_is_enough,
+    deleted_rows_disappear,
+    half_typed_text_is_not_saved,
+    the_app_works_by_keyboard,
 );

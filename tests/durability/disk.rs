@@ -43,8 +43,8 @@ impl Disk {
         Service::on(Arc::clone(databases), &all).await
     }
 
-    /// Returns the simulated disk of this process, if it has one. Otherwise runs the test `name` in a
-    /// new process with a simulated disk, asserts that it passes, and returns `None`.
+    /// Returns the simulated disk of this process, if it has one. Otherwise runs the test `name` in
+    /// a new process with a simulated disk, asserts that it passes, and returns `None`.
     pub fn of_this_process(folder: &Path, name: &str) -> Option<Self> {
         if let Some(orders) = std::env::var_os("DISK_ORDERS") {
             let orders = orders.into();

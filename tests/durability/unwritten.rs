@@ -19,8 +19,8 @@ mod sqlite {
             .merge(("max_connections", 1))
             .merge(("connect_timeout", 5));
         let pool = SqlitePool::init(&figment).await.unwrap();
-        // The pool relies on the modification time of the log only after some commits have shown that
-        // this is reliable.
+        // The pool relies on the modification time of the log only after some commits have shown
+        // that this is reliable.
         for sql in [
             "CREATE TABLE notes (text TEXT)",
             "CREATE INDEX by_text ON notes (text)",
@@ -142,8 +142,8 @@ mod sqlite {
         pool.close().await;
     }
 
-    /// After a failed sync, the file is checked or the later commit is durable. `how` is the fate of
-    /// the connection whose commit could not be synced: `kept`, `closed` or `replaced`.
+    /// After a failed sync, the file is checked or the later commit is durable. `how` is the fate
+    /// of the connection whose commit could not be synced: `kept`, `closed` or `replaced`.
     async fn after_a_failed_sync(name: &str, how: &str) {
         use sqlx::{ConnectOptions, Connection, Executor};
         use std::io::{Seek, SeekFrom, Write};

@@ -1,4 +1,4 @@
-//! Whether a final state can be explained by what the clients were told.
+//! Checks that the responses to the clients explain the stored data.
 
 mod forged;
 
@@ -7,8 +7,8 @@ use std::fmt;
 
 use rocket::serde::json::Value;
 
-/// Titles, tasks and new streams are unique in a history; a todo is shared and a stream completed
-/// once at most.
+/// One operation of a client. Titles, tasks and new streams are unique in a history. Each todo is
+/// shared at most once, and each stream is completed at most once.
 #[derive(Debug, Clone)]
 pub enum Operation {
     Todo { title: String },
@@ -23,11 +23,11 @@ pub struct Response {
     pub status: u16,
     pub outcome: Option<String>,
     pub request_id: Option<String>,
-    /// Of a new todo.
+    /// The id of a new todo.
     pub id: Option<i64>,
 }
 
-/// One request; `response` is `None` if its connection ended without an answer.
+/// One request. `response` is `None` if its connection ended without a response.
 #[derive(Debug, Clone)]
 pub struct Entry {
     pub operation: Operation,
@@ -44,16 +44,16 @@ pub struct Event {
     pub payload: Value,
 }
 
-/// What is in the databases at the end.
+/// The content of the databases at the end.
 #[derive(Debug, Clone, Default)]
 pub struct Stored {
-    /// In `main`.
+    /// The titles of all todos, from `main`.
     pub titles: Vec<String>,
-    /// The titles of those that are shared.
+    /// The titles of the shared todos, from `main`.
     pub shared: Vec<String>,
-    /// In `main`.
+    /// All events, from `main`.
     pub events: Vec<Event>,
-    /// The ids of the requests that `audit` has a line of.
+    /// The request ids of all entries in `audit`.
     pub audited: Vec<String>,
 }
 
@@ -64,12 +64,12 @@ impl fmt::Display for Entry {
             fault,
             response,
         } = self;
-        write!(f, "{operation:?} with {fault:?} was told {response:?}")
+        write!(f, "{operation:?} with {fault:?} received {response:?}")
     }
 }
 
 impl Operation {
-    /// What it leaves in `main`.
+    /// Describes what a committed operation stores in `main`.
     fn effect(&self) -> String {
         match self {
             Self::Todo { title } => format!("todo {title}"),
@@ -92,7 +92,7 @@ impl Event {
 }
 
 impl Stored {
-    /// What requests have left in `main`.
+    /// Counts what operations have stored in `main`, by description.
     fn effects(&self) -> BTreeMap<String, usize> {
         let titles = self.titles.iter().map(|title| format!("todo {title}"));
         let shared = self.shared.iter().map(|title| format!("shared {title}"));
@@ -109,25 +109,25 @@ fn counted<T: Ord>(all: impl Iterator<Item = T>) -> BTreeMap<T, usize> {
     counts
 }
 
-/// How often something must be stored; `None` if once and never are both right.
+/// How often the effect of a request must be stored. `None` if both once and never are allowed.
 fn times(response: Option<&Response>) -> Option<usize> {
     match response?.outcome.as_deref() {
         Some("committed") => Some(1),
         Some("unknown" | "partial") => None,
-        // Without an outcome nothing was outstanding.
+        // No outcome: nothing was outstanding.
         _ => Some(0),
     }
 }
 
-/// How many requests were told each outcome.
+/// Counts the requests by the outcome in the response.
 pub fn summary(history: &[Entry]) -> BTreeMap<&str, usize> {
     counted(history.iter().map(|entry| match &entry.response {
         Some(response) => response.outcome.as_deref().unwrap_or("no outcome"),
-        None => "no answer",
+        None => "no response",
     }))
 }
 
-/// Every contradiction between what was told and what is stored.
+/// Returns every contradiction between the responses and the stored data.
 pub fn check(history: &[Entry], stored: &Stored) -> Vec<String> {
     let mut found = Vec::new();
     let effects = stored.effects();
@@ -145,10 +145,10 @@ pub fn check(history: &[Entry], stored: &Stored) -> Vec<String> {
         if (200..300).contains(&response.status) && outcome != Some("committed") {
             found.push(format!("a success that is not committed: {entry}"));
         }
-        // Whatever happens to databases and network has an answer that says so.
+        // Faults of databases and network must not cause a 500, unless the outcome is in doubt.
         let is_doubtful = matches!(outcome, Some("unknown" | "partial"));
         if response.status == 500 && entry.fault.is_empty() && !is_doubtful {
-            found.push(format!("a failure for no reason: {entry}"));
+            found.push(format!("a failure without a reason: {entry}"));
         }
         if !matches!(
             outcome,
@@ -158,46 +158,46 @@ pub fn check(history: &[Entry], stored: &Stored) -> Vec<String> {
         }
         match &response.request_id {
             Some(id) => {
-                let lines = audited.get(id).copied().unwrap_or(0);
-                if times.is_some_and(|times| times != lines) {
-                    found.push(format!("{lines} times in audit: {entry}"));
+                let in_audit = audited.get(id).copied().unwrap_or(0);
+                if times.is_some_and(|times| times != in_audit) {
+                    found.push(format!("{in_audit} times in audit: {entry}"));
                 }
-                // One of the two was committed, and the other was not.
-                if outcome == Some("partial") && in_main + lines != 1 {
+                // `partial`: exactly one of the two databases was committed.
+                if outcome == Some("partial") && in_main + in_audit != 1 {
                     found.push(format!(
-                        "{in_main} times in main, {lines} in audit: {entry}"
+                        "{in_main} times in main, {in_audit} in audit: {entry}"
                     ));
                 }
             }
-            None => found.push(format!("an answer without X-Request-Id: {entry}")),
+            None => found.push(format!("a response without X-Request-Id: {entry}")),
         }
     }
-    let repeated = audited.iter().filter(|(_, lines)| **lines > 1);
+    let repeated = audited.iter().filter(|(_, count)| **count > 1);
     found.extend(repeated.map(|(id, _)| format!("audited twice: {id}")));
-    check_strangers(history, &effects, &audited, &mut found);
+    check_unrequested(history, &effects, &audited, &mut found);
     check_streams(&stored.events, &mut found);
     found
 }
 
-/// What nobody asked for.
-fn check_strangers(
+/// Finds stored data that no client has requested.
+fn check_unrequested(
     history: &[Entry],
     effects: &BTreeMap<String, usize>,
     audited: &BTreeMap<&String, usize>,
     found: &mut Vec<String>,
 ) {
-    let asked = history.iter().map(|entry| entry.operation.effect());
-    let asked: BTreeSet<String> = asked.collect();
-    let strangers = effects.keys().filter(|effect| !asked.contains(*effect));
-    found.extend(strangers.map(|effect| format!("nobody asked for this: {effect}")));
+    let requested = history.iter().map(|entry| entry.operation.effect());
+    let requested: BTreeSet<String> = requested.collect();
+    let unrequested = effects.keys().filter(|effect| !requested.contains(*effect));
+    found.extend(unrequested.map(|effect| format!("no client requested this: {effect}")));
 
-    let told = history.iter().filter_map(|it| it.response.as_ref());
-    let told: BTreeSet<_> = told.filter_map(|it| it.request_id.as_ref()).collect();
+    let responses = history.iter().filter_map(|it| it.response.as_ref());
+    let ids: BTreeSet<_> = responses.filter_map(|it| it.request_id.as_ref()).collect();
     let without_response = history.iter().filter(|it| it.response.is_none()).count();
-    let strangers = audited.keys().filter(|id| !told.contains(**id)).count();
-    if strangers > without_response {
+    let unknown = audited.keys().filter(|id| !ids.contains(**id)).count();
+    if unknown > without_response {
         found.push(format!(
-            "{without_response} requests got no answer, and {strangers} that nobody knows of are audited"
+            "{without_response} requests got no response, but audit has {unknown} unknown request ids"
         ));
     }
 }

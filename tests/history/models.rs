@@ -1,4 +1,4 @@
-//! Whether what is derived from events is what follows from them.
+//! Checks that the list and the snapshots follow from the events.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use rocket::serde::json::{Value, json};
 
 use super::checker::Event;
 
-/// A line of `todo_list`.
+/// A row of `todo_list`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     pub id: String,
@@ -20,13 +20,13 @@ pub struct Listed {
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub stream: String,
-    /// How many events are in it.
+    /// The sequence number of the last event in the snapshot.
     pub sequence: usize,
     pub state: Value,
 }
 
-/// The state after these events, in order, as a snapshot has it. It is written again here: the
-/// service's own code may be wrong.
+/// Computes the state after these events, in order, in the format of a snapshot. The service's own
+/// code is not used here because it may be wrong.
 fn fold<'a>(events: impl Iterator<Item = &'a Event>) -> Value {
     let mut state = json!({ "user_id": "", "task": "", "completed": false });
     for event in events {
@@ -43,7 +43,7 @@ fn fold<'a>(events: impl Iterator<Item = &'a Event>) -> Value {
     state
 }
 
-/// Every contradiction between the events and what is derived from them.
+/// Returns every contradiction between the events and the data that is derived from them.
 pub fn check(events: &[Event], listed: &[Listed], snapshots: &[Snapshot]) -> Vec<String> {
     let mut found = Vec::new();
     let mut streams: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
@@ -63,13 +63,13 @@ pub fn check(events: &[Event], listed: &[Listed], snapshots: &[Snapshot]) -> Vec
             completed: state["completed"] == true,
             version: events.len(),
         };
-        let lines: Vec<&Listed> = listed.iter().filter(|line| line.id == *id).collect();
-        if lines != [&expected] {
-            found.push(format!("the list has {lines:?} instead of {expected:?}"));
+        let entries: Vec<&Listed> = listed.iter().filter(|entry| entry.id == *id).collect();
+        if entries != [&expected] {
+            found.push(format!("the list has {entries:?} instead of {expected:?}"));
         }
     }
-    let strangers = listed.iter().filter(|it| !streams.contains_key(&*it.id));
-    found.extend(strangers.map(|line| format!("listed without an event: {line:?}")));
+    let unexpected = listed.iter().filter(|it| !streams.contains_key(&*it.id));
+    found.extend(unexpected.map(|entry| format!("listed without an event: {entry:?}")));
     for snapshot in snapshots {
         let events = streams.get(&*snapshot.stream);
         let events = events.into_iter().flatten().copied();
@@ -103,7 +103,7 @@ mod tests {
         ]
     }
 
-    fn line() -> Listed {
+    fn entry() -> Listed {
         Listed {
             id: "h0".into(),
             user_id: "ann".into(),
@@ -121,9 +121,9 @@ mod tests {
         }
     }
 
-    /// Forges a line of the list and a snapshot, which must be found.
+    /// Forges an entry of the list or a snapshot, which the checker must detect.
     fn forged(forge: impl FnOnce(&mut Vec<Listed>, &mut Snapshot), expected: &str) {
-        let (mut listed, mut snapshot) = (vec![line()], snapshot());
+        let (mut listed, mut snapshot) = (vec![entry()], snapshot());
         forge(&mut listed, &mut snapshot);
         let found = check(&events(), &listed, &[snapshot]);
         let is_found = found.len() == 1 && found[0].contains(expected);
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_read_model_that_follows_from_the_events_is_accepted() {
-        assert_eq!(check(&events(), &[line()], &[snapshot()]), [""; 0]);
+        assert_eq!(check(&events(), &[entry()], &[snapshot()]), [""; 0]);
     }
 
     #[test]
@@ -146,12 +146,12 @@ mod tests {
     #[test]
     fn a_missing_or_extra_entry_is_detected() {
         forged(|listed, _| listed.clear(), "the list has []");
-        forged(|listed, _| listed.push(line()), "the list has");
+        forged(|listed, _| listed.push(entry()), "the list has");
         forged(
             |listed, _| {
                 listed.push(Listed {
                     id: "undone".into(),
-                    ..line()
+                    ..entry()
                 });
             },
             "without an event",

@@ -1,4 +1,4 @@
-//! What the network and the server do to the service, drawn at random.
+//! Random faults of the network and of the database server.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -10,37 +10,37 @@ use rocket::tokio::time::sleep;
 use super::places::SETTLE;
 use crate::support::{Break, Cluster, Databases, In, Newcomers, Proxy};
 
-/// A server of the history's own, and the proxy to its databases `main` and `audit`.
+/// A server for one history, and the proxies in front of its databases `main` and `audit`.
 pub struct Network {
     cluster: Cluster,
     proxies: [Proxy; 2],
 }
 
-/// One thing that goes wrong, until [`Network::disturb`] returns.
+/// One fault. It lasts until [`Network::disturb`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Disturbance {
     /// Connections are closed.
     Cut,
-    /// Connections are reset, and lose what was on its proxy.
+    /// Connections are reset, and data in transit is lost.
     Reset,
-    /// Connections are silent, and then go on: what was sent meanwhile arrives late.
+    /// Connections are silent for a while. What is sent meanwhile arrives late.
     Silent,
     /// Connections are silent, and then closed.
     SilentAndCut,
-    /// Connections are closed, and nobody can connect.
+    /// Connections are closed, and new ones are refused.
     Refused,
-    /// Connections are closed, and new ones are never answered.
+    /// Connections are closed, and new ones never get a reply.
     Ignored,
     /// A COMMIT does not arrive, and its connection is closed.
     CommitLost,
-    /// A COMMIT arrives, its answer does not, and its connection is closed.
+    /// A COMMIT arrives, its reply is lost, and its connection is closed.
     ReplyLost,
     /// A COMMIT does not arrive, and its connection is silent for longer than the service waits.
     CommitSilent,
-    /// The answer of a COMMIT is lost, and nobody can connect for longer than the service asks what
-    /// became of it.
+    /// The reply to a COMMIT is lost. New connections are refused for longer than the service tries
+    /// to query the outcome.
     ReplyLostAndRefused,
-    /// The same, of a COMMIT that does not arrive.
+    /// A COMMIT does not arrive. New connections are refused for the same time.
     CommitLostAndRefused,
     /// The server crashes.
     Crash,
@@ -65,7 +65,7 @@ impl Disturbance {
         Self::Kill,
     ];
 
-    /// A lost COMMIT is what it is all about.
+    /// Draws a fault. Faults that lose a COMMIT are drawn more often, because they matter most.
     fn draw(rng: &mut Rng) -> Self {
         match rng.u8(..3) {
             0 => Self::ALL[rng.usize(6..9)],
@@ -73,6 +73,7 @@ impl Disturbance {
         }
     }
 
+    /// How this fault breaks a COMMIT, if it does.
     fn lost_commit(self) -> Option<Break> {
         match self {
             Self::CommitLost | Self::CommitLostAndRefused => Some(Break::Before),
@@ -83,7 +84,7 @@ impl Disturbance {
     }
 }
 
-/// How often each has happened.
+/// How often each fault has happened.
 pub type Disturbances = BTreeMap<Disturbance, usize>;
 
 impl Network {
@@ -96,7 +97,7 @@ impl Network {
         (Self { cluster, proxies }, databases)
     }
 
-    /// Disturbs time and again; all is well when it returns.
+    /// Causes one fault after another until `done`. No fault lasts when it returns.
     pub async fn trouble(&mut self, seed: u64, done: &AtomicBool) -> Disturbances {
         let mut rng = Rng::with_seed(seed);
         let mut happened = Disturbances::new();
@@ -110,7 +111,7 @@ impl Network {
         happened
     }
 
-    /// Says whether it has happened: nobody may have sent a COMMIT.
+    /// Causes a fault. Returns `false` if it did not happen, because no COMMIT was sent.
     async fn disturb(&mut self, disturbance: Disturbance, rng: &mut Rng) -> bool {
         let time = Duration::from_millis(rng.u64(20..1_500));
         let at_both = rng.bool();
@@ -144,7 +145,7 @@ impl Network {
                 proxies.iter().for_each(Proxy::cut);
                 sleep(time).await;
                 newcomers(Newcomers::Served).await;
-                // Those who were ignored need not wait any longer.
+                // Close the ignored connections, so that clients need not wait any longer.
                 proxies.iter().for_each(Proxy::cut);
             }
             Disturbance::CommitLost | Disturbance::ReplyLost | Disturbance::CommitSilent => {
@@ -172,7 +173,7 @@ impl Network {
                 self.cluster.restart().await;
             }
             Disturbance::Kill => {
-                // Nobody sees the server end: connections are over before.
+                // The connections are reset first, so that no client sees the server end.
                 proxies.iter().for_each(Proxy::reset);
                 self.cluster.kill().await;
                 sleep(time).await;
@@ -183,7 +184,7 @@ impl Network {
     }
 }
 
-/// Waits a while for somebody to send a COMMIT.
+/// Waits up to a second for a COMMIT and breaks it. Returns `false` if no COMMIT was sent.
 async fn lose_a_commit(proxy: &Proxy, disturbance: Disturbance) -> bool {
     let Some(how) = disturbance.lost_commit() else {
         return false;

@@ -1,4 +1,4 @@
-//! Where the processes of the service are, and requests to them.
+//! The processes of the service, and requests to them.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -9,16 +9,16 @@ use rocket::serde::json::{Value, json};
 use rocket::tokio;
 use rocket::tokio::time::{sleep, timeout};
 
-use super::checker::{Response, Operation};
+use super::checker::{Operation, Response};
 use super::tokens::Seen;
 use crate::support::{Databases, Http, Service, Starting};
 
-/// How long a process may take to launch while everything goes wrong.
+/// How long a process may take to launch while faults happen.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A stopped process stays so for longer than a lease lasts, now and then. Idle connections outlive
-/// it, so that only a process that ends takes a connection away. `settle_timeout` is shorter than
-/// some faults of the network last.
+/// Some stops of a process last longer than a lease. `keep_alive` is longer than every stop, so
+/// that connections close only when their process ends. Some faults of the network last longer than
+/// `settle_timeout`.
 const SETTINGS: &[(&str, &str)] = &[
     ("ROCKET_LEASE_TTL", "1s"),
     ("ROCKET_LEASE_MAX_WAIT", "5s"),
@@ -28,23 +28,25 @@ const SETTINGS: &[(&str, &str)] = &[
     ("ROCKET_KEEP_ALIVE", "300"),
 ];
 
-/// What a request that has to settle is given, as [`SETTINGS`] say.
+/// The `settle_timeout` in [`SETTINGS`].
 pub const SETTLE: Duration = Duration::from_secs(2);
 
-/// Where a process of the service is; another takes its place when it has ended.
+/// The place of one service process. When the process has ended, another one is started.
 pub struct Place {
     http: Mutex<Http>,
-    /// Locked by whoever sends signals, or starts the next. It is not reaped otherwise.
+    /// Locked to send signals and to start the next process. Only with this lock is an ended
+    /// process waited for, so a signal cannot reach another process that has the same id.
     service: tokio::sync::Mutex<Service>,
     pub restarts: AtomicUsize,
+    /// Launches that failed.
     pub refusals: AtomicUsize,
-    /// Requests that a process which goes on living did not answer.
+    /// Requests that got no response although their process kept running.
     pub silences: AtomicUsize,
 }
 
 async fn launch(databases: &Arc<Databases>) -> Result<Service, String> {
-    let told = databases.variable_with(r#"max_connections=8,connect_timeout="2s""#);
-    let variables = [SETTINGS, &[("ROCKET_DATABASES", &*told)]].concat();
+    let settings = databases.variable_with(r#"max_connections=8,connect_timeout="2s""#);
+    let variables = [SETTINGS, &[("ROCKET_DATABASES", &*settings)]].concat();
     let starting = Starting::new(Arc::clone(databases), &[], &variables);
     let launched = starting.launched().await;
     launched.map_err(|(status, log)| format!("{status}:\n{log}"))
@@ -66,17 +68,17 @@ impl Place {
         self.http.lock().unwrap().clone()
     }
 
-    /// Sends one request, once; `None` if the connection ends without an answer. A process that
-    /// cannot be connected to was never asked, and its successor is.
-    pub async fn ask(&self, operation: &Operation, fault: &str) -> Option<Response> {
+    /// Sends one request. Returns `None` if the connection ends without a response. If connecting
+    /// fails, no process has received the request, so it is sent to the next process.
+    pub async fn send(&self, operation: &Operation, fault: &str) -> Option<Response> {
         loop {
             let http = self.http();
             let error = match request(&http, operation, fault).send().await {
-                Ok(response) => return Some(answered(response).await),
+                Ok(response) => return Some(read(response).await),
                 Err(error) => error,
             };
             if !self.revive(&http).await {
-                println!("no answer from a process that lives: {operation:?}, {fault}: {error:?}");
+                println!("no response from a running process: {operation:?}, {fault}: {error:?}");
                 self.silences.fetch_add(1, SeqCst);
             }
             if !error.is_connect() {
@@ -85,11 +87,12 @@ impl Place {
         }
     }
 
-    /// After a request without an answer: starts the service again, unless it lives or another
-    /// client has done so. Says whether the process that was asked has ended.
-    pub async fn revive(&self, asked: &Http) -> bool {
+    /// Handles a request to `address` without a response. Starts the service again if its process
+    /// has ended, unless another client has done so. Returns whether the process at `address` has
+    /// ended.
+    pub async fn revive(&self, address: &Http) -> bool {
         let mut service = self.service.lock().await;
-        if service.http.base != asked.base {
+        if service.http.base != address.base {
             return true;
         }
         let ended = timeout(Duration::from_secs(2), service.ended());
@@ -105,13 +108,13 @@ impl Place {
                     self.restarts.fetch_add(1, SeqCst);
                     return true;
                 }
-                // The database may be out of reach; the other process may be stopped while it writes.
-                Err(why) => {
+                // The database may be unreachable, or the other process is stopped during a write.
+                Err(error) => {
                     self.refusals.fetch_add(1, SeqCst);
                     let waited = ended.elapsed();
                     assert!(
                         waited < PATIENCE,
-                        "no launch in {waited:.1?}; the last: {why}"
+                        "no launch in {waited:.1?}; the last error: {error}"
                     );
                     sleep(Duration::from_millis(50)).await;
                 }
@@ -119,21 +122,21 @@ impl Place {
         }
     }
 
-    /// Looks at the leases all the time.
+    /// Polls `GET /leases` and records the leases, until `done`.
     pub async fn watch(&self, started: Instant, done: &AtomicBool, seen: &Mutex<Seen>) {
         while !done.load(SeqCst) {
-            let asked = started.elapsed();
+            let sent = started.elapsed();
             let request = self.http().request("GET /leases");
-            let look = async {
+            let poll = async {
                 let response = request.send().await?.error_for_status()?;
                 response.json::<Value>().await
             };
-            match timeout(Duration::from_secs(5), look).await {
+            match timeout(Duration::from_secs(5), poll).await {
                 Ok(Ok(response)) => {
                     let rows = response["leases"].as_array().unwrap();
-                    seen.lock().unwrap().look(rows, asked, started.elapsed());
+                    seen.lock().unwrap().record(rows, sent, started.elapsed());
                 }
-                // It is being restarted, or its database is out of reach.
+                // The process is being restarted, or its database is unreachable.
                 Ok(Err(_)) | Err(_) => sleep(Duration::from_millis(50)).await,
             }
             sleep(Duration::from_millis(10)).await;
@@ -142,19 +145,19 @@ impl Place {
 }
 
 fn request(http: &Http, operation: &Operation, fault: &str) -> reqwest::RequestBuilder {
-    let on = |stream: &String, what| format!("POST /aggregates/todos/{stream}/{what}");
-    let (what, body) = match operation {
+    let on = |stream: &String, action| format!("POST /aggregates/todos/{stream}/{action}");
+    let (line, body) = match operation {
         Operation::Todo { title } => ("POST /todos".to_owned(), json!({ "title": title })),
         Operation::Share { id, .. } => (format!("POST /todos/{id}/share"), Value::Null),
         Operation::Create { stream } => (
             "POST /aggregates/todos".to_owned(),
-            json!({ "id": stream, "user_id": format!("who made {stream}"), "task": "first" }),
+            json!({ "id": stream, "user_id": format!("owner of {stream}"), "task": "first" }),
         ),
         Operation::Rename { stream, task } => (on(stream, "rename"), json!({ "task": task })),
         Operation::Complete { stream } => (on(stream, "complete"), Value::Null),
     };
     let request = http
-        .request(&what)
+        .request(&line)
         .header("X-Fault", fault)
         .timeout(Duration::from_secs(60));
     if body.is_null() {
@@ -165,8 +168,9 @@ fn request(http: &Http, operation: &Operation, fault: &str) -> reqwest::RequestB
         .body(body.to_string())
 }
 
-/// The headers alone tell the outcome; the body may be cut short by a process that ends.
-async fn answered(response: reqwest::Response) -> Response {
+/// Reads a response. The body may be incomplete if the process ends, but the outcome is in the
+/// headers.
+async fn read(response: reqwest::Response) -> Response {
     let header = |name| Some(response.headers().get(name)?.to_str().unwrap().to_owned());
     let (outcome, request_id) = (header("Transaction-Outcome"), header("X-Request-Id"));
     Response {
@@ -180,7 +184,8 @@ async fn answered(response: reqwest::Response) -> Response {
     }
 }
 
-/// Kills or stops one of the processes, time and again. Says how often.
+/// Kills or stops one of the processes repeatedly, until `done`. Returns the numbers of kills and
+/// stops.
 pub async fn kill_and_stop(places: &[Place; 2], seed: u64, done: &AtomicBool) -> (usize, usize) {
     let mut rng = Rng::with_seed(seed);
     let (mut kills, mut stops) = (0, 0);

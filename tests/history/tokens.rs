@@ -1,4 +1,4 @@
-//! Fencing tokens, as `GET /leases` shows them while the history goes on: for each key they grow.
+//! Checks the fencing tokens that `GET /leases` shows during a history: they increase for each key.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use rocket::serde::json::Value;
 
-/// Milliseconds are cut off twice, at the acquisition and at the look; and the clocks of the test and
-/// of the database do not tick at the same moment.
-const INEXACT: i64 = 3_000;
+/// The uncertainty of an acquisition time, in microseconds. Times are truncated to milliseconds
+/// twice, at the acquisition and at the query, and the clocks of the test and of the database do
+/// not tick at the same moment.
+const UNCERTAINTY: i64 = 3_000;
 
-/// The fault `expire-lease` writes this instead of the holder's proof; it acquires nothing.
+/// The fault `expire-lease` stores this name instead of the holder's. It acquires no lease.
 const FORGED: &str = "expire-lease";
 
-/// When a lease was acquired, in microseconds since the start of the history: not before the first,
-/// not after the second.
+/// When a lease was acquired, in microseconds since the start of the history. Both bounds are
+/// inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Acquired {
     earliest: i64,
@@ -24,24 +25,26 @@ struct Acquired {
 /// Every lease that was seen.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// By key and fencing token; the name is what proves the lease its holder's.
+    /// All leases by key and fencing token. The string is the column `token`, which identifies the
+    /// holder.
     leases: BTreeMap<(String, i64), (String, Acquired)>,
     found: Vec<String>,
-    /// How many answers were read.
-    pub looks: usize,
+    /// How many responses were recorded.
+    pub polls: usize,
 }
 
 impl Seen {
-    /// The leases of one answer. It was asked for and came at these times since the start.
-    pub fn look(&mut self, rows: &[Value], asked: Duration, answered: Duration) {
+    /// Records the leases in one response. The request was sent and the response received at these
+    /// times since the start of the history.
+    pub fn record(&mut self, rows: &[Value], sent: Duration, received: Duration) {
         let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap();
-        self.looks += 1;
+        self.polls += 1;
         for row in rows {
             let name = row["token"].as_str().unwrap();
             let age = row["age_ms"].as_i64().unwrap() * 1_000;
             let acquired = Acquired {
-                earliest: micros(asked) - age - INEXACT,
-                latest: micros(answered) - age + INEXACT,
+                earliest: micros(sent) - age - UNCERTAINTY,
+                latest: micros(received) - age + UNCERTAINTY,
             };
             let key = row["key"].as_str().unwrap();
             let number = row["fencing_token"].as_i64().unwrap();
@@ -67,14 +70,15 @@ impl Seen {
         }
     }
 
-    /// How many leases were seen.
+    /// Returns how many leases were seen.
     pub fn leases(&self) -> usize {
         self.leases.len()
     }
 
-    /// Every two leases of a key of which the later one has the smaller fencing token, or the same.
+    /// Returns an error for each pair of leases of one key where the later lease does not have the
+    /// greater fencing token.
     pub fn check(mut self) -> Vec<String> {
-        /// A key, and what was acquired last of all that has a smaller token.
+        /// Key, token and acquisition of the last acquired lease among those with smaller tokens.
         type Last<'a> = (&'a str, i64, Acquired);
 
         let mut last: Option<Last<'_>> = None;
@@ -101,28 +105,29 @@ mod tests {
 
     use super::*;
 
-    /// A look of 2 ms at `now` (ms) at leases with their key, name, number and age in ms.
-    fn look(seen: &mut Seen, now: u64, leases: &[(&str, &str, i64, i64)]) {
+    /// Records a response that took 2 ms, sent at `now` (ms). Each lease has key, name, fencing
+    /// token and age in ms.
+    fn record(seen: &mut Seen, now: u64, leases: &[(&str, &str, i64, i64)]) {
         let rows = leases.iter().map(|(key, name, number, age)| {
             json!({ "key": key, "token": name, "fencing_token": number, "age_ms": age })
         });
         let rows: Vec<Value> = rows.collect();
         let now = Duration::from_millis(now);
-        seen.look(&rows, now, now + Duration::from_millis(2));
+        seen.record(&rows, now, now + Duration::from_millis(2));
     }
 
-    fn true_looks() -> Seen {
+    fn true_leases() -> Seen {
         let mut seen = Seen::default();
-        look(&mut seen, 1_000, &[("a", "x", 5, 10), ("b", "y", 9, 900)]);
-        look(&mut seen, 1_050, &[("a", "x", 5, 60)]);
-        look(&mut seen, 1_055, &[("a", "expire-lease", 5, 65)]);
-        look(&mut seen, 1_100, &[("a", "z", 8, 20), ("b", "w", 12, 1)]);
+        record(&mut seen, 1_000, &[("a", "x", 5, 10), ("b", "y", 9, 900)]);
+        record(&mut seen, 1_050, &[("a", "x", 5, 60)]);
+        record(&mut seen, 1_055, &[("a", "expire-lease", 5, 65)]);
+        record(&mut seen, 1_100, &[("a", "z", 8, 20), ("b", "w", 12, 1)]);
         seen
     }
 
     fn forged(expected: &str, now: u64, lease: (&str, &str, i64, i64)) {
-        let mut seen = true_looks();
-        look(&mut seen, now, &[lease]);
+        let mut seen = true_leases();
+        record(&mut seen, now, &[lease]);
         let found = seen.check();
         let is_found = found.len() == 1 && found[0].contains(expected);
         assert!(is_found, "{expected}: {found:?}");
@@ -130,23 +135,24 @@ mod tests {
 
     #[test]
     fn increasing_tokens_are_accepted() {
-        let seen = true_looks();
-        assert_eq!((seen.looks, seen.leases()), (4, 4));
+        let seen = true_leases();
+        assert_eq!((seen.polls, seen.leases()), (4, 4));
         assert_eq!(seen.check(), [""; 0]);
     }
 
-    /// A crash of the server may bring back the row of a lease that is over: it is no new one.
+    /// A crash of the server may bring back the row of a lease that has ended. It is not a new
+    /// lease.
     #[test]
     fn an_old_lease_that_reappears_is_accepted() {
-        let mut seen = true_looks();
-        look(&mut seen, 1_200, &[("a", "x", 5, 210)]);
+        let mut seen = true_leases();
+        record(&mut seen, 1_200, &[("a", "x", 5, 210)]);
         assert_eq!(seen.check(), [""; 0]);
     }
 
     #[test]
     fn leases_with_an_uncertain_order_are_accepted() {
-        let mut seen = true_looks();
-        look(&mut seen, 1_101, &[("a", "v", 7, 21)]);
+        let mut seen = true_leases();
+        record(&mut seen, 1_101, &[("a", "v", 7, 21)]);
         assert_eq!(seen.check(), [""; 0]);
     }
 

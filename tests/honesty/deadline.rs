@@ -1,4 +1,5 @@
-//! `settle_timeout` is one deadline for a settlement: prepare, COMMIT, rollback and releases.
+//! `settle_timeout` is a single deadline for a whole settlement: prepare, COMMIT, rollback and
+//! releases together.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -13,10 +14,11 @@ use crate::support::stage::{figment, note};
 use crate::support::{Audit, Backend, Break, Databases, In, Main, Stage};
 
 const LIMIT: Duration = Duration::from_secs(2);
-/// What a busy machine may need beside it; less than a second deadline would take.
+/// Extra time for a busy machine. It is shorter than `LIMIT`, so a second deadline would be
+/// detected.
 const SLACK: Duration = Duration::from_millis(1_500);
 
-/// Never ends at some of its steps.
+/// A resource that never returns from the steps that are named in `at`.
 struct Hangs {
     at: String,
     phase: Phase,
@@ -54,7 +56,7 @@ impl Resource for Hangs {
     }
 }
 
-/// Two resources that hang, around two databases.
+/// Joins a resource that hangs, begins in two databases, and joins another resource that hangs.
 #[post("/hang/<at>/<phase>/<code>")]
 async fn hang(
     at: &str,
@@ -96,7 +98,7 @@ async fn stage(databases: Databases) -> Stage {
 
 async fn a_settlement_has_one_deadline(backend: Backend) {
     let stage = stage(Databases::with_tables(backend).await).await;
-    for (path, told, rows) in [
+    for (path, expected, rows) in [
         ("prepare+rollback/database/201", (503, "rolled-back"), 0),
         ("prepare+rollback/release/201", (503, "rolled-back"), 0),
         ("commit+rollback/database/201", (500, "unknown"), 0),
@@ -107,9 +109,9 @@ async fn a_settlement_has_one_deadline(backend: Backend) {
         let started = Instant::now();
         let response = stage.send(&format!("POST /hang/{path}")).await;
         let took = started.elapsed();
-        assert_eq!(response.summary(), (told.0, Some(told.1)), "{path}");
+        assert_eq!(response.summary(), (expected.0, Some(expected.1)), "{path}");
         assert!(took < LIMIT + SLACK, "{path} took {took:?}");
-        // The databases around what hangs had time of their own.
+        // The databases still had enough time to settle.
         assert_eq!(stage.notes().await.len(), rows, "{path}");
         stage.nothing_is_stuck().await;
         stage.databases.empty().await;
@@ -119,15 +121,16 @@ async fn a_settlement_has_one_deadline(backend: Backend) {
 mod of_postgres {
     use super::*;
 
-    /// A server that answers nothing any more, ROLLBACK neither.
+    /// The server stops replying, to ROLLBACK too.
     #[rocket::async_test]
-    async fn a_silent_server_is_waited_for_once() {
-        for (at, told) in [
+    async fn a_settlement_waits_only_once_for_a_silent_server() {
+        for (at, expected) in [
             ("SET CONSTRAINTS ALL IMMEDIATE", (503, "rolled-back")),
-            // Another session ends the silent one, and finds that nothing was committed there.
+            // Another session terminates the silent one, and sees that it committed nothing.
             ("COMMIT", (500, "partial")),
         ] {
-            // The server keeps the row's lock for as long as the session lives.
+            // New databases for each round, because the server holds the lock of the row as long as
+            // the session exists.
             let mut databases = Databases::with_tables(Backend::Postgres).await;
             let proxy = databases.by_proxy(In::Audit).await;
             let stage = stage(databases).await;
@@ -135,7 +138,7 @@ mod of_postgres {
             let started = Instant::now();
             let response = stage.send("POST /both").await;
             let took = started.elapsed();
-            assert_eq!(response.summary(), (told.0, Some(told.1)), "{at}");
+            assert_eq!(response.summary(), (expected.0, Some(expected.1)), "{at}");
             assert!(proxy.has_sprung(), "{at}");
             assert!(took < LIMIT + SLACK, "{at} took {took:?}");
             stage.nothing_is_stuck().await;
@@ -143,8 +146,8 @@ mod of_postgres {
     }
 }
 
-/// What a launch with these settings says about them.
-async fn said_at_launch(settings: &[(&str, &str)]) -> String {
+/// Returns the log of a launch with these settings.
+async fn launch_log(settings: &[(&str, &str)]) -> String {
     let databases = Databases::new(Backend::Sqlite).await;
     let rocket = rocket::custom(figment(&databases, settings)).attach(Settlement::new());
     let (ignited, log) = logged(rocket.ignite()).await;
@@ -153,7 +156,7 @@ async fn said_at_launch(settings: &[(&str, &str)]) -> String {
 }
 
 #[rocket::async_test]
-async fn a_shutdown_that_waits_too_short_is_warned_about() {
+async fn a_shutdown_shorter_than_a_settlement_is_warned_about() {
     for (settings, is_warned) in [
         (&[][..], false),
         (&[("settle_timeout", "\"4s\"")], false),
@@ -165,13 +168,13 @@ async fn a_shutdown_that_waits_too_short_is_warned_about() {
         (&[("shutdown.grace", "1"), ("shutdown.mercy", "1")], false),
         (&[("shutdown.grace", "0"), ("shutdown.mercy", "1")], true),
     ] {
-        let log = said_at_launch(settings).await;
-        let said = log.contains("`settle_timeout` is not shorter than `shutdown.grace`");
-        assert_eq!(said, is_warned, "{settings:?}: {log}");
+        let log = launch_log(settings).await;
+        let warned = log.contains("`settle_timeout` is not shorter than `shutdown.grace`");
+        assert_eq!(warned, is_warned, "{settings:?}: {log}");
     }
 }
 
-/// By default a settlement is shorter than the shutdown, which Rocket gives 5 s.
+/// The default `settle_timeout` is shorter than Rocket's default time for a shutdown, which is 5 s.
 async fn a_settlement_is_shorter_than_a_shutdown(backend: Backend) {
     let stage = Stage::new(backend, |rocket| {
         rocket.mount("/", routes![hang]).attach(Settlement::new())

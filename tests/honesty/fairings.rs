@@ -1,4 +1,4 @@
-//! Settlement has the last word on a response, whoever attaches fairings, and when.
+//! Settlement runs after all other response fairings, wherever and whenever they are attached.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ fn turns() -> AdHoc {
     })
 }
 
-/// A stage that attaches `turns` when it is ignited, `depth` stages further down.
+/// A stage (an ignite fairing) that attaches `turns`, through `depth - 1` further stages.
 fn stage_of(depth: usize) -> AdHoc {
     AdHoc::on_ignite("A stage", move |rocket| async move {
         match depth {
@@ -43,18 +43,19 @@ fn stage_of(depth: usize) -> AdHoc {
     })
 }
 
-async fn settled_by_what_is_told(stage: &Stage, what: &str) {
+/// Asserts that the status after `turns`, not the handler's status, decides about the commit.
+async fn assert_settled_by_final_status(stage: &Stage, case: &str) {
     let failed = stage.send("POST /status/202").await;
-    assert_eq!(failed.summary(), (503, Some("rolled-back")), "{what}");
-    assert_eq!(stage.notes().await, [""; 0], "{what}");
+    assert_eq!(failed.summary(), (503, Some("rolled-back")), "{case}");
+    assert_eq!(stage.notes().await, [""; 0], "{case}");
 
     let succeeded = stage.send("POST /status/418").await;
-    assert_eq!(succeeded.summary(), (200, Some("committed")), "{what}");
-    assert_eq!(stage.notes().await, ["written"], "{what}");
+    assert_eq!(succeeded.summary(), (200, Some("committed")), "{case}");
+    assert_eq!(stage.notes().await, ["written"], "{case}");
     stage.databases.empty().await;
 }
 
-async fn fairings_that_stages_attach_run_before_settlement(backend: Backend) {
+async fn fairings_attached_on_ignite_run_before_settlement(backend: Backend) {
     for depth in [1, 2, 3] {
         for stage_is_first in [true, false] {
             let stage = Stage::new(backend, |rocket| {
@@ -65,7 +66,7 @@ async fn fairings_that_stages_attach_run_before_settlement(backend: Backend) {
                 }
             })
             .await;
-            settled_by_what_is_told(&stage, &format!("{depth}, {stage_is_first}")).await;
+            assert_settled_by_final_status(&stage, &format!("{depth}, {stage_is_first}")).await;
         }
     }
 }
@@ -78,7 +79,7 @@ async fn fairings_of_the_launch_code_run_before_settlement(backend: Backend) {
             .attach(turns())
     })
     .await;
-    settled_by_what_is_told(&stage, "the launch code").await;
+    assert_settled_by_final_status(&stage, "the launch code").await;
 }
 
 fn launching(databases: &Databases, last: impl Fairing) -> Rocket<Build> {
@@ -90,7 +91,7 @@ fn launching(databases: &Databases, last: impl Fairing) -> Rocket<Build> {
         .register("/", problem_catchers())
 }
 
-async fn a_fairing_that_comes_too_late_stops_the_launch(backend: Backend) {
+async fn a_fairing_attached_too_late_stops_the_launch(backend: Backend) {
     let databases = Databases::with_tables(backend).await;
     let rocket = launching(&databases, stage_of(12)).mount("/", routes![status]);
     let log = refused(rocket).await;
@@ -98,29 +99,29 @@ async fn a_fairing_that_comes_too_late_stops_the_launch(backend: Backend) {
     assert!(log.contains("attach it in the launch code"), "{log}");
 }
 
-/// No guard of ours is in a handler's signature, so nothing is asked before the launch.
-async fn a_fairing_that_comes_too_late_ends_a_service_without_guards(backend: Backend) {
+/// No handler has a guard of the library in its signature, so no guard can refuse the launch.
+async fn a_fairing_attached_too_late_stops_a_service_without_guards(backend: Backend) {
     let databases = Databases::with_tables(backend).await;
     let rocket = launching(&databases, stage_of(12));
     let launch = timeout(Duration::from_secs(20), rocket.launch());
     let (ended, log) = logged(launch).await;
-    let ended = ended.expect("it goes on");
+    let ended = ended.expect("the service kept running");
     drop(ended.unwrap());
     assert!(log.contains("`Turns`"), "{log}");
 }
 
-/// A status, and an outcome.
+/// Status and outcome of a response.
 type Seen = (u16, Option<String>);
 
-/// Keeps what is seen of every response.
+/// An observer that records status and outcome of each response.
 #[derive(Clone, Default)]
 struct Watches(Arc<Mutex<Vec<Seen>>>);
 
 impl Observer for Watches {
     fn responded(&self, _: &Request<'_>, response: &Response<'_>) {
         let outcome = response.headers().get_one("Transaction-Outcome");
-        let told = (response.status().code, outcome.map(str::to_owned));
-        self.0.lock().push(told);
+        let seen = (response.status().code, outcome.map(str::to_owned));
+        self.0.lock().push(seen);
     }
 }
 
@@ -130,7 +131,7 @@ async fn constraint(mut main: Tx<Main>) -> Result<Status, Error> {
     Ok(Status::Created)
 }
 
-async fn an_observer_sees_what_the_client_is_told(backend: Backend) {
+async fn an_observer_sees_the_final_response(backend: Backend) {
     let watches = Watches::default();
     let stage = Stage::new(backend, |rocket| {
         rocket
@@ -158,7 +159,7 @@ async fn forged_with_tx(code: u16, mut main: Tx<Main>) -> Result<Forged, Error> 
     Ok(Forged(Status::new(code)))
 }
 
-/// An answer that bears the library's own headers.
+/// A response with headers that only the library may set.
 struct Forged(Status);
 
 impl<'r> rocket::response::Responder<'r, 'static> for Forged {
@@ -178,7 +179,7 @@ fn all(response: &HttpResponse, name: &str) -> Vec<String> {
     values.map(|it| it.to_str().unwrap().to_owned()).collect()
 }
 
-async fn nobody_else_sets_the_headers_of_settlement(backend: Backend) {
+async fn only_settlement_sets_its_headers(backend: Backend) {
     let stage = Stage::new(backend, |rocket| {
         rocket
             .mount("/", routes![forged, forged_with_tx])
@@ -203,10 +204,10 @@ async fn nobody_else_sets_the_headers_of_settlement(backend: Backend) {
 }
 
 on_each_backend!(
-    fairings_that_stages_attach_run_before_settlement,
+    fairings_attached_on_ignite_run_before_settlement,
     fairings_of_the_launch_code_run_before_settlement,
-    a_fairing_that_comes_too_late_stops_the_launch,
-    a_fairing_that_comes_too_late_ends_a_service_without_guards,
-    an_observer_sees_what_the_client_is_told,
-    nobody_else_sets_the_headers_of_settlement,
+    a_fairing_attached_too_late_stops_the_launch,
+    a_fairing_attached_too_late_stops_a_service_without_guards,
+    an_observer_sees_the_final_response,
+    only_settlement_sets_its_headers,
 );

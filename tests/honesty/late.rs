@@ -1,4 +1,5 @@
-//! What comes before `Settlement` harms nothing, and what comes after the verdict is told so.
+//! The library can be used before the fairing `Settlement` runs. Calls after the verdict fail with
+//! `Error::Settled`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +32,8 @@ async fn read(mut read: Read<Main>) -> Result<&'static str, Error> {
     Ok("read")
 }
 
-/// A fairing asks for the request's id before `Settlement` has seen the request.
-async fn the_id_may_be_asked_for_before_settlement(backend: Backend) {
+/// A fairing reads the request's id before `Settlement` has seen the request.
+async fn the_request_id_is_available_before_settlement(backend: Backend) {
     let stage = Stage::new(backend, |rocket| {
         rocket
             .attach(AdHoc::on_request("Early", |request, _| {
@@ -64,7 +65,7 @@ async fn the_id_may_be_asked_for_before_settlement(backend: Backend) {
     assert_eq!(stage.notes().await, ["written", "written"]);
 }
 
-/// Panics wherever it is told of anything.
+/// An observer that panics in each of its methods.
 struct Panics;
 
 impl Observer for Panics {
@@ -100,7 +101,7 @@ async fn read_first(read: Read<Audit>, main: rocket_tx::Begin<Main>) -> Result<S
     Ok(Status::Created)
 }
 
-async fn an_observer_that_panics_harms_no_request(backend: Backend) {
+async fn a_panicking_observer_does_not_affect_requests(backend: Backend) {
     let stage = Stage::new(backend, |rocket| {
         rocket
             .mount("/", routes![id, read, read_first])
@@ -117,13 +118,13 @@ async fn an_observer_that_panics_harms_no_request(backend: Backend) {
     stage.nothing_is_stuck().await;
 }
 
-/// A resource, as good as any.
-struct Lamb;
+/// A resource that always succeeds.
+struct Joins;
 
 #[rocket::async_trait]
-impl rocket_tx::Resource for Lamb {
+impl rocket_tx::Resource for Joins {
     fn name(&self) -> std::borrow::Cow<'_, str> {
-        "lamb".into()
+        "joins".into()
     }
 
     async fn commit(&mut self) -> Result<(), Error> {
@@ -131,18 +132,18 @@ impl rocket_tx::Resource for Lamb {
     }
 }
 
-/// What the registry says to everything that may be asked of it, each in a word.
-async fn ask(outstanding: &Outstanding) -> Vec<&'static str> {
-    let responses = [
-        outstanding.join(Lamb),
+/// Calls each method of the registry that changes it, and describes each result in a word.
+async fn call_all(outstanding: &Outstanding) -> Vec<&'static str> {
+    let results = [
+        outstanding.join(Joins),
         outstanding.doom(Status::Conflict, "too late"),
         outstanding.after_commit(async {}),
         outstanding.after_rollback(async {}),
     ];
-    responses
+    results
         .iter()
-        .map(|response| match response {
-            Ok(()) => "yes",
+        .map(|result| match result {
+            Ok(()) => "ok",
             Err(Error::Settled) => "settled",
             Err(_) => "another error",
         })
@@ -151,10 +152,10 @@ async fn ask(outstanding: &Outstanding) -> Vec<&'static str> {
 
 const SETTLED: [&str; 4] = ["settled"; 4];
 
-/// The task of a request, and what it was told.
-type Told = Arc<Mutex<Option<JoinHandle<Vec<&'static str>>>>>;
+/// The task of a request, which returns the results of its calls.
+type Task = Arc<Mutex<Option<JoinHandle<Vec<&'static str>>>>>;
 
-/// Leaves the registry to a task, which asks once the request is settled.
+/// A guard that passes the registry to a task, which uses it once the request is settled.
 struct Lingers;
 
 #[rocket::async_trait]
@@ -163,12 +164,12 @@ impl<'r> FromRequest<'r> for Lingers {
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
         let outstanding = Arc::clone(Outstanding::of(request).unwrap());
-        let told: &Told = request.rocket().state().unwrap();
-        *told.lock() = Some(rocket::tokio::spawn(async move {
+        let task: &Task = request.rocket().state().unwrap();
+        *task.lock() = Some(rocket::tokio::spawn(async move {
             while !outstanding.is_settled() {
                 sleep(Duration::from_millis(1)).await;
             }
-            ask(&outstanding).await
+            call_all(&outstanding).await
         }));
         Outcome::Success(Self)
     }
@@ -182,9 +183,9 @@ async fn lingers(writes: bool, _lingers: Lingers, main: Begin<Main>) -> Result<S
     Ok(Status::Created)
 }
 
-async fn what_comes_after_the_verdict_is_told_so(backend: Backend) {
-    let told = Told::default();
-    let managed = Arc::clone(&told);
+async fn calls_after_the_verdict_fail_as_settled(backend: Backend) {
+    let task = Task::default();
+    let managed = Arc::clone(&task);
     let stage = Stage::new(backend, |rocket| {
         rocket
             .manage(managed)
@@ -195,49 +196,51 @@ async fn what_comes_after_the_verdict_is_told_so(backend: Backend) {
     for (writes, outcome) in [(true, Some("committed")), (false, None)] {
         let response = stage.send(&format!("POST /lingers?writes={writes}")).await;
         assert_eq!(response.summary(), (201, outcome));
-        let task = told.lock().take().unwrap();
-        assert_eq!(task.await.unwrap(), SETTLED, "{writes}");
+        let results = task.lock().take().unwrap().await.unwrap();
+        assert_eq!(results, SETTLED, "{writes}");
     }
     stage.nothing_is_stuck().await;
 }
 
-/// A body that asks for the registry first when it is read.
-struct Asks;
+/// A body that uses the registry only when it is read.
+struct LateBody;
 
-impl<'r> Responder<'r, 'r> for Asks {
+impl<'r> Responder<'r, 'r> for LateBody {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'r> {
         let body = stream::once(async move {
-            let mut responses = ask(Outstanding::of(request).unwrap()).await;
-            responses.push(match request.guard::<Tx<Main>>().await {
+            let mut results = call_all(Outstanding::of(request).unwrap()).await;
+            results.push(match request.guard::<Tx<Main>>().await {
                 Outcome::Error((_, Error::Settled)) => "settled",
-                _ => "another answer",
+                _ => "another result",
             });
-            std::io::Cursor::new(responses.join(" "))
+            std::io::Cursor::new(results.join(" "))
         });
         let body = ReaderStream::from(Box::pin(body));
         rocket::Response::build().streamed_body(body).ok()
     }
 }
 
-#[get("/asks")]
-fn asks() -> Asks {
-    Asks
+#[get("/late-body")]
+fn late_body() -> LateBody {
+    LateBody
 }
 
-async fn a_body_comes_after_the_verdict_too(backend: Backend) {
+async fn calls_from_a_body_fail_as_settled(backend: Backend) {
     let stage = Stage::new(backend, |rocket| {
-        rocket.mount("/", routes![asks]).attach(Settlement::new())
+        rocket
+            .mount("/", routes![late_body])
+            .attach(Settlement::new())
     })
     .await;
-    let response = stage.send("GET /asks").await;
+    let response = stage.send("GET /late-body").await;
     assert_eq!(response.summary(), (200, None));
     assert_eq!(response.body, ["settled"; 5].join(" "));
     stage.nothing_is_stuck().await;
 }
 
-/// Writes, and calls it a success.
+/// Writes, and returns a success.
 #[catch(400)]
-async fn writes_and_soothes(request: &Request<'_>) -> (Status, String) {
+async fn writes_and_succeeds(request: &Request<'_>) -> (Status, String) {
     let written = match request.guard::<Tx<Main>>().await {
         Outcome::Success(mut main) => note(&mut main, "written").await.map_err(Error::from),
         Outcome::Error((_, error)) => Err(error),
@@ -249,11 +252,11 @@ async fn writes_and_soothes(request: &Request<'_>) -> (Status, String) {
     }
 }
 
-/// Rocket asks a catcher at once, and no fairing ever sees the request.
+/// Rocket calls a catcher immediately, and no fairing runs for the request.
 async fn a_request_that_rocket_cannot_read_writes_nothing(backend: Backend) {
     let stage = Stage::new(backend, |rocket| {
         rocket
-            .register("/", catchers![writes_and_soothes])
+            .register("/", catchers![writes_and_succeeds])
             .attach(Settlement::new())
     })
     .await;
@@ -266,8 +269,8 @@ async fn a_request_that_rocket_cannot_read_writes_nothing(backend: Backend) {
 
 on_each_backend!(
     a_request_that_rocket_cannot_read_writes_nothing,
-    what_comes_after_the_verdict_is_told_so,
-    a_body_comes_after_the_verdict_too,
-    the_id_may_be_asked_for_before_settlement,
-    an_observer_that_panics_harms_no_request,
+    calls_after_the_verdict_fail_as_settled,
+    calls_from_a_body_fail_as_settled,
+    the_request_id_is_available_before_settlement,
+    a_panicking_observer_does_not_affect_requests,
 );

@@ -1,4 +1,5 @@
-//! Resources that meddle with the request's transactions while it is settled: each is told truly.
+//! Resources that use the request's transactions during its settlement (meddlers). The outcome in
+//! the response must still be true.
 
 use std::borrow::Cow;
 
@@ -20,16 +21,17 @@ const BEGIN: BeginOptions = BeginOptions {
     wait: WaitPolicy::QUEUE,
 };
 
-/// What one of them does.
+/// The action of a meddler.
 #[derive(Clone, Copy)]
 enum Does {
-    /// Puts another session in the place of the transaction's, and drops that one.
+    /// Replaces the transaction's session by another one and drops the original.
     Exchange(Access),
     /// Begins another transaction on the transaction's session, and ends that one.
     Capture(End),
-    /// Sends statements, whatever becomes of each.
+    /// Sends statements and ignores their results.
     Statements(&'static [&'static str]),
-    /// Commits what it can begin on the connection of the transaction.
+    /// Begins another transaction on the transaction's connection, after its rollback, and commits
+    /// it.
     BeginAnother,
 }
 
@@ -39,7 +41,7 @@ enum End {
     Rollback,
 }
 
-/// How it joins.
+/// How a meddler joins: its phase, and whether before or after the transaction begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromFormField)]
 enum Joins {
     Release,
@@ -47,6 +49,7 @@ enum Joins {
     DatabaseAfter,
 }
 
+/// The step of settlement in which a meddler acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromFormField)]
 enum At {
     Prepare,
@@ -57,7 +60,7 @@ enum At {
 struct When {
     at: At,
     joins: Joins,
-    /// It refuses in `prepare`, after what it does.
+    /// Whether the meddler refuses at the end of `prepare`.
     refuses: bool,
 }
 
@@ -80,7 +83,7 @@ impl Meddler {
                 Ok(Some(another)) if !is_too_early => {
                     another.commit_without_waiting().await.map(drop)
                 }
-                Ok(_) => panic!("begun too early, or not at all"),
+                Ok(_) => panic!("the transaction began too early, or not at all"),
                 Err(error) => Err(error),
             };
         }
@@ -108,7 +111,7 @@ impl Meddler {
             }
             Does::Statements(statements) => {
                 for sql in statements {
-                    let _whatever_comes = run(transaction.connection(), sql).await;
+                    let _result = run(transaction.connection(), sql).await;
                 }
             }
             Does::BeginAnother => {}
@@ -135,7 +138,7 @@ impl Resource for Meddler {
             self.meddle(context).await?;
         }
         match self.when.refuses {
-            true => Err(Error::Conflict("as told".into())),
+            true => Err(Error::Conflict("on purpose".into())),
             false => Ok(()),
         }
     }
@@ -193,9 +196,9 @@ async fn meddle(
     Ok(Status::new(status))
 }
 
-/// What is told is what is stored: wherever one meddles, however it joins, whether it agrees or
-/// refuses, and whether the request is to be committed or not.
-async fn are_told_truly(backend: Backend, does: Does) {
+/// Asserts that the outcome in the response agrees with the stored notes, for each step, each way
+/// to join, with and without a refusal, and for commits and rollbacks.
+async fn assert_outcomes_are_true(backend: Backend, does: Does) {
     let settings = [
         ("databases.main.max_connections", "2"),
         ("databases.main.connect_timeout", "1"),
@@ -210,17 +213,17 @@ async fn are_told_truly(backend: Backend, does: Does) {
     for at in [At::Prepare, At::Rollback] {
         for joins in [Joins::Release, Joins::DatabaseBefore, Joins::DatabaseAfter] {
             for (status, refuses) in [(201, false), (201, true), (409, false)] {
-                let what = format!("POST /{status}?at={at:?}&joins={joins:?}&refuses={refuses}");
-                let response = stage.send(&what).await;
+                let line = format!("POST /{status}?at={at:?}&joins={joins:?}&refuses={refuses}");
+                let response = stage.send(&line).await;
                 stage.nothing_is_stuck().await;
                 let stored = stage.databases.notes(In::Main).await;
                 match response.summary() {
-                    (201, Some("committed")) => assert_eq!(stored, ["first"], "{what}"),
-                    (400.., Some("rolled-back")) => assert_eq!(stored, [""; 0], "{what}"),
+                    (201, Some("committed")) => assert_eq!(stored, ["first"], "{line}"),
+                    (400.., Some("rolled-back")) => assert_eq!(stored, [""; 0], "{line}"),
                     (500, Some("unknown")) => {}
-                    // The meddler itself was committed.
+                    // The meddler itself was committed before the transaction failed.
                     (500, Some("partial")) if joins == Joins::DatabaseBefore => {}
-                    told => panic!("{what}: {told:?}, stored {stored:?}"),
+                    other => panic!("{line}: {other:?}, stored {stored:?}"),
                 }
                 stage.databases.empty().await;
             }
@@ -228,42 +231,42 @@ async fn are_told_truly(backend: Backend, does: Does) {
     }
 }
 
-async fn those_that_exchange_the_session_for_another(backend: Backend) {
-    are_told_truly(backend, Does::Exchange(Access::ReadWrite)).await;
+async fn outcomes_are_true_if_the_session_is_exchanged(backend: Backend) {
+    assert_outcomes_are_true(backend, Does::Exchange(Access::ReadWrite)).await;
 }
 
-async fn those_that_exchange_the_session_for_one_that_reads(backend: Backend) {
-    are_told_truly(backend, Does::Exchange(Access::ReadOnly)).await;
+async fn outcomes_are_true_if_the_session_is_exchanged_for_a_reader(backend: Backend) {
+    assert_outcomes_are_true(backend, Does::Exchange(Access::ReadOnly)).await;
 }
 
-async fn those_that_begin_on_the_session_and_commit(backend: Backend) {
-    are_told_truly(backend, Does::Capture(End::Commit)).await;
+async fn outcomes_are_true_if_another_begin_on_the_session_commits(backend: Backend) {
+    assert_outcomes_are_true(backend, Does::Capture(End::Commit)).await;
 }
 
-async fn those_that_begin_on_the_session_and_roll_back(backend: Backend) {
-    are_told_truly(backend, Does::Capture(End::Rollback)).await;
+async fn outcomes_are_true_if_another_begin_on_the_session_rolls_back(backend: Backend) {
+    assert_outcomes_are_true(backend, Does::Capture(End::Rollback)).await;
 }
 
-async fn those_that_send_commit(backend: Backend) {
-    are_told_truly(backend, Does::Statements(&["COMMIT"])).await;
-    are_told_truly(backend, Does::Statements(&["COMMIT", "BEGIN"])).await;
+async fn outcomes_are_true_if_commit_is_sent(backend: Backend) {
+    assert_outcomes_are_true(backend, Does::Statements(&["COMMIT"])).await;
+    assert_outcomes_are_true(backend, Does::Statements(&["COMMIT", "BEGIN"])).await;
 }
 
-async fn those_that_send_rollback(backend: Backend) {
-    are_told_truly(backend, Does::Statements(&["ROLLBACK"])).await;
-    are_told_truly(backend, Does::Statements(&["ROLLBACK", "BEGIN"])).await;
+async fn outcomes_are_true_if_rollback_is_sent(backend: Backend) {
+    assert_outcomes_are_true(backend, Does::Statements(&["ROLLBACK"])).await;
+    assert_outcomes_are_true(backend, Does::Statements(&["ROLLBACK", "BEGIN"])).await;
 }
 
-async fn those_that_begin_another_transaction(backend: Backend) {
-    are_told_truly(backend, Does::BeginAnother).await;
+async fn outcomes_are_true_if_another_transaction_begins(backend: Backend) {
+    assert_outcomes_are_true(backend, Does::BeginAnother).await;
 }
 
 on_each_backend!(
-    those_that_exchange_the_session_for_another,
-    those_that_exchange_the_session_for_one_that_reads,
-    those_that_begin_on_the_session_and_commit,
-    those_that_begin_on_the_session_and_roll_back,
-    those_that_send_commit,
-    those_that_send_rollback,
-    those_that_begin_another_transaction,
+    outcomes_are_true_if_the_session_is_exchanged,
+    outcomes_are_true_if_the_session_is_exchanged_for_a_reader,
+    outcomes_are_true_if_another_begin_on_the_session_commits,
+    outcomes_are_true_if_another_begin_on_the_session_rolls_back,
+    outcomes_are_true_if_commit_is_sent,
+    outcomes_are_true_if_rollback_is_sent,
+    outcomes_are_true_if_another_transaction_begins,
 );

@@ -1,4 +1,5 @@
-//! No success stands after a rollback, whatever a catcher, a doom or a resource says.
+//! A request that rolls back never has a success as response, whatever the status of a catcher, a
+//! doom or a resource.
 
 use std::borrow::Cow;
 use std::pin::Pin;
@@ -19,32 +20,33 @@ use crate::support::{Audit, Backend, HttpResponse, Main, Stage};
 const COMMITTED: Option<&str> = Some("committed");
 const ROLLED_BACK: Option<&str> = Some("rolled-back");
 
-/// A database that no service here attaches.
+/// A database that no test attaches.
 #[derive(Database)]
-#[database("ghost")]
-struct Ghost(UrlPool);
+#[database("unattached")]
+struct Unattached(UrlPool);
 
-/// Asks for a transaction that cannot be had; Rocket does not see it in the handler's signature.
-struct Haunted;
+/// A guard that requests a transaction of a database that is not attached. Rocket cannot detect
+/// this at launch, because the handler's signature does not show the inner guard.
+struct BeginsUnattached;
 
 #[rocket::async_trait]
-impl<'r> FromRequest<'r> for Haunted {
+impl<'r> FromRequest<'r> for BeginsUnattached {
     type Error = Error;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
-        request.guard::<Begin<Ghost>>().await.map(|_| Self)
+        request.guard::<Begin<Unattached>>().await.map(|_| Self)
     }
 }
 
-/// Asks to read what cannot be had.
-struct HauntedRead;
+/// A guard that requests a `Read` of a database that is not attached.
+struct ReadsUnattached;
 
 #[rocket::async_trait]
-impl<'r> FromRequest<'r> for HauntedRead {
+impl<'r> FromRequest<'r> for ReadsUnattached {
     type Error = Error;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
-        request.guard::<Read<Ghost>>().await.map(|_| Self)
+        request.guard::<Read<Unattached>>().await.map(|_| Self)
     }
 }
 
@@ -73,10 +75,10 @@ fn panic_before_join(_outstanding: &Outstanding) {
 }
 
 #[post("/guard-alone")]
-fn guard_alone(_haunted: Haunted) {}
+fn guard_alone(_begins: BeginsUnattached) {}
 
 #[post("/guard-after-another")]
-async fn guard_after_another(_main: Tx<Main>, _haunted: Haunted) {}
+async fn guard_after_another(_main: Tx<Main>, _begins: BeginsUnattached) {}
 
 #[get("/panic-with-read")]
 fn panic_with_read(_read: Read<Main>) {
@@ -84,7 +86,7 @@ fn panic_with_read(_read: Read<Main>) {
 }
 
 #[get("/read-guard")]
-fn read_guard(_read: HauntedRead) {}
+fn read_guard(_read: ReadsUnattached) {}
 
 #[get("/panic-with-nothing")]
 fn panic_with_nothing() {
@@ -103,7 +105,7 @@ async fn doom(
     Ok((Status::new(response), ()))
 }
 
-/// A resource that refuses with a status of its choice.
+/// A resource that refuses with this status.
 struct Refuses(Status);
 
 #[rocket::async_trait]
@@ -171,7 +173,7 @@ async fn rollback(code: u16, mut main: Tx<Main>) -> Result<Rollback<(Status, ())
     Ok(Rollback((Status::new(code), ())))
 }
 
-/// Echoes what it is sent, once the connection is upgraded.
+/// The handler of an upgraded connection. It closes the connection immediately.
 struct Echo;
 
 #[rocket::async_trait]
@@ -198,17 +200,17 @@ async fn upgrade(code: u16, mut main: Tx<Main>) -> Result<Upgrades, Error> {
 }
 
 #[catch(default)]
-fn soothe() -> (Status, &'static str) {
+fn succeed() -> (Status, &'static str) {
     (Status::Ok, "all is well")
 }
 
 #[catch(default)]
-fn lead_away() -> rocket::response::Redirect {
+fn redirect() -> rocket::response::Redirect {
     rocket::response::Redirect::to("/sorry")
 }
 
 #[catch(default)]
-fn nothing_new() -> (Status, ()) {
+fn not_modified() -> (Status, ()) {
     (Status::NotModified, ())
 }
 
@@ -250,15 +252,15 @@ async fn stage(backend: Backend) -> Stage {
     Stage::new(backend, |rocket| {
         rocket
             .mount("/", routes.clone())
-            .mount("/soothed", routes.clone())
+            .mount("/succeeding", routes.clone())
             .mount("/redirected", routes.clone())
             .mount("/unmodified", routes.clone())
             .mount("/unfinished", routes.clone())
             .mount("/gone", routes.clone())
             .mount("/failing", routes)
-            .register("/soothed", catchers![soothe])
-            .register("/redirected", catchers![lead_away])
-            .register("/unmodified", catchers![nothing_new])
+            .register("/succeeding", catchers![succeed])
+            .register("/redirected", catchers![redirect])
+            .register("/unmodified", catchers![not_modified])
             .register("/unfinished", catchers![not_final])
             .register("/gone", catchers![gone])
             .register("/failing", catchers![catcher_fails])
@@ -267,11 +269,11 @@ async fn stage(backend: Backend) -> Stage {
     .await
 }
 
-async fn nothing_is_stored(stage: &Stage, what: &str) {
-    assert_eq!(stage.notes().await, [""; 0], "{what}");
+async fn nothing_is_stored(stage: &Stage, case: &str) {
+    assert_eq!(stage.notes().await, [""; 0], "{case}");
 }
 
-/// Ways to fail, for a handler or a guard of ours.
+/// Failures of handlers and guards that cause a rollback.
 const FAILURES: [&str; 5] = [
     "panic-with-tx",
     "panic-before-begin",
@@ -280,9 +282,9 @@ const FAILURES: [&str; 5] = [
     "guard-after-another",
 ];
 
-async fn a_catcher_calls_no_failure_of_ours_a_success(backend: Backend) {
+async fn a_catcher_cannot_turn_a_rollback_into_a_success(backend: Backend) {
     let stage = stage(backend).await;
-    for catcher in ["soothed", "redirected", "unmodified", "unfinished"] {
+    for catcher in ["succeeding", "redirected", "unmodified", "unfinished"] {
         for failure in FAILURES {
             let path = format!("/{catcher}/{failure}");
             let response = stage.send(&format!("POST {path}")).await;
@@ -304,7 +306,7 @@ async fn a_catcher_calls_no_failure_of_ours_a_success(backend: Backend) {
     stage.nothing_is_stuck().await;
 }
 
-async fn a_catcher_may_call_it_another_failure(backend: Backend) {
+async fn a_catcher_may_choose_another_failure(backend: Backend) {
     let stage = stage(backend).await;
     for failure in FAILURES {
         let response = stage.send(&format!("POST /gone/{failure}")).await;
@@ -314,45 +316,49 @@ async fn a_catcher_may_call_it_another_failure(backend: Backend) {
     }
 }
 
-/// Nothing was outstanding: it is for the service to say what its answer is.
-async fn a_catcher_is_free_where_nothing_was_outstanding(backend: Backend) {
+/// Without anything outstanding, the service may choose any response.
+async fn a_catcher_may_report_success_if_nothing_was_outstanding(backend: Backend) {
     let stage = stage(backend).await;
     for failure in ["panic-with-read", "read-guard", "panic-with-nothing"] {
-        let soothed = stage.send(&format!("GET /soothed/{failure}")).await;
-        assert_eq!(soothed.summary(), (200, None), "{failure}");
+        let succeeding = stage.send(&format!("GET /succeeding/{failure}")).await;
+        assert_eq!(succeeding.summary(), (200, None), "{failure}");
         let redirected = stage.send(&format!("GET /redirected/{failure}")).await;
         assert_eq!(redirected.summary(), (303, None), "{failure}");
     }
 }
 
-async fn a_doom_cannot_be_given_a_success(backend: Backend) {
+async fn a_doomed_request_cannot_succeed(backend: Backend) {
     let stage = stage(backend).await;
     for with in [0, 100, 200, 204, 302, 304, 399, 600] {
         for response in [200, 303] {
-            let what = format!("POST /doom/{with}/{response}");
-            let told = stage.send(&what).await;
-            assert_eq!(told.summary(), (500, ROLLED_BACK), "{what}");
-            assert_eq!(told.kind(), "doomed", "{what}");
-            nothing_is_stored(&stage, &what).await;
+            let line = format!("POST /doom/{with}/{response}");
+            let response = stage.send(&line).await;
+            assert_eq!(response.summary(), (500, ROLLED_BACK), "{line}");
+            assert_eq!(response.kind(), "doomed", "{line}");
+            nothing_is_stored(&stage, &line).await;
         }
     }
     let failure = stage.send("POST /doom/200/418").await;
-    assert_eq!(failure.summary(), (418, ROLLED_BACK), "a failure stays");
+    assert_eq!(
+        failure.summary(),
+        (418, ROLLED_BACK),
+        "the handler's failure"
+    );
     for with in [400, 409, 503, 599] {
-        let told = stage.send(&format!("POST /doom/{with}/200")).await;
-        assert_eq!(told.summary(), (with, ROLLED_BACK), "its own failure");
+        let response = stage.send(&format!("POST /doom/{with}/200")).await;
+        assert_eq!(response.summary(), (with, ROLLED_BACK), "the doom's status");
     }
 }
 
-async fn a_refusal_cannot_be_given_a_success(backend: Backend) {
+async fn a_refused_request_cannot_succeed(backend: Backend) {
     let stage = stage(backend).await;
     for with in [0, 103, 200, 303, 304, 600] {
         for path in [
             format!("refuse/{with}?open=true"),
             format!("refuse/{with}?open=false"),
             format!("refuse-at-once/{with}"),
-            // Its catcher is never asked: the refusal has a body of its own.
-            format!("soothed/refuse/{with}?open=true"),
+            // The catcher is not called, because the refusal has a body already.
+            format!("succeeding/refuse/{with}?open=true"),
         ] {
             let response = stage.send(&format!("POST /{path}")).await;
             assert_eq!(response.summary(), (500, ROLLED_BACK), "{path}");
@@ -361,26 +367,31 @@ async fn a_refusal_cannot_be_given_a_success(backend: Backend) {
         }
     }
     let response = stage.send("POST /refuse/507?open=true").await;
-    assert_eq!(response.summary(), (507, ROLLED_BACK), "its own failure");
+    assert_eq!(
+        response.summary(),
+        (507, ROLLED_BACK),
+        "the refusal's status"
+    );
 }
 
-async fn a_status_below_200_is_no_answer(backend: Backend) {
+async fn a_status_below_200_is_not_final(backend: Backend) {
     let stage = stage(backend).await;
     for code in [0, 99, 100, 101, 103, 150, 199] {
         for handler in ["status", "commit", "rollback"] {
-            let what = format!("POST /{handler}/{code}");
-            let response = stage.send(&what).await;
-            assert_eq!(response.summary(), (500, ROLLED_BACK), "{what}");
-            assert_eq!(response.kind(), "not-final", "{what}");
-            nothing_is_stored(&stage, &what).await;
+            let line = format!("POST /{handler}/{code}");
+            let response = stage.send(&line).await;
+            assert_eq!(response.summary(), (500, ROLLED_BACK), "{line}");
+            assert_eq!(response.kind(), "not-final", "{line}");
+            nothing_is_stored(&stage, &line).await;
         }
     }
 }
 
-/// Rocket answers 101 wherever a response has a handler for what the client asks to upgrade to.
+/// Rocket responds with 101 if the response has an upgrade handler for a protocol that the client
+/// requests. It does so for every status.
 async fn a_failure_is_not_upgraded(backend: Backend) {
     let stage = stage(backend).await;
-    for (code, told, rows) in [
+    for (code, expected, rows) in [
         (409, (409, ROLLED_BACK), 0),
         (500, (500, ROLLED_BACK), 0),
         (200, (101, COMMITTED), 1),
@@ -391,21 +402,21 @@ async fn a_failure_is_not_upgraded(backend: Backend) {
         let response = request.send().await.unwrap();
         let outcome = response.headers().get("transaction-outcome");
         let outcome = outcome.map(|outcome| outcome.to_str().unwrap());
-        assert_eq!((response.status().as_u16(), outcome), told, "{code}");
+        assert_eq!((response.status().as_u16(), outcome), expected, "{code}");
         assert_eq!(response.headers()["x-kept"], "yes", "{code}");
         assert_eq!(stage.notes().await.len(), rows, "{code}");
         stage.databases.empty().await;
     }
 }
 
-/// What counts is what the client is told, not what the handler was about to tell.
-async fn a_commit_by_type_rolls_back_where_the_catcher_fails(backend: Backend) {
+/// The final response decides, not the response that the handler intended.
+async fn a_commit_responder_rolls_back_if_the_catcher_fails(backend: Backend) {
     let stage = stage(backend).await;
     let response = stage.send("POST /failing/commit-failing/404").await;
     assert_eq!(response.summary(), (500, ROLLED_BACK));
     nothing_is_stored(&stage, "its catcher failed").await;
 
-    // A failure that the handler's word is not for is not made one by a catcher.
+    // `Commit` covers failures below 500 only. A catcher's 410 does not change that for a 500.
     let response = stage.send("POST /gone/commit-failing/500").await;
     assert_eq!(response.summary(), (410, ROLLED_BACK));
     nothing_is_stored(&stage, "the responder failed with 500").await;
@@ -415,7 +426,7 @@ async fn a_commit_by_type_rolls_back_where_the_catcher_fails(backend: Backend) {
     assert_eq!(stage.notes().await, ["written"]);
 }
 
-/// The documented ways to have a success without a commit.
+/// `Rollback` is the documented way to respond with a success and without a commit.
 async fn a_dry_run_stays_a_success(backend: Backend) {
     let stage = stage(backend).await;
     for code in [200, 204, 303, 304] {
@@ -428,7 +439,7 @@ async fn a_dry_run_stays_a_success(backend: Backend) {
     assert_eq!(stage.notes().await, ["written"]);
 }
 
-/// A resource of the user's own that is called like a database.
+/// A resource with the name of a database.
 struct Namesake;
 
 #[rocket::async_trait]
@@ -460,7 +471,7 @@ async fn namesake(
 
 type Reports = std::sync::Arc<parking_lot::Mutex<Vec<(String, rocket_tx::tx::Outcome)>>>;
 
-/// Keeps what became of each database.
+/// An observer that records the outcome of each database.
 struct Reporter(Reports);
 
 impl rocket_tx::Observer for Reporter {
@@ -469,7 +480,7 @@ impl rocket_tx::Observer for Reporter {
     }
 }
 
-async fn each_database_is_reported_for_itself_whatever_its_name(backend: Backend) {
+async fn resources_with_equal_names_are_reported_separately(backend: Backend) {
     use rocket_tx::tx::Outcome::{Committed, RolledBack};
 
     let reports = Reports::default();
@@ -506,14 +517,14 @@ async fn each_database_is_reported_for_itself_whatever_its_name(backend: Backend
 }
 
 on_each_backend!(
-    a_catcher_calls_no_failure_of_ours_a_success,
-    a_catcher_may_call_it_another_failure,
-    a_catcher_is_free_where_nothing_was_outstanding,
-    a_doom_cannot_be_given_a_success,
-    a_refusal_cannot_be_given_a_success,
-    a_status_below_200_is_no_answer,
+    a_catcher_cannot_turn_a_rollback_into_a_success,
+    a_catcher_may_choose_another_failure,
+    a_catcher_may_report_success_if_nothing_was_outstanding,
+    a_doomed_request_cannot_succeed,
+    a_refused_request_cannot_succeed,
+    a_status_below_200_is_not_final,
     a_failure_is_not_upgraded,
-    a_commit_by_type_rolls_back_where_the_catcher_fails,
+    a_commit_responder_rolls_back_if_the_catcher_fails,
     a_dry_run_stays_a_success,
-    each_database_is_reported_for_itself_whatever_its_name,
+    resources_with_equal_names_are_reported_separately,
 );

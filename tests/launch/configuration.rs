@@ -10,7 +10,7 @@ async fn refused(variable: (&str, &str), reasons: &[&str]) {
     let databases = Databases::new(Backend::Sqlite).await;
     let (status, log) = Service::refused(&databases, &[variable]).await;
     assert_eq!(status.code(), Some(1), "{variable:?}: {log}");
-    // A key from an environment variable is reported in upper case.
+    // Keys are spelled as in their source. In environment variables they are in upper case.
     let lowercase = log.to_lowercase();
     for reason in reasons {
         assert!(

@@ -19,8 +19,8 @@ async fn is_refused(mut databases: Databases, audit: String) {
     databases.audit = audit;
     let (status, log) = Service::refused(&databases, &[]).await;
     assert_eq!(status.code(), Some(1), "{log}");
-    let said = "`databases.audit.url` leads to the same database as `databases.main.url`";
-    assert!(log.contains(said), "{}: {log}", databases.audit);
+    let message = "`databases.audit.url` leads to the same database as `databases.main.url`";
+    assert!(log.contains(message), "{}: {log}", databases.audit);
 
     // These are the migrations of `main`, without those of `audit`.
     let migrated = "SELECT description FROM _sqlx_migrations";

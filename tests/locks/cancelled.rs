@@ -1,29 +1,9 @@
 //! A future that is dropped before it completes leaves the key free.
 
-use std::task::{Context, Waker};
-use std::time::Duration;
-
 use rocket_tx_aggregates::lock::{AsyncLock, AsyncLockManager};
 
 use super::Leases;
-use crate::support::{Backend, eventually};
-
-/// Polls `future` until it is ready or has been pending `polls` times, then drops it. Returns
-/// `true` if it was ready.
-async fn dropped_after(polls: usize, future: impl Future) -> bool {
-    let mut future = Box::pin(future);
-    for _ in 0..polls {
-        let polled = future
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()));
-        if polled.is_ready() {
-            return true;
-        }
-        // Gives the work that the future has started some time to proceed.
-        rocket::tokio::time::sleep(Duration::from_micros(200)).await;
-    }
-    false
-}
+use crate::support::{Backend, dropped_after, eventually};
 
 /// A lease lasts 30 s, so a key that is free sooner was released.
 async fn a_future_dropped_at_any_await_point_frees_the_key(backend: Backend) {

@@ -226,7 +226,7 @@ mod postgres {
             let late = late.with_retry_interval(Duration::from_secs(10));
             let held = manager.acquire("a").await.unwrap();
             seen.given("a", held.fencing_token(), "held");
-            // Stands for a release whose commit takes a while.
+            // This transaction represents a release whose commit takes a while.
             let mut commit = PgConnection::connect(&url).await.unwrap();
             commit
                 .execute("UPDATE aggregate_locks SET expires_at = 0")

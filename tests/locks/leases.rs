@@ -117,7 +117,7 @@ async fn the_longest_wait_covers_gate_and_row(backend: Backend) {
         started.elapsed()
     };
     let ((one, two), three) = join(join(measure(), measure()), all).await;
-    // A limit for the gate plus a limit for the row would take twice as long.
+    // With separate limits for the gate and the row, the wait would be twice as long.
     for took in [one, two, three] {
         assert!((1_990 * MS..3_900 * MS).contains(&took), "{took:?}");
     }
@@ -177,8 +177,8 @@ async fn a_sweep_spares_live_leases(backend: Backend) {
     let leases = Leases::new(backend).await;
     let sweeper = leases.another().await.with_lease_ttl(5_000 * MS);
     let living = leases.manager.acquire("living").await.unwrap();
-    // This lease expires soon. The sweeper spares it until it has been expired for 5 s, which is the
-    // sweeper's own time to live.
+    // This lease expires soon. The sweeper spares it until it has been expired for 5 s, the time to
+    // live that the sweeper is configured with.
     let graced = leases.another().await.with_lease_ttl(50 * MS);
     let graced = graced.with_renewal_cap(Duration::ZERO);
     let expired = graced.acquire("expired").await.unwrap();

@@ -13,40 +13,40 @@ use crate::support::{Backend, Break, Cluster, Proxy, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How often the road has died, and whether it is dead now.
+/// How often the connections were silenced, and whether they are silent now.
 #[derive(Clone, Copy, Default)]
 struct State {
-    deaths: u32,
-    is_dead: bool,
+    silenced: u32,
+    is_silent: bool,
 }
 
 /// A proxy in front of the server, whose connections can all go silent for ever.
-struct Road {
+struct SilentProxy {
     url: String,
     state: watch::Sender<State>,
 }
 
-impl Road {
+impl SilentProxy {
     async fn to(url: &str) -> Self {
         let authority = url.split(['@', '/']).nth(3).unwrap().to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let here = listener.local_addr().unwrap().to_string();
         let url = url.replace(&authority, &here);
         let state = watch::Sender::<State>::default();
-        let dies = state.subscribe();
+        let changes = state.subscribe();
         spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
                 let mut server = TcpStream::connect(&authority).await.unwrap();
-                let mut dies = dies.clone();
-                let born = dies.borrow().deaths;
+                let mut changes = changes.clone();
+                let silenced_before = changes.borrow().silenced;
                 spawn(async move {
                     select! {
                         biased;
-                        _ = dies.wait_for(|now| now.is_dead || now.deaths > born) => {}
+                        _ = changes.wait_for(|now| now.is_silent || now.silenced > silenced_before) => {}
                         _ = copy_bidirectional(&mut client, &mut server) => return,
                     }
                     // Both ends stay open until the test ends.
-                    let _ = dies.wait_for(|_| false).await;
+                    let _ = changes.wait_for(|_| false).await;
                 });
             }
         });
@@ -54,16 +54,16 @@ impl Road {
     }
 
     /// From now on no connection carries data, and none is closed. This includes new connections.
-    fn dies(&self) {
+    fn silence(&self) {
         self.state.send_modify(|state| {
-            state.deaths += 1;
-            state.is_dead = true;
+            state.silenced += 1;
+            state.is_silent = true;
         });
     }
 
-    /// New connections work again. Connections that were open stay dead.
-    fn heals(&self) {
-        self.state.send_modify(|state| state.is_dead = false);
+    /// New connections work again. Connections that were open stay silent.
+    fn heal(&self) {
+        self.state.send_modify(|state| state.is_silent = false);
     }
 }
 
@@ -79,10 +79,10 @@ mod postgres {
     #[rocket::async_test]
     async fn on_a_dead_network_every_operation_ends_within_its_bound() {
         let leases = Leases::new(Backend::Postgres).await;
-        let road = Road::to(&leases.databases.main).await;
-        let manager = manager_on(&road.url).await.with_max_wait(Some(SECOND));
+        let proxy = SilentProxy::to(&leases.databases.main).await;
+        let manager = manager_on(&proxy.url).await.with_max_wait(Some(SECOND));
         manager.acquire("a").await.unwrap().release().await.unwrap();
-        road.dies();
+        proxy.silence();
         let refused = within("acquire", 2 * SECOND, manager.acquire("a")).await;
         assert!(matches!(refused, Err(LockError::TimedOut { .. })));
         // 5 s for a session, 3 s for its reply.
@@ -96,7 +96,7 @@ mod postgres {
         let others = leases.another().await;
         others.acquire("b").await.unwrap().release().await.unwrap();
 
-        road.heals();
+        proxy.heal();
         let started = Instant::now();
         eventually("a lease is acquired again", async || {
             manager.acquire("a").await.is_ok()
@@ -109,11 +109,11 @@ mod postgres {
     #[rocket::async_test]
     async fn on_a_dead_network_a_lease_is_released_or_expires_in_time() {
         let leases = Leases::new(Backend::Postgres).await;
-        let road = Road::to(&leases.databases.main).await;
-        let manager = manager_on(&road.url).await.with_lease_ttl(3 * SECOND);
+        let proxy = SilentProxy::to(&leases.databases.main).await;
+        let manager = manager_on(&proxy.url).await.with_lease_ttl(3 * SECOND);
         let released = manager.acquire("released").await.unwrap();
         let mut fenced = manager.acquire("fenced").await.unwrap();
-        road.dies();
+        proxy.silence();
         // After this time the holder tries to renew the leases, in vain.
         rocket::tokio::time::sleep(SECOND * 3 / 2).await;
         within("the fence", 2 * SECOND, fenced.begin_fenced_release()).await;
@@ -131,8 +131,8 @@ mod postgres {
     #[rocket::async_test]
     async fn a_listener_whose_connection_died_reconnects() {
         let leases = Leases::new(Backend::Postgres).await;
-        let road = Road::to(&leases.databases.main).await;
-        let waiter = manager_on(&road.url).await;
+        let proxy = SilentProxy::to(&leases.databases.main).await;
+        let waiter = manager_on(&proxy.url).await;
         let waiter = waiter
             .with_retry_interval(60 * SECOND)
             .with_max_wait(Some(120 * SECOND));
@@ -144,8 +144,8 @@ mod postgres {
         .await;
         // The waiter polls once more after it has marked the row.
         rocket::tokio::time::sleep(SECOND).await;
-        road.dies();
-        road.heals();
+        proxy.silence();
+        proxy.heal();
         held.release().await.unwrap();
         within("the wait", 25 * SECOND, waiting)
             .await

@@ -1,4 +1,4 @@
-//! Files that cannot be opened, and what the operator is told.
+//! SQLite files that cannot be opened, and the error that the launch fails with.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -11,18 +11,18 @@ use sqlx::{ConnectOptions, Executor};
 use super::refused;
 use crate::support::{Backend, Databases, In, Starting};
 
-/// Two databases, `main` at another address.
+/// Returns two databases, of which `main` has the given URL.
 async fn main_at(url: impl FnOnce(&Path) -> String) -> Databases {
     let mut databases = Databases::new(Backend::Sqlite).await;
     databases.main = url(databases.folder());
     databases
 }
 
-/// What to put in front of a program so that permission bits mean something to it.
+/// Returns the command to put in front of a program so that file permissions apply to it.
 ///
-/// They mean nothing to root, who is therefore robbed of that privilege.
+/// Permissions do not apply to root. For root, the command therefore drops that privilege.
 fn without_privilege(folder: &Path) -> &'static [&'static str] {
-    const ROBBED: [&str; 4] = [
+    const UNPRIVILEGED: [&str; 4] = [
         "setpriv",
         "--bounding-set=-dac_override,-dac_read_search",
         "--inh-caps=-all",
@@ -35,49 +35,52 @@ fn without_privilege(folder: &Path) -> &'static [&'static str] {
     if OpenOptions::new().append(true).open(&probe).is_err() {
         return &[];
     }
-    let mut append = Command::new(ROBBED[0]);
-    append.args(&ROBBED[1..]);
+    let mut append = Command::new(UNPRIVILEGED[0]);
+    append.args(&UNPRIVILEGED[1..]);
     append.args(["sh", "-c", r#"printf x >> "$0""#]).arg(&probe);
-    let said = append.output().expect("setpriv (util-linux) is needed");
+    let output = append.output().expect("setpriv (util-linux) is needed");
     let unchanged = fs::read(&probe).unwrap().is_empty();
     assert!(
-        !said.status.success() && unchanged,
+        !output.status.success() && unchanged,
         "this user writes to a read-only file, with and without `{}`; run as another user",
-        ROBBED.join(" ")
+        UNPRIVILEGED.join(" ")
     );
-    let why = String::from_utf8_lossy(&said.stderr).into_owned();
-    assert!(why.contains("ermission denied"), "the probe failed: {why}");
-    &ROBBED
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        error.contains("ermission denied"),
+        "the probe failed: {error}"
+    );
+    &UNPRIVILEGED
 }
 
-/// With these permissions on the file (if it is there) and on its folder, a start fails.
+/// Checks that a start fails with these permissions on the file (if there is one) and its folder.
 async fn cannot_be_written(file: Option<&'static str>, mode: u32, folder_mode: u32) {
     let databases = main_at(|folder| format!("sqlite:{}/own/main.db", folder.display())).await;
-    let behind = without_privilege(databases.folder());
+    let wrapper = without_privilege(databases.folder());
     let folder = databases.folder().join("own");
     fs::create_dir(&folder).unwrap();
     if let Some(statements) = file {
         databases.execute(In::Main, statements).await;
-        // With a journal in its place already, the folder need not be written.
+        // If a WAL already existed, SQLite would not need to write to the folder.
         assert!(!folder.join("main.db-wal").exists());
         fs::set_permissions(folder.join("main.db"), Permissions::from_mode(mode)).unwrap();
     }
     fs::set_permissions(&folder, Permissions::from_mode(folder_mode)).unwrap();
 
     let databases = Arc::new(databases);
-    let starting = Starting::new(Arc::clone(&databases), behind, &[]);
+    let starting = Starting::new(Arc::clone(&databases), wrapper, &[]);
     let ended = starting.launched().await;
-    // So that it can be taken away again.
+    // Makes it possible to remove the folder.
     fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
     let Err((status, log)) = ended else {
-        panic!("it launched on {file:?} {mode:o} in {folder_mode:o}");
+        panic!("the service launched on {file:?} {mode:o} in {folder_mode:o}");
     };
     assert_eq!(status.code(), Some(1), "{log}");
-    for said in [
+    for text in [
         "`databases.main`",
         "main.db cannot be written; give this process write permission on the file and on its folder",
     ] {
-        assert!(log.contains(said), "{said:?} is missing from\n{log}");
+        assert!(log.contains(text), "{text:?} is missing from\n{log}");
     }
 }
 
@@ -88,7 +91,7 @@ mod sqlite {
     const WAL: &str = "PRAGMA journal_mode = WAL; CREATE TABLE before (x)";
 
     #[rocket::async_test]
-    async fn a_file_that_is_no_database_is_refused_and_left_alone() {
+    async fn a_file_that_is_no_database_is_refused_and_not_changed() {
         for content in ["not a database", &"not a database either. ".repeat(400)] {
             let databases = Databases::new(Backend::Sqlite).await;
             let file = databases.folder().join("main.db");
@@ -128,7 +131,7 @@ mod sqlite {
     }
 
     #[rocket::async_test]
-    async fn a_missing_folder_is_made() {
+    async fn a_missing_folder_is_created() {
         let databases = main_at(|folder| format!("sqlite:{}/a/b/main.db", folder.display())).await;
         let service = crate::support::Service::on(Arc::new(databases), &[]).await;
         assert_eq!(service.new_todo("a", "").await.status, 201);
@@ -136,7 +139,7 @@ mod sqlite {
     }
 
     #[rocket::async_test]
-    async fn a_folder_that_cannot_be_made_is_refused() {
+    async fn a_folder_that_cannot_be_created_is_refused() {
         let databases =
             main_at(|folder| format!("sqlite:{}/file/deep/main.db", folder.display())).await;
         fs::write(databases.folder().join("file"), "in the way").unwrap();
@@ -165,7 +168,7 @@ mod sqlite {
         }
     }
 
-    /// Readers would be shown what is not committed.
+    /// With a shared cache, readers could see uncommitted rows.
     #[rocket::async_test]
     async fn a_shared_cache_is_refused() {
         let databases =
@@ -173,7 +176,7 @@ mod sqlite {
         refused(&databases, &[], &["`url`", "cache=shared", "leave it out"]).await;
     }
 
-    /// SQLite takes it for a temporary database of each connection's own.
+    /// For such a URL, SQLite opens a separate temporary database for each connection.
     #[rocket::async_test]
     async fn a_url_without_a_file_is_refused() {
         for url in ["sqlite:", "sqlite://"] {

@@ -1,4 +1,4 @@
-//! Another process has locked the file while a service starts.
+//! A service starts while another process has locked the file.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,26 +8,26 @@ use sqlx::{Executor, SqliteConnection};
 use super::refused;
 use crate::support::{Backend, Databases, In, Starting, eventually};
 
-/// What a start may meet.
+/// The lock that another process holds.
 #[derive(Debug, Clone, Copy)]
 enum Lock {
-    /// The whole file, in rollback mode: the switch to WAL has to wait.
+    /// A lock on the whole file, in rollback mode. The switch to WAL has to wait.
     BeforeWal,
-    /// The whole file, in WAL mode: nobody else can even read it.
+    /// A lock on the whole file, in WAL mode. No other connection can even read it.
     WholeWal,
-    /// The one place of a writer, as any transaction takes it.
+    /// The lock of the only writer, as any writing transaction takes it.
     Writer,
 }
 
 impl Lock {
-    /// Released when the connection is closed.
+    /// Takes the lock. It is released when the connection is closed.
     async fn hold(self, databases: &Databases) -> SqliteConnection {
         let mut connection = databases.sqlite(In::Main).await;
         let statements = match self {
             Self::BeforeWal => {
                 "CREATE TABLE before (x); PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE"
             }
-            // The mode is taken up by the next statement that reads the file.
+            // EXCLUSIVE takes effect with the next statement that reads the file.
             Self::WholeWal => {
                 "PRAGMA journal_mode = WAL; CREATE TABLE before (x); \
                  PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE"
@@ -47,7 +47,7 @@ async fn waits(lock: Lock) {
         ("RUST_LOG", "rocket_tx=debug,rocket=warn"),
     ];
     let starting = Starting::new(Arc::clone(&databases), &[], &variables);
-    eventually("it has met the lock, more than once", async || {
+    eventually("the start has tried more than once", async || {
         starting.log().matches("trying again").count() > 1
     })
     .await;
@@ -56,13 +56,13 @@ async fn waits(lock: Lock) {
     sqlx::Connection::close(held).await.unwrap();
     let service = match starting.launched().await {
         Ok(service) => service,
-        Err((status, log)) => panic!("{lock:?}: it ended with {status}\n{log}"),
+        Err((status, log)) => panic!("{lock:?}: the service ended with {status}\n{log}"),
     };
     let response = service.new_todo("after the lock", "").await;
     assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
 }
 
-async fn gives_up(lock: Lock) {
+async fn times_out(lock: Lock) {
     let databases = Databases::new(Backend::Sqlite).await;
     let held = lock.hold(&databases).await;
     let variables = [("ROCKET_DATABASES", &*configured(&databases, "700ms"))];
@@ -79,7 +79,7 @@ async fn gives_up(lock: Lock) {
     .await;
     let took = started.elapsed();
     let bounds = Duration::from_millis(700)..Duration::from_secs(60);
-    assert!(bounds.contains(&took), "{lock:?}: it took {took:?}");
+    assert!(bounds.contains(&took), "{lock:?}: the start took {took:?}");
     drop(held);
 }
 
@@ -91,7 +91,7 @@ fn configured(databases: &Databases, busy_timeout: &str) -> String {
 }
 
 mod sqlite {
-    use super::{Lock, gives_up, waits};
+    use super::{Lock, times_out, waits};
 
     #[rocket::async_test]
     async fn a_start_waits_until_the_whole_file_is_released() {
@@ -105,9 +105,9 @@ mod sqlite {
     }
 
     #[rocket::async_test]
-    async fn past_busy_timeout_a_start_fails_and_says_why() {
-        gives_up(Lock::BeforeWal).await;
-        gives_up(Lock::WholeWal).await;
-        gives_up(Lock::Writer).await;
+    async fn past_busy_timeout_a_start_fails_with_the_reason() {
+        times_out(Lock::BeforeWal).await;
+        times_out(Lock::WholeWal).await;
+        times_out(Lock::Writer).await;
     }
 }

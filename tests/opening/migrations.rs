@@ -1,4 +1,5 @@
-//! Migrations: all of them or nothing, once, and only those that were agreed on.
+//! Migrations are applied completely or not at all, once, and only if they match those applied
+//! before.
 
 use std::sync::Arc;
 
@@ -13,10 +14,10 @@ use crate::support::{Backend, Databases, In, Main, Service, stage};
 
 const TABLES: &str = "CREATE TABLE parents (id BIGINT PRIMARY KEY)";
 
-/// The second statement fails, after the first has changed the schema.
+/// A migration whose second statement fails, after the first has changed the schema.
 const BROKEN: &str = "CREATE TABLE children (id BIGINT); INSERT INTO nowhere (id) VALUES (1)";
 
-const MENDED: &str = "CREATE TABLE children (id BIGINT)";
+const CORRECTED: &str = "CREATE TABLE children (id BIGINT)";
 
 fn service(
     databases: &Databases,
@@ -45,7 +46,7 @@ async fn tables(databases: &Databases) -> Vec<String> {
     databases.texts(In::Main, tables).await
 }
 
-async fn a_migration_that_fails_leaves_nothing_behind_and_says_so(backend: Backend) {
+async fn a_failed_migration_leaves_nothing_behind_and_is_reported(backend: Backend) {
     let databases = Databases::with_tables(backend).await;
     databases
         .execute(In::Main, "INSERT INTO notes (text) VALUES ('before')")
@@ -53,18 +54,18 @@ async fn a_migration_that_fails_leaves_nothing_behind_and_says_so(backend: Backe
     let before = tables(&databases).await;
 
     let log = launch::refused(service(&databases, &[TABLES, BROKEN], &[])).await;
-    let what_remains = match backend {
+    let remaining = match backend {
         Backend::Sqlite => "nothing was changed",
         Backend::Postgres => "the failed migration changed nothing, those before it remain applied",
     };
-    for said in [
+    for text in [
         "`databases.main`",
         "migration 2",
         "nowhere",
-        what_remains,
+        remaining,
         "correct the migration or the database and start again",
     ] {
-        assert!(log.contains(said), "{said:?} is missing from\n{log}");
+        assert!(log.contains(text), "{text:?} is missing from\n{log}");
     }
     let after = tables(&databases).await;
     match backend {
@@ -76,15 +77,15 @@ async fn a_migration_that_fails_leaves_nothing_behind_and_says_so(backend: Backe
     }
     assert_eq!(databases.notes(In::Main).await, ["before"]);
 
-    // Mended, it goes through, on the same database.
-    let mended = service(&databases, &[TABLES, MENDED], &[]);
-    Launched::new(mended).await.close().await;
+    // The corrected migration succeeds on the same database.
+    let corrected = service(&databases, &[TABLES, CORRECTED], &[]);
+    Launched::new(corrected).await.close().await;
     let tables = tables(&databases).await;
     assert!(tables.contains(&"parents".to_owned()) && tables.contains(&"children".to_owned()));
     assert_eq!(databases.notes(In::Main).await, ["before"]);
 }
 
-async fn a_second_start_finds_everything_as_it_was(backend: Backend) {
+async fn a_second_start_keeps_all_data(backend: Backend) {
     let service = Service::start(backend).await;
     assert_eq!(service.new_todo("kept", "").await.status, 201);
     let databases = Arc::clone(&service.databases);
@@ -96,7 +97,7 @@ async fn a_second_start_finds_everything_as_it_was(backend: Backend) {
     service.stop().await;
 }
 
-async fn a_migration_that_was_altered_after_it_was_applied_stops_the_launch(backend: Backend) {
+async fn a_migration_that_was_changed_after_it_was_applied_stops_the_launch(backend: Backend) {
     let service = Service::start(backend).await;
     assert_eq!(service.new_todo("kept", "").await.status, 201);
     let databases = Arc::clone(&service.databases);
@@ -111,7 +112,7 @@ async fn a_migration_that_was_altered_after_it_was_applied_stops_the_launch(back
     assert_eq!(kept, ["kept"]);
 }
 
-/// As when an old version of the service is started on the database of a new one.
+/// This happens when an old version of the service starts on the database of a new version.
 async fn a_migration_that_the_service_does_not_know_stops_the_launch(backend: Backend) {
     let service = Service::start(backend).await;
     let databases = Arc::clone(&service.databases);
@@ -126,9 +127,9 @@ async fn a_migration_that_the_service_does_not_know_stops_the_launch(backend: Ba
 }
 
 on_each_backend!(
-    a_migration_that_fails_leaves_nothing_behind_and_says_so,
-    a_second_start_finds_everything_as_it_was,
-    a_migration_that_was_altered_after_it_was_applied_stops_the_launch,
+    a_failed_migration_leaves_nothing_behind_and_is_reported,
+    a_second_start_keeps_all_data,
+    a_migration_that_was_changed_after_it_was_applied_stops_the_launch,
     a_migration_that_the_service_does_not_know_stops_the_launch,
 );
 

@@ -1,4 +1,4 @@
-//! Connections that have gone bad are replaced.
+//! Broken connections are replaced.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
 use crate::support::stage::{note, run};
 use crate::support::{Backend, HttpResponse, In, Main, Stage, eventually};
 
-/// Of the four that a pool may have.
+/// The number of sessions that the tests open; a pool may have four.
 const SESSIONS: usize = 3;
 
-/// Where as many requests meet, so that each holds a session of its own.
+/// Requests wait here for each other, so that each holds a separate session.
 struct Meeting(Arc<Barrier>);
 
 #[post("/meet/tx")]
@@ -41,7 +41,7 @@ async fn read(mut read: Read<Main>) -> Result<String, Error> {
     Ok(one.to_string())
 }
 
-/// SQLite ends the whole transaction, not only the statement.
+/// Runs a statement whose error ends the whole transaction, not only the statement.
 #[post("/ended/<swallowed>")]
 async fn ended(mut tx: Tx<Main>, swallowed: bool) -> Result<(), Error> {
     note(&mut tx, "before").await?;
@@ -66,8 +66,8 @@ async fn stage(backend: Backend) -> Stage {
     .await
 }
 
-async fn at_once(stage: &Stage, what: &str) -> Vec<HttpResponse> {
-    join_all((0..SESSIONS).map(|_| stage.send(what))).await
+async fn at_once(stage: &Stage, request: &str) -> Vec<HttpResponse> {
+    join_all((0..SESSIONS).map(|_| stage.send(request))).await
 }
 
 mod sqlite {
@@ -94,11 +94,11 @@ mod sqlite {
 mod postgres {
     use super::*;
 
-    /// Ends every session of the database but our own; says how many there were.
+    /// Ends every session of the database except our own. Returns their number.
     async fn end_all_sessions(stage: &Stage) -> usize {
         const OTHERS: &str = "SELECT pid::text FROM pg_stat_activity \
                               WHERE datname = current_database() AND pid <> pg_backend_pid()";
-        // CASE keeps the planner from ending sessions before it looks whose they are.
+        // CASE keeps the planner from ending a session before it has checked the conditions.
         const END: &str = "SELECT pid::text FROM pg_stat_activity \
                            WHERE CASE \
                                WHEN datname = current_database() AND pid <> pg_backend_pid() \
@@ -114,7 +114,7 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn sessions_that_died_idle_are_replaced_without_a_failed_request() {
+    async fn sessions_that_died_while_idle_are_replaced_without_a_failed_request() {
         let stage = stage(Backend::Postgres).await;
         for round in 0..3 {
             at_once(&stage, "POST /meet/tx").await;
@@ -124,11 +124,11 @@ mod postgres {
             let writes: Vec<String> = (0..SESSIONS)
                 .map(|number| format!("POST /write/{round}-{number}"))
                 .collect();
-            for written in join_all(writes.iter().map(|what| stage.send(what))).await {
+            for written in join_all(writes.iter().map(|write| stage.send(write))).await {
                 assert_eq!(written.summary(), (200, Some("committed")), "{written:?}");
             }
-            // A read cannot be repeated as BEGIN can: a session is asked whether it is alive, but
-            // not if it was used within the last 50 ms.
+            // A read cannot be repeated as BEGIN can. Therefore a session is pinged before a read,
+            // but not if it was used within the last 50 ms.
             sleep(Duration::from_millis(60)).await;
             for response in at_once(&stage, "GET /read").await {
                 assert_eq!(

@@ -11,10 +11,10 @@ use crate::support::{Backend, Databases, In, Service, Starting, eventually};
 
 const PROCESSES: usize = 16;
 
-/// Holds processes back in the middle of opening, and lets all go at once.
+/// Stops processes while they open their databases, and lets them all continue at once.
 ///
-/// The log of each is a pipe that is full and that nobody reads yet, so that a process stops at the
-/// first line it has to say. That is sqlx's: the connection is open, and was given its settings.
+/// The log of each process is a pipe that is full and not read yet, so the process stops at its
+/// first log line. sqlx writes that line, after the connection was opened and got its settings.
 struct Gate {
     path: PathBuf,
     open: Option<File>,
@@ -28,7 +28,8 @@ impl Gate {
     }
 
     fn start(&self, databases: &Arc<Databases>, number: usize) -> Starting {
-        /// The shell becomes the service. What reads its log begins when the gate has a writer.
+        /// The shell fills the pipe and then becomes the service. The reader of the pipe starts
+        /// when the gate has a writer.
         const FILL: &str = r#"
             { : < "$0"; head -c 65536 > /dev/null; exec cat >&2; } < "$1" &
             exec 2<> "$1"
@@ -39,19 +40,19 @@ impl Gate {
         let log = databases.folder().join(format!("{number}.pipe"));
         make_pipe(&log);
         let (gate, log) = (self.path.to_str().unwrap(), log.to_str().unwrap());
-        let behind = ["sh", "-c", FILL, gate, log];
-        let speaking = [("RUST_LOG", "rocket=warn,rocket_tx=warn,sqlx::query=debug")];
-        Starting::new(Arc::clone(databases), &behind, &speaking)
+        let wrapper = ["sh", "-c", FILL, gate, log];
+        let verbose = [("RUST_LOG", "rocket=warn,rocket_tx=warn,sqlx::query=debug")];
+        Starting::new(Arc::clone(databases), &wrapper, &verbose)
     }
 
     fn open(&mut self) {
-        // With both, it does not wait for a reader.
-        let both = OpenOptions::new().read(true).write(true).open(&self.path);
-        self.open.get_or_insert(both.unwrap());
+        // Opening a pipe for reading and writing does not wait for a reader.
+        let pipe = OpenOptions::new().read(true).write(true).open(&self.path);
+        self.open.get_or_insert(pipe.unwrap());
     }
 }
 
-/// Those who still wait must not do so for ever.
+/// Processes that still wait must not wait for ever.
 impl Drop for Gate {
     fn drop(&mut self) {
         self.open();
@@ -62,7 +63,7 @@ fn make_pipe(path: &PathBuf) {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
-/// How many processes have opened `main` and stopped there.
+/// Returns how many processes have opened `main` and stopped there.
 async fn at_the_gate(databases: &Databases, starting: &[Starting]) -> usize {
     match databases.backend {
         Backend::Sqlite => {
@@ -78,14 +79,14 @@ async fn at_the_gate(databases: &Databases, starting: &[Starting]) -> usize {
         Backend::Postgres => {
             let sessions = "SELECT pid::text FROM pg_stat_activity \
                             WHERE datname = current_database() AND pid <> pg_backend_pid()";
-            // Each compares two connections, to find out about a pooler.
+            // Each process opens two connections, to detect a pooler between itself and the server.
             databases.texts(In::Main, sessions).await.len() / 2
         }
     }
 }
 
 async fn sixteen_processes_open_the_same_new_databases_and_each_can_write(backend: Backend) {
-    // SQLite has no server that would put them in a row.
+    // Postgres serialises the processes; SQLite has no server, so races are more likely there.
     let rounds = match backend {
         Backend::Sqlite => 20,
         Backend::Postgres => 2,
@@ -102,7 +103,7 @@ async fn sixteen_processes_open_the_same_new_databases_and_each_can_write(backen
         .await;
         if backend == Backend::Sqlite {
             let written = std::fs::metadata(databases.folder().join("main.db")).unwrap();
-            assert_eq!(written.len(), 0, "somebody went past the gate");
+            assert_eq!(written.len(), 0, "a process went past the gate");
         }
 
         gate.open();

@@ -1,4 +1,4 @@
-//! Addresses that lead nowhere, and servers that do not let us in.
+//! Servers that cannot be reached or refuse the login, and invalid URLs.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::support::{Backend, Databases, Starting};
 
 const PASSWORD: &str = "hunter2-of-the-test";
 
-/// The service must refuse `url` for `reasons`, and never say the password, whatever is logged.
+/// The service must refuse `url` for `reasons`, and must not log the password at any level.
 async fn main_at(url: &str, reasons: &[&str]) {
     let databases = Databases::new(Backend::Sqlite).await;
     let variables = [
@@ -32,7 +32,8 @@ async fn main_at(url: &str, reasons: &[&str]) {
     assert!(!log.contains(PASSWORD), "{log}");
 }
 
-/// The test's Postgres, with a password that it was not asked for, and another part changed.
+/// Returns the URL of the test's Postgres, with a password that the server does not require, and
+/// with another part changed.
 async fn real(change: impl FnOnce(&mut Url)) -> String {
     let databases = Databases::new(Backend::Postgres).await;
     let mut url: Url = databases.main.parse().unwrap();
@@ -41,7 +42,8 @@ async fn real(change: impl FnOnce(&mut Url)) -> String {
     url.into()
 }
 
-/// A server of nothing but passwords that are wrong: the tests' Postgres may trust everybody.
+/// Serves one connection as a Postgres server that refuses every password. The tests' Postgres may
+/// not check passwords at all.
 /// <https://www.postgresql.org/docs/current/protocol-flow.html>
 async fn turn_away(mut client: TcpStream) -> std::io::Result<()> {
     const SSL_REQUEST: u32 = 80_877_103;
@@ -80,9 +82,9 @@ fn url_of(address: SocketAddr) -> String {
     format!("postgres://app:{PASSWORD}@{address}/todos")
 }
 
-/// Serves so many connections, by the server of `url`, and never answers the others. Returns its own
-/// URL.
-async fn tired_after(served: usize, mut url: Url) -> Url {
+/// Starts a proxy that forwards the first `served` connections to the server of `url` and never
+/// replies to the others. Returns the proxy's URL.
+async fn silent_after(served: usize, mut url: Url) -> Url {
     let server = ("127.0.0.1", url.port().unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     url.set_port(Some(listener.local_addr().unwrap().port()))
@@ -97,7 +99,7 @@ async fn tired_after(served: usize, mut url: Url) -> Url {
             }
             let mut server = TcpStream::connect(server).await.unwrap();
             rocket::tokio::spawn(async move {
-                let _over = copy_bidirectional(&mut client, &mut server).await;
+                let _ended = copy_bidirectional(&mut client, &mut server).await;
             });
         }
     });
@@ -109,10 +111,10 @@ mod postgres {
 
     /// A launch opens a handful of connections, one after another.
     #[rocket::async_test]
-    async fn a_server_that_stops_answering_during_a_launch_is_given_up() {
+    async fn a_launch_fails_if_the_server_stops_replying() {
         for served in 1..=8 {
             let databases = Databases::new(Backend::Postgres).await;
-            let url = tired_after(served, databases.main.parse().unwrap()).await;
+            let url = silent_after(served, databases.main.parse().unwrap()).await;
             let variable = format!(
                 r#"{{main={{url="{url}",connect_timeout="1s"}},audit={{url="{}"}}}}"#,
                 databases.audit
@@ -125,14 +127,15 @@ mod postgres {
                     assert_eq!(status.code(), Some(1), "{served}: {log}");
                     assert!(log.contains("no reply within "), "{served}: {log}");
                 }
-                Err(_) => panic!("with {served} connections it neither launches nor ends"),
+                Err(_) => panic!("with {served} connections the launch neither succeeds nor fails"),
             }
         }
     }
 
     #[rocket::async_test]
-    async fn a_server_that_is_not_there_is_named_as_the_cause() {
-        // Taken and not listened on: nobody answers there, and no other test gets the port.
+    async fn a_server_that_is_down_is_named_as_the_cause() {
+        // The port is bound but not listened on: connections are refused, and no other test gets
+        // the port.
         let taken = TcpSocket::new_v4().unwrap();
         taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let url = url_of(taken.local_addr().unwrap());
@@ -140,7 +143,7 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn a_server_that_never_answers_is_given_up() {
+    async fn a_launch_fails_if_the_server_never_replies() {
         let (_listener, url) = listen().await;
         let started = Instant::now();
         main_at(&url, &["no reply within 1s"]).await;
@@ -173,7 +176,7 @@ mod postgres {
     }
 
     #[rocket::async_test]
-    async fn a_url_that_is_none_is_refused_without_repeating_it() {
+    async fn an_invalid_url_is_refused_without_repeating_it() {
         main_at(
             &format!("postgres://app:{PASSWORD}@host:port/todos"),
             &["postgres://user:password@host:port/database"],
@@ -201,8 +204,8 @@ async fn a_scheme_without_a_backend_is_refused() {
     main_at(PASSWORD, &["no backend", "sqlite:path/to/file.db"]).await;
 }
 
-/// A value in the place of the table would let a weaker source, such as the default in
-/// `Rocket.toml`, say what is opened instead.
+/// A string in the place of the table would let a source of lower priority, such as the default in
+/// `Rocket.toml`, determine the database that is opened.
 #[rocket::async_test]
 async fn a_url_in_the_place_of_its_table_is_refused_without_repeating_it() {
     let databases = Databases::new(Backend::Sqlite).await;

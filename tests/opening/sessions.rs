@@ -1,4 +1,4 @@
-//! What every connection that a handler is lent is set to.
+//! The settings of every connection that a handler checks out.
 
 use std::time::Duration;
 
@@ -68,10 +68,10 @@ async fn sleep(mut tx: Tx<Main>, mut audit: Tx<Audit>) -> Result<(), Error> {
     Ok(run(&mut tx, "SELECT pg_sleep(60)").await?)
 }
 
-/// Where the test's database is, for a look from outside.
+/// The URL of the test's database, for a separate connection.
 struct Url(String);
 
-/// The handler neglects its transaction until the server has ended the session.
+/// Leaves the transaction idle until the server has ended the session.
 #[post("/idle")]
 async fn idle(mut tx: Tx<Main>, mut audit: Tx<Audit>, url: &State<Url>) -> Result<(), Error> {
     note(&mut tx, "idle").await?;
@@ -89,7 +89,7 @@ async fn idle(mut tx: Tx<Main>, mut audit: Tx<Audit>, url: &State<Url>) -> Resul
         }
         rocket::tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Not what the end of a session is answered with.
+    // The session did not end. This error has another status than an ended session.
     Err(Error::NotFound)
 }
 
@@ -115,7 +115,7 @@ async fn stage(backend: Backend, settings: &[(&str, &str)]) -> Stage {
     .await
 }
 
-async fn what_only_reads_cannot_write(backend: Backend) {
+async fn a_reader_cannot_write(backend: Backend) {
     let stage = stage(backend, &[]).await;
     let refused = stage.send("POST /write/read").await;
     assert_eq!(refused.status, 500, "{refused:?}");
@@ -127,7 +127,7 @@ async fn what_only_reads_cannot_write(backend: Backend) {
     stage.nothing_is_stuck().await;
 }
 
-/// On both backends foreign keys hold; here the key is checked by COMMIT.
+/// Foreign keys are enforced on both backends. This key is deferred, so COMMIT checks it.
 async fn a_row_without_its_partner_is_refused(backend: Backend) {
     let stage = stage(backend, &[]).await;
     let refused = stage.send("POST /orphan").await;
@@ -135,10 +135,7 @@ async fn a_row_without_its_partner_is_refused(backend: Backend) {
     stage.nothing_is_stuck().await;
 }
 
-on_each_backend!(
-    what_only_reads_cannot_write,
-    a_row_without_its_partner_is_refused,
-);
+on_each_backend!(a_reader_cannot_write, a_row_without_its_partner_is_refused,);
 
 mod of_one_backend {
     mod sqlite {
@@ -155,7 +152,8 @@ mod of_one_backend {
                     ],
                 )
                 .await;
-                // The writer's commits are synced for several requests at once, not by SQLite.
+                // rocket_tx, not SQLite, syncs the commits of the writer, for several requests at
+                // once. The writer's own `synchronous` is therefore at most NORMAL (1).
                 let writers = number.min(1);
                 let set = |number: i32| {
                     format!("wal foreign_keys=1 synchronous={number} busy_timeout=1234 query_only")
@@ -170,7 +168,7 @@ mod of_one_backend {
         }
 
         #[rocket::async_test]
-        async fn by_default_it_is_wal_with_shared_syncs_and_five_seconds() {
+        async fn the_default_is_wal_with_shared_syncs_and_five_seconds() {
             let stage = stage(Backend::Sqlite, &[]).await;
             let writer = stage.send("GET /writer").await;
             assert_eq!(
@@ -179,7 +177,7 @@ mod of_one_backend {
             );
         }
 
-        /// What rocket_db_pools' own guard lends must not write past the transaction.
+        /// A connection of rocket_db_pools' own guard must not write outside of the transaction.
         #[rocket::async_test]
         async fn a_connection_of_rocket_db_pools_is_a_reader() {
             let stage = stage(Backend::Sqlite, &[]).await;

@@ -1,4 +1,5 @@
-//! Cuts: where the power goes, what is left then, and whether that is what was promised.
+//! Power cuts: when they happen, which data is left, and whether it contains everything that was
+//! acknowledged.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,16 +14,18 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::disk::Disk;
-use super::log::What;
+use super::log::Change;
 use super::recording::{History, ROWS, Recording};
 
-/// How many images are looked at side by side.
+/// How many images are checked concurrently.
 const AT_ONCE: usize = 4;
 
-/// A power cut: it happens when the log is that long, and the disk keeps what the salt draws.
+/// A power cut.
 #[derive(Clone, Copy)]
 pub struct Cut {
+    /// The length of the log at the time of the cut.
     position: u64,
+    /// The seed of the random choice of the data that the disk keeps.
     salt: u64,
 }
 
@@ -44,27 +47,27 @@ impl FromStr for Cut {
     }
 }
 
-/// What a cut has done to a database.
+/// The damage that a cut has done to a database.
 enum Harm {
-    /// So many rows that had been acknowledged are not there.
+    /// The number of acknowledged rows that are missing.
     Lost(usize),
-    /// It cannot be read, or holds what was never stored.
+    /// The database cannot be read, or holds a row that was never stored.
     Corrupt(String),
 }
 
-/// What some cuts have done.
+/// The results of several cuts.
 #[derive(Default)]
 pub struct Report {
     pub cuts: usize,
-    /// Acknowledged rows that must have been there, over all cuts.
+    /// Acknowledged rows that had to be present, summed over all cuts.
     pub acknowledged: usize,
-    /// Those that were not.
+    /// Acknowledged rows that were missing, summed over all cuts.
     pub lost: usize,
     /// Cuts after which a row was missing.
     pub losing: usize,
-    /// Databases that were not what they had ever been.
+    /// Databases that were corrupt after a cut.
     pub corrupt: usize,
-    /// The first few, in words.
+    /// Descriptions of the first few failures.
     pub failures: Vec<String>,
 }
 
@@ -72,25 +75,30 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} cuts, {} acknowledged rows looked for, {} lost by {} cuts, {} databases corrupt",
+            "{} cuts, {} acknowledged rows checked, {} lost by {} cuts, {} databases corrupt",
             self.cuts, self.acknowledged, self.lost, self.losing, self.corrupt
         )
     }
 }
 
-/// Draws cuts: anywhere, at the very moment of an answer, and around what happens seldom.
+/// Draws cuts at random: at any record, at the moment of a response, and near rare records.
 pub fn drawn(recording: &Recording, count: usize, seed: u64) -> Vec<Cut> {
     let records = &recording.log.records;
     let acknowledged = &recording.history.acknowledged;
-    let seldom: Vec<usize> = (0..records.len())
-        .filter(|index| !matches!(records[*index].what, What::Wrote { .. } | What::Syncing))
+    let rare: Vec<usize> = (0..records.len())
+        .filter(|index| {
+            !matches!(
+                records[*index].change,
+                Change::Wrote { .. } | Change::Syncing
+            )
+        })
         .collect();
     let mut rng = Rng::with_seed(seed);
     let cuts = (0..count).map(|_| {
         let position = match rng.u8(..4) {
             0 => acknowledged[rng.usize(..acknowledged.len())].position,
             1 => {
-                let near = seldom[rng.usize(..seldom.len())] + rng.usize(..6);
+                let near = rare[rng.usize(..rare.len())] + rng.usize(..6);
                 records[near.saturating_sub(4).min(records.len() - 1)].end
             }
             _ => records[rng.usize(..records.len())].end,
@@ -101,35 +109,35 @@ pub fn drawn(recording: &Recording, count: usize, seed: u64) -> Vec<Cut> {
     cuts.collect()
 }
 
-/// Cuts the power, again and again, and looks at what is left.
+/// Runs all cuts, and checks the files after each.
 pub async fn run(recording: &Recording, mut cuts: Vec<Cut>) -> Report {
     cuts.sort_by_key(|cut| cut.position);
     let history = Arc::new(Promised::of(&recording.history));
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut disk = Disk::new(&recording.log, &recording.before);
-    let mut looking = JoinSet::new();
+    let mut checks = JoinSet::new();
     let mut report = Report::default();
     for cut in cuts {
         disk.advance(cut.position);
         let (files, story) = disk.cut(&mut Rng::with_seed(cut.salt));
-        let place = Arc::clone(&places).acquire_owned().await.unwrap();
+        let permit = Arc::clone(&permits).acquire_owned().await.unwrap();
         let history = Arc::clone(&history);
-        looking.spawn(async move {
-            let harm = history.look(cut, &files).await;
-            drop(place);
+        checks.spawn(async move {
+            let harm = history.check(cut, &files).await;
+            drop(permit);
             (cut, harm, history.required(cut), story)
         });
-        while let Some(looked) = looking.try_join_next() {
-            report.add(looked.unwrap());
+        while let Some(checked) = checks.try_join_next() {
+            report.add(checked.unwrap());
         }
     }
-    while let Some(looked) = looking.join_next().await {
-        report.add(looked.unwrap());
+    while let Some(checked) = checks.join_next().await {
+        report.add(checked.unwrap());
     }
     report
 }
 
-/// The simulator's files without a cut must be what lay in the folder.
+/// Checks that without a cut the simulator's files equal those that were in the folder.
 pub fn check_recorder(recording: &Recording) {
     let mut disk = Disk::new(&recording.log, &recording.before);
     for (position, files) in &recording.seen {
@@ -144,19 +152,19 @@ pub fn check_recorder(recording: &Recording) {
         assert_eq!(names(&seen), names(files), "at {position}");
         assert!(
             seen == *files,
-            "the recorder has missed a write before {position}"
+            "the recorder missed a write before {position}"
         );
     }
 }
 
 impl Report {
-    fn add(&mut self, looked: (Cut, [Option<Harm>; 2], [usize; 2], String)) {
-        let (cut, harm, required, story) = looked;
+    fn add(&mut self, checked: (Cut, [Option<Harm>; 2], [usize; 2], String)) {
+        let (cut, harm, required, story) = checked;
         self.cuts += 1;
         self.acknowledged += required.iter().sum::<usize>();
         let mut loses = false;
         for (harm, (name, ..)) in harm.into_iter().zip(ROWS) {
-            let what = match harm {
+            let damage = match harm {
                 None => continue,
                 Some(Harm::Lost(rows)) => {
                     loses = true;
@@ -170,17 +178,17 @@ impl Report {
             };
             if self.failures.len() < 10 {
                 self.failures
-                    .push(format!("POWER_CUT={cut} {name}: {what} ({story})"));
+                    .push(format!("POWER_CUT={cut} {name}: {damage} ({story})"));
             }
         }
         self.losing += usize::from(loses);
     }
 }
 
-/// What must be stored, and when.
+/// The rows that must be stored, and from which position on.
 struct Promised {
     stored: [String; 2],
-    /// From which position on how many rows must be there.
+    /// Positions, each with the number of rows that must be stored from there on.
     from: Vec<(u64, [usize; 2])>,
 }
 
@@ -198,8 +206,8 @@ impl Promised {
         Self { stored, from }
     }
 
-    /// How many rows must be there: ids have no gaps, so each row before one that must be there must
-    /// be there too, or the file was never like that.
+    /// Returns how many rows must be stored. Ids have no gaps, so all rows before an acknowledged
+    /// row must be stored too.
     fn required(&self, cut: Cut) -> [usize; 2] {
         let passed = self.from.partition_point(|(at, _)| *at <= cut.position);
         passed
@@ -207,7 +215,7 @@ impl Promised {
             .map_or([0; 2], |last| self.from[last].1)
     }
 
-    async fn look(&self, cut: Cut, files: &BTreeMap<String, Vec<u8>>) -> [Option<Harm>; 2] {
+    async fn check(&self, cut: Cut, files: &BTreeMap<String, Vec<u8>>) -> [Option<Harm>; 2] {
         let folder = super::scratch();
         for (name, content) in files {
             std::fs::write(folder.path().join(name), content).unwrap();
@@ -229,16 +237,16 @@ impl Promised {
             Err(why) => return Some(Harm::Corrupt(why)),
         };
         let stored = &self.stored[index];
-        let is_a_beginning = match stored.strip_prefix(&found) {
+        let is_a_prefix = match stored.strip_prefix(&found) {
             Some(rest) => found.is_empty() || rest.is_empty() || rest.starts_with('\n'),
             None => false,
         };
-        if !is_a_beginning {
+        if !is_a_prefix {
             let common = found.lines().zip(stored.lines());
             let common = common.take_while(|(one, other)| one == other).count();
             let first = found.lines().nth(common).unwrap_or_default();
             return Some(Harm::Corrupt(format!(
-                "after {common} rows it holds {first:?}, which was never stored there"
+                "after {common} rows, the database holds {first:?}, which was never stored there"
             )));
         }
         match required.saturating_sub(found.lines().count()) {
@@ -248,16 +256,16 @@ impl Promised {
     }
 }
 
-/// Opens what is left, as the next process would, and reads all rows.
+/// Opens the database after the cut, as the next process would, and reads all rows.
 async fn read(path: &Path, table: &str, rows: &'static str) -> Result<String, String> {
     let mut connection = SqliteConnectOptions::new()
         .filename(path)
         .connect()
         .await
-        .map_err(|error| format!("it cannot be opened: {error}"))?;
+        .map_err(|error| format!("the database cannot be opened: {error}"))?;
     let found = rows_of(&mut connection, table, rows).await;
     let _ = connection.close().await;
-    found.map_err(|error| format!("it cannot be read: {error}"))
+    found.map_err(|error| format!("the database cannot be read: {error}"))
 }
 
 async fn rows_of(
@@ -271,11 +279,11 @@ async fn rows_of(
     if check != ["ok"] {
         return Err(sqlx::Error::Protocol(check.join("; ")));
     }
-    let is_there: bool = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = $1")
+    let exists: bool = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = $1")
         .bind(table)
         .fetch_one(&mut *connection)
         .await?;
-    if !is_there {
+    if !exists {
         return Ok(String::new());
     }
     let found: Option<String> = sqlx::query_scalar(rows).fetch_one(connection).await?;

@@ -1,15 +1,18 @@
-//! What a disk holds after a power cut, as far as POSIX promises anything.
+//! The content of a disk after a power cut, within the guarantees of POSIX.
 //!
-//! | | |
+//! | change before the cut | after the cut |
 //! | --- | --- |
-//! | a change before a sync of its file that has returned | is there |
-//! | any other write | each sector of it is there, or not, or a part of it; whatever later writes are |
-//! | any other change of a length | is there or not; what a file has grown by may be zeros or junk |
-//! | a name that was given or taken before a sync of the folder that has returned | is there, or gone |
-//! | any other name | as it was at some time since; each name by itself, and the sync of a file is no sync of its name |
+//! | a change before a sync of its file that has returned | is kept |
+//! | any other write | each sector is kept, torn or lost, independently of later writes |
+//! | any other resize | is kept or lost; a part by which a file has grown may hold zeros or junk |
+//! | a file name created or removed before a sync of the folder that has returned | is kept |
+//! | any other file name | is in any state that it had since the last sync of the folder |
 //!
-//! One thing is left out on purpose: bytes outside of a write are never damaged by it. SQLite relies
-//! on that by default (`SQLITE_POWERSAFE_OVERWRITE`), and disks keep it.
+//! Each name is kept or lost independently of other names, and the sync of a file does not sync its
+//! name.
+//!
+//! One effect is deliberately not simulated: a write never damages bytes outside of it. SQLite
+//! relies on that by default (`SQLITE_POWERSAFE_OVERWRITE`), and disks comply.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -17,15 +20,15 @@ use std::ops::Range;
 use fastrand::Rng;
 
 use super::kept::Kept;
-use super::log::{Log, What};
+use super::log::{self, Log};
 
-/// The state of the files at a position of the log. Positions are walked upwards.
+/// The state of the files at a position of the log. The position can only increase.
 pub struct Disk<'l> {
     log: &'l Log,
-    /// The next record.
+    /// The index of the next record to apply.
     next: usize,
     files: Vec<File>,
-    /// The kernel uses the number of a file that is gone for another one.
+    /// The current file of each inode. The kernel reuses the inode number of a deleted file.
     by_inode: HashMap<u64, usize>,
     names: BTreeMap<String, Name>,
 }
@@ -34,7 +37,7 @@ pub struct Disk<'l> {
 struct File {
     durable: Vec<u8>,
     pending: VecDeque<Pending>,
-    /// As the process sees it.
+    /// The length that the process sees.
     length: usize,
 }
 
@@ -56,7 +59,7 @@ struct Name {
 }
 
 impl<'l> Disk<'l> {
-    /// Before the first record: files that were there, and durable.
+    /// Returns the state before the first record. The files in `before` are durable.
     pub fn new(log: &'l Log, before: &BTreeMap<String, (u64, Vec<u8>)>) -> Self {
         let mut disk = Self {
             log,
@@ -80,7 +83,7 @@ impl<'l> Disk<'l> {
             if record.end > position {
                 break;
             }
-            self.apply(record.position, &record.what);
+            self.apply(record.position, &record.change);
             self.next += 1;
         }
     }
@@ -93,26 +96,26 @@ impl<'l> Disk<'l> {
 
     fn known(&mut self, inode: u64) -> &mut File {
         let file = self.by_inode.get(&inode);
-        &mut self.files[*file.expect("a file whose making was recorded")]
+        &mut self.files[*file.expect("the creation of the file was recorded")]
     }
 
-    fn apply(&mut self, position: u64, what: &What) {
-        match what {
-            What::Created { inode, name } => {
+    fn apply(&mut self, position: u64, change: &log::Change) {
+        match change {
+            log::Change::Created { inode, name } => {
                 let file = self.file_of(*inode);
                 let name = self.names.entry(name.clone()).or_default();
                 name.pending.push((position, Some(file)));
             }
-            What::Unlinked { name } => {
-                let name = self.names.get_mut(name).expect("a name that was given");
+            log::Change::Unlinked { name } => {
+                let name = self.names.get_mut(name).expect("the name exists");
                 name.pending.push((position, None));
             }
-            What::FolderSynced { since } => {
+            log::Change::FolderSynced { since } => {
                 for name in self.names.values_mut() {
                     name.settle(*since);
                 }
             }
-            What::Wrote {
+            log::Change::Wrote {
                 inode,
                 offset,
                 data,
@@ -124,22 +127,22 @@ impl<'l> Disk<'l> {
                 let change = Change::Write { offset, data };
                 file.pending.push_back(Pending { position, change });
             }
-            What::Resized { inode, length } => {
+            log::Change::Resized { inode, length } => {
                 let length = usize::try_from(*length).unwrap();
                 let file = self.known(*inode);
                 file.length = length;
                 let change = Change::Resize(length);
                 file.pending.push_back(Pending { position, change });
             }
-            What::Synced { inode, since } => {
+            log::Change::Synced { inode, since } => {
                 let log = self.log;
                 self.known(*inode).settle(*since, log);
             }
-            What::Syncing => {}
+            log::Change::Syncing => {}
         }
     }
 
-    /// All files as the process sees them, that is without a power cut.
+    /// Returns all files as the process sees them, without a power cut.
     pub fn seen(&self) -> BTreeMap<String, Vec<u8>> {
         let files = self.names.iter().filter_map(|(name, entry)| {
             let file = &self.files[entry.last()?];
@@ -149,7 +152,8 @@ impl<'l> Disk<'l> {
         files.collect()
     }
 
-    /// All files as they may be after a power cut now, and how that came about.
+    /// Returns all files as they may be after a power cut at this position, and a description of
+    /// the random choices.
     pub fn cut(&self, rng: &mut Rng) -> (BTreeMap<String, Vec<u8>>, String) {
         let mut files = BTreeMap::new();
         let mut story = String::new();
@@ -163,9 +167,9 @@ impl<'l> Disk<'l> {
             let mut content = file.after(&kept, self.log, rng, junk);
             let had = content.len();
             match rng.u8(..4) {
-                // The new length is there, and what it is for may not be.
+                // The new length is kept, but the data may be lost.
                 0 => grow(&mut content, file.length, rng, junk),
-                // The old length is there; what lies behind it cannot be reached.
+                // The old length is kept, so data after it is lost.
                 1 if !file.pending.is_empty() && content.len() > file.durable.len() => {
                     content.truncate(file.durable.len());
                 }
@@ -195,7 +199,7 @@ impl Name {
         self.pending.last().map_or(self.durable, |(_, file)| *file)
     }
 
-    /// The file that it names after a power cut.
+    /// Returns the file that the name refers to after a power cut.
     fn drawn(&self, rng: &mut Rng) -> Option<usize> {
         let changes = self.pending.len();
         let kept = match rng.u8(..3) {
@@ -211,7 +215,7 @@ impl Name {
 }
 
 impl File {
-    /// Makes durable what was done before `since`.
+    /// Makes all changes before `since` durable.
     fn settle(&mut self, since: u64, log: &Log) {
         while self.pending.front().is_some_and(|it| it.position < since) {
             let Some(Pending { change, .. }) = self.pending.pop_front() else {
@@ -221,7 +225,7 @@ impl File {
         }
     }
 
-    /// What is durable, and what is kept of the rest.
+    /// Returns the durable content with those pending changes that are kept.
     fn after(&self, kept: &Kept, log: &Log, rng: &mut Rng, junk: bool) -> Vec<u8> {
         let mut content = self.durable.clone();
         for (index, Pending { change, .. }) in self.pending.iter().enumerate() {
@@ -245,7 +249,7 @@ impl File {
     }
 }
 
-/// Lengthens it by what a disk may have there: zeros, or what was there before.
+/// Extends the content with zeros, or with junk, as it may be left on a disk from another file.
 fn grow(content: &mut Vec<u8>, length: usize, rng: &mut Rng, junk: bool) {
     let old = content.len();
     if length > old {

@@ -1,10 +1,10 @@
-//! What becomes of the changes to one file that no sync has made durable.
+//! Which of the unsynced changes to a file survive a power cut.
 
 use std::ops::Range;
 
 use fastrand::Rng;
 
-/// One way in which they may be kept or lost. Changes are numbered in their order.
+/// A way in which the unsynced changes are kept or lost. Changes are numbered in their order.
 #[derive(Debug)]
 pub enum Kept {
     Nothing,
@@ -12,13 +12,13 @@ pub enum Kept {
     First(usize),
     AllBut(usize),
     Only(usize),
-    /// Each sector as it was after so many changes, drawn by sector: the kernel writes a page back
-    /// when it likes to, as it is by then.
+    /// Each sector has its state after a random number of changes: the kernel may write back a page
+    /// at any time, with its content at that time.
     Sectors {
         size: usize,
         salt: u64,
     },
-    /// Each sector of each write by itself: there, torn, or lost.
+    /// Each sector of each write is kept, torn or lost independently of the others.
     Pieces {
         size: usize,
         kept: f32,
@@ -50,7 +50,7 @@ impl Kept {
         }
     }
 
-    /// Whether a change that cannot be kept in part is there.
+    /// Returns whether a change that cannot be kept in part is kept.
     pub fn has(&self, index: usize, pending: usize, rng: &mut Rng) -> bool {
         match self {
             Self::Nothing => false,
@@ -63,7 +63,7 @@ impl Kept {
         }
     }
 
-    /// The parts of a write that are there, each with its place in the file.
+    /// Returns the parts of a write that are kept, each with its offset in the file.
     pub fn of_write(
         &self,
         index: usize,
@@ -74,7 +74,7 @@ impl Kept {
     ) -> Vec<(usize, Range<usize>)> {
         let size = match self {
             Self::Sectors { size, .. } | Self::Pieces { size, .. } => *size,
-            // All or nothing.
+            // In the other cases, a write is kept completely or not at all.
             _ => {
                 return match self.has(index, pending, rng) {
                     true => vec![(offset, data.clone())],
@@ -109,7 +109,7 @@ impl Kept {
     }
 }
 
-/// From 0 to `pending`, the same for the same sector.
+/// Returns a number from 0 to `pending`, always the same for the same sector.
 fn drawn_by(salt: u64, sector: usize, pending: usize) -> usize {
     Rng::with_seed(salt ^ (sector as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)).usize(..=pending)
 }

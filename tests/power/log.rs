@@ -1,4 +1,4 @@
-//! What `recorder.c` has written: every change to the database files, in order.
+//! The log of `recorder.c`: every change to the database files, in order.
 
 use std::ops::Range;
 use std::path::Path;
@@ -13,16 +13,18 @@ pub struct Log {
 }
 
 pub struct Record {
-    /// Where it begins in the log: a sync names its beginning by this.
+    /// Where the record begins in the log. `Synced` refers to the record `Syncing` by its position.
     pub position: u64,
-    /// Where it ends: a client that reads the log's length after its answer knows what was before.
+    /// Where the record ends. A client that reads the length of the log after its response knows
+    /// which records were written before.
     pub end: u64,
-    pub what: What,
+    pub change: Change,
 }
 
-/// As the recorder numbers them.
+/// A recorded change. `recorder.c` numbers the kinds in this order, with a kind of its own for the
+/// beginning of a folder sync.
 #[derive(Debug, Clone)]
-pub enum What {
+pub enum Change {
     Created {
         inode: u64,
         name: String,
@@ -45,7 +47,7 @@ pub enum What {
     Unlinked {
         name: String,
     },
-    /// All names that were given and taken before `since` are durable.
+    /// All names that were created or removed before `since` are durable.
     FolderSynced {
         since: u64,
     },
@@ -54,7 +56,7 @@ pub enum What {
 impl Log {
     /// # Panics
     ///
-    /// If the process did what there is no model for.
+    /// If the process did something that the simulator has no model for.
     pub fn read(path: &Path) -> Self {
         Self::of(std::fs::read(path).unwrap())
     }
@@ -71,27 +73,27 @@ impl Log {
             let (kind, inode, number) = (word(4), long(8), long(16));
             let data = at + HEADER..at + HEADER + word(24) as usize;
             let text = || String::from_utf8(bytes[data.clone()].to_vec()).unwrap();
-            let what = match kind {
-                1 => What::Created {
+            let change = match kind {
+                1 => Change::Created {
                     inode,
                     name: text(),
                 },
-                2 => What::Wrote {
+                2 => Change::Wrote {
                     inode,
                     offset: number,
                     data: data.clone(),
                 },
-                3 => What::Resized {
+                3 => Change::Resized {
                     inode,
                     length: number,
                 },
-                4 | 7 => What::Syncing,
-                5 => What::Synced {
+                4 | 7 => Change::Syncing,
+                5 => Change::Synced {
                     inode,
                     since: number,
                 },
-                6 => What::Unlinked { name: text() },
-                8 => What::FolderSynced { since: number },
+                6 => Change::Unlinked { name: text() },
+                8 => Change::FolderSynced { since: number },
                 9 => panic!("the simulator has no model for {}", text()),
                 _ => panic!("unknown kind {kind} at {at}"),
             };
@@ -99,24 +101,24 @@ impl Log {
             records.push(Record {
                 position: at as u64,
                 end: end as u64,
-                what,
+                change,
             });
             at = end;
         }
         Self { bytes, records }
     }
 
-    /// How often a WAL was begun: in a new file, or from its start again after a checkpoint.
+    /// Returns how often a WAL was begun: in a new file, or from its start after a checkpoint.
     pub fn wals(&self) -> usize {
         let is_header = |data: &[u8]| data.len() == 32 && data.starts_with(&[0x37, 0x7f, 0x06]);
-        let begins = |what: &What| match what {
-            What::Wrote {
+        let begins = |change: &Change| match change {
+            Change::Wrote {
                 offset: 0, data, ..
             } => is_header(self.data(data)),
             _ => false,
         };
         let records = self.records.iter();
-        records.filter(|record| begins(&record.what)).count()
+        records.filter(|record| begins(&record.change)).count()
     }
 
     pub fn data(&self, range: &Range<usize>) -> &[u8] {

@@ -1,4 +1,4 @@
-//! What the simulator's disk promises, and what it does not.
+//! Tests of the simulator's disk: which data it keeps and which it may lose.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,12 +16,12 @@ const UNLINKED: u32 = 6;
 const FOLDER_SYNCING: u32 = 7;
 const FOLDER_SYNCED: u32 = 8;
 
-/// A log by hand, of one file.
+/// A log of one file, written by the test.
 #[derive(Default)]
 struct Written(Vec<u8>);
 
 impl Written {
-    /// Returns the record's position.
+    /// Appends a record, and returns its position.
     fn add(&mut self, kind: u32, number: u64, payload: &[u8]) -> u64 {
         let position = self.0.len() as u64;
         self.0.extend(b"POWR");
@@ -40,7 +40,7 @@ impl Written {
         self.add(ends, since, &[]);
     }
 
-    /// A file `a.db` that is durable, of two sectors.
+    /// Returns a log with a durable file `a.db` of two sectors.
     fn with_a_file() -> Self {
         let mut log = Self::default();
         log.add(CREATED, 0, b"a.db");
@@ -50,7 +50,7 @@ impl Written {
         log
     }
 
-    /// All that may be left of `a.db`.
+    /// Returns every content that `a.db` may have after a power cut.
     fn left(self) -> BTreeSet<Option<Vec<u8>>> {
         let end = self.0.len() as u64;
         let log = Log::of(self.0);
@@ -66,13 +66,13 @@ fn sectors(first: u8, second: u8) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn what_was_synced_is_there() {
+fn synced_data_is_kept() {
     let left = Written::with_a_file().left();
     assert_eq!(left, BTreeSet::from([sectors(1, 1)]));
 }
 
 #[test]
-fn what_was_not_synced_is_there_in_any_part() {
+fn any_part_of_unsynced_data_may_be_kept() {
     let mut log = Written::with_a_file();
     log.add(WROTE, 0, &[2; 512]);
     log.add(WROTE, 512, &[3; 512]);
@@ -85,7 +85,7 @@ fn what_was_not_synced_is_there_in_any_part() {
         content[..512].contains(&1) && content[..512].contains(&2)
     };
     assert!(left.iter().any(is_torn));
-    // Nothing but what was once written there.
+    // Each byte has a value that was once written there.
     let is_known = |content: &Option<Vec<u8>>| {
         let content = content.as_deref().unwrap();
         content.len() == 1024
@@ -96,7 +96,7 @@ fn what_was_not_synced_is_there_in_any_part() {
 }
 
 #[test]
-fn a_sync_covers_what_was_written_before_it_began() {
+fn a_sync_covers_writes_before_it_began() {
     let mut log = Written::with_a_file();
     log.add(WROTE, 0, &[2; 512]);
     let since = log.add(SYNCING, 0, &[]);
@@ -109,7 +109,7 @@ fn a_sync_covers_what_was_written_before_it_began() {
 }
 
 #[test]
-fn a_sync_that_has_not_returned_promises_nothing() {
+fn a_sync_that_has_not_returned_guarantees_nothing() {
     let mut log = Written::with_a_file();
     log.add(WROTE, 0, &[2; 1024]);
     log.add(SYNCING, 0, &[]);
@@ -128,7 +128,7 @@ fn a_length_is_the_old_or_the_new_one() {
 }
 
 #[test]
-fn a_name_is_durable_by_a_sync_of_the_folder_alone() {
+fn a_name_is_durable_only_after_a_sync_of_the_folder() {
     let mut log = Written::default();
     log.add(CREATED, 0, b"a.db");
     log.add(WROTE, 0, &[1; 1024]);

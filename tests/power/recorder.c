@@ -1,20 +1,20 @@
 /*
- * Records what a process does to the database files of one folder, in the order in which it was
- * done, across all threads and processes that were started with it in LD_PRELOAD.
+ * Records the changes to the database files of one folder, in their order, across all threads and
+ * processes that were started with this library in LD_PRELOAD.
  *
  *   POWER_FOLDER  the folder, without symbolic links in its path
  *   POWER_LOG     the file that records are appended to
  *   POWER_SYNC    how long a sync takes at most, in microseconds; each takes a random part of it
  *
- * Of the folder, names with ".db" in them are recorded, but not the shared memory (-shm), which no
- * power cut leaves behind. A change and its record are made under one lock, so that the log's order
- * is the order in which the kernel saw them.
+ * Files with ".db" in their name are recorded, except the shared memory (-shm), which does not
+ * survive a power cut. A change and its record are made under one lock, so that the log has the
+ * order in which the kernel saw the changes.
  *
- * A sync is recorded twice: as it begins, and as it returns. It is only a pause: the simulator
- * decides what a disk holds, and a real sync would tie the test's time to the machine's disk.
+ * A sync is recorded twice: when it begins and when it returns. It only pauses: the simulator
+ * decides which data a disk holds, and the time of a real sync would depend on the machine's disk.
  *
- * What the simulator has no model for (a writable shared map, a rename) is recorded as such, and
- * the simulator refuses the recording.
+ * Operations that the simulator does not model (a writable shared map, a rename) are recorded as
+ * such, and the simulator refuses the recording.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -36,7 +36,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The simulator's reader knows these numbers: see log.rs. */
+/* log.rs reads these numbers. */
 enum kind {
     CREATED = 1,    /* inode; payload: name */
     WROTE = 2,      /* inode, number: offset; payload: data */
@@ -46,7 +46,7 @@ enum kind {
     UNLINKED = 6,   /* payload: name */
     FOLDER_SYNCING = 7,
     FOLDER_SYNCED = 8, /* number: position of FOLDER_SYNCING */
-    NOT_MODELLED = 9,  /* payload: what it was */
+    NOT_MODELLED = 9,  /* payload: name of the operation */
 };
 
 struct header {
@@ -84,7 +84,7 @@ __attribute__((constructor)) static void begin(void) {
     if (log_file < 0) fail("POWER_LOG cannot be opened");
 }
 
-/* `flock` keeps processes apart, and is given back by the kernel when one is killed. */
+/* `flock` excludes other processes. The kernel releases it when a process is killed. */
 static void lock(void) {
     pthread_mutex_lock(&threads);
     while (flock(log_file, LOCK_EX) != 0)
@@ -98,7 +98,7 @@ static void unlock(void) {
     errno = kept;
 }
 
-/* Under the lock. Returns the record's position. */
+/* Appends a record and returns its position. The caller holds the lock. */
 static uint64_t record(enum kind kind, uint64_t inode, uint64_t number, const void *payload,
                        size_t length) {
     int kept = errno;
@@ -112,7 +112,7 @@ static uint64_t record(enum kind kind, uint64_t inode, uint64_t number, const vo
     return (uint64_t)log.st_size;
 }
 
-/* The name of a recorded file that this path leads to, or NULL. */
+/* Returns the name of the recorded file at this path, or NULL if it is not recorded. */
 static const char *name_of(const char *path) {
     if (log_file < 0 || strncmp(path, folder, folder_length) != 0 || path[folder_length] != '/')
         return NULL;
@@ -123,7 +123,7 @@ static const char *name_of(const char *path) {
     return name;
 }
 
-/* Whether a descriptor is of a recorded file: then its inode, its flags, and its size by now. */
+/* The inode and the current size of a recorded file. */
 struct known {
     uint64_t inode;
     uint64_t size;
@@ -236,7 +236,7 @@ int creat64(const char *path, mode_t mode) {
 WRITE_AT(pwrite)
 WRITE_AT(pwrite64)
 
-/* Under the lock: where the next `write` goes. */
+/* Returns the offset of the next `write`. The caller holds the lock. */
 static uint64_t next_offset(int fd) {
     struct stat it;
     if (fcntl(fd, F_GETFL) & O_APPEND) {
@@ -257,7 +257,7 @@ ssize_t write(int fd, const void *data, size_t length) {
     return done;
 }
 
-/* Under the lock: the first `done` bytes of what was gathered. */
+/* Records the first `done` bytes of the parts. The caller holds the lock. */
 static void record_parts(uint64_t inode, uint64_t offset, const struct iovec *parts, int count,
                          ssize_t done) {
     for (int i = 0; i < count && done > 0; i++) {
@@ -293,7 +293,7 @@ ssize_t writev(int fd, const struct iovec *parts, int count) {
 WRITEV_AT(pwritev)
 WRITEV_AT(pwritev64)
 
-/* Says that the simulator must refuse the recording. */
+/* Records an operation because of which the simulator must refuse the recording. */
 static void not_modelled(const char *what) {
     lock();
     record(NOT_MODELLED, 0, 0, what, strlen(what));

@@ -1,5 +1,5 @@
-//! A load on the real service, and all that is known of it afterwards: what its processes did to
-//! their files, what it answered and when, and what was stored in the end.
+//! A recorded load on the real service: the changes of its processes to their files, its responses
+//! with their times, and the rows that are stored at the end.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +19,7 @@ use crate::support::{Backend, Databases, In, Service, eventually};
 
 use super::log::Log;
 
-/// One line a row, in the order of their ids.
+/// For each database: its file, its table, and a query that returns one line per row, by id.
 pub const ROWS: [(&str, &str, &str); 2] = [
     (
         "main.db",
@@ -36,64 +36,66 @@ pub const ROWS: [(&str, &str, &str); 2] = [
 
 const CLIENTS: usize = 16;
 
-/// How long a sync takes at most, in microseconds: long enough for other commits to fall into it.
+/// The longest duration of a sync, in microseconds. Other commits can arrive during a sync.
 const SYNC: &str = "4000";
 
-/// The writer is closed now and then for so many requests, and not for as many.
+/// In every other stretch of this many requests, some requests make rocket_tx close the writer.
 const STRETCH: usize = 300;
 
-/// What is recorded.
+/// The parameters of a load.
 pub struct Load {
     pub seed: u64,
-    /// How many, over all phases.
+    /// The number of requests, over all phases.
     pub requests: usize,
-    /// The setting of both databases.
+    /// The setting `synchronous` of both databases.
     pub synchronous: &'static str,
 }
 
-/// All that is known of a load.
+/// A recorded load.
 pub struct Recording {
-    /// Goes with it, unless it is kept.
+    /// The folder of the recording. It is removed on drop, unless [`Recording::keep`] is called.
     folder: Option<TempDir>,
     pub path: PathBuf,
     pub log: Log,
     pub history: History,
-    /// What lay in the folder at some positions of the log, to compare the simulator with.
+    /// The files in the folder at some positions of the log, to compare the simulator with.
     pub seen: Vec<(u64, BTreeMap<String, Vec<u8>>)>,
-    /// What lay there before the first process started.
+    /// The files before the first process started, with their inodes.
     pub before: BTreeMap<String, (u64, Vec<u8>)>,
 }
 
 #[derive(Serialize, Deserialize)]
 pub struct History {
-    /// Names and inodes of the files that were there before; they lie beside this.
+    /// Names and inodes of the files before the first process started. Their contents are stored in
+    /// the same folder as the history.
     before: Vec<(String, u64)>,
-    /// In the order of their positions.
+    /// All acknowledged requests, in the order of their positions.
     pub acknowledged: Vec<Acknowledged>,
-    /// What is stored in the end, by [`ROWS`]. Rows are only added, and a transaction that is rolled
-    /// back gives its id back: what a cut leaves must be a beginning of it.
+    /// The rows that are stored at the end, as read by [`ROWS`]. Rows are only added, and the id of
+    /// a rolled-back row is used again. Therefore the rows after a cut must be a prefix of these.
     pub stored: [String; 2],
 }
 
-/// An answer that promises: a todo and its line of the trail are stored.
+/// A response that acknowledges that a todo and its row in the audit are stored.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub struct Acknowledged {
-    /// How long the log was when the answer had been read.
+    /// The length of the log when the response had been read.
     pub position: u64,
     /// The ids in both databases.
     pub rows: [usize; 2],
 }
 
-/// One answer to a client.
-struct Told {
+/// A response to a client.
+struct Reported {
     title: String,
     request: String,
     position: u64,
-    /// The id of the todo, if it is promised to be stored; `None` if it is promised not to be.
+    /// The id of the todo if the response acknowledges it. `None` if the response reports a
+    /// rollback.
     id: Option<usize>,
 }
 
-/// A load that is under way.
+/// A load that is running.
 struct Recorder {
     load: Load,
     library: String,
@@ -116,8 +118,8 @@ impl Load {
             seen: Vec::new(),
             load: self,
         };
-        let told = recorder.run().await;
-        let history = recorder.history(told, &before).await;
+        let reported = recorder.run().await;
+        let history = recorder.history(reported, &before).await;
         for (name, (_, content)) in &before {
             std::fs::write(folder.path().join(name), content).unwrap();
         }
@@ -132,7 +134,7 @@ impl Load {
 }
 
 impl Recording {
-    /// One that was kept.
+    /// Reads a kept recording.
     pub fn read(path: &Path) -> Self {
         let history = std::fs::read(path.join("history")).unwrap();
         let history: History = serde_json::from_slice(&history).unwrap();
@@ -151,7 +153,7 @@ impl Recording {
         }
     }
 
-    /// Leaves it on the disk, to cut it again.
+    /// Keeps the recording on the disk, so that its cuts can be repeated.
     pub fn keep(&mut self) {
         if let Some(folder) = self.folder.take() {
             self.path = folder.keep();
@@ -160,46 +162,48 @@ impl Recording {
 }
 
 impl Recorder {
-    /// One process; two on the same files; one that is killed, and its successor.
+    /// Runs all phases: one process; two processes on the same files; a process that is killed, and
+    /// its successor.
     ///
-    /// A process is killed when no request is under way: what it did is recorded to the end.
-    async fn run(&mut self) -> Vec<Told> {
+    /// A process is killed only while no request is running, so that its record is complete.
+    async fn run(&mut self) -> Vec<Reported> {
         let requests = self.load.requests;
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
 
         let one = self.start().await;
-        told.extend(self.send(&[&one], requests * 3 / 10).await);
+        reported.extend(self.send(&[&one], requests * 3 / 10).await);
         self.close_the_writer(&one).await;
-        told.extend(self.send(&[&one], requests * 2 / 10).await);
-        self.look();
-        // The last one to close a file removes its WAL.
+        reported.extend(self.send(&[&one], requests * 2 / 10).await);
+        self.snapshot();
+        // The last connection that closes a database removes its WAL.
         one.stop().await;
-        self.look();
+        self.snapshot();
 
-        // A process that syncs nothing begins the WAL, and is killed before a checkpoint. It promises
-        // nothing; what the other process promises stands behind it in the same WAL.
+        // A process that syncs nothing begins the WAL and is killed before a checkpoint. Its
+        // responses guarantee nothing. The commits of the other process come after its commits in
+        // the same WAL, and those are guaranteed.
         let (one, other) = (self.start().await, self.start_with("off").await);
         let unsynced = self.send(&[&other], 40).await;
-        told.extend(unsynced.into_iter().filter(|told| told.id.is_none()));
+        reported.extend(unsynced.into_iter().filter(|one| one.id.is_none()));
         other.signal("KILL");
         drop(other);
-        told.extend(self.send(&[&one], requests / 20).await);
-        self.look();
+        reported.extend(self.send(&[&one], requests / 20).await);
+        self.snapshot();
 
         let two = self.start().await;
-        told.extend(self.send(&[&one, &two], requests * 2 / 10).await);
+        reported.extend(self.send(&[&one, &two], requests * 2 / 10).await);
         one.stop().await;
-        self.look();
-        told.extend(self.send(&[&two], requests / 10).await);
+        self.snapshot();
+        reported.extend(self.send(&[&two], requests / 10).await);
         two.signal("KILL");
         drop(two);
-        self.look();
+        self.snapshot();
 
         let one = self.start().await;
-        told.extend(self.send(&[&one], requests * 2 / 10).await);
+        reported.extend(self.send(&[&one], requests * 2 / 10).await);
         one.stop().await;
-        self.look();
-        told
+        self.snapshot();
+        reported
     }
 
     async fn start(&self) -> Service {
@@ -207,7 +211,7 @@ impl Recorder {
     }
 
     async fn start_with(&self, synchronous: &str) -> Service {
-        // Readers leave soon: then a writer that is closed may be the last connection.
+        // Idle readers are closed early. Then a writer that is closed may be the last connection.
         let setting = format!(
             r#"max_connections=4,idle_timeout="50ms",synchronous="{}""#,
             synchronous
@@ -222,26 +226,26 @@ impl Recorder {
         Service::on(Arc::clone(&self.databases), &variables).await
     }
 
-    async fn send(&self, services: &[&Service], requests: usize) -> Vec<Told> {
+    async fn send(&self, services: &[&Service], requests: usize) -> Vec<Reported> {
         let last = self.sent.load(Ordering::Relaxed) + requests;
         let clients = (0..CLIENTS).map(|client| async move {
-            let mut told = Vec::new();
+            let mut reported = Vec::new();
             loop {
                 let number = self.sent.fetch_add(1, Ordering::Relaxed);
                 if number >= last {
                     self.sent.store(last, Ordering::Relaxed);
-                    return told;
+                    return reported;
                 }
                 let service = services[client % services.len()];
-                told.extend(self.new_todo(service, number).await);
+                reported.extend(self.new_todo(service, number).await);
             }
         });
-        let told: Vec<_> = rocket::futures::future::join_all(clients).await;
-        told.into_iter().flatten().collect()
+        let reported: Vec<_> = rocket::futures::future::join_all(clients).await;
+        reported.into_iter().flatten().collect()
     }
 
-    /// Once readers have left too, the last connection of `main` is closed: SQLite removes the WAL,
-    /// and makes another one for the next request.
+    /// Makes the service close its writer of `main`. Once the readers are closed too, SQLite
+    /// removes the WAL. It creates another one for the next request.
     async fn close_the_writer(&self, service: &Service) {
         let response = service.new_todo("closes the writer", "swallow").await;
         assert_eq!(response.outcome(), Some("rolled-back"), "{response:?}");
@@ -249,16 +253,16 @@ impl Recorder {
         eventually("the WAL is removed", async || !wal.exists()).await;
     }
 
-    /// `None` if the answer promises nothing.
-    async fn new_todo(&self, service: &Service, number: usize) -> Option<Told> {
+    /// Sends a request for a new todo. Returns `None` if the response leaves the outcome open.
+    async fn new_todo(&self, service: &Service, number: usize) -> Option<Reported> {
         let mut rng = Rng::with_seed(self.load.seed ^ (number as u64) << 32);
         let filler: String = (0..rng.usize(..480)).map(|_| rng.alphanumeric()).collect();
         let title = format!("{number} {filler}");
         let fault = match rng.u8(..64) {
             0..8 => "respond=502",
             8 => "commit",
-            // SQLite rolls back by itself, and the writer is closed. Not all the time: the WAL is to
-            // grow until it begins anew, too.
+            // SQLite itself rolls the transaction back, and rocket_tx closes the writer. This
+            // happens only in every other stretch, so that the WAL also grows until it restarts.
             9 | 10 if (number / STRETCH).is_multiple_of(2) => "swallow",
             _ => "",
         };
@@ -269,12 +273,12 @@ impl Recorder {
                 let todo: Value = response.json();
                 Some(todo["id"].as_u64().unwrap().try_into().unwrap())
             }
-            // 503: the other process was faster for too long.
+            // 503: the other process held the lock for too long.
             (400.., Some("rolled-back")) => None,
             (_, Some("unknown" | "partial")) => return None,
             _ => panic!("{response:?}\n{}", service.log()),
         };
-        Some(Told {
+        Some(Reported {
             title,
             request: response.header("x-request-id").unwrap().to_owned(),
             position,
@@ -282,8 +286,8 @@ impl Recorder {
         })
     }
 
-    /// Nothing is under way.
-    fn look(&mut self) {
+    /// Saves a copy of all files. No request is running.
+    fn snapshot(&mut self) {
         let mut files = BTreeMap::new();
         for entry in std::fs::read_dir(self.databases.folder()).unwrap() {
             let entry = entry.unwrap();
@@ -295,8 +299,12 @@ impl Recorder {
         self.seen.push((length(&self.log), files));
     }
 
-    /// Compares what was told with what is stored.
-    async fn history(&self, told: Vec<Told>, before: &BTreeMap<String, (u64, Vec<u8>)>) -> History {
+    /// Compares the responses with the stored rows, and returns the history.
+    async fn history(
+        &self,
+        reported: Vec<Reported>,
+        before: &BTreeMap<String, (u64, Vec<u8>)>,
+    ) -> History {
         let mut stored = [String::new(), String::new()];
         for (database, rows) in [In::Main, In::Audit].into_iter().zip(&mut stored) {
             let found = self.databases.texts(database, ROWS[database as usize].2);
@@ -315,7 +323,7 @@ impl Recorder {
         }
 
         let mut acknowledged = Vec::new();
-        for one in told {
+        for one in reported {
             let line = lines.get(one.request.as_str());
             match one.id {
                 Some(id) => {
@@ -342,8 +350,8 @@ impl Recorder {
     }
 }
 
-/// Makes one of the two files beforehand, with the smallest pages: a checkpoint comes after a number
-/// of pages, and a todo needs several of these.
+/// Creates one of the two files in advance, with the smallest page size. A checkpoint comes after a
+/// number of pages, so it comes sooner if each todo needs several pages.
 async fn with_small_pages(databases: &Databases) -> BTreeMap<String, (u64, Vec<u8>)> {
     let path = databases.folder().join("main.db");
     let options = SqliteConnectOptions::new().filename(&path).page_size(512);

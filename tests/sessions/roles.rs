@@ -7,7 +7,7 @@ use rocket::tokio::sync::Notify;
 use super::*;
 use crate::support::{Databases, In, eventually};
 
-/// Keeps its transaction when it has answered.
+/// Leaves its transaction with a task, which keeps it after the response.
 #[post("/keep/<text>")]
 async fn keep(
     text: &str,
@@ -23,8 +23,8 @@ async fn keep(
     Ok(Status::Created)
 }
 
-/// The role that may use the tables, and one that logs in and acts as it. Neither is a superuser,
-/// nor may it read what the server says of the sessions of others.
+/// A role that may use the tables, and a login role that acts as it. Neither is a superuser, and
+/// neither may read the statistics of other roles' sessions.
 struct Roles {
     admin: PgConnection,
     application: String,
@@ -81,19 +81,19 @@ async fn a_login_that_acts_as_another_role_does_so_in_each_request() {
     let stage = Stage::on(databases, &one, |rocket| {
         rocket
             .manage(Arc::clone(&go_on))
-            .mount("/", routes![ask, write, keep])
+            .mount("/", routes![query, write, keep])
             .attach(Settlement::new())
     })
     .await;
-    // The sessions are used again.
+    // The second round reuses the sessions.
     for guard in ["tx", "read", "plain", "tx", "read", "plain"] {
-        let asks = "SELECT current_user::text";
-        let response = send(&stage, &format!("POST /ask/{guard}"), asks).await;
+        let query = "SELECT current_user::text";
+        let response = send(&stage, &format!("POST /query/{guard}"), query).await;
         assert_eq!(response.body, roles.application, "{guard}");
     }
     let response = stage.send("POST /notes/written").await;
     assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
-    // What a session is at is ended from outside it, by the login's own right.
+    // The leaked session is ended by another session of the same login, which has that right.
     let response = stage.send("POST /keep/kept").await;
     assert_eq!(
         response.summary(),

@@ -1,9 +1,10 @@
-//! Tenants that have a schema each: what the driver remembers of one is of no use for another.
+//! Tenants with a schema each. Prepared statements and types that the driver caches for one schema
+//! are wrong for another.
 
 use super::*;
 use crate::support::In;
 
-/// A type that each schema has.
+/// A type that exists in each schema.
 struct Mood(&'static str);
 
 impl sqlx::Type<sqlx::Postgres> for Mood {
@@ -53,9 +54,9 @@ const SCHEMAS: &str = "\
     CREATE TABLE a.things (id int); CREATE TABLE b.things (id int, more text); \
     INSERT INTO b.things VALUES (1), (2)";
 
-/// One session for all.
+/// All requests share one session.
 #[rocket::async_test]
-async fn a_session_that_keeps_no_statements_serves_every_schema() {
+async fn a_session_without_a_statement_cache_serves_every_schema() {
     let settings = [
         ("databases.main.max_connections", "1"),
         ("databases.main.statement_cache", "0"),

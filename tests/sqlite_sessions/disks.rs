@@ -1,4 +1,4 @@
-//! The file is gone, or the disk is full.
+//! The file of a database was deleted or replaced, or the disk is full.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +21,7 @@ async fn run_in_audit(sql: String, mut audit: Tx<Audit>) -> Status {
     Status::Created
 }
 
-/// Writes to the first, and what the test says to the second.
+/// Writes a note to the first database, and runs SQL from the test in the second.
 #[post("/run/both", data = "<sql>")]
 async fn run_in_both(
     sql: String,
@@ -49,7 +49,7 @@ async fn a_file_that_was_deleted_is_refused() {
         assert_eq!(response.status, 503, "{path}: {response:?}");
         assert_ne!(response.outcome(), Some("committed"), "{path}");
     }
-    // And none was made in its place.
+    // No new file was created in its place.
     assert!(!files(&stage.databases)[0].exists());
     assert_eq!(stage.databases.notes(In::Audit).await, [""; 0]);
 }
@@ -72,9 +72,10 @@ async fn a_file_that_was_replaced_is_refused() {
     }
 }
 
-/// The log alone: what is committed into it is gone when the last connection closes.
+/// Only the WAL is deleted. Rows that are committed into it are lost when the last connection
+/// closes.
 #[rocket::async_test]
-async fn a_log_that_was_deleted_is_never_a_success() {
+async fn a_commit_into_a_deleted_wal_is_never_a_success() {
     let stage = stage().await;
     assert_eq!(stage.send("POST /note/before").await.status, 201);
     std::fs::remove_file(&files(&stage.databases)[1]).unwrap();
@@ -88,13 +89,13 @@ async fn a_log_that_was_deleted_is_never_a_success() {
     );
 }
 
-/// A small file system of its own; taken away when it is dropped.
+/// A small separate file system. It is unmounted on drop.
 struct SmallDisk {
     folder: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// `None` where this process may not mount.
+    /// Mounts the file system. Returns `None` if this process may not mount.
     fn new(size: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
@@ -110,14 +111,14 @@ impl SmallDisk {
         self.folder.path()
     }
 
-    /// Leaves `room` bytes.
-    fn fill(&self, room: usize) {
+    /// Fills the file system and leaves `space` bytes free.
+    fn fill(&self, space: usize) {
         use std::io::Write;
 
         let mut file = std::fs::File::create(self.path().join("filling")).unwrap();
         while file.write_all(&[1; 4096]).is_ok() {}
         let length = file.metadata().unwrap().len();
-        file.set_len(length - room as u64).unwrap();
+        file.set_len(length - space as u64).unwrap();
     }
 
     fn empty(&self) {
@@ -132,7 +133,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Both databases, the second one on a disk of its own.
+/// Returns both databases, the second one on a separate disk.
 async fn audit_on(disk: &SmallDisk) -> Databases {
     let mut databases = Databases::with_tables(Backend::Sqlite).await;
     databases.audit = format!("sqlite:{}", disk.path().join("audit.db").display());
@@ -143,9 +144,9 @@ async fn audit_on(disk: &SmallDisk) -> Databases {
     databases
 }
 
-/// The first database is committed only when the second has room; with one it is plain.
+/// The first database is committed only if the second has enough space.
 #[rocket::async_test]
-async fn a_full_disk_is_a_refusal_and_never_half_a_commit() {
+async fn a_full_disk_refuses_the_request_and_never_commits_half() {
     let Some(disk) = SmallDisk::new("16m") else {
         println!("this process may not mount a file system; nothing was tried");
         return;
@@ -155,17 +156,17 @@ async fn a_full_disk_is_a_refusal_and_never_half_a_commit() {
     assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
 
     let mut stored = vec!["before".to_owned()];
-    for room in [0, 4_096, 16_384, 65_536] {
-        disk.fill(room);
+    for space in [0, 4_096, 16_384, 65_536] {
+        disk.fill(space);
         let mut refused = 0;
-        // What was reserved before is used up first.
+        // Space that was reserved before the disk became full is used first.
         while refused < 10 {
-            let text = format!("{room}-{}", stored.len());
+            let text = format!("{space}-{}", stored.len());
             let response = stage.send(&format!("POST /note-both/{text}")).await;
             match response.summary() {
                 (201, Some("committed")) => stored.push(text),
-                told => {
-                    assert_eq!(told, (503, Some("rolled-back")), "{response:?}");
+                other => {
+                    assert_eq!(other, (503, Some("rolled-back")), "{response:?}");
                     refused += 1;
                 }
             }
@@ -181,9 +182,10 @@ async fn a_full_disk_is_a_refusal_and_never_half_a_commit() {
     stage.nothing_is_stuck().await;
 }
 
-/// What is in memory at COMMIT is what the room was reserved for. A larger cache would keep more.
+/// Space is reserved for the pages that may be in memory at COMMIT. A larger cache would keep more
+/// pages in memory than that.
 #[rocket::async_test]
-async fn room_is_reserved_whatever_another_request_has_set() {
+async fn space_is_reserved_even_if_another_request_has_changed_the_cache() {
     for sql in [
         "SELECT 1",
         "PRAGMA cache_size = -100000",
@@ -199,7 +201,7 @@ async fn room_is_reserved_whatever_another_request_has_set() {
         disk.fill(6_000_000);
         let much = "INSERT INTO notes VALUES (hex(zeroblob(4000000)))";
         let response = send_sql(&stage, "POST /run/both", much).await;
-        // The statement itself finds the disk full, and has SQLite roll back.
+        // The statement itself fails on the full disk, and SQLite rolls back.
         assert_eq!(
             response.outcome(),
             Some("rolled-back"),
@@ -209,9 +211,9 @@ async fn room_is_reserved_whatever_another_request_has_set() {
     }
 }
 
-/// A COMMIT goes from file to file.
+/// A COMMIT with attached databases commits one file after another.
 #[rocket::async_test]
-async fn an_attached_file_on_a_full_disk_is_no_reason_to_claim_anything_false() {
+async fn an_attached_file_on_a_full_disk_causes_no_false_outcome() {
     for mode in ["wal", "delete"] {
         let Some(disk) = SmallDisk::new("2m") else {
             println!("this process may not mount a file system; nothing was tried");

@@ -1,4 +1,4 @@
-//! Foreign keys are checked, whatever an earlier request has done to the connection.
+//! Foreign keys are checked even after another request has changed the connection.
 
 use rocket::http::Status;
 use rocket::{Route, post};
@@ -24,7 +24,7 @@ async fn stage_with_keys(database: In) -> Stage {
     stage_on(databases).await
 }
 
-/// Writes to both; the key in the second one is broken.
+/// Writes to both databases. The row in the second one breaks a foreign key.
 #[post("/orphan-in-audit")]
 async fn orphan_in_audit(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
     note(&mut main, "both").await?;
@@ -34,7 +34,7 @@ async fn orphan_in_audit(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Sta
     Ok(Status::Created)
 }
 
-/// The rows by which a broken key is found.
+/// Deletes the rows of the probe, which detects broken foreign keys.
 #[post("/empty-the-probe")]
 async fn empty_the_probe(mut audit: Tx<Audit>) -> Result<Status, Error> {
     sqlx::query("DELETE FROM temp.rocket_tx_child")
@@ -44,7 +44,7 @@ async fn empty_the_probe(mut audit: Tx<Audit>) -> Result<Status, Error> {
 }
 
 #[rocket::async_test]
-async fn a_probe_that_was_emptied_hides_no_broken_key() {
+async fn an_emptied_probe_hides_no_broken_key() {
     let stage = stage_with_keys(In::Audit).await;
     for _ in 0..2 {
         let response = stage.send("POST /orphan-in-audit").await;
@@ -54,7 +54,8 @@ async fn a_probe_that_was_emptied_hides_no_broken_key() {
     }
 }
 
-/// As sqlx's own transaction would, and then what can be set outside of a transaction alone.
+/// Ends the transaction as sqlx's own transaction would. Then runs SQL that has an effect only
+/// outside of a transaction.
 #[post("/end-by-manager/<how>/<status>", data = "<sql>")]
 async fn end_by_manager(
     how: &str,
@@ -75,7 +76,7 @@ async fn keys_are_checked_after_a_handler_has_ended_its_transaction_by_sqlx() {
     let stage = stage_with_keys(In::Main).await;
     for how in ["rollback", "commit"] {
         for status in [422, 201] {
-            // A transaction before it, which ended well.
+            // A transaction that ends normally comes first.
             send_sql(&stage, "POST /run/tx/201", "SELECT 1").await;
             let path = format!("POST /end-by-manager/{how}/{status}");
             send_sql(&stage, &path, "PRAGMA foreign_keys = 0").await;

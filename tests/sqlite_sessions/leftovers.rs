@@ -1,4 +1,4 @@
-//! What a request leaves on its connection.
+//! State that a request leaves on its connection.
 
 use std::cmp::Ordering::Equal;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use sqlx::sqlite::LockedSqliteHandle;
 use super::{send_sql, sqlite, stage};
 use crate::support::Main;
 
-/// Each changes something for all later statements of a connection.
+/// Each of these changes the behaviour of all later statements on the connection.
 const LEFTOVERS: [&str; 24] = [
     "ATTACH ':memory:' AS other",
     "CREATE TEMP TABLE notes (text)",
@@ -40,7 +40,7 @@ const LEFTOVERS: [&str; 24] = [
     "BEGIN",
 ];
 
-/// Of these, only what is written feels anything.
+/// These affect only writes.
 const LEFTOVERS_OF_THE_WRITER: [&str; 3] = [
     "PRAGMA cache_size = -100000",
     "PRAGMA cache_spill = 0",
@@ -68,7 +68,7 @@ async fn nothing_that_one_request_sets_is_seen_by_the_next() {
         assert_eq!((tx.status, read.status), (200, 200), "{tx:?} {read:?}");
         (tx.body, read.body)
     };
-    let as_made = states().await;
+    let unchanged = states().await;
     let of_all = LEFTOVERS
         .map(|sql| (sql, &["tx", "read", "connection"][..]))
         .into_iter();
@@ -77,7 +77,11 @@ async fn nothing_that_one_request_sets_is_seen_by_the_next() {
         for guard in guards {
             for status in [201, 422] {
                 send_sql(&stage, &format!("POST /run/{guard}/{status}"), sql).await;
-                assert_eq!(states().await, as_made, "{sql}, through {guard}, {status}");
+                assert_eq!(
+                    states().await,
+                    unchanged,
+                    "{sql}, through {guard}, {status}"
+                );
             }
         }
     }
@@ -87,7 +91,7 @@ async fn nothing_that_one_request_sets_is_seen_by_the_next() {
     stage.nothing_is_stuck().await;
 }
 
-/// A transaction that stays open would show the file as it was then.
+/// A transaction that stayed open would show an old state of the file.
 #[rocket::async_test]
 async fn a_reader_that_was_left_in_a_transaction_shows_later_commits() {
     let stage = stage().await;
@@ -101,9 +105,9 @@ async fn a_reader_that_was_left_in_a_transaction_shows_later_commits() {
     }
 }
 
-/// Whatever a request sets on it.
+/// A reader stores nothing, even if the request makes it writable.
 #[rocket::async_test]
-async fn what_only_reads_stores_nothing() {
+async fn a_reader_stores_nothing() {
     let stage = stage().await;
     for guard in ["read", "connection"] {
         for sql in [
@@ -117,7 +121,7 @@ async fn what_only_reads_stores_nothing() {
     stage.nothing_is_stuck().await;
 }
 
-/// Callbacks that would interrupt whatever comes next.
+/// Installs callbacks that would interrupt the statements of the next request.
 #[post("/callbacks")]
 async fn callbacks(mut tx: Tx<Main>) -> Status {
     let mut handle = sqlite(&mut tx).lock_handle().await.unwrap();
@@ -145,9 +149,9 @@ async fn callbacks_end_with_their_request() {
     }
 }
 
-/// Without checkpoints the log grows with every later request.
+/// Without checkpoints the WAL grows with every later request.
 #[rocket::async_test]
-async fn automatic_checkpoints_come_back() {
+async fn automatic_checkpoints_are_restored() {
     let stage = stage().await;
     let log = stage.databases.folder().join("main.db-wal");
     let write = "INSERT OR REPLACE INTO notes VALUES (hex(zeroblob(20000)))";
@@ -166,8 +170,8 @@ async fn automatic_checkpoints_come_back() {
     assert_eq!(most, later, "it was {usual} before, and grows");
 }
 
-/// Has texts that differ be equal, by a collation of SQLite's own: all of them, or those that differ in
-/// case alone, in any language.
+/// Replaces one of SQLite's collations, so that different texts are equal: all texts, or those that
+/// differ only in case, in any language.
 fn replace_collation(handle: &mut LockedSqliteHandle<'_>, name: &str, cases: bool) {
     let replaced = match cases {
         true => handle.create_collation(name, |one, other| {
@@ -213,10 +217,10 @@ async fn equality_of_read(mut read: Read<Main>) -> Result<String, Error> {
 async fn collations_end_with_their_request() {
     let stage = stage().await;
     for (path, guard) in [("collation", "tx"), ("collation-of-read", "read")] {
-        let as_made = stage.send(&format!("GET /state/{guard}")).await.body;
+        let unchanged = stage.send(&format!("GET /state/{guard}")).await.body;
         stage.send(&format!("POST /{path}/of_a_request")).await;
         let found = stage.send(&format!("GET /state/{guard}")).await.body;
-        assert_eq!(found, as_made);
+        assert_eq!(found, unchanged);
     }
     for of in ["", "-of-read"] {
         for name in ["BINARY", "NOCASE", "RTRIM"] {
@@ -233,7 +237,7 @@ async fn collations_end_with_their_request() {
 
 /// `BINARY` is the collation of columns for which none is named.
 #[rocket::async_test]
-async fn rows_are_told_apart_after_any_collation_of_another_request() {
+async fn rows_are_distinguished_after_another_request_replaced_a_collation() {
     let stage = stage().await;
     stage.send("POST /note/alice").await;
     stage.send("POST /note/bob").await;
@@ -244,7 +248,7 @@ async fn rows_are_told_apart_after_any_collation_of_another_request() {
     assert_eq!(stage.notes().await, ["alice"]);
 }
 
-/// Takes one row of very many, and the rest is never asked for.
+/// Reads one of very many rows. The rest is never fetched.
 #[post("/first-row/<guard>")]
 async fn first_row(guard: &str, read: Option<Read<Main>>) -> Status {
     let Some(mut read) = read else {
@@ -261,9 +265,9 @@ async fn first_row(guard: &str, read: Option<Read<Main>>) -> Status {
     Status::Ok
 }
 
-/// SQLite works on towards the second row; nobody waits for it but the connection itself.
+/// SQLite continues to compute the second row. Only that connection is busy meanwhile.
 #[rocket::async_test]
-async fn a_query_that_was_given_up_keeps_no_other_request() {
+async fn an_abandoned_query_delays_no_other_request() {
     let databases = crate::support::Databases::with_tables(crate::support::Backend::Sqlite).await;
     let settings = [("databases.main.max_connections", "2")];
     let stage = crate::support::Stage::on(databases, &settings, |rocket| {

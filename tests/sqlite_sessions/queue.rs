@@ -1,4 +1,4 @@
-//! A handler gives up very many statements, and the connection's own thread is still at the first.
+//! A handler abandons very many statements while the connection's thread still runs the first.
 
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use sqlx::{Connection, Executor, SqliteConnection};
 use super::sqlite;
 use crate::support::{Backend, Main, Stage};
 
-/// The first statement ends when the test says so. Otherwise after a while, so that a test that is
-/// itself stopped fails and does not hang.
+/// Blocks the first statement until the test opens the gate. After 20 s the statement continues
+/// anyway, so that a blocked test fails and does not hang.
 #[derive(Default)]
 struct Gate {
     is_open: Mutex<bool>,
@@ -41,8 +41,8 @@ impl Gate {
     }
 }
 
-/// More statements than sqlx's queue holds as a rule, which is 50.
-async fn give_up(connection: &mut SqliteConnection, gate: &Arc<Gate>) {
+/// Abandons more statements than sqlx's queue holds by default, which is 50.
+async fn abandon(connection: &mut SqliteConnection, gate: &Arc<Gate>) {
     let gate = Arc::clone(gate);
     let mut handle = connection.lock_handle().await.unwrap();
     handle
@@ -54,41 +54,41 @@ async fn give_up(connection: &mut SqliteConnection, gate: &Arc<Gate>) {
     drop(handle);
     let limit = Duration::from_millis(1);
     let first = timeout(limit, connection.execute("SELECT 'a' = 'b' COLLATE gated")).await;
-    assert!(first.is_err(), "it was to wait for the test");
+    assert!(first.is_err(), "the first statement waits at the gate");
     for _ in 0..100 {
-        let _given_up = timeout(Duration::ZERO, connection.execute("SELECT 1")).await;
+        let _abandoned = timeout(Duration::ZERO, connection.execute("SELECT 1")).await;
     }
 }
 
 #[post("/give-up/tx")]
 async fn in_tx(mut tx: Tx<Main>, gate: &State<Arc<Gate>>) -> Status {
-    give_up(sqlite(&mut tx), gate).await;
+    abandon(sqlite(&mut tx), gate).await;
     Status::UnprocessableEntity
 }
 
 #[post("/give-up/read-only")]
 async fn in_read_only(mut tx: Tx<Main, ReadOnly>, gate: &State<Arc<Gate>>) -> Status {
-    give_up(sqlite(&mut tx), gate).await;
+    abandon(sqlite(&mut tx), gate).await;
     Status::UnprocessableEntity
 }
 
 #[post("/give-up/read")]
 async fn in_read(mut read: Read<Main>, gate: &State<Arc<Gate>>) -> Status {
-    give_up(sqlite(&mut read), gate).await;
+    abandon(sqlite(&mut read), gate).await;
     Status::UnprocessableEntity
 }
 
-/// sqlx's own transaction rolls back when it is dropped.
+/// Abandons statements in a transaction of sqlx, which rolls back when it is dropped.
 #[post("/give-up/savepoint")]
 async fn in_savepoint(mut tx: Tx<Main>, gate: &State<Arc<Gate>>) -> Status {
     let mut savepoint = sqlite(&mut tx).begin().await.unwrap();
-    give_up(&mut savepoint, gate).await;
+    abandon(&mut savepoint, gate).await;
     Status::UnprocessableEntity
 }
 
 #[get("/innocent")]
 fn innocent() -> &'static str {
-    "answered"
+    "served"
 }
 
 async fn a_full_queue(path: &str) {
@@ -113,31 +113,34 @@ async fn a_full_queue(path: &str) {
     let response = stage.send(&format!("POST /give-up/{path}")).await;
     assert_ne!(response.outcome(), Some("committed"), "{response:?}");
     let innocent = stage.send("GET /innocent").await;
-    assert_eq!(innocent.body, "answered");
-    let was_stopped = gate.was_forced.get().is_some();
+    assert_eq!(innocent.body, "served");
+    let was_blocked = gate.was_forced.get().is_some();
     gate.open();
-    assert!(!was_stopped, "everybody waited for one connection's thread");
+    assert!(
+        !was_blocked,
+        "other requests waited for the thread of one connection"
+    );
     let written = stage.send("POST /note/after").await;
     assert_eq!(written.summary(), (201, Some("committed")), "{written:?}");
     stage.nothing_is_stuck().await;
 }
 
 #[rocket::async_test]
-async fn a_full_queue_of_the_writer_stops_nobody_else() {
+async fn a_full_queue_of_the_writer_blocks_no_other_request() {
     a_full_queue("tx").await;
 }
 
 #[rocket::async_test]
-async fn a_full_queue_of_a_reading_transaction_stops_nobody_else() {
+async fn a_full_queue_of_a_reading_transaction_blocks_no_other_request() {
     a_full_queue("read-only").await;
 }
 
 #[rocket::async_test]
-async fn a_full_queue_of_a_reader_stops_nobody_else() {
+async fn a_full_queue_of_a_reader_blocks_no_other_request() {
     a_full_queue("read").await;
 }
 
 #[rocket::async_test]
-async fn a_full_queue_below_a_savepoint_stops_nobody_else() {
+async fn a_full_queue_below_a_savepoint_blocks_no_other_request() {
     a_full_queue("savepoint").await;
 }

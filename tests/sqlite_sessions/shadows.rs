@@ -1,8 +1,8 @@
-//! Tables under the names of the pragmas by which a connection is looked at.
+//! Tables with the names of the pragmas that rocket_tx uses to check a connection.
 
 use super::{send_sql, stage, stage_on};
 
-/// A table, a view, and a virtual table, which can be called with brackets as the pragma can.
+/// A table, a view, and virtual tables, which can be called with arguments like the pragma.
 const SHADOWS: [&str; 4] = [
     "CREATE TABLE pragma_query_only (query_only)",
     "CREATE VIEW pragma_busy_timeout AS SELECT 1 AS timeout",
@@ -13,7 +13,7 @@ const SHADOWS: [&str; 4] = [
 ];
 
 #[rocket::async_test]
-async fn a_table_under_the_name_of_a_pragma_stops_nothing() {
+async fn a_table_with_the_name_of_a_pragma_blocks_nothing() {
     let stage = stage().await;
     for sql in SHADOWS {
         let response = send_sql(&stage, "POST /run/tx/201", sql).await;
@@ -21,7 +21,7 @@ async fn a_table_under_the_name_of_a_pragma_stops_nothing() {
     }
     let response = stage.send("POST /note/before").await;
     assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
-    // Nor a restart.
+    // A restart works too.
     let stage = stage_on(stage.close().await).await;
     let response = stage.send("POST /note/after").await;
     assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
@@ -30,7 +30,7 @@ async fn a_table_under_the_name_of_a_pragma_stops_nothing() {
 }
 
 #[rocket::async_test]
-async fn a_table_under_the_name_of_a_pragma_hides_nothing() {
+async fn a_table_with_the_name_of_a_pragma_hides_no_change() {
     let stage = stage().await;
     let table = "CREATE TABLE checked (x CHECK (x > 0))";
     send_sql(&stage, "POST /run/tx/201", table).await;

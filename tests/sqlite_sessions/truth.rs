@@ -1,4 +1,4 @@
-//! Statements that come late, and callbacks that a handler replaces.
+//! Statements that run late, and hooks that a handler replaces.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::{sqlite, stage};
 use crate::support::stage::note;
-use crate::support::{Audit, Backend, Databases, In, Main};
+use crate::support::{Audit, Backend, Databases, In, Main, dropped_after};
 
 pub(super) fn routes() -> Vec<Route> {
     rocket::routes![late, late_in_both, hooked, hooked_and_leaked]
@@ -25,11 +25,11 @@ const SLOW: &str = "\
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 600000)
     SELECT max(i) FROM n";
 
-/// Statements that the handler waits for no longer, and that are still to be run.
-async fn give_up(connection: &mut SqliteConnection, statements: &[&'static str]) {
+/// Sends statements and abandons them before they have run.
+async fn abandon(connection: &mut SqliteConnection, statements: &[&'static str]) {
     for statement in statements {
         let run = timeout(Duration::from_millis(20), connection.execute(*statement)).await;
-        assert!(run.is_err(), "{statement} was to come late");
+        assert!(run.is_err(), "{statement} runs late");
     }
 }
 
@@ -38,7 +38,7 @@ const LATE: [&str; 3] = [SLOW, "ROLLBACK", "INSERT INTO notes VALUES ('late')"];
 #[post("/late/<status>")]
 async fn late(status: u16, mut tx: Tx<Main>) -> Result<(Status, ()), Error> {
     note(&mut tx, "before").await?;
-    give_up(sqlite(&mut tx), &LATE).await;
+    abandon(sqlite(&mut tx), &LATE).await;
     Ok((Status::new(status), ()))
 }
 
@@ -50,12 +50,12 @@ async fn late_in_both(
 ) -> Result<(Status, ()), Error> {
     note(&mut main, "before").await?;
     note(&mut audit, "before").await?;
-    give_up(sqlite(&mut main), &LATE).await;
+    abandon(sqlite(&mut main), &LATE).await;
     Ok((Status::new(status), ()))
 }
 
 #[rocket::async_test]
-async fn statements_that_come_late_store_nothing() {
+async fn late_statements_store_nothing() {
     let stage = stage().await;
     for path in ["late", "late-in-both"] {
         let response = stage.send(&format!("POST /{path}/201")).await;
@@ -77,10 +77,10 @@ async fn statements_that_come_late_store_nothing() {
     }
 }
 
-/// Replaces hooks of ours, and does what they would have prevented.
-#[post("/hooked/<what>/<how>/<status>")]
+/// Replaces hooks of rocket_tx, and runs statements that the hooks would have refused.
+#[post("/hooked/<hooks>/<how>/<status>")]
 async fn hooked(
-    what: &str,
+    hooks: &str,
     how: &str,
     status: u16,
     mut tx: Tx<Main>,
@@ -88,7 +88,7 @@ async fn hooked(
     note(&mut tx, "first").await?;
     let connection = sqlite(&mut tx);
     let mut handle = connection.lock_handle().await?;
-    match what {
+    match hooks {
         "set" => {
             handle.set_commit_hook(|| true);
             handle.set_rollback_hook(|| ());
@@ -113,36 +113,36 @@ async fn hooked(
     Ok((Status::new(status), ()))
 }
 
-/// What the hooks did not see cannot be vouched for; it is neither a success nor "nothing changed".
+/// Without our hooks, rocket_tx cannot know whether the handler has committed or rolled back.
 #[rocket::async_test]
-async fn who_replaces_hooks_is_told_that_nobody_knows() {
+async fn replaced_hooks_make_the_outcome_unknown() {
     let stage = stage().await;
-    for what in ["set", "removed", "collation"] {
+    for hooks in ["set", "removed", "collation"] {
         for how in [
             "commit",
             "commit-and-go-on",
             "rollback-and-go-on",
             "nothing",
         ] {
-            let path = format!("POST /hooked/{what}/{how}/201");
+            let path = format!("POST /hooked/{hooks}/{how}/201");
             let response = stage.send(&path).await;
             assert_eq!(
                 response.summary(),
                 (500, Some("unknown")),
-                "{what}, {how}: {response:?}"
+                "{hooks}, {how}: {response:?}"
             );
             stage.databases.empty().await;
-            // The next request has ours.
+            // The next request has our hooks.
             let raw = "INSERT INTO notes VALUES ('raw'); COMMIT";
             let raw = super::send_sql(&stage, "POST /run/tx/201", raw).await;
-            assert_eq!(raw.summary(), (500, Some("rolled-back")), "{what}, {how}");
-            assert_eq!(stage.notes().await, [""; 0], "{what}, {how}");
+            assert_eq!(raw.summary(), (500, Some("rolled-back")), "{hooks}, {how}");
+            assert_eq!(stage.notes().await, [""; 0], "{hooks}, {how}");
             stage.nothing_is_stuck().await;
         }
     }
 }
 
-/// Commits without our hook, and keeps its guard.
+/// Commits without our hook, and leaks its guard.
 #[post("/hooked-and-leaked")]
 async fn hooked_and_leaked(mut tx: Tx<Main>) -> Result<Status, Error> {
     note(&mut tx, "first").await?;
@@ -157,16 +157,45 @@ async fn hooked_and_leaked(mut tx: Tx<Main>) -> Result<Status, Error> {
 }
 
 #[rocket::async_test]
-async fn a_leaked_guard_behind_hooks_that_were_replaced_claims_nothing() {
+async fn a_leaked_guard_with_replaced_hooks_is_reported_as_unknown() {
     let stage = stage().await;
     let response = stage.send("POST /hooked-and-leaked").await;
     assert_eq!(response.summary(), (500, Some("unknown")), "{response:?}");
     assert_eq!(stage.notes().await, ["first"]);
 }
 
-/// Outside a request: a rollback that came too late says so.
+/// The writer's connection is replaced when a transaction has changed it.
 #[rocket::async_test]
-async fn a_rollback_behind_hooks_that_were_replaced_claims_nothing() {
+async fn a_begin_may_be_dropped_while_the_connection_is_replaced() {
+    let databases = Databases::with_tables(Backend::Sqlite).await;
+    let figment = rocket::figment::Figment::new()
+        .merge(("url", databases.url(In::Main)))
+        .merge(("max_connections", 1))
+        .merge(("connect_timeout", 5));
+    let pool = SqlitePool::init(&figment).await.unwrap();
+    let options = BeginOptions {
+        isolation: Isolation::Default,
+        access: Access::ReadWrite,
+        wait: WaitPolicy::QUEUE,
+    };
+    let mut polls = 0;
+    loop {
+        let mut transaction = pool.open(options).await.unwrap();
+        let connection = transaction.connection();
+        let setting = "PRAGMA recursive_triggers = 1";
+        connection.execute(setting).await.unwrap();
+        transaction.commit().await.unwrap();
+        if dropped_after(polls, pool.open(options)).await && polls > 20 {
+            break;
+        }
+        polls += 1;
+    }
+    assert_eq!(databases.notes(In::Main).await, [""; 0]);
+}
+
+/// Without a request: a rollback after the handler's COMMIT does not claim to have undone it.
+#[rocket::async_test]
+async fn a_rollback_with_replaced_hooks_claims_nothing() {
     let databases = Databases::with_tables(Backend::Sqlite).await;
     let figment = rocket::figment::Figment::new()
         .merge(("url", databases.url(In::Main)))
@@ -194,7 +223,7 @@ async fn a_rollback_behind_hooks_that_were_replaced_claims_nothing() {
     drop(transaction);
     assert_eq!(databases.notes(In::Main).await, ["stays"]);
 
-    // The next one has our hooks, and its rollback means what it says.
+    // The next transaction has our hooks, and its rollback is effective.
     let mut transaction = pool.open(options).await.unwrap();
     let insert = "INSERT INTO notes VALUES ('goes'); COMMIT";
     let refused = transaction

@@ -1,4 +1,5 @@
-//! Whose connection is closed: the client's own, whatever it says of its address.
+//! The connection that is closed is that of the stalled client, even if the client claims another
+//! address.
 
 use rocket::fairing::{AdHoc, Fairing};
 
@@ -10,7 +11,7 @@ const SETTINGS: [(&str, &str); 2] = [
     ("databases.main.connect_timeout", "\"300ms\""),
 ];
 
-/// Takes the address of a client from its own word, as behind a proxy.
+/// Takes the address of a client from a header of its request, as a service behind a proxy does.
 fn proxied() -> impl Fairing {
     AdHoc::on_request("Proxied", |request, _| {
         Box::pin(async move {
@@ -22,8 +23,8 @@ fn proxied() -> impl Fairing {
     })
 }
 
-/// A service that believes what clients say of their addresses.
-async fn believing_scene(backend: Backend, is_late: bool) -> Scene {
+/// Returns a service that trusts the addresses in the headers of clients.
+async fn trusting_scene(backend: Backend, is_late: bool) -> Scene {
     let databases = Databases::with_tables(backend).await;
     let bodies = Bodies::default();
     let stage = Stage::on(databases, &SETTINGS, |rocket| match is_late {
@@ -35,11 +36,11 @@ async fn believing_scene(backend: Backend, is_late: bool) -> Scene {
 }
 
 impl Scene {
-    /// The client, which takes nothing, is cut off.
+    /// Checks that the client, which does not read, is disconnected.
     async fn cuts(&self, mut client: Client) {
         self.is_freed().await;
         let rest = client.rest(LAST_CHUNK).await;
-        assert!(!rest.ends_with(LAST_CHUNK), "it looks complete");
+        assert!(!rest.ends_with(LAST_CHUNK), "the response looks complete");
     }
 
     fn port(&self) -> u16 {
@@ -49,13 +50,13 @@ impl Scene {
 }
 
 impl Client {
-    /// Asks, and says where it comes from.
-    async fn ask_from(&mut self, address: SocketAddr, what: &str) {
-        let request = format!("{what} HTTP/1.1\r\nHost: localhost\r\nForwarded: {address}\r\n\r\n");
-        self.0.write_all(request.as_bytes()).await.unwrap();
+    /// Sends a request that claims an address, and reads the beginning of the response.
+    async fn request_from(&mut self, address: SocketAddr, request: &str) {
+        let head = format!("{request} HTTP/1.1\r\nHost: localhost\r\nForwarded: {address}\r\n\r\n");
+        self.0.write_all(head.as_bytes()).await.unwrap();
         let mut status = [0; 12];
         self.0.read_exact(&mut status).await.unwrap();
-        assert_eq!(&status, b"HTTP/1.1 200", "{what}");
+        assert_eq!(&status, b"HTTP/1.1 200", "{request}");
     }
 
     fn address(&self) -> SocketAddr {
@@ -63,25 +64,25 @@ impl Client {
     }
 }
 
-async fn a_client_does_not_hide_behind_another_address(backend: Backend) {
+async fn a_forged_address_does_not_protect_a_stalled_client(backend: Backend) {
     for is_late in [false, true] {
-        let scene = believing_scene(backend, is_late).await;
+        let scene = trusting_scene(backend, is_late).await;
         let mut client = Client::of(&scene.stage.http).await;
         let elsewhere = "203.0.113.7:4711".parse().unwrap();
         client
-            .ask_from(elsewhere, &format!("GET /stream/{CHUNKS}"))
+            .request_from(elsewhere, &format!("GET /stream/{CHUNKS}"))
             .await;
         scene.cuts(client).await;
     }
 }
 
-async fn nobody_has_the_connection_of_another_closed(backend: Backend) {
+async fn a_forged_address_closes_no_other_connection(backend: Backend) {
     for is_late in [false, true] {
-        let scene = believing_scene(backend, is_late).await;
-        let mut other = Client::asks(&scene.stage.http, "GET /waiting").await;
+        let scene = trusting_scene(backend, is_late).await;
+        let mut other = Client::requesting(&scene.stage.http, "GET /waiting").await;
         let mut client = Client::of(&scene.stage.http).await;
         client
-            .ask_from(other.address(), &format!("GET /stream/{CHUNKS}"))
+            .request_from(other.address(), &format!("GET /stream/{CHUNKS}"))
             .await;
         scene.cuts(client).await;
         assert_eq!(scene.stage.send("POST /go-on").await.status, 200);
@@ -90,17 +91,17 @@ async fn nobody_has_the_connection_of_another_closed(backend: Backend) {
     }
 }
 
-/// A fairing before the databases and `Settlement`: no address is certain.
-async fn nobody_is_cut_who_may_be_another(backend: Backend) {
+/// The fairing is attached before the databases and `Settlement`, so no address is certain.
+async fn no_connection_is_closed_if_its_address_is_uncertain(backend: Backend) {
     let databases = Databases::with_tables(backend).await;
     let bodies = Bodies::default();
     let rocket = rocket::custom(figment(&databases, &SETTINGS)).attach(proxied());
     let stage = Stage::from(databases, rocket, |rocket| service(rocket, &bodies)).await;
     let scene = Scene::of(backend, stage, bodies).await;
-    let mut other = Client::asks(&scene.stage.http, "GET /waiting").await;
+    let mut other = Client::requesting(&scene.stage.http, "GET /waiting").await;
     let mut client = Client::of(&scene.stage.http).await;
     client
-        .ask_from(other.address(), &format!("GET /stream/{CHUNKS}"))
+        .request_from(other.address(), &format!("GET /stream/{CHUNKS}"))
         .await;
     sleep(3 * LIMIT).await;
     assert_eq!(scene.stage.send("POST /go-on").await.status, 200);
@@ -111,7 +112,7 @@ async fn nobody_is_cut_who_may_be_another(backend: Backend) {
     scene.is_freed().await;
 }
 
-/// From a port, to an address of the service.
+/// Connects from a local port to an address of the service.
 async fn connect(from: u16, to: ([u8; 4], u16)) -> Client {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
@@ -123,8 +124,8 @@ async fn connect(from: u16, to: ([u8; 4], u16)) -> Client {
 const ONE: [u8; 4] = [127, 0, 0, 1];
 const OTHER: [u8; 4] = [127, 0, 0, 2];
 
-/// One port of a client's machine may lead to two addresses of the service.
-async fn of_two_connections_from_one_port_the_one_that_stands_still_is_cut(backend: Backend) {
+/// One port of a client's machine may have connections to two addresses of the service.
+async fn of_two_connections_from_one_port_only_the_stalled_one_is_closed(backend: Backend) {
     let databases = Databases::with_tables(backend).await;
     let bodies = Bodies::default();
     let [limit, patience] = SETTINGS;
@@ -133,9 +134,9 @@ async fn of_two_connections_from_one_port_the_one_that_stands_still_is_cut(backe
     let scene = Scene::of(backend, stage, bodies).await;
     let port = scene.port();
     let mut other = connect(0, (OTHER, port)).await;
-    other.ask("GET /waiting").await;
+    other.request("GET /waiting").await;
     let mut client = connect(other.address().port(), (ONE, port)).await;
-    client.ask(&format!("GET /stream/{CHUNKS}")).await;
+    client.request(&format!("GET /stream/{CHUNKS}")).await;
     scene.cuts(client).await;
     assert_eq!(scene.stage.send("POST /go-on").await.status, 200);
     let rest = other.rest(LAST_CHUNK).await;
@@ -143,8 +144,8 @@ async fn of_two_connections_from_one_port_the_one_that_stands_still_is_cut(backe
     scene.is_freed().await;
 }
 
-/// Two services of one process have the same port on two addresses.
-async fn a_connection_to_another_service_of_the_process_is_no_obstacle(backend: Backend) {
+/// Two services in one process use the same port on two addresses.
+async fn two_services_of_one_process_each_close_their_own_connection(backend: Backend) {
     let scene = scene(backend).await;
     let port = scene.port();
     let at_other = [
@@ -156,19 +157,19 @@ async fn a_connection_to_another_service_of_the_process_is_no_obstacle(backend: 
     let databases = Databases::with_tables(backend).await;
     let other = Stage::on(databases, &at_other, |rocket| service(rocket, &bodies)).await;
     let other = Scene::of(backend, other, bodies).await;
-    // Both stand still: each service closes its own.
+    // Both clients stall. Each service closes its own connection.
     let mut there = connect(0, (OTHER, port)).await;
-    there.ask(&format!("GET /stream/{CHUNKS}")).await;
+    there.request(&format!("GET /stream/{CHUNKS}")).await;
     let mut here = connect(there.address().port(), (ONE, port)).await;
-    here.ask(&format!("GET /stream/{CHUNKS}")).await;
+    here.request(&format!("GET /stream/{CHUNKS}")).await;
     scene.cuts(here).await;
     other.cuts(there).await;
 }
 
 on_each_backend!(
-    a_client_does_not_hide_behind_another_address,
-    nobody_has_the_connection_of_another_closed,
-    nobody_is_cut_who_may_be_another,
-    of_two_connections_from_one_port_the_one_that_stands_still_is_cut,
-    a_connection_to_another_service_of_the_process_is_no_obstacle,
+    a_forged_address_does_not_protect_a_stalled_client,
+    a_forged_address_closes_no_other_connection,
+    no_connection_is_closed_if_its_address_is_uncertain,
+    of_two_connections_from_one_port_only_the_stalled_one_is_closed,
+    two_services_of_one_process_each_close_their_own_connection,
 );

@@ -1,8 +1,8 @@
-//! Bodies that hold a `Read`: which are cut off, and what their clients see.
+//! Bodies that hold a `Read`: which of them are cut off, and what their clients receive.
 
 use super::*;
 
-async fn reads_of_clients_that_take_nothing_come_free_and_their_bodies_are_cut(backend: Backend) {
+async fn reads_of_stalled_clients_are_freed_and_their_bodies_are_cut(backend: Backend) {
     let scene = scene(backend).await;
     let stage = &scene.stage;
     let mut clients = scene.stall("/stream").await;
@@ -10,10 +10,10 @@ async fn reads_of_clients_that_take_nothing_come_free_and_their_bodies_are_cut(b
     for client in &mut clients {
         let rest = client.rest(LAST_CHUNK).await;
         assert!(rest.len() < CHUNKS * CHUNK, "{}", rest.len());
-        assert!(!rest.ends_with(LAST_CHUNK), "it looks complete");
+        assert!(!rest.ends_with(LAST_CHUNK), "the response looks complete");
         assert!(!rest.contains(END));
     }
-    // All of them, and in order: more often than there are.
+    // More requests than connections: all connections are free and usable.
     for _ in 0..2 * READERS {
         assert_eq!(stage.send("GET /count").await.body, "1");
     }
@@ -39,10 +39,10 @@ async fn bodies_of_known_size_are_cut_too(backend: Backend) {
     stage.nothing_is_stuck().await;
 }
 
-/// So slowly that the service is seldom asked for more: the system has sent ahead.
+/// The client reads so slowly that the system's buffer rarely needs more data from the service.
 async fn a_client_that_reads_slowly_gets_everything(backend: Backend) {
     let scene = scene(backend).await;
-    let mut client = Client::asks(&scene.stage.http, &format!("GET /stream/{CHUNKS}")).await;
+    let mut client = Client::requesting(&scene.stage.http, &format!("GET /stream/{CHUNKS}")).await;
     let (mut length, started) = (0, Instant::now());
     while started.elapsed() < 5 * LIMIT {
         let mut part = [0; 4 * 1024];
@@ -57,10 +57,10 @@ async fn a_client_that_reads_slowly_gets_everything(backend: Backend) {
     scene.stage.nothing_is_stuck().await;
 }
 
-async fn a_body_that_waits_for_something_else_than_its_client_is_not_cut(backend: Backend) {
+async fn a_body_that_does_not_wait_for_its_client_is_not_cut(backend: Backend) {
     let scene = scene(backend).await;
     let stage = &scene.stage;
-    let mut client = Client::asks(&stage.http, "GET /waiting").await;
+    let mut client = Client::requesting(&stage.http, "GET /waiting").await;
     let beginning = client.rest("the beginning, \r\n").await;
     assert!(beginning.ends_with("the beginning, \r\n"));
     sleep(3 * LIMIT).await;
@@ -70,17 +70,17 @@ async fn a_body_that_waits_for_something_else_than_its_client_is_not_cut(backend
     stage.nothing_is_stuck().await;
 }
 
-async fn a_body_that_has_given_its_read_back_may_wait_for_its_client(backend: Backend) {
+async fn a_body_that_has_dropped_its_read_is_not_cut(backend: Backend) {
     let scene = scene(backend).await;
-    let mut client = Client::asks(&scene.stage.http, &format!("GET /early/{CHUNKS}")).await;
+    let mut client = Client::requesting(&scene.stage.http, &format!("GET /early/{CHUNKS}")).await;
     sleep(3 * LIMIT).await;
     let rest = client.rest(LAST_CHUNK).await;
     assert!(rest.ends_with(&format!("{END}{LAST_CHUNK}")));
 }
 
-async fn a_body_is_not_cut_for_a_read_that_a_task_has(backend: Backend) {
+async fn a_body_is_not_cut_for_a_read_held_by_a_task(backend: Backend) {
     let scene = scene(backend).await;
-    let mut client = Client::asks(&scene.stage.http, &format!("GET /beside/{CHUNKS}")).await;
+    let mut client = Client::requesting(&scene.stage.http, &format!("GET /beside/{CHUNKS}")).await;
     sleep(3 * LIMIT).await;
     let rest = client.rest(END).await;
     assert!(rest.ends_with(END), "cut after {}", rest.len());
@@ -90,11 +90,11 @@ async fn a_body_is_not_cut_for_a_read_that_a_task_has(backend: Backend) {
 
 async fn a_body_that_fails_does_not_look_complete(backend: Backend) {
     let scene = scene(backend).await;
-    for what in ["GET /broken/fails", "GET /broken/panics"] {
+    for request in ["GET /broken/fails", "GET /broken/panics"] {
         let mut client = Client::of(&scene.stage.http).await;
-        client.send(what).await;
+        client.send(request).await;
         let rest = client.rest(LAST_CHUNK).await;
-        assert!(!rest.ends_with(LAST_CHUNK), "{what}: {rest}");
+        assert!(!rest.ends_with(LAST_CHUNK), "{request}: {rest}");
     }
     scene.stage.nothing_is_stuck().await;
 }
@@ -102,17 +102,17 @@ async fn a_body_that_fails_does_not_look_complete(backend: Backend) {
 async fn a_connection_that_waits_between_two_requests_is_not_cut(backend: Backend) {
     let scene = scene(backend).await;
     let stage = &scene.stage;
-    let mut client = Client::asks(&stage.http, "GET /stream/1").await;
+    let mut client = Client::requesting(&stage.http, "GET /stream/1").await;
     for _ in 0..2 {
         let rest = client.rest(LAST_CHUNK).await;
         assert!(rest.ends_with(LAST_CHUNK), "{rest}");
         sleep(2 * LIMIT).await;
-        client.ask("GET /stream/1").await;
+        client.request("GET /stream/1").await;
     }
 }
 
-/// By far not after the bound: it is the longest that there is.
-async fn a_head_and_a_client_that_leaves_keep_nothing(backend: Backend) {
+/// The timeout is the longest possible, so it is not the reason why the connections become free.
+async fn head_requests_and_disconnected_clients_keep_no_connection(backend: Backend) {
     let scene = scene_with(backend, "\"24days\"").await;
     let stage = &scene.stage;
     let tasks = || {
@@ -138,8 +138,8 @@ async fn a_head_and_a_client_that_leaves_keep_nothing(backend: Backend) {
         scene.is_freed().await;
     }
     stage.nothing_is_stuck().await;
-    // Connections that are kept for the next request have tasks too; a few.
-    eventually("nothing watches these 24 bodies", async || {
+    // A few tasks remain for connections that are kept alive for the next request.
+    eventually("no task watches these 24 bodies", async || {
         tasks() < before + READERS
     })
     .await;
@@ -148,7 +148,7 @@ async fn a_head_and_a_client_that_leaves_keep_nothing(backend: Backend) {
 mod files {
     use super::*;
 
-    /// Whether all of the log can be put into the file and the log begun anew.
+    /// Returns whether a checkpoint can copy the whole WAL into the database and truncate it.
     async fn is_reset(databases: &Databases) -> bool {
         let mut connection = databases.sqlite(In::Main).await;
         sqlx::query("PRAGMA busy_timeout = 0")
@@ -163,23 +163,26 @@ mod files {
     }
 
     #[rocket::async_test]
-    async fn a_client_that_takes_nothing_does_not_keep_the_log_growing() {
+    async fn a_stalled_client_does_not_keep_the_wal_growing() {
         let scene = scene(Backend::Sqlite).await;
         let stage = &scene.stage;
         let _clients = scene.stall("/stream").await;
         let response = stage.send("POST /notes/after").await;
         assert_eq!(response.summary(), (200, Some("committed")));
-        assert!(!is_reset(&stage.databases).await, "the readers keep it");
-        eventually("the log begins anew", async || {
+        assert!(
+            !is_reset(&stage.databases).await,
+            "the readers keep the WAL"
+        );
+        eventually("the WAL is truncated", async || {
             is_reset(&stage.databases).await
         })
         .await;
     }
 }
 
-/// On one thread: what its tasks log is found by the thread that they run on.
+/// Runs on one thread, because the log is captured per thread.
 #[test]
-fn one_line_says_whose_connection_was_closed() {
+fn each_closed_connection_is_logged_once() {
     let runtime = rocket::tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -189,7 +192,7 @@ fn one_line_says_whose_connection_was_closed() {
             let scene = scene(Backend::Sqlite).await;
             let clients = scene.stall("/stream").await;
             scene.is_freed().await;
-            // The others follow by themselves.
+            // The other connections are closed independently.
             for mut client in clients {
                 client.rest(LAST_CHUNK).await;
             }
@@ -201,26 +204,26 @@ fn one_line_says_whose_connection_was_closed() {
         .collect();
     assert_eq!(lines.len(), READERS, "{log}");
     for line in lines {
-        for said in [
+        for field in [
             "WARN",
             "id=",
             "route=\"stream\"",
             "main",
             "client=127.0.0.1:",
         ] {
-            assert!(line.contains(said), "{said} is missing from {line}");
+            assert!(line.contains(field), "{field} is missing from {line}");
         }
     }
 }
 
 on_each_backend!(
-    reads_of_clients_that_take_nothing_come_free_and_their_bodies_are_cut,
+    reads_of_stalled_clients_are_freed_and_their_bodies_are_cut,
     bodies_of_known_size_are_cut_too,
     a_client_that_reads_slowly_gets_everything,
-    a_body_that_waits_for_something_else_than_its_client_is_not_cut,
-    a_body_that_has_given_its_read_back_may_wait_for_its_client,
-    a_body_is_not_cut_for_a_read_that_a_task_has,
+    a_body_that_does_not_wait_for_its_client_is_not_cut,
+    a_body_that_has_dropped_its_read_is_not_cut,
+    a_body_is_not_cut_for_a_read_held_by_a_task,
     a_body_that_fails_does_not_look_complete,
     a_connection_that_waits_between_two_requests_is_not_cut,
-    a_head_and_a_client_that_leaves_keep_nothing,
+    head_requests_and_disconnected_clients_keep_no_connection,
 );

@@ -129,8 +129,8 @@ impl Browser {
 
     /// Clicks an element when it is visible, enabled, and not covered by another.
     ///
-    /// One script finds and clicks the element. With two commands, the page could redraw in between,
-    /// and the second command would have an element that is no longer part of the page.
+    /// One script finds and clicks the element. With two commands, the page could redraw in
+    /// between, and the second command would have an element that is no longer part of the page.
     pub async fn click(&self, css: &str) {
         self.once(
             css,
@@ -246,8 +246,8 @@ impl Browser {
 }
 
 impl Drop for Browser {
-    /// Deletes the session, so that the driver closes the browser. Killing the driver would leave the
-    /// browser running.
+    /// Deletes the session, so that the driver closes the browser. Killing the driver would leave
+    /// the browser running.
     fn drop(&mut self) {
         let request = format!(
             "DELETE /session/{} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
@@ -294,7 +294,8 @@ impl Drop for Driver {
 fn capabilities(profile: &Path) -> Capabilities {
     let arguments = [
         "--headless=new".to_owned(),
-        // The sandbox does not work for root, nor in most containers. Only our own pages are opened.
+        // The sandbox does not work for root, nor in most containers. Only our own pages are
+        // opened.
         "--no-sandbox".to_owned(),
         "--disable-gpu".to_owned(),
         "--disable-dev-shm-usage".to_owned(),

@@ -1,7 +1,7 @@
 //! A Postgres cluster for one test, which can crash, fail over, and have its clock set.
 //!
-//! `tests/run` starts one server that all tests share. A [`Cluster`] belongs to a single test and has
-//! `fsync` on:
+//! `tests/run` starts one server that all tests share. A [`Cluster`] belongs to a single test and
+//! has `fsync` on:
 //!
 //! ```ignore
 //! let mut primary = Cluster::start().await;
@@ -30,9 +30,9 @@ use tokio::time::sleep;
 /// How long the server may take to start, stop, or do anything else that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Ends every server in the folder `$1` and removes the folder, as soon as standard input is closed:
-/// the test has dropped the cluster, or its process is gone. A server gets SIGQUIT before SIGKILL,
-/// so that it can release its shared memory.
+/// Ends every server in the folder `$1` and removes the folder, as soon as standard input is
+/// closed: the test has dropped the cluster, or its process is gone. A server gets SIGQUIT before
+/// SIGKILL, so that it can release its shared memory.
 const WATCHDOG: &str = r#"
 trap '' HUP INT TERM
 read -r _
@@ -58,8 +58,8 @@ done
 rm -rf -- "$1"
 "#;
 
-/// Settings that are appended to the `postgresql.conf` of initdb. Socket and shared memory are in the
-/// data directory, so that removing the folder removes them.
+/// Settings that are appended to the `postgresql.conf` of initdb. Socket and shared memory are in
+/// the data directory, so that removing the folder removes them.
 const SETTINGS: &str = "
 listen_addresses = '127.0.0.1'
 unix_socket_directories = '.'
@@ -203,8 +203,8 @@ impl Cluster {
         ended(&mut postmaster).await;
     }
 
-    /// Starts the server again on the same port, after [`stop`](Self::stop) if it is running. Returns
-    /// when recovery is done and the server accepts connections.
+    /// Starts the server again on the same port, after [`stop`](Self::stop) if it is running.
+    /// Returns when recovery is done and the server accepts connections.
     pub async fn restart(&mut self) {
         if self.postmaster.is_some() {
             self.stop().await;
@@ -274,8 +274,9 @@ impl Cluster {
         signal("CONT", &[postmaster]);
     }
 
-    /// Shifts the server's clock by `offset`, such as `-1h` or `+90s`. This takes effect immediately
-    /// if the server was started with an offset (`+0s` is enough), otherwise at its next start.
+    /// Shifts the server's clock by `offset`, such as `-1h` or `+90s`. This takes effect
+    /// immediately if the server was started with an offset (`+0s` is enough), otherwise at its
+    /// next start.
     pub fn set_clock(&mut self, offset: &str) {
         // The file is read whenever the server reads the clock, so it must be replaced atomically.
         fs::write(self.folder.join("clock.new"), format!("{offset}\n")).unwrap();
@@ -348,7 +349,8 @@ impl Cluster {
         panic!("no free port was found for the server");
     }
 
-    /// Starts the server and waits until it accepts connections. Returns its log if it ends instead.
+    /// Starts the server and waits until it accepts connections. Returns its log if it ends
+    /// instead.
     async fn try_start(&mut self) -> Result<(), String> {
         let log = fs::File::create(self.folder.join("server.log")).unwrap();
         let mut command = self.command(Path::new("env"));
@@ -489,8 +491,8 @@ fn title(id: u32) -> String {
     String::from_utf8_lossy(&title).replace('\0', " ")
 }
 
-/// Returns the folder of the newest server's binaries. Debian keeps them outside PATH, in one folder
-/// per version.
+/// Returns the folder of the newest server's binaries. Debian keeps them outside PATH, in one
+/// folder per version.
 fn server_binaries() -> PathBuf {
     let version = |path: &PathBuf| -> u32 {
         let name = path.file_name().and_then(|name| name.to_str());

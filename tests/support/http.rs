@@ -92,8 +92,8 @@ impl HttpResponse {
             .unwrap_or_else(|error| panic!("{error} in {:?}", self.body))
     }
 
-    /// Returns the kind of the problem in the body, from its `type`. The outcomes in body and header
-    /// must be equal.
+    /// Returns the kind of the problem in the body, from its `type`. The outcomes in body and
+    /// header must be equal.
     pub fn kind(&self) -> String {
         let problem: Value = self.json();
         assert_eq!(problem["outcome"].as_str(), self.outcome(), "{problem}");

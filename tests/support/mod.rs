@@ -3,8 +3,9 @@
 //! | file | contents |
 //! | --- | --- |
 //! | `browser` | a real browser, for tests of the pages |
-//! | `cluster` | a Postgres cluster for one test, which can crash, fail over and have its clock set |
+//! | `cluster` | a Postgres cluster for one test; it can crash, fail over, and change its clock |
 //! | `databases` | the databases of one test, and functions that read what is stored |
+//! | `dropping` | futures that are dropped before they complete |
 //! | `http` | requests over a socket, and their responses |
 //! | `stage` | a small service inside the test's process, for the promises of the library |
 //! | `launch` | launches of services that a test defines itself, mostly launches that are refused |
@@ -17,6 +18,7 @@
 pub mod browser;
 pub mod cluster;
 pub mod databases;
+pub mod dropping;
 pub mod http;
 pub mod launch;
 pub mod pgbouncer;
@@ -32,6 +34,7 @@ use std::time::{Duration, Instant};
 pub use browser::Browser;
 pub use cluster::Cluster;
 pub use databases::{Backend, Databases, In};
+pub use dropping::dropped_after;
 pub use http::{Http, HttpResponse};
 pub use pgbouncer::{Mode, PgBouncer};
 pub use proxy::{Break, Newcomers, Proxy};

@@ -26,7 +26,7 @@ pub fn python(folder: &Path, args: &[&str], input: &str) -> Output {
 }
 
 /// Returns the standard output followed by the standard error.
-pub fn said(output: &Output) -> String {
+pub fn all_output(output: &Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     format!("{}{errors}", String::from_utf8_lossy(&output.stdout))
 }

@@ -37,7 +37,8 @@ impl Service {
         Self::on(Arc::new(databases), &[]).await
     }
 
-    /// Starts the service on databases that other processes may use too, with environment variables.
+    /// Starts the service on databases that other processes may use too, with environment
+    /// variables.
     pub async fn on(databases: Arc<Databases>, variables: &[(&str, &str)]) -> Self {
         match Starting::new(databases, &[], variables).launched().await {
             Ok(service) => service,

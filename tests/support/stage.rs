@@ -47,8 +47,8 @@ async fn part(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<(), Error> {
     Ok(())
 }
 
-/// A service with the databases `main` and `audit`, their tables `notes` and `pairs`, and the routes,
-/// fairings and state that a test adds. The test must attach `Settlement` itself.
+/// A service with the databases `main` and `audit`, their tables `notes` and `pairs`, and the
+/// routes, fairings and state that a test adds. The test must attach `Settlement` itself.
 pub struct Stage {
     pub databases: Databases,
     pub http: Http,
@@ -129,7 +129,8 @@ impl Stage {
         self.live.transactions()
     }
 
-    /// Asserts that nothing is outstanding, and that every connection is back in its pool and works.
+    /// Asserts that nothing is outstanding, and that every connection is back in its pool and
+    /// works.
     pub async fn nothing_is_stuck(&self) {
         eventually("nothing is outstanding", async || {
             self.outstanding().is_empty()
@@ -150,8 +151,8 @@ impl Stage {
     }
 }
 
-/// The configuration of a stage, as from `Rocket.toml`. The service ignores signals, because they are
-/// meant for the test's process.
+/// The configuration of a stage, as from `Rocket.toml`. The service ignores signals, because they
+/// are meant for the test's process.
 pub fn figment(databases: &Databases, settings: &[(&str, &str)]) -> Figment {
     let mut figment = databases
         .figment()

@@ -16,7 +16,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// Opens a stream and waits for its first part. The service has registered the listener by then.
+    /// Opens a stream and waits for its first part. The service has registered the listener by
+    /// then.
     pub async fn of(http: &Http, path: &str) -> Self {
         let response = http.request(&format!("GET {path}")).send().await.unwrap();
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -32,8 +33,8 @@ impl Events {
         events
     }
 
-    /// Reads the next part. Returns `false` at the end of the stream. A part may be only a heartbeat,
-    /// so callers that wait for an event must limit the number of reads.
+    /// Reads the next part. Returns `false` at the end of the stream. A part may be only a
+    /// heartbeat, so callers that wait for an event must limit the number of reads.
     async fn read(&mut self) -> bool {
         let part = timeout(Duration::from_secs(60), self.parts.next()).await;
         let Some(part) = part.expect("the stream was silent for a minute") else {

@@ -1,4 +1,4 @@
-//! Handlers that load, change and commit aggregates, as well and as badly as handlers do.
+//! Handlers that load, change and commit aggregates, correctly and incorrectly.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,7 +45,7 @@ async fn total(id: &str, counters: Counters) -> Result<String, Error> {
     Ok(format!("{} at {}", counter.total, counter.version()))
 }
 
-/// What is staged is seen by whoever loads again; a key is taken once.
+/// A later load in the same request sees staged events and uses the same lease.
 #[post("/twice/<id>")]
 async fn twice(id: &str, counters: Counters) -> Result<String, Error> {
     let started = Instant::now();
@@ -53,13 +53,13 @@ async fn twice(id: &str, counters: Counters) -> Result<String, Error> {
     add(&counters, id, 10).await?;
     add(&counters, id, 100).await?;
     let (two, three) = join(get(&counters, id), get(&counters, id)).await;
-    assert!(started.elapsed() < Duration::from_secs(7), "it waited");
+    assert!(started.elapsed() < Duration::from_secs(7), "a load waited");
     assert!(two?.entity().is_leased());
     drop(one);
     Ok(three?.total.to_string())
 }
 
-/// The second commit was made on what the first has changed.
+/// The second commit is refused, because its aggregate was loaded before the first commit.
 #[post("/stale/<id>")]
 async fn stale(id: &str, counters: Counters) -> Result<Status, Error> {
     let mut one = get(&counters, id).await?;
@@ -69,7 +69,7 @@ async fn stale(id: &str, counters: Counters) -> Result<Status, Error> {
     counters.commit(&mut one).await?;
     let refused = counters.commit(&mut two).await;
     assert!(matches!(refused, Err(aggregate::Error::Conflict(_))));
-    assert_eq!(two.entity().new_events().len(), 1, "it is as before");
+    assert_eq!(two.entity().new_events().len(), 1, "unchanged");
     Ok(Status::Ok)
 }
 
@@ -84,7 +84,7 @@ async fn one_by_one(ids: &str, counters: Counters, audit: Begin<Audit>) -> Resul
     Ok(())
 }
 
-/// A transaction first, which others may be waiting for.
+/// Begins a transaction first, which other requests may be waiting for.
 #[post("/transaction-first/<which>/<id>")]
 async fn transaction_first(
     which: &str,
@@ -102,7 +102,7 @@ async fn transaction_first(
     Ok(())
 }
 
-/// The transaction is in the handler's hands: nothing can be read through it.
+/// The handler holds the transaction, so the repository cannot read through it.
 #[post("/checked-out/<id>")]
 async fn checked_out(id: &str, counters: Counters, _tx: Tx<Main>) -> Result<(), Error> {
     add(&counters, id, 1).await.map(drop)
@@ -124,7 +124,7 @@ async fn read_only(id: &str, counters: Counters, main: Begin<Main, ReadOnly>) ->
     add(&counters, id, 1).await.map(drop)
 }
 
-/// A connection of another database is held; who waits would keep it from others.
+/// Holds a connection of another database, so a wait would keep it from other requests.
 #[post("/reading/<id>")]
 async fn reading(id: &str, _read: Read<Audit>, counters: Counters) -> Result<(), Error> {
     add(&counters, id, 1).await.map(drop)
@@ -137,7 +137,7 @@ async fn released(leases: &Leases<Main>) {
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    panic!("it was not released in 20 s");
+    panic!("the leases were not released in 20 s");
 }
 
 #[post("/dropped/<id>")]
@@ -166,18 +166,18 @@ async fn flush(id: &str, counters: Counters, audit: Begin<Audit>) -> Result<Stat
     assert_eq!(
         get(&counters, id).await?.total,
         1,
-        "through the transaction"
+        "read through the transaction"
     );
     stale.record(Added { number: 5 })?;
     counters.commit(&mut stale).await?;
-    // The handler sees it, and answers as it likes.
+    // The handler gets the error, and may choose the response.
     let refused = counters.flush().await;
     assert!(matches!(refused, Err(aggregate::Error::Conflict(_))));
     drop(audit.begin().await?);
     Ok(Status::Conflict)
 }
 
-/// Stored at once, and more of it afterwards.
+/// Flushes an event, and stages another one afterwards.
 #[post("/flushed/<id>/<status>")]
 async fn flushed(id: &str, status: u16, counters: Counters) -> Result<Status, Error> {
     add(&counters, id, 1).await?;
@@ -200,7 +200,7 @@ async fn panicking(id: &str, counters: Counters) -> Result<(), Error> {
     panic!("with a lease");
 }
 
-/// An aggregate and its repository that outlive the request.
+/// An aggregate and its repository, kept after the end of the request.
 #[derive(Default)]
 struct Kept(Mutex<Option<(Counter, Counters)>>);
 
@@ -221,7 +221,7 @@ async fn late(kept: &State<Arc<Kept>>) -> Status {
     Status::Ok
 }
 
-/// Holds `b`, then asks for what sorts before it.
+/// Leases `b`, then `a`, which sorts before it.
 #[post("/backwards")]
 async fn backwards(counters: Counters) -> Result<(), Error> {
     let _b = get(&counters, "b").await?;

@@ -1,4 +1,4 @@
-//! Histories that were forged, each of which must be found out.
+//! Tests of the checker with forged histories. It must detect each of them.
 
 use rocket::serde::json::json;
 
@@ -48,7 +48,8 @@ fn event(sequence: usize, name: &str, task: &str) -> Event {
     }
 }
 
-/// Some acknowledged, some rolled back, and some that nobody knows of.
+/// A correct history: some requests are committed, some rolled back, and some have an unknown
+/// outcome.
 fn true_history() -> (Vec<Entry>, Stored) {
     let mut without_response = todo("lost, stored", 0, "");
     without_response.response = None;
@@ -87,7 +88,7 @@ fn true_history() -> (Vec<Entry>, Stored) {
     (history, stored)
 }
 
-/// Forges the true history; `expected` must be in the first finding.
+/// Forges the true history. The first detected contradiction must contain `expected`.
 fn forged(expected: &str, forge: impl FnOnce(&mut Vec<Entry>, &mut Stored)) {
     let (mut history, mut stored) = true_history();
     forge(&mut history, &mut stored);
@@ -103,7 +104,7 @@ fn a_true_history_is_accepted() {
     let (history, stored) = true_history();
     assert_eq!(check(&history, &stored), [""; 0]);
     assert_eq!(summary(&history)["committed"], 7);
-    assert_eq!(summary(&history)["no answer"], 1);
+    assert_eq!(summary(&history)["no response"], 1);
 }
 
 #[test]
@@ -200,7 +201,7 @@ fn a_success_without_a_commit_is_detected() {
 
 #[test]
 fn a_failure_without_a_reason_is_detected() {
-    forged("for no reason", |history, _| {
+    forged("without a reason", |history, _| {
         history.push(todo("new", 500, "rolled-back"));
     });
     let (mut history, stored) = true_history();
@@ -212,16 +213,16 @@ fn a_failure_without_a_reason_is_detected() {
 
 #[test]
 fn data_that_no_client_requested_is_detected() {
-    forged("nobody asked for this: todo stray", |_, stored| {
+    forged("no client requested this: todo stray", |_, stored| {
         stored.titles.push("stray".into())
     });
-    forged("nobody asked for this: shared stray", |_, stored| {
+    forged("no client requested this: shared stray", |_, stored| {
         stored.shared.push("stray".into())
     });
-    forged("nobody asked for this: renamed h0 stray", |_, stored| {
+    forged("no client requested this: renamed h0 stray", |_, stored| {
         stored.events.push(event(6, "renamed", "stray"));
     });
-    forged("2 that nobody knows of", |_, stored| {
+    forged("2 unknown request ids", |_, stored| {
         stored.audited.push("another's".into())
     });
 }

@@ -55,8 +55,8 @@ pub(super) struct WriterFile {
 
 /// The open connection, and what belongs to it.
 pub(super) struct Open {
-    /// Empty only after it was taken to be closed: in `Drop`, in [`Writer::close`], or in
-    /// [`replace`](Self::replace), where opening the next connection can fail.
+    /// Empty only after it was taken to be closed: in `Drop`, in [`Writer::close`] and in
+    /// [`reopen`](Self::reopen).
     connection: Option<SqliteConnection>,
     pub(super) watch: Arc<Watch>,
     pub(super) wal: Arc<Wal>,
@@ -226,9 +226,8 @@ impl Open {
         is_usable
     }
 
-    /// Closes the connection, waits until its locks are released, and opens another one in its
-    /// place.
-    pub(super) async fn replace(&mut self) -> sqlx::Result<()> {
+    /// Closes the connection, waits until its locks are released, and opens another one.
+    pub(super) async fn reopen(mut self) -> sqlx::Result<Self> {
         let file = Arc::clone(&self.file);
         if let Some(connection) = self.connection.take() {
             // The last connection deletes the log, and its commits may not be synced yet. Each
@@ -240,8 +239,8 @@ impl Open {
             }
             connection.close().await?;
         }
-        *self = Self::open(file).await.map_err(while_connecting)?;
-        Ok(())
+        drop(self);
+        Self::open(file).await.map_err(while_connecting)
     }
 }
 

@@ -19,7 +19,8 @@ type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
 /// The checked-out writer. Dropping it lets the next request have the writer.
 pub(super) struct WriterSession {
-    /// Empty only in `Drop`.
+    /// Empty only in `Drop`, while [`begin`](Self::begin) replaces the connection, and if that
+    /// failed or was dropped: then no transaction is open.
     turn: Turn,
     /// The connection is closed on drop, and the next request gets a new one.
     close_on_drop: bool,
@@ -79,10 +80,11 @@ impl WriterSession {
     }
 
     async fn replace(&mut self) -> sqlx::Result<()> {
-        // Boxed, so that the future stays small for a handler that does not need this.
-        let replaced = Box::pin(self.open_mut().replace()).await;
-        self.close_on_drop |= replaced.is_err();
-        replaced
+        if let Some(open) = self.turn.take() {
+            // Boxed, so that the future stays small for a handler that does not need this.
+            *self.turn = Some(Box::pin(open.reopen()).await?);
+        }
+        Ok(())
     }
 
     /// Proves that COMMIT would commit and has enough disk space. One hop.
@@ -206,7 +208,10 @@ impl WriterSession {
 
     /// Queues a rollback. The connection runs it before any later statement.
     pub(super) fn start_rollback(&mut self) {
-        let open = self.open_mut();
+        // Without a connection there is no transaction: `begin` was dropped while it replaced one.
+        let Some(open) = &mut *self.turn else {
+            return;
+        };
         open.rolls_back = true;
         let (connection, watch) = open.parts();
         watch.ask(connection, Question::Rollback);
