@@ -9,7 +9,8 @@ use std::time::Duration;
 use rocket::figment::Figment;
 
 use super::{
-    Access, Attachment, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity,
+    Access, AtomicDatabase, Attachment, BeginOptions, CommitError, Config, Decided, Decider,
+    DeciderId, Decision, DecisionId, Durability, Ending, Error, GlobalId, Identity, InDoubt,
     Migrations, NotReady, RollbackError, Session, TransactionControl, TransactionId,
     TransactionPool, WaitPolicy,
 };
@@ -156,6 +157,28 @@ impl TransactionControl for Connection {
         either!(Self, self, |session| session.commit().await)
     }
 
+    async fn prepare_among_several(&mut self) -> Result<(), CommitError> {
+        either!(Self, self, |session| session.prepare_among_several().await)
+    }
+
+    fn may_have_written(&self) -> bool {
+        either!(Self, self, |session| session.may_have_written())
+    }
+
+    async fn prepare_transaction(&mut self, id: &GlobalId) -> Result<(), CommitError> {
+        either!(Self, self, |session| session.prepare_transaction(id).await)
+    }
+
+    async fn decide(&mut self, decision: &Decision) -> Result<Durability, CommitError> {
+        either!(Self, self, |session| session.decide(decision).await)
+    }
+
+    async fn finish_prepared(&mut self, id: &GlobalId, decided: Decided) -> sqlx::Result<()> {
+        either!(Self, self, |session| session
+            .finish_prepared(id, decided)
+            .await)
+    }
+
     async fn rollback(&mut self) -> Result<(), RollbackError> {
         either!(Self, self, |session| session.rollback().await)
     }
@@ -201,7 +224,40 @@ fn scheme(url: &str) -> Option<&str> {
     url.split_once(':').map(|(scheme, _)| scheme)
 }
 
-impl super::pool::Sealed for UrlPool {}
+#[rocket::async_trait]
+impl AtomicDatabase for UrlPool {
+    async fn can_prepare(&self) -> Result<(), String> {
+        either!(Self, self, |pool| pool.can_prepare().await)
+    }
+
+    async fn set_up_decider(&self) -> Result<Decider, Error> {
+        either!(Self, self, |pool| pool.set_up_decider().await)
+    }
+
+    async fn decide_or_abort(&self, decider: &Decider, id: DecisionId) -> sqlx::Result<Decided> {
+        either!(Self, self, |pool| pool.decide_or_abort(decider, id).await)
+    }
+
+    async fn forget(&self, decider: &Decider, ids: &[DecisionId]) -> sqlx::Result<()> {
+        either!(Self, self, |pool| pool.forget(decider, ids).await)
+    }
+
+    async fn old_decisions(
+        &self,
+        decider: &Decider,
+        age: Duration,
+    ) -> sqlx::Result<Vec<(DecisionId, String)>> {
+        either!(Self, self, |pool| pool.old_decisions(decider, age).await)
+    }
+
+    async fn in_doubt(&self, decider: DeciderId) -> sqlx::Result<Vec<InDoubt>> {
+        either!(Self, self, |pool| pool.in_doubt(decider).await)
+    }
+
+    async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<()> {
+        either!(Self, self, |pool| pool.finish(id, decided).await)
+    }
+}
 
 impl TransactionPool for UrlPool {
     type Session = Connection;

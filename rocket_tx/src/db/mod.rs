@@ -9,6 +9,7 @@
 //! | `sqlite` | one writer and several readers per file, and the sync of the write-ahead log |
 //! | `postgres` | the pool for transactions, the read-only pool, and the checks of their sessions |
 //! | `by_url` | [`UrlPool`]: the URL selects the backend, and each query is written once |
+//! | `atomic` | two-phase commit over several databases |
 //! | `initializer` | [`init`]: the fairing that attaches a database |
 //! | `arrival` | the remote address of a request before any fairing can change it |
 //! | `health` | log messages when a database becomes unavailable and when it recovers |
@@ -19,6 +20,7 @@
 //! This module does not decide what a transaction means for a response; [`tx`](crate::tx) does.
 
 mod arrival;
+mod atomic;
 mod by_url;
 mod config;
 mod durability;
@@ -55,6 +57,9 @@ pub use transaction::{
 };
 
 pub(crate) use arrival::Arrival;
+pub(crate) use atomic::{
+    AtomicDatabase, Decided, Decider, DeciderId, Decision, DecisionId, GlobalId, InDoubt,
+};
 #[doc(hidden)] // documented in `extend`, like the next ones
 pub use config::setting;
 #[doc(hidden)]

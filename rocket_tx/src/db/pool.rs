@@ -13,11 +13,9 @@ use super::error_class::may_be_stale;
 #[cfg(feature = "postgres")]
 use super::health::Health;
 use super::{
-    Access, BeginOptions, Error, NotReady, Session, Transaction, TransactionControl, WaitPolicy,
+    Access, AtomicDatabase, BeginOptions, Error, NotReady, Session, Transaction,
+    TransactionControl, WaitPolicy,
 };
-
-/// Seals [`TransactionPool`]: settlement depends on the sessions of these pools.
-pub(super) trait Sealed {}
 
 /// A pool from which requests acquire connections for their transactions and reads.
 ///
@@ -26,7 +24,7 @@ pub(super) trait Sealed {}
 /// another handle on the same pool.
 // Other crates cannot implement a private bound.
 #[allow(private_bounds)]
-pub trait TransactionPool: Sealed + rocket_db_pools::Pool<Error = Error> + Clone {
+pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error> + Clone {
     /// A connection that was acquired from the pool.
     type Session: Session;
 

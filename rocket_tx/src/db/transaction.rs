@@ -3,11 +3,13 @@
 //! Settlement needs two things that sqlx's own `Transaction` does not offer. It must check whether
 //! COMMIT would really commit, and it must close a connection that cannot be rolled back.
 
+mod two_phase;
+
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Durability, Ended, Ending};
+use super::{Decided, Decision, Durability, Ended, Ending, GlobalId};
 
 /// How strictly a transaction is isolated from others.
 ///
@@ -127,6 +129,16 @@ pub enum CommitError {
     #[error("the database refused the commit: {0}")]
     Refused(#[source] sqlx::Error),
 
+    /// The database cannot prepare this transaction for an atomic commit over several databases.
+    /// Nothing was committed. The error names the cause: temporary tables, LISTEN or NOTIFY, a
+    /// cursor `WITH HOLD`, or a setting of the server.
+    #[error("the transaction cannot be prepared: {0}")]
+    CannotPrepare(#[source] sqlx::Error),
+
+    /// Another process has rolled the transaction back, because this one took too long to decide.
+    #[error("another process has decided to roll back")]
+    DecidedToAbort,
+
     /// The connection was lost during COMMIT, and the server reports that nothing was committed.
     #[error("the connection failed during COMMIT, and the transaction was rolled back: {0}")]
     Lost(#[source] sqlx::Error),
@@ -235,6 +247,38 @@ pub(crate) trait TransactionControl {
     /// The session is free when this returns. The commit is durable after [`Durability::wait`].
     fn commit(&mut self) -> impl Future<Output = Result<Durability, CommitError>> + Send;
 
+    /// Does the proof of [`prepare`](Self::prepare) for one of several databases. It also finds out
+    /// whether the transaction has written, in the same round trip.
+    fn prepare_among_several(&mut self) -> impl Future<Output = Result<(), CommitError>> + Send {
+        self.prepare()
+    }
+
+    /// Returns `false` if [`prepare_among_several`](Self::prepare_among_several) has found that the
+    /// transaction has written nothing.
+    fn may_have_written(&self) -> bool {
+        true
+    }
+
+    /// Sends PREPARE TRANSACTION, with the proof, in one round trip. Afterwards the session is in
+    /// no transaction.
+    fn prepare_transaction(
+        &mut self,
+        id: &GlobalId,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send;
+
+    /// Inserts the decision to commit, and commits as [`commit`](Self::commit) does.
+    fn decide(
+        &mut self,
+        decision: &Decision,
+    ) -> impl Future<Output = Result<Durability, CommitError>> + Send;
+
+    /// Commits or rolls back the transaction that this session has prepared.
+    fn finish_prepared(
+        &mut self,
+        id: &GlobalId,
+        decided: Decided,
+    ) -> impl Future<Output = sqlx::Result<()>> + Send;
+
     /// Rolls back, and proves that it rolled back this transaction. One round trip.
     fn rollback(&mut self) -> impl Future<Output = Result<(), RollbackError>> + Send;
 
@@ -262,7 +306,7 @@ pub struct Transaction<S: Session> {
     access: Access,
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
     /// A statement may be running whose result is unknown: one of our own, until its reply is read,
@@ -270,6 +314,8 @@ enum State {
     Busy,
     /// The transaction cannot be used any more. `Drop` closes the session.
     Closing,
+    /// Prepared under this name. The session is in no transaction.
+    Prepared(GlobalId),
     /// Committed, rolled back, or never begun.
     Ended,
 }
@@ -427,6 +473,9 @@ impl<S: Session> Transaction<S> {
     pub async fn rollback(&mut self) -> Result<(), RollbackError> {
         match self.state {
             State::Ended | State::Closing => return Ok(()),
+            State::Prepared(id) => {
+                return self.finish(&id, Decided::Abort).await.map_err(Into::into);
+            }
             State::Busy => {
                 self.state = State::Closing;
                 if !self.has_its_session() {
@@ -455,7 +504,7 @@ impl<S: Session> Transaction<S> {
 impl<S: Session> Drop for Transaction<S> {
     fn drop(&mut self) {
         match self.state {
-            State::Ended => {}
+            State::Ended | State::Prepared(_) => {}
             State::Open => self.session.start_rollback(),
             State::Busy | State::Closing => {
                 self.session.start_rollback();

@@ -12,6 +12,7 @@
 //! | `readiness` | whether the server replies and takes writes, on a separate connection |
 //! | `pooler` | detects a pooler between this process and the server |
 
+mod atomic;
 mod fate;
 mod pooler;
 mod proof;
@@ -181,8 +182,6 @@ async fn identity(connection: &mut PgConnection) -> sqlx::Result<Identity> {
     .try_get(0)?;
     Ok(Identity(name))
 }
-
-impl pool::Sealed for PostgresPool {}
 
 impl TransactionPool for PostgresPool {
     type Session = PostgresSession;

@@ -59,6 +59,8 @@ const SEALED: &str = "rocket_tx: a handler must not send COMMIT, settlement comm
 pub(super) struct Replies {
     /// The number of statements that got a reply.
     pub(super) count: usize,
+    /// The first column of the first row.
+    first: Option<String>,
     /// The last row.
     row: Option<PgRow>,
     /// The error that ended the replies early.
@@ -74,6 +76,7 @@ impl Replies {
     pub(super) async fn to(connection: &mut PgConnection, sql: String) -> Self {
         let mut replies = Self {
             count: 0,
+            first: None,
             row: None,
             error: None,
         };
@@ -81,7 +84,12 @@ impl Replies {
         while let Some(reply) = stream.next().await {
             match reply {
                 Ok(sqlx::Either::Left(_)) => replies.count += 1,
-                Ok(sqlx::Either::Right(row)) => replies.row = Some(row),
+                Ok(sqlx::Either::Right(row)) => {
+                    if replies.row.is_none() {
+                        replies.first = text(&row, 0).map(str::to_owned);
+                    }
+                    replies.row = Some(row);
+                }
                 Err(error) => {
                     replies.error = Some(error);
                     break;
@@ -104,6 +112,11 @@ impl Replies {
     /// Returns a column of the last row.
     pub(super) fn text(&self, column: usize) -> Option<&str> {
         text(self.row.as_ref()?, column)
+    }
+
+    /// Returns the first column of the first row.
+    pub(super) fn first_text(&self) -> Option<&str> {
+        self.first.as_deref()
     }
 
     /// Returns the error that ended the replies. If there is none, returns an error that the

@@ -169,6 +169,8 @@ pub struct PostgresSession {
 pub(super) struct OpenTransaction {
     /// It may write.
     pub(super) writes: bool,
+    /// It was found to have written nothing.
+    pub(super) has_written_nothing: bool,
     /// COMMIT was refused: the transaction has ended, and the server has rolled it back.
     pub(super) is_refused: bool,
     /// Its id, if known. With the id the server can be queried how the transaction ended.

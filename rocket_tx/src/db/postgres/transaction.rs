@@ -14,6 +14,7 @@ use sqlx::{Postgres, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
+use super::atomic::{self, FLUSHED};
 use super::fate::{Fate, Outside};
 use super::proof::{Replies, nonce, savepoint, seal, unseal};
 use super::session::{
@@ -25,8 +26,8 @@ use crate::db::error_class::{
     is_certain_refusal, not_writable, while_beginning_to_write, while_connecting,
 };
 use crate::db::{
-    Access, BeginOptions, CommitError, Durability, Ending, ErrorClass, Isolation, RollbackError,
-    Session, TransactionControl, TransactionId,
+    Access, BeginOptions, CommitError, Decided, Decision, Durability, Ending, ErrorClass, GlobalId,
+    Isolation, RollbackError, Session, TransactionControl, TransactionId,
 };
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
@@ -145,68 +146,77 @@ impl TransactionControl for PostgresSession {
     ///
     /// Deferred constraints are checked now, and those of every later statement at once.
     async fn prepare(&mut self) -> Result<(), CommitError> {
-        let savepoint = savepoint();
-        let nonce = nonce();
-        let sql = format!(
-            "RELEASE {savepoint}; SAVEPOINT {savepoint}; SET CONSTRAINTS ALL IMMEDIATE; \
-             SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, \
-                 pg_catalog.pg_backend_pid()::pg_catalog.text, '{nonce}'"
-        );
-        let replies = Replies::to(self, sql).await;
-        // Safe code can exchange the connections of two sessions, so the reply must come from the
-        // server process of ours.
-        let is_ours = replies.text(1) == Some(self.backend().pid());
-        if !replies.prove(4, &nonce) || !is_ours {
-            // Nothing was committed, even if the connection is lost.
-            return Err(refusal(replies.into_error()));
-        }
-        if let Some(id) = replies.text(0) {
-            self.transaction.id = Some(id.into());
-        }
-        if self.transaction.protection == Protection::None {
-            self.transaction.protection = Protection::Proved;
-        }
+        self.prove(None).await.map(drop)
+    }
+
+    async fn prepare_among_several(&mut self) -> Result<(), CommitError> {
+        let ids = self.prove(Some(ASSIGNED_IDS)).await?;
+        // BEGIN has an id assigned to a sealed transaction. The savepoint of the proof has an id of
+        // its own once something is written after it.
+        let without_writes = match self.transaction.protection {
+            Protection::Sealed => "1",
+            Protection::None | Protection::Proved => "0",
+        };
+        self.transaction.has_written_nothing = ids.as_deref() == Some(without_writes);
         Ok(())
     }
 
-    /// Sends the proof (or the removal of the seal), COMMIT and the clean-up as one simple query.
-    /// The server stops at the first statement that fails, so it reaches COMMIT only if the
-    /// transaction is still ours. COMMIT itself checks deferred constraints.
-    async fn commit(&mut self) -> Result<Durability, CommitError> {
-        if self.transaction.may_be_committed() {
-            self.prepare().await?;
-        }
-        // The other half of the time is for querying the server if COMMIT gets no reply.
+    fn may_have_written(&self) -> bool {
+        self.transaction.writes && !self.transaction.has_written_nothing
+    }
+
+    /// Everything in one message, so that no statement of the handler comes between the proof and
+    /// PREPARE TRANSACTION. PREPARE of an aborted transaction is no error for the server, so the
+    /// proof must come first.
+    async fn prepare_transaction(&mut self, id: &GlobalId) -> Result<(), CommitError> {
         let limit = self.sessions().settle_timeout() / 2;
-        let proof = match self.transaction.protection {
-            Protection::Sealed => unseal(savepoint()),
-            Protection::None | Protection::Proved => format!("RELEASE {}", savepoint()),
-        };
-        let statements = [&*proof, "COMMIT"];
-        let committing = self.run_final(&statements);
-        let (error, is_alive) = match timeout(limit, committing).await {
-            Ok(EndResult::Proved) => return Ok(Durability::reached()),
-            Ok(EndResult::NotProved(replies)) => {
-                let replied = replies.count;
+        let prepare = format!("PREPARE TRANSACTION '{id}'");
+        // Only the role that prepares can finish, so it is the role of the pool's sessions.
+        let statements = ["RESET ROLE", &self.last_proof(), &prepare];
+        let preparing = self.run_final(&statements);
+        let error = match timeout(limit, preparing).await {
+            Ok(EndResult::Proved) => return Ok(()),
+            Ok(EndResult::NotProved(replies)) if replies.count < statements.len() => {
+                let at_prepare = replies.count == statements.len() - 1;
                 let error = replies.into_error();
-                if replied < 2 && is_certain_refusal(&error) {
-                    self.transaction.is_refused = replied == 1;
-                    return Err(refusal(error));
-                }
-                (error, true)
+                let code = error.as_database_error().and_then(|error| error.code());
+                return Err(match code.as_deref() {
+                    // feature_not_supported, object_not_in_prerequisite_state
+                    Some("0A000" | "55000") if at_prepare => CommitError::CannotPrepare(error),
+                    _ => refusal(error),
+                });
             }
-            Ok(EndResult::Lost(replies)) => (replies.into_error(), false),
-            Err(_) => (no_reply(limit), false),
+            Ok(EndResult::NotProved(replies) | EndResult::Lost(replies)) => replies.into_error(),
+            Err(_) => no_reply(limit),
         };
         self.set_on_return(OnReturn::Close);
-        match self.fate().await {
-            Some(Fate::Committed) => Ok(Durability::reached()),
-            // The session is alive, so our COMMIT did not end the transaction. Something else did,
-            // usually the handler, and may have written more outside the transaction.
-            Some(Fate::RolledBack) if is_alive => Err(CommitError::Ended { undone: false }),
-            Some(Fate::RolledBack) => Err(CommitError::Lost(error)),
-            None => Err(CommitError::Unknown(error)),
-        }
+        Err(CommitError::Lost(error))
+    }
+
+    async fn decide(&mut self, decision: &Decision) -> Result<Durability, CommitError> {
+        let Decision {
+            id,
+            participants,
+            table,
+        } = decision;
+        let insert = format!(
+            "INSERT INTO {table} (id, decision, participants) VALUES ('{id}', 'commit', {})",
+            literal(participants)
+        );
+        // The handler may have taken a role that cannot write the table.
+        self.commit_after(&["RESET ROLE", FLUSHED, &insert]).await
+    }
+
+    async fn finish_prepared(&mut self, id: &GlobalId, decided: Decided) -> sqlx::Result<()> {
+        let limit = self.sessions().settle_timeout() / 2;
+        let finishing = atomic::finish(self, id, decided);
+        timeout(limit, finishing)
+            .await
+            .unwrap_or_else(|_| Err(no_reply(limit)))
+    }
+
+    async fn commit(&mut self) -> Result<Durability, CommitError> {
+        self.commit_after(&[]).await
     }
 
     /// Rolls back, and proves that this ended the transaction that BEGIN began, and not another one
@@ -260,6 +270,84 @@ impl TransactionControl for PostgresSession {
 }
 
 impl PostgresSession {
+    /// Releases the proof and makes it again. Returns the value of `before`, an expression that is
+    /// evaluated first.
+    async fn prove(&mut self, before: Option<&str>) -> Result<Option<String>, CommitError> {
+        let savepoint = savepoint();
+        let nonce = nonce();
+        let before = before.map(|expression| format!("SELECT {expression}; "));
+        let statements = 4 + usize::from(before.is_some());
+        let before = before.unwrap_or_default();
+        let sql = format!(
+            "{before}RELEASE {savepoint}; SAVEPOINT {savepoint}; SET CONSTRAINTS ALL IMMEDIATE; \
+             SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, \
+                 pg_catalog.pg_backend_pid()::pg_catalog.text, '{nonce}'"
+        );
+        let replies = Replies::to(self, sql).await;
+        // Safe code can exchange the connections of two sessions, so the reply must come from the
+        // server process of ours.
+        let is_ours = replies.text(1) == Some(self.backend().pid());
+        if !replies.prove(statements, &nonce) || !is_ours {
+            // Nothing was committed, even if the connection is lost.
+            return Err(refusal(replies.into_error()));
+        }
+        if let Some(id) = replies.text(0) {
+            self.transaction.id = Some(id.into());
+        }
+        if self.transaction.protection == Protection::None {
+            self.transaction.protection = Protection::Proved;
+        }
+        Ok(replies.first_text().map(str::to_owned))
+    }
+
+    /// Returns the statement that proves a transaction for the last time.
+    fn last_proof(&self) -> String {
+        match self.transaction.protection {
+            Protection::Sealed => unseal(savepoint()),
+            Protection::None | Protection::Proved => format!("RELEASE {}", savepoint()),
+        }
+    }
+
+    /// Sends `before`, the proof (or the removal of the seal), COMMIT and the clean-up as one simple
+    /// query. The server stops at the first statement that fails, so it reaches COMMIT only if the
+    /// transaction is still ours. COMMIT itself checks deferred constraints.
+    async fn commit_after(&mut self, before: &[&str]) -> Result<Durability, CommitError> {
+        if self.transaction.may_be_committed() {
+            self.prove(None).await?;
+        }
+        // The other half of the time is for querying the server if COMMIT gets no reply.
+        let limit = self.sessions().settle_timeout() / 2;
+        let proof = self.last_proof();
+        let statements = [before, &[&*proof, "COMMIT"]].concat();
+        let committing = self.run_final(&statements);
+        let (error, is_alive) = match timeout(limit, committing).await {
+            Ok(EndResult::Proved) => return Ok(Durability::reached()),
+            Ok(EndResult::NotProved(replies)) => {
+                let (replied, commit) = (replies.count, statements.len() - 1);
+                let error = replies.into_error();
+                if replied <= commit && is_certain_refusal(&error) {
+                    self.transaction.is_refused = replied == commit;
+                    return Err(match replied < before.len() {
+                        true => not_decided(error),
+                        false => refusal(error),
+                    });
+                }
+                (error, true)
+            }
+            Ok(EndResult::Lost(replies)) => (replies.into_error(), false),
+            Err(_) => (no_reply(limit), false),
+        };
+        self.set_on_return(OnReturn::Close);
+        match self.fate().await {
+            Some(Fate::Committed) => Ok(Durability::reached()),
+            // The session is alive, so our COMMIT did not end the transaction. Something else did,
+            // usually the handler, and may have written more outside the transaction.
+            Some(Fate::RolledBack) if is_alive => Err(CommitError::Ended { undone: false }),
+            Some(Fate::RolledBack) => Err(CommitError::Lost(error)),
+            None => Err(CommitError::Unknown(error)),
+        }
+    }
+
     fn note_health(&self, writes: bool, begun: &sqlx::Result<()>) {
         let health = self.sessions().health();
         match begun {
@@ -353,6 +441,23 @@ pub(super) async fn leave(connection: &mut PgConnection) -> sqlx::Result<()> {
     };
     let left = timeout(PROMPT, leaving).await;
     left.unwrap_or_else(|_| Err(no_reply(PROMPT)))
+}
+
+/// The number of transaction ids that the session's transaction and its savepoints have. The server
+/// assigns an id at the first write, and every id is a lock.
+/// <https://www.postgresql.org/docs/current/view-pg-locks.html>
+const ASSIGNED_IDS: &str = "(SELECT pg_catalog.count(*)::pg_catalog.text \
+     FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() \
+         AND locktype = 'transactionid' AND mode = 'ExclusiveLock')";
+
+/// Returns the error of a decision that could not be inserted.
+fn not_decided(error: sqlx::Error) -> CommitError {
+    let code = error.as_database_error().and_then(|error| error.code());
+    match code.as_deref() {
+        // unique_violation: another process has inserted the decision to abort.
+        Some("23505") => CommitError::DecidedToAbort,
+        _ => refusal(error),
+    }
 }
 
 fn refusal(error: sqlx::Error) -> CommitError {

@@ -19,6 +19,7 @@
 //! | `file` | opens and migrates a file while other processes use it |
 //! | `readiness` | whether the file can be written now, checked without the writer |
 
+mod atomic;
 mod file;
 mod keys;
 mod mark;
@@ -55,9 +56,9 @@ use self::writer::{Writer, WriterFile, unreachable};
 use self::writer_session::WriterSession;
 use crate::db::config::{SLOW, Synchronous};
 use crate::db::{
-    Access, Attachment, BeginOptions, CommitError, Config, Durability, Ending, Error, Identity,
-    Migrations, NotReady, RollbackError, Session, TransactionControl, TransactionId,
-    TransactionPool, WaitPolicy, pool,
+    Access, Attachment, BeginOptions, CommitError, Config, Decided, Decision, Durability, Ending,
+    Error, GlobalId, Identity, Migrations, NotReady, RollbackError, Session, TransactionControl,
+    TransactionId, TransactionPool, WaitPolicy, pool,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -161,6 +162,27 @@ impl TransactionControl for SqliteSession {
             committed.map_err(CommitError::Refused)?;
         }
         Ok(Durability::reached())
+    }
+
+    fn may_have_written(&self) -> bool {
+        matches!(self.connection, Pooled::Writer(_))
+    }
+
+    async fn prepare_transaction(&mut self, _: &GlobalId) -> Result<(), CommitError> {
+        let reason = "SQLite cannot prepare transactions";
+        let error = std::io::Error::new(std::io::ErrorKind::Unsupported, reason);
+        Err(CommitError::CannotPrepare(error.into()))
+    }
+
+    async fn decide(&mut self, decision: &Decision) -> Result<Durability, CommitError> {
+        match &mut self.connection {
+            Pooled::Writer(writer) => writer.decide(decision).await,
+            Pooled::Reader(_) => Err(CommitError::Refused(sqlx::Error::BeginFailed)),
+        }
+    }
+
+    async fn finish_prepared(&mut self, _: &GlobalId, _: Decided) -> sqlx::Result<()> {
+        Ok(())
     }
 
     async fn rollback(&mut self) -> Result<(), RollbackError> {
@@ -339,8 +361,6 @@ fn identity(file: &Path) -> Identity {
     let file = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     Identity(format!("sqlite:{}", file.display()))
 }
-
-impl pool::Sealed for SqlitePool {}
 
 impl TransactionPool for SqlitePool {
     type Session = SqliteSession;

@@ -13,7 +13,7 @@ use sqlx_core::transaction::TransactionManager;
 use super::watch::{End, Found, Question};
 use super::writer::{Open, Turn, unreachable};
 use crate::db::error_class::is_certain_refusal;
-use crate::db::{CommitError, Durability, Ending, RollbackError};
+use crate::db::{CommitError, Decision, Durability, Ending, RollbackError};
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
@@ -109,6 +109,29 @@ impl WriterSession {
         place.map_err(|error| CommitError::Refused(unreachable(error)))?;
         let reserved = open.wal.reserve();
         reserved.map_err(|error| CommitError::Refused(error.into()))
+    }
+
+    /// Inserts the decision, and commits. Two hops.
+    pub(super) async fn decide(&mut self, decision: &Decision) -> Result<Durability, CommitError> {
+        let insert = format!(
+            "INSERT INTO {} (id, decision, participants) VALUES ($1, 'commit', $2)",
+            decision.table
+        );
+        let inserted = sqlx::query(AssertSqlSafe(insert))
+            .bind(decision.id.to_string())
+            .bind(&*decision.participants)
+            .execute(&mut **self)
+            .await;
+        match inserted {
+            Ok(_) => {}
+            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+                return Err(CommitError::DecidedToAbort);
+            }
+            Err(error) => return Err(CommitError::Refused(error)),
+        }
+        let reserved = self.open().wal.reserve();
+        reserved.map_err(|error| CommitError::Refused(error.into()))?;
+        self.commit().await
     }
 
     /// Commits. One hop.

@@ -131,6 +131,22 @@ pub enum Error {
     #[error("the handler took longer than {0:?} and was abandoned; nothing was committed, retry")]
     HandlerTimeout(Duration),
 
+    /// Several databases were written, and one of them cannot prepare its transaction, which an
+    /// atomic commit needs. 500.
+    #[error(
+        "the transaction of `{database}` cannot be prepared, which a request that writes several databases needs: {source}; use no temporary tables, LISTEN, NOTIFY or cursors WITH HOLD there, or set `atomic_commit = \"off\"`"
+    )]
+    CannotPrepare {
+        /// The name of the database.
+        database: String,
+        /// The error of the database.
+        source: sqlx::Error,
+    },
+
+    /// The commit of several databases took so long that another process has rolled it back. 503.
+    #[error("the commit of several databases took too long, and another process has rolled it back; retry")]
+    DecidedToAbort,
+
     /// A statement failed, the handler ignored the error, and Postgres had aborted the transaction.
     /// 500.
     #[error(
@@ -284,6 +300,13 @@ impl Error {
             Self::Settled => ("settled", self.to_string().into()),
             Self::HandlerTimeout(_) => ("handler-timeout", self.to_string().into()),
             Self::SettleTimeout(_) => ("settle-timeout", self.to_string().into()),
+            Self::CannotPrepare { .. } => (
+                "cannot-prepare",
+                "A transaction of this request cannot be committed together with another one. \
+                 Nothing was changed."
+                    .into(),
+            ),
+            Self::DecidedToAbort => ("decided-to-abort", self.to_string().into()),
             Self::Aborted => ("aborted", self.to_string().into()),
             Self::Ended { .. } => ("ended", self.to_string().into()),
             Self::NotFound => ("not-found", self.to_string().into()),
@@ -351,6 +374,11 @@ impl Error {
                 source: None,
             },
             CommitError::Refused(error) => Self::from(error),
+            CommitError::CannotPrepare(source) => Self::CannotPrepare {
+                database: database.to_owned(),
+                source,
+            },
+            CommitError::DecidedToAbort => Self::DecidedToAbort,
             CommitError::Lost(error) => Self::ConnectionLost(error),
             CommitError::Unknown(_) | CommitError::NotDurable(_) => {
                 Self::Unknown(vec![database.to_owned()])

@@ -1,0 +1,228 @@
+//! Atomic commit over several databases: two-phase commit, in which one database decides.
+//!
+//! Every database that wrote, except one, *prepares* its transaction (PREPARE TRANSACTION): it can
+//! then be committed later, also after a crash of the server. The remaining database is the
+//! *decider*. It writes the decision in its own transaction and commits it. From that COMMIT on, the
+//! prepared transactions must be committed; without it, they must be rolled back.
+//!
+//! A prepared transaction that has not been finished is *in doubt*. Any process can finish it,
+//! because the decision is a row in the decider. If there is no row, the process first writes the
+//! decision to abort. A decider that is late then fails at the primary key of the row.
+//! <https://www.postgresql.org/docs/current/sql-prepare-transaction.html>
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::Error;
+
+/// Identifies a decider. The id is a row of the database, so all processes use the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct DeciderId(Uuid);
+
+/// Identifies the decision for the transactions of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct DecisionId(Uuid);
+
+impl DecisionId {
+    /// Returns a new id. Ids of later decisions are greater.
+    pub(crate) fn mint() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for DeciderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.simple().fmt(f)
+    }
+}
+
+impl fmt::Display for DecisionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.simple().fmt(f)
+    }
+}
+
+impl FromStr for DecisionId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
+        text.parse().map(Self)
+    }
+}
+
+impl FromStr for DeciderId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
+        text.parse().map(Self)
+    }
+}
+
+/// The name of a prepared transaction, as the server lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GlobalId {
+    pub(crate) decider: DeciderId,
+    pub(crate) decision: DecisionId,
+    /// The number of the participant: two of them may be databases of one server.
+    pub(crate) participant: usize,
+}
+
+const PREFIX: &str = "rtx";
+
+impl GlobalId {
+    /// Returns the start that the names of all transactions of one decider have in common.
+    pub(crate) fn prefix(decider: DeciderId) -> String {
+        format!("{PREFIX}:{decider}:")
+    }
+}
+
+impl fmt::Display for GlobalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            decider,
+            decision,
+            participant,
+        } = self;
+        write!(f, "{PREFIX}:{decider}:{decision}:{participant}")
+    }
+}
+
+/// The text is not the name of a prepared transaction of this library.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ForeignName;
+
+impl FromStr for GlobalId {
+    type Err = ForeignName;
+
+    fn from_str(text: &str) -> Result<Self, ForeignName> {
+        let mut parts = text.split(':');
+        let mut next = || parts.next().ok_or(ForeignName);
+        if next()? != PREFIX {
+            return Err(ForeignName);
+        }
+        let id = Self {
+            decider: next()?.parse().map_err(|_| ForeignName)?,
+            decision: next()?.parse().map_err(|_| ForeignName)?,
+            participant: next()?.parse().map_err(|_| ForeignName)?,
+        };
+        match id.to_string() == text {
+            true => Ok(id),
+            false => Err(ForeignName),
+        }
+    }
+}
+
+/// The decision to commit, as the decider stores it.
+#[derive(Debug, Clone)]
+pub(crate) struct Decision {
+    pub(crate) id: DecisionId,
+    /// The names of the databases that have prepared.
+    pub(crate) participants: String,
+    /// The decider's table of decisions, as SQL names it.
+    pub(crate) table: Arc<str>,
+}
+
+/// What a decider has decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decided {
+    Commit,
+    Abort,
+}
+
+impl Decided {
+    /// Parses the value of the column `decision`.
+    pub(crate) fn parse(text: &str) -> Self {
+        match text {
+            "commit" => Self::Commit,
+            _ => Self::Abort,
+        }
+    }
+}
+
+/// A database that can decide.
+#[derive(Debug, Clone)]
+pub(crate) struct Decider {
+    pub(crate) id: DeciderId,
+    /// Its table of decisions, as SQL names it.
+    pub(crate) table: Arc<str>,
+}
+
+/// A prepared transaction that has not been finished.
+#[derive(Debug, Clone)]
+pub(crate) struct InDoubt {
+    pub(crate) id: GlobalId,
+    /// The time since it was prepared, by the clock of its server.
+    pub(crate) age: Duration,
+}
+
+/// Atomic commit on one database, outside the sessions of requests. All methods use a connection
+/// of their own, so they work while the pool is exhausted.
+#[rocket::async_trait]
+pub(crate) trait AtomicDatabase: Send + Sync + 'static {
+    /// Checks whether the database can prepare transactions.
+    ///
+    /// # Errors
+    ///
+    /// The reason why it cannot.
+    async fn can_prepare(&self) -> Result<(), String>;
+
+    /// Creates the table of decisions if it does not exist, and returns its owner.
+    async fn set_up_decider(&self) -> Result<Decider, Error>;
+
+    /// Returns the decision with this id. If there is none, decides to abort first: then no decider
+    /// can decide to commit any more.
+    ///
+    /// On return, the decision survives a crash and a power cut of the decider.
+    async fn decide_or_abort(&self, decider: &Decider, id: DecisionId) -> sqlx::Result<Decided>;
+
+    /// Deletes decisions.
+    async fn forget(&self, decider: &Decider, ids: &[DecisionId]) -> sqlx::Result<()>;
+
+    /// Returns the decisions that are older than `age`, with the names of their participants, in
+    /// the order of their age, at most a few hundred. A decision to abort is left out as long as
+    /// the transaction of a late decider may still be open.
+    async fn old_decisions(
+        &self,
+        decider: &Decider,
+        age: Duration,
+    ) -> sqlx::Result<Vec<(DecisionId, String)>>;
+
+    /// Returns the prepared transactions of this database that belong to `decider`.
+    async fn in_doubt(&self, decider: DeciderId) -> sqlx::Result<Vec<InDoubt>>;
+
+    /// Commits or rolls back a prepared transaction. Succeeds also if another process has finished
+    /// it.
+    async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_parsed() {
+        let id = GlobalId {
+            decider: DeciderId(Uuid::from_u128(7)),
+            decision: DecisionId::mint(),
+            participant: 1,
+        };
+        let name = id.to_string();
+        assert_eq!(name.parse(), Ok(id));
+        assert!(name.starts_with(&GlobalId::prefix(id.decider)));
+        for foreign in [
+            "",
+            "rtx",
+            "citus_0_1_2",
+            &name[1..],
+            &format!("{name}:2"),
+            &name.replace(":1", ":+1"),
+            &name.to_uppercase(),
+        ] {
+            assert_eq!(foreign.parse::<GlobalId>(), Err(ForeignName), "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Atomic commit on a SQLite file: it can decide, and cannot prepare.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, migrate};
+
+use super::SqlitePool;
+use crate::db::atomic::{
+    AtomicDatabase, Decided, Decider, DeciderId, DecisionId, GlobalId, InDoubt,
+};
+use crate::db::{
+    Access, BeginOptions, CommitError, Error, Isolation, Migrations, Session, TransactionPool,
+    WaitPolicy,
+};
+
+/// Qualified, so that a temporary table of the same name does not hide it.
+const TABLE: &str = "main.rocket_tx_decisions";
+
+const WRITES: BeginOptions = BeginOptions {
+    isolation: Isolation::Default,
+    access: Access::ReadWrite,
+    wait: WaitPolicy::QUEUE,
+};
+
+#[rocket::async_trait]
+impl AtomicDatabase for SqlitePool {
+    async fn can_prepare(&self) -> Result<(), String> {
+        Err("SQLite cannot prepare transactions".into())
+    }
+
+    async fn set_up_decider(&self) -> Result<Decider, Error> {
+        let mut migrator = migrate!("migrations/decisions/sqlite");
+        migrator.dangerous_set_table_name("_rocket_tx_decisions_migrations");
+        self.migrate(&Migrations::new().sqlite(migrator)).await?;
+        let mut session = self.session(Access::ReadOnly, WaitPolicy::QUEUE).await?;
+        let id: String = sqlx::query_scalar("SELECT id FROM main.rocket_tx_decider")
+            .fetch_one(session.connection())
+            .await?;
+        let id = id
+            .parse()
+            .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        let table = Arc::from(TABLE);
+        Ok(Decider { id, table })
+    }
+
+    /// A decider keeps the file's write lock until it has committed, so this waits for it.
+    async fn decide_or_abort(&self, decider: &Decider, id: DecisionId) -> sqlx::Result<Decided> {
+        let table = &decider.table;
+        let insert = format!(
+            "INSERT OR IGNORE INTO {table} (id, decision, participants) VALUES ($1, 'abort', '')"
+        );
+        let select = format!("SELECT decision FROM {table} WHERE id = $1");
+        let mut transaction = self.open(WRITES).await?;
+        let connection = transaction.connection();
+        sqlx::query(AssertSqlSafe(insert))
+            .bind(id.to_string())
+            .execute(&mut *connection)
+            .await?;
+        let decision: String = sqlx::query_scalar(AssertSqlSafe(select))
+            .bind(id.to_string())
+            .fetch_one(connection)
+            .await?;
+        // Waits for the disk: the decision to commit may be visible, and not synced yet.
+        transaction.commit().await.map_err(not_committed)?;
+        Ok(Decided::parse(&decision))
+    }
+
+    async fn forget(&self, decider: &Decider, ids: &[DecisionId]) -> sqlx::Result<()> {
+        let mut transaction = self.open(WRITES).await?;
+        for id in ids {
+            let delete = format!("DELETE FROM {} WHERE id = $1", decider.table);
+            sqlx::query(AssertSqlSafe(delete))
+                .bind(id.to_string())
+                .execute(transaction.connection())
+                .await?;
+        }
+        transaction.commit().await.map_err(not_committed)
+    }
+
+    /// A decider keeps the write lock from BEGIN to COMMIT. So when the decision to abort was
+    /// written, its transaction had ended.
+    async fn old_decisions(
+        &self,
+        decider: &Decider,
+        age: Duration,
+    ) -> sqlx::Result<Vec<(DecisionId, String)>> {
+        let select = format!(
+            "SELECT id, participants FROM {} WHERE decided_at < unixepoch() - $1 \
+             ORDER BY decided_at LIMIT 500",
+            decider.table
+        );
+        let mut session = self.session(Access::ReadOnly, WaitPolicy::QUEUE).await?;
+        let rows: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(select))
+            .bind(i64::try_from(age.as_secs()).unwrap_or(i64::MAX))
+            .fetch_all(session.connection())
+            .await?;
+        let decision = |(id, participants): (String, String)| {
+            let id = id
+                .parse()
+                .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+            Ok((id, participants))
+        };
+        rows.into_iter().map(decision).collect()
+    }
+
+    async fn in_doubt(&self, _: DeciderId) -> sqlx::Result<Vec<InDoubt>> {
+        Ok(Vec::new())
+    }
+
+    async fn finish(&self, _: &GlobalId, _: Decided) -> sqlx::Result<()> {
+        Ok(())
+    }
+}
+
+fn not_committed(error: CommitError) -> sqlx::Error {
+    match error {
+        CommitError::Refused(error) | CommitError::Lost(error) | CommitError::Unknown(error) => {
+            error
+        }
+        CommitError::NotDurable(error) => error.into(),
+        error => sqlx::Error::Protocol(error.to_string()),
+    }
+}
