@@ -85,8 +85,8 @@ pub(crate) struct Downstream<'r> {
 impl Downstream<'_> {
     /// Sends `thing` to the downstream service, as JSON, and waits for the response.
     ///
-    /// The wait ends after `downstream_timeout` at the latest. Meanwhile the caller keeps its
-    /// transactions open.
+    /// The wait ends after `downstream_timeout` at the latest. The caller's transactions stay open
+    /// during the wait.
     ///
     /// # Errors
     ///
