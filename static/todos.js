@@ -23,7 +23,7 @@ let created = 0; // for the temporary ids of new todos
 
 // ---------------------------------------------------------------- changes
 
-/** Shows `todos` at once and sends the change. The service's list replaces them after the response. */
+/** Shows `todos` at once and sends the change. The service's list later replaces them. */
 function change(todos, method, path, body, refused = () => {}) {
   shown = todos;
   pending += 1;
@@ -174,7 +174,7 @@ function showRest() {
   }
 }
 
-/** Creates a row for a todo. Event handlers find the todo by id, because `shown` is replaced often. */
+/** Creates a row for a todo. Event handlers find the todo by id, because `shown` changes often. */
 function blank(todo) {
   const row = find("#todo").content.firstElementChild.cloneNode(true);
   const { id } = todo;

@@ -10,9 +10,10 @@
 //! decision to abort. A decider that is late then fails at the primary key of the row.
 //! <https://www.postgresql.org/docs/current/sql-prepare-transaction.html>
 
+use std::any::TypeId;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -197,6 +198,57 @@ pub(crate) trait AtomicDatabase: Send + Sync + 'static {
     /// Commits or rolls back a prepared transaction. Succeeds also if another process has finished
     /// it.
     async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<()>;
+}
+
+/// An attached database, as a part of atomic commits.
+pub(crate) struct AtomicHandle {
+    pub(crate) database: TypeId,
+    /// Its name in the configuration.
+    pub(crate) name: &'static str,
+    pub(crate) pool: Box<dyn AtomicDatabase>,
+    /// What it can do. Set at launch, if the service has several databases.
+    abilities: OnceLock<Abilities>,
+}
+
+/// What a database can do in an atomic commit. The error is the reason why it cannot.
+struct Abilities {
+    prepares: Result<(), String>,
+    decides: Result<Decider, String>,
+}
+
+impl AtomicHandle {
+    pub(crate) fn new(database: TypeId, name: &'static str, pool: impl AtomicDatabase) -> Self {
+        Self {
+            database,
+            name,
+            pool: Box::new(pool),
+            abilities: OnceLock::new(),
+        }
+    }
+
+    /// Finds out what the database can do, and creates its table of decisions.
+    pub(crate) async fn set_up(&self) {
+        let prepares = self.pool.can_prepare().await;
+        let decides = self.pool.set_up_decider().await;
+        let decides = decides.map_err(|error| format!("it cannot store decisions: {error}"));
+        let _only_once = self.abilities.set(Abilities { prepares, decides });
+    }
+
+    /// Returns whether the database can prepare transactions, or why it cannot.
+    pub(crate) fn prepares(&self) -> Result<(), &str> {
+        match self.abilities.get() {
+            Some(Abilities { prepares, .. }) => prepares.as_ref().copied().map_err(String::as_str),
+            None => Err("it was not set up"),
+        }
+    }
+
+    /// Returns the database as a decider, or why it cannot be one.
+    pub(crate) fn decider(&self) -> Result<&Decider, &str> {
+        match self.abilities.get() {
+            Some(Abilities { decides, .. }) => decides.as_ref().map_err(String::as_str),
+            None => Err("it was not set up"),
+        }
+    }
 }
 
 #[cfg(test)]

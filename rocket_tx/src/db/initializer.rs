@@ -19,7 +19,8 @@ use tokio_util::task::TaskTracker;
 #[cfg(feature = "postgres")]
 use super::health::Health;
 use super::{
-    Arrival, Attachment, Error, Identity, Migrations, TransactionPool, TransactionalDatabase,
+    Arrival, AtomicHandle, Attachment, Error, Identity, Migrations, TransactionPool,
+    TransactionalDatabase,
 };
 
 /// Returns a fairing that attaches the database `D`: it opens and migrates the database at launch.
@@ -162,8 +163,13 @@ pub(crate) fn same_database<D: Database>(other: &'static str) -> String {
     )
 }
 
-/// The type, the name and the identity of an attached database.
-type Attached = (TypeId, &'static str, Identity);
+/// An attached database.
+struct Attached {
+    database: TypeId,
+    identity: Identity,
+    /// The database as a part of atomic commits.
+    atomic: Arc<AtomicHandle>,
+}
 
 /// The databases of a service, in the order of attachment, and the work that shutdown waits for.
 #[derive(Clone, Default)]
@@ -189,7 +195,16 @@ impl AttachedDatabases {
     /// Returns `true` if a database is attached under this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         let databases = self.databases.lock();
-        databases.iter().any(|(_, known, _)| *known == name)
+        databases.iter().any(|known| known.atomic.name == name)
+    }
+
+    /// Returns the attached databases as parts of atomic commits, in the order of attachment.
+    pub(crate) fn atomic(&self) -> Vec<Arc<AtomicHandle>> {
+        let databases = self.databases.lock();
+        databases
+            .iter()
+            .map(|known| Arc::clone(&known.atomic))
+            .collect()
     }
 
     /// Returns the name under which this database is already attached.
@@ -209,7 +224,7 @@ impl AttachedDatabases {
     ) -> Result<(), &'static str> {
         let mut databases = self.databases.lock();
         let key = TypeId::of::<D>();
-        if databases.iter().any(|(known, ..)| *known == key) {
+        if databases.iter().any(|known| known.database == key) {
             return Ok(());
         }
         if let Some(name) = name_of(&databases, pool.identity()) {
@@ -224,14 +239,18 @@ impl AttachedDatabases {
             #[cfg(feature = "postgres")]
             health: Arc::new(Health::new(D::NAME)),
         });
-        databases.push((key, D::NAME, pool.identity().clone()));
+        databases.push(Attached {
+            database: key,
+            identity: pool.identity().clone(),
+            atomic: Arc::new(AtomicHandle::new(key, D::NAME, pool.clone())),
+        });
         Ok(())
     }
 }
 
 fn name_of(databases: &[Attached], identity: &Identity) -> Option<&'static str> {
-    let attached = databases.iter().find(|(.., known)| known == identity);
-    attached.map(|(_, name, _)| *name)
+    let attached = databases.iter().find(|known| known.identity == *identity);
+    attached.map(|known| known.atomic.name)
 }
 
 /// Returns the time that Rocket itself waits at shutdown for client connections to end.

@@ -59,7 +59,8 @@ pub use transaction::{
 
 pub(crate) use arrival::Arrival;
 pub(crate) use atomic::{
-    AtomicDatabase, Decided, Decider, DeciderId, Decision, DecisionId, GlobalId, InDoubt,
+    AtomicDatabase, AtomicHandle, Decided, Decider, DeciderId, Decision, DecisionId, GlobalId,
+    InDoubt,
 };
 #[doc(hidden)] // documented in `extend`, like the next ones
 pub use config::setting;

@@ -450,8 +450,8 @@ impl<S: Session> Transaction<S> {
     }
 
     /// Returns `false` if a handler has swapped the session for another one. `Drop` then closes the
-    /// session that is here now. The guard that holds the original session decides the outcome of
-    /// this transaction.
+    /// session that is here now. The outcome of this transaction is unknown: it depends on the guard
+    /// that now holds the original session.
     fn has_its_session(&mut self) -> bool {
         *self.session.owner() == Some(self.id)
     }

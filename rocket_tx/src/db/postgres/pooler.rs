@@ -21,8 +21,8 @@ pub(super) struct Opened {
 }
 
 /// Opens the first session, and finds out whether settings can go into the startup message or must
-/// be set by statements. While the server is starting or cannot be reached, each attempt to connect
-/// is retried for `limit`. No single wait is longer than that.
+/// be set by statements. While the server is starting or cannot be reached, each step that connects
+/// is retried for `limit`.
 ///
 /// # Errors
 ///
@@ -35,8 +35,8 @@ pub(super) async fn open(
     limit: Duration,
 ) -> Result<Opened, OpenError> {
     let options = by_startup.session_options();
-    // A refusal ends the session and would count as transient, but a parameter that is refused once
-    // is always refused: do not retry.
+    // Do not retry after a refusal: a parameter that is refused once is always refused. A refusal
+    // also ends the session, so `is_transient` alone would retry.
     let is_transient_and_not_refused =
         |error: &sqlx::Error| is_transient(error) && !is_refusal(error);
     let refused =
@@ -66,12 +66,13 @@ pub(super) async fn open(
     if by_statements.session_options().get_options().is_some() {
         return Err(OpenError::OptionsDropped);
     }
-    // The startup message no longer carries the settings, so a refusal now has another reason: the
-    // pooler may not reach the server yet. Retry.
+    // The startup message no longer carries the settings. So a refusal now has another reason and
+    // may be retried: the pooler may not reach the server yet.
     let options = by_statements.session_options();
     match connect_with_retries(|| options.connect(), is_transient, limit).await {
         Ok(connection) => require_own_sessions(connection, &by_statements, limit).await?,
-        // The parameters were not the reason of the first refusal: report that one.
+        // Connecting fails without the parameters too, so they were not the reason of the first
+        // refusal. Report the first refusal.
         Err(error) => return Err(OpenError::Database(refused.unwrap_or(error))),
     }
     let first = connect_with_retries(|| Live::open(&by_statements), is_transient, limit).await?;
@@ -87,15 +88,15 @@ fn is_refusal(error: &sqlx::Error) -> bool {
     code.as_deref() == Some(PROTOCOL_VIOLATION)
 }
 
-/// Rejects a pooler in transaction or statement mode. Two connections are queried in turn for the
-/// server process that serves them. Each connection must have its own process and keep it.
+/// Rejects a pooler in transaction or statement mode. Queries two connections in turn for the server
+/// process that serves them. Each connection must have its own process and keep it.
 async fn require_own_sessions(
     one: PgConnection,
     settings: &Settings,
     limit: Duration,
 ) -> Result<(), OpenError> {
     // Without a second connection there is nothing to compare. If the server is full, a later
-    // connection reports it.
+    // attempt to connect reports that.
     let options = settings.session_options();
     let Ok(Ok(other)) = timeout(limit, options.connect()).await else {
         return Ok(());

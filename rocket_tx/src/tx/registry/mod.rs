@@ -6,6 +6,7 @@
 //! | `slot` | the registry's place in Rocket's request-local cache |
 //! | `checkout` | checking a transaction out of the registry; the transaction is begun on first use |
 //! | `open_transaction` | an open transaction as a [`Resource`] |
+//! | `database` | an open transaction as a part of an atomic commit over several databases |
 //! | `rank` | the place of a database in the order of attachment, in which requests take databases |
 //! | `require` | transactions that a resource will need, begun as late as possible |
 //! | `mode` | isolation and access, as part of a guard's type |
@@ -20,6 +21,7 @@
 
 mod checkout;
 mod closed;
+mod database;
 mod hooks;
 mod joining;
 mod mode;
@@ -33,6 +35,7 @@ mod slot;
 
 pub(in crate::tx) use checkout::CheckedOut;
 pub(in crate::tx) use closed::{Closed, HeldTransaction};
+pub(in crate::tx) use database::DatabaseTransaction;
 pub use hooks::HookOutput;
 pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
 pub(in crate::tx) use open_transaction::{ConnectionOf, OpenTransaction};

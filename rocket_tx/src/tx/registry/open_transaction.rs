@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rocket_db_pools::Database;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::database::DatabaseTransaction;
 use super::resource::{Phase, Resource, SettleContext};
 use crate::db::{Durability, Session, Transaction, TransactionPool, TransactionalDatabase};
 use crate::tx::failure::Error;
@@ -45,6 +46,14 @@ impl<D: TransactionalDatabase> OpenTransaction<D> {
     ) -> &mut Transaction<<D::Pool as TransactionPool>::Session> {
         &mut self.transaction
     }
+
+    pub(super) fn as_transaction(&self) -> &Transaction<<D::Pool as TransactionPool>::Session> {
+        &self.transaction
+    }
+
+    pub(super) fn set_durability(&mut self, durability: Durability) {
+        self.durability = durability;
+    }
 }
 
 #[rocket::async_trait]
@@ -57,11 +66,16 @@ impl<D: TransactionalDatabase> Resource for OpenTransaction<D> {
         Phase::Database
     }
 
-    async fn prepare(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
-        self.transaction
-            .prepare()
-            .await
-            .map_err(|error| Error::of_commit(error, D::NAME))
+    async fn prepare(&mut self, context: &mut SettleContext<'_>) -> Result<(), Error> {
+        let prepared = match context.has_other_databases() {
+            true => self.transaction.prepare_among_several().await,
+            false => self.transaction.prepare().await,
+        };
+        prepared.map_err(|error| Error::of_commit(error, D::NAME))
+    }
+
+    fn as_database(&mut self) -> Option<&mut dyn DatabaseTransaction> {
+        Some(self)
     }
 
     async fn commit(&mut self) -> Result<(), Error> {

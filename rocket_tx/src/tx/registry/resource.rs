@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use tokio::time::Instant;
 
+use super::database::DatabaseTransaction;
 use crate::db::Durability;
 use crate::tx::failure::Error;
 use crate::tx::request_id::RequestId;
@@ -126,6 +127,13 @@ pub trait Resource: Any + Send {
     async fn rollback(&mut self, _context: &mut SettleContext<'_>) -> Result<(), Error> {
         Ok(())
     }
+
+    /// Returns the transaction, if this resource is one of this library.
+    #[doc(hidden)]
+    #[allow(private_interfaces)] // no other crate can have one
+    fn as_database(&mut self) -> Option<&mut dyn DatabaseTransaction> {
+        None
+    }
 }
 
 /// What a resource can use while its request is settled: the request's id, the deadline, and views
@@ -140,6 +148,12 @@ pub struct SettleContext<'a> {
 }
 
 impl SettleContext<'_> {
+    /// Returns whether the request has another database than the one that is being called.
+    pub(super) fn has_other_databases(&self) -> bool {
+        let mut others = self.others.iter().flatten();
+        others.any(|resource| resource.phase() == Phase::Database)
+    }
+
     /// The id of the request that is being settled.
     pub fn request_id(&self) -> RequestId {
         self.request

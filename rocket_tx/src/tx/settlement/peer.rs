@@ -167,7 +167,12 @@ impl Peer {
                 unacknowledged,
             })
         };
-        table.lines().filter_map(connection).collect()
+        let mut connections: Vec<SocketEntry> = table.lines().filter_map(connection).collect();
+        // The kernel may list a connection again if others are opened while the table is read.
+        connections.reverse();
+        connections.sort_by_key(|connection| connection.local);
+        connections.dedup_by_key(|connection| connection.local);
+        connections
     }
 
     #[cfg(not(target_os = "linux"))]
