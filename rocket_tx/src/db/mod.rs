@@ -10,6 +10,7 @@
 //! | `postgres` | the pool for transactions, the read-only pool, and the checks of their sessions |
 //! | `by_url` | [`UrlPool`]: the URL selects the backend, and each query is written once |
 //! | `atomic` | two-phase commit over several databases |
+//! | `recovery` | finishes prepared transactions that are in doubt |
 //! | `initializer` | [`init`]: the fairing that attaches a database |
 //! | `arrival` | the remote address of a request, before other fairings change it |
 //! | `health` | Postgres: log messages when a database becomes unavailable and when it recovers |
@@ -35,6 +36,7 @@ mod pool;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod readiness;
+mod recovery;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod transaction;
@@ -70,6 +72,7 @@ pub(crate) use initializer::{AttachedDatabases, same_database};
 #[cfg(feature = "postgres")]
 #[doc(hidden)]
 pub use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};
+pub(crate) use recovery::{Recovery, Unfinished};
 #[cfg(feature = "sqlite")]
 #[doc(hidden)]
 pub use sqlite::OneShotWriter;

@@ -190,7 +190,8 @@ pub(in crate::tx) enum Choice {
 
 /// A step of a settlement on one resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Action {
     /// The resource gets its last chance to refuse.
     Prepare,
@@ -198,6 +199,13 @@ pub enum Action {
     Commit,
     /// The resource is rolled back.
     Rollback,
+    /// PREPARE TRANSACTION: the database can commit later, also after a crash. In an atomic commit
+    /// over several databases.
+    PrepareTransaction,
+    /// COMMIT of the database that decides, together with the decision.
+    Decide,
+    /// COMMIT PREPARED: commits what was prepared, as decided.
+    CommitPrepared,
 }
 
 /// The result of the settlement of one request.

@@ -9,7 +9,10 @@
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Rocket};
 
+use super::atomic::{AtomicCommit, AtomicMode};
 use super::response::ResponseFairing;
+use super::settings::Settings;
+use crate::db::AttachedDatabases;
 
 /// In how many rounds the response half is attached again: one for the stages of the launch code,
 /// and one for each of three levels of stages below them.
@@ -18,11 +21,15 @@ const ROUNDS: u8 = 4;
 /// Attaches the response half in this round and in the rounds that remain.
 pub(super) struct ComesLast {
     rounds: u8,
+    atomic_commit: AtomicMode,
 }
 
 impl ComesLast {
-    pub(in crate::tx) fn new() -> Self {
-        Self { rounds: ROUNDS }
+    pub(in crate::tx) fn new(atomic_commit: AtomicMode) -> Self {
+        Self {
+            rounds: ROUNDS,
+            atomic_commit,
+        }
     }
 }
 
@@ -37,9 +44,39 @@ impl Fairing for ComesLast {
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
         let rocket = rocket.attach(ResponseFairing);
-        Ok(match self.rounds {
-            0 | 1 => rocket,
-            rounds => rocket.attach(Self { rounds: rounds - 1 }),
-        })
+        if self.rounds > 1 {
+            return Ok(rocket.attach(Self {
+                rounds: self.rounds - 1,
+                ..*self
+            }));
+        }
+        // All databases are attached by now.
+        match self.set_up_atomic_commit(&rocket).await {
+            Ok(()) => Ok(rocket),
+            Err(reason) => {
+                tracing::error!("{reason}");
+                Err(rocket)
+            }
+        }
+    }
+}
+
+impl ComesLast {
+    async fn set_up_atomic_commit(&self, rocket: &Rocket<Build>) -> Result<(), String> {
+        let (Some(attached), Some(settings)) = (
+            rocket.state::<AttachedDatabases>(),
+            rocket.state::<Settings>(),
+        ) else {
+            return Ok(());
+        };
+        let set_up = AtomicCommit::set_up(
+            attached.atomic(),
+            self.atomic_commit,
+            settings.settle_timeout,
+        );
+        if let Some(atomic) = set_up.await? {
+            let _only_once = settings.atomic.set(atomic);
+        }
+        Ok(())
     }
 }

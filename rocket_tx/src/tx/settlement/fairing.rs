@@ -6,7 +6,7 @@ use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Data, Orbit, Request, Rocket};
 
 use super::coming_last::ComesLast;
-use super::settings::{Durations, Settings, Veto, VetoContext};
+use super::settings::{Configured, Settings, Veto, VetoContext};
 use crate::db::{Arrival, AttachedDatabases};
 use crate::tx::context::{InFlight, RequestContext};
 use crate::tx::fairings::{FairingOrder, REQUEST_FAIRING};
@@ -89,13 +89,14 @@ impl Fairing for Settlement {
     }
 
     async fn on_ignite(&self, rocket: Rocket<Build>) -> fairing::Result {
-        let durations = Durations::of(rocket.figment());
-        let Durations {
+        let configured = Configured::of(rocket.figment());
+        let Configured {
             settle_timeout,
             slow_transaction,
             read_idle_timeout,
-        } = match durations {
-            Ok(durations) => durations,
+            atomic_commit,
+        } = match configured {
+            Ok(configured) => configured,
             Err(error) => {
                 tracing::error!("Settlement cannot start: {error}; correct it in Rocket.toml");
                 return Err(rocket);
@@ -119,10 +120,11 @@ impl Fairing for Settlement {
             veto: self.veto.clone(),
             in_flight: attached.in_flight.clone(),
             order: Arc::clone(&order),
+            atomic: Arc::default(),
         };
         let rocket = rocket.manage(InFlight(attached.in_flight)).manage(order);
         let rocket = rocket.manage(monitor).manage(settings).manage(live);
-        Ok(rocket.attach(ComesLast::new()))
+        Ok(rocket.attach(ComesLast::new(atomic_commit)))
     }
 
     async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
@@ -137,6 +139,9 @@ impl Fairing for Settlement {
             let live = settings.monitor.live.clone();
             let watch = watch_slow(live, settings.slow_transaction, rocket.shutdown());
             tokio::spawn(watch);
+            if let Some(atomic) = settings.atomic.get() {
+                tokio::spawn(Arc::clone(&atomic.recovery).run(rocket.shutdown()));
+            }
         }
     }
 

@@ -7,11 +7,14 @@
 //! | `response` | the response half of the fairing: decide, settle, rewrite, report |
 //! | `coming_last` | attaches the response half after all other response fairings |
 //! | `run` | carries the verdict out on every resource |
+//! | `run/atomic` | commits several databases, all or none |
+//! | `atomic` | between which databases a commit is atomic, and which one decides |
 //! | `rewrite` | decides whether the response is kept or replaced by a problem |
 //! | `replace` | replaces a response by a problem, and decides which headers are kept |
 //! | `read_body` | limits how long a body that holds a `Read` waits for its client |
 //! | `peer` | finds the connection of a client, reads its progress, and closes it |
 
+mod atomic;
 mod coming_last;
 mod fairing;
 mod peer;

@@ -3,6 +3,8 @@
 //! The resources of [`Phase::Database`] are called databases here, and those of [`Phase::Release`]
 //! releases.
 
+mod atomic;
+
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::settings::Settings;
-use crate::db::{CommitError, Durability};
+use crate::db::{CommitError, Decision, DecisionId, Durability, GlobalId};
 use crate::tx::failure::{Chain, Error};
 use crate::tx::monitor::{EventKind, LiveEntry, Step, micros};
 use crate::tx::registry::{Phase, Resource, SettleContext};
@@ -64,6 +66,12 @@ pub(super) struct Run<'a, 'r> {
     not_yet_durable: Vec<(usize, Durability)>,
     /// The resources whose outcome is unknown.
     unknown: Vec<usize>,
+    /// The databases that are known to have written nothing.
+    readers: Vec<usize>,
+    /// The decision of an atomic commit that has begun.
+    decision: Option<DecisionId>,
+    /// The databases whose transactions are decided and not committed yet.
+    pending: Vec<String>,
     deadlines: Deadlines,
     /// The entries of the resources in the live list. They are removed when the settlement ends.
     _live_entries: Vec<LiveEntry>,
@@ -97,6 +105,9 @@ impl<'a, 'r> Run<'a, 'r> {
             committed: Vec::new(),
             not_yet_durable: Vec::new(),
             unknown: Vec::new(),
+            readers: Vec::new(),
+            decision: None,
+            pending: Vec::new(),
             deadlines,
             _live_entries: live_entries,
         }
@@ -119,6 +130,11 @@ impl<'a, 'r> Run<'a, 'r> {
             .collect()
     }
 
+    /// Returns the databases whose transactions are decided and not committed yet.
+    pub(super) fn pending(&self) -> &[String] {
+        &self.pending
+    }
+
     /// Commits everything. On error, rolls back everything that is not committed.
     pub(in crate::tx) async fn commit(&mut self) -> Result<(), Error> {
         if let Err(error) = self.commit_or_refuse().await {
@@ -132,7 +148,7 @@ impl<'a, 'r> Run<'a, 'r> {
         // Nothing can undo the commits now, so an error of a release is only logged.
         for index in self.databases..self.resources.len() {
             let deadline = self.fair_share(index);
-            if let Err(error) = self.call(index, Action::Commit, deadline).await {
+            if let Err(error) = self.call(index, Call::Commit, deadline).await {
                 let resource = &self.names[index];
                 tracing::error!(
                     request = %self.id, %resource, error = %error.text(),
@@ -196,7 +212,7 @@ impl<'a, 'r> Run<'a, 'r> {
         let mut unknown = None;
         for index in 0..self.resources.len() {
             let deadline = self.fair_share(index);
-            if let Err(error) = self.call(index, Action::Rollback, deadline).await {
+            if let Err(error) = self.call(index, Call::Rollback, deadline).await {
                 let resource = &self.names[index];
                 tracing::warn!(
                     request = %self.id, %resource, error = %error.text(),
@@ -227,30 +243,24 @@ impl<'a, 'r> Run<'a, 'r> {
         // `prepare` checks that the transaction is still the one that this library began, and that
         // it can be committed. COMMIT includes these checks, so a single database needs no separate
         // round trip for them.
-        if self.resources.len() == 1 && self.databases == 1 {
+        if let [Some(only)] = &mut self.resources[..]
+            && only.as_database().is_some()
+        {
             return Ok(());
         }
         // Releases first, because they may write. The `prepare` of the databases then checks that
         // these writes can be committed.
         let order = (self.databases..self.resources.len()).chain(0..self.databases);
         for index in order {
-            self.call(index, Action::Prepare, self.deadlines.commit)
+            self.call(index, Call::Prepare, self.deadlines.commit)
                 .await
-                .map_err(|failure| match failure {
-                    Failure::Error(error) => error,
-                    Failure::Panicked => Error::Panicked,
-                    Failure::TimedOut => Error::SettleTimeout(self.settings.settle_timeout),
-                })?;
+                .map_err(|failure| self.error_of(failure))?;
         }
         Ok(())
     }
 
-    async fn commit_databases(&mut self) -> Result<(), Error> {
-        let mut order: Vec<usize> = (0..self.databases).collect();
-        if let Some(last) = self.last.filter(|last| *last < self.databases) {
-            order.retain(|index| *index != last);
-            order.push(last);
-        }
+    /// Commits one database after the other.
+    async fn commit_each(&mut self, order: &[usize]) -> Result<(), Error> {
         for (done, &index) in order.iter().enumerate() {
             // If a COMMIT after the first one fails, the request is committed only in part. So
             // these COMMITs may use all the time that is left.
@@ -261,7 +271,7 @@ impl<'a, 'r> Run<'a, 'r> {
             if done == 0 && Instant::now() >= deadline {
                 return Err(Error::SettleTimeout(self.settings.settle_timeout));
             }
-            match self.call(index, Action::Commit, deadline).await {
+            match self.call(index, Call::Commit, deadline).await {
                 Ok(()) => self.committed.push(index),
                 Err(Failure::Error(error)) if !matches!(error, Error::Unknown(_)) => {
                     return Err(self.refused(error, &order[done..]));
@@ -281,7 +291,9 @@ impl<'a, 'r> Run<'a, 'r> {
     }
 
     fn refused(&self, error: Error, rest: &[usize]) -> Error {
-        if self.committed.is_empty() {
+        // Nothing was written there, so nothing is committed in part.
+        let has_written = |index: &&usize| !self.readers.contains(index);
+        if !self.committed.iter().any(|index| has_written(&index)) {
             return error;
         }
         tracing::error!(
@@ -291,6 +303,14 @@ impl<'a, 'r> Run<'a, 'r> {
         Error::Partial {
             committed: self.names_of(&self.committed),
             refused: self.names_of(rest),
+        }
+    }
+
+    fn error_of(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Error(error) => error,
+            Failure::Panicked => Error::Panicked,
+            Failure::TimedOut => Error::SettleTimeout(self.settings.settle_timeout),
         }
     }
 
@@ -304,9 +324,10 @@ impl<'a, 'r> Run<'a, 'r> {
     async fn call(
         &mut self,
         index: usize,
-        action: Action,
+        call: Call<'_>,
         deadline: Instant,
     ) -> Result<(), Failure> {
+        let action = call.action();
         let Some(mut resource) = self.resources[index].take() else {
             return Ok(());
         };
@@ -328,33 +349,35 @@ impl<'a, 'r> Run<'a, 'r> {
         };
         let span = tracing::debug_span!("step", resource = self.names[index], ?action);
         let work = async {
-            match action {
-                Action::Prepare => resource.prepare(&mut context).await,
-                Action::Commit => resource.commit().await,
-                Action::Rollback => resource.rollback(&mut context).await,
+            match call {
+                Call::Prepare => return resource.prepare(&mut context).await,
+                Call::Commit => return resource.commit().await,
+                Call::Rollback => return resource.rollback(&mut context).await,
+                Call::PrepareTransaction(_) | Call::Decide(_) => {}
+            }
+            match (resource.as_database(), call) {
+                (Some(database), Call::PrepareTransaction(id)) => {
+                    database.prepare_transaction(id).await
+                }
+                (Some(database), Call::Decide(decision)) => database.decide(decision).await,
+                _ => Ok(()),
             }
         };
-        let result = match timeout_at(
+        let bounded = timeout_at(
             deadline,
             AssertUnwindSafe(work.instrument(span)).catch_unwind(),
-        )
-        .await
-        {
-            Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(error))) => Err(Failure::Error(error)),
-            Ok(Err(_panic)) => Err(Failure::Panicked),
-            Err(_elapsed) => Err(Failure::TimedOut),
-        };
+        );
+        let result = Failure::of(bounded.await);
         self.report(&step, &result, started.elapsed());
         let is_unknown = match (&result, action) {
             (Err(Failure::Error(error)), _) => error.outcome() == Outcome::Unknown,
-            (Err(_), Action::Commit) => true,
+            (Err(_), Action::Commit | Action::Decide) => true,
             _ => false,
         };
         if is_unknown {
             self.unknown.push(index);
         }
-        let has_committed = matches!((&result, action), (Ok(()), Action::Commit));
+        let has_committed = matches!((&result, action), (Ok(()), Action::Commit | Action::Decide));
         if has_committed {
             if index < self.databases {
                 let durability = resource.durability();
@@ -396,6 +419,28 @@ impl<'a, 'r> Run<'a, 'r> {
     }
 }
 
+/// A step on one resource.
+#[derive(Clone, Copy)]
+enum Call<'a> {
+    Prepare,
+    Commit,
+    Rollback,
+    PrepareTransaction(&'a GlobalId),
+    Decide(&'a Decision),
+}
+
+impl Call<'_> {
+    fn action(self) -> Action {
+        match self {
+            Self::Prepare => Action::Prepare,
+            Self::Commit => Action::Commit,
+            Self::Rollback => Action::Rollback,
+            Self::PrepareTransaction(_) => Action::PrepareTransaction,
+            Self::Decide(_) => Action::Decide,
+        }
+    }
+}
+
 /// The ways in which a step can fail.
 enum Failure {
     Error(Error),
@@ -405,6 +450,16 @@ enum Failure {
 }
 
 impl Failure {
+    /// Returns the result of a step that was limited and shielded.
+    fn of<E, P>(result: Result<Result<Result<(), Error>, P>, E>) -> Result<(), Self> {
+        match result {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(Self::Error(error)),
+            Ok(Err(_panic)) => Err(Self::Panicked),
+            Err(_elapsed) => Err(Self::TimedOut),
+        }
+    }
+
     fn text(&self) -> String {
         match self {
             Self::Error(error) => error.to_string(),

@@ -1,6 +1,6 @@
 //! The settings of `Settlement`, from the code and the configuration of the service.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rocket::figment::Figment;
@@ -8,6 +8,7 @@ use rocket::http::Method;
 use rocket::{Request, Response};
 use tokio_util::task::TaskTracker;
 
+use super::atomic::{AtomicCommit, AtomicMode};
 use crate::db::{ConfigDuration, setting};
 use crate::tx::fairings::FairingOrder;
 use crate::tx::monitor::Monitor;
@@ -34,16 +35,19 @@ pub(super) struct Settings {
     pub(in crate::tx) veto: Option<Veto>,
     pub(in crate::tx) in_flight: TaskTracker,
     pub(in crate::tx) order: Arc<FairingOrder>,
+    /// Empty until all databases are attached, and for a service with one database.
+    pub(super) atomic: Arc<OnceLock<AtomicCommit>>,
 }
 
 /// The settings from Rocket's configuration.
-pub(super) struct Durations {
+pub(super) struct Configured {
     pub(in crate::tx) settle_timeout: Duration,
     pub(in crate::tx) slow_transaction: Duration,
     pub(super) read_idle_timeout: Duration,
+    pub(super) atomic_commit: AtomicMode,
 }
 
-impl Durations {
+impl Configured {
     pub(in crate::tx) fn of(figment: &Figment) -> Result<Self, Box<rocket::figment::Error>> {
         const SECOND: Duration = Duration::from_secs(1);
 
@@ -51,6 +55,7 @@ impl Durations {
             settle_timeout: settle_timeout(figment)?,
             slow_transaction: duration(figment, "slow_transaction", SECOND)?,
             read_idle_timeout: read_idle_timeout(figment)?,
+            atomic_commit: AtomicMode::of(figment)?,
         })
     }
 }
