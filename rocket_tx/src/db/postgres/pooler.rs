@@ -76,7 +76,9 @@ pub(super) async fn open(
         Err(error) => return Err(OpenError::Database(refused.unwrap_or(error))),
     }
     let first = connect_with_retries(|| Live::open(&by_statements), is_transient, limit).await?;
-    tracing::info!("a pooler drops startup parameters; sessions are set by statements instead");
+    tracing::info!(
+        "a pooler drops startup parameters; statements set the sessions' settings instead"
+    );
     Ok(Opened {
         settings: by_statements,
         first,
@@ -88,8 +90,8 @@ fn is_refusal(error: &sqlx::Error) -> bool {
     code.as_deref() == Some(PROTOCOL_VIOLATION)
 }
 
-/// Rejects a pooler in transaction or statement mode. Queries two connections in turn for the server
-/// process that serves them. Each connection must have its own process and keep it.
+/// Rejects a pooler in transaction or statement mode. Queries two connections in turn for the
+/// server process that serves them. Each connection must have its own process and keep it.
 async fn require_own_sessions(
     one: PgConnection,
     settings: &Settings,

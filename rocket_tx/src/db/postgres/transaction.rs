@@ -155,8 +155,8 @@ impl TransactionControl for PostgresSession {
                  pg_catalog.pg_backend_pid()::pg_catalog.text, '{nonce}'"
         );
         let replies = Replies::to(self, sql).await;
-        // Safe code can exchange the connections of two sessions. So check that the reply comes from
-        // the server process of this session.
+        // Safe code can exchange the connections of two sessions. So check that the reply comes
+        // from the server process of this session.
         let is_ours = replies.text(1) == Some(self.backend().pid());
         if !replies.prove(4, &nonce) || !is_ours {
             // Nothing was committed, even if the connection is lost.
@@ -214,13 +214,13 @@ impl TransactionControl for PostgresSession {
         }
     }
 
-    /// Rolls back. Also proves that this ended the transaction that [`begin`](Self::begin) began, and
-    /// not another one that the handler began.
+    /// Rolls back. Also proves that this ended the transaction that [`begin`](Self::begin) began,
+    /// and not another one that the handler began.
     async fn rollback(&mut self) -> Result<(), RollbackError> {
         if self.transaction.is_refused {
-            // The server has rolled back, if the refusal was the reply to our COMMIT. It may have been
-            // a late reply to another statement. Then the replies do not match the statements, and
-            // the clean-up fails.
+            // If the refusal was the reply to our COMMIT, the server has already rolled back. But
+            // the refusal may have been a late reply to another statement. Then the replies do not
+            // match the statements, and the clean-up fails.
             if self.live().clean().await == Cleaned::Done {
                 self.set_on_return(OnReturn::Reuse);
                 return Ok(());
@@ -292,9 +292,9 @@ impl PostgresSession {
         }
     }
 
-    /// Returns the result of a rollback whose replies do not prove it. `lost` is the error that ended
-    /// the session; then the server is queried how the transaction ended. `None` means that the
-    /// session is alive: usually the handler ended the transaction, and may have written more
+    /// Returns the result of a rollback whose replies do not prove it. `lost` is the error that
+    /// ended the session; then the server is queried how the transaction ended. `None` means that
+    /// the session is alive: usually the handler ended the transaction, and may have written more
     /// outside it.
     async fn not_proved(&mut self, lost: Option<sqlx::Error>) -> Result<(), RollbackError> {
         self.set_on_return(OnReturn::Close);
