@@ -90,7 +90,8 @@ async fn a_body_is_not_cut_for_a_read_held_by_a_task(backend: Backend) {
 
 async fn a_body_that_fails_does_not_look_complete(backend: Backend) {
     let scene = scene(backend).await;
-    for request in ["GET /broken/fails", "GET /broken/panics"] {
+    // The race with the end of the response is lost only now and then.
+    for request in ["GET /broken/fails", "GET /broken/panics"].repeat(50) {
         let mut client = Client::of(&scene.stage.http).await;
         client.send(request).await;
         let rest = client.rest(LAST_CHUNK).await;

@@ -52,7 +52,7 @@ pub(super) fn unseal(name: &str) -> String {
 
 /// The name of a setting that does not exist. The server quotes it in the error of the refused
 /// COMMIT, so the name is the message to the handler's author.
-const SEALED: &str = "rocket_tx: a handler must not send COMMIT, settlement commits";
+const SEALED: &str = "rocket_tx: a handler must not commit, settlement does";
 
 /// The replies of a session to several statements.
 pub(super) struct Replies {

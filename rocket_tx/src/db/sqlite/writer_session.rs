@@ -65,7 +65,8 @@ impl WriterSession {
 
     /// Begins a transaction. Returns `false` if the connection was changed since it was opened.
     async fn try_begin(&mut self, busy_timeout: Duration) -> sqlx::Result<bool> {
-        let open = self.open_mut();
+        // Without a connection, an earlier attempt to replace it has failed.
+        let open = self.turn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
         // Usually a check was queued right after the last COMMIT and is done by now. Then this
         // queues no other check.
         open.check_state();
