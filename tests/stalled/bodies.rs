@@ -141,7 +141,7 @@ async fn head_requests_and_disconnected_clients_keep_no_connection(backend: Back
     stage.nothing_is_stuck().await;
     // A few tasks remain for connections that are kept alive for the next request.
     eventually("no task watches these 24 bodies", async || {
-        tasks() < before + READERS
+        tasks() < before + 2 * READERS
     })
     .await;
 }
