@@ -299,7 +299,7 @@ impl<S: Session> Transaction<S> {
     ///
     /// The error of BEGIN, or [`sqlx::Error::InvalidSavePointStatement`] if the transaction has not
     /// ended.
-    pub async fn begin_again(&mut self, options: BeginOptions) -> sqlx::Result<()> {
+    pub(crate) async fn begin_again(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         if self.state != State::Ended {
             return Err(sqlx::Error::InvalidSavePointStatement);
         }
@@ -379,8 +379,7 @@ impl<S: Session> Transaction<S> {
     }
 
     /// Commits without waiting until the commit is durable. The caller must wait for the returned
-    /// [`Durability`], or accept that a power cut may undo the commit. Before the wait, the caller
-    /// may continue on the same connection with [`begin_again`](Self::begin_again).
+    /// [`Durability`], or accept that a power cut may undo the commit.
     ///
     /// # Errors
     ///

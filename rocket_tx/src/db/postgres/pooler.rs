@@ -37,32 +37,25 @@ pub(super) async fn open(
     let options = by_startup.session_options();
     // Do not retry after a refusal: a parameter that is refused once is always refused. A refusal
     // also ends the session, so `is_transient` alone would retry.
-    let is_transient_and_not_refused =
-        |error: &sqlx::Error| is_transient(error) && !is_refusal(error);
-    let refused =
-        match connect_with_retries(|| options.connect(), is_transient_and_not_refused, limit).await
-        {
-            Ok(connection) => {
-                require_own_sessions(connection, &by_startup, limit).await?;
-                match connect_with_retries(|| Live::open(&by_startup), is_transient, limit).await {
-                    Ok(first) => {
-                        return Ok(Opened {
-                            settings: by_startup,
-                            first,
-                        });
-                    }
-                    // The pooler dropped the settings.
-                    Err(sqlx::Error::Configuration(_)) => None,
-                    Err(error) => return Err(OpenError::Database(error)),
+    let may_retry = |error: &sqlx::Error| is_transient(error) && !is_refusal(error);
+    let refused = match connect_with_retries(|| options.connect(), may_retry, limit).await {
+        Ok(connection) => {
+            require_own_sessions(connection, &by_startup, limit).await?;
+            match connect_with_retries(|| Live::open(&by_startup), is_transient, limit).await {
+                Ok(first) => {
+                    return Ok(Opened {
+                        settings: by_startup,
+                        first,
+                    });
                 }
+                // The pooler dropped the settings.
+                Err(sqlx::Error::Configuration(_)) => None,
+                Err(error) => return Err(OpenError::Database(error)),
             }
-            Err(error) => {
-                if !is_refusal(&error) {
-                    return Err(OpenError::Database(error));
-                }
-                Some(error)
-            }
-        };
+        }
+        Err(error) if is_refusal(&error) => Some(error),
+        Err(error) => return Err(OpenError::Database(error)),
+    };
     if by_statements.session_options().get_options().is_some() {
         return Err(OpenError::OptionsDropped);
     }

@@ -14,7 +14,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool};
 use sqlx::{Connection, Sqlite};
 use tokio::time::timeout;
 
-use super::watch::{PROGRESS_INTERVAL, state};
+use super::watch::{DropFlag, PROGRESS_INTERVAL, state};
 use crate::db::{Config, WaitPolicy};
 
 /// Reads the state of the connection as a text, and then sends BEGIN and ROLLBACK. BEGIN fails if a
@@ -100,16 +100,6 @@ async fn state_of(connection: &mut SqliteConnection) -> sqlx::Result<String> {
     // Fetch all rows of all statements: a statement whose rows are not fetched would not run.
     let found: Vec<String> = sqlx::query_scalar(STATE).fetch_all(connection).await?;
     Ok(found.concat())
-}
-
-/// Sets a flag when it is dropped. A callback of ours owns the `DropFlag`. If a handler replaces
-/// the callback, sqlx drops both.
-struct DropFlag(Arc<AtomicBool>);
-
-impl Drop for DropFlag {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 /// Installs a commit hook that refuses every commit of a write, because a request could switch

@@ -48,9 +48,9 @@ pub(super) struct Watch {
     initial_state: OnceLock<String>,
     /// A handler has replaced a callback that the correctness of this type depends on: a commit or
     /// rollback hook, or the collation.
-    are_hooks_replaced: AtomicBool,
+    are_hooks_replaced: Arc<AtomicBool>,
     /// A handler has replaced another callback, or has changed the table of the foreign-key probe.
-    is_altered: AtomicBool,
+    is_altered: Arc<AtomicBool>,
     /// A random number of this connection. A handler does not know the number, so it cannot ask a
     /// question.
     secret: String,
@@ -171,14 +171,14 @@ pub(super) enum End {
     Rollback,
 }
 
-/// Sets a flag of the watch when it is dropped. A callback of ours owns the `DropFlag`. SQLite has
-/// one callback of each kind. If a handler replaces or removes our callback, sqlx drops our
-/// callback and the `DropFlag` with it.
-struct DropFlag(Arc<Watch>, fn(&Watch) -> &AtomicBool);
+/// Sets a flag when it is dropped. A callback of ours owns the `DropFlag`. SQLite has one callback of
+/// each kind. If a handler replaces or removes our callback, sqlx drops our callback and the
+/// `DropFlag` with it.
+pub(super) struct DropFlag(pub(super) Arc<AtomicBool>);
 
 impl Drop for DropFlag {
     fn drop(&mut self) {
-        (self.1)(&self.0).store(true, Ordering::SeqCst);
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -236,12 +236,12 @@ impl Watch {
         Ok(())
     }
 
-    fn hooks_flag(self: &Arc<Self>) -> DropFlag {
-        DropFlag(Arc::clone(self), |watch| &watch.are_hooks_replaced)
+    fn hooks_flag(&self) -> DropFlag {
+        DropFlag(Arc::clone(&self.are_hooks_replaced))
     }
 
-    fn altered_flag(self: &Arc<Self>) -> DropFlag {
-        DropFlag(Arc::clone(self), |watch| &watch.is_altered)
+    fn altered_flag(&self) -> DropFlag {
+        DropFlag(Arc::clone(&self.is_altered))
     }
 
     /// The collation. SQLite calls it for questions, for state checks, and for keys of the
