@@ -18,8 +18,8 @@ impl Arrival {
         Self::of(request);
     }
 
-    /// Returns the recorded address, or `None` if Rocket did not know it. Requests of Rocket's local
-    /// test client have no address.
+    /// Returns the recorded address, or `None` if Rocket did not know it. Requests of Rocket's
+    /// local test client have no address.
     pub(crate) fn address(request: &Request<'_>) -> Option<SocketAddr> {
         Self::of(request).0
     }

@@ -95,8 +95,8 @@ pub struct Config {
     /// The URL, such as `sqlite:data/main.db` or `postgres://user@host/database`.
     pub url: String,
     /// The maximum number of connections. Default: four for each worker of Rocket. On SQLite this
-    /// counts the readers; there is one writer in addition. On Postgres there are two pools, one for
-    /// transactions and one that is read-only, and each of them has this limit.
+    /// counts the readers; there is one writer in addition. On Postgres there are two pools, one
+    /// for transactions and one that is read-only, and each of them has this limit.
     pub max_connections: u32,
     /// The number of connections that stay open while idle. Default 0. On SQLite this counts the
     /// readers. On Postgres it applies only to the pool for transactions.

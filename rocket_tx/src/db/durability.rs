@@ -25,8 +25,8 @@ impl Durability {
         Self(None)
     }
 
-    /// Creates a `Durability` that waits for `sync`. `sync` must return `Ok` only when the commit is
-    /// durable.
+    /// Creates a `Durability` that waits for `sync`. `sync` must return `Ok` only when the commit
+    /// is durable.
     pub fn after(sync: impl Future<Output = io::Result<()>> + Send + 'static) -> Self {
         Self(Some(Box::pin(sync)))
     }

@@ -81,12 +81,14 @@ pub(crate) fn may_be_stale(error: &sqlx::Error) -> bool {
     ends_session(error) || ErrorClass::of(error) == ErrorClass::NotWritable
 }
 
-/// Returns `true` if this error, received as the reply to COMMIT, proves that nothing was committed.
+/// Returns `true` if this error, received as the reply to COMMIT, proves that nothing was
+/// committed.
 ///
-/// If Postgres itself replies to COMMIT with severity ERROR, nothing was committed: after the commit
-/// record is written, every error is a PANIC. But a connection pooler or a proxy also replies with
-/// an error when it has lost the server, and then the outcome is unknown. Therefore this function
-/// accepts only codes that no pooler or proxy sends. After any other code the outcome is unknown.
+/// If Postgres itself replies to COMMIT with severity ERROR, nothing was committed: after the
+/// commit record is written, every error is a PANIC. But a connection pooler or a proxy also
+/// replies with an error when it has lost the server, and then the outcome is unknown. Therefore
+/// this function accepts only codes that no pooler or proxy sends. After any other code the outcome
+/// is unknown.
 pub(crate) fn is_certain_refusal(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else {
         return false;

@@ -153,8 +153,8 @@ fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, Error> 
         .join(Serialized::default("connect_timeout", 5)))
 }
 
-/// Returns the error message for the case that `D` is the same database as `other`, which is already
-/// attached.
+/// Returns the error message for the case that `D` is the same database as `other`, which is
+/// already attached.
 pub(crate) fn same_database<D: Database>(other: &'static str) -> String {
     format!(
         "`databases.{}.url` leads to the same database as `databases.{other}.url`, and a request \

@@ -76,8 +76,8 @@ pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error>
     /// probes.
     ///
     /// The check uses no connection that requests use, and returns within 1.5 s. It runs at most
-    /// once a second; calls in between return the last result. On Postgres it keeps one connection in
-    /// addition to `max_connections`. On SQLite it writes a file of 256 KiB in the folder of the
+    /// once a second; calls in between return the last result. On Postgres it keeps one connection
+    /// in addition to `max_connections`. On SQLite it writes a file of 256 KiB in the folder of the
     /// database and removes it.
     ///
     /// # Errors
@@ -169,8 +169,8 @@ impl Attachment {
     }
 }
 
-/// Waits for the requests in flight, and then runs `closing`, which closes the pool. `closing` has a
-/// time limit, because a leaked connection must not block the exit.
+/// Waits for the requests in flight, and then runs `closing`, which closes the pool. `closing` has
+/// a time limit, because a leaked connection must not block the exit.
 pub(super) async fn close(attachment: &OnceLock<Attachment>, closing: impl Future<Output = ()>) {
     const LIMIT: Duration = Duration::from_secs(2);
 

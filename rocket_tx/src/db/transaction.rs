@@ -160,7 +160,8 @@ pub enum CommitError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RollbackError {
-    /// The transaction had already ended, or may have: the handler sent COMMIT or ROLLBACK itself.
+    /// The transaction had already ended, or may have ended: usually the handler sent COMMIT or
+    /// ROLLBACK itself.
     #[error("the transaction had already ended before it was rolled back")]
     Ended {
         /// `true` if it is certain that nothing of the transaction is committed.
@@ -301,9 +302,9 @@ pub(crate) trait TransactionControl {
 
 /// An open transaction and the connection that it owns.
 ///
-/// Dropping a `Transaction` rolls back: the rollback is queued on the connection, and the connection
-/// returns to its pool. The connection is closed instead in two cases: the result of a statement of
-/// this library is unknown, or a handler has abandoned a statement on the connection.
+/// Dropping a `Transaction` rolls back: the rollback is queued on the connection, and the
+/// connection returns to its pool. The connection is closed instead in two cases: the result of a
+/// statement of this library is unknown, or a handler has abandoned a statement on the connection.
 pub struct Transaction<S: Session> {
     session: S,
     id: TransactionId,
@@ -344,7 +345,7 @@ impl<S: Session> Transaction<S> {
     ///
     /// The error of BEGIN, or [`sqlx::Error::InvalidSavePointStatement`] if the transaction has not
     /// ended.
-    pub async fn begin_again(&mut self, options: BeginOptions) -> sqlx::Result<()> {
+    pub(crate) async fn begin_again(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         if self.state != State::Ended {
             return Err(sqlx::Error::InvalidSavePointStatement);
         }
@@ -365,8 +366,8 @@ impl<S: Session> Transaction<S> {
         result
     }
 
-    /// Returns `true` if the transaction has begun, was not ended through this type, and no statement
-    /// on it is abandoned.
+    /// Returns `true` if the transaction has begun, was not ended through this type, and no
+    /// statement on it is abandoned.
     pub(crate) fn is_open(&self) -> bool {
         self.state == State::Open
     }
@@ -424,8 +425,7 @@ impl<S: Session> Transaction<S> {
     }
 
     /// Commits without waiting until the commit is durable. The caller must wait for the returned
-    /// [`Durability`], or accept that a power cut may undo the commit. Before the wait, the caller
-    /// may continue on the same connection with [`begin_again`](Self::begin_again).
+    /// [`Durability`], or accept that a power cut may undo the commit.
     ///
     /// # Errors
     ///
@@ -450,8 +450,8 @@ impl<S: Session> Transaction<S> {
     }
 
     /// Returns `false` if a handler has swapped the session for another one. `Drop` then closes the
-    /// session that is here now. The outcome of this transaction is unknown: it depends on the guard
-    /// that now holds the original session.
+    /// session that is here now. The outcome of this transaction is unknown: it depends on the
+    /// guard that now holds the original session.
     fn has_its_session(&mut self) -> bool {
         *self.session.owner() == Some(self.id)
     }

@@ -71,8 +71,8 @@ impl<'a> TransactionMark<'a> {
         }
     }
 
-    /// Returns an SQL condition on a row of `pg_stat_activity`. It is true if the process is in this
-    /// transaction.
+    /// Returns an SQL condition on a row of `pg_stat_activity`. It is true if the process is in
+    /// this transaction.
     fn condition(&self) -> String {
         match self {
             Self::Id(id) => format!("backend_xid IS NOT DISTINCT FROM '{id}'::xid8::xid"),
@@ -109,8 +109,8 @@ impl Backend {
     }
 
     /// Returns how the transaction `xid` ended, after the process got a COMMIT or ROLLBACK and did
-    /// not reply. Ends the process first, as [`stop`](Self::stop) does. Returns `None` if the end of
-    /// the transaction cannot be determined.
+    /// not reply. Ends the process first, as [`stop`](Self::stop) does. Returns `None` if the end
+    /// of the transaction cannot be determined.
     ///
     /// # Cancellation
     ///
@@ -135,8 +135,8 @@ impl Backend {
         self.end(TransactionMark::Unknown, sessions).await;
     }
 
-    /// Ends the process, waits until it is gone, and queries how the transaction ended. Returns what
-    /// is known after two fifths of `settle_timeout` at the latest.
+    /// Ends the process, waits until it is gone, and queries how the transaction ended. Returns
+    /// what is known after two fifths of `settle_timeout` at the latest.
     async fn end(&self, known: TransactionMark<'_>, sessions: &Sessions) -> Findings {
         // The time is `settle_timeout`. COMMIT or ROLLBACK had half of it, two fifths are for the
         // queries, and the last tenth is for the response.
@@ -198,9 +198,9 @@ impl Backend {
                 _ => Progress::StillRunning,
             });
         }
-        // The process is not in the list. This connection may lead to another server, which does not
-        // know the process. So the process counts as gone only if the incarnation is the same, if
-        // this method has seen the process before, or if the incarnations cannot be compared.
+        // The process is not in the list. This connection may lead to another server, which does
+        // not know the process. So the process counts as gone only if the incarnation is the same,
+        // if this method has seen the process before, or if the incarnations cannot be compared.
         seen.is_gone = is_same || self.incarnation.is_none() || seen.was_in_transaction.is_some();
         let id = match (known, &seen.id) {
             _ if !is_same => return Ok(Progress::Done),

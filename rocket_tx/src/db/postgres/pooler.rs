@@ -37,32 +37,25 @@ pub(super) async fn open(
     let options = by_startup.session_options();
     // Do not retry after a refusal: a parameter that is refused once is always refused. A refusal
     // also ends the session, so `is_transient` alone would retry.
-    let is_transient_and_not_refused =
-        |error: &sqlx::Error| is_transient(error) && !is_refusal(error);
-    let refused =
-        match connect_with_retries(|| options.connect(), is_transient_and_not_refused, limit).await
-        {
-            Ok(connection) => {
-                require_own_sessions(connection, &by_startup, limit).await?;
-                match connect_with_retries(|| Live::open(&by_startup), is_transient, limit).await {
-                    Ok(first) => {
-                        return Ok(Opened {
-                            settings: by_startup,
-                            first,
-                        });
-                    }
-                    // The pooler dropped the settings.
-                    Err(sqlx::Error::Configuration(_)) => None,
-                    Err(error) => return Err(OpenError::Database(error)),
+    let may_retry = |error: &sqlx::Error| is_transient(error) && !is_refusal(error);
+    let refused = match connect_with_retries(|| options.connect(), may_retry, limit).await {
+        Ok(connection) => {
+            require_own_sessions(connection, &by_startup, limit).await?;
+            match connect_with_retries(|| Live::open(&by_startup), is_transient, limit).await {
+                Ok(first) => {
+                    return Ok(Opened {
+                        settings: by_startup,
+                        first,
+                    });
                 }
+                // The pooler dropped the settings.
+                Err(sqlx::Error::Configuration(_)) => None,
+                Err(error) => return Err(OpenError::Database(error)),
             }
-            Err(error) => {
-                if !is_refusal(&error) {
-                    return Err(OpenError::Database(error));
-                }
-                Some(error)
-            }
-        };
+        }
+        Err(error) if is_refusal(&error) => Some(error),
+        Err(error) => return Err(OpenError::Database(error)),
+    };
     if by_statements.session_options().get_options().is_some() {
         return Err(OpenError::OptionsDropped);
     }
@@ -76,7 +69,9 @@ pub(super) async fn open(
         Err(error) => return Err(OpenError::Database(refused.unwrap_or(error))),
     }
     let first = connect_with_retries(|| Live::open(&by_statements), is_transient, limit).await?;
-    tracing::info!("a pooler drops startup parameters; sessions are set by statements instead");
+    tracing::info!(
+        "a pooler drops startup parameters; statements set the sessions' settings instead"
+    );
     Ok(Opened {
         settings: by_statements,
         first,
@@ -88,8 +83,8 @@ fn is_refusal(error: &sqlx::Error) -> bool {
     code.as_deref() == Some(PROTOCOL_VIOLATION)
 }
 
-/// Rejects a pooler in transaction or statement mode. Queries two connections in turn for the server
-/// process that serves them. Each connection must have its own process and keep it.
+/// Rejects a pooler in transaction or statement mode. Queries two connections in turn for the
+/// server process that serves them. Each connection must have its own process and keep it.
 async fn require_own_sessions(
     one: PgConnection,
     settings: &Settings,

@@ -36,8 +36,8 @@ pub(super) fn savepoint() -> &'static str {
 /// of such a cursor, and the query of this one always fails.
 /// <https://www.postgresql.org/docs/current/sql-declare.html>
 ///
-/// The seal is also needed after a session is lost: if the transaction is committed, our COMMIT has
-/// committed it, and not a COMMIT of the handler.
+/// The seal also matters after a session is lost. If the server then reports the transaction as
+/// committed, our COMMIT has committed it, and not a COMMIT of the handler.
 pub(super) fn seal(name: &str) -> String {
     format!(
         "DECLARE {name} NO SCROLL CURSOR WITH HOLD FOR \
@@ -52,7 +52,7 @@ pub(super) fn unseal(name: &str) -> String {
 
 /// The name of a setting that does not exist. The server quotes it in the error of the refused
 /// COMMIT, so the name is the message to the handler's author.
-const SEALED: &str = "rocket_tx: a handler must not send COMMIT, settlement commits";
+const SEALED: &str = "rocket_tx: a handler must not commit, settlement does";
 
 /// The replies of a session to several statements.
 pub(super) struct Replies {
@@ -98,8 +98,8 @@ impl Replies {
         replies
     }
 
-    /// Returns whether exactly `statements` statements got a reply, none of them failed, and the last
-    /// column of the last row is `nonce`.
+    /// Returns whether exactly `statements` statements got a reply, none of them failed, and the
+    /// last column of the last row is `nonce`.
     pub(super) fn prove(&self, statements: usize, nonce: &str) -> bool {
         self.error.is_none()
             && self.count == statements

@@ -48,8 +48,8 @@ impl Live {
         };
         if holds != "true" {
             return Err(sqlx::Error::Configuration(
-                "the settings of the session did not reach the server; configure the pooler before \
-                 it to pass them on"
+                "the settings of the session did not reach the server; configure the pooler in \
+                 front of the server to pass them on"
                     .into(),
             ));
         }
@@ -266,7 +266,8 @@ impl PostgresSession {
         let replies = Replies::to(connection, sql).await;
         if is_proof(&replies) {
             forget_types(connection).await;
-            // Our own transactions have depth 1. At a greater depth, the handler left a savepoint open.
+            // Our own transactions have depth 1. At a greater depth, the handler left a savepoint
+            // open.
             self.set_on_return(match depth(self) {
                 0 | 1 => OnReturn::Reuse,
                 _ => OnReturn::Close,

@@ -47,8 +47,8 @@ pub struct Limits {
 pub enum Liveness {
     /// Yes: BEGIN is its first statement, and detects a dead session.
     Unchecked,
-    /// No: a session is pinged first, unless it was used a moment ago. If it does not reply, another
-    /// session is taken.
+    /// No: a session is pinged first, unless it was used a moment ago. If it does not reply,
+    /// another session is taken.
     Verified,
 }
 
@@ -73,9 +73,9 @@ struct Inner {
 /// Records since when no session could be opened.
 struct Opening {
     made: Instant,
-    /// When the first attempt after the last success began: the milliseconds after `made`, plus one.
-    /// 0 if there was no attempt since the last success. A session that is returned clean counts as
-    /// a success too.
+    /// When the first attempt after the last success began: the milliseconds after `made`, plus
+    /// one. 0 if there was no attempt since the last success. A session that is returned clean
+    /// counts as a success too.
     since: AtomicU64,
 }
 
@@ -163,8 +163,8 @@ impl Sessions {
         let opened = if wait.queues() {
             open_with_retries(&self.0.settings, limit).await
         } else {
-            // A request that must not queue may still open a session. Opening takes a moment, but it
-            // does not depend on another request.
+            // A request that must not queue may still open a session. Opening takes a moment, but
+            // it does not depend on another request.
             timeout(PROMPT, Live::open(&self.0.settings))
                 .await
                 .unwrap_or_else(|_| Err(no_reply(PROMPT)))

@@ -101,9 +101,9 @@ impl Settings {
         self
     }
 
-    /// Returns how sqlx connects to check the server or to end sessions: as the login itself, if the
-    /// startup message can carry settings. A login may be configured to act as another role, which
-    /// can neither see nor end the sessions of the login.
+    /// Returns how sqlx connects to check the server or to end sessions: as the login itself, if
+    /// the startup message can carry settings. A login may be configured to act as another role,
+    /// which can neither see nor end the sessions of the login.
     pub(crate) fn connect_options(&self) -> PgConnectOptions {
         let options = self.session_options();
         match self.set_by {
@@ -194,8 +194,8 @@ impl Settings {
         if self.reset {
             let [authorization, others @ ..] = RESET;
             statements.push(authorization.to_owned());
-            // RESET SESSION AUTHORIZATION returns to the login itself. RESET ROLE returns to the role
-            // that the login acts as.
+            // RESET SESSION AUTHORIZATION returns to the login itself. RESET ROLE returns to the
+            // role that the login acts as.
             statements.extend(acts_as_role.then(|| "RESET ROLE".to_owned()));
             statements.extend(others.map(str::to_owned));
             statements.extend(self.sets());

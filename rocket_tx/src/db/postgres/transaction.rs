@@ -221,13 +221,13 @@ impl TransactionControl for PostgresSession {
         self.commit_after(&[]).await
     }
 
-    /// Rolls back. Also proves that this ended the transaction that [`begin`](Self::begin) began, and
-    /// not another one that the handler began.
+    /// Rolls back. Also proves that this ended the transaction that [`begin`](Self::begin) began,
+    /// and not another one that the handler began.
     async fn rollback(&mut self) -> Result<(), RollbackError> {
         if self.transaction.is_refused {
-            // The server has rolled back, if the refusal was the reply to our COMMIT. It may have been
-            // a late reply to another statement. Then the replies do not match the statements, and
-            // the clean-up fails.
+            // If the refusal was the reply to our COMMIT, the server has already rolled back. But
+            // the refusal may have been a late reply to another statement. Then the replies do not
+            // match the statements, and the clean-up fails.
             if self.live().clean().await == Cleaned::Done {
                 self.set_on_return(OnReturn::Reuse);
                 return Ok(());
@@ -287,8 +287,8 @@ impl PostgresSession {
                  pg_catalog.pg_backend_pid()::pg_catalog.text, '{nonce}'"
         );
         let replies = Replies::to(self, sql).await;
-        // Safe code can exchange the connections of two sessions, so the reply must come from the
-        // server process of ours.
+        // Safe code can exchange the connections of two sessions. So check that the reply comes
+        // from the server process of this session.
         let is_ours = replies.text(1) == Some(self.backend().pid());
         if !replies.prove(statements, &nonce) || !is_ours {
             // Nothing was committed, even if the connection is lost.
@@ -311,14 +311,18 @@ impl PostgresSession {
         }
     }
 
-    /// Sends `before`, the proof (or the removal of the seal), COMMIT and the clean-up as one simple
-    /// query. The server stops at the first statement that fails, so it reaches COMMIT only if the
-    /// transaction is still ours. COMMIT itself checks deferred constraints.
+    /// Sends `before`, the release of the proof (or the removal of the seal), COMMIT and the
+    /// clean-up as one simple query. The server stops at the first statement that fails, so it
+    /// reaches COMMIT only if the transaction is still ours. COMMIT itself checks deferred
+    /// constraints.
+    ///
+    /// If the handler may have committed the transaction, [`prove`](Self::prove) comes first. That
+    /// takes another round trip.
     async fn commit_after(&mut self, before: &[&str]) -> Result<Durability, CommitError> {
         if self.transaction.may_be_committed() {
             self.prove(None).await?;
         }
-        // The other half of the time is for querying the server if COMMIT gets no reply.
+        // The other half of the time is for queries to the server, in case COMMIT gets no reply.
         let limit = self.sessions().settle_timeout() / 2;
         let proof = self.last_proof();
         let statements = [before, &[&*proof, "COMMIT"]].concat();
@@ -343,8 +347,8 @@ impl PostgresSession {
         self.set_on_return(OnReturn::Close);
         match self.fate().await {
             Some(Fate::Committed) => Ok(Durability::reached()),
-            // The session is alive, so our COMMIT did not end the transaction. Something else did,
-            // usually the handler, and may have written more outside the transaction.
+            // The session is alive, so the loss of the session did not end the transaction. Usually
+            // the handler ended it, and may have written more outside the transaction.
             Some(Fate::RolledBack) if is_alive => Err(CommitError::Ended { undone: false }),
             Some(Fate::RolledBack) => Err(CommitError::Lost(error)),
             None => Err(CommitError::Unknown(error)),
@@ -377,9 +381,9 @@ impl PostgresSession {
         }
     }
 
-    /// Returns the result of a rollback whose replies do not prove it. `lost` is the error that ended
-    /// the session; then the server is queried how the transaction ended. `None` means that the
-    /// session is alive: usually the handler ended the transaction, and may have written more
+    /// Returns the result of a rollback whose replies do not prove it. `lost` is the error that
+    /// ended the session; then the server is queried how the transaction ended. `None` means that
+    /// the session is alive: usually the handler ended the transaction, and may have written more
     /// outside it.
     async fn not_proved(&mut self, lost: Option<sqlx::Error>) -> Result<(), RollbackError> {
         self.set_on_return(OnReturn::Close);

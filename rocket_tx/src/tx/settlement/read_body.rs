@@ -117,6 +117,40 @@ impl BodyClient {
             )),
         }
     }
+
+    /// Closes the connection of a body that failed, so that the response does not look complete.
+    fn close_after_failure(self, error: &str) {
+        let peer = self.certain_peer();
+        let result = peer.and_then(|peer| match peer.socket()? {
+            Some(socket) => peer.shut_down(socket),
+            None => Ok(()),
+        });
+        let client = self.peer.address;
+        match result {
+            Ok(()) => tracing::warn!(
+                %client, error,
+                "a response body that holds a `Read` failed; the client's connection was closed, so that \
+                 the response does not look complete"
+            ),
+            Err(cannot) => tracing::error!(
+                %client, error, %cannot,
+                "a response body that holds a `Read` failed, and the client's connection cannot be \
+                 closed: the incomplete response looks complete to the client"
+            ),
+        }
+    }
+}
+
+/// Closes the connection if the body panics. Rocket would otherwise drop its sender first, while the
+/// panic unwinds, and the client would receive the end of a complete response.
+struct CloseOnPanic(BodyClient);
+
+impl Drop for CloseOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close_after_failure("the body panicked");
+        }
+    }
 }
 
 /// The state of a body.
@@ -141,33 +175,6 @@ impl Drop for ReadBody<'_> {
     fn drop(&mut self) {
         *self.state.lock() = BodyState::Ended;
         self.watch_task.abort();
-        if std::thread::panicking() {
-            self.close_after_failure("the body panicked");
-        }
-    }
-}
-
-impl ReadBody<'_> {
-    /// Closes the connection of a body that failed, so that the response does not look complete.
-    fn close_after_failure(&self, error: &str) {
-        let peer = self.client.certain_peer();
-        let result = peer.and_then(|peer| match peer.socket()? {
-            Some(socket) => peer.shut_down(socket),
-            None => Ok(()),
-        });
-        let client = self.client.peer.address;
-        match result {
-            Ok(()) => tracing::warn!(
-                %client, error,
-                "a response body that holds a `Read` failed; the client's connection was closed, so that \
-                 the response does not look complete"
-            ),
-            Err(cannot) => tracing::error!(
-                %client, error, %cannot,
-                "a response body that holds a `Read` failed, and the client's connection cannot be \
-                 closed: the incomplete response looks complete to the client"
-            ),
-        }
     }
 }
 
@@ -186,10 +193,11 @@ impl AsyncRead for ReadBody<'_> {
             *state = BodyState::Runs;
         }
         let running = RunningBody::of(self.request);
+        let shield = CloseOnPanic(self.client);
         let read = Pin::new(&mut self.body).poll_read(context, buffer);
-        drop(running);
+        drop((running, shield));
         if let Poll::Ready(Err(error)) = &read {
-            self.close_after_failure(&error.to_string());
+            self.client.close_after_failure(&error.to_string());
         }
         if read.is_ready() {
             *self.state.lock() = BodyState::WaitsForClient(Instant::now());
