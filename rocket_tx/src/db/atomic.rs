@@ -16,6 +16,7 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rocket::futures::future::join_all;
 use uuid::Uuid;
 
 use super::Error;
@@ -72,13 +73,9 @@ pub(crate) struct GlobalId {
     pub(crate) participant: usize,
 }
 
-const PREFIX: &str = "rtx";
-
 impl GlobalId {
-    /// Returns the start that the names of all transactions of one decider have in common.
-    pub(crate) fn prefix(decider: DeciderId) -> String {
-        format!("{PREFIX}:{decider}:")
-    }
+    /// Every name starts with this.
+    pub(crate) const PREFIX: &str = "rtx:";
 }
 
 impl fmt::Display for GlobalId {
@@ -88,7 +85,7 @@ impl fmt::Display for GlobalId {
             decision,
             participant,
         } = self;
-        write!(f, "{PREFIX}:{decider}:{decision}:{participant}")
+        write!(f, "{}{decider}:{decision}:{participant}", Self::PREFIX)
     }
 }
 
@@ -100,20 +97,17 @@ impl FromStr for GlobalId {
     type Err = ForeignName;
 
     fn from_str(text: &str) -> Result<Self, ForeignName> {
-        let mut parts = text.split(':');
-        let mut next = || parts.next().ok_or(ForeignName);
-        if next()? != PREFIX {
-            return Err(ForeignName);
-        }
-        let id = Self {
-            decider: next()?.parse().map_err(|_| ForeignName)?,
-            decision: next()?.parse().map_err(|_| ForeignName)?,
-            participant: next()?.parse().map_err(|_| ForeignName)?,
+        let parse = || {
+            let mut parts = text.strip_prefix(Self::PREFIX)?.split(':');
+            Some(Self {
+                decider: parts.next()?.parse().ok()?,
+                decision: parts.next()?.parse().ok()?,
+                participant: parts.next()?.parse().ok()?,
+            })
         };
-        match id.to_string() == text {
-            true => Ok(id),
-            false => Err(ForeignName),
-        }
+        // The parts may be written in several ways. Only one of them is ours.
+        let id = parse().filter(|id| id.to_string() == text);
+        id.ok_or(ForeignName)
     }
 }
 
@@ -192,8 +186,9 @@ pub(crate) trait AtomicDatabase: Send + Sync + 'static {
         age: Duration,
     ) -> sqlx::Result<Vec<(DecisionId, String)>>;
 
-    /// Returns the prepared transactions of this database that belong to `decider`.
-    async fn in_doubt(&self, decider: DeciderId) -> sqlx::Result<Vec<InDoubt>>;
+    /// Returns the prepared transactions of this database that belong to one of these deciders,
+    /// oldest first.
+    async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>>;
 
     /// Commits or rolls back a prepared transaction. Succeeds also if another process has finished
     /// it.
@@ -226,12 +221,22 @@ impl AtomicHandle {
         }
     }
 
-    /// Finds out what the database can do, and creates its table of decisions.
-    pub(crate) async fn set_up(&self) {
-        let prepares = self.pool.can_prepare().await;
-        let decides = self.pool.set_up_decider().await;
-        let decides = decides.map_err(|error| format!("it cannot store decisions: {error}"));
-        let _only_once = self.abilities.set(Abilities { prepares, decides });
+    /// Finds out what each database can do. Creates the table of decisions in each database that
+    /// may have to decide for another one.
+    pub(crate) async fn set_up(databases: &[Arc<Self>]) {
+        let prepares = databases.iter().map(|database| database.pool.can_prepare());
+        let prepares = join_all(prepares).await;
+        for (index, database) in databases.iter().enumerate() {
+            let mut others = prepares.iter().enumerate();
+            let decides = match others.any(|(other, prepares)| other != index && prepares.is_ok()) {
+                true => database.pool.set_up_decider().await.map_err(|error| error.to_string()),
+                false => Err("no other database can prepare".into()),
+            };
+            let _only_once = database.abilities.set(Abilities {
+                prepares: prepares[index].clone(),
+                decides,
+            });
+        }
     }
 
     /// Returns whether the database can prepare transactions, or why it cannot.
@@ -264,7 +269,6 @@ mod tests {
         };
         let name = id.to_string();
         assert_eq!(name.parse(), Ok(id));
-        assert!(name.starts_with(&GlobalId::prefix(id.decider)));
         for foreign in [
             "",
             "rtx",

@@ -251,8 +251,8 @@ impl AtomicDatabase for UrlPool {
         either!(Self, self, |pool| pool.old_decisions(decider, age).await)
     }
 
-    async fn in_doubt(&self, decider: DeciderId) -> sqlx::Result<Vec<InDoubt>> {
-        either!(Self, self, |pool| pool.in_doubt(decider).await)
+    async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {
+        either!(Self, self, |pool| pool.in_doubt(deciders).await)
     }
 
     async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<()> {

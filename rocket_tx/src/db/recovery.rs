@@ -3,16 +3,17 @@
 //! Every process does the same work, at launch, after a failure of its own and at intervals. Two
 //! processes may do it at the same time: both read the same decision.
 
+use std::any::TypeId;
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::atomic::{AtomicHandle, Decided, DecisionId, InDoubt};
+use super::atomic::{AtomicHandle, Decided, DeciderId, DecisionId, InDoubt};
 
 /// The time between two passes, ±50 %, so that processes do not keep in step.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -20,7 +21,14 @@ const INTERVAL: Duration = Duration::from_secs(30);
 /// The age at which a decision is considered to be left over.
 const OLD: Duration = Duration::from_secs(60);
 
-/// A prepared transaction that recovery could not finish.
+/// How many decisions are deleted in one transaction.
+const AT_ONCE: usize = 500;
+
+/// The pause after a pass that left something which this process wants to be finished soon. It
+/// doubles with every such pass, up to [`INTERVAL`].
+const SOON: Duration = Duration::from_secs(1);
+
+/// A prepared transaction that nobody has finished yet, although its request has ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Unfinished {
     /// The database that has prepared.
@@ -28,6 +36,14 @@ pub(crate) struct Unfinished {
     /// The database that has decided, or will.
     pub(crate) decider: &'static str,
     pub(crate) prepared: InDoubt,
+    seen: Instant,
+}
+
+impl Unfinished {
+    /// Returns the time since it was prepared.
+    pub(crate) fn age(&self) -> Duration {
+        self.prepared.age + self.seen.elapsed()
+    }
 }
 
 /// The recovery of one process.
@@ -44,7 +60,7 @@ struct State {
     /// Decisions of this process whose transactions it could not finish.
     urgent: HashSet<DecisionId>,
     /// Decisions of this process that no prepared transaction needs any more, by decider.
-    settled: Vec<(usize, DecisionId)>,
+    settled: Vec<(TypeId, DecisionId)>,
     unfinished: Vec<Unfinished>,
 }
 
@@ -61,35 +77,39 @@ impl Recovery {
         }
     }
 
-    /// Finishes the transactions of this decision soon, whatever their age.
+    /// Finishes the transactions of this decision soon, whatever their age. No request may work on
+    /// them any more.
     pub(crate) fn resolve(&self, decision: DecisionId) {
         self.state.lock().urgent.insert(decision);
         self.wake.notify_one();
     }
 
-    /// Deletes the decision in the next pass: its transactions are finished.
-    pub(crate) fn forget(&self, decider: &AtomicHandle, decision: DecisionId) {
-        let mut databases = self.databases.iter();
-        if let Some(index) = databases.position(|known| known.database == decider.database) {
-            self.state.lock().settled.push((index, decision));
-        }
+    /// Deletes the decision in a later pass: its transactions are finished.
+    pub(crate) fn forget(&self, decider: TypeId, decision: DecisionId) {
+        self.state.lock().settled.push((decider, decision));
     }
 
-    /// Returns the prepared transactions that the last pass has seen and not finished.
+    /// Returns the prepared transactions that the last pass has seen and could not finish.
     pub(crate) fn unfinished(&self) -> Vec<Unfinished> {
         self.state.lock().unfinished.clone()
     }
 
     /// Runs passes until `shutdown`. Dropping the future leaves what is in doubt to another process
-    /// or the next launch.
+    /// or to the next launch.
     pub(crate) async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
+        let mut soon = SOON;
         loop {
-            tokio::select! {
-                () = self.pass() => {}
+            let is_done = tokio::select! {
+                is_done = self.pass() => is_done,
                 () = &mut shutdown => return,
-            }
-            let pause = INTERVAL.mul_f64(0.5 + fastrand::f64());
+            };
+            let jitter = 0.5 + fastrand::f64();
+            let pause = match is_done {
+                true => INTERVAL.mul_f64(jitter),
+                false => soon.mul_f64(jitter),
+            };
+            soon = if is_done { SOON } else { (soon * 2).min(INTERVAL) };
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.wake.notified() => {}
@@ -98,82 +118,88 @@ impl Recovery {
         }
     }
 
-    /// Finishes what can be finished now.
-    pub(crate) async fn pass(&self) {
+    /// Finishes what can be finished now. Returns `false` if something is left that this process
+    /// wants to be finished soon.
+    pub(crate) async fn pass(&self) -> bool {
         let urgent = std::mem::take(&mut self.state.lock().urgent);
         let mut unfinished = Vec::new();
         let mut is_complete = true;
-        for decider in &self.databases {
-            for database in &self.databases {
-                match self.finish(decider, database, &urgent).await {
-                    Ok(left) => unfinished.extend(left),
-                    Err(error) => {
-                        is_complete = false;
-                        tracing::warn!(
-                            database = database.name, decider = decider.name, %error,
-                            "could not look for prepared transactions in doubt; trying again later"
-                        );
-                    }
+        for database in &self.databases {
+            match self.finish(database, &urgent).await {
+                Ok(left) => unfinished.extend(left),
+                Err(error) => {
+                    is_complete = false;
+                    tracing::warn!(
+                        database = database.name, %error,
+                        "could not look for prepared transactions that are in doubt; trying again later"
+                    );
                 }
             }
         }
         let again = unfinished.iter().map(|left| left.prepared.id.decision);
-        {
+        let is_done = {
             let mut state = self.state.lock();
             state.urgent.extend(again.filter(|id| urgent.contains(id)));
             if !is_complete {
                 state.urgent.extend(&urgent);
             }
             state.unfinished = unfinished;
-        }
-        for index in 0..self.databases.len() {
-            if let Err(error) = self.clean(index, is_complete).await {
+            state.urgent.is_empty()
+        };
+        for handle in &self.databases {
+            if let Err(error) = self.clean(handle, is_complete).await {
                 tracing::debug!(
-                    decider = self.databases[index].name, %error,
+                    decider = handle.name, %error,
                     "could not delete decisions; trying again later"
                 );
             }
         }
+        is_done
     }
 
-    /// Finishes the transactions of `decider` in `database`. Returns those that are left.
+    /// Finishes the transactions that `database` has prepared. Returns those that are left.
     async fn finish(
         &self,
-        decider: &AtomicHandle,
         database: &AtomicHandle,
         urgent: &HashSet<DecisionId>,
     ) -> sqlx::Result<Vec<Unfinished>> {
-        let (Ok(decides), Ok(())) = (decider.decider(), database.prepares()) else {
-            return Ok(Vec::new());
-        };
         let mut left = Vec::new();
-        for prepared in database.pool.in_doubt(decides.id).await? {
-            let decision = prepared.id.decision;
-            if prepared.age < self.min_age && !urgent.contains(&decision) {
+        for prepared in self.in_doubt(database).await? {
+            let id = prepared.id;
+            if prepared.age < self.min_age && !urgent.contains(&id.decision) {
                 continue;
             }
+            let mut deciders = self.databases.iter();
+            let decider = deciders.find_map(|handle| {
+                let decides = handle.decider().ok()?;
+                (decides.id == id.decider).then_some((handle, decides))
+            });
+            let Some((decider, decides)) = decider else {
+                continue;
+            };
             let finished = async {
-                let decided = decider.pool.decide_or_abort(decides, decision).await?;
-                database.pool.finish(&prepared.id, decided).await?;
+                let decided = decider.pool.decide_or_abort(decides, id.decision).await?;
+                database.pool.finish(&id, decided).await?;
                 Ok::<_, sqlx::Error>(decided)
             };
             match finished.await {
                 Ok(decided) => tracing::warn!(
-                    database = database.name, decider = decider.name, id = %prepared.id,
+                    database = database.name, decider = decider.name, %id,
                     age_ms = prepared.age.as_millis(), committed = decided == Decided::Commit,
                     "finished a prepared transaction that was in doubt"
                 ),
                 Err(error) => {
                     tracing::error!(
-                        database = database.name, decider = decider.name, id = %prepared.id,
+                        database = database.name, decider = decider.name, %id,
                         age_ms = prepared.age.as_millis(), %error,
-                        "a prepared transaction is in doubt, because its decision is not known; \
-                         it keeps its locks until the decider can be queried"
+                        "a prepared transaction is in doubt and cannot be finished; it keeps its \
+                         locks until the deciding database and its own can be reached"
                     );
                     left.push(Unfinished {
                         database: database.name,
                         decider: decider.name,
                         prepared,
+                        seen: Instant::now(),
                     });
                 }
             }
@@ -181,44 +207,57 @@ impl Recovery {
         Ok(left)
     }
 
+    /// Returns what `database` has prepared for the deciders of this service.
+    async fn in_doubt(&self, database: &AtomicHandle) -> sqlx::Result<Vec<InDoubt>> {
+        if database.prepares().is_err() {
+            return Ok(Vec::new());
+        }
+        let deciders = self.databases.iter().filter_map(|it| it.decider().ok());
+        let deciders: Vec<DeciderId> = deciders.map(|decider| decider.id).collect();
+        database.pool.in_doubt(&deciders).await
+    }
+
     /// Deletes decisions that are not needed any more. Old decisions, of processes that have died,
     /// are deleted only if all prepared transactions are known.
-    async fn clean(&self, index: usize, is_complete: bool) -> sqlx::Result<()> {
-        let handle = &self.databases[index];
+    async fn clean(&self, handle: &AtomicHandle, is_complete: bool) -> sqlx::Result<()> {
         let Ok(decider) = handle.decider() else {
             return Ok(());
         };
-        let is_ours = |settled: &mut (usize, DecisionId)| settled.0 == index;
-        let settled: Vec<_> = {
+        let is_ours = |settled: &mut (TypeId, DecisionId)| settled.0 == handle.database;
+        let mut settled: Vec<_> = {
             let mut state = self.state.lock();
             state.settled.extract_if(.., is_ours).collect()
         };
-        let ids: Vec<DecisionId> = settled.iter().map(|(_, id)| *id).collect();
-        if !ids.is_empty()
-            && let Err(error) = handle.pool.forget(decider, &ids).await
-        {
-            self.state.lock().settled.extend(settled);
-            return Err(error);
+        while !settled.is_empty() {
+            let some = settled.len().saturating_sub(AT_ONCE);
+            let ids: Vec<DecisionId> = settled[some..].iter().map(|(_, id)| *id).collect();
+            if let Err(error) = handle.pool.forget(decider, &ids).await {
+                self.state.lock().settled.extend(settled);
+                return Err(error);
+            }
+            settled.truncate(some);
         }
         if !is_complete {
             return Ok(());
         }
-        // Read before the prepared transactions are listed: a decision is written after them.
+        // The decisions are read before the prepared transactions: a decision is written after its
+        // transactions were prepared.
         let old = handle.pool.old_decisions(decider, OLD).await?;
         if old.is_empty() {
             return Ok(());
         }
         let mut needed = HashSet::new();
         for database in &self.databases {
-            if database.prepares().is_ok() {
-                let in_doubt = database.pool.in_doubt(decider.id).await?;
-                needed.extend(in_doubt.iter().map(|prepared| prepared.id.decision));
-            }
+            let in_doubt = self.in_doubt(database).await?;
+            needed.extend(in_doubt.iter().map(|prepared| prepared.id.decision));
         }
-        let is_known = |name: &str| self.databases.iter().any(|known| known.name == name);
+        let can_be_seen = |name: &str| {
+            let mut databases = self.databases.iter();
+            databases.any(|known| known.name == name && known.prepares().is_ok())
+        };
         let left_over = old.into_iter().filter(|(id, participants)| {
             let mut participants = participants.split(',').filter(|name| !name.is_empty());
-            !needed.contains(id) && participants.all(is_known)
+            !needed.contains(id) && participants.all(can_be_seen)
         });
         let ids: Vec<DecisionId> = left_over.map(|(id, _)| id).collect();
         match ids.is_empty() {

@@ -129,13 +129,13 @@ impl AtomicDatabase for PostgresPool {
         rows.into_iter().map(decision).collect()
     }
 
-    async fn in_doubt(&self, decider: DeciderId) -> sqlx::Result<Vec<InDoubt>> {
+    async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {
         let sql = format!(
             "SELECT gid, (1000 * extract(epoch FROM pg_catalog.clock_timestamp() - prepared))\
                  ::pg_catalog.int8::pg_catalog.text \
              FROM pg_catalog.pg_prepared_xacts \
              WHERE database = pg_catalog.current_database() AND gid LIKE '{}%' ORDER BY prepared",
-            GlobalId::prefix(decider)
+            GlobalId::PREFIX
         );
         let rows = self.run(sql).await?;
         let in_doubt = |row: &PgRow| {
@@ -145,7 +145,9 @@ impl AtomicDatabase for PostgresPool {
                 age: Duration::from_millis(age.parse().unwrap_or_default()),
             })
         };
-        Ok(rows.iter().filter_map(in_doubt).collect())
+        let prepared = rows.iter().filter_map(in_doubt);
+        let is_ours = |prepared: &InDoubt| deciders.contains(&prepared.id.decider);
+        Ok(prepared.filter(is_ours).collect())
     }
 
     async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<()> {

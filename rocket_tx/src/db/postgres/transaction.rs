@@ -178,17 +178,24 @@ impl TransactionControl for PostgresSession {
         let preparing = self.run_final(&statements);
         let error = match timeout(limit, preparing).await {
             Ok(EndResult::Proved) => return Ok(()),
-            Ok(EndResult::NotProved(replies)) if replies.count < statements.len() => {
-                let at_prepare = replies.count == statements.len() - 1;
+            Ok(EndResult::NotProved(replies)) => {
+                let last = statements.len() - 1;
+                let replied = replies.count;
                 let error = replies.into_error();
-                let code = error.as_database_error().and_then(|error| error.code());
-                return Err(match code.as_deref() {
-                    // feature_not_supported, object_not_in_prerequisite_state
-                    Some("0A000" | "55000") if at_prepare => CommitError::CannotPrepare(error),
-                    _ => refusal(error),
-                });
+                if replied <= last && is_certain_refusal(&error) {
+                    self.transaction.is_refused = replied == last;
+                    let code = error.as_database_error().and_then(|error| error.code());
+                    return Err(match code.as_deref() {
+                        // feature_not_supported, object_not_in_prerequisite_state
+                        Some("0A000" | "55000") if replied == last => {
+                            CommitError::CannotPrepare(error)
+                        }
+                        _ => refusal(error),
+                    });
+                }
+                error
             }
-            Ok(EndResult::NotProved(replies) | EndResult::Lost(replies)) => replies.into_error(),
+            Ok(EndResult::Lost(replies)) => replies.into_error(),
             Err(_) => no_reply(limit),
         };
         self.set_on_return(OnReturn::Close);

@@ -104,7 +104,7 @@ impl AtomicDatabase for SqlitePool {
         rows.into_iter().map(decision).collect()
     }
 
-    async fn in_doubt(&self, _: DeciderId) -> sqlx::Result<Vec<InDoubt>> {
+    async fn in_doubt(&self, _: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {
         Ok(Vec::new())
     }
 

@@ -27,8 +27,8 @@ impl<S: Session> Transaction<S> {
     ///
     /// # Errors
     ///
-    /// Any [`CommitError`]. The transaction may be prepared all the same, if the reply of the server
-    /// was lost. It cannot be committed without a decision.
+    /// Any [`CommitError`]. After [`CommitError::Lost`] the transaction may be prepared. It cannot be
+    /// committed without a decision.
     ///
     /// # Cancellation
     ///
@@ -39,9 +39,13 @@ impl<S: Session> Transaction<S> {
         if !self.has_its_session() {
             return Err(CommitError::Ended { undone: false });
         }
-        self.session.prepare_transaction(id).await?;
-        self.state = State::Prepared(*id);
-        Ok(())
+        let result = self.session.prepare_transaction(id).await;
+        self.state = match &result {
+            Ok(()) => State::Prepared(*id),
+            Err(CommitError::Lost(_)) => State::Closing,
+            Err(_) => State::Open,
+        };
+        result
     }
 
     /// Commits together with the decision to commit the prepared transactions of other databases.

@@ -62,9 +62,7 @@ impl AtomicCommit {
         if mode == AtomicMode::Off || databases.len() < 2 {
             return Ok(None);
         }
-        for database in &databases {
-            database.set_up().await;
-        }
+        AtomicHandle::set_up(&databases).await;
         for (index, one) in databases.iter().enumerate() {
             for other in &databases[index + 1..] {
                 match atomic_pair(one, other) {
@@ -136,18 +134,22 @@ impl AtomicCommit {
     }
 }
 
-/// Checks whether a request that writes both databases can commit both or neither.
+/// Checks whether a request that writes both databases can commit both or neither. The error names
+/// the reason.
 fn atomic_pair(one: &AtomicHandle, other: &AtomicHandle) -> Result<(), String> {
-    let by = |decider: &AtomicHandle, participant: &AtomicHandle| {
-        let of = |handle: &AtomicHandle, reason: &str| format!("{reason} (`{}`)", handle.name);
-        (participant
-            .prepares()
-            .map_err(|reason| of(participant, reason)))
-        .and(decider.decider().map_err(|reason| of(decider, reason)))
-        .map(drop)
-    };
-    by(one, other).or_else(|first| match by(other, one) {
-        Ok(()) => Ok(()),
-        Err(second) => Err(format!("{first}; {second}")),
-    })
+    match (one.prepares(), other.prepares()) {
+        (Ok(()), _) if other.decider().is_ok() => Ok(()),
+        (_, Ok(())) if one.decider().is_ok() => Ok(()),
+        (Err(this), Err(that)) => Err(format!(
+            "neither of them can prepare a transaction (`{}`: {this}; `{}`: {that})",
+            one.name, other.name
+        )),
+        (Ok(()), _) => Err(cannot_decide(other)),
+        (_, Ok(())) => Err(cannot_decide(one)),
+    }
+}
+
+fn cannot_decide(handle: &AtomicHandle) -> String {
+    let reason = handle.decider().err().unwrap_or_default();
+    format!("`{}` cannot store decisions: {reason}", handle.name)
 }

@@ -14,8 +14,9 @@ use rocket::futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
+use self::atomic::BegunDecision;
 use super::settings::Settings;
-use crate::db::{CommitError, Decision, DecisionId, Durability, GlobalId};
+use crate::db::{CommitError, Decision, Durability, GlobalId};
 use crate::tx::failure::{Chain, Error};
 use crate::tx::monitor::{EventKind, LiveEntry, Step, micros};
 use crate::tx::registry::{Phase, Resource, SettleContext};
@@ -68,8 +69,8 @@ pub(super) struct Run<'a, 'r> {
     unknown: Vec<usize>,
     /// The databases that are known to have written nothing.
     readers: Vec<usize>,
-    /// The decision of an atomic commit that has begun.
-    decision: Option<DecisionId>,
+    /// The decision of an atomic commit.
+    decision: Option<BegunDecision>,
     /// The databases whose transactions are decided and not committed yet.
     pending: Vec<String>,
     deadlines: Deadlines,
@@ -212,7 +213,13 @@ impl<'a, 'r> Run<'a, 'r> {
         let mut unknown = None;
         for index in 0..self.resources.len() {
             let deadline = self.fair_share(index);
-            if let Err(error) = self.call(index, Call::Rollback, deadline).await {
+            let rolled_back = self.call(index, Call::Rollback, deadline).await;
+            if rolled_back.is_ok()
+                && let Some(decision) = &mut self.decision
+            {
+                decision.finished(index);
+            }
+            if let Err(error) = rolled_back {
                 let resource = &self.names[index];
                 tracing::warn!(
                     request = %self.id, %resource, error = %error.text(),

@@ -16,13 +16,45 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::{Call, Failure, Run};
-use crate::db::{AtomicHandle, Decided, Decider, Decision, DecisionId, GlobalId};
+use crate::db::{AtomicHandle, Decided, Decider, DeciderId, Decision, DecisionId, GlobalId, Recovery};
 use crate::tx::failure::Error;
 use crate::tx::monitor::Step;
-use crate::tx::settlement::atomic::{AtomicCommit, Roles};
+use crate::tx::settlement::atomic::Roles;
 use crate::tx::verdict::{Action, Outcome};
 
-impl<'a> Run<'a, '_> {
+/// The decision of an atomic commit that has begun.
+///
+/// On drop, recovery gets what is left to do: to finish what may still be prepared, or to delete the
+/// decision. So it gets that also if the settlement is dropped.
+pub(super) struct BegunDecision {
+    id: DecisionId,
+    decider: Arc<AtomicHandle>,
+    recovery: Arc<Recovery>,
+    /// The last PREPARE TRANSACTION has no certain result.
+    is_preparing: bool,
+    /// The databases that have prepared and not finished yet.
+    prepared: Vec<usize>,
+    is_decided: bool,
+}
+
+impl BegunDecision {
+    /// Notes that a prepared transaction was committed or rolled back.
+    pub(super) fn finished(&mut self, index: usize) {
+        self.prepared.retain(|prepared| *prepared != index);
+    }
+}
+
+impl Drop for BegunDecision {
+    fn drop(&mut self) {
+        if self.is_preparing || !self.prepared.is_empty() {
+            self.recovery.resolve(self.id);
+        } else if self.is_decided {
+            self.recovery.forget(self.decider.database, self.id);
+        }
+    }
+}
+
+impl Run<'_, '_> {
     /// Returns the databases that may have written, with their types.
     fn writers(&mut self) -> Vec<(usize, Option<TypeId>)> {
         let mut writers = Vec::new();
@@ -78,72 +110,101 @@ impl<'a> Run<'a, '_> {
         decider: usize,
         participants: &[usize],
     ) -> Result<(), Error> {
-        let Some((atomic, handle, by)) = self.decider(decider) else {
-            return Err(Error::Unknown(Vec::new()));
+        let Some((handle, by)) = self.begin_decision(decider) else {
+            return Err(Error::SettleTimeout(self.settings.settle_timeout));
         };
-        let id = DecisionId::mint();
-        self.decision = Some(id);
-        for (participant, &index) in participants.iter().enumerate() {
-            let name = GlobalId {
-                decider: by.id,
-                decision: id,
-                participant,
-            };
-            let prepare = Call::PrepareTransaction(&name);
-            if let Err(failure) = self.call(index, prepare, self.deadlines.commit).await {
-                // It may be prepared, although the reply was lost.
-                atomic.recovery.resolve(id);
-                return Err(self.error_of(failure));
-            }
+        for (number, &index) in participants.iter().enumerate() {
+            self.prepare_transaction(index, by.id, number).await?;
         }
-        let decision = Decision {
-            id,
-            participants: self.names_of(participants).join(","),
-            table: Arc::clone(&by.table),
-        };
-        self.decide(decider, &decision, participants, (atomic, handle, by))
-            .await?;
+        self.decide(decider, participants, &handle, &by).await?;
         self.committed.push(decider);
         // A power cut must not undo the decision after a participant has committed.
         if let Err(error) = self.wait_until_durable().await {
             self.leave_in_doubt(participants);
-            atomic.recovery.resolve(id);
             return Err(error);
         }
         self.committed.extend(participants);
-        match self.commit_prepared(participants).await {
-            true => atomic.recovery.forget(handle, id),
-            false => atomic.recovery.resolve(id),
-        }
+        self.commit_prepared(participants).await;
         Ok(())
     }
 
-    fn decider(
-        &mut self,
-        index: usize,
-    ) -> Option<(&'a AtomicCommit, &'a AtomicHandle, &'a Decider)> {
+    /// Begins a decision of the database at `index`. Writes nothing yet.
+    fn begin_decision(&mut self, index: usize) -> Option<(Arc<AtomicHandle>, Decider)> {
         let atomic = self.settings.atomic.get()?;
         let database = self.resources[index].as_mut()?.as_database()?.database();
         let handle = atomic.database(database)?;
-        Some((atomic, handle, handle.decider().ok()?))
+        let by = handle.decider().ok()?.clone();
+        self.decision = Some(BegunDecision {
+            id: DecisionId::mint(),
+            decider: Arc::clone(handle),
+            recovery: Arc::clone(&atomic.recovery),
+            is_preparing: false,
+            prepared: Vec::new(),
+            is_decided: false,
+        });
+        Some((Arc::clone(handle), by))
+    }
+
+    /// Prepares the transaction of the database at `index`.
+    async fn prepare_transaction(
+        &mut self,
+        index: usize,
+        decider: DeciderId,
+        participant: usize,
+    ) -> Result<(), Error> {
+        let Some(decision) = &mut self.decision else {
+            return Ok(());
+        };
+        decision.is_preparing = true;
+        let name = GlobalId {
+            decider,
+            decision: decision.id,
+            participant,
+        };
+        let prepare = Call::PrepareTransaction(&name);
+        let result = self.call(index, prepare, self.deadlines.commit).await;
+        let Some(decision) = &mut self.decision else {
+            return Ok(());
+        };
+        match result {
+            Ok(()) => {
+                decision.is_preparing = false;
+                decision.prepared.push(index);
+                Ok(())
+            }
+            Err(failure) => {
+                // Without a reply, it may be prepared.
+                decision.is_preparing =
+                    !matches!(&failure, Failure::Error(error) if !matches!(error, Error::ConnectionLost(_)));
+                Err(self.error_of(failure))
+            }
+        }
     }
 
     /// Commits the decider. If its reply is lost, queries the decision.
     async fn decide(
         &mut self,
         index: usize,
-        decision: &Decision,
         participants: &[usize],
-        (atomic, handle, by): (&AtomicCommit, &AtomicHandle, &Decider),
+        handle: &AtomicHandle,
+        by: &Decider,
     ) -> Result<(), Error> {
-        let decided = self
-            .call(index, Call::Decide(decision), self.deadlines.commit)
-            .await;
+        let Some(begun) = &self.decision else {
+            return Ok(());
+        };
+        let decision = Decision {
+            id: begun.id,
+            participants: self.names_of(participants).join(","),
+            table: Arc::clone(&by.table),
+        };
+        let decide = Call::Decide(&decision);
+        let decided = self.call(index, decide, self.deadlines.commit).await;
         let failure = match decided {
-            Ok(()) => return Ok(()),
-            Err(Failure::Error(error)) if error.outcome() != Outcome::Unknown => {
-                return Err(error);
+            Ok(()) => {
+                self.is_decided();
+                return Ok(());
             }
+            Err(Failure::Error(error)) if error.outcome() != Outcome::Unknown => return Err(error),
             Err(failure) => failure,
         };
         tracing::warn!(
@@ -156,6 +217,7 @@ impl<'a> Run<'a, '_> {
             Ok(Ok(Decided::Commit)) => {
                 self.unknown.retain(|unknown| *unknown != index);
                 drop(self.resources[index].take());
+                self.is_decided();
                 Ok(())
             }
             Ok(Ok(Decided::Abort)) => {
@@ -169,10 +231,15 @@ impl<'a> Run<'a, '_> {
                      recovery can query it"
                 );
                 self.leave_in_doubt(participants);
-                atomic.recovery.resolve(decision.id);
                 let all = [participants, &[index]].concat();
                 Err(Error::Unknown(self.names_of(&all)))
             }
+        }
+    }
+
+    fn is_decided(&mut self) {
+        if let Some(decision) = &mut self.decision {
+            decision.is_decided = true;
         }
     }
 
@@ -184,9 +251,9 @@ impl<'a> Run<'a, '_> {
         }
     }
 
-    /// Commits what was prepared, in all databases at once. Returns `false` if recovery has to
-    /// commit one of them later; that database is [pending](Run::pending).
-    async fn commit_prepared(&mut self, participants: &[usize]) -> bool {
+    /// Commits what was prepared, in all databases at once. If one of them cannot be reached,
+    /// recovery commits it later, and the database is [pending](Run::pending).
+    async fn commit_prepared(&mut self, participants: &[usize]) {
         let deadline = self.deadlines.whole;
         let mut resources = Vec::new();
         for &index in participants {
@@ -216,21 +283,23 @@ impl<'a> Run<'a, '_> {
             let bounded = timeout_at(deadline, AssertUnwindSafe(commit).catch_unwind());
             async move { (*index, Failure::of(bounded.await), started.elapsed()) }.instrument(span)
         });
-        let mut pending = Vec::new();
-        for (index, result, took) in join_all(commits).await {
+        let results = join_all(commits).await;
+        for (index, result, took) in results {
             self.report(&step(index), &result, took);
-            if let Err(failure) = result {
-                tracing::error!(
-                    request = %self.id, database = self.names[index], error = failure.text(),
-                    "a decided transaction could not be committed yet; recovery will commit it"
-                );
-                pending.push(self.names[index].clone());
+            match (result, &mut self.decision) {
+                (Ok(()), Some(decision)) => decision.finished(index),
+                (Ok(()), None) => {}
+                (Err(failure), _) => {
+                    tracing::error!(
+                        request = %self.id, database = self.names[index], error = failure.text(),
+                        "a decided transaction could not be committed yet; recovery will commit it"
+                    );
+                    self.pending.push(self.names[index].clone());
+                }
             }
         }
-        self.pending = pending;
         drop(resources);
         // Yield so that the tasks waiting for these connections run now, not after this request.
         tokio::task::yield_now().await;
-        self.pending.is_empty()
     }
 }
