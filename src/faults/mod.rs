@@ -124,11 +124,13 @@ impl Crash {
 
 impl Observer for Crash {
     fn before(&self, step: &Step<'_, '_>) {
-        match (step.action, step.committed) {
-            (Action::Commit, 0) => Self::if_requested(step.request, CrashPoint::BeforeCommit),
-            (Action::Commit, 1) => Self::if_requested(step.request, CrashPoint::BetweenCommits),
-            _ => {}
-        }
+        let point = match (step.action, step.committed) {
+            (Action::Commit | Action::PrepareTransaction, 0) => CrashPoint::BeforeCommit,
+            (Action::Decide, _) => CrashPoint::BeforeDecision,
+            (Action::Commit, 1) | (Action::CommitPrepared, _) => CrashPoint::BetweenCommits,
+            _ => return,
+        };
+        Self::if_requested(step.request, point);
     }
 
     fn settled(&self, request: &Request<'_>, settled: &SettlementReport) {

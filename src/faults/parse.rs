@@ -39,8 +39,13 @@ pub(super) enum Fault {
 /// The point in a settlement where the process is aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CrashPoint {
+    /// Before the first COMMIT, or before the first PREPARE TRANSACTION of an atomic commit.
     BeforeCommit,
+    /// When everything is prepared, and the decision is not committed.
+    BeforeDecision,
+    /// When one database is committed, and the next one is not.
     BetweenCommits,
+    /// When everything is committed, and the client has no response.
     AfterCommit,
 }
 
@@ -70,6 +75,7 @@ pub(super) fn parse(word: &str) -> Result<Fault, Problem> {
         }
         ("disconnect", None) => Some(Fault::Disconnect),
         ("crash", Some("before-commit")) => Some(Fault::Crash(CrashPoint::BeforeCommit)),
+        ("crash", Some("before-decision")) => Some(Fault::Crash(CrashPoint::BeforeDecision)),
         ("crash", Some("between-commits")) => Some(Fault::Crash(CrashPoint::BetweenCommits)),
         ("crash", Some("after-commit")) => Some(Fault::Crash(CrashPoint::AfterCommit)),
         _ => None,
@@ -80,7 +86,7 @@ pub(super) fn parse(word: &str) -> Result<Fault, Problem> {
             "validation",
             "`X-Fault` or `fault` must be a list of: respond=STATUS, panic, delay=MS, delay=MS@loaded, \
              expire-lease, doom, commit, swallow, leak[=MS], downstream=STATUS|timeout, \
-             disconnect, crash=before-commit|between-commits|after-commit",
+             disconnect, crash=before-commit|before-decision|between-commits|after-commit",
         )
     })
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Counter, Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
     Registry, TextEncoder,
 };
 use rocket::fairing::{Fairing, Info, Kind};
@@ -39,6 +39,8 @@ pub(crate) struct Metrics {
     begin_seconds: HistogramVec,
     read_seconds: HistogramVec,
     outstanding: IntGauge,
+    in_doubt: IntGauge,
+    in_doubt_seconds: Gauge,
     listeners: IntGauge,
     hook_failures: IntCounter,
     open_retries: IntCounter,
@@ -118,6 +120,17 @@ impl Metrics {
                 "Transactions and resources that are outstanding now, or condemned: still held after \
                  the end of their request.",
             )?,
+            in_doubt: gauge(
+                "rocket_tx_in_doubt",
+                "Prepared transactions whose request has ended and that nobody has finished yet.",
+            )?,
+            in_doubt_seconds: registered(
+                &registry,
+                Gauge::new(
+                    "rocket_tx_in_doubt_age_seconds",
+                    "Age of the oldest prepared transaction that is in doubt; 0 if there is none.",
+                ),
+            )?,
             listeners: gauge(
                 "rocket_tx_listeners",
                 "Clients that are connected to /registry/events now.",
@@ -154,6 +167,10 @@ impl Metrics {
         let _alone = self.collecting.lock();
         let count = i64::try_from(live.transactions().len()).unwrap_or(i64::MAX);
         self.outstanding.set(count);
+        let in_doubt = live.in_doubt();
+        self.in_doubt.set(i64::try_from(in_doubt.len()).unwrap_or(i64::MAX));
+        let oldest = in_doubt.iter().map(|prepared| prepared.age_ms).max();
+        self.in_doubt_seconds.set(oldest.unwrap_or(0) as f64 / 1000.0);
         let listeners = i64::try_from(live.listeners()).unwrap_or(i64::MAX);
         self.listeners.set(listeners);
         raise(&self.hook_failures, live.hook_failures());
@@ -218,6 +235,10 @@ impl Observer for Metrics {
             Action::Prepare => "prepare",
             Action::Commit => "commit",
             Action::Rollback => "rollback",
+            Action::PrepareTransaction => "prepare-transaction",
+            Action::Decide => "decide",
+            Action::CommitPrepared => "commit-prepared",
+            _ => "other",
         };
         let result = if result.is_ok() { "ok" } else { "failed" };
         let labels = [step.resource, action, result];

@@ -6,7 +6,7 @@ use rocket::serde::json::Json;
 use rocket::{State, get};
 use rocket_tx::Problem;
 use rocket_tx::db::TransactionPool;
-use rocket_tx::tx::{Live, LiveTransaction, Outcome};
+use rocket_tx::tx::{Live, LiveTransaction, Outcome, PreparedTransaction};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -28,6 +28,8 @@ struct Registry {
     /// Everything that is outstanding (begun and not settled yet) or condemned (its request has
     /// ended while a task still holds it).
     outstanding: Vec<LiveTransaction>,
+    /// Prepared transactions whose request has ended and that nobody has finished yet.
+    in_doubt: Vec<PreparedTransaction>,
     settled: Counts,
     /// The number of clients of `/registry/events`.
     listeners: usize,
@@ -50,6 +52,7 @@ struct Counts {
 fn registry(live: &State<Live>, faults: &State<FaultInjection>) -> Json<Registry> {
     Json(Registry {
         outstanding: live.transactions(),
+        in_doubt: live.in_doubt(),
         settled: Counts {
             committed: live.settled(Outcome::Committed),
             rolled_back: live.settled(Outcome::RolledBack),

@@ -72,7 +72,7 @@ pub(crate) use initializer::{AttachedDatabases, same_database};
 #[cfg(feature = "postgres")]
 #[doc(hidden)]
 pub use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};
-pub(crate) use recovery::{Recovery, Unfinished};
+pub(crate) use recovery::Recovery;
 #[cfg(feature = "sqlite")]
 #[doc(hidden)]
 pub use sqlite::OneShotWriter;

@@ -37,7 +37,9 @@ mod verdict;
 
 pub use failure::{Error, Problem};
 pub use guards::{Begin, Commit, Read, Rollback, Tx, bounded, problem_catchers};
-pub use monitor::{Event, EventKind, FeedItem, Listener, Live, LiveTransaction, Observer, Step};
+pub use monitor::{
+    Event, EventKind, FeedItem, Listener, Live, LiveTransaction, Observer, PreparedTransaction, Step,
+};
 pub use registry::{
     AfterRollback, BorrowedTransaction, HookOutput, Mode, Outstanding, Phase, ReadOnly, ReadWrite,
     RepeatableRead, Resource, Serializable, SettleContext,

@@ -222,6 +222,9 @@ pub struct SettlementReport {
     /// order. A condemned transaction counts as rolled back, unless its holder may have committed
     /// it.
     pub databases: Vec<(String, Outcome)>,
+    /// The databases whose commit is decided but was not carried out yet, because they could not be
+    /// reached. They count as committed: recovery commits them.
+    pub pending: Vec<String>,
     /// The status that the client receives.
     pub status: Status,
     /// How long the settlement took.

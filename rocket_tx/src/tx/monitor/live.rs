@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::feed::{EventKind, Feed, Listener};
+use crate::db::Recovery;
 use crate::tx::request_id::RequestId;
 use crate::tx::verdict::Outcome;
 
@@ -27,6 +28,8 @@ struct Inner {
     settled: [AtomicU64; 4],
     hook_failures: AtomicU64,
     feed: Feed,
+    /// Set at launch, if the service commits several databases atomically.
+    recovery: OnceLock<Arc<Recovery>>,
 }
 
 struct Entry {
@@ -69,7 +72,41 @@ pub struct LiveTransaction {
     pub condemned: bool,
 }
 
+/// A prepared transaction of an atomic commit that is in doubt: its request has ended, and nobody
+/// has committed it or rolled it back yet. It keeps its locks until then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
+pub struct PreparedTransaction {
+    /// Its name, as `pg_prepared_xacts` lists it.
+    pub name: String,
+    /// The database that has prepared it.
+    pub database: String,
+    /// The database that stores the decision.
+    pub decider: String,
+    /// Milliseconds since it was prepared.
+    pub age_ms: u64,
+}
+
 impl Live {
+    /// Returns the prepared transactions that are in doubt, as the last pass of recovery has found
+    /// them. Recovery looks for them every 30 s on average, and at once after a failed commit.
+    pub fn in_doubt(&self) -> Vec<PreparedTransaction> {
+        let unfinished = self.0.recovery.get().map(|recovery| recovery.unfinished());
+        let unfinished = unfinished.into_iter().flatten();
+        unfinished
+            .map(|one| PreparedTransaction {
+                name: one.prepared.id.to_string(),
+                database: one.database.to_owned(),
+                decider: one.decider.to_owned(),
+                age_ms: u64::try_from(one.age().as_millis()).unwrap_or(u64::MAX),
+            })
+            .collect()
+    }
+
+    pub(in crate::tx) fn set_recovery(&self, recovery: Arc<Recovery>) {
+        let _only_once = self.0.recovery.set(recovery);
+    }
+
     /// Returns everything that is outstanding or condemned, oldest first.
     pub fn transactions(&self) -> Vec<LiveTransaction> {
         let entries = self.0.entries.lock();

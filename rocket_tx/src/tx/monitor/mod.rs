@@ -14,7 +14,7 @@ mod slow;
 
 pub(in crate::tx) use feed::micros;
 pub use feed::{Event, EventKind, FeedItem, Listener};
-pub use live::{Live, LiveTransaction};
+pub use live::{Live, LiveTransaction, PreparedTransaction};
 pub(in crate::tx) use live::{LiveEntry, LiveFlags, short_type};
 pub(in crate::tx) use observer::Observers;
 pub use observer::{Observer, Step};

@@ -35,7 +35,6 @@ mod slot;
 
 pub(in crate::tx) use checkout::CheckedOut;
 pub(in crate::tx) use closed::{Closed, HeldTransaction};
-pub(in crate::tx) use database::DatabaseTransaction;
 pub use hooks::HookOutput;
 pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
 pub(in crate::tx) use open_transaction::{ConnectionOf, OpenTransaction};

@@ -6,6 +6,8 @@
 //! attached again in each round. It is a singleton, so Rocket moves it to the last place each time.
 //! If a fairing still comes later, `tx::fairings` detects that, and the launch fails.
 
+use std::sync::Arc;
+
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Rocket};
 
@@ -75,6 +77,7 @@ impl ComesLast {
             settings.settle_timeout,
         );
         if let Some(atomic) = set_up.await? {
+            settings.monitor.live.set_recovery(Arc::clone(&atomic.recovery));
             let _only_once = settings.atomic.set(atomic);
         }
         Ok(())

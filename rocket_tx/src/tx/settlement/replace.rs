@@ -10,6 +10,9 @@ use crate::tx::verdict::Outcome;
 /// The header with the outcome of the request's transactions.
 pub(super) const OUTCOME: &str = "Transaction-Outcome";
 
+/// The header that names the databases whose commit is decided, but was not carried out yet.
+pub(super) const PENDING: &str = "Transaction-Pending";
+
 /// Replaces the response by a problem. Headers that describe neither the old body nor a success are
 /// kept, for example security headers that a fairing has set.
 pub(in crate::tx) fn replace<'r>(

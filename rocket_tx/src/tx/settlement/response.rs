@@ -14,7 +14,7 @@ use tokio::time::timeout_at;
 use tracing::Instrument;
 
 use super::read_body;
-use super::replace::{OUTCOME, drop_upgrades, replace, strip};
+use super::replace::{OUTCOME, PENDING, drop_upgrades, replace, strip};
 use super::rewrite::{Recorded, outcome, rewrite};
 use super::run::{Deadlines, Run};
 use super::settings::{Settings, VetoContext};
@@ -46,8 +46,9 @@ impl Fairing for ResponseFairing {
         let (Some(context), Some(settings)) = (context, settings) else {
             return;
         };
-        // Only settlement may set this header, so one from a handler or a fairing is removed.
+        // Only settlement may set these headers, so those from a handler or a fairing are removed.
         response.remove_header(OUTCOME);
+        response.remove_header(PENDING);
         if let Some(outstanding) = Outstanding::to_settle(request) {
             let settling = Settle {
                 settings,
@@ -188,6 +189,7 @@ impl<'r> Settle<'_, 'r, '_> {
             (Verdict::Rollback(_), _) => run.rollback().await.or(unknown_end).map_or(Ok(()), Err),
         };
         databases.extend(run.outcomes());
+        let pending = run.take_pending();
         drop(run);
         let outcome = outcome(&verdict, &result);
         match rewrite(
@@ -199,11 +201,15 @@ impl<'r> Settle<'_, 'r, '_> {
             Some(problem) => replace(self.request, response, problem, outcome),
             None => self.complete(response, outcome),
         }
+        if !pending.is_empty() {
+            response.set_header(Header::new(PENDING, pending.join(", ")));
+        }
         let settled = SettlementReport {
             request: self.context.id,
             verdict,
             outcome,
             databases,
+            pending,
             status: response.status(),
             took: started.elapsed(),
         };

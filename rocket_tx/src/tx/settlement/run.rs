@@ -132,8 +132,8 @@ impl<'a, 'r> Run<'a, 'r> {
     }
 
     /// Returns the databases whose transactions are decided and not committed yet.
-    pub(super) fn pending(&self) -> &[String] {
-        &self.pending
+    pub(super) fn take_pending(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.pending)
     }
 
     /// Commits everything. On error, rolls back everything that is not committed.

@@ -214,6 +214,10 @@ impl<S> Transaction<S> {
         Ok(())
     }
 
+    pub async fn prepare_among_several(&mut self) -> Result<(), CommitError> {
+        Ok(())
+    }
+
     pub async fn commit_without_waiting(&mut self) -> Result<Durability, CommitError> {
         yield_now().await;
         self.end(true);

@@ -17,7 +17,8 @@ mod rank;
 #[path = "../../../../rocket_tx/src/tx/registry/require.rs"]
 mod require;
 
-use super::stand_ins::{hooks, resource};
+use super::stand_ins::{database, hooks, resource};
 
 pub use mode::{ReadWrite, Serializable};
+pub(super) use open_transaction::OpenTransaction;
 pub use outstanding::Outstanding;

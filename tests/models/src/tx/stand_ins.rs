@@ -130,6 +130,7 @@ pub mod resource {
     use std::any::Any;
     use std::borrow::Cow;
 
+    use super::database::DatabaseTransaction;
     use super::failure::Error;
     use crate::db::Durability;
 
@@ -164,7 +165,27 @@ pub mod resource {
         async fn rollback(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
             Ok(())
         }
+
+        fn as_database(&mut self) -> Option<&mut dyn DatabaseTransaction> {
+            None
+        }
     }
+
+    impl SettleContext<'_> {
+        pub fn has_other_databases(&self) -> bool {
+            false
+        }
+    }
+}
+
+/// An open transaction as a part of an atomic commit: settlement is not modelled.
+pub mod database {
+    use super::super::registry::OpenTransaction;
+    use crate::db::TransactionalDatabase;
+
+    pub trait DatabaseTransaction {}
+
+    impl<D: TransactionalDatabase> DatabaseTransaction for OpenTransaction<D> {}
 }
 
 pub mod verdict {

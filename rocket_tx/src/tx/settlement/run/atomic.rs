@@ -174,8 +174,10 @@ impl Run<'_, '_> {
             }
             Err(failure) => {
                 // Without a reply, it may be prepared.
-                decision.is_preparing =
-                    !matches!(&failure, Failure::Error(error) if !matches!(error, Error::ConnectionLost(_)));
+                decision.is_preparing = match &failure {
+                    Failure::Error(error) => matches!(error, Error::ConnectionLost(_)),
+                    Failure::Panicked | Failure::TimedOut => true,
+                };
                 Err(self.error_of(failure))
             }
         }
@@ -252,7 +254,7 @@ impl Run<'_, '_> {
     }
 
     /// Commits what was prepared, in all databases at once. If one of them cannot be reached,
-    /// recovery commits it later, and the database is [pending](Run::pending).
+    /// recovery commits it later, and the database is [pending](Run::take_pending).
     async fn commit_prepared(&mut self, participants: &[usize]) {
         let deadline = self.deadlines.whole;
         let mut resources = Vec::new();
