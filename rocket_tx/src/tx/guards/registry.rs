@@ -44,7 +44,8 @@ pub fn guard_failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error>
 /// Logs and records that a guard of this library failed. Everything outstanding will be rolled
 /// back.
 pub(super) fn fail_request<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
-    match error.is_known_trouble(request) {
+    // A replay is no failure.
+    match error.is_known_trouble(request) || matches!(error, Error::Replayed) {
         true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
         false => tracing::warn!(%error, uri = %request.uri(), "a request guard failed"),
     }

@@ -11,6 +11,8 @@
 //! | `mode` | isolation and access, as part of a guard's type |
 //! | `resource` | [`Resource`]: the trait of everything that can join; [`SettleContext`] |
 //! | `settle_context` | access of resources to the request's transactions: [`BorrowedTransaction`], [`AfterRollback`] |
+//! | `begin_step` | [`BeginStep`]: runs at the beginning of a transaction that writes |
+//! | `response_plan` | reading the final response; sending a stored one instead |
 //! | `hooks` | work for after the commit, and for after the rollback |
 //! | `joining` | the methods for handlers: join, doom, hooks |
 //! | `closed` | the contents of a registry, handed over to be settled |
@@ -18,6 +20,7 @@
 //! No other module sees the state of a registry. Settlement closes the registry and receives plain
 //! data.
 
+mod begin_step;
 mod checkout;
 mod closed;
 mod hooks;
@@ -28,9 +31,11 @@ mod outstanding;
 mod rank;
 mod require;
 mod resource;
+mod response_plan;
 mod settle_context;
 mod slot;
 
+pub use begin_step::BeginStep;
 pub(in crate::tx) use checkout::CheckedOut;
 pub(in crate::tx) use closed::{Closed, HeldTransaction};
 pub use hooks::HookOutput;

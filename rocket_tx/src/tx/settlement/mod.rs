@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `fairing`, `settings` | [`Settlement`]: the fairing that a service attaches; its settings |
 //! | `response` | the response half of the fairing: decide, settle, rewrite, report |
+//! | `capture` | reads a response before the commit, for resources that store it |
 //! | `coming_last` | attaches the response half after all other response fairings |
 //! | `run` | carries the verdict out on every resource |
 //! | `rewrite` | decides whether the response is kept or replaced by a problem |
@@ -11,6 +12,7 @@
 //! | `read_body` | limits how long a body that holds a `Read` waits for its client |
 //! | `peer` | finds the connection of a client, reads its progress, and closes it |
 
+mod capture;
 mod coming_last;
 mod fairing;
 mod peer;

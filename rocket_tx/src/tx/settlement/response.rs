@@ -13,6 +13,7 @@ use rocket::{Request, Response};
 use tokio::time::timeout_at;
 use tracing::Instrument;
 
+use super::capture::capture;
 use super::read_body;
 use super::replace::{OUTCOME, drop_upgrades, replace, strip};
 use super::rewrite::{Recorded, outcome, rewrite};
@@ -25,7 +26,8 @@ use crate::tx::fairings::OF_RESPONSES;
 use crate::tx::monitor::{EventKind, micros, short_type};
 use crate::tx::panics::shielded;
 use crate::tx::registry::{Closed, HeldTransaction, Outstanding};
-use crate::tx::verdict::{Facts, Outcome, SettlementReport, Verdict};
+use crate::tx::stored_response::StoredResponse;
+use crate::tx::verdict::{Facts, Outcome, Reason, SettlementReport, Verdict};
 
 /// The half of `Settlement` that runs when the response is ready.
 pub(super) struct ResponseFairing;
@@ -143,6 +145,7 @@ impl<'r> Settle<'_, 'r, '_> {
         let facts = Facts {
             leaked,
             panicked,
+            replayed: self.outstanding.is_replayed(),
             guard_failed: closed.failure.is_some(),
             doomed: closed.doom.as_ref().map(|(_, reason)| reason.clone()),
             choice: closed.choice,
@@ -162,6 +165,17 @@ impl<'r> Settle<'_, 'r, '_> {
         {
             complete = self.open_required(&mut closed, deadlines.commit).await;
         }
+        let mut captured = None;
+        if let (Verdict::Commit(_), Ok(()), Some(limit)) =
+            (&verdict, &complete, self.outstanding.capture_limit())
+        {
+            // A problem gets its outcome now. If the commit fails, the response is replaced.
+            self.complete_problem(response, Outcome::Committed);
+            match Box::pin(capture(response, limit, deadlines.commit)).await {
+                Ok(response) => captured = Some(response),
+                Err(error) => complete = Err(error),
+            }
+        }
         let Closed {
             resources,
             lines,
@@ -178,6 +192,7 @@ impl<'r> Settle<'_, 'r, '_> {
             lines,
             deadlines,
         );
+        run.response = captured;
         let result = match (&verdict, complete) {
             (Verdict::Commit(_), Ok(())) => run.commit().await,
             (Verdict::Commit(_), Err(error)) => Err(run.rollback().await.unwrap_or(error)),
@@ -187,14 +202,20 @@ impl<'r> Settle<'_, 'r, '_> {
         databases.extend(run.outcomes());
         drop(run);
         let outcome = outcome(&verdict, &result);
-        match rewrite(
-            &verdict,
-            result,
-            response.status(),
-            Recorded { doom, failure },
-        ) {
-            Some(problem) => replace(self.request, response, problem, outcome),
-            None => self.complete(response, outcome),
+        let recorded = Recorded { doom, failure };
+        match self.stored_response(&verdict, outcome) {
+            Some(stored) => {
+                strip(response);
+                stored.write(self.request, response);
+                response.set_header(Header::new(OUTCOME, Outcome::Committed.as_str()));
+            }
+            None => match rewrite(&verdict, result, response.status(), recorded) {
+                Some(problem) => {
+                    let problem = self.with_advice(problem, outcome);
+                    replace(self.request, response, problem, outcome);
+                }
+                None => self.complete(response, outcome),
+            },
         }
         let settled = SettlementReport {
             request: self.context.id,
@@ -241,6 +262,16 @@ impl<'r> Settle<'_, 'r, '_> {
     /// Adds the outcome to a response that is kept. An error response loses its upgrade handlers,
     /// unless the request was committed.
     fn complete(&self, response: &mut Response<'r>, outcome: Outcome) {
+        self.complete_problem(response, outcome);
+        if outcome != Outcome::Committed && response.status().code >= 400 {
+            drop_upgrades(self.request, response);
+        }
+        response.set_header(Header::new(OUTCOME, outcome.as_str()));
+    }
+
+    /// Adds the outcome to the problem that the handler or a catcher has made, if it is the
+    /// response.
+    fn complete_problem(&self, response: &mut Response<'r>, outcome: Outcome) {
         // The outcome was not known yet when the handler made its problem.
         if let Some(problem) = Problem::sent(self.request) {
             let is_problem = response
@@ -250,10 +281,24 @@ impl<'r> Settle<'_, 'r, '_> {
                 problem.with_outcome(outcome).write(self.request, response);
             }
         }
-        if outcome != Outcome::Committed && response.status().code >= 400 {
-            drop_upgrades(self.request, response);
+    }
+
+    /// Returns the stored response to send, if there is one and it is certain that this request has
+    /// changed nothing.
+    fn stored_response(&self, verdict: &Verdict, outcome: Outcome) -> Option<StoredResponse> {
+        let has_failed = matches!(verdict.reason(), Reason::Leaked(_) | Reason::Panicked);
+        if has_failed || outcome != Outcome::RolledBack {
+            return None;
         }
-        response.set_header(Header::new(OUTCOME, outcome.as_str()));
+        self.outstanding.take_stored_response()
+    }
+
+    /// Tells the client how to learn an unknown outcome, if a library has provided a way.
+    fn with_advice(&self, problem: Problem, outcome: Outcome) -> Problem {
+        match self.outstanding.repeat_advice() {
+            Some(advice) if outcome == Outcome::Unknown => problem.with_advice(&advice),
+            _ => problem,
+        }
     }
 
     fn report(&self, settled: &SettlementReport) {

@@ -12,6 +12,7 @@ use tracing::Instrument;
 use super::settings::Settings;
 use crate::db::{CommitError, Durability};
 use crate::tx::failure::{Chain, Error};
+use crate::tx::final_response::FinalResponse;
 use crate::tx::monitor::{EventKind, LiveEntry, Step, micros};
 use crate::tx::registry::{Phase, Resource, SettleContext};
 use crate::tx::request_id::RequestId;
@@ -62,6 +63,8 @@ pub(super) struct Run<'a, 'r> {
     /// The resources whose outcome is unknown.
     unknown: Vec<usize>,
     deadlines: Deadlines,
+    /// The response that resources may store.
+    pub(super) response: Option<FinalResponse>,
     /// The entries of the resources in the live list. They are removed when the settlement ends.
     _live_entries: Vec<LiveEntry>,
 }
@@ -95,6 +98,7 @@ impl<'a, 'r> Run<'a, 'r> {
             not_yet_durable: Vec::new(),
             unknown: Vec::new(),
             deadlines,
+            response: None,
             _live_entries: live_entries,
         }
     }
@@ -320,6 +324,7 @@ impl<'a, 'r> Run<'a, 'r> {
             deadline,
             others: &mut self.resources,
             last: &mut self.last,
+            response: self.response.as_ref(),
         };
         let span = tracing::debug_span!("step", resource = self.names[index], ?action);
         let work = async {

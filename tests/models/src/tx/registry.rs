@@ -17,7 +17,7 @@ mod rank;
 #[path = "../../../../rocket_tx/src/tx/registry/require.rs"]
 mod require;
 
-use super::stand_ins::{hooks, resource};
+use super::stand_ins::{begin_step, hooks, resource, response_plan};
 
 pub use mode::{ReadWrite, Serializable};
 pub use outstanding::Outstanding;
