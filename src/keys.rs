@@ -4,6 +4,7 @@
 use rocket_tx_idempotency::idempotent;
 use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{Header, RefOr};
 
 use crate::databases::Main;
 use crate::http::{Endpoints, operations_of, responses};
@@ -19,7 +20,7 @@ pub(crate) fn accept_keys(mut endpoints: Endpoints) -> Endpoints {
             .schema_type(Type::String)
             .pattern(Some(KEY))
             .min_length(Some(1))
-            .max_length(Some(255));
+            .max_length(Some(512));
         let header = ParameterBuilder::new()
             .name("Idempotency-Key")
             .parameter_in(ParameterIn::Header)
@@ -27,6 +28,16 @@ pub(crate) fn accept_keys(mut endpoints: Endpoints) -> Endpoints {
             .schema(Some(key));
         let parameters = operation.parameters.get_or_insert_default();
         parameters.push(header.build().into());
+        for (status, response) in &mut operation.responses.responses {
+            if let (true, RefOr::T(response)) = (status.starts_with('2'), response) {
+                let about = "`true` if this is the stored response of an earlier request.";
+                let replayed = ObjectBuilder::new().schema_type(Type::String);
+                let mut header = Header::new(replayed.enum_values(Some(["true"])));
+                header.description = Some(about.to_owned());
+                let name = "Idempotency-Replayed".to_owned();
+                response.headers.insert(name, RefOr::T(header));
+            }
+        }
         let failures = responses(&[400, 409, 422, 503]);
         operation.responses.responses.extend(failures);
     }
@@ -36,8 +47,8 @@ pub(crate) fn accept_keys(mut endpoints: Endpoints) -> Endpoints {
     }
 }
 
-/// A key without quotes.
-const KEY: &str = r"^[!#-+\-.-:<-\[\]-~]{1,255}$";
+/// A key without quotes, or in quotes.
+const KEY: &str = r#"^([!#-+\-.-:<-\[\]-~]{1,255}|"([!#-\[\]-~]|\\["\\]){1,255}")$"#;
 
 const ABOUT: &str = "\
     A new random value for each request, and the same value when the request is repeated. Then the \

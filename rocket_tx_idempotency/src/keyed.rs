@@ -16,7 +16,6 @@ use crate::in_flight::Permit;
 use crate::initializer::Shared;
 use crate::key::Key;
 use crate::problems;
-use crate::resource::ResponseRow;
 use crate::rows::{Attempt, KeyDatabase, KeyRows, Row};
 use crate::stored;
 
@@ -27,7 +26,7 @@ const ADVICE: &str = "Send the request again with the same `Idempotency-Key`: it
 /// A request with a key.
 pub(crate) struct Keyed<D: KeyDatabase> {
     shared: Arc<Shared<D>>,
-    outstanding: Arc<Outstanding>,
+    pub(crate) outstanding: Arc<Outstanding>,
     pool: D::Pool,
     pub(crate) scope: Scope,
     head: Head,
@@ -48,8 +47,7 @@ struct State {
 }
 
 impl<D: KeyDatabase> Keyed<D> {
-    /// Makes the request claim the key when its transaction of `D` begins, and store its response
-    /// when it is committed.
+    /// Makes the request claim the key when its transaction of `D` begins.
     pub(crate) fn start(
         request: &Request<'_>,
         shared: &Arc<Shared<D>>,
@@ -74,7 +72,6 @@ impl<D: KeyDatabase> Keyed<D> {
             state: Mutex::default(),
         });
         outstanding.on_begin(Claim(Arc::clone(&keyed)))?;
-        outstanding.join(ResponseRow(Arc::clone(&keyed)))?;
         // Also a request that changes nothing stores its response.
         outstanding.require::<D>(pool)?;
         outstanding.capture_response(shared.settings.max_body)?;

@@ -11,7 +11,14 @@ use crate::rows::{KeyDatabase, KeyRows};
 use crate::stored;
 
 /// Stores the response when the request is committed.
-pub(crate) struct ResponseRow<D: KeyDatabase>(pub(crate) Arc<Keyed<D>>);
+pub(crate) struct ResponseRow<D: KeyDatabase>(Arc<Keyed<D>>);
+
+impl<D: KeyDatabase> ResponseRow<D> {
+    /// Makes the request store its response when it is committed.
+    pub(crate) fn join(keyed: &Arc<Keyed<D>>) -> Result<(), Error> {
+        keyed.outstanding.join(Self(Arc::clone(keyed)))
+    }
+}
 
 impl<D: KeyDatabase> Drop for ResponseRow<D> {
     fn drop(&mut self) {

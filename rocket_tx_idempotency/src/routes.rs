@@ -15,6 +15,7 @@ use crate::initializer::Shared;
 use crate::key::Key;
 use crate::keyed::{AnyKeyed, Keyed};
 use crate::problems;
+use crate::resource::ResponseRow;
 use crate::rows::KeyDatabase;
 
 /// Returns the same routes; those that may change something accept `Idempotency-Key`. The keys are
@@ -142,6 +143,7 @@ impl<D: KeyDatabase> Idempotent<D> {
         let beginning = data.peek(BEGINNING).await.to_vec();
         let is_whole = data.peek_complete();
         let keyed = Keyed::start(request, shared, &caller, &key, beginning.clone())?;
+        ResponseRow::join(&keyed)?;
         Current::set(request, Arc::clone(&keyed) as Arc<dyn AnyKeyed>);
         if is_whole {
             keyed.body_is_known(&beginning).await?;

@@ -50,9 +50,16 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "utoipa", schema(nullable = false))]
     outcome: Option<Outcome>,
-    /// Members for this kind of problem.
     #[serde(flatten)]
     #[cfg_attr(feature = "utoipa", schema(ignore))]
+    extension: Option<Box<Extension>>,
+}
+
+/// The parts that few problems have. Boxed, so that a `Result` with a problem stays small.
+#[derive(Debug, Clone, Default, Serialize)]
+struct Extension {
+    /// Members for this kind of problem.
+    #[serde(flatten)]
     members: BTreeMap<&'static str, Value>,
     /// The header `Retry-After`, in seconds.
     #[serde(skip)]
@@ -70,22 +77,23 @@ impl Problem {
             detail: detail.into(),
             instance: None,
             outcome: None,
-            members: BTreeMap::new(),
-            retry_after: None,
+            extension: None,
         }
     }
 
     /// Adds a member for this kind of problem, beside those of RFC 9457. Names that the document
     /// already has (`type`, `title`, `status`, `detail`, `instance`, `outcome`) must not be used.
     pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
-        self.members.insert(name, value.into());
+        let extension = self.extension.get_or_insert_default();
+        extension.members.insert(name, value.into());
         self
     }
 
     /// Makes the response carry `Retry-After`, rounded up to whole seconds. A 503 always carries
     /// it: one second, unless this is called.
     pub fn retry_after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        self.extension.get_or_insert_default().retry_after = Some(seconds);
         self
     }
 
@@ -127,7 +135,8 @@ impl Problem {
         response.set_header(content_type());
         // Contention usually ends quickly, so clients may retry after one second.
         let is_unavailable = problem.status == Status::ServiceUnavailable.code;
-        if let Some(seconds) = problem.retry_after.or(is_unavailable.then_some(1)) {
+        let chosen = problem.extension.as_ref().and_then(|it| it.retry_after);
+        if let Some(seconds) = chosen.or(is_unavailable.then_some(1)) {
             response.set_header(Header::new("Retry-After", seconds.to_string()));
         }
         // Serialization cannot fail: the struct holds only strings, a number and a plain enum.

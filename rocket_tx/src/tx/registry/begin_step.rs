@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use rocket_db_pools::Database;
 
-use super::outstanding::Outstanding;
 use super::settle_context::BorrowedTransaction;
 use crate::db::{Transaction, TransactionPool, TransactionalDatabase};
 use crate::tx::failure::Error;
@@ -13,7 +12,7 @@ use crate::tx::failure::Error;
 type TransactionOf<D> = Transaction<<<D as Database>::Pool as TransactionPool>::Session>;
 
 /// A step that runs at the beginning of a request's transaction of `D`, before any statement of the
-/// handler. Added with [`Outstanding::on_begin`].
+/// handler. Added with [`Outstanding::on_begin`](super::Outstanding::on_begin).
 #[rocket::async_trait]
 pub trait BeginStep<D: TransactionalDatabase>: Send + Sync + 'static {
     /// Runs the step in the transaction that has just begun.
@@ -34,7 +33,7 @@ pub trait BeginStep<D: TransactionalDatabase>: Send + Sync + 'static {
 pub(super) struct BeginSteps(Vec<(TypeId, Arc<dyn Any + Send + Sync>)>);
 
 impl BeginSteps {
-    fn add<D: TransactionalDatabase>(&mut self, step: impl BeginStep<D>) {
+    pub(super) fn add<D: TransactionalDatabase>(&mut self, step: impl BeginStep<D>) {
         let step: Arc<dyn BeginStep<D>> = Arc::new(step);
         self.0.push((TypeId::of::<D>(), Arc::new(step)));
     }
@@ -71,48 +70,5 @@ impl<D: TransactionalDatabase> Drop for Running<'_, D> {
         if !self.has_ended {
             self.transaction.abandon();
         }
-    }
-}
-
-impl Outstanding {
-    /// Records that a step has failed, so that the handler cannot turn the failure into a success.
-    pub(super) fn refused_by_step(&self, error: &Error) {
-        // After a replay the stored response is sent, whatever the handler makes of the error.
-        if !matches!(error, Error::Replayed) {
-            self.fail(error.problem());
-        }
-    }
-
-    /// Adds a step that runs when a transaction of `D` that may write begins in this request,
-    /// whoever begins it: a guard, a [required](Self::require) transaction, or the settlement.
-    ///
-    /// The step does not run in a transaction that has already begun, nor in one that only reads.
-    ///
-    /// ```
-    /// # use rocket_tx::{Error, Outstanding, rocket_db_pools::{self, Database}, db::SqlitePool};
-    /// # use rocket_tx::tx::{BeginStep, BorrowedTransaction};
-    /// # #[derive(Database)] #[database("main")] struct Main(SqlitePool);
-    /// struct DeferKeys;
-    ///
-    /// #[rocket::async_trait]
-    /// impl BeginStep<Main> for DeferKeys {
-    ///     async fn run(&self, mut transaction: BorrowedTransaction<'_, Main>) -> Result<(), Error> {
-    ///         let connection = transaction.connection();
-    ///         sqlx::query("PRAGMA defer_foreign_keys = ON").execute(connection).await?;
-    ///         Ok(())
-    ///     }
-    /// }
-    ///
-    /// # fn example(outstanding: &Outstanding) -> Result<(), Error> {
-    /// outstanding.on_begin(DeferKeys)
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Settled`] after the verdict.
-    pub fn on_begin<D: TransactionalDatabase>(&self, step: impl BeginStep<D>) -> Result<(), Error> {
-        self.open_state()?.steps.add(step);
-        Ok(())
     }
 }

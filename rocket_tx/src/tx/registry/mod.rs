@@ -12,7 +12,8 @@
 //! | `resource` | [`Resource`]: the trait of everything that can join; [`SettleContext`] |
 //! | `settle_context` | access of resources to the request's transactions: [`BorrowedTransaction`], [`AfterRollback`] |
 //! | `begin_step` | [`BeginStep`]: runs at the beginning of a transaction that writes |
-//! | `response_plan` | reading the final response; sending a stored one instead |
+//! | `response_plan` | what is to be done with the response: read it, or send a stored one instead |
+//! | `extending` | the methods for other libraries: steps of transactions, and the final response |
 //! | `hooks` | work for after the commit, and for after the rollback |
 //! | `joining` | the methods for handlers: join, doom, hooks |
 //! | `closed` | the contents of a registry, handed over to be settled |
@@ -23,6 +24,7 @@
 mod begin_step;
 mod checkout;
 mod closed;
+mod extending;
 mod hooks;
 mod joining;
 mod mode;
