@@ -6,8 +6,10 @@ mod library;
 use std::sync::Arc;
 
 use rocket::serde::json::Value;
+use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rocket::tokio::net::TcpListener;
 
-use crate::support::{Backend, Databases, HttpResponse, In, Service, eventually};
+use crate::support::{Backend, Break, Databases, HttpResponse, In, Newcomers, Service, eventually};
 
 /// Sends a request with a key. `line` is `METHOD /path`; an empty `body` is not sent.
 async fn send(service: &Service, line: &str, body: &str, key: &str, fault: &str) -> HttpResponse {
@@ -296,7 +298,95 @@ async fn a_malformed_or_repeated_key_is_refused(backend: Backend) {
     service.stop().await;
 }
 
+/// Accepts requests, responds to each with 204, and returns the values of the header
+/// `Idempotency-Key` of the first `count`.
+async fn keys_received(listener: TcpListener, count: usize) -> Vec<String> {
+    let mut keys = Vec::new();
+    while keys.len() < count {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.windows(4).any(|it| it == b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0);
+        }
+        let head = String::from_utf8_lossy(&head).to_lowercase();
+        let key = head
+            .lines()
+            .find_map(|it| it.strip_prefix("idempotency-key: "));
+        keys.push(key.unwrap_or("none").to_owned());
+        let response = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+        stream.write_all(response).await.unwrap();
+    }
+    keys
+}
+
+async fn another_service_gets_the_same_key_again(backend: Backend) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let received = rocket::tokio::spawn(keys_received(listener, 4));
+    let databases = Arc::new(Databases::new(backend).await);
+    let service = Service::on(databases, &[("ROCKET_DOWNSTREAM_URL", &url)]).await;
+    let todo: Value = service.new_todo("shared", "").await.json();
+    let share = format!("POST /todos/{}/share", todo["id"]);
+    assert_eq!(
+        send(&service, &share, "", "k", "respond=502").await.status,
+        502
+    );
+    let first = send(&service, &share, "", "k", "").await;
+    assert_eq!(first.status, 200, "{first:?}");
+    is_replay(&first, &send(&service, &share, "", "k", "").await);
+    assert_eq!(send(&service, &share, "", "other", "").await.status, 200);
+    assert_eq!(service.http.send(&share).await.status, 200);
+    let keys = received.await.unwrap();
+    assert_eq!(keys[0], keys[1], "the repeated request sends the same key");
+    assert_ne!(keys[0], keys[2]);
+    assert_eq!((keys[0].len(), &*keys[3]), (64, "none"));
+    service.stop().await;
+}
+
+mod lost {
+    pub mod postgres {
+        use super::super::*;
+
+        #[rocket::async_test]
+        async fn a_repetition_tells_what_happened_if_the_outcome_is_unknown() {
+            let mut databases = Databases::new(Backend::Postgres).await;
+            let proxy = databases.by_proxy(In::Main).await;
+            let service = Service::on(Arc::new(databases), &[("ROCKET_SETTLE_TIMEOUT", "2s")]);
+            let service = service.await;
+            let new = r#"{"title":"lost"}"#;
+            assert_eq!(
+                send(&service, "POST /todos", new, "warm", "").await.status,
+                201
+            );
+            proxy.set("COMMIT", Break::After);
+            proxy.newcomers(Newcomers::Ignored).await;
+            let lost = send(&service, "POST /todos", new, "k", "").await;
+            proxy.newcomers(Newcomers::Served).await;
+            assert_eq!(lost.summary(), (500, Some("unknown")), "{lost:?}");
+            let advice = "with the same `Idempotency-Key`";
+            assert!(lost.body.contains(advice), "{}", lost.body);
+            let mut last = None;
+            eventually("the request is answered", async || {
+                let response = send(&service, "POST /todos", new, "k", "").await;
+                let is_answered = response.status == 201;
+                last = Some(response);
+                is_answered
+            })
+            .await;
+            let last = last.unwrap();
+            assert_eq!(
+                last.header("idempotency-replayed"),
+                Some("true"),
+                "{last:?}"
+            );
+            assert_eq!(counts(&service.databases).await.0, 2);
+            service.stop().await;
+        }
+    }
+}
+
 on_each_backend!(
+    another_service_gets_the_same_key_again,
     a_repeated_request_is_done_once_and_gets_the_same_response,
     each_change_of_the_service_can_be_repeated,
     a_key_with_other_content_is_refused,

@@ -7,9 +7,11 @@ use rocket::http::{Header, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::stream::ByteStream;
 use rocket::response::{self, Responder, Response};
+use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rocket::tokio::net::TcpStream;
 use rocket::{post, routes};
 use rocket_tx::{Begin, Commit, Error, Settlement};
-use rocket_tx_idempotency::{self as idempotency, idempotent};
+use rocket_tx_idempotency::{self as idempotency, Bytes, idempotent};
 
 use crate::support::stage::note;
 use crate::support::{Backend, HttpResponse, In, Main, Stage, eventually};
@@ -63,6 +65,13 @@ async fn careless(text: &str, main: Begin<Main>) -> String {
     }
 }
 
+#[post("/long", data = "<body>")]
+async fn long(body: Bytes, main: Begin<Main>) -> Result<String, Error> {
+    let mut tx = main.begin().await?;
+    note(&mut tx, "long").await?;
+    Ok(body.0.len().to_string())
+}
+
 struct User(String);
 
 #[rocket::async_trait]
@@ -87,7 +96,7 @@ async fn stage(
             .attach(Settlement::new())
             .mount(
                 "/",
-                idempotent::<Main>(routes![sized, streamed, refused, careless]),
+                idempotent::<Main>(routes![sized, streamed, refused, careless, long]),
             )
     })
     .await
@@ -247,7 +256,34 @@ async fn callers_do_not_share_keys_and_are_authenticated_first(backend: Backend)
     stage.close().await;
 }
 
+async fn a_slow_body_holds_no_connection(backend: Backend) {
+    let stage = stage(backend, |keys| keys).await;
+    let address = stage.http.base.trim_start_matches("http://").to_owned();
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    let head = "POST /long HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: k\r\n\
+                Content-Length: 2000\r\nConnection: close\r\n\r\n";
+    slow.write_all(head.as_bytes()).await.unwrap();
+    slow.write_all(&[b'x'; 1_000]).await.unwrap();
+    eventually("the request has a key", async || {
+        !stage.outstanding().is_empty()
+    })
+    .await;
+    let outstanding = stage.outstanding();
+    assert_eq!(outstanding.len(), 1, "{outstanding:?}");
+    assert_eq!(outstanding[0].resource, "idempotency key in main");
+    slow.write_all(&[b'x'; 1_000]).await.unwrap();
+    let mut response = String::new();
+    slow.read_to_string(&mut response).await.unwrap();
+    assert!(
+        response.starts_with("HTTP/1.1 200") && response.ends_with("2000"),
+        "{response}"
+    );
+    assert_eq!(stage.notes().await, ["long"]);
+    stage.close().await;
+}
+
 on_each_backend!(
+    a_slow_body_holds_no_connection,
     a_response_that_cannot_be_stored_is_reported_with_its_location,
     a_failure_that_the_handler_commits_is_stored,
     a_handler_that_ignores_errors_cannot_prevent_the_replay,
