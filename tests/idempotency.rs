@@ -343,48 +343,6 @@ async fn another_service_gets_the_same_key_again(backend: Backend) {
     service.stop().await;
 }
 
-mod lost {
-    pub mod postgres {
-        use super::super::*;
-
-        #[rocket::async_test]
-        async fn a_repetition_tells_what_happened_if_the_outcome_is_unknown() {
-            let mut databases = Databases::new(Backend::Postgres).await;
-            let proxy = databases.by_proxy(In::Main).await;
-            let service = Service::on(Arc::new(databases), &[("ROCKET_SETTLE_TIMEOUT", "2s")]);
-            let service = service.await;
-            let new = r#"{"title":"lost"}"#;
-            assert_eq!(
-                send(&service, "POST /todos", new, "warm", "").await.status,
-                201
-            );
-            proxy.set("COMMIT", Break::After);
-            proxy.newcomers(Newcomers::Ignored).await;
-            let lost = send(&service, "POST /todos", new, "k", "").await;
-            proxy.newcomers(Newcomers::Served).await;
-            assert_eq!(lost.summary(), (500, Some("unknown")), "{lost:?}");
-            let advice = "with the same `Idempotency-Key`";
-            assert!(lost.body.contains(advice), "{}", lost.body);
-            let mut last = None;
-            eventually("the request is answered", async || {
-                let response = send(&service, "POST /todos", new, "k", "").await;
-                let is_answered = response.status == 201;
-                last = Some(response);
-                is_answered
-            })
-            .await;
-            let last = last.unwrap();
-            assert_eq!(
-                last.header("idempotency-replayed"),
-                Some("true"),
-                "{last:?}"
-            );
-            assert_eq!(counts(&service.databases).await.0, 2);
-            service.stop().await;
-        }
-    }
-}
-
 on_each_backend!(
     another_service_gets_the_same_key_again,
     a_repeated_request_is_done_once_and_gets_the_same_response,
