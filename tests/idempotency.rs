@@ -9,7 +9,7 @@ use rocket::serde::json::Value;
 use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
 use rocket::tokio::net::TcpListener;
 
-use crate::support::{Backend, Break, Databases, HttpResponse, In, Newcomers, Service, eventually};
+use crate::support::{Backend, Databases, HttpResponse, In, Service, eventually};
 
 /// Sends a request with a key. `line` is `METHOD /path`; an empty `body` is not sent.
 async fn send(service: &Service, line: &str, body: &str, key: &str, fault: &str) -> HttpResponse {
