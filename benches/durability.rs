@@ -3,12 +3,13 @@
 //!     cargo bench --bench durability
 //!     cargo bench --bench durability -- rounds=20
 //!
-//! Sixteen clients write one row per transaction. There is no HTTP, so that only the ways to commit
-//! differ. Each slice is a separate process with a new file in the target directory. Each round
-//! runs all ways, in a different order than the round before. The result is the ratio of two ways
-//! within a round: the median of all rounds is printed, with minimum and maximum. The second half
-//! repeats this on a disk whose syncs take 2 ms longer, simulated by a preloaded library that wraps
-//! `fsync` and `fdatasync`.
+//! Sixteen clients write one row per transaction, without HTTP: only the cost of the commits is
+//! compared. There are three ways to commit. Each *slice* runs one way for two seconds, in a
+//! separate process with a new file in the target directory. Each round runs all ways, in a
+//! different order than the round before. The result is the ratio of two ways within a round: the
+//! median of all rounds is printed, with minimum and maximum. The second half repeats this on a
+//! disk whose syncs take 2 ms longer. A preloaded library simulates this disk: it wraps `fsync` and
+//! `fdatasync`.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
@@ -37,7 +38,7 @@ enum Way {
     Full,
     /// The library with `synchronous = "normal"`: a commit does not wait for the disk.
     Normal,
-    /// Written without the library: a pool of one connection, on which SQLite syncs at each commit.
+    /// Without the library: a sqlx pool of one connection, on which SQLite syncs at each commit.
     ByHand,
 }
 

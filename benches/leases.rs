@@ -5,9 +5,10 @@
 //!     cargo bench --bench leases -- sqlite               # one
 //!
 //! Each round runs every case for a second, in a different order than the round before. The raw
-//! pair is an upsert that takes the row and a delete by its token, on one connection, one after the
-//! other. No lock that uses this table can be faster for one key. The result is the ratio of a case
-//! to the raw pair within a round: the median of all rounds is printed, with minimum and maximum.
+//! pair is an upsert that takes the row and a delete by its token. It runs on one connection, one
+//! pair after the other. No lock that uses this table can be faster for one key. The result is the
+//! ratio of a case to the raw pair within a round: the median of all rounds is printed, with
+//! minimum and maximum.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
@@ -242,7 +243,7 @@ impl Raw {
     }
 }
 
-/// Another process that competes for the same key whenever it is told to start.
+/// Another process, which competes for the same key for one slice after each [`go`](Self::go).
 struct Other {
     process: Child,
     output: BufReader<ChildStdout>,

@@ -1,5 +1,5 @@
-//! The audit trail: one entry for every change. Each entry is written in the transaction of the
-//! audit database that belongs to the request.
+//! The audit trail: one entry for every change. A request writes its entries in its transaction of
+//! the audit database.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

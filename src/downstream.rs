@@ -91,8 +91,8 @@ impl Downstream<'_> {
     /// If this request has an `Idempotency-Key`, the other service receives a key that is derived
     /// from it: when the request is repeated, the other service does its part once.
     ///
-    /// The wait ends after `downstream_timeout` at the latest. Meanwhile the caller keeps its
-    /// transactions open.
+    /// The wait ends after `downstream_timeout` at the latest. The caller's transactions stay open
+    /// during the wait.
     ///
     /// # Errors
     ///

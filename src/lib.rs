@@ -124,10 +124,11 @@ pub fn service(figment: Figment) -> Rocket<Build> {
         .register("/", catchers![unparsable_path])
 }
 
-/// Responds 404 to a path with a segment that does not have the handler's type, such as `/todos/x`.
+/// Responds 404 to a path with a segment that cannot be parsed as the type of the handler's
+/// argument, such as `/todos/x`.
 ///
-/// Rocket reports such a path as 422. The 422 for a body that breaks a rule does not pass through
-/// this catcher, because handlers return it as their own response.
+/// Rocket reports such a path as 422. A body that breaks a rule is a 422 too, but it does not reach
+/// this catcher, because the handler itself returns that response.
 #[catch(422)]
 fn unparsable_path() -> Problem {
     let detail = "There is nothing at this address.";

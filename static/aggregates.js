@@ -46,7 +46,7 @@ function choose(id) {
 
 let loading = Promise.resolve();
 
-/** Loads the events after those that are shown. Loads run one by one, so no event is shown twice. */
+/** Loads the events after the shown ones. Loads run one by one, so no event is shown twice. */
 function loadEvents() {
   loading = loading.then(async () => {
     const id = idField.value;

@@ -7,7 +7,7 @@ export function element(name, properties = {}, ...content) {
   return made;
 }
 
-/** Runs `work` while `button` is disabled. Gives the focus back, which a disabled button loses. */
+/** Runs `work` while `button` is disabled. The button loses its focus and later gets it back. */
 export async function busy(button, work) {
   button.disabled = true;
   try {

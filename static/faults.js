@@ -53,7 +53,7 @@ export const faults = [
   ]],
   ["The response", [
     { label: "the response is a failure", fault: (status) => `respond=${status}`, amount: ["Status", 502],
-      says: "The handler does all its work. Then the response becomes a failure, so all of the work is rolled back." },
+      says: "The handler does all its work. Then the response becomes a failure, so all of this work is rolled back." },
     { label: "the request is doomed", fault: () => "doom",
       says: "Some part of the service dooms the request: it must roll back, whatever the handler returns." },
   ]],
@@ -61,7 +61,7 @@ export const faults = [
     { label: "it panics", fault: () => "panic",
       says: "The handler panics after it has written to both databases." },
     { label: "it swallows a SQL error", fault: () => "swallow",
-      says: "A statement fails, the handler ignores the error and returns a success. Without the library, Postgres would turn the COMMIT into a ROLLBACK, and the client would still receive a success." },
+      says: "A statement fails, the handler ignores the error and returns a success. The library detects this and rolls back. Without the library, Postgres would turn the COMMIT into a ROLLBACK, and the client would still receive a success." },
     { label: "it leaks its transaction", fault: (ms) => `leak=${ms}`, amount: ["Milliseconds", 3000],
       says: "A task still holds the transaction when the request ends. The transaction is condemned: it can never commit. It is shown under “Outstanding now” until the task drops it." },
     { label: "it is slow", fault: (ms) => `delay=${ms}`, amount: ["Milliseconds", 2000],
@@ -83,7 +83,7 @@ export const faults = [
     { label: "it is held for a long time", at: "loaded", fault: (ms) => `delay=${ms}@loaded`, amount: ["Milliseconds", 3000],
       says: "The request waits after it has loaded the aggregate. It holds the lease (see “Leases”), so no other request can write the aggregate. It holds no transaction and no connection." },
     { label: "another holder takes it over", at: "loaded", fault: () => "expire-lease",
-      says: "Another holder takes the lease over, as if this process had been stopped until the lease expired. The late commit is refused. The new holder does not exist, so free the lease under “Leases”." },
+      says: "Another holder takes the lease over, as if this process had been stopped until the lease expired. The late commit is refused. The other holder is only simulated and never releases the lease, so free it under “Leases”." },
   ]],
   ["The process", [
     { label: "it is killed before COMMIT", fault: () => "crash=before-commit",

@@ -1,5 +1,5 @@
-// The todo app, by the TodoMVC application specification. The service stores the todos. A change is
-// shown at once. If the service refuses it, it is undone and the reason is shown.
+// The todo app, by the TodoMVC application specification. The service stores the todos. The page
+// shows a change at once. If the service refuses it, the page undoes it and shows the reason.
 
 import { follow, refusal, send } from "./service.js";
 
@@ -23,7 +23,7 @@ let created = 0; // for the temporary ids of new todos
 
 // ---------------------------------------------------------------- changes
 
-/** Shows `todos` at once and sends the change. Later the response decides which todos are shown. */
+/** Shows `todos` at once and sends the change. The service's list later replaces them. */
 function change(todos, method, path, body, refused = () => {}) {
   shown = todos;
   pending += 1;
@@ -57,7 +57,7 @@ function complain(text) {
   find(".refusal").hidden = false;
 }
 
-/** Loads the list, unless a change is pending: the last pending change loads it. */
+/** Loads the list, unless a change is pending: after the last pending change this runs again. */
 async function refresh() {
   if (pending > 0) return;
   const response = await send("GET", "/todos");
@@ -174,7 +174,7 @@ function showRest() {
   }
 }
 
-/** Creates a row for a todo. Event handlers find the todo by id, because `shown` is replaced often. */
+/** Creates a row for a todo. Event handlers find the todo by id, because `shown` changes often. */
 function blank(todo) {
   const row = find("#todo").content.firstElementChild.cloneNode(true);
   const { id } = todo;

@@ -245,8 +245,8 @@ async fn by_hand(rocket: Rocket<Build>, backend: Backend, url: &str) -> Rocket<B
         Backend::Sqlite => {
             // One writer, as in the library: several would only wait for each other's locks.
             let writers = SqlitePoolOptions::new().max_connections(1);
-            // As the library's readers. A test is not needed, because a SQLite connection is a
-            // thread of this process.
+            // Like the library's readers, these connections are not tested before use: a SQLite
+            // connection is a thread of this process, and no network can break it.
             let readers = SqlitePoolOptions::new()
                 .max_connections(CONNECTIONS)
                 .test_before_acquire(false);

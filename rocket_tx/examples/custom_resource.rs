@@ -2,7 +2,7 @@
 //!
 //!     cargo run --package rocket_tx --example custom_resource
 //!     curl -i -T README.md http://127.0.0.1:8000/files/readme.md   # 201: row and file are stored
-//!     curl -i -T README.md http://127.0.0.1:8000/files/readme.md   # 409: the first file remains
+//!     curl -i -T README.md http://127.0.0.1:8000/files/readme.md   # 409: nothing changes
 //!     ls data/files
 
 use std::borrow::Cow;
@@ -39,7 +39,8 @@ impl Resource for NewFile {
         "file".into()
     }
 
-    /// The last point at which a resource can refuse. Whatever can fail should fail here.
+    /// The last step in which a resource can refuse the commit. Every check that can fail belongs
+    /// here.
     async fn prepare(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         let file = fs::File::open(&self.temporary).await.map_err(refused)?;
         file.sync_all().await.map_err(refused)

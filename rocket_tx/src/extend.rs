@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | [`Outstanding::of`](crate::Outstanding::of) | get the registry of a request |
 //! | [`mark_used`](crate::Outstanding::mark_used) | make the response carry `Transaction-Outcome` |
-//! | [`mark_wanted`](crate::Outstanding::mark_wanted) | the same, but only if the request panics |
+//! | [`mark_wanted`](crate::Outstanding::mark_wanted) | the same, but only if the request panics; then no catcher can turn it into a success |
 //! | [`acquire_in_turn`](crate::Outstanding::acquire_in_turn), [`holds_a_connection`](crate::Outstanding::holds_a_connection) | wait for a connection or a lease without a deadlock |
 //! | [`open_mode`](crate::Outstanding::open_mode) | get the isolation and access of the open transaction |
 //! | [`cap_isolation`](crate::Outstanding::cap_isolation) | forbid isolation above READ COMMITTED |
@@ -18,7 +18,9 @@
 //! | [`capture_response`](crate::Outstanding::capture_response), [`SettleContext::response`](crate::tx::SettleContext::response) | read the final response before the commit |
 //! | [`respond_with`](crate::Outstanding::respond_with), [`advise_repeat`](crate::Outstanding::advise_repeat) | send the stored response of an earlier request; tell clients to send theirs again |
 //! | [`Tx::current_in`](crate::Tx::current_in), [`Begin::in_request`](crate::Begin::in_request), [`Read::in_request`](crate::Read::in_request) | use the request's transactions and reads outside a guard |
-//! | [`attached`], [`rank_of`], [`guard_failed`] | write guards |
+//! | [`attached`] | get the database of a guard |
+//! | [`rank_of`] | get the place of a database in the order of attachment |
+//! | [`guard_failed`] | make a guard fail, and its request roll back |
 //!
 //! For a database:
 //!
@@ -27,7 +29,7 @@
 //! | [`Sessions`], with [`PostgresPool::settings`](crate::db::PostgresPool::settings) | Postgres sessions that are separate from those of requests |
 //! | [`OneShotWriter`], from [`SqlitePool::writer`](crate::db::SqlitePool::writer) | write to SQLite outside the transactions of requests |
 //! | [`ErrorClass`] | classify database errors |
-//! | [`Attachment`](crate::db::Attachment) | the place of a pool in its service |
+//! | [`Attachment`](crate::db::Attachment) | the link from a pool to its service: the place in the order of attachment, and the closing at shutdown |
 //! | [`setting`] | read a configuration value |
 
 pub use crate::db::{ErrorClass, setting};

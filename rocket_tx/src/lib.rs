@@ -43,8 +43,8 @@
 //! }
 //! ```
 //!
-//! If a handler takes a guard, and its database or [`Settlement`] is not attached, the launch
-//! fails. The log names the line that is missing in the launch code.
+//! If a handler takes a guard, but the guard's database or [`Settlement`] is not attached, the
+//! launch fails. The log names the line that is missing in the launch code.
 //!
 //! | guard | use it in |
 //! | --- | --- |
@@ -55,18 +55,18 @@
 //!
 //! # Commit or rollback
 //!
-//! The first rule that applies decides. The decision is called the verdict, and the rule that made
-//! it is its [reason](tx::Reason).
+//! When the response is ready, [`Settlement`] decides whether to commit or to roll back. This
+//! decision is called the verdict. The first of these rules that applies decides:
 //!
-//! 1. A guard still holds a transaction when the response is ready: rollback.
-//! 2. Something in the request panicked: rollback.
-//! 3. A guard of this library failed: rollback.
-//! 4. The request was [doomed](Outstanding::doom): rollback.
-//! 5. The status is below 200: rollback.
-//! 6. The handler returned [`Commit`], and the status is below 500: commit. The handler returned
-//!    [`Rollback`]: rollback.
-//! 7. The [veto](Settlement::veto) of the service applies: rollback.
-//! 8. The status of the response: 200 to 399 commits, 400 and above rolls back.
+//! - **Something went wrong: rollback.** A guard still holds a transaction, code of the request
+//!   panicked, a guard of this library failed, the request was [doomed](Outstanding::doom), or the
+//!   status is below 200.
+//! - **The handler decided by its return type.** [`Commit`] commits if the status is below 500.
+//!   [`Rollback`] rolls back.
+//! - **The [veto](Settlement::veto) of the service applies: rollback.**
+//! - **The status of the response decides.** 200 to 399 commits, 400 and above rolls back.
+//!
+//! [`Reason`](tx::Reason) lists all rules one by one, in the order in which they are checked.
 //!
 //! ```
 //! use rocket::http::Status;
@@ -88,8 +88,9 @@
 //! The status of a catcher's response counts like that of any other response. For example, a
 //! catcher that redirects to a login page responds with 303, and 303 commits.
 //!
-//! If rule 1, 2, 3 or 4 rolls back, the client never receives a success or a redirect. An error
-//! response replaces it. Only [`Rollback`] and the veto can send a success after a rollback.
+//! After a rollback because something went wrong (the first rule), the client never receives a
+//! success or a redirect: an error response replaces it. After a rollback, the client can receive a
+//! success or a redirect only if the service chose that, by [`Rollback`] or by the veto.
 //!
 //! # Several databases
 //!

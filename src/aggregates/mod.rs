@@ -1,8 +1,8 @@
-//! `/aggregates/todos`: event-sourced todos, which many processes may write at the same time.
+//! `/aggregates/todos`: event-sourced todos, which any number of processes can change.
 //!
-//! A handler loads an aggregate, changes it, and stages its events with `commit`. No other request,
-//! in any process, can change the aggregate until the response leaves. If the response is a
-//! failure, nothing is stored.
+//! To change an aggregate, a handler loads it with its lease, changes it, and stages its events
+//! with `commit`. No other request, in any process, can change the aggregate until this request is
+//! settled. If the response is a failure, nothing is stored.
 
 mod todo;
 mod todo_list;

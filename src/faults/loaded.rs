@@ -1,5 +1,5 @@
-//! Faults right after an aggregate was loaded. At this point the request holds the lease of the
-//! aggregate, but no connection.
+//! Faults right after an aggregate was loaded. In this service the request then holds the lease of
+//! the aggregate, but no connection.
 
 use std::error::Error;
 use std::time::Duration;

@@ -16,7 +16,7 @@ pub(super) enum Fault {
     Panic,
     /// Wait this long after the handler, while everything stays outstanding.
     Delay(Duration),
-    /// After an aggregate was loaded, wait this long. Only its lease is held meanwhile.
+    /// After an aggregate was loaded, wait this long, while the request holds only the lease.
     DelayLoaded(Duration),
     /// After an aggregate was loaded, give its lease to another holder.
     ExpireLease,

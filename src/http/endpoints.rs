@@ -17,7 +17,7 @@ pub(crate) struct Endpoints {
 
 /// Collects the handlers of a part as [`Endpoints`]: `endpoints!("todos": list, create)`.
 ///
-/// This is the only place where a handler is listed. Each handler needs two attributes:
+/// A handler is listed only in this call. Each handler needs two attributes:
 /// `#[utoipa::path]` and Rocket's route attribute.
 macro_rules! endpoints {
     ($part:literal: $($handler:ident),+ $(,)?) => {{

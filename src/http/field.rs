@@ -34,8 +34,8 @@ const NOT_BLANK: &str = concat!(
 );
 
 /// The pattern of an aggregate's id. The code limits an id to 200 bytes, but a pattern can only
-/// count characters. So this pattern is stricter than the code: 200 ASCII characters, or 50 others
-/// of at most 4 bytes each.
+/// count characters. So this pattern is stricter than the code: up to 200 printable ASCII
+/// characters, or up to 50 characters of any kind, each of which has at most 4 bytes.
 const ID: &str = r"^(?!\.{1,2}$)([\u0020-\u007E]{1,200}|[^\u0000-\u001F\u007F-\u009F]{1,50})$";
 
 /// The pattern of a text without control characters. Postgres rejects NUL in text.

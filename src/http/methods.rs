@@ -21,7 +21,7 @@ const METHODS: [Method; 8] = [
     Method::Trace,
 ];
 
-/// Adds, for each path of `routes`, a route for every method that it lacks.
+/// Adds a route for every method that a path of `routes` does not have.
 pub(crate) fn add_missing_methods(mut routes: Vec<Route>) -> Vec<Route> {
     let mut known: BTreeMap<String, Vec<Method>> = BTreeMap::new();
     for route in &routes {

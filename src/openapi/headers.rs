@@ -28,7 +28,8 @@ pub(super) fn add_to(contract: &mut OpenApi) {
     }
 }
 
-/// Returns `true` if the operation begins transactions or takes leases.
+/// Returns `true` if the operation begins transactions or takes leases: every operation of todos
+/// and aggregates that does not only read.
 fn settles(method: Method, operation: &Operation) -> bool {
     method != Method::Get && ["todos", "aggregates"].contains(&tag_of(operation))
 }

@@ -1,9 +1,10 @@
 //! `/openapi.json`: the contract of the service, generated from its code.
 //!
 //! An attribute on each handler describes its responses, and the types describe their fields. Doc
-//! comments become descriptions. `lib.rs` passes the [`Endpoints`] of all modules. Descriptions
-//! that many operations share exist once: problems in `http::problems`, headers in `headers`. One
-//! test compares the contract with the routes, and another one with the service's responses.
+//! comments become descriptions. `lib.rs` passes the [`Endpoints`] of all modules to
+//! [`Contract::of`]. Descriptions that many operations share exist once: problems in
+//! `http::problems`, headers in `headers`. One test compares the contract with the routes, and
+//! another one with the service's responses.
 //!
 //! The contract describes failure injection only where it refuses a request (403 and 422). If it is
 //! on, any operation can have any response.

@@ -24,7 +24,7 @@ pub(crate) struct Operators {
     token: Option<Token>,
 }
 
-/// The key `admin_from`: the origin from which a request needs no token.
+/// The key `admin_from`: the machines whose requests need no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum AdminFrom {
@@ -57,7 +57,7 @@ impl Operators {
 impl Token {
     /// # Errors
     ///
-    /// The token is short enough to be guessed.
+    /// The token is so short that it could be guessed.
     fn new(text: String) -> Result<Self, String> {
         const SHORTEST: usize = 16;
 
@@ -75,8 +75,8 @@ impl Token {
     }
 }
 
-/// Headers that proxies add. If a request has one of them, the peer of the connection is a proxy
-/// and not the client.
+/// Headers that proxies add. If a request has one of them, the peer of the connection is taken for
+/// a proxy and not for the client.
 const FORWARDED: [&str; 14] = [
     "CF-Connecting-IP",
     "Fastly-Client-IP",
@@ -105,7 +105,7 @@ pub(crate) fn require_admin(mut endpoints: Endpoints) -> Endpoints {
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some(
-            "The value of `admin_token`. Not needed from the origin that `admin_from` sets.",
+            "The value of `admin_token`. Not needed from the machines that `admin_from` allows.",
         ));
     let components = endpoints.contract.components.get_or_insert_default();
     components.add_security_scheme(SCHEME, SecurityScheme::Http(bearer.build()));

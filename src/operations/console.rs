@@ -91,8 +91,8 @@ impl Observer for Recount {
     }
 }
 
-/// Counts the rows for one request. It exists only if the feed has a client, and the request has the
-/// header `X-Run` and may change something.
+/// Counts the rows for one request. A watch exists only if the feed has a client, the request has
+/// the header `X-Run`, and its method is neither GET nor HEAD.
 struct Watch {
     request: RequestId,
     /// The header `X-Run`, by which a console recognizes its own requests.
@@ -184,8 +184,8 @@ async fn count_audit(connection: &mut Connection) -> sqlx::Result<i64> {
     .await)
 }
 
-/// Counts on a connection that is free now. If none is free, it returns `None`, so that no other
-/// request has to wait for the count.
+/// Counts rows on a connection that is free now. Returns `None` if no connection is free, because
+/// requests must not wait for a count.
 async fn read<T>(
     pool: &UrlPool,
     count: impl AsyncFnOnce(&mut Connection) -> sqlx::Result<T>,

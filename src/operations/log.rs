@@ -32,9 +32,9 @@ enum Format {
 
 /// The fairing of the log. Attach it to Rocket, which keeps it as long as the service runs.
 ///
-/// It connects the log with the service's event feed, so that the feed reports statements. It is
-/// dropped with the service, after the last request. With the feature `otel`, dropping it exports
-/// the remaining spans.
+/// The fairing connects the log with the service's event feed, so that the feed reports statements.
+/// Rocket drops the fairing with the service, after the last request. With the feature `otel`,
+/// dropping it exports the remaining spans.
 pub struct Log {
     statements: Statements,
     #[cfg(feature = "otel")]
@@ -68,8 +68,8 @@ fn has_no_tokens(metadata: &Metadata<'_>) -> bool {
 ///
 /// # Errors
 ///
-/// `log_format` has an unknown value; or, with the feature `otel`, one of its environment variables
-/// has.
+/// The key `log_format` has an unknown value. With the feature `otel` also: an environment variable
+/// of OpenTelemetry has an unknown value.
 pub fn start_log(figment: &Figment) -> Result<Log, String> {
     let format = config::value::<Format>(figment, "log_format")?.unwrap_or_default();
     let filter = EnvFilter::try_from_default_env()

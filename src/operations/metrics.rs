@@ -28,7 +28,7 @@ pub(crate) fn endpoints() -> Endpoints {
 #[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Registry,
-    /// Held in `collect`: two concurrent requests must not add the same difference twice.
+    /// Locked in `collect`, so that two concurrent requests do not add the same difference twice.
     collecting: Arc<Mutex<()>>,
     http: IntCounterVec,
     http_seconds: HistogramVec,
@@ -115,7 +115,8 @@ impl Metrics {
             )?,
             outstanding: gauge(
                 "rocket_tx_outstanding",
-                "Transactions and resources that are outstanding or condemned now.",
+                "Transactions and resources that are outstanding now, or condemned: still held after \
+                 the end of their request.",
             )?,
             listeners: gauge(
                 "rocket_tx_listeners",

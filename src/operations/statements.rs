@@ -22,9 +22,9 @@ use tracing_subscriber::registry::LookupSpan;
 const STATEMENTS: &str = "sqlx::query";
 /// The name of the library's span for a request.
 const REQUEST: &str = "request";
-/// The spans whose statements are not reported. In `begin`, `read` and `step` the library begins
-/// and settles transactions, which the feed reports as other events. In `unreported` the console
-/// counts rows.
+/// The spans whose statements are not reported. In `begin`, `read` and `step` the library opens
+/// connections, and begins and settles transactions; the feed reports these as other events. In
+/// `unreported` the console counts rows.
 const UNREPORTED: [&str; 4] = ["begin", "read", "step", "unreported"];
 
 /// Returns the span for statements that the console itself runs.

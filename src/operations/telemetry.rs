@@ -29,7 +29,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::http::{decorate, install_tls_provider};
 
-/// The longest time that a collector which does not respond can delay the end of the process.
+/// The longest time by which an unresponsive collector can delay the end of the process.
 const LAST_EXPORT: Duration = Duration::from_secs(3);
 
 /// The default of `OTEL_SERVICE_NAME`.
@@ -140,8 +140,9 @@ impl Drop for Export {
     }
 }
 
-/// An exporter that first adds the attributes which collectors expect of a server's span to the
-/// spans `request`. It runs on the exporter's thread, so these attributes do not appear in the log.
+/// An exporter that first completes the spans named `request`: it adds the attributes that
+/// collectors expect of a server's span. It does this on the exporter's thread, so that these
+/// attributes do not appear in the log.
 #[derive(Debug)]
 struct Finishing(opentelemetry_otlp::SpanExporter);
 

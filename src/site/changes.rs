@@ -46,8 +46,8 @@ impl List {
 
 impl Default for Changes {
     fn default() -> Self {
-        /// The number of changes that a slow client may lag behind. After that it reloads all
-        /// lists.
+        /// The number of changes that are kept for a slow client. If it falls further behind, it
+        /// receives an event for every list, so that it reloads all of them.
         const BACKLOG: usize = 16;
 
         Self(Sender::new(BACKLOG))

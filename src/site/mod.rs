@@ -1,5 +1,6 @@
 //! The HTML pages: the todo app at `/`, the console, the aggregates, the contract. This module also
-//! has their feed `/changes`, and the headers that restrict the pages in a browser.
+//! has `/changes`, the feed that the pages subscribe to, and the headers that restrict what the
+//! pages can do in a browser.
 //!
 //! The files of the pages are compiled into the binary, so it runs in any working directory.
 

@@ -109,8 +109,8 @@ async fn remove(id: i64, mut tx: Tx<Main>, audit: AuditLog) -> Result<Status, Er
 
 /// Marks a todo as shared and notifies the downstream service.
 ///
-/// If the downstream service refuses, the todo is not shared. The transaction stays open during the
-/// call, so that the change can still be rolled back. On SQLite every other writer waits that long:
+/// If the call fails, the todo is not shared. The transaction stays open during the call, so that
+/// the change can still be rolled back. On SQLite every other writer waits for the end of the call:
 /// keep `downstream_timeout` short.
 #[utoipa::path(responses(
     (status = 200, description = "Shared. The downstream service was notified.", body = Todo),

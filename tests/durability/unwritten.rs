@@ -4,11 +4,10 @@ use std::path::Path;
 
 use rocket::figment::Figment;
 use rocket_db_pools::Pool;
-use rocket_tx::db::{
-    Access, BeginOptions, Durability, Isolation, SqlitePool, TransactionPool, WaitPolicy,
-};
+use rocket_tx::db::{Durability, SqlitePool, TransactionPool};
 
 use super::disk::Disk;
+use crate::support::WRITES;
 
 mod sqlite {
     use super::*;
@@ -33,12 +32,7 @@ mod sqlite {
     }
 
     async fn commit(pool: &SqlitePool, sql: &str, with_proof: bool) -> Durability {
-        let options = BeginOptions {
-            isolation: Isolation::Default,
-            access: Access::ReadWrite,
-            wait: WaitPolicy::QUEUE,
-        };
-        let mut transaction = pool.open(options).await.unwrap();
+        let mut transaction = pool.open(WRITES).await.unwrap();
         let sql = sqlx::AssertSqlSafe(sql);
         sqlx::raw_sql(sql)
             .execute(&mut *transaction.connection())
@@ -166,12 +160,7 @@ mod sqlite {
         if how != "kept" {
             // Another request makes the pool close the connection. A handler that times out in
             // `bounded` does the same.
-            let options = BeginOptions {
-                isolation: Isolation::Default,
-                access: Access::ReadWrite,
-                wait: WaitPolicy::QUEUE,
-            };
-            let mut transaction = pool.open(options).await.unwrap();
+            let mut transaction = pool.open(WRITES).await.unwrap();
             let sql = match how {
                 "closed" => "ROLLBACK",
                 _ => "PRAGMA recursive_triggers = 1",
@@ -180,17 +169,10 @@ mod sqlite {
             transaction.rollback().await.unwrap();
         }
         // If the connection has a changed setting, the next BEGIN waits for the sync.
-        let options = BeginOptions {
-            isolation: Isolation::Default,
-            access: Access::ReadWrite,
-            wait: WaitPolicy::QUEUE,
-        };
         let mut early = None;
         if how == "replaced" {
             let pool = pool.clone();
-            early = Some(rocket::tokio::spawn(
-                async move { pool.open(options).await },
-            ));
+            early = Some(rocket::tokio::spawn(async move { pool.open(WRITES).await }));
             rocket::tokio::task::yield_now().await;
         }
         // The sync fails. The test then drops the pages of the commit, as the kernel does.
@@ -204,7 +186,7 @@ mod sqlite {
         // The next transaction writes to another page.
         let opened = match early {
             Some(early) => early.await.unwrap(),
-            None => pool.open(options).await,
+            None => pool.open(WRITES).await,
         };
         let mut transaction = match opened {
             Ok(transaction) => transaction,

@@ -196,8 +196,8 @@ async fn calls_after_the_verdict_fail_as_settled(backend: Backend) {
     for (writes, outcome) in [(true, Some("committed")), (false, None)] {
         let response = stage.send(&format!("POST /lingers?writes={writes}")).await;
         assert_eq!(response.summary(), (201, outcome));
-        let results = task.lock().take().unwrap().await.unwrap();
-        assert_eq!(results, SETTLED, "{writes}");
+        let running = task.lock().take().unwrap();
+        assert_eq!(running.await.unwrap(), SETTLED, "{writes}");
     }
     stage.nothing_is_stuck().await;
 }

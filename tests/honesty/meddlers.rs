@@ -7,19 +7,13 @@ use rocket::http::Status;
 use rocket::outcome::Outcome;
 use rocket::request::{self, FromRequest};
 use rocket::{FromForm, FromFormField, Request, State, post, routes};
-use rocket_tx::db::{self, Access, BeginOptions, Isolation, TransactionPool, UrlPool, WaitPolicy};
+use rocket_tx::db::{self, Access, BeginOptions, TransactionPool, UrlPool, WaitPolicy};
 use rocket_tx::rocket_db_pools::Database;
 use rocket_tx::tx::{Phase, SettleContext};
 use rocket_tx::{Begin, Error, Outstanding, Resource, Settlement};
 
 use crate::support::stage::{note, run};
-use crate::support::{Backend, In, Main, Stage};
-
-const BEGIN: BeginOptions = BeginOptions {
-    isolation: Isolation::Default,
-    access: Access::ReadWrite,
-    wait: WaitPolicy::QUEUE,
-};
+use crate::support::{Backend, In, Main, Stage, WRITES};
 
 /// The action of a meddler.
 #[derive(Clone, Copy)]
@@ -93,7 +87,7 @@ impl Meddler {
         };
         match self.does {
             Does::Exchange(access) => {
-                let mut fresh = self.pool.open(BeginOptions { access, ..BEGIN }).await?;
+                let mut fresh = self.pool.open(BeginOptions { access, ..WRITES }).await?;
                 std::mem::swap(transaction.connection(), fresh.connection());
             }
             Does::Capture(end) => {
@@ -102,7 +96,7 @@ impl Meddler {
                     .session(Access::ReadOnly, WaitPolicy::QUEUE)
                     .await?;
                 let session = std::mem::replace(transaction.connection(), other);
-                if let Ok(mut captured) = db::Transaction::begin(session, BEGIN).await {
+                if let Ok(mut captured) = db::Transaction::begin(session, WRITES).await {
                     match end {
                         End::Commit => drop(captured.commit_without_waiting().await),
                         End::Rollback => drop(captured.rollback().await),

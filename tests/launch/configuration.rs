@@ -103,7 +103,7 @@ mod sqlite {
         for value in ["0", "\"99ms\""] {
             refused(
                 ("ROCKET_READ_IDLE_TIMEOUT", value),
-                &["`read_idle_timeout`", "100ms or longer"],
+                &["`read_idle_timeout`", "at least 100ms"],
             )
             .await;
         }

@@ -5,16 +5,14 @@ use std::time::Duration;
 use rocket::http::Status;
 use rocket::{Route, post};
 use rocket_db_pools::Pool;
-use rocket_tx::db::{
-    Access, BeginOptions, Isolation, RollbackError, SqlitePool, TransactionPool, WaitPolicy,
-};
+use rocket_tx::db::{RollbackError, SqlitePool, TransactionPool};
 use rocket_tx::{Error, Tx};
 use sqlx::{Executor, SqliteConnection};
 use tokio::time::timeout;
 
 use super::{sqlite, stage};
 use crate::support::stage::note;
-use crate::support::{Audit, Backend, Databases, In, Main, dropped_after};
+use crate::support::{Audit, Backend, Databases, In, Main, WRITES, dropped_after};
 
 pub(super) fn routes() -> Vec<Route> {
     rocket::routes![late, late_in_both, hooked, hooked_and_leaked]
@@ -164,28 +162,27 @@ async fn a_leaked_guard_with_replaced_hooks_is_reported_as_unknown() {
     assert_eq!(stage.notes().await, ["first"]);
 }
 
-/// The writer's connection is replaced when a transaction has changed it.
-#[rocket::async_test]
-async fn a_begin_may_be_dropped_while_the_connection_is_replaced() {
-    let databases = Databases::with_tables(Backend::Sqlite).await;
+async fn pool(databases: &Databases) -> SqlitePool {
     let figment = rocket::figment::Figment::new()
         .merge(("url", databases.url(In::Main)))
         .merge(("max_connections", 1))
         .merge(("connect_timeout", 5));
-    let pool = SqlitePool::init(&figment).await.unwrap();
-    let options = BeginOptions {
-        isolation: Isolation::Default,
-        access: Access::ReadWrite,
-        wait: WaitPolicy::QUEUE,
-    };
+    SqlitePool::init(&figment).await.unwrap()
+}
+
+/// The writer's connection is replaced when a transaction has changed it.
+#[rocket::async_test]
+async fn a_begin_may_be_dropped_while_the_connection_is_replaced() {
+    let databases = Databases::with_tables(Backend::Sqlite).await;
+    let pool = pool(&databases).await;
     let mut polls = 0;
     loop {
-        let mut transaction = pool.open(options).await.unwrap();
+        let mut transaction = pool.open(WRITES).await.unwrap();
         let connection = transaction.connection();
         let setting = "PRAGMA recursive_triggers = 1";
         connection.execute(setting).await.unwrap();
         transaction.commit().await.unwrap();
-        if dropped_after(polls, pool.open(options)).await && polls > 20 {
+        if dropped_after(polls, pool.open(WRITES)).await && polls > 20 {
             break;
         }
         polls += 1;
@@ -197,17 +194,8 @@ async fn a_begin_may_be_dropped_while_the_connection_is_replaced() {
 #[rocket::async_test]
 async fn a_rollback_with_replaced_hooks_claims_nothing() {
     let databases = Databases::with_tables(Backend::Sqlite).await;
-    let figment = rocket::figment::Figment::new()
-        .merge(("url", databases.url(In::Main)))
-        .merge(("max_connections", 1))
-        .merge(("connect_timeout", 5));
-    let pool = SqlitePool::init(&figment).await.unwrap();
-    let options = BeginOptions {
-        isolation: Isolation::Default,
-        access: Access::ReadWrite,
-        wait: WaitPolicy::QUEUE,
-    };
-    let mut transaction = pool.open(options).await.unwrap();
+    let pool = pool(&databases).await;
+    let mut transaction = pool.open(WRITES).await.unwrap();
     let connection = transaction.connection();
     let insert = "INSERT INTO notes VALUES ('stays')";
     connection.execute(insert).await.unwrap();
@@ -224,7 +212,7 @@ async fn a_rollback_with_replaced_hooks_claims_nothing() {
     assert_eq!(databases.notes(In::Main).await, ["stays"]);
 
     // The next transaction has our hooks, and its rollback is effective.
-    let mut transaction = pool.open(options).await.unwrap();
+    let mut transaction = pool.open(WRITES).await.unwrap();
     let insert = "INSERT INTO notes VALUES ('goes'); COMMIT";
     let refused = transaction
         .connection()

@@ -5,8 +5,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Cluster, Proxy};
 use rocket::figment::Figment;
+use rocket_tx::db::{Access, BeginOptions, Isolation, WaitPolicy};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqliteConnection};
+
+/// Begins a transaction that writes, outside a request.
+pub const WRITES: BeginOptions = BeginOptions {
+    isolation: Isolation::Default,
+    access: Access::ReadWrite,
+    wait: WaitPolicy::QUEUE,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {

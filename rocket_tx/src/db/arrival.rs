@@ -1,24 +1,25 @@
-//! The remote address of a request, recorded before another fairing can change it.
+//! The remote address of a request, recorded before other fairings change it.
 //!
 //! Any request fairing may change the remote address, and services behind proxies do so. Rocket
-//! does not keep the original address. Therefore every request fairing of this library records the
-//! address, and the first one that runs counts.
+//! does not keep the original address. Therefore every request fairing of this library calls
+//! [`Arrival::note`], and the first call records the address. A fairing that is attached before all
+//! fairings of this library can still change the address first.
 
 use std::net::SocketAddr;
 
 use rocket::Request;
 
-/// The address at the other end of a request's connection.
+/// The recorded remote address of a request.
 pub(crate) struct Arrival(Option<SocketAddr>);
 
 impl Arrival {
-    /// Records the address. Called by request fairings. Later calls change nothing.
+    /// Records the address. Later calls for the same request change nothing.
     pub(crate) fn note(request: &Request<'_>) {
         Self::of(request);
     }
 
-    /// Returns the recorded address. `None` for Rocket's local test client, which has no
-    /// connection.
+    /// Returns the recorded address, or `None` if Rocket did not know it. Requests of Rocket's
+    /// local test client have no address.
     pub(crate) fn address(request: &Request<'_>) -> Option<SocketAddr> {
         Self::of(request).0
     }

@@ -50,9 +50,10 @@ pub enum Connection {
 
 /// Runs an expression on the backend of a [`Connection`](crate::db::Connection).
 ///
-/// The expression is compiled once for each backend, with the name bound to `&mut SqliteConnection`
-/// or `&mut PgConnection`. `$1`, `RETURNING` and `ON CONFLICT` mean the same on both. The macro
-/// accepts every value that dereferences to a `Connection`: `Tx`, `Read`, `&mut Connection`.
+/// The expression is compiled once for each backend. The name between the bars is bound to
+/// `&mut SqliteConnection` or `&mut PgConnection`. `$1`, `RETURNING` and `ON CONFLICT` mean the
+/// same on both. The macro accepts every value that dereferences to a `Connection`: `Tx`, `Read`,
+/// `&mut Connection`.
 ///
 /// ```
 /// use rocket_tx::db::Connection;

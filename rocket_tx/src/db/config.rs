@@ -26,8 +26,8 @@ impl<'de> Deserialize<'de> for ConfigDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TextOrSeconds;
 
-        /// The longest timeout that SQLite and Postgres accept, in milliseconds. sqlx panics above
-        /// it.
+        /// SQLite and Postgres store a timeout as a 32-bit number of milliseconds. sqlx panics on a
+        /// longer one.
         const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 
         fn bounded<E: de::Error>(duration: Duration) -> Result<ConfigDuration, E> {
@@ -81,8 +81,8 @@ pub fn setting<T: DeserializeOwned>(
     }
 }
 
-/// A statement that takes longer is marked as slow in the log. It is logged at the level of all
-/// statements, because the text of a statement must not appear at higher levels.
+/// A statement that takes longer is marked as slow in the log. The log level is the same as for all
+/// other statements, so that the text of a statement does not appear at a higher level.
 pub(super) const SLOW: Duration = Duration::from_secs(1);
 
 /// The configuration of one database, from `Rocket.toml` or `ROCKET_DATABASES`.
@@ -94,11 +94,12 @@ pub(super) const SLOW: Duration = Duration::from_secs(1);
 pub struct Config {
     /// The URL, such as `sqlite:data/main.db` or `postgres://user@host/database`.
     pub url: String,
-    /// The maximum number of connections. Default: four for each worker of Rocket. On SQLite it is
-    /// the number of readers; there is one writer in addition. On Postgres it is the limit of the
-    /// pool for transactions, and of the read-only pool as well.
+    /// The maximum number of connections. Default: four for each worker of Rocket. On SQLite this
+    /// counts the readers; there is one writer in addition. On Postgres there are two pools, one
+    /// for transactions and one that is read-only, and each of them has this limit.
     pub max_connections: u32,
-    /// The number of connections that stay open while idle. Default 0.
+    /// The number of connections that stay open while idle. Default 0. On SQLite this counts the
+    /// readers. On Postgres it applies only to the pool for transactions.
     #[serde(default)]
     pub min_connections: u32,
     /// How long a request waits for a connection, or for the SQLite writer. Default 5 s.
@@ -110,8 +111,8 @@ pub struct Config {
     /// on Postgres.
     #[serde(default)]
     pub idle_timeout: Option<ConfigDuration>,
-    /// SQLite: how far a commit must have reached the disk before it is reported. Default `full`: a
-    /// power cut undoes no commit that was reported to a client.
+    /// SQLite: how far a commit must have reached the disk before it is reported to a client. With
+    /// the default, `full`, a commit that was reported survives a power cut.
     #[serde(default)]
     pub synchronous: Synchronous,
     /// Postgres: `statement_timeout`. Default 30 s.
@@ -125,7 +126,8 @@ pub struct Config {
     #[serde(default)]
     pub statement_cache: Option<usize>,
     /// Postgres: whether a session is reset before another request uses it: settings, role,
-    /// temporary tables, advisory locks, cursors. Default true.
+    /// temporary tables, cursors, LISTEN, sequence values, the seed of `random()`. Default true.
+    /// Advisory locks are always released.
     #[serde(default = "yes")]
     pub reset_sessions: bool,
 }
@@ -159,11 +161,11 @@ fn thirty_seconds() -> ConfigDuration {
 pub enum Synchronous {
     /// Never waits for the disk. A power cut may undo the last commits or damage the file.
     Off,
-    /// Waits for the disk at checkpoints only. A power cut may undo the last commits, although they
-    /// were reported as committed. It does not damage the file.
+    /// Waits for the disk only at checkpoints. A power cut may undo the last commits, although they
+    /// were reported as committed. A power cut does not damage the file.
     Normal,
-    /// Reports a commit after a sync that began after COMMIT had returned. A power cut undoes no
-    /// commit that was reported.
+    /// Reports a commit only after a sync that began when COMMIT had returned. A commit that was
+    /// reported survives a power cut.
     #[default]
     Full,
     /// Like `full`, and also syncs the folder.

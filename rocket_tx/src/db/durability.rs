@@ -25,7 +25,8 @@ impl Durability {
         Self(None)
     }
 
-    /// Creates a `Durability` that waits for `sync`, which must end when the commit is durable.
+    /// Creates a `Durability` that waits for `sync`. `sync` must return `Ok` only when the commit
+    /// is durable.
     pub fn after(sync: impl Future<Output = io::Result<()>> + Send + 'static) -> Self {
         Self(Some(Box::pin(sync)))
     }
@@ -39,8 +40,8 @@ impl Durability {
     ///
     /// # Errors
     ///
-    /// [`CommitError::NotDurable`] if the disk failed. It is unknown whether the commit will still
-    /// be there after a restart.
+    /// [`CommitError::NotDurable`] if the sync failed. It is unknown whether the commit will still
+    /// exist after a restart.
     ///
     /// # Cancellation
     ///

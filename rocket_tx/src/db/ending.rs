@@ -6,12 +6,13 @@ use rocket::futures::future::BoxFuture;
 
 /// Ends one transaction from outside its session.
 ///
-/// This is necessary when a guard that outlives its request still holds the session, or when an
-/// abandoned statement may still run on it.
+/// Used when a guard that outlives its request still holds the session, or when an abandoned
+/// statement may still run on the session.
 ///
-/// On SQLite the transaction cannot commit anyway: a commit hook refuses every COMMIT that
-/// settlement did not send, unless a handler has replaced the hook. On Postgres the session is
-/// terminated at the server. Otherwise its holder could roll back and write again.
+/// On SQLite nothing needs to be done: the commit hook refuses every COMMIT that settlement did not
+/// send, unless a handler has replaced the hook. On Postgres the server process of the session is
+/// terminated. Otherwise the holder of the session could roll back, begin another transaction, and
+/// write in it.
 #[derive(Clone, Default)]
 pub struct Ending(Option<Arc<dyn End>>);
 
@@ -20,10 +21,11 @@ pub struct Ending(Option<Arc<dyn End>>);
 pub enum Ended {
     /// The transaction was still open, and nothing of it is committed.
     RolledBack,
-    /// The transaction had ended before, or may have ended: its handler may have sent COMMIT or
-    /// ROLLBACK. Some of its changes may be committed.
+    /// The transaction may have ended before, for example because its handler had sent COMMIT. Some
+    /// of its changes may be committed.
     Before,
-    /// The server did not confirm that the session has ended.
+    /// The server did not confirm that the session has ended. Until now the handler cannot have
+    /// committed any changes.
     Unasked,
 }
 
@@ -32,8 +34,8 @@ pub(super) trait End: Send + Sync {
 }
 
 impl Ending {
-    /// Creates the `Ending` of a transaction that cannot commit. [`end`](Self::end) does nothing,
-    /// because it is enough that the session is closed later.
+    /// Creates the `Ending` of a transaction that cannot commit. [`end`](Self::end) then does
+    /// nothing, because it is enough to close the session later.
     pub fn by_closing() -> Self {
         Self(None)
     }

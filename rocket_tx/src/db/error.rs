@@ -37,14 +37,15 @@ pub enum Error {
         remains: &'static str,
     },
 
-    /// A database that stores leases has a default isolation above READ COMMITTED. The fence of a
-    /// lease (the check at commit that the lease is still held) does not work there.
+    /// The database stores leases, but its default isolation is above READ COMMITTED. There the
+    /// fence of a lease (the check at commit that the lease is still held) does not work.
     #[error(
         "`default_transaction_isolation` is `{0}`, but the fence of a lease does not work above `read committed`; set it to `read committed` for this role or database, and request stricter isolation by the type of the guard"
     )]
     Isolation(String),
 
-    /// No connection was available in time, or the pool is closed.
+    /// No connection could be acquired: none was free in time, a new one could not be opened, or
+    /// the pool is closed.
     #[error(
         "no connection is available: {0}; raise `max_connections` or `connect_timeout`, or find the requests that hold a connection for long"
     )]
@@ -78,7 +79,7 @@ pub enum OpenError {
     #[error("{} is not a SQLite database (or is encrypted); choose another path, or restore the file from a backup", .0.display())]
     NotADatabase(PathBuf),
 
-    /// The file is read-only, or its folder is; SQLite must write its journal in the folder.
+    /// The file or its folder is read-only. SQLite must write its journal in the folder.
     #[error("{} cannot be written; give this process write permission on the file and on its folder", .0.display())]
     ReadOnly(PathBuf),
 

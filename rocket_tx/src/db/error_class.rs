@@ -10,12 +10,13 @@ use std::io;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorClass {
-    /// Contention: SQLite's BUSY, a deadlock, a serialization failure, a timeout of a wait, or no
-    /// free connection.
+    /// Contention or overload: SQLite's BUSY or LOCKED, a deadlock, a serialization failure, the
+    /// timeout of a lock or a statement, no free connection, too little memory.
     Busy,
-    /// No connection could be opened: the server is down or starting, or the network does not work.
+    /// No connection could be opened: the server is down or starting, the network does not work, or
+    /// the SQLite file is no longer at its path.
     Unreachable,
-    /// The session ended while it was in use.
+    /// The session ended while it was in use, or the pool is closed.
     Lost,
     /// The database takes no writes now: a standby, a read-only server, a full disk.
     NotWritable,
@@ -23,7 +24,7 @@ pub enum ErrorClass {
     Aborted,
     /// The transaction has ended, and settlement did not end it.
     Ended {
-        /// Nothing of the transaction is committed.
+        /// `true` if it is certain that nothing of the transaction is committed.
         undone: bool,
     },
     /// A constraint is violated.
@@ -80,12 +81,14 @@ pub(crate) fn may_be_stale(error: &sqlx::Error) -> bool {
     ends_session(error) || ErrorClass::of(error) == ErrorClass::NotWritable
 }
 
-/// Returns `true` if a COMMIT with this error as its reply has certainly committed nothing.
+/// Returns `true` if this error, received as the reply to COMMIT, proves that nothing was
+/// committed.
 ///
-/// If Postgres itself replies to COMMIT with severity ERROR, nothing was committed: once it has
-/// written the commit record, an error is a PANIC. But a connection pooler or a proxy also replies
-/// with an error when it has lost the server, and then the outcome is unknown. Therefore only the
-/// codes that the server alone can send count. Any other code leaves the outcome in doubt.
+/// If Postgres itself replies to COMMIT with severity ERROR, nothing was committed: after the
+/// commit record is written, every error is a PANIC. But a connection pooler or a proxy also
+/// replies with an error when it has lost the server, and then the outcome is unknown. Therefore
+/// this function accepts only codes that no pooler or proxy sends. After any other code the outcome
+/// is unknown.
 pub(crate) fn is_certain_refusal(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else {
         return false;
@@ -97,8 +100,9 @@ pub(crate) fn is_certain_refusal(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Marks an error as an error of opening a connection, so that it is [`ErrorClass::Unreachable`]. A
-/// server that starts, stops or is absent causes many different errors.
+/// Marks an error as an error of opening a connection, so that its class is
+/// [`ErrorClass::Unreachable`]. A server that is starting, stopping or down causes many different
+/// errors. `PoolClosed` and too_many_connections are not marked.
 ///
 /// `PoolTimedOut` is marked too. Pass it only if the wait was for the server, and not for
 /// connections that other requests held.
@@ -119,9 +123,8 @@ pub(crate) fn while_connecting(error: sqlx::Error) -> sqlx::Error {
     }
 }
 
-/// Marks the error of a BEGIN that asked for write access as [`ErrorClass::NotWritable`], if the
-/// error says that the server takes no writes. A standby assigns no transaction ids and refuses
-/// `READ WRITE`.
+/// Marks the error of a BEGIN with READ WRITE as [`ErrorClass::NotWritable`], if the error means
+/// that the server takes no writes. A standby assigns no transaction ids and refuses `READ WRITE`.
 #[cfg(feature = "postgres")]
 pub(crate) fn while_beginning_to_write(error: sqlx::Error) -> sqlx::Error {
     let code = error.as_database_error().and_then(|error| error.code());
@@ -139,8 +142,8 @@ pub(crate) fn not_writable(reason: String) -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(kind, Mark::NotWritable(reason)))
 }
 
-/// Marks an error whose code alone does not show its class. A mark is wrapped in a
-/// [`sqlx::Error::Io`], because sqlx has no variant for it.
+/// A mark on an error whose code alone does not show its class. A mark is wrapped in a
+/// [`sqlx::Error::Io`], because sqlx has no variant for marks.
 #[derive(Debug, thiserror::Error)]
 enum Mark {
     #[error("cannot connect: {}", describe(.0))]
@@ -152,8 +155,9 @@ enum Mark {
 
 /// Returns the text of an error inside a mark.
 ///
-/// The text of `PoolTimedOut` would blame other users of the pool. An I/O error is printed without
-/// sqlx's prefix, because sqlx adds that prefix before the mark.
+/// sqlx's text of `PoolTimedOut` says that other users of the pool hold all connections; here the
+/// server did not reply. An I/O error is printed without sqlx's prefix, because sqlx prints that
+/// prefix already before the mark.
 fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::PoolTimedOut => "the database did not reply in time".into(),
@@ -258,8 +262,8 @@ fn of_sqlite(extended: i32) -> ErrorClass {
     match (extended, extended & 0xff) {
         (CONSTRAINT_COMMITHOOK, _) => ErrorClass::Ended { undone: true },
         (_, primary::BUSY | primary::LOCKED) => ErrorClass::Busy,
-        // A write on a read-only connection: a mistake of the handler. Problems of the file have
-        // extended codes of READONLY.
+        // A write on a read-only connection: a mistake of the handler. If the file itself cannot be
+        // written, SQLite returns an extended code of READONLY.
         (primary::READONLY, _) => ErrorClass::Other,
         (_, primary::READONLY | primary::FULL) => ErrorClass::NotWritable,
         (_, primary::CONSTRAINT) => ErrorClass::Constraint,
@@ -267,8 +271,8 @@ fn of_sqlite(extended: i32) -> ErrorClass {
     }
 }
 
-/// Returns `true` if a COMMIT with this result code has certainly committed nothing. I/O errors do
-/// not count: if the sync of a COMMIT failed, the data may still be on the disk.
+/// Returns `true` if this result code of COMMIT proves that nothing was committed. I/O errors prove
+/// nothing: if the sync of a COMMIT failed, the data may still be on the disk.
 fn is_certain_sqlite(extended: i32) -> bool {
     matches!(
         extended & 0xff,

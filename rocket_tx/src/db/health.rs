@@ -1,7 +1,7 @@
 //! Logs when a database becomes unreachable or stops taking writes, and when it recovers.
 //!
-//! The state is taken from the results of requests. It is logged when it changes, not for each
-//! request that fails.
+//! The state is derived from the results of requests. Only changes of the state are logged, not
+//! each failed request.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -16,14 +16,15 @@ pub(crate) struct Health {
     writes: Condition,
 }
 
-/// One condition of a database: good, or bad since some time. While it is good, a check takes no
-/// lock.
+/// One aspect of a database's state: good or bad. While it is good, recording another success takes
+/// no lock.
 #[derive(Debug, Default)]
 struct Condition {
     is_bad: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
 }
 
+/// The failures since the condition became bad.
 #[derive(Debug)]
 struct Trouble {
     since: Instant,
@@ -63,7 +64,7 @@ impl Health {
         }
     }
 
-    /// Records that a transaction that may write could not begin.
+    /// Records that the server replied, but refused a transaction that may write.
     pub(crate) fn takes_no_writes(&self, error: &sqlx::Error) {
         self.is_reached();
         if self.writes.record_failure() {
@@ -104,7 +105,7 @@ impl Condition {
         is_first
     }
 
-    /// Makes the condition good. Returns the trouble that ends with it, if the condition was bad.
+    /// Makes the condition good. If it was bad until now, returns the recorded failures.
     fn record_success(&self) -> Option<Trouble> {
         if !self.is_bad.load(Ordering::Acquire) {
             return None;

@@ -25,7 +25,9 @@ use super::{
 /// Returns a fairing that attaches the database `D`: it opens and migrates the database at launch.
 /// At shutdown it waits for the requests in flight and then closes the database.
 ///
-/// A request that uses several databases should take them in the order in which they are attached.
+/// A request that uses several databases should take them in the order of attachment. While it
+/// holds a connection of a database, it does not wait for one that was attached earlier: if no
+/// connection is free there, the request fails at once.
 ///
 /// ```no_run
 /// use rocket_tx::db::{self, UrlPool};
@@ -128,9 +130,9 @@ impl<D: TransactionalDatabase> Initializer<D> {
 fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, Error> {
     let key = format!("databases.{}", D::NAME);
     let figment = rocket.figment();
-    // figment would ignore a single value in place of the table, and the service would open the
-    // database of a source with lower priority. The value may be a URL with a password, so the
-    // error does not repeat it.
+    // Check that the value is a table. Without this check figment would ignore a single value, and
+    // the service would open the database that a source of lower priority names. The value may be a
+    // URL with a password, so the error does not repeat it.
     let Ok(table) = figment.find_value(&key) else {
         return Err(figment::Error::from(figment::error::Kind::MissingField("url".into())).into());
     };
@@ -150,7 +152,8 @@ fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, Error> 
         .join(Serialized::default("connect_timeout", 5)))
 }
 
-/// Returns the error message for a `D` that is the same database as the attached `other`.
+/// Returns the error message for the case that `D` is the same database as `other`, which is
+/// already attached.
 pub(crate) fn same_database<D: Database>(other: &'static str) -> String {
     format!(
         "`databases.{}.url` leads to the same database as `databases.{other}.url`, and a request \
@@ -172,8 +175,8 @@ pub(crate) struct AttachedDatabases {
 }
 
 impl AttachedDatabases {
-    /// Returns the attached databases of a service. The first fairing that calls this, of a
-    /// database or `Settlement`, creates the list.
+    /// Returns the attached databases of a service. The first caller creates the list: `Settlement`
+    /// or the fairing of a database.
     pub(crate) fn of(rocket: Rocket<Build>) -> (Rocket<Build>, Self) {
         if let Some(attached) = rocket.state::<Self>() {
             let attached = attached.clone();

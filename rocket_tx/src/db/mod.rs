@@ -10,13 +10,14 @@
 //! | `postgres` | the pool for transactions, the read-only pool, and the checks of their sessions |
 //! | `by_url` | [`UrlPool`]: the URL selects the backend, and each query is written once |
 //! | `initializer` | [`init`]: the fairing that attaches a database |
-//! | `arrival` | the remote address of a request before any fairing can change it |
-//! | `health` | log messages when a database becomes unavailable and when it recovers |
+//! | `arrival` | the remote address of a request, before other fairings change it |
+//! | `health` | Postgres: log messages when a database becomes unavailable and when it recovers |
 //! | `readiness` | [`NotReady`]: whether a database can serve now, for readiness probes |
 //! | `error_class` | the meaning of database errors |
 //! | `config`, `error` | the settings in `Rocket.toml`, and the errors at launch |
 //!
-//! This module does not decide what a transaction means for a response; [`tx`](crate::tx) does.
+//! This module does not decide what the outcome of a transaction means for a response; that is
+//! decided in [`tx`](crate::tx).
 
 mod arrival;
 mod by_url;

@@ -16,15 +16,16 @@ use super::{
     Access, BeginOptions, Error, NotReady, Session, Transaction, TransactionControl, WaitPolicy,
 };
 
-/// Seals [`TransactionPool`]: settlement depends on the sessions of these pools.
+/// Makes [`TransactionPool`] a sealed trait, because settlement depends on details of the sessions
+/// of these pools.
 pub(super) trait Sealed {}
 
 /// A pool from which requests acquire connections for their transactions and reads.
 ///
 /// Implemented by [`UrlPool`](super::UrlPool), [`SqlitePool`](super::SqlitePool) and
-/// [`PostgresPool`](super::PostgresPool), and sealed: no other crate can implement it. A clone is
-/// another handle on the same pool.
-// Other crates cannot implement a private bound.
+/// [`PostgresPool`](super::PostgresPool). The trait is sealed: no other crate can implement it. A
+/// clone is another handle on the same pool.
+// The private bound makes the trait sealed.
 #[allow(private_bounds)]
 pub trait TransactionPool: Sealed + rocket_db_pools::Pool<Error = Error> + Clone {
     /// A connection that was acquired from the pool.
@@ -34,8 +35,9 @@ pub trait TransactionPool: Sealed + rocket_db_pools::Pool<Error = Error> + Clone
     ///
     /// # Errors
     ///
-    /// [`sqlx::Error::PoolTimedOut`] if no connection was free within `connect_timeout`, or at once
-    /// with [`WaitPolicy::FAIL_FAST`].
+    /// [`sqlx::Error::PoolTimedOut`] if no connection became free within `connect_timeout`. With
+    /// [`WaitPolicy::FAIL_FAST`] this error is returned without a wait. [`sqlx::Error::PoolClosed`]
+    /// after the pool was closed. Any error of opening a new connection.
     fn session(
         &self,
         access: Access,
@@ -44,8 +46,8 @@ pub trait TransactionPool: Sealed + rocket_db_pools::Pool<Error = Error> + Clone
 
     /// Acquires a connection and begins a transaction on it. Use this to write outside a request.
     ///
-    /// If a pooled session has died while it was idle, BEGIN detects that, and another session is
-    /// acquired.
+    /// BEGIN detects a pooled session that died while it was idle, or whose server no longer takes
+    /// writes. Another session is then acquired, until `connect_timeout` is over.
     ///
     /// # Errors
     ///
@@ -76,9 +78,9 @@ pub trait TransactionPool: Sealed + rocket_db_pools::Pool<Error = Error> + Clone
     /// Checks whether the database can serve now: it replies and takes writes. For readiness
     /// probes.
     ///
-    /// The check uses no connection of requests and returns within 1.5 s. It runs at most once a
-    /// second; calls in between return the last result. On Postgres it keeps one connection in
-    /// addition to `max_connections`. On SQLite it writes a file of 256 KiB in the folder of the
+    /// The check uses no connection that requests use, and returns within 1.5 s. It runs at most
+    /// once a second; calls in between return the last result. On Postgres it keeps one connection
+    /// in addition to `max_connections`. On SQLite it writes a file of 256 KiB in the folder of the
     /// database and removes it.
     ///
     /// # Errors
@@ -95,14 +97,15 @@ pub trait TransactionPool: Sealed + rocket_db_pools::Pool<Error = Error> + Clone
     /// Returns the identity of the database that `configuration` names, or `None` if it is unknown
     /// before the database is opened.
     ///
-    /// A SQLite file that is opened under two names has two journals and can become corrupted. See
+    /// With this, a file that two configurations name is detected before it is opened twice. A
+    /// SQLite file that is opened under two names has two journals and can become corrupted. See
     /// <https://www.sqlite.org/howtocorrupt.html#_multiple_links_to_the_same_file>.
     fn identity_before_opening(configuration: &Figment) -> Option<Identity> {
         let _ = configuration;
         None
     }
 
-    /// Returns the pool's place in its service. It is set once, at launch.
+    /// Returns the pool's [`Attachment`]. It is set once, at launch.
     fn attachment(&self) -> &OnceLock<Attachment>;
 }
 
@@ -117,13 +120,13 @@ impl<D> TransactionalDatabase for D where D: Database<Pool: TransactionPool> {}
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity(pub(crate) String);
 
-/// A pool's place in its service.
+/// The link from a pool to the service that it is attached to.
 #[derive(Debug, Clone)]
 pub struct Attachment {
-    /// The position in the order of attachment. A request that uses two databases takes the lower
-    /// rank first.
+    /// The position in the order of attachment. A request that holds a connection of a database
+    /// does not wait for a database of a lower rank.
     pub(crate) rank: usize,
-    /// The requests and hooks that have not ended.
+    /// The requests, and their hooks after settlement, that have not ended.
     pub(crate) in_flight: TaskTracker,
     /// How long closing waits for `in_flight`.
     pub(crate) close_timeout: Duration,
@@ -142,17 +145,17 @@ impl Attachment {
         self.in_flight.spawn(work);
     }
 
-    /// The `settle_timeout` of a pool that is not attached to a service.
+    /// The `settle_timeout` of a pool without a service, or of a service without `Settlement`.
     #[cfg(feature = "postgres")]
     pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// Waits until no request is in flight and the hooks have ended, at most `close_timeout`.
+    /// Waits at most `close_timeout` until no request is in flight and all hooks have ended.
     ///
     /// Rocket runs all shutdown fairings at the same time, and rocket_db_pools closes the pool in
     /// one of them. Without this wait, requests in flight would lose their database.
     async fn drained(&self) {
         /// Time for idle client connections to close. Rocket counts the connections right after the
-        /// shutdown fairings, and if one is left, it sleeps for its whole grace period.
+        /// shutdown fairings. If one is left, Rocket sleeps for its whole grace period.
         const IDLE_CLIENTS: Duration = Duration::from_millis(50);
 
         self.in_flight.close();
@@ -169,8 +172,8 @@ impl Attachment {
     }
 }
 
-/// Waits for the requests in flight, then closes the pool by `closing`. The wait for `closing` has
-/// a limit, because a leaked connection must not block the exit.
+/// Waits for the requests in flight, and then runs `closing`, which closes the pool. `closing` has
+/// a time limit, because a leaked connection must not block the exit.
 pub(super) async fn close(attachment: &OnceLock<Attachment>, closing: impl Future<Output = ()>) {
     const LIMIT: Duration = Duration::from_secs(2);
 

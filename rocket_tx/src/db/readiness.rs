@@ -1,4 +1,4 @@
-//! Readiness: whether a database can serve now, checked without a connection of requests.
+//! Readiness: whether a database can serve now, checked without the connections that requests use.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -10,7 +10,8 @@ use tokio::time::timeout;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotReady {
-    /// There is no connection, or no reply in time.
+    /// No connection could be opened, the reply did not come in time, or the check failed for
+    /// another reason.
     #[error("cannot be reached")]
     Unreachable,
 
@@ -40,7 +41,7 @@ pub(super) struct Readiness(Mutex<Option<(Instant, Result<(), NotReady>)>>);
 
 impl Readiness {
     /// Returns the last result if it is recent, or else runs `check`. Takes at most [`LIMIT`].
-    pub(super) async fn verdict(
+    pub(super) async fn latest(
         &self,
         check: impl Future<Output = Result<(), NotReady>>,
     ) -> Result<(), NotReady> {
@@ -51,8 +52,8 @@ impl Readiness {
             {
                 return result;
             }
-            // A little shorter than `LIMIT`, so that a task that waits for the lock gets this
-            // result before its own limit.
+            // A little shorter than `LIMIT`: other callers, which wait for the lock meanwhile, get
+            // this result before their own limit is over.
             let checked = timeout(LIMIT * 9 / 10, check).await;
             let result = checked.unwrap_or(Err(NotReady::Unreachable));
             *last = Some((Instant::now(), result));

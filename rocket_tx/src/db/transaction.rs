@@ -1,7 +1,7 @@
 //! An open transaction that owns its connection.
 //!
-//! Settlement needs two things that sqlx's own `Transaction` does not offer. It must check whether
-//! COMMIT would really commit, and it must close a connection that cannot be rolled back.
+//! Settlement needs two things that sqlx's own `Transaction` does not offer: a check whether COMMIT
+//! would really commit, and a way to close a connection that cannot be rolled back.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,8 +54,9 @@ impl WaitPolicy {
         busy_timeout: None,
     };
 
-    /// Fails at once if no connection is free, or if another process has locked the SQLite file.
-    /// Use it while the caller holds something that another request may be waiting for.
+    /// Fails at once if no connection is free, or if another process has locked the SQLite file. A
+    /// new connection may still be opened if the pool is not full. Use this policy while the caller
+    /// holds something that another request may be waiting for.
     pub const FAIL_FAST: Self = Self {
         queues: false,
         busy_timeout: Some(Duration::ZERO),
@@ -113,13 +114,15 @@ pub enum CommitError {
     /// rolled back by itself.
     #[error("the transaction had already ended before it was settled")]
     Ended {
-        /// Nothing of the transaction is committed. SQLite's commit hook guarantees this. On
-        /// Postgres a handler can end the transaction and write more, so nothing is guaranteed.
+        /// `true` if it is certain that nothing of the transaction is committed. SQLite's commit
+        /// hook guarantees this, unless a handler has replaced the hook. On Postgres this is always
+        /// `false`, because a handler can end the transaction and write more.
         undone: bool,
     },
 
-    /// A deferred foreign key is violated, so that COMMIT would fail. Reported on SQLite, which
-    /// does not name the key. Postgres names the constraint in [`Refused`](Self::Refused).
+    /// A deferred foreign key is violated, so that COMMIT would fail. Only SQLite reports this
+    /// error; it does not name the key. Postgres names the constraint in
+    /// [`Refused`](Self::Refused).
     #[error("a deferred foreign key is violated")]
     ConstraintBroken,
 
@@ -135,20 +138,21 @@ pub enum CommitError {
     #[error("COMMIT failed, and it is unknown whether the transaction was committed: {0}")]
     Unknown(#[source] sqlx::Error),
 
-    /// COMMIT succeeded, but the disk failed to store it. It is unknown whether the commit will
-    /// still be there after a restart.
+    /// COMMIT succeeded, but the sync to the disk failed. It is unknown whether the commit will
+    /// still exist after a restart.
     #[error("the commit could not be synced to the disk: {0}")]
     NotDurable(#[source] std::io::Error),
 }
 
-/// Why a rollback is not certain.
+/// Why it is not certain that a transaction was rolled back.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RollbackError {
-    /// The transaction had already ended: the handler sent COMMIT or ROLLBACK itself.
+    /// The transaction had already ended, or may have ended: usually the handler sent COMMIT or
+    /// ROLLBACK itself.
     #[error("the transaction had already ended before it was rolled back")]
     Ended {
-        /// Nothing of the transaction is committed.
+        /// `true` if it is certain that nothing of the transaction is committed.
         undone: bool,
     },
 
@@ -160,8 +164,8 @@ pub enum RollbackError {
 
 /// Identifies a transaction within this process.
 ///
-/// Safe code can swap two sessions through the guards that give access to them. A transaction
-/// therefore settles a session only if it began on that session.
+/// A handler can swap the sessions of two guards with safe code (`std::mem::swap`). Therefore a
+/// transaction checks that the session which it is about to settle is the one on which it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TransactionId(u64);
 
@@ -194,7 +198,7 @@ impl TransactionId {
 ///     let _ = session.rollback().await;
 /// }
 /// ```
-// Other crates cannot call the methods of a private bound.
+// The bound is private, so other crates cannot call its methods.
 #[allow(private_bounds)]
 pub trait Session: TransactionControl + Send + Sync + 'static {
     /// The type that guards dereference to: sqlx's own connection type, or the [by-URL
@@ -219,7 +223,7 @@ pub(crate) trait TransactionControl {
         true
     }
 
-    /// The last transaction that began on this session.
+    /// Returns the id of the last transaction that began on this session.
     fn owner(&mut self) -> &mut Option<TransactionId>;
 
     /// Sends BEGIN. One round trip.
@@ -229,13 +233,15 @@ pub(crate) trait TransactionControl {
     /// exchange with the thread of the connection on SQLite.
     fn prepare(&mut self) -> impl Future<Output = Result<(), CommitError>> + Send;
 
-    /// Commits, or returns why that was not possible. The same round trip also does the proof of
-    /// [`prepare`](Self::prepare), so that `commit` is safe without `prepare`.
+    /// Commits, or returns why that was not possible. `commit` is safe without
+    /// [`prepare`](Self::prepare): it also makes sure that it commits this transaction. That takes
+    /// no other round trip, except for some transactions on Postgres.
     ///
     /// The session is free when this returns. The commit is durable after [`Durability::wait`].
     fn commit(&mut self) -> impl Future<Output = Result<Durability, CommitError>> + Send;
 
-    /// Rolls back, and proves that it rolled back this transaction. One round trip.
+    /// Rolls back, and makes sure that this ended this transaction and not another one. One round
+    /// trip, unless the session is lost.
     fn rollback(&mut self) -> impl Future<Output = Result<(), RollbackError>> + Send;
 
     /// Returns an [`Ending`] of the transaction. Call this after the transaction has begun.
@@ -252,9 +258,9 @@ pub(crate) trait TransactionControl {
 
 /// An open transaction and the connection that it owns.
 ///
-/// Dropping it rolls back: the rollback is queued on the connection, and the connection returns to
-/// its pool. The connection is closed instead if the result of one of our own statements is
-/// unknown, or if a handler has abandoned a statement on it.
+/// Dropping a `Transaction` rolls back: the rollback is queued on the connection, and the
+/// connection returns to its pool. The connection is closed instead in two cases: the result of a
+/// statement of this library is unknown, or a handler has abandoned a statement on the connection.
 pub struct Transaction<S: Session> {
     session: S,
     id: TransactionId,
@@ -265,8 +271,8 @@ pub struct Transaction<S: Session> {
 #[derive(PartialEq, Eq)]
 enum State {
     Open,
-    /// A statement may be running whose result is unknown: one of our own, until its reply is read,
-    /// or a statement that a handler has abandoned.
+    /// A statement may still be running: one of this library whose reply is not read yet, or one
+    /// that a handler has abandoned.
     Busy,
     /// The transaction cannot be used any more. `Drop` closes the session.
     Closing,
@@ -293,7 +299,7 @@ impl<S: Session> Transaction<S> {
     ///
     /// The error of BEGIN, or [`sqlx::Error::InvalidSavePointStatement`] if the transaction has not
     /// ended.
-    pub async fn begin_again(&mut self, options: BeginOptions) -> sqlx::Result<()> {
+    pub(crate) async fn begin_again(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         if self.state != State::Ended {
             return Err(sqlx::Error::InvalidSavePointStatement);
         }
@@ -314,7 +320,8 @@ impl<S: Session> Transaction<S> {
         result
     }
 
-    /// Returns `true` if the transaction has begun and was not ended through this type.
+    /// Returns `true` if the transaction has begun, was not ended through this type, and no
+    /// statement on it is abandoned.
     pub(crate) fn is_open(&self) -> bool {
         self.state == State::Open
     }
@@ -347,8 +354,8 @@ impl<S: Session> Transaction<S> {
             return Err(CommitError::Ended { undone: false });
         }
         let result = self.session.prepare().await;
-        // This line is reached only if the future was not dropped. Either the reply was read, or
-        // the connection is broken, which rollback and the check of the pool detect.
+        // This line is reached only if the future was not dropped. So no statement is running any
+        // more, or the connection is broken, which rollback and the check of the pool detect.
         self.state = State::Open;
         result
     }
@@ -371,9 +378,8 @@ impl<S: Session> Transaction<S> {
         committed?.wait().await
     }
 
-    /// Commits without waiting until the commit is durable. The caller does that, or accepts that a
-    /// power cut may undo the commit. The caller may also continue on the same connection with
-    /// [`begin_again`](Self::begin_again).
+    /// Commits without waiting until the commit is durable. The caller must wait for the returned
+    /// [`Durability`], or accept that a power cut may undo the commit.
     ///
     /// # Errors
     ///
@@ -397,14 +403,15 @@ impl<S: Session> Transaction<S> {
         result
     }
 
-    /// Returns `false` if a handler has swapped the session for another one. The session that is
-    /// here now is then closed. The new owner of the original session decides the outcome of this
-    /// transaction.
+    /// Returns `false` if a handler has swapped the session for another one. `Drop` then closes the
+    /// session that is here now. The outcome of this transaction is unknown: it depends on the
+    /// guard that now holds the original session.
     fn has_its_session(&mut self) -> bool {
         *self.session.owner() == Some(self.id)
     }
 
-    /// Returns an [`Ending`], which can end the transaction while a guard holds the connection.
+    /// Returns an [`Ending`], by which another task can end the transaction while a guard holds the
+    /// connection.
     pub(crate) fn ending(&self) -> Ending {
         self.session.ending()
     }

@@ -1,4 +1,4 @@
-//! The data of every request: its id, its method, its in-flight token.
+//! The data of every request: its id, its method, and the token that makes shutdown wait for it.
 
 use std::convert::Infallible;
 use std::sync::OnceLock;
@@ -36,11 +36,12 @@ pub(in crate::tx) struct RequestContext {
     /// The method of the request when `Settlement` saw it. Later, Rocket turns a HEAD for which
     /// there is no route into a GET.
     method: OnceLock<Method>,
-    /// The request failed because a database is unreachable. That was logged when it began.
-    pub(in crate::tx) is_known_trouble: AtomicBool,
+    /// The request failed because a database is unavailable. Set by `Error::note_known_outage`, so
+    /// that the failure is logged at the debug level only.
+    pub(in crate::tx) has_known_outage: AtomicBool,
     /// The span of all log events about the request.
     pub(in crate::tx) span: Span,
-    /// Delays the closing of the pools until the request, with its body, is dropped.
+    /// Delays the closing of the pools until the request, with its response body, is dropped.
     pub(in crate::tx) in_flight: TaskTrackerToken,
 }
 
@@ -59,7 +60,7 @@ impl RequestContext {
                 outcome = Empty,
                 status = Empty,
             ),
-            is_known_trouble: AtomicBool::new(false),
+            has_known_outage: AtomicBool::new(false),
             in_flight,
         }
     }

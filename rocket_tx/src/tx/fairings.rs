@@ -1,4 +1,5 @@
-//! The order in which the fairings of a service run, parsed from Rocket's `Debug` output.
+//! Checks the order in which the fairings of a service run. The order is parsed from Rocket's
+//! `Debug` output.
 
 use std::sync::OnceLock;
 
@@ -7,17 +8,18 @@ use rocket::{Orbit, Phase, Rocket};
 use crate::db::AttachedDatabases;
 
 /// The name of `Settlement` in Rocket's list of request fairings.
-pub(in crate::tx) const OF_REQUESTS: &str = "Settlement";
+pub(in crate::tx) const REQUEST_FAIRING: &str = "Settlement";
 
 /// The name of the response half of `Settlement` in Rocket's list of response fairings.
-pub(in crate::tx) const OF_RESPONSES: &str = "Settlement of responses";
+pub(in crate::tx) const RESPONSE_FAIRING: &str = "Settlement of responses";
 
 /// The results of the checks of the order of fairings. Put into Rocket's managed state by
 /// `Settlement`.
 #[derive(Default)]
 pub(in crate::tx) struct FairingOrder {
-    /// Why responses are not settled last, if so.
+    /// `Some(message)` if a response fairing runs after the settlement.
     runs_later: OnceLock<Option<String>>,
+    /// `true` if the address of each client is certain.
     knows_clients: OnceLock<bool>,
 }
 
@@ -37,8 +39,8 @@ impl FairingOrder {
     /// Whether the address of each client is recorded before any other fairing can change it. If
     /// not, the reason is logged once.
     ///
-    /// Rocket runs request fairings in the order in which they were attached. The first fairing of
-    /// this library, a database or `Settlement`, records the address.
+    /// Rocket runs request fairings in the order in which they were attached. The first request
+    /// fairing of this library, of a database or of `Settlement`, records the address.
     pub(in crate::tx) fn knows_clients(&self, rocket: &Rocket<Orbit>) -> bool {
         *self.knows_clients.get_or_init(|| knows_clients(rocket))
     }
@@ -54,8 +56,9 @@ fn knows_clients(rocket: &Rocket<Orbit>) -> bool {
         return false;
     };
     let attached = rocket.state::<AttachedDatabases>();
-    let is_ours =
-        |name: &String| name == OF_REQUESTS || attached.is_some_and(|attached| attached.has(name));
+    let is_ours = |name: &String| {
+        name == REQUEST_FAIRING || attached.is_some_and(|attached| attached.has(name))
+    };
     let earlier: Vec<String> = fairings
         .iter()
         .take_while(|name| !is_ours(name))
@@ -83,7 +86,7 @@ fn what_runs_later<P: Phase>(rocket: &Rocket<P>) -> Option<String> {
         );
         return None;
     };
-    let ours = fairings.iter().rposition(|name| name == OF_RESPONSES)?;
+    let ours = fairings.iter().rposition(|name| name == RESPONSE_FAIRING)?;
     let later: Vec<String> = fairings[ours + 1..]
         .iter()
         .map(|name| format!("`{name}`"))
@@ -114,7 +117,7 @@ fn fairings(debug: &str, wanted: &str) -> Option<Vec<String>> {
     None
 }
 
-/// Returns the strings in a list, and the text after the end of the list.
+/// Returns the quoted strings in a list, and the text after the end of the list.
 fn names(list: &str) -> Option<(Vec<String>, &str)> {
     let mut names = Vec::new();
     let mut name: Option<String> = None;

@@ -14,10 +14,10 @@
 //! | file | contents |
 //! | --- | --- |
 //! | `verdict` | [`Verdict`]: commit or roll back, and why; [`Outcome`]: what really happened |
-//! | `context`, `request_id` | data of every request: its id, its method, its in-flight token |
+//! | `context`, `request_id` | data of every request: its id, its method, and the token that makes shutdown wait for it |
 //! | `fairings` | checks of the order of fairings: settlement runs last, client addresses are recorded first |
 //! | `final_response`, `stored_response` | a response as it is about to leave; one that is sent again |
-//! | `running_body` | the request whose body the current thread polls |
+//! | `running_body` | the request whose response body the current thread polls |
 //! | `traced` | [`traced`]: runs handlers inside the span of their request |
 //! | `panics` | detection of panics that a catcher would hide |
 //!

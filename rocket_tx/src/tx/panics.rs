@@ -1,7 +1,7 @@
 //! Detects panics that a catcher would hide.
 //!
-//! Rocket catches a handler's panic and calls the catcher for status 500. The catcher may return a
-//! success, and then nothing in the response shows that there was a panic.
+//! Rocket catches a handler's panic and calls the catcher for status 500. If the catcher returns a
+//! success, nothing in the response shows that there was a panic.
 //!
 //! A guard detects a panic that drops it. It cannot detect a panic in a responder, or one after the
 //! last guard was dropped. Therefore this module installs a panic hook. The hook marks the request
@@ -63,7 +63,7 @@ pub(in crate::tx) fn install() {
     });
 }
 
-/// Records whether anything has panicked in the task of one request since the watch was created.
+/// Records whether anything has panicked in the task of one request since this watch was created.
 pub(in crate::tx) struct PanicWatch {
     place: Place,
     panicked: Arc<AtomicBool>,
@@ -108,10 +108,9 @@ impl Drop for PanicWatch {
 }
 
 /// Runs code of the service that is not part of the handling of a request: an observer, a veto, the
-/// `Drop` of a body.
+/// `Drop` of a body. Returns `None` if this code panics.
 ///
-/// If `run` panics, the panic is logged with the name `what`, `None` is returned, and the panic
-/// does not count as a panic of the request.
+/// Such a panic is logged with the name `what`. It does not count as a panic of the request.
 pub(in crate::tx) fn shielded<T>(what: &str, run: impl FnOnce() -> T) -> Option<T> {
     let _entered = Shield::enter();
     match std::panic::catch_unwind(AssertUnwindSafe(run)) {

@@ -1,4 +1,7 @@
-//! Records the request whose response body the current thread polls.
+//! Records the request whose response body the current thread polls. By this record, a `Read` can
+//! detect that the body uses it.
+//!
+//! Only bodies that `settlement::read_body` wraps are recorded.
 
 use std::cell::Cell;
 
@@ -9,7 +12,8 @@ thread_local! {
     static RUNNING: Cell<Option<RequestId>> = const { Cell::new(None) };
 }
 
-/// Marks the thread as polling the response body of a request. Dropping it removes the mark.
+/// Marks the thread as polling the response body of a request. Dropping it restores the mark that
+/// the thread had before.
 pub(in crate::tx) struct RunningBody {
     before: Option<RequestId>,
 }

@@ -6,11 +6,10 @@ use tracing::Instrument;
 
 use super::context::RequestContext;
 
-/// Returns the same routes. The events that their guards and handlers log are recorded in the span
-/// `request`.
+/// Returns the same routes, with guards and handlers that log their events in the span `request`.
 ///
-/// The span has the request's id, method and route, and after the settlement the verdict, the
-/// outcome and the status. Settlement logs in this span also without `traced`.
+/// The span has the request's id, method and route. Settlement adds the verdict, the outcome and
+/// the status. Settlement itself always logs in this span, also without `traced`.
 ///
 /// ```no_run
 /// # use rocket::{get, routes};

@@ -18,9 +18,9 @@ pub enum Verdict {
     Rollback(Reason),
 }
 
-/// The facts that decide the verdict, taken when the response is ready.
+/// The facts that decide the verdict, collected when the response is ready.
 pub(in crate::tx) struct Facts {
-    /// The databases whose transactions a guard still holds.
+    /// The databases whose transactions a guard still held when the response was ready.
     pub(in crate::tx) leaked: Vec<String>,
     /// Something panicked in the request.
     pub(in crate::tx) panicked: bool,
@@ -92,14 +92,18 @@ impl Verdict {
 /// | 6. | the status is below 200 | rollback | [`Status`](Self::Status) |
 /// | 7. | the handler returned [`Commit`](super::Commit), and the status is below 500 | commit | [`Handler`](Self::Handler) |
 /// | 8. | the handler returned [`Rollback`](super::Rollback) | rollback | [`Handler`](Self::Handler) |
-/// | 9. | the service's veto returned `true` | rollback | [`Vetoed`](Self::Vetoed) |
+/// | 9. | the service's veto returned `true`, or panicked | rollback | [`Vetoed`](Self::Vetoed) |
 /// | 10. | the status is below 400 | commit | [`Status`](Self::Status) |
 /// | 11. | the status is 400 or above | rollback | [`Status`](Self::Status) |
 ///
 /// A status below 200 never commits, because it does not end a request: the client would receive
 /// another status, or no response.
 ///
-/// The response for each reason is decided in `settlement/rewrite.rs`.
+/// A request gets no verdict, and keeps its response, if it has begun or joined nothing, has not
+/// tried to, was not doomed, and has added no hooks. There is one exception: after a panic, rule 2
+/// also applies if the request has used a guard by which it could have begun something.
+///
+/// After a rollback, `settlement/rewrite.rs` decides by the reason whether the response is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
@@ -119,15 +123,15 @@ pub enum Reason {
     Handler,
     /// The service's veto returned `true`, or panicked.
     Vetoed,
-    /// The status of the response.
+    /// The status of the response decided: it is this one.
     Status(Status),
 }
 
 impl Reason {
-    /// Whether a response with this `status` may be sent unchanged after a rollback for this
-    /// reason. A success or a redirect may be sent only if the service itself requested the
+    /// Returns `true` if a response with this `status` may be sent unchanged after a rollback for
+    /// this reason. A success or a redirect may be sent only if the service itself requested the
     /// rollback, by [`Rollback`](super::Rollback) or by its veto.
-    pub(in crate::tx) fn lets_stand(&self, status: Status) -> bool {
+    pub(in crate::tx) fn keeps_response(&self, status: Status) -> bool {
         match self {
             Self::Leaked(_) => false,
             Self::Handler | Self::Vetoed => status.code >= 200,
@@ -166,8 +170,8 @@ pub enum Outcome {
     RolledBack,
     /// One database was committed and another was not.
     Partial,
-    /// It is not known what was committed: there was no reply to COMMIT, the disk failed to keep
-    /// the commit, or a handler may have ended a transaction itself.
+    /// It is not known what was committed. For example, there was no reply to COMMIT, the disk may
+    /// have lost the commit, or a handler may have ended a transaction itself.
     Unknown,
 }
 
@@ -202,7 +206,7 @@ pub(in crate::tx) enum Choice {
 pub enum Action {
     /// The resource gets its last chance to refuse.
     Prepare,
-    /// A database commits; a release does its work.
+    /// The resource commits. See [`Phase`](super::Phase) for the order.
     Commit,
     /// The resource is rolled back.
     Rollback,
@@ -282,7 +286,7 @@ mod tests {
                     assert_eq!(*reason, Reason::Status(status), "{what}");
                     assert!((200..400).contains(&status.code), "{what}");
                 }
-                Verdict::Rollback(reason) if reason.lets_stand(status) && status.code < 400 => {
+                Verdict::Rollback(reason) if reason.keeps_response(status) && status.code < 400 => {
                     assert!(status.code >= 200, "{what}");
                     let requested = choice == Some(Choice::Rollback) || vetoed;
                     assert!(requested, "{what}");

@@ -1,4 +1,4 @@
-//! The rows of events and snapshots, over the connection type whose backend the URL selects.
+//! The rows of events and snapshots, for connections whose backend the URL selects.
 
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;

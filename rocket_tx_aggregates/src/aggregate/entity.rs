@@ -10,8 +10,9 @@ use super::stream::HeldLease;
 ///
 /// # Drop
 ///
-/// Dropping an entity releases its lease. If events of the aggregate are staged in a request, the
-/// request releases the lease instead. A clone has no lease.
+/// Dropping an entity releases its lease, unless its request still needs the lease: because events
+/// of the aggregate are staged or flushed, or because the request has a connection. Then settlement
+/// releases the lease. A clone has no lease.
 #[derive(Default)]
 pub struct Entity {
     id: String,

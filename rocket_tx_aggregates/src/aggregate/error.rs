@@ -40,7 +40,7 @@ pub enum Error {
     #[error(transparent)]
     Lock(#[from] LockError),
 
-    /// The request's transaction refused or failed.
+    /// An error of the request's transaction.
     #[error(transparent)]
     Transaction(#[from] rocket_tx::Error),
 

@@ -84,7 +84,7 @@ pub trait Event<A>: Serialize + DeserializeOwned {
     fn apply(self, aggregate: &mut A);
 }
 
-/// Describes to an operator why an event cannot be replayed.
+/// The reason why an event cannot be replayed, for an operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ReplayError(pub String);

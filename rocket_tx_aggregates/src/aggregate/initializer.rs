@@ -22,7 +22,7 @@ use crate::lock::{LeaseLockManager, LeasePool};
 ///
 /// The observer is called after a request has loaded aggregates with their leases. A connection
 /// that was acquired only for the load has been returned by then. The request waits for the
-/// observer, and keeps the leases meanwhile.
+/// observer, and keeps the leases during this wait.
 #[rocket::async_trait]
 pub trait LoadObserver: Send + Sync {
     /// Called for each stream of the load in turn, also if it has no events.

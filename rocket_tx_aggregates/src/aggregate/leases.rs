@@ -41,7 +41,7 @@ struct State<D: AggregateDatabase> {
     flushed: BTreeSet<String>,
     /// Leases that are being released before settlement.
     pending: BTreeMap<String, PendingRelease>,
-    /// Whether the request's leases and events have joined it as a resource.
+    /// Whether these leases and events have joined the request's registry as a resource.
     joined: bool,
     /// Whether settlement has begun: no lease or event can be added any more.
     closed: bool,
@@ -258,8 +258,8 @@ impl<D: AggregateDatabase> RequestLeases<D> {
             }
         }
         for mut append in batch {
-            // The request itself holds the lease. The handle refers to this value, so a handle
-            // stored here would keep this value alive for ever.
+            // The request itself holds the lease. A handle refers to this `RequestLeases`. If it
+            // were stored here, the two would refer to each other and never be dropped.
             append.lease = None;
             match state.staged.get_mut(&append.stream) {
                 Some(before) => before.extend(append),

@@ -11,10 +11,10 @@ use tokio::sync::Mutex as AsyncMutex;
 /// All requests then wait in the same direction, so they cannot deadlock.
 #[derive(Default)]
 pub(super) struct Order {
-    /// Lets the tasks of a request read one after another, because a request has at most one
-    /// connection of a database. The lock is held across an `await` on purpose.
+    /// Locked by a task of the request while it reads, across an `await` on purpose. A request has
+    /// at most one connection of a database, so its tasks read one after another.
     pub(super) reading: AsyncMutex<()>,
-    /// The keys, each with the rank of its database.
+    /// The keys, each with the rank of its database: its place in the order of attachment.
     keys: Mutex<BTreeSet<(usize, String)>>,
 }
 

@@ -88,7 +88,8 @@ pub trait AsyncUnlockableRepository: AsyncRepository {
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if another holder has taken over the lease.
+    /// [`Error::Lock`] if the lease was lost before, or if its row could not be deleted and remains
+    /// until it expires.
     fn unlock(&self, stream: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Discards an aggregate without a commit, and releases the `lease` that it was loaded with.
@@ -273,7 +274,7 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
             .load(stream, Some(A::SNAPSHOT_VERSION))
             .await?;
         match replayed(stream, id, &history) {
-            // A snapshot is only a shortcut: all events together give the same state.
+            // A snapshot only saves time: replaying all events gives the same state.
             Err(error) if history.snapshot.is_some() => {
                 tracing::warn!(%error, "a snapshot cannot be used; the aggregate is rebuilt from all its events");
                 let history = self.repository.load(stream, None).await?;
@@ -305,7 +306,7 @@ impl<R: AsyncUnlockableRepository, A: Aggregate> AsyncAggregateRepository<R, A> 
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if another holder has taken over the lease.
+    /// As [`unlock`](Self::unlock).
     pub async fn abort(&self, mut aggregate: A) -> Result<(), Error> {
         let lease = aggregate.entity_mut().lease.take();
         let stream = A::stream(aggregate.id())?;
@@ -316,7 +317,8 @@ impl<R: AsyncUnlockableRepository, A: Aggregate> AsyncAggregateRepository<R, A> 
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if another holder has taken over the lease.
+    /// [`Error::Id`]; [`Error::Lock`] if the lease was lost before, or if its row could not be
+    /// deleted and remains until it expires.
     pub async fn unlock(&self, id: &str) -> Result<(), Error> {
         self.repository.unlock(&A::stream(id)?).await
     }

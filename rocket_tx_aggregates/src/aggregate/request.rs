@@ -40,8 +40,9 @@ use crate::lock::{Hold, in_order};
 /// transaction or a `Read` of any database, or the lease of a key that sorts after the wanted one.
 /// It gets the lease if the lease is free, and otherwise fails with a 503 at once.
 ///
-/// A commit begins no transaction. The transaction of `D` begins just before the request begins one
-/// of a database that is attached after `D`, or else at settlement.
+/// A commit begins no transaction. It only registers that the transaction of `D` is required. This
+/// transaction begins just before the request begins one of a database that is attached after `D`,
+/// or else at settlement.
 ///
 /// Loading reads through the request's open transaction of `D`, if there is one, and otherwise
 /// through a separate connection. Drop your `Tx<D>` or `Read<D>` guard before you load; while you
@@ -85,17 +86,17 @@ fn no_aggregates<D>() -> rocket_tx::Error {
     rocket_tx::Error::NotSetUp(reason.into())
 }
 
-/// Dooms the request if a flush fails or is dropped half-way.
+/// Dooms the request if a flush fails or is dropped half-way: the request must then roll back.
 ///
-/// The transaction may then contain only a part of the staged events, and must not be committed
-/// without the rest.
+/// The transaction may contain only a part of the staged events, and must not be committed without
+/// the rest.
 struct FlushGuard<'a>(Option<&'a Outstanding>);
 
 impl FlushGuard<'_> {
     fn doom_by(&self, error: &Error) {
         // A conflict dooms the request here, before `drop` does: only the first doom counts.
         if let (Error::Conflict(_), Some(outstanding)) = (error, self.0) {
-            // This fails only after the verdict, when there is nothing left to doom.
+            // This fails only if the verdict was reached already; then no doom can change it.
             let _settled = outstanding.doom(Status::Conflict, error.to_string());
         }
     }

@@ -19,9 +19,10 @@ use crate::lock::{Fence, Hold, LeasePool, LeaseStore, LockError};
 /// The leases and the staged events of a request in `D`, as a resource of the request.
 ///
 /// The request's transaction of `D` stores the events, and its last statements delete the lease
-/// rows. A waiter whose statement meets such a row is therefore blocked only until the COMMIT that
-/// follows. If a row is missing, everything is rolled back. After a rollback the rows are deleted
-/// on the same connection, because on SQLite no other connection can write meanwhile.
+/// rows. A waiter in another process that finds such a row locked is therefore blocked only until
+/// the COMMIT that follows. If a row is missing, everything is rolled back. After a rollback the
+/// rows are deleted on the same connection, because on SQLite no other connection of this process
+/// can write.
 ///
 /// # Drop
 ///
@@ -84,8 +85,8 @@ impl<D: AggregateDatabase> RequestAggregates<D> {
         &mut self,
         context: &mut SettleContext<'_>,
     ) -> Result<bool, rocket_tx::Error> {
-        // On SQLite no task of this process can write meanwhile, so the wait for a lock of another
-        // process is kept to one retry interval.
+        // On SQLite no other task of this process can write during the wait for a lock of another
+        // process. So the wait is limited to one retry interval.
         let wait = WaitPolicy::QUEUE.busy_timeout(self.request.shared.locks.retry_interval());
         let Some(mut transaction) = context.begin_after_rollback::<D>(wait).await? else {
             return Ok(false);
@@ -146,8 +147,8 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
             Ok::<(), rocket_tx::Error>(())
         };
         written.instrument(tracing::debug_span!("append")).await?;
-        // Another process can take the leases once their rows are gone, so this database commits
-        // last, when the commits of all other databases are certain.
+        // Another process can take the leases once their rows are gone. So this database commits
+        // last, after the commits of all other databases.
         context.commit_last::<D>();
         Ok(())
     }

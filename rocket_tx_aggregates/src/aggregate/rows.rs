@@ -62,7 +62,7 @@ where
     }
 }
 
-/// Seals [`EventRows`].
+/// Keeps other crates from implementing [`EventRows`].
 pub(super) trait Sealed {}
 
 /// A connection to the tables of events and snapshots.

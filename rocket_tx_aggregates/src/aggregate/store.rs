@@ -22,8 +22,8 @@ pub trait EventStore: AsyncRepository {
     /// rows of those `fences` that are in this store's database.
     ///
     /// Returns one element for each fence: the outcome of its release, or `None` if this call did
-    /// not delete its row. That is so for a row in another database, and if there are no events to
-    /// append.
+    /// not try to delete its row. It does not try for a row in another database, and not if there
+    /// are no events to append.
     ///
     /// # Errors
     ///

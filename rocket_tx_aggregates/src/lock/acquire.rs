@@ -91,10 +91,12 @@ impl<S: LeaseStore> Key<S> {
         }
     }
 
-    /// Takes the lease in a separate task, which keeps the pass of the gate.
+    /// Takes the lease in a separate task, which holds the gate's pass: the right to take the lease
+    /// in the database.
     ///
-    /// Dropping a future does not recall a statement that was sent, so the statement must not
-    /// depend on the caller. If the caller has gone, the task releases the row and then the gate.
+    /// The separate task is necessary because dropping a future does not recall a statement that
+    /// was already sent. If the caller's future is dropped, the task waits for the reply, releases
+    /// the row and then lets the next task through the gate.
     async fn spawn_acquire(
         self: &Arc<Self>,
         pass: Pass,
@@ -122,7 +124,8 @@ impl<S: LeaseStore> Key<S> {
             ttl: self.settings.lease_ttl,
         };
         if mode == AcquireMode::Wait && self.gate.should_yield() {
-            // Long enough for a polling process to take the lease first.
+            // Let another process go first: this pause is long enough for it to poll and take the
+            // lease.
             tokio::select! {
                 () = sleep(self.settings.retry_interval * 2) => {}
                 () = caller.closed() => return,
@@ -182,8 +185,9 @@ impl<S: LeaseStore> Key<S> {
                     .await
                     .is_ok_and(|marked| marked)
             {
-                // Try again at once, and then after short pauses. The lease may have been released
-                // in the meantime, and a process whose own tasks queue for the key yields soon.
+                // Try again at once: the lease may have been released in the meantime. After that,
+                // keep the pauses short: if the holder's process has tasks in its gate, the mark
+                // makes it yield after a few turns.
                 pause = interval / 8;
                 continue;
             }

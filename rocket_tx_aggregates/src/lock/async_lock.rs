@@ -9,8 +9,9 @@ use super::store::Fence;
 /// A lock on one key.
 ///
 /// All methods are lazy: nothing happens before the first poll. If the future of
-/// [`lock`](Self::lock) or [`try_lock`](Self::try_lock) is dropped, the key is not locked by it:
-/// a statement that is already under way ends, and its lock is then released.
+/// [`lock`](Self::lock) or [`try_lock`](Self::try_lock) is dropped, that call does not leave the
+/// key locked. A statement that was already sent still runs; if it takes the lock, the lock is
+/// released at once.
 pub trait AsyncLock: Send + Sync {
     /// Waits until this process has locked the key.
     ///
@@ -80,15 +81,16 @@ pub trait AsyncLockManager: Send + Sync + 'static {
     ///
     /// # Cancellation
     ///
-    /// Dropping the future frees the keys that were locked. A statement that is already under way
-    /// ends, and its lock is then released.
+    /// Dropping the future frees the keys that were locked. A statement that was already sent still
+    /// runs; if it takes a lock, the lock is released at once.
     fn hold_all(
         &self,
         keys: &[&str],
     ) -> impl Future<Output = Result<Vec<Self::Hold>, LockError>> + Send;
 }
 
-/// A locked key. Dropping it frees the key; if that takes a statement, a separate task sends it.
+/// A locked key. Dropping it frees the key. If the release needs a statement, a separate task runs
+/// it.
 pub trait Hold: Send + 'static {
     /// Returns the locked key.
     fn key(&self) -> &str;

@@ -23,7 +23,7 @@ impl Deadline {
         }
     }
 
-    /// Returns `true` if the call must not wait, and takes only a key that is free now.
+    /// Returns `true` if the call must not wait: it then takes the key only if the key is free now.
     pub(super) fn is_immediate(&self) -> bool {
         self.wait.is_zero()
     }

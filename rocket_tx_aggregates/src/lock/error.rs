@@ -29,12 +29,13 @@ pub enum LockError {
     )]
     Held(String),
 
-    /// The lease expired and was taken over or swept, or an operator freed it.
+    /// The lease is gone. Either it had expired, and another holder took it over or a sweep deleted
+    /// it; or an operator freed it.
     #[error("the lease of `{0}` was lost: it had expired, or was freed; load again and retry")]
     Lost(String),
 
-    /// The row of a lease could not be deleted within its time to live. It remains until it
-    /// expires, and no other holder has it before.
+    /// The row of a lease could not be deleted within its time to live. The row remains until it
+    /// expires; until then no other holder can take the lease.
     #[error("the lease of `{0}` could not be released; other holders wait until it expires")]
     NotReleased(String),
 
@@ -48,8 +49,8 @@ pub enum LockError {
 }
 
 impl From<LockError> for rocket_tx::Error {
-    /// Maps the error to a response: 422 for an invalid key, 409 for a lost lease, 503 for an error
-    /// that may pass. A database error is mapped like that of any other statement.
+    /// Maps the error to a response: 422 for an invalid key, 409 for a lost lease, and 503 if a
+    /// retry can succeed. A database error is mapped like that of any other statement.
     fn from(error: LockError) -> Self {
         let status = match error {
             LockError::Key => Status::UnprocessableEntity,

@@ -12,14 +12,15 @@
 //! | --- | --- |
 //! | release, takeover, sweep, a stopped process | the sequence, and an advisory lock: processes that take the same key draw one after the other |
 //! | the server's clock is set back | the sequence does not depend on the clock |
-//! | crash or restart of the server, whatever its clock shows afterwards | the mark: it was flushed before the first token below it was drawn |
+//! | crash or restart of the server, whatever its clock shows afterwards | the mark: it is flushed to disk before any token below it is drawn |
 //! | failover to a synchronous standby | the mark: its flush waited for the standby |
 //! | failover to an asynchronous standby | the mark, unless the standby lacks even the last opening; then the clock |
 //! | a restored backup, a copied database | the clock |
 //!
-//! One case remains: a standby or a backup lacks the last opening, and the clock of its host is
-//! behind by more than the time since that opening. An opening takes place at the first lease after
-//! a start of the server, and once in about ten million leases.
+//! In one case a token may be smaller than an earlier one: a standby or a backup lacks the last
+//! opening, and the clock of its host is behind by more than the time since that opening. The
+//! sequence is opened by the first lease after a start of the server, and again after about nine
+//! million tokens.
 //!
 //! The sequence is open while the unlogged table `aggregate_locks_fence_open` has a row of the
 //! current start of the server. Postgres empties unlogged tables whenever it recovers: after a
@@ -37,7 +38,7 @@ const OPEN_FENCE: &str = include_str!("sql/postgres/open_fence.sql");
 /// The result of one attempt to take a lease.
 #[derive(sqlx::FromRow)]
 pub(super) struct TakeRow {
-    /// `Some` if the lease is ours.
+    /// `Some` if this statement took the lease.
     pub(super) fencing_token: Option<i64>,
     /// `Some(true)` if another holder has a live lease, `Some(false)` if its lease has expired, and
     /// `None` if no other holder has a row.
@@ -71,7 +72,8 @@ pub(super) async fn open_fence(db: &mut PgConnection) -> sqlx::Result<()> {
 }
 
 /// Returns the advisory lock that serializes attempts to take `key`. Keys with the same hash share
-/// one lock and wait for each other needlessly, but no longer than for a row.
+/// one lock, so attempts to take them wait for each other needlessly. `lock_timeout` limits this
+/// wait like the wait for a row.
 fn advisory_lock(key: &str) -> (i32, i32) {
     let [.., a, b, c, d] = hash(key).to_be_bytes();
     (

@@ -1,12 +1,13 @@
 //! The gate: the process-local lock in front of a lease. The tasks of one process queue here in
-//! order and are woken without polling. Only the first of them queries the database.
+//! order and are woken without polling. Only the first of them queries the database. A task has its
+//! *turn* while it holds the [`Pass`].
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The number of turns that the tasks of this process take before they let a waiting process go
+/// The number of turns after which the tasks of this process let a waiting process take the lease
 /// first.
 const HAND_OVERS: u32 = 4;
 

@@ -42,7 +42,7 @@ impl<S: LeaseStore> Key<S> {
     pub(super) fn mark_released(self: &Arc<Self>, wanted: bool) {
         self.gate.mark_released(wanted);
         if wanted {
-            // Keep the gate and its count of turns until the other process had time to take the
+            // Keep the gate and its count of turns until the other process has had time to take the
             // lease. Without this, a client that takes the key again and again would start a new
             // count each time, and this process would never yield.
             let key = Arc::clone(self);

@@ -1,4 +1,4 @@
-//! A map with one object per key, while a reference to the object exists.
+//! A map from keys to shared objects. An object stays in the map while a reference to it exists.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};

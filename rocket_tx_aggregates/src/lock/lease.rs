@@ -21,8 +21,8 @@ use super::store::{Claim, Fence, LeaseStore, ReleaseOutcome, Token};
 ///
 /// # Drop
 ///
-/// A separate task releases the row, and then lets the next task of this process in. If the process
-/// is killed, the row remains until it expires.
+/// A separate task releases the row, and then lets the next task of this process through the gate.
+/// If the process is killed, the row remains until it expires.
 pub struct Lease<S: LeaseStore>(Option<ActiveLease<S>>);
 
 struct ActiveLease<S: LeaseStore> {
@@ -40,7 +40,7 @@ struct ActiveLease<S: LeaseStore> {
 const IS_ACTIVE: &str = "a lease is active until it is consumed";
 
 impl<S: LeaseStore> Lease<S> {
-    /// `sent_at` is a time before the statement that took the lease was sent.
+    /// `sent_at` is the time just before the statement that took the lease was sent.
     pub(super) fn new(
         key: Arc<Key<S>>,
         claim: Claim,
@@ -71,8 +71,8 @@ impl<S: LeaseStore> Lease<S> {
         self.active().fencing_token
     }
 
-    /// Returns `true` if a renewal detected that the row is not ours any more. `false` is no
-    /// guarantee: only the release shows whether the lease was ours until then.
+    /// Returns `true` if a renewal detected that this lease has no row any more. `false` is no
+    /// guarantee: only the release shows whether the lease existed until then.
     pub fn is_lost(&self) -> bool {
         self.active().renewal.0.lost.load(Ordering::SeqCst)
     }
@@ -192,9 +192,9 @@ impl<S: LeaseStore> ActiveLease<S> {
 /// Deletes the row of a lease, with retries until it would have expired anyway. Returns `None` if
 /// no attempt succeeded.
 ///
-/// The reply to a deletion may be lost; the next attempt then finds no row. If `was_ours`, a later
-/// attempt that finds no row counts as the release of our own row. `was_ours` means that the lease
-/// had not expired at the first attempt.
+/// The reply to a deletion may be lost; the next attempt then finds no row. `was_ours` tells
+/// whether the lease was unexpired before the first attempt. If it was unexpired, a later attempt
+/// that finds no row counts as a successful release.
 pub(super) async fn release_with_retries<S: LeaseStore>(
     store: &S,
     claim: &Claim,
@@ -250,7 +250,8 @@ impl OursUntil {
     }
 }
 
-/// Renews a lease after each third of its time to live. Dropping this value stops the renewal.
+/// Renews a lease whenever a third of its time to live has passed. Dropping this value stops the
+/// renewal.
 struct Renewal(Arc<RenewalState>);
 
 /// Shared by a lease and the task that renews it.
@@ -291,8 +292,8 @@ impl Drop for Renewal {
 }
 
 impl RenewalState {
-    /// Renews the lease until it is stopped, lost or older than `cap`. It is lost only if the row
-    /// is not ours any more; errors are retried.
+    /// Renews the lease until the renewal is stopped, the lease is lost, or `cap` has passed. The
+    /// lease counts as lost only if its row is gone or has another token. Errors are retried.
     async fn renew<S: LeaseStore>(self: Arc<Self>, store: S, claim: Claim, cap: Duration) {
         let taken = Instant::now();
         let interval = claim.ttl / 3;

@@ -94,10 +94,10 @@ impl Listener {
 /// its connection, and the listener sends nothing else that could fail.
 const PING_AFTER: Duration = Duration::from_secs(5);
 
-/// The longest time that a running server takes for these statements.
+/// The time limit for connecting, for LISTEN and for a ping.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Listens for ever; opens a new connection whenever the last one has ended.
+/// Listens for ever. When a connection ends, it waits one second and opens a new one.
 async fn listen(options: PgConnectOptions, waiters: Keyed<Waiters>) {
     let mut is_listening = true;
     loop {

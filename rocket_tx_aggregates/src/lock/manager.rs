@@ -16,8 +16,8 @@ use super::manual::{Lockable, ManualLock, Slot};
 use super::stats::{Counters, LeaseStats};
 use super::store::{LeaseRow, LeaseStore, Token};
 
-/// Makes durable locks: rows of `aggregate_locks`, each with a gate in front of it, in which the
-/// tasks of this process queue.
+/// Makes durable locks. Each lock is a row of `aggregate_locks`, with a gate in front of it: the
+/// queue of the tasks of this process.
 ///
 /// [`SqliteLockManager`](super::SqliteLockManager) and
 /// [`PostgresLockManager`](super::PostgresLockManager) are aliases of this type. A clone is another
@@ -57,15 +57,15 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         manager.with_retry_interval(Duration::from_millis(50))
     }
 
-    /// Sets how long a lease lasts without renewal. Other holders wait that long after a crash of
-    /// the holder. Default 30 s, minimum 30 ms.
+    /// Sets how long a lease lasts without renewal. After a crash of the holder, other holders wait
+    /// for the rest of this time. Default 30 s, minimum 30 ms.
     pub fn with_lease_ttl(mut self, ttl: Duration) -> Self {
         self.settings.lease_ttl = ttl.max(Duration::from_millis(30));
         self
     }
 
-    /// Sets the polling interval for a contended lease (±50 % jitter). One attempt waits for a busy
-    /// row no longer than this either. Default 50 ms, minimum 1 ms.
+    /// Sets the polling interval for a contended lease (±50 % jitter). It is also the longest time
+    /// that one attempt waits for a busy row. Default 50 ms, minimum 1 ms.
     pub fn with_retry_interval(mut self, interval: Duration) -> Self {
         let interval = interval.max(Duration::from_millis(1));
         self.settings.retry_interval = interval;
@@ -111,13 +111,13 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     ///
     /// # Cancellation
     ///
-    /// If the future is dropped while a statement is under way, a lease that this statement takes
-    /// is released at once.
+    /// If the future is dropped, a statement that was already sent still runs. If it takes the
+    /// lease, the lease is released at once.
     pub async fn acquire(&self, key: &str) -> Result<Lease<S>, LockError> {
         self.acquire_by(key, self.deadline()).await
     }
 
-    /// Takes the lease of `key` if it is free now.
+    /// Takes the lease of `key` if it is free now. Returns `None` otherwise.
     ///
     /// # Errors
     ///
@@ -130,9 +130,9 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         .await
     }
 
-    /// Takes the lease of `key` if it is free now. With [`WaitPolicy::FAIL_FAST`] this does not
-    /// wait for a connection either: a request that waits for the caller could hold that
-    /// connection.
+    /// As [`try_acquire`](Self::try_acquire). With [`WaitPolicy::FAIL_FAST`] this does not wait for
+    /// a connection either, because all connections may be held by requests that wait for the
+    /// caller.
     pub(crate) async fn try_acquire_with(
         &self,
         key: &str,

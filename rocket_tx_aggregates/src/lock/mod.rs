@@ -21,12 +21,12 @@
 //! | `by_url` | the rows in the database that a URL names |
 //! | `listener` | waking waiters with LISTEN and NOTIFY |
 //! | `stats` | [`LeaseStats`]: counters |
-//! | `keyed` | a map with one object per key, while a reference to the object exists |
+//! | `keyed` | a map from keys to shared objects, each kept while a reference to it exists |
 //!
-//! A lease expires by itself. If a holder is stopped for longer than the time to live, another
-//! holder may have taken the lease over when the first one continues. The *fence* makes that
-//! harmless: the transaction that writes also deletes the lease row, and rolls back if the row is
-//! not there.
+//! A lease expires without any action of its holder. If a process is stopped for longer than the
+//! time to live, another holder may take its lease over. When the stopped process continues, it may
+//! still try to write. The *fence* makes that harmless: the transaction that writes also deletes
+//! the lease row, and rolls back if the row is not there.
 
 mod acquire;
 mod async_lock;

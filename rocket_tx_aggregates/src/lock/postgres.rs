@@ -90,8 +90,8 @@ fn sessions(settings: &Settings, lock_timeout: Duration) -> Sessions {
 }
 
 /// Returns `true` if the error means that the row of the lease is contended: lock_not_available,
-/// query_canceled, deadlock_detected, serialization_failure. The attempt then counts as one that
-/// found the key held, and the waiter tries again.
+/// query_canceled, deadlock_detected, serialization_failure. The attempt is then reported as
+/// [`Attempt::Held`], and the waiter tries again.
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 ///
 /// This list is separate from the one in `rocket_tx/src/db/error_class.rs`, which classifies the
@@ -108,8 +108,8 @@ impl PostgresLeases {
     /// Runs lease statements on a session. All their replies are read, so a session on which no
     /// statement failed is reused without a check.
     ///
-    /// On a dead network this fails after the longest wait for a session, plus `lock_timeout` and
-    /// [`REPLY_TIMEOUT`].
+    /// On a dead network this fails at the latest after the longest wait for a session, plus
+    /// `lock_timeout` and [`REPLY_TIMEOUT`].
     async fn on_session<T>(
         &self,
         work: impl AsyncFnOnce(&mut PostgresSession) -> sqlx::Result<T>,
@@ -140,7 +140,8 @@ impl PostgresLeases {
                     fencing_token,
                     taken_over: tried.lives == Some(false),
                 },
-                // Unless `lives` is true, another process took the lease during this statement.
+                // If `lives` is not true, another process took the lease during this statement.
+                // Nothing is known about the mark of its row.
                 None => Attempt::Held {
                     wanted: tried.lives == Some(true) && tried.wanted == Some(true),
                 },

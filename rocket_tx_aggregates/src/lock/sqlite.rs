@@ -80,8 +80,8 @@ impl SqliteLeases {
         }
     }
 
-    /// Returns the writer. Its statement waits no longer than one retry interval for another
-    /// process, because no other task of this process can write meanwhile.
+    /// Returns the writer. While its statement waits for a lock of another process, no other task
+    /// of this process can write. So this wait is limited to one retry interval.
     async fn writer(&self) -> sqlx::Result<OneShotWriter> {
         self.pool
             .writer(WaitPolicy::QUEUE.busy_timeout(self.retry_interval))
@@ -136,7 +136,8 @@ impl LeaseStore for SqliteLeases {
 
     async fn take(&self, claim: &Claim, wait: WaitPolicy) -> sqlx::Result<Attempt> {
         match self.try_take(claim, wait).await {
-            // `wanted: true` skips the marking of the row: the file is busy, so nothing can write.
+            // `wanted: true` skips the marking of the row: while the file is busy, the mark could
+            // not be written either.
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: true }),
             result => result,
         }

@@ -9,15 +9,15 @@ use std::time::Duration;
 pub struct LeaseStats {
     /// Leases acquired.
     pub acquired: u64,
-    /// Those of the acquired leases that had expired and were taken over from another holder.
+    /// Of the acquired leases: those taken over from another holder, whose lease had expired.
     pub taken_over: u64,
     /// Attempts that found the key held or its row busy.
     pub contended: u64,
     /// Waits that ended without a lease: the longest wait passed, the database failed, or the
     /// waiting future was dropped.
     pub given_up: u64,
-    /// The total time from the request for a lease to its acquisition, in the gate and for the row.
-    /// Waits that ended without a lease are not included.
+    /// The sum of all waits that ended with a lease. Each wait is counted from the call to the
+    /// acquisition, and includes the time in the gate.
     pub waited: Duration,
 }
 

@@ -10,8 +10,8 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Identifies one acquisition of a lease. Every attempt has a new token, which only operators can
-/// see. A row is ours if it has our token; the owner id is only a label.
+/// Identifies one acquisition of a lease. Every acquisition has a new token, which is shown only to
+/// operators. A row is *ours* if it has the token of our acquisition; the owner id is only a label.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Token(String);
 
@@ -37,7 +37,7 @@ impl fmt::Display for Token {
     }
 }
 
-/// The values of an attempt to take a lease.
+/// The values that an acquisition writes to the row of the lease.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// The key to lock.
@@ -54,7 +54,8 @@ pub struct Claim {
 /// transaction rolls back.
 ///
 /// In this way a holder that was stopped for longer than the time to live detects that another
-/// holder has taken over. This works only for a transaction in the database that has the row.
+/// holder has taken the lease over. A transaction in another database than the row's cannot detect
+/// this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
     /// The database that has the row.
@@ -132,7 +133,8 @@ pub struct LeaseRow {
     pub wanted: bool,
 }
 
-/// Seals [`LeaseStore`]: leases are safe only if each of its statements is atomic.
+/// Keeps other crates from implementing [`LeaseStore`]. Leases are safe only if each statement of
+/// an implementation is atomic.
 pub(super) trait Sealed {}
 
 /// The rows of `aggregate_locks` in one database. All times are those of the database's clock.
@@ -148,12 +150,13 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
     /// Returns the identity of the database.
     fn database(&self) -> &Identity;
 
-    /// Returns `true` if transactions with a fence must be READ COMMITTED. A stricter transaction
-    /// of such a database could not delete a row that was renewed after its snapshot.
+    /// Returns `true` if transactions with a fence must be READ COMMITTED. On such a database a
+    /// stricter transaction cannot delete a row that was renewed after the transaction's snapshot.
     fn needs_read_committed(&self) -> bool;
 
-    /// Tries once to take a lease. A busy row counts as held. With [`WaitPolicy::FAIL_FAST`], so
-    /// does a database that has no free connection.
+    /// Tries once to take a lease. A busy row is reported as [`Attempt::Held`]. With
+    /// [`WaitPolicy::FAIL_FAST`] the attempt does not wait for a connection that a request could
+    /// hold: if none is free, the lease is reported as held.
     fn take(
         &self,
         claim: &Claim,
@@ -168,8 +171,9 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
         ours: Option<&Token>,
     ) -> impl Future<Output = sqlx::Result<Exclusion>> + Send;
 
-    /// Extends the lease by its time to live, from now. Returns `false` if the row is not ours any
-    /// more. After `stopped` is cancelled, this does not wait in a queue shared with requests.
+    /// Sets the expiry to one time to live from now. Returns `false` if the row is not ours any
+    /// more. Once `stopped` is cancelled, the method stops waiting in a queue that it shares with
+    /// requests, and returns an error.
     fn renew(
         &self,
         claim: &Claim,

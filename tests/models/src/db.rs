@@ -1,4 +1,5 @@
-//! Pools: which connections they check out, to whom, and in what state.
+//! Connections of the pools: who uses them, and in what state they are acquired. The scenarios are
+//! in `sqlite` and `postgres`; this file has the types that they share.
 
 pub mod pools;
 pub mod postgres;

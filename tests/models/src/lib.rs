@@ -2,9 +2,9 @@
 //!
 //! shuttle runs a small scenario thousands of times. At every lock, semaphore, channel and spawn it
 //! decides which task continues. The files under test are included from the library by their path.
-//! `Cargo.toml` replaces their `tokio` and `parking_lot` with shuttle's. Everything else that the
-//! files call is a stand-in that checks invariants: a connection counts its users, and a
-//! transaction knows whether it is open.
+//! `Cargo.toml` replaces their `tokio` and `parking_lot` with shuttle's. Stand-ins
+//! replace sqlx and the rest of the library. Some of them check invariants: a connection has one
+//! user at a time, and a transaction ends only once.
 //!
 //! | module | files under test | stand-ins |
 //! | --- | --- | --- |

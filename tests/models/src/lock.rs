@@ -12,7 +12,8 @@ use shuttle::rand::{Rng, thread_rng};
 use crate::{dropped_after, with_all_schedulers};
 use gate::Gate;
 
-/// One task tries to enter without waiting, one may be dropped while it waits, and two wait.
+/// Of four tasks, one tries to enter without waiting, one may be dropped while it waits, and two
+/// wait.
 async fn one_at_a_time() {
     let gate = Arc::new(Gate::default());
     let inside = Arc::new(AtomicUsize::new(0));

@@ -1,5 +1,5 @@
-//! The registry of one request, used at the same time by several tasks, a settlement and late
-//! guards.
+//! The registry of one request, which is the list of what is outstanding. Several tasks use it at
+//! the same time, also while the request is settled and after that.
 
 pub mod registry;
 mod stand_ins;
@@ -49,7 +49,7 @@ async fn work<D: Database<Pool = Pool>>(
 }
 
 /// Does what settlement does: closes the registry, collects the transactions, condemns those that a
-/// guard holds, and commits if there are none of these. Returns how many were collected, and how
+/// guard still holds, and commits if no guard holds any. Returns how many were collected, and how
 /// many were held.
 async fn settle(outstanding: &Arc<Outstanding>) -> (usize, usize) {
     let mut closed = outstanding.close();

@@ -2,8 +2,10 @@
 //!
 //! Another session ends the server process that may still be running the transaction, waits until
 //! that process is gone, and then queries the status of the transaction by its id. The result
-//! counts only on the same incarnation of the same server: after a crash or a failover, the id of a
-//! transaction that never reached the disk may be given to another transaction.
+//! counts only if the server and its incarnation are the same. An incarnation is one run of a
+//! server, from its start or its recovery after a crash until it stops or crashes. After a crash or
+//! a failover, the id of a transaction that never reached the disk may be given to another
+//! transaction.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +28,8 @@ pub(super) struct Backend {
     pid: String,
     /// When the process started: process ids are reused.
     started: String,
-    /// `None` if this role may not read it. Then the fate of a transaction stays unknown.
+    /// `None` if it could not be read, for example because the role lacks the permission. Then it
+    /// stays unknown how a transaction ended.
     incarnation: Option<Arc<str>>,
 }
 
@@ -55,7 +58,7 @@ enum TransactionMark<'a> {
     Id(&'a str),
     /// By the `application_name` of its session.
     Mark(&'a str),
-    /// It cannot be distinguished.
+    /// The transaction cannot be distinguished.
     Unknown,
 }
 
@@ -68,7 +71,8 @@ impl<'a> TransactionMark<'a> {
         }
     }
 
-    /// Returns an SQL condition on a row of `pg_stat_activity`: the process is in this transaction.
+    /// Returns an SQL condition on a row of `pg_stat_activity`. It is true if the process is in
+    /// this transaction.
     fn condition(&self) -> String {
         match self {
             Self::Id(id) => format!("backend_xid IS NOT DISTINCT FROM '{id}'::xid8::xid"),
@@ -84,7 +88,7 @@ impl Backend {
         &self.pid
     }
 
-    /// Reads the incarnation of the server. One round trip.
+    /// Creates the `Backend` of a session, and reads the incarnation of the server. One round trip.
     pub(super) async fn new(pid: String, started: String, connection: &mut PgConnection) -> Self {
         let incarnation = match incarnation(connection).await {
             Ok(incarnation) => Some(incarnation.into()),
@@ -104,8 +108,9 @@ impl Backend {
         }
     }
 
-    /// Ends the process, and returns how the transaction `xid` ended, whose COMMIT or ROLLBACK we
-    /// had sent to this process. Returns `None` if that cannot be known.
+    /// Returns how the transaction `xid` ended, after the process got a COMMIT or ROLLBACK and did
+    /// not reply. Ends the process first, as [`stop`](Self::stop) does. Returns `None` if the end
+    /// of the transaction cannot be determined.
     ///
     /// # Cancellation
     ///
@@ -120,7 +125,8 @@ impl Backend {
         fate
     }
 
-    /// Ends the process, whatever it is doing, and waits a limited time until it is gone.
+    /// Ends the process, even while it runs a statement, and waits a limited time until it is gone.
+    /// A process whose COMMIT waits for a standby is not ended.
     ///
     /// # Cancellation
     ///
@@ -129,9 +135,11 @@ impl Backend {
         self.end(TransactionMark::Unknown, sessions).await;
     }
 
-    /// Ends the process, and waits until it is gone.
+    /// Ends the process, waits until it is gone, and queries how the transaction ended. Returns
+    /// what is known after two fifths of `settle_timeout` at the latest.
     async fn end(&self, known: TransactionMark<'_>, sessions: &Sessions) -> Findings {
-        // COMMIT or ROLLBACK had half of the time. The last tenth is for the response.
+        // The time is `settle_timeout`. COMMIT or ROLLBACK had half of it, two fifths are for the
+        // queries, and the last tenth is for the response.
         let deadline = Instant::now() + sessions.settle_timeout() * 2 / 5;
         let mut seen = Findings::default();
         let querying = async {
@@ -147,7 +155,7 @@ impl Backend {
                 sleep(Duration::from_millis(50)).await;
             }
         };
-        // After the deadline, `seen` holds what is known until then.
+        // If the deadline passes, `seen` still holds what was found out before.
         let _elapsed = timeout_at(deadline, querying).await;
         seen
     }
@@ -165,8 +173,8 @@ impl Backend {
         };
         let Self { pid, started, .. } = self;
         let condition = known.condition();
-        // If COMMIT is waiting for a standby (`SyncRep`), do not end the process: the transaction
-        // would be committed on this server alone.
+        // If COMMIT is waiting for a standby (`SyncRep`), do not end the process: otherwise the
+        // transaction would be committed on this server alone.
         let end = format!(
             "SELECT ({condition})::text, (wait_event IS NOT DISTINCT FROM 'SyncRep')::text, \
                  backend_xid::text, CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' \
@@ -190,14 +198,14 @@ impl Backend {
                 _ => Progress::StillRunning,
             });
         }
-        // Another server knows nothing of the process. So its absence counts only on the same
-        // server, on one that has shown the process before, or if the incarnations cannot be
-        // compared.
+        // The process is not in the list. This connection may lead to another server, which does
+        // not know the process. So the process counts as gone only if the incarnation is the same,
+        // if this method has seen the process before, or if the incarnations cannot be compared.
         seen.is_gone = is_same || self.incarnation.is_none() || seen.was_in_transaction.is_some();
         let id = match (known, &seen.id) {
             _ if !is_same => return Ok(Progress::Done),
             (TransactionMark::Id(id), _) => format!("'{id}'"),
-            // COMMIT may have been under way when the process was ended.
+            // A COMMIT may have been running when the process was ended, so query the status.
             (_, Some(id)) => id.clone(),
             (_, None) => return Ok(Progress::Done),
         };
@@ -244,7 +252,7 @@ enum Progress {
     StillRunning,
 }
 
-/// What it takes to end a transaction from outside its session.
+/// All that is needed to end a transaction from outside its session.
 pub(super) struct Outside {
     pub(super) backend: Arc<Backend>,
     pub(super) transaction: OpenTransaction,

@@ -1,16 +1,20 @@
-//! Postgres: a pool for requests, and a separate read-only pool.
+//! Postgres: a pool for transactions, and a separate read-only pool.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! | --- | --- |
 //! | `mod` | [`PostgresPool`]: opens, checks out sessions, migrates, closes |
 //! | `sessions` | the sessions of one database, each with one user at a time |
 //! | `session` | one session, and what happens to it when it is returned |
 //! | `settings` | the settings of a session, and how a used session gets them back |
-//! | `proof` | matches replies with statements; makes the seal and the proof of a transaction |
+//! | `proof` | matches replies with statements, and makes the seal and the proof (see below) |
 //! | `transaction` | BEGIN, the proof, COMMIT and ROLLBACK |
 //! | `fate` | how a transaction ended whose COMMIT or ROLLBACK got no reply |
 //! | `readiness` | whether the server replies and takes writes, on a separate connection |
 //! | `pooler` | detects a pooler between this process and the server |
+//!
+//! The seal makes the server refuse each COMMIT that is not ours, that is, not from this library.
+//! The proof is a savepoint. It shows that the open transaction is still the one that our BEGIN
+//! began.
 
 mod fate;
 mod pooler;
@@ -43,7 +47,7 @@ use super::{
     WaitPolicy, pool,
 };
 
-/// A Postgres database: at most `max_connections` sessions for requests, and as many read-only
+/// A Postgres database: at most `max_connections` sessions for transactions, and as many read-only
 /// sessions.
 #[derive(Clone)]
 pub struct PostgresPool(Arc<Inner>);
@@ -97,14 +101,14 @@ impl PostgresPool {
         })))
     }
 
-    /// Returns the settings of its sessions, without the write guard
-    /// (`default_transaction_read_only`) of the sessions that run transactions.
+    /// Returns the settings of the pool's sessions, without the write guard
+    /// (`default_transaction_read_only`) that the sessions for transactions have in addition.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }
 
-    /// Checks out a session for statements without a BEGIN of ours: those of a `Read`, or of
-    /// rocket_db_pools' own guard. sqlx counts no open transaction on it.
+    /// Checks out a session for statements without a BEGIN of this library: those of a `Read`, or
+    /// those of the guard of rocket_db_pools. sqlx counts no open transaction on the session.
     async fn plain(&self, from: &Sessions, wait: WaitPolicy) -> sqlx::Result<PostgresSession> {
         let mut session = from.acquire(wait, Liveness::Verified).await?;
         transaction::leave(&mut session).await?;
@@ -206,9 +210,9 @@ impl TransactionPool for PostgresPool {
         let Some(migrator) = &migrations.postgres else {
             return Ok(());
         };
-        // A separate session. The statement timeout of requests must limit neither a migration nor
-        // the wait until another process has done it. The advisory lock of a failed migration ends
-        // with its session.
+        // A separate session without a statement timeout: neither a migration nor the wait for
+        // another process that runs it may be cut off. The advisory lock of a failed migration ends
+        // with the session.
         let unbounded = self.settings().clone().with("statement_timeout", "0");
         let open = || session::Live::open(&unbounded);
         let mut session = connect_with_retries(open, is_transient, self.connect_timeout())

@@ -21,8 +21,8 @@ pub(super) struct Opened {
 }
 
 /// Opens the first session, and finds out whether settings can go into the startup message or must
-/// be set by statements. While the server is starting or cannot be reached, each attempt to connect
-/// is retried for `limit`. No single wait is longer than that.
+/// be set by statements. While the server is starting or cannot be reached, each step that connects
+/// is retried for `limit`.
 ///
 /// # Errors
 ///
@@ -35,47 +35,43 @@ pub(super) async fn open(
     limit: Duration,
 ) -> Result<Opened, OpenError> {
     let options = by_startup.session_options();
-    // A refusal ends the session and would count as transient, but a parameter that is refused once
-    // is always refused: do not retry.
-    let is_transient_and_not_refused =
-        |error: &sqlx::Error| is_transient(error) && !is_refusal(error);
-    let refused =
-        match connect_with_retries(|| options.connect(), is_transient_and_not_refused, limit).await
-        {
-            Ok(connection) => {
-                require_own_sessions(connection, &by_startup, limit).await?;
-                match connect_with_retries(|| Live::open(&by_startup), is_transient, limit).await {
-                    Ok(first) => {
-                        return Ok(Opened {
-                            settings: by_startup,
-                            first,
-                        });
-                    }
-                    // The pooler dropped the settings.
-                    Err(sqlx::Error::Configuration(_)) => None,
-                    Err(error) => return Err(OpenError::Database(error)),
+    // Do not retry after a refusal: a parameter that is refused once is always refused. A refusal
+    // also ends the session, so `is_transient` alone would retry.
+    let may_retry = |error: &sqlx::Error| is_transient(error) && !is_refusal(error);
+    let refused = match connect_with_retries(|| options.connect(), may_retry, limit).await {
+        Ok(connection) => {
+            require_own_sessions(connection, &by_startup, limit).await?;
+            match connect_with_retries(|| Live::open(&by_startup), is_transient, limit).await {
+                Ok(first) => {
+                    return Ok(Opened {
+                        settings: by_startup,
+                        first,
+                    });
                 }
+                // The pooler dropped the settings.
+                Err(sqlx::Error::Configuration(_)) => None,
+                Err(error) => return Err(OpenError::Database(error)),
             }
-            Err(error) => {
-                if !is_refusal(&error) {
-                    return Err(OpenError::Database(error));
-                }
-                Some(error)
-            }
-        };
+        }
+        Err(error) if is_refusal(&error) => Some(error),
+        Err(error) => return Err(OpenError::Database(error)),
+    };
     if by_statements.session_options().get_options().is_some() {
         return Err(OpenError::OptionsDropped);
     }
-    // The startup message no longer carries the settings, so a refusal now has another reason: the
-    // pooler may not reach the server yet. Retry.
+    // The startup message no longer carries the settings. So a refusal now has another reason and
+    // may be retried: the pooler may not reach the server yet.
     let options = by_statements.session_options();
     match connect_with_retries(|| options.connect(), is_transient, limit).await {
         Ok(connection) => require_own_sessions(connection, &by_statements, limit).await?,
-        // The parameters were not the reason of the first refusal: report that one.
+        // Connecting fails without the parameters too, so they were not the reason of the first
+        // refusal. Report the first refusal.
         Err(error) => return Err(OpenError::Database(refused.unwrap_or(error))),
     }
     let first = connect_with_retries(|| Live::open(&by_statements), is_transient, limit).await?;
-    tracing::info!("a pooler drops startup parameters; sessions are set by statements instead");
+    tracing::info!(
+        "a pooler drops startup parameters; statements set the sessions' settings instead"
+    );
     Ok(Opened {
         settings: by_statements,
         first,
@@ -87,7 +83,7 @@ fn is_refusal(error: &sqlx::Error) -> bool {
     code.as_deref() == Some(PROTOCOL_VIOLATION)
 }
 
-/// Rejects a pooler in transaction or statement mode. Two connections are queried in turn for the
+/// Rejects a pooler in transaction or statement mode. Queries two connections in turn for the
 /// server process that serves them. Each connection must have its own process and keep it.
 async fn require_own_sessions(
     one: PgConnection,
@@ -95,7 +91,7 @@ async fn require_own_sessions(
     limit: Duration,
 ) -> Result<(), OpenError> {
     // Without a second connection there is nothing to compare. If the server is full, a later
-    // connection reports it.
+    // attempt to connect reports that.
     let options = settings.session_options();
     let Ok(Ok(other)) = timeout(limit, options.connect()).await else {
         return Ok(());

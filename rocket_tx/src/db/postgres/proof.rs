@@ -17,9 +17,9 @@ pub(super) fn nonce() -> String {
     format!("{:032x}", fastrand::u128(..))
 }
 
-/// Returns the name of the proof: the savepoint that BEGIN makes in every transaction. It shows
-/// that the open transaction is still the one that BEGIN began. The name is random, so that a
-/// handler that ended its transaction cannot make another savepoint with this name.
+/// Returns the name of the proof: the savepoint that `begin` creates in every transaction. It shows
+/// that the open transaction is still the one that `begin` began. The name is random, so a handler
+/// cannot create a savepoint with this name in a transaction of its own.
 ///
 /// All transactions of the process share the name, because `pg_stat_statements` keeps an entry for
 /// every name.
@@ -29,16 +29,15 @@ pub(super) fn savepoint() -> &'static str {
     &NAME
 }
 
-/// Returns the statement that seals a transaction: the server refuses COMMIT and PREPARE
-/// TRANSACTION until the statement of [`unseal`] has removed the seal. A handler can therefore not
-/// commit.
+/// Returns the statement that seals a transaction. The server then refuses COMMIT and PREPARE
+/// TRANSACTION until the statement of [`unseal`] has removed the seal. So a handler cannot commit.
 ///
 /// The seal is a cursor that outlives its transaction (`WITH HOLD`). COMMIT must compute the rows
 /// of such a cursor, and the query of this one always fails.
 /// <https://www.postgresql.org/docs/current/sql-declare.html>
 ///
-/// Without the seal it would be unknown, after a session is lost, whether the server had obeyed our
-/// COMMIT or one of the handler.
+/// The seal also matters after a session is lost. If the server then reports the transaction as
+/// committed, our COMMIT has committed it, and not a COMMIT of the handler.
 pub(super) fn seal(name: &str) -> String {
     format!(
         "DECLARE {name} NO SCROLL CURSOR WITH HOLD FOR \
@@ -53,7 +52,7 @@ pub(super) fn unseal(name: &str) -> String {
 
 /// The name of a setting that does not exist. The server quotes it in the error of the refused
 /// COMMIT, so the name is the message to the handler's author.
-const SEALED: &str = "rocket_tx: a handler must not send COMMIT, settlement commits";
+const SEALED: &str = "rocket_tx: a handler must not commit, settlement does";
 
 /// The replies of a session to several statements.
 pub(super) struct Replies {
@@ -91,7 +90,8 @@ impl Replies {
         replies
     }
 
-    /// Returns whether all `statements` got a reply and the last row ends in `nonce`.
+    /// Returns whether exactly `statements` statements got a reply, none of them failed, and the
+    /// last column of the last row is `nonce`.
     pub(super) fn prove(&self, statements: usize, nonce: &str) -> bool {
         self.error.is_none()
             && self.count == statements
@@ -106,8 +106,8 @@ impl Replies {
         text(self.row.as_ref()?, column)
     }
 
-    /// Returns the error that ended the replies. If there is none, returns an error that the
-    /// replies do not belong to the statements.
+    /// Returns the error that ended the replies. If there is none, returns an error which says that
+    /// the replies do not match the statements.
     pub(super) fn into_error(self) -> sqlx::Error {
         self.error.unwrap_or_else(|| {
             sqlx::Error::Protocol("the replies of the session do not match its statements".into())

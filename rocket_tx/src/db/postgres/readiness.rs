@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::settings::Settings;
 use crate::db::readiness::{LIMIT, NotReady, Readiness};
 
-/// Queries the server, and keeps the connection for the next check.
+/// Checks the server, and keeps the connection open for the next check.
 #[derive(Default)]
 pub(super) struct Probe {
     last: Readiness,
@@ -17,7 +17,7 @@ pub(super) struct Probe {
 
 impl Probe {
     pub(super) async fn ready(&self, settings: &Settings) -> Result<(), NotReady> {
-        self.last.verdict(self.check(settings)).await
+        self.last.latest(self.check(settings)).await
     }
 
     async fn check(&self, settings: &Settings) -> Result<(), NotReady> {
@@ -33,7 +33,8 @@ impl Probe {
         }
         let mut connection = match settings.connect_options().connect().await {
             Ok(connection) => connection,
-            // The server is up but full. Requests have their own connections.
+            // The server is up, but has no free connection for this check. Requests have their own
+            // connections, so the database counts as ready.
             Err(error) if is_full(&error) => return Ok(()),
             Err(error) => {
                 tracing::debug!(%error, "the database is not ready");
@@ -54,7 +55,8 @@ impl Probe {
     }
 }
 
-/// Returns whether transactions can write. On a standby `transaction_read_only` is on too.
+/// Returns whether transactions can write. `transaction_read_only` is on if the server is read-only
+/// by default, and also on a standby.
 async fn takes_writes(connection: &mut PgConnection) -> sqlx::Result<bool> {
     let row = sqlx::raw_sql("SHOW transaction_read_only")
         .fetch_one(connection)

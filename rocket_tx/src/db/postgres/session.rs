@@ -48,8 +48,8 @@ impl Live {
         };
         if holds != "true" {
             return Err(sqlx::Error::Configuration(
-                "the settings of the session did not reach the server; configure the pooler before \
-                 it to pass them on"
+                "the settings of the session did not reach the server; configure the pooler in \
+                 front of the server to pass them on"
                     .into(),
             ));
         }
@@ -66,16 +66,16 @@ impl Live {
         })
     }
 
-    /// Ends a transaction that is still open, resets the session, and checks that its replies match
-    /// its statements.
+    /// Cleans the session after use: ends a transaction that is still open, resets the settings if
+    /// that is configured, and checks that the replies match the statements.
     ///
-    /// Also reads the replies that its user left unread.
+    /// Also reads the replies that the user of the session left unread.
     pub(super) async fn clean(&mut self) -> Cleaned {
         /// BEGIN comes first: outside a transaction, each ROLLBACK alone would write a warning to
         /// the server's log.
         const END: [&str; 2] = ["BEGIN", "ROLLBACK"];
 
-        // At a greater depth than ours, its user left a savepoint open.
+        // Our own transactions have depth 1. At a greater depth, the user left a savepoint open.
         if depth(&self.connection) > 1 {
             return Cleaned::Failed;
         }
@@ -117,38 +117,42 @@ async fn forget_types(connection: &mut PgConnection) {
 /// The column of the clean-up's row that holds the session's secret.
 const SECRET: usize = 1;
 
-/// Returns how many transactions deep sqlx counts the session.
+/// Returns the transaction depth that sqlx has counted: 1 for a transaction, and 1 more for each
+/// savepoint that a handler began in it through sqlx.
 pub(super) fn depth(connection: &PgConnection) -> usize {
     <Postgres as sqlx::Database>::TransactionManager::get_transaction_depth(connection)
 }
 
-/// The number of replies that a session may be behind before its replies are no longer read.
+/// How many replies a session may be behind its statements. If it is further behind, the search for
+/// late replies stops.
 const MAX_BEHIND: usize = 4;
 
 /// The result of the statements that end a transaction.
 pub(super) enum EndResult {
-    /// The server obeyed all of them.
+    /// The replies show that the server has executed all statements.
     Proved,
-    /// The session replies, but the replies do not show that. Holds the first replies.
+    /// The session replies, but its replies do not show that. Holds the first replies that were
+    /// read.
     NotProved(Replies),
-    /// The session has ended. Holds the replies until then.
+    /// The session has ended. Holds the replies that came before.
     Lost(Replies),
 }
 
-/// Returns whether no reply after this error can tell more.
+/// Returns whether this error ends the search for late replies: the session is lost, or every later
+/// statement fails because the transaction is aborted.
 fn is_final(error: &sqlx::Error) -> bool {
     is_lost(error) || ErrorClass::of(error) == ErrorClass::Aborted
 }
 
-/// What happens to a session when it is returned.
+/// What happens to a session when its user returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnReturn {
-    /// The next user gets it at once. It has just passed its clean-up, or it ran only statements of
-    /// ours and all of them got replies.
+    /// The next user gets the session at once. It has just passed the clean-up, or it ran only
+    /// statements of this library and all of them got replies.
     Reuse,
-    /// A separate task cleans it before another user gets it.
+    /// A separate task cleans the session before another user gets it.
     Check,
-    /// It is closed.
+    /// The session is closed.
     Close,
 }
 
@@ -167,13 +171,14 @@ pub struct PostgresSession {
 /// What is known of the open transaction of a session.
 #[derive(Clone, Default)]
 pub(super) struct OpenTransaction {
-    /// It may write.
+    /// Whether the transaction may write.
     pub(super) writes: bool,
     /// COMMIT was refused: the transaction has ended, and the server has rolled it back.
     pub(super) is_refused: bool,
-    /// Its id, if known. With the id the server can be queried how the transaction ended.
+    /// The id of the transaction, if known. With the id the server can be queried how the
+    /// transaction ended.
     pub(super) id: Option<Arc<str>>,
-    /// The `application_name` that its session has for this transaction only. It identifies the
+    /// The `application_name` that the session has only during this transaction. It identifies the
     /// transaction while no id is known.
     pub(super) mark: Option<Arc<str>>,
     pub(super) protection: Protection,
@@ -192,8 +197,8 @@ pub(super) enum Protection {
 }
 
 impl OpenTransaction {
-    /// Returns whether the handler may have committed something of it: the transaction may write,
-    /// is not sealed, and its proof has not been checked.
+    /// Returns whether the handler may have committed some of the changes: the transaction may
+    /// write, is not sealed, and the proof has not been checked.
     pub(super) fn may_be_committed(&self) -> bool {
         self.writes && self.protection == Protection::None
     }
@@ -209,8 +214,8 @@ pub(super) struct Slot {
 const CHECKED_OUT: &str = "a checked-out session has its connection and its slot";
 
 impl PostgresSession {
-    /// Creates a checked-out session. Unless its user sets something else, it is checked when it is
-    /// returned.
+    /// Creates a checked-out session. When it is returned, it is handled as [`OnReturn::Check`],
+    /// unless its user calls [`set_on_return`](Self::set_on_return).
     pub(super) fn new(live: Live, is_new: bool, slot: Slot) -> Self {
         Self {
             live: Some(live),
@@ -222,14 +227,15 @@ impl PostgresSession {
         }
     }
 
-    /// Sets what happens when it is returned. A session that is to be closed stays so.
+    /// Sets what happens when the session is returned. [`OnReturn::Close`] is final: later calls
+    /// change nothing.
     pub fn set_on_return(&mut self, on_return: OnReturn) {
         if self.on_return != OnReturn::Close {
             self.on_return = on_return;
         }
     }
 
-    /// Returns the pool that it belongs to.
+    /// Returns the pool that the session belongs to.
     pub(super) fn sessions(&self) -> &Sessions {
         &self.slot.as_ref().expect(CHECKED_OUT).sessions
     }
@@ -258,7 +264,8 @@ impl PostgresSession {
         let replies = Replies::to(connection, sql).await;
         if is_proof(&replies) {
             forget_types(connection).await;
-            // At a greater depth than ours, the handler left a savepoint open.
+            // Our own transactions have depth 1. At a greater depth, the handler left a savepoint
+            // open.
             self.set_on_return(match depth(self) {
                 0 | 1 => OnReturn::Reuse,
                 _ => OnReturn::Close,
@@ -268,7 +275,8 @@ impl PostgresSession {
         if replies.error.as_ref().is_some_and(is_lost) {
             return EndResult::Lost(replies);
         }
-        // These may be late replies to earlier statements, and the replies to ours may still come.
+        // These may be late replies to earlier statements. The replies to our statements may still
+        // come.
         for _ in 0..MAX_BEHIND {
             let nonce = self::nonce();
             let late = Replies::to(connection, format!("SELECT '{nonce}'")).await;
@@ -306,7 +314,7 @@ impl Drop for PostgresSession {
         match self.on_return {
             OnReturn::Reuse => slot.sessions.put(live),
             // Dropping the socket ends the session, and the server rolls back. The slot is freed
-            // only after that, or one session too many would be open for a moment.
+            // only after that. Otherwise one session too many would be open for a moment.
             OnReturn::Close => drop(live),
             OnReturn::Check => {
                 // Without a runtime the process is about to end.
@@ -315,7 +323,8 @@ impl Drop for PostgresSession {
                         match live.clean().await {
                             Cleaned::Done => slot.sessions.put(live),
                             Cleaned::Failed => drop(live),
-                            // The slot is freed only when its statement has ended.
+                            // The slot is freed when the server process is gone, or after the limit
+                            // of `stop`.
                             Cleaned::Silent => live.backend.stop(&slot.sessions).await,
                         }
                         drop(slot);

@@ -25,8 +25,8 @@ use crate::db::{Attachment, ErrorClass, WaitPolicy};
 /// A session that was used within this time counts as alive and is not pinged.
 const FRESH: Duration = Duration::from_millis(50);
 
-/// The maximum age of a session. Closing it also frees what the server or a pooler has accumulated
-/// for it.
+/// The maximum age of a session. An older session is closed when it is idle. This also frees the
+/// memory that the server or a pooler has accumulated for the session.
 const OLDEST: Duration = Duration::from_secs(30 * 60);
 
 /// Limits on the number of sessions, and on the time to wait for one and to keep one idle.
@@ -42,13 +42,13 @@ pub struct Limits {
     pub idle: Duration,
 }
 
-/// Whether a session that may have died while it was idle can be checked out.
+/// Whether `acquire` may return a session that may have died while it was idle.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Liveness {
     /// Yes: BEGIN is its first statement, and detects a dead session.
     Unchecked,
-    /// No: unless the session was used a moment ago, it is pinged. If there is no reply, another
-    /// one is taken.
+    /// No: a session is pinged first, unless it was used a moment ago. If it does not reply,
+    /// another session is taken.
     Verified,
 }
 
@@ -70,11 +70,12 @@ struct Inner {
     opening: Opening,
 }
 
-/// Records since when opening a session has failed.
+/// Records since when no session could be opened.
 struct Opening {
     made: Instant,
-    /// When the failures began: the milliseconds after `made`, plus one. 0 if the last attempt
-    /// succeeded.
+    /// When the first attempt after the last success began: the milliseconds after `made`, plus
+    /// one. 0 if there was no attempt since the last success. A session that is returned clean
+    /// counts as a success too.
     since: AtomicU64,
 }
 
@@ -92,7 +93,7 @@ impl Opening {
 
     fn start(&self) {
         let now = self.now() + 1;
-        // If the exchange fails, another attempt has recorded an earlier time.
+        // If the exchange fails, an earlier attempt has already recorded its time.
         let _ = (self.since).compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
     }
 
@@ -156,14 +157,14 @@ impl Sessions {
         Some(&self.0.attachment.get()?.health)
     }
 
-    /// Opens a session, and records in `opening` since when no session could be opened.
+    /// Opens a session. Records in `opening` and in the pool's health whether that succeeded.
     async fn open(&self, wait: WaitPolicy, limit: Duration) -> sqlx::Result<Live> {
         self.0.opening.start();
         let opened = if wait.queues() {
             open_with_retries(&self.0.settings, limit).await
         } else {
-            // A request that must not queue may still open a session: that takes a moment, but
-            // needs nothing that another request may hold.
+            // A request that must not queue may still open a session. Opening takes a moment, but
+            // it does not depend on another request.
             timeout(PROMPT, Live::open(&self.0.settings))
                 .await
                 .unwrap_or_else(|_| Err(no_reply(PROMPT)))
@@ -187,12 +188,12 @@ impl Sessions {
         opened
     }
 
-    /// Returns the reason why no session became free in time.
+    /// Returns the error for a request that got no permit.
     fn none_free(&self) -> sqlx::Error {
         let none = sqlx::Error::PoolTimedOut;
         match self.0.permits.is_closed() {
             true => sqlx::Error::PoolClosed,
-            // The tasks that hold the slots are waiting for the server, not for other requests.
+            // The tasks that hold the slots are waiting for the server, not for each other.
             false if self.0.opening.has_failed_for(self.wait() / 2) => while_connecting(none),
             false => none,
         }
@@ -243,8 +244,8 @@ impl Sessions {
             _permit: permit,
             _checked_out: self.0.checked_out.token(),
         };
-        // The pool may have been closed after the permit was taken, without waiting for this
-        // session.
+        // The pool may have been closed after the permit was taken and before `checked_out` counted
+        // this session. Then `close` did not wait for it.
         if self.0.permits.is_closed() {
             return Err(sqlx::Error::PoolClosed);
         }
@@ -266,7 +267,8 @@ impl Sessions {
         Ok(PostgresSession::new(live, true, slot))
     }
 
-    /// Closes the idle sessions, because another session to the same server was of no use.
+    /// Closes the idle sessions. Called when another session to the same server did not reply or
+    /// could not write.
     pub(super) fn forget_idle(&self) {
         let forgotten = self.0.idle.lock().as_mut().map(std::mem::take);
         drop(forgotten);
@@ -285,8 +287,8 @@ impl Sessions {
 }
 
 impl Inner {
-    /// Removes and returns two kinds of idle sessions: those past the idle limit, except the
-    /// `least` that stay, and those past [`OLDEST`].
+    /// Removes and returns two kinds of idle sessions: those that are older than [`OLDEST`], and
+    /// those past the idle limit, as long as `least` others stay.
     fn take_expired(&self) -> Vec<Live> {
         let mut idle = self.idle.lock();
         let Some(idle) = &mut *idle else {
@@ -324,7 +326,8 @@ async fn open_with_retries(settings: &Settings, limit: Duration) -> sqlx::Result
 ///
 /// # Errors
 ///
-/// The error of the last attempt.
+/// The first error that is not transient. After `limit`, an I/O error with the text of the last
+/// error.
 pub(super) async fn connect_with_retries<T, F>(
     connect: impl FnMut() -> F,
     is_transient: impl FnMut(&sqlx::Error) -> bool,

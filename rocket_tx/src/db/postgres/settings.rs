@@ -7,10 +7,10 @@ use sqlx::postgres::PgConnectOptions;
 
 /// The name of the prepared statement that checks a session. `DEALLOCATE ALL` removes it together
 /// with the statements that sqlx believes to be prepared, so the check then fails.
-const PROOF: &str = "rocket_tx_proof";
+const CHECK: &str = "rocket_tx_proof";
 
-/// The setting that lets a session write only in transactions of ours. BEGIN resets it for a moment
-/// to read the server's own value: an operator may have made the server read-only.
+/// The setting that lets a session write only in transactions of this library. Our BEGIN resets it
+/// for a moment to read the server's own value: an operator may have made the server read-only.
 pub(super) const GUARD: &str = "default_transaction_read_only";
 
 /// How the settings of a session are sent to the server.
@@ -36,12 +36,13 @@ pub struct Settings {
 impl Settings {
     /// Creates the settings. `reset`: whether a session is reset between two users.
     pub(super) fn new(options: PgConnectOptions, set_by: SetBy, reset: bool) -> Self {
-        // sqlx sets `extra_float_digits` to get two more digits than servers before version 12 send
-        // by default. Poolers refuse that parameter.
+        // sqlx sets `extra_float_digits`, because servers before version 12 send two digits too few
+        // by default. Poolers refuse that parameter, so it is left out here.
         let options = options.extra_float_digits(None);
         let values = match set_by {
             SetBy::Startup => Vec::new(),
-            // A reset undoes what the pooler had set from the startup message.
+            // The pooler had set these from the startup message. A reset undoes that, so statements
+            // must set them again.
             SetBy::Statements => vec![
                 ("DateStyle", "ISO, MDY".to_owned()),
                 ("TimeZone", "UTC".to_owned()),
@@ -100,8 +101,9 @@ impl Settings {
         self
     }
 
-    /// Returns how sqlx connects to monitor or end sessions: as the login itself. A login may be
-    /// configured to act as another role, which can neither see nor end the sessions of the login.
+    /// Returns how sqlx connects to check the server or to end sessions: as the login itself, if
+    /// the startup message can carry settings. A login may be configured to act as another role,
+    /// which can neither see nor end the sessions of the login.
     pub(crate) fn connect_options(&self) -> PgConnectOptions {
         let options = self.session_options();
         match self.set_by {
@@ -155,7 +157,7 @@ impl Settings {
             false => String::new(),
         };
         statements.push(format!(
-            "PREPARE {PROOF}(pg_catalog.text) AS \
+            "PREPARE {CHECK}(pg_catalog.text) AS \
              SELECT pg_catalog.pg_advisory_unlock_all(), '{secret}', {reseed} {guards} $1"
         ));
         if self.guards_writes {
@@ -171,8 +173,9 @@ impl Settings {
             true => "TRUE".to_owned(),
             false => holds.join(" AND "),
         };
-        // The role that the login acts as may not read when the process started, so the login
-        // itself reads it. One message is one transaction, so SET LOCAL ends with the message.
+        // If the login acts as another role, that role may not be allowed to read the start time of
+        // the process. So the login itself reads it. All statements of one message are one
+        // transaction, so SET LOCAL ends with the message.
         statements
             .push("SELECT set_config('rocket_tx.role', current_setting('role'), true)".into());
         statements.push("SET LOCAL ROLE none".into());
@@ -191,7 +194,8 @@ impl Settings {
         if self.reset {
             let [authorization, others @ ..] = RESET;
             statements.push(authorization.to_owned());
-            // RESET SESSION AUTHORIZATION leaves the login without that role.
+            // RESET SESSION AUTHORIZATION returns to the login itself. RESET ROLE returns to the
+            // role that the login acts as.
             statements.extend(acts_as_role.then(|| "RESET ROLE".to_owned()));
             statements.extend(others.map(str::to_owned));
             statements.extend(self.sets());
@@ -207,9 +211,9 @@ impl Settings {
 /// `DISCARD ALL` would also remove those of sqlx.
 /// <https://www.postgresql.org/docs/current/sql-discard.html>
 ///
-/// Advisory locks are released by [`PROOF`].
+/// Advisory locks are released by [`CHECK`].
 const RESET: [&str; 6] = [
-    // This comes first, because it decides what the user may reset. It also ends SET ROLE.
+    // First, because the current user decides which settings may be reset. Also ends SET ROLE.
     "RESET SESSION AUTHORIZATION",
     "RESET ALL",
     "CLOSE ALL",
@@ -218,8 +222,8 @@ const RESET: [&str; 6] = [
     "DISCARD SEQUENCES",
 ];
 
-/// Seeds the server's random numbers with a value that no user knows, because no statement undoes
-/// the seed that a user has set. Part of [`PROOF`], whose nonce is the new seed.
+/// Seeds the server's random numbers with a value that no user knows. A user may have set a seed,
+/// and no statement undoes that. Part of [`CHECK`]; the nonce is the new seed.
 const RESEED: &str = "pg_catalog.setseed(pg_catalog.hashtextextended($1, 0)::pg_catalog.float8 \
     OPERATOR(pg_catalog./) 9223372036854775807::pg_catalog.float8)::pg_catalog.text,";
 
@@ -237,7 +241,7 @@ impl CleanUp {
     /// `before` must end an open one.
     pub(super) fn after(&self, before: &[&str], nonce: &str) -> (String, usize) {
         let mut sql = before.join("; ");
-        for statement in [&*self.statements, &format!("EXECUTE {PROOF}('{nonce}')")] {
+        for statement in [&*self.statements, &format!("EXECUTE {CHECK}('{nonce}')")] {
             if !sql.is_empty() && !statement.is_empty() {
                 sql.push_str("; ");
             }

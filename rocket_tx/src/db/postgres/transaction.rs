@@ -2,10 +2,11 @@
 //!
 //! A handler may send COMMIT or ROLLBACK itself. Two things guard against that:
 //!
-//! - the seal ([`seal`]) makes the server refuse every COMMIT but ours. READ COMMITTED transactions
-//!   that may write have it;
-//! - the proof ([`savepoint`]) is a savepoint that BEGIN makes. Only the transaction that BEGIN
-//!   began can release it or roll back to it, which shows that this transaction is still open.
+//! - The seal ([`seal`]) makes the server refuse every COMMIT except ours. Only READ COMMITTED
+//!   transactions that may write have a seal.
+//! - The proof ([`savepoint`]) is a savepoint that [`begin`](TransactionControl::begin) creates.
+//!   Only the transaction that `begin` began has this savepoint. If it can be released or rolled
+//!   back to, this transaction is still open.
 
 use std::sync::Arc;
 
@@ -55,9 +56,9 @@ impl TransactionControl for PostgresSession {
     /// Begins a transaction in one round trip; the first one on a session takes two more, see
     /// [`enter`].
     ///
-    /// A READ COMMITTED transaction that may write is [sealed](seal) in the same round trip, and
-    /// its id is returned. Above READ COMMITTED, a transaction that may write is identified by a
-    /// mark instead: an `application_name` that its session has only while the transaction is open.
+    /// A READ COMMITTED transaction that may write is [sealed](seal) in the same round trip, which
+    /// also returns its id. Above READ COMMITTED, a transaction that may write gets a mark instead:
+    /// an `application_name` that the session has only while the transaction is open.
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         self.set_on_return(OnReturn::Check);
         let writes = options.access == Access::ReadWrite;
@@ -121,7 +122,7 @@ impl TransactionControl for PostgresSession {
         // BEGIN waits for no lock, so the limit can be short.
         let begun = timeout(PROMPT, beginning).await;
         let begun = begun.unwrap_or_else(|_| {
-            // The network or the server is silent, so idle sessions would get no reply either.
+            // The network or the server is silent, so the idle sessions would get no reply either.
             self.sessions().forget_idle();
             Err(match self.is_new {
                 true => while_connecting(no_reply(PROMPT)),
@@ -136,14 +137,15 @@ impl TransactionControl for PostgresSession {
         begun
     }
 
-    /// Releases the proof and makes it again. The savepoint exists only in the transaction that
-    /// BEGIN began, so the release fails
+    /// Releases the proof and creates it again. This savepoint exists only in the transaction that
+    /// [`begin`](Self::begin) began, so the release fails
     ///
     /// - with 25P02 in an aborted transaction;
     /// - with 25P01 outside a transaction;
     /// - with 3B001 in another transaction, which the handler began or chained.
     ///
-    /// Deferred constraints are checked now, and those of every later statement at once.
+    /// Also checks all deferred constraints now. Later statements of this transaction check their
+    /// constraints at once.
     async fn prepare(&mut self) -> Result<(), CommitError> {
         let savepoint = savepoint();
         let nonce = nonce();
@@ -153,8 +155,8 @@ impl TransactionControl for PostgresSession {
                  pg_catalog.pg_backend_pid()::pg_catalog.text, '{nonce}'"
         );
         let replies = Replies::to(self, sql).await;
-        // Safe code can exchange the connections of two sessions, so the reply must come from the
-        // server process of ours.
+        // Safe code can exchange the connections of two sessions. So check that the reply comes
+        // from the server process of this session.
         let is_ours = replies.text(1) == Some(self.backend().pid());
         if !replies.prove(4, &nonce) || !is_ours {
             // Nothing was committed, even if the connection is lost.
@@ -169,14 +171,17 @@ impl TransactionControl for PostgresSession {
         Ok(())
     }
 
-    /// Sends the proof (or the removal of the seal), COMMIT and the clean-up as one simple query.
-    /// The server stops at the first statement that fails, so it reaches COMMIT only if the
-    /// transaction is still ours. COMMIT itself checks deferred constraints.
+    /// Sends the release of the proof (or the removal of the seal), COMMIT and the clean-up as one
+    /// simple query. The server stops at the first statement that fails, so it reaches COMMIT only
+    /// if the transaction is still ours. COMMIT itself checks deferred constraints.
+    ///
+    /// If the handler may have committed the transaction, [`prepare`](Self::prepare) comes first.
+    /// That takes another round trip.
     async fn commit(&mut self) -> Result<Durability, CommitError> {
         if self.transaction.may_be_committed() {
             self.prepare().await?;
         }
-        // The other half of the time is for querying the server if COMMIT gets no reply.
+        // The other half of the time is for queries to the server, in case COMMIT gets no reply.
         let limit = self.sessions().settle_timeout() / 2;
         let proof = match self.transaction.protection {
             Protection::Sealed => unseal(savepoint()),
@@ -201,20 +206,21 @@ impl TransactionControl for PostgresSession {
         self.set_on_return(OnReturn::Close);
         match self.fate().await {
             Some(Fate::Committed) => Ok(Durability::reached()),
-            // The session is alive, so our COMMIT did not end the transaction. Something else did,
-            // usually the handler, and may have written more outside the transaction.
+            // The session is alive, so the loss of the session did not end the transaction. Usually
+            // the handler ended it, and may have written more outside the transaction.
             Some(Fate::RolledBack) if is_alive => Err(CommitError::Ended { undone: false }),
             Some(Fate::RolledBack) => Err(CommitError::Lost(error)),
             None => Err(CommitError::Unknown(error)),
         }
     }
 
-    /// Rolls back, and proves that this ended the transaction that BEGIN began, and not another one
-    /// that the handler began.
+    /// Rolls back. Also proves that this ended the transaction that [`begin`](Self::begin) began,
+    /// and not another one that the handler began.
     async fn rollback(&mut self) -> Result<(), RollbackError> {
         if self.transaction.is_refused {
-            // The refusal may have been a late reply to another statement. Then the replies are out
-            // of step, and cleaning the session fails.
+            // If the refusal was the reply to our COMMIT, the server has already rolled back. But
+            // the refusal may have been a late reply to another statement. Then the replies do not
+            // match the statements, and the clean-up fails.
             if self.live().clean().await == Cleaned::Done {
                 self.set_on_return(OnReturn::Reuse);
                 return Ok(());
@@ -286,9 +292,10 @@ impl PostgresSession {
         }
     }
 
-    /// Returns the result of a rollback whose replies do not prove it. If the session is `lost`,
-    /// the server is queried. If the session is alive, the missing proof is enough: something else
-    /// ended the transaction that BEGIN began, and may have written more outside it.
+    /// Returns the result of a rollback whose replies do not prove it. `lost` is the error that
+    /// ended the session; then the server is queried how the transaction ended. `None` means that
+    /// the session is alive: usually the handler ended the transaction, and may have written more
+    /// outside it.
     async fn not_proved(&mut self, lost: Option<sqlx::Error>) -> Result<(), RollbackError> {
         self.set_on_return(OnReturn::Close);
         let Some(lost) = lost else {
@@ -312,11 +319,11 @@ impl PostgresSession {
     }
 }
 
-/// Makes sqlx count the session as one transaction deep, so that the handler's `begin` on it makes
-/// a savepoint within ours.
+/// Makes sqlx count one open transaction on the session. A handler that calls sqlx's `begin` on it
+/// then gets a savepoint within our transaction.
 ///
-/// Only sqlx's own COMMIT or ROLLBACK would lower the count, and neither can carry the proof. A
-/// session of ours therefore stays counted as one deep, whether a transaction is open or not.
+/// Only sqlx's own COMMIT or ROLLBACK would lower the count, and neither can carry the proof.
+/// Therefore the count stays at one, whether a transaction is open or not.
 async fn enter(connection: &mut PgConnection) -> sqlx::Result<()> {
     if depth(connection) == 0 {
         Manager::begin(connection, Some("BEGIN".into_sql_str())).await?;
@@ -328,7 +335,7 @@ async fn enter(connection: &mut PgConnection) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Lets statements without a BEGIN of ours write.
+/// Lets statements without a BEGIN of this library write.
 pub(super) async fn unguard(connection: &mut PgConnection) -> sqlx::Result<()> {
     let resetting = Replies::to(connection, format!("RESET {GUARD}"));
     let replies = timeout(PROMPT, resetting).await;
@@ -339,7 +346,7 @@ pub(super) async fn unguard(connection: &mut PgConnection) -> sqlx::Result<()> {
     }
 }
 
-/// Undoes [`enter`], for statements without a BEGIN of ours.
+/// Undoes [`enter`], for statements without a BEGIN of this library.
 pub(super) async fn leave(connection: &mut PgConnection) -> sqlx::Result<()> {
     if depth(connection) == 0 {
         return Ok(());
@@ -360,8 +367,8 @@ fn refusal(error: sqlx::Error) -> CommitError {
     match code.as_deref() {
         Some("25P02") => CommitError::Aborted,
         Some("25P01" | "3B001") => CommitError::Ended { undone: false },
-        // Also 34000: the seal is gone. Either the transaction has ended, or the handler closed all
-        // cursors. ROLLBACK shows which.
+        // Also 34000: the seal does not exist. Either the transaction has ended, or the handler has
+        // closed all cursors. The ROLLBACK that follows shows which.
         _ => CommitError::Refused(error),
     }
 }

@@ -32,16 +32,16 @@ pub fn sqlite_open_retries() -> u64 {
 pub(super) struct SqliteFile {
     path: PathBuf,
     options: SqliteConnectOptions,
-    connect_timeout: Duration,
+    busy_timeout: Duration,
 }
 
 impl SqliteFile {
-    pub(super) fn new(options: SqliteConnectOptions, connect_timeout: Duration) -> Self {
+    pub(super) fn new(options: SqliteConnectOptions, busy_timeout: Duration) -> Self {
         let path = options.get_filename().to_owned();
         Self {
             path,
             options,
-            connect_timeout,
+            busy_timeout,
         }
     }
 
@@ -66,7 +66,7 @@ impl SqliteFile {
             return Err(OpenError::IsDirectory(self.path.clone()));
         }
         let mode = self
-            .patiently(|| async {
+            .with_retries(|| async {
                 let mut connection = self.connect().await?;
                 let mode = ensure_wal(&mut connection).await?;
                 connection.close().await?;
@@ -84,9 +84,10 @@ impl SqliteFile {
     }
 
     /// Runs the migrations in one `BEGIN IMMEDIATE` transaction on one connection. Afterwards
-    /// either all of them are applied or the file is unchanged. Other processes wait meanwhile.
+    /// either all of them are applied or the file is unchanged. Other processes that write wait
+    /// meanwhile.
     pub(super) async fn migrate(&self, migrator: &Migrator) -> Result<(), Error> {
-        self.patiently(|| async {
+        self.with_retries(|| async {
             let mut connection = self.connect().await?;
             let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
             migrator.run_direct(None, &mut *transaction, false).await?;
@@ -112,7 +113,8 @@ impl SqliteFile {
         self.options.clone().busy_timeout(ATTEMPT).connect().await
     }
 
-    async fn patiently<T, E, F, Fut>(&self, attempt: F) -> Result<T, E>
+    /// Runs `attempt`, and again while it fails with BUSY or LOCKED, until `busy_timeout` is over.
+    async fn with_retries<T, E, F, Fut>(&self, attempt: F) -> Result<T, E>
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, E>>,
@@ -121,7 +123,7 @@ impl SqliteFile {
         let started = Instant::now();
         attempt
             .retry(FullJitter)
-            .when(|error: &E| error.is_busy() && started.elapsed() < self.connect_timeout)
+            .when(|error: &E| error.is_busy() && started.elapsed() < self.busy_timeout)
             .notify(|_, wait| {
                 OPEN_RETRIES.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(file = %self.path.display(), ?wait, "the file is busy; trying again");
@@ -135,7 +137,7 @@ impl SqliteFile {
         match result_code(&error) {
             Some(BUSY | LOCKED) => OpenError::Locked {
                 path,
-                waited: self.connect_timeout,
+                waited: self.busy_timeout,
             },
             Some(NOTADB) => OpenError::NotADatabase(path),
             // CANTOPEN: the file, or the journal beside it, cannot even be created.
@@ -145,13 +147,13 @@ impl SqliteFile {
     }
 }
 
-/// Switches the file to WAL mode if necessary, and returns the mode that it has now. If the switch
-/// is refused, that is the old mode. The mode is read first, because the switch needs exclusive
-/// access to the file.
+/// Switches the file to WAL mode if necessary, and returns the mode that the file has now. If
+/// SQLite refuses the switch, that is the old mode. The mode is read first, because the switch
+/// needs exclusive access to the file.
 ///
 /// Also detects a file in WAL mode that cannot be written, so that the launch fails and not the
-/// first request. That takes a write, which is rolled back: on such a file BEGIN IMMEDIATE
-/// succeeds, but begins only a read transaction.
+/// first request. BEGIN IMMEDIATE does not detect it: on such a file it succeeds, but begins only a
+/// read transaction. Therefore this writes something and rolls it back.
 async fn ensure_wal(connection: &mut SqliteConnection) -> sqlx::Result<String> {
     let mut mode: String = sqlx::query_scalar("PRAGMA journal_mode")
         .fetch_one(&mut *connection)
@@ -167,8 +169,8 @@ async fn ensure_wal(connection: &mut SqliteConnection) -> sqlx::Result<String> {
     Ok(mode)
 }
 
-/// Exponential backoff with full jitter: each wait is drawn from the whole of [0, step), so that
-/// processes that started together do not retry together.
+/// Exponential backoff with full jitter: each wait is a random time in [0, step). So processes that
+/// started together do not retry together.
 struct FullJitter;
 
 impl BackoffBuilder for FullJitter {

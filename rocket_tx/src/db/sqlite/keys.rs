@@ -1,12 +1,12 @@
 //! Checks whether COMMIT would find a broken deferred foreign key.
 //!
-//! SQLite reports one only at COMMIT. That is too late if another database has already been
-//! committed. SQLite counts the broken keys, but no safe interface reads the counter.
+//! SQLite reports a broken deferred key only at COMMIT. That is too late if another database has
+//! already been committed. SQLite counts the broken keys, but no safe interface reads the counter.
 //!
 //! The counter has a visible effect: when a row of a child table is deleted, SQLite looks up its
 //! parent row only if the counter is not zero (`OP_FkIfZero`). So the probe deletes a row of a
-//! child table of our own. The key of its parent is compared by a collation of ours, which sees the
-//! lookup.
+//! child table of this library. A lookup of its parent compares keys by a collation of this
+//! library, which records the lookup.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,8 +29,8 @@ const PROBE: &str = "\
     ROLLBACK TO rocket_tx_probe;
     RELEASE rocket_tx_probe";
 
-/// The foreign-key probe: deletes a row of a child table of our own, and sees whether SQLite looks
-/// up its parent.
+/// The foreign-key probe: deletes a row of its own child table, and records whether SQLite looks up
+/// the parent of the row.
 #[derive(Default)]
 pub(super) struct KeyProbe {
     /// SQLite has looked up the parent of the row.
@@ -50,19 +50,21 @@ pub(super) enum Keys {
 }
 
 impl KeyProbe {
-    /// Creates the probe's tables. To be called after the collation is created.
+    /// Creates the probe's tables, and checks whether the probe works. Call this after the
+    /// collation is created.
     pub(super) async fn install(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
         connection.execute("PRAGMA temp_store = memory").await?;
         connection.execute(sqlx::raw_sql(TABLES)).await?;
-        // No key is broken now. If SQLite looks up the parent all the same, the probe would make
-        // every request fail. On such a version of SQLite only COMMIT detects a broken key.
+        // No key is broken now. If this version of SQLite looks up the parent all the same, the
+        // probe would make every request fail. Then it is not used, and only COMMIT detects a
+        // broken key.
         self.works.store(true, Ordering::SeqCst);
         let works = matches!(self.check(connection).await?, Keys::Hold);
         self.works.store(works, Ordering::SeqCst);
         Ok(())
     }
 
-    /// Notes a lookup of the parent. To be called when the collation compares keys.
+    /// Records a lookup of the parent. Called when the collation compares keys.
     pub(super) fn note_lookup(&self) {
         self.looked_up.store(true, Ordering::SeqCst);
     }
@@ -71,7 +73,7 @@ impl KeyProbe {
     /// thread and its reply).
     pub(super) async fn check(&self, connection: &mut SqliteConnection) -> sqlx::Result<Keys> {
         if !self.works.load(Ordering::SeqCst) {
-            // The caller relies on the statements in the queue being done, so wait for them.
+            // Wait until the statements in the queue are done: the caller relies on that.
             connection.ping().await?;
             return Ok(Keys::NotProbed);
         }

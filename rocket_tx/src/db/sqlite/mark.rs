@@ -4,9 +4,9 @@
 //! `total_changes()` misses `PRAGMA user_version` and REINDEX, and the log does not grow while
 //! SQLite overwrites it from its start.
 //!
-//! But a write sets the file's modification time, and POSIX requires that every later read of that
-//! time sees the change. So a mark is set before COMMIT: a modification time that the clock will
-//! not produce. If the mark is still there after COMMIT, nothing was written.
+//! But each write sets the file's modification time, and POSIX requires that every later read of
+//! that time sees the change. So a mark is set before COMMIT: a modification time that no later
+//! write will set. If the mark is still there after COMMIT, nothing was written.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 #[derive(Debug, Default)]
 pub(super) struct Mark {
     time: Mutex<Option<SystemTime>>,
-    /// A write was seen to remove a mark, so this file system behaves as POSIX requires.
+    /// A write has removed a mark, so this file system is known to behave as POSIX requires.
     is_proved: AtomicBool,
 }
 
@@ -29,8 +29,8 @@ impl Mark {
         if !cfg!(unix) {
             return;
         }
-        // The time is in the past, so the clock will not produce it again. It is random and so
-        // never the same twice, so that programs which compare files by time see that this one has
+        // The time is in the past, so no write will set it again. It is random, so two marks
+        // differ: a program that compares files by their times sees that this file may have
         // changed.
         let nanos = fastrand::u64(0..1_000_000_000);
         let time = SystemTime::now() - Duration::from_secs(10) - Duration::from_nanos(nanos);
@@ -39,8 +39,8 @@ impl Mark {
         *self.time.lock() = set.and_then(|()| time_of(file)).ok();
     }
 
-    /// Returns whether the last mark is still there. A mark can be used only once. Always `false`
-    /// until marks are [proved](Self::is_proved) to work.
+    /// Returns whether the last mark is still there, and removes the record of the mark: a second
+    /// call returns `false`. Always `false` until marks are [known to work](Self::is_proved).
     pub(super) fn is_untouched(&self, file: &File) -> bool {
         let Some(time) = self.time.lock().take() else {
             return false;

@@ -1,10 +1,10 @@
 //! SQLite: one writer and several readers per file.
 //!
-//! SQLite allows only one writer at a time. Requests that queue for one connection, and are woken
-//! in turn, are faster than several connections that poll on BUSY. A single writer can also carry a
-//! commit hook.
+//! SQLite allows only one writer at a time. Requests that queue for one connection and are woken in
+//! turn are faster than several connections that poll on BUSY. And one connection needs only one
+//! commit hook, which refuses each COMMIT that is not ours, that is, not from this library.
 //!
-//! | file | what it holds |
+//! | file | contents |
 //! | --- | --- |
 //! | `mod` | [`SqlitePool`]: opens, checks out sessions, migrates, closes |
 //! | `writer` | the connection that writes, and the queue in front of it |
@@ -15,7 +15,7 @@
 //! | `mark` | whether a transaction has written to the write-ahead log |
 //! | `sync` | one sync of the write-ahead log for all commits before it |
 //! | `readers` | the connections that only read |
-//! | `place` | whether the file is still the one that was opened |
+//! | `place` | the paths of the files, and whether the file was moved, deleted or replaced |
 //! | `file` | opens and migrates a file while other processes use it |
 //! | `readiness` | whether the file can be written now, checked without the writer |
 
@@ -65,8 +65,9 @@ type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 /// A SQLite file: one writer and at most `max_connections` readers.
 ///
 /// [`get`](rocket_db_pools::Pool::get), and therefore `Connection<D>`, checks out a reader. To
-/// write outside a request, [`open`](TransactionPool::open) a transaction: the writer refuses every
-/// commit that is not made by [`Transaction::commit`](crate::db::Transaction::commit).
+/// write outside a request, [`open`](TransactionPool::open) a transaction and commit it by
+/// [`Transaction::commit`](crate::db::Transaction::commit): the writer refuses a COMMIT that is
+/// sent as a statement.
 #[derive(Clone)]
 pub struct SqlitePool(Arc<Inner>);
 
@@ -140,9 +141,9 @@ impl TransactionControl for SqliteSession {
         }
     }
 
-    /// SQLite has no aborted transactions. On the writer, checks that the transaction is still
-    /// open, that its deferred foreign keys hold, that the file is still in its place, and that
-    /// there is space for COMMIT.
+    /// On the writer, checks that the transaction is still open, that its deferred foreign keys
+    /// hold, that the file was not moved, deleted or replaced, and that the disk has space for
+    /// COMMIT. SQLite has no aborted transactions.
     async fn prepare(&mut self) -> Result<(), CommitError> {
         match &mut self.connection {
             Pooled::Writer(writer) => writer.prepare().await,
@@ -259,7 +260,8 @@ impl SqlitePool {
     }
 }
 
-/// Starts the thread that syncs instead of SQLite, if commits are to survive a power cut.
+/// Starts the thread that syncs instead of SQLite. Returns `None` if commits need not survive a
+/// power cut.
 fn shared_sync(synchronous: Synchronous) -> io::Result<Option<SharedSync>> {
     match synchronous {
         Synchronous::Off | Synchronous::Normal => Ok(None),
@@ -276,11 +278,11 @@ fn level(synchronous: Synchronous) -> SqliteSynchronous {
     }
 }
 
-/// How many commands a connection's queue can hold: practically without limit. The queue uses
-/// memory only for the commands in it.
+/// How many commands a connection's queue can hold: in practice, any number. The queue uses memory
+/// only for the commands in it.
 ///
-/// If the queue is full, sqlx blocks the thread that queues a rollback or the close of the
-/// connection, also when its own `Transaction` is dropped. A handler that abandons many statements
+/// If the queue were full, sqlx would block the thread that queues a rollback or closes the
+/// connection, also in the drop of a sqlx `Transaction`. A handler that abandons many statements
 /// would then block requests that do not use this database.
 const QUEUE: usize = isize::MAX.unsigned_abs();
 
@@ -324,7 +326,7 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
         .command_buffer_size(QUEUE)
         .foreign_keys(true)
         .log_slow_statements(log::LevelFilter::Debug, SLOW)
-        // On connections other than the writer, SQLite itself syncs: above all in migrations.
+        // Except on the writer, SQLite itself syncs. This matters above all for migrations.
         .synchronous(level(config.synchronous)))
 }
 

@@ -1,5 +1,5 @@
-//! The paths of the files of a SQLite database, and whether these are still the files that were
-//! opened.
+//! The paths of the files of a SQLite database, and the check that the paths still lead to the
+//! files that were opened.
 
 use std::fs::{self, File};
 use std::io;
@@ -44,8 +44,8 @@ pub(super) struct Place {
     id: FileId,
     pub(super) wal: PathBuf,
     folder: PathBuf,
-    /// The log was replaced while connections were open. Nothing can be trusted until all
-    /// connections are closed.
+    /// The log was moved, deleted or replaced while connections were open. The database must not be
+    /// used until all connections are closed.
     pub(super) log_was_replaced: AtomicBool,
 }
 

@@ -14,12 +14,13 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool};
 use sqlx::{Connection, Sqlite};
 use tokio::time::timeout;
 
-use super::watch::{PROGRESS_INTERVAL, state};
+use super::watch::{DropFlag, PROGRESS_INTERVAL, state};
 use crate::db::{Config, WaitPolicy};
 
-/// The state of the connection as a text, then BEGIN and ROLLBACK. BEGIN fails if a transaction
-/// that a request has begun by SQL is still open, whatever sqlx counts. BEGIN is at the end,
-/// because an earlier reply would wake the task once more.
+/// Reads the state of the connection as a text, and then sends BEGIN and ROLLBACK. BEGIN fails if a
+/// request has begun a transaction by SQL that is still open; sqlx does not count such a
+/// transaction. BEGIN comes after the SELECT, because a reply before it would wake the task once
+/// more.
 const STATE: &str = concat!(
     "SELECT ",
     state!(),
@@ -39,7 +40,8 @@ pub(super) async fn connect(
         .max_lifetime(None)
         .max_connections(config.max_connections.max(1))
         .min_connections(config.min_connections)
-        // The other end is a thread of this process: a ping proves nothing and costs a hop.
+        // The other end is a thread of this process. A ping would prove nothing, and it would cost
+        // a message to that thread and its reply.
         .test_before_acquire(false)
         .after_connect(move |connection, _| {
             let initial = Arc::clone(&initial);
@@ -68,14 +70,15 @@ pub(super) async fn connect(
 }
 
 /// Checks out a reader. With [`WaitPolicy::FAIL_FAST`], takes an idle reader, or a new one if the
-/// pool may grow.
+/// pool is not full.
 ///
-/// The waiting futures are boxed, so that the future stays small for a handler that need not wait.
+/// The futures that wait are boxed. So the future of a handler that need not wait stays small.
 pub(super) async fn acquire(
     readers: &SqlitePool,
     wait: WaitPolicy,
 ) -> sqlx::Result<PoolConnection<Sqlite>> {
-    /// A new connection takes a moment, but needs nothing that another request may hold.
+    /// The limit for a new connection. It takes a moment, but it does not depend on another
+    /// request.
     const CONNECTING: Duration = Duration::from_secs(1);
 
     // The pool is fair: this does not overtake waiting tasks.
@@ -99,18 +102,8 @@ async fn state_of(connection: &mut SqliteConnection) -> sqlx::Result<String> {
     Ok(found.concat())
 }
 
-/// Sets a flag when it is dropped. A callback of ours owns it; if a handler replaces the callback,
-/// sqlx drops both.
-struct DropFlag(Arc<AtomicBool>);
-
-impl Drop for DropFlag {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 /// Installs a commit hook that refuses every commit of a write, because a request could switch
-/// `query_only` off. Also installs a collation through which [`STATE`] sees whether a callback of
+/// `query_only` off. Also installs a collation that changes the text of [`STATE`] if a callback of
 /// ours was replaced.
 async fn install(connection: &mut SqliteConnection) -> sqlx::Result<()> {
     let is_touched = Arc::new(AtomicBool::new(false));

@@ -9,16 +9,16 @@ use parking_lot::Mutex;
 
 use crate::db::readiness::{NotReady, Readiness};
 
-/// The size of the file that is written, in bytes: as much as an ordinary transaction needs.
+/// The size of the file that the check writes, in bytes: as much as an ordinary transaction needs.
 const CANARY: usize = 256 * 1024;
 
-/// Writes a file beside the database from time to time, because the journal is written there too.
-/// The database itself is not touched: closing any descriptor of it would drop SQLite's locks.
+/// Checks the database by writing another file beside it, because the journal is written there too.
+/// The database file itself is not opened: closing any descriptor of it would drop SQLite's locks.
 /// <https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>
 #[derive(Default)]
 pub(super) struct Probe {
     last: Readiness,
-    /// Locked while the file is written, so that a disk that hangs blocks only one thread.
+    /// Locked while the file is written. If the disk hangs, only one thread is blocked.
     writing: Arc<Mutex<()>>,
 }
 
@@ -27,7 +27,7 @@ impl Probe {
         let database = database.to_owned();
         let writing = Arc::clone(&self.writing);
         self.last
-            .verdict(async move {
+            .latest(async move {
                 let checking = tokio::task::spawn_blocking(move || {
                     let _alone = writing.try_lock().ok_or(NotReady::Unreachable)?;
                     check(&database)

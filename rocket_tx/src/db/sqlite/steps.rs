@@ -1,5 +1,5 @@
-//! The statements that begin and end a transaction of the writer, and those between two
-//! transactions.
+//! The statements that this library sends on the writer's connection: to begin and end a
+//! transaction, and between two transactions.
 
 use std::time::Duration;
 
@@ -45,9 +45,11 @@ impl Open {
     }
 
     /// Switches automatic checkpoints on again from time to time, in case a request has switched
-    /// them off. Only the size of the log would show that, and reading the size costs more.
+    /// them off. The only sign of that would be the size of the log, and reading the size costs
+    /// more.
     pub(super) fn keep_checkpoints(&mut self) {
-        /// The number of uses between two such switches. Until then the log may grow.
+        /// The number of uses between two such switches. If a request has switched checkpoints off,
+        /// the log may grow for that long.
         const USES: u32 = 100;
         /// SQLite's own default, in pages.
         const ON: &str = "PRAGMA wal_autocheckpoint = 1000";

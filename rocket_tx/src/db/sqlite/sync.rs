@@ -8,10 +8,10 @@
 //! file and on `-shm`, and none on `-wal`. (On a file with locks, closing any descriptor of the
 //! file drops all locks that the process has on it.)
 //!
-//! A sync may come after the log was reset, when other frames have replaced those of the commit.
-//! That is sound: SQLite resets the log only after a checkpoint that has synced the log, copied all
-//! of it to the database file and synced the database file too. SQLite does so at `normal` as at
-//! `full`.
+//! Before the sync of a commit begins, SQLite may reset the log and overwrite the frames of the
+//! commit. The commit is durable all the same: SQLite resets the log only after a checkpoint, which
+//! has synced the log, copied all of it to the database file, and synced the database file. SQLite
+//! does this at `normal` as it does at `full`.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -44,8 +44,9 @@ pub(super) struct Wal {
     /// A sync has failed. The kernel reports that only once, and may have dropped the pages that it
     /// could not write. A second sync that succeeds would therefore prove nothing.
     failed: AtomicBool,
-    /// The file must be checked before it is written again. Shared by all `Wal`s of the file: a
-    /// connection that is opened after a failed sync may have another `Wal` for the same log.
+    /// The file must be checked before it is written again. All `Wal`s of the file share this flag,
+    /// because a connection that is opened after a failed sync has another `Wal`, possibly for the
+    /// same log.
     in_doubt: Arc<AtomicBool>,
 }
 
@@ -119,8 +120,8 @@ impl Wal {
         Ok(())
     }
 
-    /// Returns whether a sync through this `Wal` has failed, or one through another `Wal` of the
-    /// file that has not been checked since.
+    /// Returns whether a sync of this `Wal` has failed, or the file is in doubt and must be checked
+    /// first.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst) || self.in_doubt.load(Ordering::SeqCst)
     }
@@ -130,8 +131,8 @@ impl Wal {
         self.synced.load(Ordering::SeqCst) == self.committed.load(Ordering::SeqCst)
     }
 
-    /// Sets a mark, which a write removes. To be called before COMMIT, while the caller keeps all
-    /// other connections from writing.
+    /// Sets a [mark](super::mark), which a write removes. Call this before COMMIT, while the caller
+    /// keeps all other connections from writing.
     pub(super) fn mark(&self) {
         self.mark.set(&self.file);
     }
@@ -151,7 +152,7 @@ impl Wal {
         if self.has_failed() {
             return Err(io::Error::other("an earlier sync of this log has failed"));
         }
-        // Read before the sync, because the sync may not cover a commit that comes meanwhile.
+        // Read the number before the sync: the sync may not cover a commit that comes meanwhile.
         let committed = self.committed.load(Ordering::SeqCst);
         let synced = self.try_sync();
         if synced.is_ok() {
@@ -174,17 +175,19 @@ impl Wal {
         if self.with_folder {
             self.place.sync_folder()?;
         }
-        // If the log or the database was unlinked or replaced, the sync was useless.
+        // If the log or the database was deleted or replaced, this was a sync of the wrong file.
         if FileId::at(&self.place.wal).ok() != Some(self.id) {
             self.place.log_was_replaced.store(true, Ordering::SeqCst);
         }
         self.place.check()
     }
 
-    /// After a failed sync: writes the log again from what the kernel still holds, and syncs it.
+    /// Writes the log again after a failed sync, from the pages that the kernel still holds, and
+    /// syncs it.
     ///
-    /// A page that the kernel has dropped is read as it is on the disk. The check of the whole file
-    /// that follows detects such a page. The caller must keep all other connections from writing.
+    /// If the kernel has dropped a page, the old content is read from the disk. The caller must
+    /// then check the whole file, which detects such a page. The caller must also keep all other
+    /// connections from writing.
     pub(super) fn rewrite(&self) -> io::Result<()> {
         let mut from = &self.file;
         let mut to = OpenOptions::new().write(true).open(&self.place.wal)?;
@@ -217,15 +220,15 @@ enum Job {
 impl SharedSync {
     pub(super) fn start() -> io::Result<Self> {
         let (sender, jobs) = mpsc::channel();
-        // A separate thread: other blocking work of the service must not delay responses.
+        // A separate thread, so that other blocking work of the service does not delay the syncs.
         thread::Builder::new()
             .name("sqlite-sync".into())
             .spawn(move || run(&jobs))?;
         Ok(Self(sender))
     }
 
-    /// Returns the wait until a commit is durable. To be called after COMMIT has returned, while
-    /// the caller still has the writer.
+    /// Returns the wait until a commit is durable. Call this after COMMIT has returned, while the
+    /// caller still has the writer.
     ///
     /// A transaction that wrote nothing may have read commits that are not durable yet, so it waits
     /// for those.

@@ -1,14 +1,14 @@
 //! What only SQLite itself can report about the writer: whether its transaction is still open,
 //! whether COMMIT would be refused, and whether the connection is unchanged since it was opened.
 //!
-//! sqlx runs the connection on a separate thread, with a queue of statements in front of it. (A hop
-//! is a message to that thread and its reply.) A statement that its caller has abandoned may still
-//! be in the queue. So what must be known before the next statement must be checked in the queue
-//! too.
+//! sqlx runs the connection on a separate thread, with a queue of statements in front of it. A
+//! statement that its caller has abandoned may still be in the queue. So a check that must come
+//! right before a statement must go through the queue too.
 //!
-//! A [`Question`] is a statement that is queued right before the next one. SQLite runs it on the
-//! connection's thread and calls a collation of ours there. The collation answers the question and
-//! stores the answer in the [`Watch`]. No task waits for the question, so it costs no hop.
+//! Such a check is a [`Question`]: a statement that is queued right before the statement that
+//! depends on it. SQLite runs the question on the connection's thread and calls a collation of ours
+//! there. The collation answers the question and stores the answer in the [`Watch`]. No task waits
+//! for the question, so it costs no hop. (A hop is a message to that thread and its reply.)
 
 use std::cmp::Ordering as Order;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -24,20 +24,21 @@ use super::keys::{KeyProbe, Keys};
 use super::sync::Wal;
 use crate::db::{Ended, ending};
 
-/// The state that the callbacks of the writer's connection share with our transactions. One for
-/// each connection.
+/// The state that the callbacks on the writer's connection share with the code that begins and ends
+/// transactions. Each connection has its own.
 ///
 /// SQLite itself can end a transaction (`OR ROLLBACK`, `RAISE(ROLLBACK)`, a full disk), and a
-/// handler can end it with COMMIT or ROLLBACK. Later statements would then commit one by one.
+/// handler can end it with COMMIT or ROLLBACK. Without a hook, each later statement would then be
+/// committed on its own.
 /// <https://www.sqlite.org/lang_transaction.html>
 #[derive(Default)]
 pub(super) struct Watch {
-    /// Set only between a question of ours and the COMMIT after it. The commit hook turns any other
-    /// commit into a rollback.
+    /// Whether the next COMMIT may pass. Set only between a question and the COMMIT after it. The
+    /// commit hook turns any other commit into a rollback.
     may_commit: AtomicBool,
     /// The transaction that we began has ended.
     ended: AtomicBool,
-    /// How the last question found the transaction.
+    /// The answer to the last question: [`NOTHING`], [`OPEN`] or [`ENDED`].
     found: AtomicU8,
     /// The number of state checks that were queued.
     state_checks: AtomicU64,
@@ -47,12 +48,13 @@ pub(super) struct Watch {
     initial_state: OnceLock<String>,
     /// A handler has replaced a callback that the correctness of this type depends on: a commit or
     /// rollback hook, or the collation.
-    are_hooks_replaced: AtomicBool,
+    are_hooks_replaced: Arc<AtomicBool>,
     /// A handler has replaced another callback, or has changed the table of the foreign-key probe.
-    is_altered: AtomicBool,
-    /// A random number of this connection. A handler does not know it, so it cannot ask a question.
+    is_altered: Arc<AtomicBool>,
+    /// A random number of this connection. A handler does not know the number, so it cannot ask a
+    /// question.
     secret: String,
-    /// The log to mark before a COMMIT that seems to write nothing.
+    /// The log to mark before a COMMIT that seems to write nothing. See [`mark`](super::mark).
     log: OnceLock<Arc<Wal>>,
     /// SQLite's `total_changes()` at the last question. This is only a hint, because it misses some
     /// writes.
@@ -82,7 +84,7 @@ impl Question {
     }
 }
 
-/// How the last question found our transaction.
+/// The state in which the last question found our transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
     /// The question did not run.
@@ -93,23 +95,26 @@ pub(super) enum Found {
     Ended,
 }
 
+// The variants of `Found`, as numbers.
 const NOTHING: u8 = 0;
 const OPEN: u8 = 1;
 const ENDED: u8 = 2;
 
 const COLLATION: &str = "rocket_tx_probe";
 
+/// A question. `$1` is the secret and `$2` the text of the question. SQLite compares the two by our
+/// collation.
 const ASK: &str = "SELECT $1 = ($2 || ' ' || total_changes()) COLLATE rocket_tx_probe";
 
-/// SQL for the state of a connection: all that a request may leave behind and that would affect the
-/// next request, as one text.
+/// SQL for the state of a connection, as one text: all that a request may change on the connection
+/// and that would affect the next request.
 ///
-/// Settings that change no result are not included. Settings that can be changed only outside a
-/// transaction are not included either: they concern writing, and a writer whose transaction was
-/// ended by a handler is closed.
+/// Two kinds of settings are left out. Some change no result. Others can be changed only outside a
+/// transaction, and matter only for writes. To change those on the writer, a handler must end its
+/// transaction, and then the writer's connection is closed.
 ///
-/// A table with the name of a pragma would be read instead of the pragma. So the pragmas are read
-/// in the schema `temp`, and all temporary tables are part of the text.
+/// A table with the name of a pragma would be read instead of the pragma. Therefore the pragmas are
+/// read in the schema `temp`, and all temporary tables are part of the text.
 macro_rules! state {
     () => {
         "(SELECT group_concat(name || ' ' || file) FROM temp.pragma_database_list()) \
@@ -135,8 +140,8 @@ macro_rules! state {
 }
 pub(super) use state;
 
-/// SQL for the state of the writer: also the settings that limit its cache, because
-/// [`Wal::reserve`] relies on the size of the cache.
+/// SQL for the state of the writer's connection: `state!` and the settings that limit the cache,
+/// because [`Wal::reserve`] relies on the size of the cache.
 macro_rules! writer_state {
     () => {
         concat!(
@@ -166,19 +171,19 @@ pub(super) enum End {
     Rollback,
 }
 
-/// Sets a flag of the watch when it is dropped. A callback of ours owns it. SQLite has one callback
-/// of each kind: if a handler sets another one or removes ours, sqlx drops ours and this flag with
-/// it.
-struct DropFlag(Arc<Watch>, fn(&Watch) -> &AtomicBool);
+/// Sets a flag when it is dropped. A callback of ours owns the `DropFlag`. SQLite has one callback of
+/// each kind. If a handler replaces or removes our callback, sqlx drops our callback and the
+/// `DropFlag` with it.
+pub(super) struct DropFlag(pub(super) Arc<AtomicBool>);
 
 impl Drop for DropFlag {
     fn drop(&mut self) {
-        (self.1)(&self.0).store(true, Ordering::SeqCst);
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
-/// The number of operations of SQLite's virtual machine between two calls of a progress handler.
-/// The handler does nothing, so the number is high.
+/// The number of operations of SQLite's virtual machine between two calls of our progress handler.
+/// The number is high, because the handler does nothing.
 pub(super) const PROGRESS_INTERVAL: i32 = 1_000_000_000;
 
 impl Watch {
@@ -231,16 +236,16 @@ impl Watch {
         Ok(())
     }
 
-    fn hooks_flag(self: &Arc<Self>) -> DropFlag {
-        DropFlag(Arc::clone(self), |watch| &watch.are_hooks_replaced)
+    fn hooks_flag(&self) -> DropFlag {
+        DropFlag(Arc::clone(&self.are_hooks_replaced))
     }
 
-    fn altered_flag(self: &Arc<Self>) -> DropFlag {
-        DropFlag(Arc::clone(self), |watch| &watch.is_altered)
+    fn altered_flag(&self) -> DropFlag {
+        DropFlag(Arc::clone(&self.is_altered))
     }
 
-    /// The collation. SQLite calls it for keys of the foreign-key probe, for our questions, and for
-    /// state checks.
+    /// The collation. SQLite calls it for questions, for state checks, and for keys of the
+    /// foreign-key probe. The first two have the secret as one of the operands.
     fn compare(&self, one: &str, other: &str) -> Order {
         let asked = match (one == self.secret, other == self.secret) {
             (true, _) => Some(other),
@@ -280,8 +285,8 @@ impl Watch {
         }
     }
 
-    /// Marks the log, if the transaction seems to have written nothing or if marks are not known to
-    /// work yet. A mark costs two system calls, and two more after COMMIT.
+    /// Marks the log if the transaction seems to have written nothing, or if it is not known yet
+    /// whether marks work. A mark costs two system calls, and two more after COMMIT.
     fn mark_log(&self, changes: &str) {
         let (Some(log), Ok(changes)) = (self.log.get(), changes.parse()) else {
             return;
@@ -291,7 +296,7 @@ impl Watch {
         }
     }
 
-    /// Makes `log` be marked before each COMMIT that seems to write nothing.
+    /// Sets the log that is marked before each COMMIT that seems to write nothing.
     pub(super) fn mark_before_commit(&self, log: &Arc<Wal>) {
         self.log.get_or_init(|| Arc::clone(log));
     }
@@ -303,8 +308,8 @@ impl Watch {
         send(connection, asked);
     }
 
-    /// Returns how the last question found our transaction. To be called after the reply to the
-    /// statement that follows the question.
+    /// Returns the answer to the last question. Call this after the reply to the statement that
+    /// follows the question.
     pub(super) fn found(&self) -> Found {
         match self.found.load(Ordering::SeqCst) {
             OPEN => Found::Open,
@@ -313,15 +318,15 @@ impl Watch {
         }
     }
 
-    /// Queues a state check: is the connection unchanged since it was opened? The result holds
+    /// Queues a state check: is the connection unchanged since it was opened? The result is valid
     /// until the connection is used again.
     pub(super) fn check_state(&self, connection: &mut SqliteConnection) {
         let check = self.state_check(with_state_check!(""));
         send(connection, check);
     }
 
-    /// Ends the transaction, and checks the state right after it, while the connection's thread
-    /// would otherwise wait for the next request. One hop; no task waits for the check.
+    /// Ends the transaction, and queues a state check right after it. No task waits for the check:
+    /// it runs while the connection's thread would be idle. One hop.
     pub(super) async fn end(
         &self,
         connection: &mut SqliteConnection,
@@ -335,8 +340,9 @@ impl Watch {
     }
 
     fn state_check(&self, sql: &'static str) -> Query<'_, Sqlite, SqliteArguments> {
-        // Checks are numbered, because the result of an earlier one may come late, and because this
-        // one is not sent if the connection's thread has ended.
+        // The checks are numbered, so that only the result of the last one counts. The result of an
+        // earlier check may come late. And if the connection's thread has ended, this check does
+        // not run at all.
         let number = self.state_checks.fetch_add(1, Ordering::SeqCst) + 1;
         sqlx::query(sql).bind(&self.secret).bind(number.to_string())
     }
@@ -346,24 +352,25 @@ impl Watch {
         self.unchanged_at.load(Ordering::SeqCst) == last && last > 0
     }
 
-    /// Returns whether the connection is unchanged since it was opened. To be called after the
-    /// reply to a statement that follows the state check.
+    /// Returns whether the connection is unchanged since it was opened. Call this after the reply
+    /// to a statement that follows the state check.
     pub(super) fn is_unchanged(&self) -> bool {
         self.is_state_unchanged() && !self.is_altered() && !self.are_hooks_replaced()
     }
 
-    /// Returns whether a handler has replaced a hook that this type depends on. Then nothing that
-    /// it reports can be trusted.
+    /// Returns whether a handler has replaced a callback that this type depends on. Then the
+    /// reports of this type cannot be trusted.
     pub(super) fn are_hooks_replaced(&self) -> bool {
         self.are_hooks_replaced.load(Ordering::SeqCst)
     }
 
-    /// Returns whether a handler has set a callback, or changed the probe's table, so that the next
-    /// request must not get this connection.
+    /// Returns whether a handler has replaced another callback or changed the probe's table. Then
+    /// the next request must not get this connection.
     pub(super) fn is_altered(&self) -> bool {
         self.is_altered.load(Ordering::SeqCst)
     }
 
+    /// Records that a transaction of ours has begun.
     pub(super) fn begun(&self) {
         self.may_commit.store(false, Ordering::SeqCst);
         self.ended.store(false, Ordering::SeqCst);
@@ -375,11 +382,13 @@ impl Watch {
         self.ended.load(Ordering::SeqCst)
     }
 
+    /// Makes the commit hook refuse every COMMIT until the next question.
     pub(super) fn forbid_commit(&self) {
         self.may_commit.store(false, Ordering::SeqCst);
     }
 
-    /// Returns whether COMMIT would find a broken deferred foreign key. One hop.
+    /// Returns whether COMMIT would find a broken deferred foreign key. Returns `false` if the
+    /// probe does not work on this version of SQLite; COMMIT then detects the key. One hop.
     pub(super) async fn is_constraint_broken(
         &self,
         connection: &mut SqliteConnection,
@@ -400,8 +409,8 @@ impl Watch {
 }
 
 impl ending::End for Arc<Watch> {
-    /// The caller is about to close the connection. Only a handler that has replaced our hooks can
-    /// have committed anything.
+    /// Does nothing, because the caller is about to close the connection. Only a handler that has
+    /// replaced our hooks can have committed anything.
     fn end(&self) -> BoxFuture<'_, Ended> {
         let ended = match self.are_hooks_replaced() {
             true => Ended::Before,

@@ -1,7 +1,7 @@
 //! The one connection of a SQLite file that writes, and the queue in front of it.
 //!
-//! It is not in a pool. A pool pings each returned connection in a separate task, and the next
-//! request waits for that. Here the next request in the queue is woken at once.
+//! This connection is not in a pool. A pool pings each returned connection in a separate task, and
+//! the next request waits for that ping. Here the next request in the queue is woken at once.
 
 use std::io;
 use std::sync::Arc;
@@ -45,27 +45,28 @@ pub(super) struct WriterFile {
     /// How long it waits for another process, unless a request sets another limit.
     pub(super) busy_timeout: Duration,
     pub(super) place: Arc<Place>,
-    /// Present if commits are to survive a power cut. It syncs instead of SQLite.
+    /// Syncs the log instead of SQLite. `None` if commits need not survive a power cut.
     pub(super) sync: Option<SharedSync>,
     /// `synchronous = extra`: the folder is synced with every sync.
     pub(super) with_folder: bool,
-    /// The disk has failed, and the file has not been checked since.
+    /// A sync has failed, or the outcome of a COMMIT is unknown, and the file has not been checked
+    /// since.
     pub(super) in_doubt: Arc<AtomicBool>,
 }
 
 /// The open connection, and what belongs to it.
 pub(super) struct Open {
-    /// Empty only after it was taken to be closed: in `Drop`, in [`Writer::close`] and in
-    /// [`reopen`](Self::reopen).
+    /// `None` only after the connection was taken out to be closed: in `Drop`, in [`Writer::close`]
+    /// and in [`reopen`](Self::reopen).
     connection: Option<SqliteConnection>,
     pub(super) watch: Arc<Watch>,
     pub(super) wal: Arc<Wal>,
     pub(super) file: Arc<WriterFile>,
-    /// A rollback of its last transaction is queued, and no task has waited for it.
+    /// A rollback of the last transaction is queued, and no task has waited for that rollback.
     pub(super) rolls_back: bool,
-    /// sqlx still counts the last transaction as open. We end transactions by our own statements,
-    /// because more statements can follow in the same message. After sqlx's own COMMIT the
-    /// connection's thread would wait for our task.
+    /// sqlx still counts the last transaction as open, because we ended it by our own statement.
+    /// Other statements can follow ours in the same message. After sqlx's own COMMIT the
+    /// connection's thread would wait for our task instead.
     pub(super) counts_one_too_many: bool,
     /// A state check was queued, and the connection has not been used since.
     pub(super) is_state_check_queued: bool,
@@ -109,9 +110,9 @@ impl Writer {
             *turn = None;
         }
         if turn.is_none() {
-            // Open in a separate task. That may include a check of the whole file, which must not
-            // start again because a client disconnects meanwhile. All other requests wait in the
-            // queue.
+            // Open in a separate task. Opening may include a check of the whole file. If the client
+            // disconnects meanwhile, the check continues and need not start again. All other
+            // requests wait in the queue until then.
             let opening = Box::pin(tokio::spawn(open_in_turn(Arc::clone(&self.file), turn)));
             turn = opening.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
         }
@@ -123,15 +124,15 @@ impl Writer {
         self.connect_timeout
     }
 
-    /// Waits for the request that has the writer, then closes the connection. No request gets the
-    /// writer afterwards.
+    /// Waits for the request that has the writer, and then closes the connection. After this call
+    /// no request gets the writer.
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         let Some(mut open) = self.open.lock().await.take() else {
             return;
         };
-        // The last connection deletes the log, so the log must be synced first. Each commit reports
-        // a failed sync itself.
+        // The last connection deletes the log when it is closed, so the log must be synced first. A
+        // failed sync is reported by the commits that wait for it.
         if let Some(sync) = &open.file.sync {
             let _reported_by_commit = sync.sync(&open.wal).wait().await;
         }
@@ -148,7 +149,8 @@ async fn open_in_turn(file: Arc<WriterFile>, mut turn: Turn) -> sqlx::Result<Tur
     Ok(turn)
 }
 
-/// Marks an error as "the database cannot be reached": the file that was opened is no longer there.
+/// Gives the error of [`Place::check`] the class `Unreachable`: the file that was opened is no
+/// longer there.
 pub(super) fn unreachable(error: io::Error) -> sqlx::Error {
     while_connecting(sqlx::Error::Io(error))
 }
@@ -216,8 +218,9 @@ impl Open {
         if Manager::get_transaction_depth(self.connection()) == depth && !self.rolls_back {
             return true;
         }
-        // A rollback is queued; it is done when the ping gets its reply. If the rollback failed,
-        // sqlx still counts a transaction as open that SQLite or a handler has already ended.
+        // If a rollback is queued, it is done when the ping gets its reply. If the rollback failed,
+        // because SQLite or a handler had already ended the transaction, sqlx still counts the
+        // transaction as open.
         let (connection, watch) = self.parts();
         let has_replied = connection.ping().await.is_ok();
         let is_over = Manager::get_transaction_depth(connection) == depth;
@@ -230,8 +233,8 @@ impl Open {
     pub(super) async fn reopen(mut self) -> sqlx::Result<Self> {
         let file = Arc::clone(&self.file);
         if let Some(connection) = self.connection.take() {
-            // The last connection deletes the log, and its commits may not be synced yet. Each
-            // commit reports a failed sync itself.
+            // The last connection deletes the log when it is closed, and the commits in the log may
+            // not be synced yet. A failed sync is reported by the commits that wait for it.
             if !self.wal.is_synced()
                 && let Some(sync) = &file.sync
             {
@@ -256,8 +259,8 @@ impl Drop for Open {
     }
 }
 
-/// Checks the file after a failure of the disk. BEGIN IMMEDIATE keeps all processes from writing
-/// meanwhile.
+/// Writes the log again and checks the file, after a failure of the disk. BEGIN IMMEDIATE keeps all
+/// processes from writing meanwhile.
 async fn check(connection: &mut SqliteConnection, wal: &Arc<Wal>) -> sqlx::Result<()> {
     connection.execute("BEGIN IMMEDIATE").await?;
     let wal = Arc::clone(wal);

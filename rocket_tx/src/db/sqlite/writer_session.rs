@@ -19,8 +19,9 @@ type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
 /// The checked-out writer. Dropping it lets the next request have the writer.
 pub(super) struct WriterSession {
-    /// Empty only in `Drop`, while [`begin`](Self::begin) replaces the connection, and if that
-    /// failed or was dropped: then no transaction is open.
+    /// Empty in `Drop`, and from the moment when [`replace`](Self::replace) closes the connection
+    /// until it has opened another one. If that fails or the future is dropped, the slot stays
+    /// empty. No transaction is open then.
     turn: Turn,
     /// The connection is closed on drop, and the next request gets a new one.
     close_on_drop: bool,
@@ -47,8 +48,8 @@ impl WriterSession {
     /// Sends BEGIN IMMEDIATE, which waits at most `busy_timeout` for another process. One hop (a
     /// message to the connection's thread and its reply).
     ///
-    /// If an earlier request has changed the connection, this is detected and the connection
-    /// replaced.
+    /// If an earlier request has changed the connection, `begin` detects that and opens another
+    /// connection.
     pub(super) async fn begin(&mut self, busy_timeout: Duration) -> sqlx::Result<()> {
         if self.try_begin(busy_timeout).await? {
             return Ok(());
@@ -64,21 +65,24 @@ impl WriterSession {
 
     /// Begins a transaction. Returns `false` if the connection was changed since it was opened.
     async fn try_begin(&mut self, busy_timeout: Duration) -> sqlx::Result<bool> {
-        let open = self.open_mut();
-        // Usually the check was queued right after the last COMMIT, and is done by now.
+        // Without a connection, an earlier attempt to replace it has failed.
+        let open = self.turn.as_mut().ok_or(sqlx::Error::PoolClosed)?;
+        // Usually a check was queued right after the last COMMIT and is done by now. Then this
+        // queues no other check.
         open.check_state();
         open.limit_busy_timeout(busy_timeout);
         let begun = open.begin().await;
         open.restore_busy_timeout(busy_timeout);
         let watch = &open.watch;
         if !watch.is_unchanged() {
-            // If BEGIN failed, the change may be the reason, so its error is ignored.
+            // Ignore an error of BEGIN: the change may be its reason.
             return Ok(false);
         }
         watch.begun();
         begun.map(|()| true)
     }
 
+    /// Closes the connection and opens another one.
     async fn replace(&mut self) -> sqlx::Result<()> {
         if let Some(open) = self.turn.take() {
             // Boxed, so that the future stays small for a handler that does not need this.
@@ -87,7 +91,7 @@ impl WriterSession {
         Ok(())
     }
 
-    /// Proves that COMMIT would commit and has enough disk space. One hop.
+    /// Proves that COMMIT would commit, and reserves disk space for it. One hop.
     pub(super) async fn prepare(&mut self) -> Result<(), CommitError> {
         let open = self.open_mut();
         if open.watch.are_hooks_replaced() {
@@ -95,7 +99,7 @@ impl WriterSession {
         }
         let (connection, watch) = open.parts();
         let broken = watch.is_constraint_broken(connection).await;
-        // Read after the probe, so that all statements in the queue are done.
+        // Read this after the probe: by then all statements that were in the queue are done.
         if watch.has_ended() {
             return Err(CommitError::Ended { undone: true });
         }
@@ -139,8 +143,8 @@ impl WriterSession {
         let Err(error) = result else {
             return match found {
                 Found::Open => Ok(open.committed()),
-                // COMMIT succeeded although our hook would have refused it, so the hook was
-                // replaced.
+                // COMMIT succeeded although our hook would have refused it. So a handler has
+                // replaced the hook.
                 Found::Ended | Found::Nothing => Err(self.hooks_replaced()),
             };
         };
@@ -151,8 +155,8 @@ impl WriterSession {
             return Err(CommitError::Refused(error));
         }
         let open = self.open_mut();
-        // It is unknown how much of the commit is on the disk. The file is checked before anything
-        // else is written.
+        // It is unknown how much of the commit is on the disk. Because of this flag, the next
+        // request opens another connection, and the file is checked before it is written again.
         open.file.in_doubt.store(true, Ordering::SeqCst);
         Err(CommitError::Unknown(error))
     }
@@ -166,8 +170,8 @@ impl WriterSession {
         while result.is_ok() && Manager::get_transaction_depth(connection) > 1 {
             result = Manager::rollback(connection).await;
         }
-        // If sqlx counts the transaction as ended, a handler has ended it, and may have changed the
-        // connection.
+        // If sqlx counts no open transaction, a handler has ended it, and may have changed the
+        // connection afterwards.
         let is_over = Manager::get_transaction_depth(connection) == 0;
         if result.is_ok() && !is_over {
             watch.ask(connection, Question::Rollback);
@@ -181,8 +185,9 @@ impl WriterSession {
         match result {
             Ok(()) if found == Found::Open && !is_over => Ok(()),
             Err(error) if !has_ended => Err(RollbackError::Lost(error)),
-            // The transaction had already ended. Nothing of it remains, because our hook refuses
-            // any other COMMIT. But the connection may have been changed outside the transaction.
+            // The transaction had already ended. Nothing of it is committed, because our hook
+            // refuses every other COMMIT. But the handler may have changed the connection
+            // afterwards.
             Ok(()) | Err(_) => {
                 self.close_on_drop();
                 Ok(())
@@ -190,8 +195,8 @@ impl WriterSession {
         }
     }
 
-    /// Returns whether a handler has attached a file. COMMIT then commits one file after the other:
-    /// if one file refuses, another may already be committed.
+    /// Returns whether a handler has attached another file. COMMIT then commits one file after the
+    /// other: if one of them fails, another one may already be committed.
     async fn has_attached(&mut self) -> bool {
         const ATTACHED: &str =
             "SELECT count(*) FROM temp.pragma_database_list() WHERE name NOT IN ('main', 'temp')";
@@ -201,14 +206,15 @@ impl WriterSession {
         attached.map_or(true, |attached| attached > 0)
     }
 
-    /// Returns how the transaction is ended from outside: the caller closes its connection.
+    /// Returns the `Ending` of the transaction. The caller must close the connection.
     pub(super) fn ending(&self) -> Ending {
         Ending::by(Arc::clone(&self.open().watch))
     }
 
     /// Queues a rollback. The connection runs it before any later statement.
     pub(super) fn start_rollback(&mut self) {
-        // Without a connection there is no transaction: `begin` was dropped while it replaced one.
+        // Without a connection no transaction is open: `begin` failed or was dropped while it
+        // replaced the connection.
         let Some(open) = &mut *self.turn else {
             return;
         };
@@ -220,8 +226,8 @@ impl WriterSession {
         }
     }
 
-    /// Logs that a callback of ours was replaced, and returns the error for it. Without our
-    /// callback, the end of a transaction by the handler is not seen.
+    /// Logs that a handler has replaced a callback of ours, and returns the error for that. Without
+    /// our callbacks it cannot be detected whether the handler has ended the transaction.
     fn hooks_replaced(&mut self) -> CommitError {
         tracing::error!(
             "a handler has set a commit or rollback hook, or the collation `rocket_tx_probe`, on \
@@ -231,14 +237,14 @@ impl WriterSession {
         CommitError::Ended { undone: false }
     }
 
-    /// Makes the connection be closed on drop. The next request gets a new one.
+    /// Makes `Drop` close the connection. The next request gets a new one.
     pub(super) fn close_on_drop(&mut self) {
         self.close_on_drop = true;
     }
 }
 
 impl Open {
-    /// Returns the wait until the commit is durable. To be called after COMMIT has returned.
+    /// Returns the wait until the commit is durable. Call this after COMMIT has returned.
     fn committed(&mut self) -> Durability {
         match &self.file.sync {
             None => Durability::reached(),
@@ -270,7 +276,8 @@ impl Drop for WriterSession {
         if self.close_on_drop {
             *self.turn = None;
         } else if let Some(open) = &mut *self.turn {
-            // Check now, before the next request is woken, so that it need not wait for the check.
+            // Queue the check now, before the next request is woken. The check may then be done
+            // before that request begins.
             open.check_state();
             open.keep_checkpoints();
         }
@@ -295,8 +302,9 @@ impl OneShotWriter {
     /// Runs the statements of `query` between BEGIN IMMEDIATE and COMMIT, all in one hop, and
     /// returns their rows.
     ///
-    /// Does not wait for the disk. Leases need not survive a power cut, because it ends all their
-    /// holders too. And what is written under a lease comes after the lease in the same log.
+    /// Does not wait for the disk. This is meant for leases. A lease need not survive a power cut,
+    /// because the power cut also ends all processes that hold leases. And writes under a lease
+    /// come after the lease in the same log, so they are not durable before the lease is.
     ///
     /// # Cancellation
     ///
@@ -314,7 +322,7 @@ impl OneShotWriter {
         let result = self.try_run(&sql, arguments.clone()).await;
         let result = match self.writer.open().watch.is_unchanged() {
             true => result,
-            // The connection was changed, so our commit hook has rolled the statements back.
+            // The connection was changed, so our commit hook has refused the COMMIT.
             false => {
                 self.writer.replace().await?;
                 self.try_run(&sql, arguments).await

@@ -17,9 +17,9 @@ use crate::tx::verdict::Outcome;
 /// A failure of a request's transactions.
 ///
 /// Guards fail with this error, and settlement reports it. In a handler, `?` converts a
-/// [`sqlx::Error`] into it. The conversion uses SQLSTATE and the SQLite result code, never the text
-/// of a message. As a responder, it sends a [`Problem`] with the status given for each variant. A
-/// 503 carries `Retry-After`.
+/// [`sqlx::Error`] into an `Error`. The conversion uses SQLSTATE and the SQLite result code, never
+/// the text of a message. As a responder, an `Error` sends a [`Problem`] with the status that the
+/// variant's documentation gives. A 503 carries `Retry-After`.
 ///
 /// ```
 /// use rocket::http::Status;
@@ -92,11 +92,12 @@ pub enum Error {
     )]
     OutOfOrder(&'static str),
 
-    /// The verdict has been reached. A guard, resource, hook or doom came too late. 500.
+    /// A guard, a resource, a hook or a doom came after the verdict. 500.
     #[error("this request has already been settled; use a separate transaction for later work")]
     Settled,
 
-    /// A resource called `begin_after_rollback` for a transaction that was not rolled back. 500.
+    /// A resource called `begin_after_rollback` before the request's transaction was rolled back.
+    /// 500.
     #[error(
         "the transaction of `{0}` is not rolled back yet; call `begin_after_rollback` only in `rollback`, and let the resource join after `{0}`"
     )]
@@ -316,7 +317,7 @@ impl Error {
             Self::Leaked(_) => ("leaked", self.to_string().into()),
             Self::Panicked => (
                 "panicked",
-                "The service panicked during this request; `outcome` tells whether anything was changed."
+                "The service panicked during this request; `outcome` says whether anything was changed."
                     .into(),
             ),
             Self::Unknown(_) => ("unknown", self.to_string().into()),
@@ -325,24 +326,24 @@ impl Error {
         Problem::new(self.status(), kind, detail)
     }
 
-    /// Returns `true` if the error means that a database is unavailable, and marks the request
-    /// accordingly. Such a failure is logged at the debug level only, because `db::health` logs the
-    /// unavailability once, when it begins (on Postgres).
-    pub(in crate::tx) fn is_known_trouble(&self, request: &Request<'_>) -> bool {
-        // `NotWritable` holds `Io` if this library detected the condition itself. An error of a
-        // handler's statement is `Database`, and is logged for each request.
+    /// Returns `true` if the error means that a database is unavailable, and records this in the
+    /// request's context. Such a failure is logged at the debug level only: on Postgres,
+    /// `db::health` logs once when the database becomes unavailable, not for each request.
+    pub(in crate::tx) fn note_known_outage(&self, request: &Request<'_>) -> bool {
+        // `NotWritable` contains `Io` if this library has detected the outage at BEGIN. If a
+        // handler's statement failed, it contains `Database`, and each such request is logged.
         let is_known = matches!(
             self,
             Self::Unreachable(_) | Self::NotWritable(sqlx::Error::Io(_))
         );
         if let (true, Some(context)) = (is_known, RequestContext::of(request)) {
-            context.is_known_trouble.store(true, Ordering::Relaxed);
+            context.has_known_outage.store(true, Ordering::Relaxed);
         }
         is_known
     }
 
     /// Logs an error if a refusal or a doom has a status that is not a failure.
-    pub(in crate::tx) fn report_success(&self) {
+    pub(in crate::tx) fn log_wrong_status(&self) {
         let refused = match self {
             Self::Refused { status, reason } | Self::Doomed { status, reason } => {
                 Some((*status, &**reason))
@@ -368,7 +369,7 @@ impl Error {
     }
 
     /// Converts the error of a COMMIT into the error of the request. If the outcome is unknown, the
-    /// client receives the name `database`.
+    /// error names `database` to the client.
     pub fn of_commit(error: CommitError, database: &str) -> Self {
         match error {
             CommitError::Aborted => Self::Aborted,
@@ -424,9 +425,9 @@ impl From<sqlx::Error> for Error {
 
 impl<'r> Responder<'r, 'static> for Error {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
-        self.report_success();
+        self.log_wrong_status();
         let id = RequestContext::of(request).map(|context| context.id);
-        if self.is_known_trouble(request) {
+        if self.note_known_outage(request) {
             tracing::debug!(request = ?id, error = %Chain(&self), "a request failed");
         } else if self.status().class().is_server_error() {
             tracing::warn!(request = ?id, error = %Chain(&self), "a request failed");

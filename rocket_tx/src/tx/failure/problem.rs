@@ -18,7 +18,8 @@ use crate::tx::verdict::Outcome;
 /// A problem document ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)).
 ///
 /// `instance` is the request's id. `outcome` is the outcome of the request's transactions.
-/// Settlement adds it, also to a problem that a handler or a catcher has made.
+/// Settlement adds `outcome`, also to a problem that a handler or a catcher has returned. A 503
+/// carries `Retry-After`.
 ///
 /// ```
 /// use rocket::http::Status;
@@ -118,9 +119,9 @@ impl Problem {
         self
     }
 
-    /// Takes the last problem that was made the response of `request`.
-    pub(in crate::tx) fn sent(request: &Request<'_>) -> Option<Self> {
-        Sent::of(request).0.lock().take()
+    /// Takes the problem that a handler or a catcher of `request` has returned last, if any.
+    pub(in crate::tx) fn take_last(request: &Request<'_>) -> Option<Self> {
+        LastProblem::of(request).0.lock().take()
     }
 
     fn of(mut self, request: &Request<'_>) -> Self {
@@ -128,7 +129,8 @@ impl Problem {
         self
     }
 
-    /// Writes this problem into `response`: status, content type and body. Other headers are kept.
+    /// Writes this problem into `response`: the status, the content type, the body, and for a 503
+    /// `Retry-After`. Other headers are kept.
     pub(in crate::tx) fn write(self, request: &Request<'_>, response: &mut Response<'_>) {
         let problem = self.of(request);
         response.set_status(problem.status());
@@ -145,11 +147,12 @@ impl Problem {
     }
 }
 
-/// The problem in the response of a request. Settlement completes it with the outcome.
+/// The problem that was last made the response of a request. Settlement completes it with the
+/// outcome.
 #[derive(Default)]
-struct Sent(Mutex<Option<Problem>>);
+struct LastProblem(Mutex<Option<Problem>>);
 
-impl Sent {
+impl LastProblem {
     fn of<'r>(request: &'r Request<'_>) -> &'r Self {
         request.local_cache(Self::default)
     }
@@ -163,7 +166,7 @@ impl<'r> Responder<'r, 'static> for Problem {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         let mut response = Response::new();
         self.clone().write(request, &mut response);
-        *Sent::of(request).0.lock() = Some(self);
+        *LastProblem::of(request).0.lock() = Some(self);
         Ok(response)
     }
 }

@@ -13,10 +13,12 @@ use crate::tx::registry::Outstanding;
 
 /// Returns the same routes with a time limit: a handler that takes longer than `limit` is dropped.
 ///
-/// A database limits the time of its statements (`statement_timeout`). But if the network or the
-/// server's machine fails, the reply may be lost without an error. Then the driver waits until the
-/// operating system closes the connection, which may take many minutes. Therefore the whole handler
-/// has a limit. The client receives a 503 with `Retry-After` and the outcome `rolled-back`.
+/// The client then receives a 503 with `Retry-After` and the outcome `rolled-back`.
+///
+/// The limit is for failures of the network or of the server's machine. A database limits the time
+/// of its statements itself (`statement_timeout`), but in such a failure its reply may be lost
+/// without an error. Then the driver waits until the operating system closes the connection, which
+/// may take many minutes.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -49,8 +51,9 @@ use crate::tx::registry::Outstanding;
 /// Each transaction of the request is rolled back by closing its connection. No other request gets
 /// that connection, because a reply may have been read only in part. On Postgres, another session
 /// first ends the transaction at the server, and checks whether the handler had ended it itself. If
-/// the server cannot be reached, it may continue the statement, and keep its locks, until it
-/// detects the lost connection or until `statement_timeout`. It will not commit.
+/// the server cannot be reached, the server may continue the statement, and the transaction may
+/// keep its locks, until the server detects the lost connection or until `statement_timeout`. The
+/// transaction will not commit.
 ///
 /// # Panics
 ///

@@ -7,10 +7,10 @@ use crate::tx::registry::Outstanding;
 use crate::tx::verdict::Choice;
 
 /// A response that commits everything if its status is from 200 to 499. Use it, for example, for a
-/// 401 that counts the failed attempt.
+/// 401 after a failed login, if the request has stored that attempt.
 ///
-/// It also commits if the inner responder fails with a 4xx. A status of 500 or above still rolls
-/// back, whether it comes from the inner responder, a catcher or a fairing.
+/// Everything is also committed if the inner responder fails with a 4xx. If the status becomes 500
+/// or above, by the inner responder, a catcher or a fairing, everything is rolled back.
 /// [`Reason`](crate::tx::Reason) lists the rules that come before this one.
 ///
 /// ```
@@ -19,7 +19,7 @@ use crate::tx::verdict::Choice;
 ///
 /// #[rocket::post("/login")]
 /// fn failed_login() -> Commit<Status> {
-///     Commit(Status::Unauthorized) // the failed attempt is counted
+///     Commit(Status::Unauthorized) // commits the record of the failed attempt
 /// }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +28,8 @@ pub struct Commit<R>(
     pub R,
 );
 
-/// A response that rolls everything back, whatever its status. Use it, for example, for a dry run
-/// that responds with status 200.
+/// A response that rolls everything back, for any status. Use it, for example, for a dry run that
+/// responds with status 200.
 ///
 /// ```
 /// use rocket_tx::Rollback;
@@ -62,8 +62,8 @@ impl<'r, 'o: 'r, R: Responder<'r, 'o>> Responder<'r, 'o> for Commit<R> {
 impl<'r, 'o: 'r, R: Responder<'r, 'o>> Responder<'r, 'o> for Rollback<R> {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'o> {
         let result = self.0.respond_to(request);
-        // After the inner responder: the last choice counts, so a `Rollback` around a `Commit`
-        // rolls back.
+        // The last choice counts. It is made after that of the inner responder, so that a
+        // `Rollback` around a `Commit` rolls back.
         choose(request, Choice::Rollback);
         result
     }

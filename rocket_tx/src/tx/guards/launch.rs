@@ -1,5 +1,5 @@
-//! The check at launch that a service has everything that guards need. The log names a missing
-//! line.
+//! The check at launch that a service has everything that guards need. If a line is missing in the
+//! launch code, the log names it.
 
 use std::any::type_name;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::tx::failure::Error;
 use crate::tx::fairings::FairingOrder;
 
 /// Returns `true`, to stop the launch, if the service has no `Settlement` or if a response fairing
-/// would run after it. Logs the reason, with the missing line.
+/// would run after `Settlement`. Logs the reason and what to change.
 pub(super) fn refuse_without_settlement<P: Phase>(rocket: &Rocket<P>) -> bool {
     match rocket.state::<Arc<FairingOrder>>() {
         Some(order) => order.settles_too_early(rocket),
@@ -49,7 +49,8 @@ pub(super) fn check_launch<D: TransactionalDatabase>(rocket: &Rocket<Ignite>) ->
             tracing::error!("{}", Error::NotAttached(type_name::<D>()));
             unfit = true;
         }
-        // A database that was attached by rocket_db_pools' own initializer gets its rank here.
+        // A database that was attached by rocket_db_pools' own initializer gets its rank, its place
+        // in the order of attachment, here.
         (Some(database), Some(attached)) => {
             if let Err(other) = attached.attach::<D, _>(rocket, database) {
                 tracing::error!("{}", same_database::<D>(other));

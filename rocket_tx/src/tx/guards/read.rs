@@ -28,8 +28,8 @@ use crate::tx::running_body::RunningBody;
 /// Postgres the session's transactions are read-only by default. This protects against mistakes
 /// only: on Postgres, a handler that sends `BEGIN READ WRITE` can write.
 ///
-/// If a `Read` is dropped in the middle of a query's rows, its session is drained or closed before
-/// another request gets it.
+/// If a `Read` is dropped before all rows of a query were read, the remaining rows are discarded,
+/// or the session is closed, before another request gets the session.
 ///
 /// # Several connections
 ///
@@ -40,14 +40,15 @@ use crate::tx::running_body::RunningBody;
 /// # Streaming
 ///
 /// A `Read` is not outstanding: it can be moved into the response, and a body can stream from it.
-/// Then the speed depends on the client. If the client takes no byte of the body for
-/// `read_idle_timeout` (30 s by default), its connection is closed and the body is dropped. The
-/// client can see that the response is incomplete.
+/// Then the client's speed decides how long the connection of the `Read` is in use. If the client
+/// reads nothing of the body for `read_idle_timeout` (30 s by default), the client's connection is
+/// closed and the body is dropped. The client can see that the response is incomplete.
 ///
 /// This limit applies to a body that has used a `Read` while it was being sent. It does not apply:
 ///
-/// - to a `Read` that is kept by a task of the request,
-/// - while the body waits for its own statement (on Postgres, `statement_timeout` limits that),
+/// - to a `Read` that a task of the request uses,
+/// - while the body waits for a reply of the database (on Postgres, `statement_timeout` limits that
+///   wait),
 /// - to an upgraded connection (a WebSocket),
 /// - to a [`rocket_db_pools::Connection`] in a body.
 ///
@@ -76,7 +77,7 @@ pub struct Read<D: TransactionalDatabase> {
 /// The entry of a `Read` in its request's registry. Dropping it removes the entry.
 struct ReadRegistration<D: Database> {
     outstanding: Arc<Outstanding>,
-    /// The last use of the `Read` was by the body of the response.
+    /// `true` if the last use of the `Read` was by the body of the response.
     by_body: Arc<AtomicBool>,
     database: PhantomData<fn() -> D>,
 }
@@ -111,13 +112,13 @@ impl<D: TransactionalDatabase> Read<D> {
     ///
     /// # Cancellation
     ///
-    /// If the future is dropped, the `Read`'s entry is removed from the registry.
+    /// If the future is dropped, nothing is left of the `Read`: the request may open another one.
     pub async fn in_request(outstanding: &Arc<Outstanding>, pool: &D::Pool) -> Result<Self, Error> {
         let _turn = outstanding.acquire_in_turn().await;
         let rank = rank_of::<D>(pool)?;
         let by_body = Arc::<AtomicBool>::default();
         let wait = outstanding.reading_begins::<D>(rank, Arc::clone(&by_body))?;
-        // Created before the wait, so that a future that is dropped in the wait removes the entry.
+        // Created before the wait: if the future is dropped while it waits, the entry is removed.
         let registration = ReadRegistration {
             outstanding: Arc::clone(outstanding),
             by_body,

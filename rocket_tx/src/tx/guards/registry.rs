@@ -28,8 +28,8 @@ impl Sentinel for &Outstanding {
     }
 }
 
-/// Fails the request because a guard failed, and returns the guard's outcome. For guards of other
-/// libraries by which something would become outstanding.
+/// Records that a guard failed with `error`, and returns the outcome that the guard must return.
+/// For guards of other libraries, if something would have become outstanding by the guard.
 ///
 /// The request is rolled back, and no catcher can turn it into a success.
 /// [`problem_catchers`](crate::tx::problem_catchers) report the error to the client. The response
@@ -42,10 +42,11 @@ pub fn guard_failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error>
 }
 
 /// Logs and records that a guard of this library failed. Everything outstanding will be rolled
-/// back.
+/// back. Unlike [`guard_failed`], this does not mark the request transactional: the failed guard
+/// may be a `Read`, and then there may be nothing to settle.
 pub(super) fn fail_request<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
     // A replay is no failure.
-    match error.is_known_trouble(request) || matches!(error, Error::Replayed) {
+    match error.note_known_outage(request) || matches!(error, Error::Replayed) {
         true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
         false => tracing::warn!(%error, uri = %request.uri(), "a request guard failed"),
     }

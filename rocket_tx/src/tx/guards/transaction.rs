@@ -27,11 +27,12 @@ use crate::tx::registry::{
 /// The response decides whether the transaction is committed or rolled back. This is done before
 /// the first byte of the response leaves.
 ///
-/// The isolation is part of the type, by the parameter `M`. It cannot be changed with
-/// `SET TRANSACTION`: Postgres refuses this, because this library has already created a savepoint.
+/// The parameter `M` sets the isolation. A handler cannot change it with `SET TRANSACTION`:
+/// Postgres refuses that statement, because this library has already created a savepoint.
 ///
-/// As a guard, `Tx<D>` begins before the body is read: a client that sends its body slowly would
-/// keep the connection from other requests. Handlers with a body take [`Begin<D>`] instead.
+/// As a guard, `Tx<D>` begins the transaction before the request's body is read. If a client sends
+/// its body slowly, other requests could not use the connection meanwhile. Handlers with a body
+/// take [`Begin<D>`] instead.
 ///
 /// ```
 /// use rocket_tx::db::SqlitePool;
@@ -52,11 +53,12 @@ use crate::tx::registry::{
 /// # Several guards in one request
 ///
 /// The guards of one request share one transaction per database, one after the other. While one
-/// guard holds it, a second guard fails with [`Error::CheckedOut`]. It never waits.
+/// guard holds the transaction, a second guard fails with [`Error::CheckedOut`]. The second guard
+/// never waits.
 ///
 /// # Errors
 ///
-/// As a guard, it fails with an [`Error`] and the status of that error, and the request is rolled
+/// As a guard, `Tx` fails with an [`Error`] and the status of that error, and the request is rolled
 /// back.
 ///
 /// # Drop
@@ -64,9 +66,9 @@ use crate::tx::registry::{
 /// Dropping the guard checks the transaction in.
 ///
 /// If a guard outlives its request, the response becomes a 500, and the transaction is condemned:
-/// it can never commit. On Postgres, the server ends its session before the response leaves, and
-/// every later statement fails. On SQLite, the transaction is rolled back when the guard is
-/// dropped.
+/// it can never commit. On Postgres, settlement ends the transaction's session at the server before
+/// the response leaves, and every later statement of the guard fails. On SQLite, the transaction is
+/// rolled back when the guard is dropped.
 pub struct Tx<D: TransactionalDatabase, M = ReadWrite> {
     connection: OwnedMappedMutexGuard<Option<OpenTransaction<D>>, ConnectionOf<D>>,
     flags: LiveFlags,
@@ -80,8 +82,9 @@ impl<D: TransactionalDatabase, M: Mode> Tx<D, M> {
     ///
     /// # Errors
     ///
-    /// [`Error::CheckedOut`] while another guard holds the transaction. [`Error::Weaker`] if it was
-    /// begun with less isolation or access than `M` requires. The errors of [`Outstanding::of`].
+    /// [`Error::CheckedOut`] while another guard holds the transaction. [`Error::Weaker`] if the
+    /// transaction has less isolation or access than `M` requires. The errors of
+    /// [`Outstanding::of`].
     pub fn current(request: &Request<'_>) -> Result<Option<Self>, Error> {
         Self::current_in(Outstanding::of(request)?)
     }
@@ -148,7 +151,7 @@ impl<'r, D: TransactionalDatabase, M: Mode> FromRequest<'r> for Tx<D, M> {
     }
 }
 
-/// A transaction of `D` that the handler begins itself. It costs nothing until then.
+/// A transaction of `D` that the handler begins itself. Until then, it holds no connection.
 ///
 /// Rocket runs guards before it reads the body. A handler with a body takes `Begin`, so that no
 /// connection is held while a slow client sends the body.
@@ -187,7 +190,7 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
     ///
     /// # Cancellation
     ///
-    /// If the future is dropped, nothing is left outstanding.
+    /// If the future is dropped, the transaction is not left outstanding.
     pub async fn begin(&self) -> Result<Tx<D, M>, Error> {
         self.begin_for(type_name::<Self>()).await
     }

@@ -46,7 +46,7 @@ pub enum EventKind {
         /// The database.
         resource: Cow<'static, str>,
     },
-    /// The guard was dropped: the transaction is checked in.
+    /// A guard was dropped, and the transaction is checked in.
     CheckedIn {
         /// The database.
         resource: Cow<'static, str>,
@@ -64,7 +64,7 @@ pub enum EventKind {
         resource: String,
         /// What was done.
         action: Action,
-        /// The error if the step failed, in the words that a client receives.
+        /// If the step failed: the description of the error that a client would receive.
         failed: Option<String>,
         /// The duration of the step in microseconds.
         took_us: u64,
@@ -140,7 +140,7 @@ impl Feed {
     }
 }
 
-/// A subscription to all events, from its creation on. Dropping it ends the subscription.
+/// A subscription to all events, from its creation on. Dropping the listener ends the subscription.
 pub struct Listener(broadcast::Receiver<Arc<Event>>);
 
 /// What a listener receives.
@@ -153,7 +153,7 @@ pub enum FeedItem {
 }
 
 impl Listener {
-    /// Returns the next event, or `None` once there can be no more events.
+    /// Returns the next item. Returns `None` when there can be no more events.
     ///
     /// # Cancellation
     ///

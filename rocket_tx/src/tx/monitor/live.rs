@@ -14,7 +14,9 @@ use crate::tx::request_id::RequestId;
 use crate::tx::verdict::Outcome;
 
 /// The list of what is outstanding or condemned in the whole service, with counters and the feed.
-/// Managed by `Settlement`: a handler takes it as `&State<Live>`.
+///
+/// A transaction is condemned if its request has ended while a guard holds it: it can never commit.
+/// `Settlement` puts the list into Rocket's managed state: a handler takes it as `&State<Live>`.
 #[derive(Clone, Default)]
 pub struct Live(Arc<Inner>);
 
@@ -34,7 +36,7 @@ struct Entry {
     flags: Arc<Flags>,
 }
 
-/// The request and resource of an entry, and the flags that its guards set.
+/// The request and the resource of an entry, and its flags.
 struct Flags {
     live: Live,
     request: RequestId,
@@ -62,8 +64,8 @@ pub struct LiveTransaction {
     pub age_ms: u64,
     /// `true` while a guard holds it.
     pub checked_out: bool,
-    /// Its request ended while a guard held it. It can never commit. On Postgres it has ended
-    /// already; on SQLite it is rolled back when the guard is dropped.
+    /// Its request ended while a guard held it. It can never commit. On Postgres, settlement ends
+    /// it at the server; on SQLite, it is rolled back when the guard is dropped.
     pub condemned: bool,
 }
 
@@ -74,7 +76,8 @@ impl Live {
         entries.values().map(Entry::describe).collect()
     }
 
-    /// Returns entries that are outstanding for longer than `limit`, each only once.
+    /// Returns the entries that are older than `limit`, except those that a warning was already
+    /// logged about. The caller must log a warning about the returned ones.
     pub(super) fn overdue(&self, limit: Duration) -> Vec<LiveTransaction> {
         let entries = self.0.entries.lock();
         let overdue = entries
@@ -183,7 +186,7 @@ impl Entry {
 }
 
 impl Flags {
-    /// Marks the entry as warned about. Returns `true` for the first call only.
+    /// Records that a warning is logged. Returns `true` for the first call only.
     fn warn(&self) -> bool {
         !self.warned.swap(true, Ordering::Relaxed)
     }
@@ -208,7 +211,7 @@ impl Drop for LiveEntry {
     }
 }
 
-/// The flags of an entry, which its guards change.
+/// The flags of an entry, for the guards and the settlement that change them.
 #[derive(Clone)]
 pub(in crate::tx) struct LiveFlags(Arc<Flags>);
 
@@ -230,7 +233,7 @@ impl LiveFlags {
         });
     }
 
-    /// Marks the entry as warned about. Returns `true` for the first call only.
+    /// Records that a warning is logged. Returns `true` for the first call only.
     pub(in crate::tx) fn warn(&self) -> bool {
         self.0.warn()
     }

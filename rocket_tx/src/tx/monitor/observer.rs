@@ -42,7 +42,7 @@ pub struct Step<'a, 'r> {
 /// let settlement = Settlement::new().observer(Narrator);
 /// ```
 pub trait Observer: Send + Sync + 'static {
-    /// A transaction has begun. `waited` is the time in queues and at the database.
+    /// A transaction has begun. `waited` is the time that this took, in queues and at the database.
     fn began(&self, _request: RequestId, _database: &str, _waited: Duration) {}
 
     /// A connection for a `Read` was acquired. `waited` is the time that this took.
@@ -54,13 +54,13 @@ pub trait Observer: Send + Sync + 'static {
     /// A step has ended, with `result`, after the time `took`.
     fn after(&self, _step: &Step<'_, '_>, _result: Result<(), &Error>, _took: Duration) {}
 
-    /// The request is settled, and the response is about to leave. Called for requests that had
-    /// something outstanding, or tried to.
+    /// The request is settled, and the response is about to leave. Called for every request that
+    /// had something outstanding, tried to begin something, was doomed, or added a hook.
     fn settled(&self, _request: &Request<'_>, _settled: &SettlementReport) {}
 
-    /// The response is about to leave. Called for every request, transactional or not. Status and
-    /// headers are those that the client receives. Other response fairings run before settlement,
-    /// so they may see another status.
+    /// The response is about to leave. Called for every request, transactional or not. The
+    /// status and the headers are those that the client receives. Other response fairings run
+    /// before settlement, so they may see another status.
     fn responded(&self, _request: &Request<'_>, _response: &Response<'_>) {}
 }
 

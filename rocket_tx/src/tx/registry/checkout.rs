@@ -1,4 +1,4 @@
-//! Checking a request's transaction out of its registry. It is begun on first use.
+//! Checking a request's transaction out of its registry. The transaction is begun on first use.
 
 use std::any::TypeId;
 use std::sync::Arc;
@@ -37,8 +37,7 @@ impl Outstanding {
         self.begin_in_turn::<D, M>(pool, guard).await
     }
 
-    /// Does the same as [`begin`](Self::begin), for a caller that already has the request's
-    /// [`Turn`].
+    /// Begins like [`begin`](Self::begin), for a caller that already has the request's [`Turn`].
     ///
     /// [`Turn`]: super::outstanding::Turn
     pub(super) async fn begin_in_turn<D: TransactionalDatabase, M: Mode>(
@@ -46,7 +45,8 @@ impl Outstanding {
         pool: &D::Pool,
         guard: &'static str,
     ) -> Result<CheckedOut<D>, Error> {
-        // Resources may need transactions of databases that are attached before this one.
+        // Resources may require transactions of databases that are attached before this one. Those
+        // begin first, so that the order of attachment is kept.
         if let Some(attachment) = pool.attachment().get() {
             self.begin_required(attachment.rank).await?;
         }
@@ -91,8 +91,8 @@ impl Outstanding {
         self.state.lock().open::<D, M>()
     }
 
-    /// Checks out the transaction of `D`. If there is none, adds an entry for it to the registry,
-    /// so that the caller can begin it.
+    /// Checks out the transaction of `D`. If there is none, adds an entry for it to the registry.
+    /// The caller then begins the transaction.
     fn checkout_or_reserve<D: TransactionalDatabase, M: Mode>(
         self: &Arc<Self>,
         pool: &D::Pool,
@@ -118,7 +118,8 @@ impl Outstanding {
             let database = D::NAME;
             return Err(Error::Isolation { database, reason });
         }
-        // A resource will write through this transaction.
+        // A resource that requires this transaction will write through it, also if the guard only
+        // reads.
         let access = match state.is_required(database) {
             true => Access::ReadWrite,
             false => M::ACCESS,
@@ -174,8 +175,11 @@ impl State {
     }
 }
 
+/// The result of `checkout_or_reserve`.
 enum Reservation<D: TransactionalDatabase> {
+    /// The transaction was open, and is checked out.
     Open(CheckedOut<D>),
+    /// The caller must begin the transaction with these options.
     New(PendingBegin<D>, BeginOptions),
 }
 
@@ -200,8 +204,8 @@ impl<D: TransactionalDatabase> PendingBegin<D> {
             Entry::Database(entry) if entry.database == database => Some(entry),
             _ => None,
         });
-        // If the entry is gone, the request was settled meanwhile. The transaction is rolled back
-        // here.
+        // If the entry is gone, the request was settled meanwhile. The transaction is dropped here,
+        // and so rolled back.
         let (Some(entry), Some(mut open)) = (entry, self.open.take()) else {
             return Err(Error::Settled);
         };

@@ -17,7 +17,7 @@ use crate::tx::verdict::Choice;
 
 /// Everything that a request has begun, handed over to be settled.
 pub(in crate::tx) struct Closed {
-    /// Something was outstanding, or there was an attempt to begin it.
+    /// The request had something outstanding, or tried to, or was doomed.
     pub(in crate::tx) used: bool,
     /// The request has used a guard by which something can become outstanding.
     pub(in crate::tx) wanted: bool,
@@ -26,12 +26,12 @@ pub(in crate::tx) struct Closed {
     /// The problem of the first guard of this library that failed.
     pub(in crate::tx) failure: Option<Problem>,
     pub(in crate::tx) hooks: Hooks,
-    /// Transactions that resources need and that have not been begun.
+    /// Transactions that resources [require](Outstanding::require) and that have not been begun.
     pub(in crate::tx) unopened: Vec<Unopened>,
     /// The resources that were [collected](Self::collect), in joining order.
     pub(in crate::tx) resources: Vec<Box<dyn Resource>>,
     /// The entries of joined resources in the live list.
-    pub(in crate::tx) lines: Vec<LiveEntry>,
+    pub(in crate::tx) live_entries: Vec<LiveEntry>,
     entries: Vec<Entry>,
 }
 
@@ -62,13 +62,13 @@ impl Closed {
             failure: state.failure,
             hooks: state.hooks,
             resources: Vec::new(),
-            lines: Vec::new(),
+            live_entries: Vec::new(),
             entries: state.entries,
         }
     }
 
-    /// Returns the transactions that have been open for longer than `limit` and were not warned
-    /// about yet. From now on they count as warned about.
+    /// Returns the transactions that have been open for longer than `limit`, except those that a
+    /// warning was already logged about. The caller must log a warning about the returned ones.
     pub(in crate::tx) fn slower_than(
         &self,
         limit: Duration,
@@ -84,13 +84,14 @@ impl Closed {
         })
     }
 
-    /// Moves everything that no guard holds to `resources`. The rest is [held](Self::held).
+    /// Moves everything that no guard holds to `resources`. The rest remains, as
+    /// [`held`](Self::held).
     pub(in crate::tx) fn collect(&mut self) {
         for entry in std::mem::take(&mut self.entries) {
             match entry {
-                Entry::Resource(resource, line) => {
+                Entry::Resource(resource, live_entry) => {
                     self.resources.push(resource);
-                    self.lines.push(line);
+                    self.live_entries.push(live_entry);
                 }
                 Entry::Database(entry) => match entry.slot.take() {
                     SlotContent::Resource(resource) => self.resources.push(resource),

@@ -10,7 +10,7 @@ use super::resource::Resource;
 use crate::tx::failure::Error;
 
 impl Outstanding {
-    /// Adds a resource to the registry. It is settled together with everything else.
+    /// Adds a resource to the registry. The resource is settled together with everything else.
     ///
     /// # Errors
     ///
@@ -37,8 +37,8 @@ impl Outstanding {
     /// one with `status`, and with `reason` in its body. If `doom` is called more than once, the
     /// first call counts.
     ///
-    /// `status` must be a failure, from 400 to 599. Any other status becomes a 500, and this is
-    /// logged: the rollback of a doomed request is never reported as a success.
+    /// `status` must be a failure, from 400 to 599. If it is not, the client receives a 500, and an
+    /// error is logged. A doomed request is never reported as a success.
     ///
     /// # Errors
     ///

@@ -4,9 +4,9 @@
 //! | --- | --- |
 //! | `outstanding` | [`Outstanding`]: the registry of one request |
 //! | `slot` | the registry's place in Rocket's request-local cache |
-//! | `checkout` | checking a transaction out of the registry; it is begun on first use |
+//! | `checkout` | checking a transaction out of the registry; the transaction is begun on first use |
 //! | `open_transaction` | an open transaction as a [`Resource`] |
-//! | `rank` | the order in which requests take databases |
+//! | `rank` | the place of a database in the order of attachment, in which requests take databases |
 //! | `require` | transactions that a resource will need, begun as late as possible |
 //! | `mode` | isolation and access, as part of a guard's type |
 //! | `resource` | [`Resource`]: the trait of everything that can join; [`SettleContext`] |
@@ -18,8 +18,8 @@
 //! | `joining` | the methods for handlers: join, doom, hooks |
 //! | `closed` | the contents of a registry, handed over to be settled |
 //!
-//! No other module sees the state of a registry. Settlement closes the registry and receives plain
-//! data.
+//! No other module sees the state of a registry. Settlement closes the registry and receives its
+//! contents as plain data.
 
 mod begin_step;
 mod checkout;

@@ -85,7 +85,7 @@ pub(super) trait AnySlot: Send + Sync {
     fn take(&self) -> SlotContent;
 
     /// Marks the transaction so that it is rolled back by closing its connection. Does nothing if a
-    /// guard holds it: then it is condemned at settlement.
+    /// guard holds the transaction: then settlement condemns it, so that it can never commit.
     fn abandon(&self);
 }
 
@@ -93,7 +93,7 @@ pub(super) trait AnySlot: Send + Sync {
 pub(super) enum SlotContent {
     /// The transaction was checked in.
     Resource(Box<dyn Resource>),
-    /// There is no transaction.
+    /// There is no transaction: BEGIN failed or was abandoned.
     Nothing,
     /// A guard holds the transaction, or it is being begun.
     CheckedOut,

@@ -30,8 +30,8 @@ use crate::tx::verdict::Choice;
 /// add hooks that run after the commit or the rollback. The registry is created on first use. It
 /// lives as long as the request, and survives a forwarding route and a catcher.
 ///
-/// When the response is ready, the verdict is decided and the registry is closed. After that, a
-/// task or a body that wants to begin or join something receives [`Error::Settled`].
+/// When the response is ready, the registry is closed and the verdict is decided. A task or a body
+/// that tries to begin or join something after that receives [`Error::Settled`].
 ///
 /// ```
 /// use rocket::http::Status;
@@ -62,7 +62,7 @@ pub(super) struct State {
     pub(super) entries: Vec<Entry>,
     /// Transactions that resources need when they are settled.
     pub(super) required: Vec<RequiredTransaction>,
-    /// Databases whose transactions must be READ COMMITTED, with the reason.
+    /// Databases whose transactions must not be stricter than READ COMMITTED, with the reason.
     pub(super) capped: Vec<(TypeId, &'static str)>,
     /// The databases that the request's `Read`s hold connections of.
     pub(super) reading: Vec<RegisteredRead>,
@@ -75,11 +75,11 @@ pub(super) struct State {
     pub(super) hooks: Hooks,
     /// The current route, for the live list.
     pub(super) route: Option<Cow<'static, str>>,
-    /// Something was outstanding, or there was an attempt to begin it.
+    /// The request had something outstanding, or tried to, or was doomed.
     pub(super) used: bool,
     /// The request has used a guard by which something can become outstanding.
     pub(super) wanted: bool,
-    /// The verdict is decided; nothing can join any more.
+    /// The response is ready, and nothing can join any more.
     pub(super) closed: bool,
 }
 
@@ -91,6 +91,7 @@ pub struct Turn<'a>(#[expect(dead_code)] tokio::sync::MutexGuard<'a, ()>);
 /// A database whose transaction a resource needs when the request is settled.
 pub(super) struct RequiredTransaction {
     pub(super) database: TypeId,
+    /// The place of the database in the order of attachment.
     pub(super) rank: usize,
     pub(super) how: Arc<dyn DeferredBegin>,
 }
@@ -128,6 +129,7 @@ pub(super) enum Entry {
 pub(super) struct DatabaseEntry {
     pub(super) database: TypeId,
     pub(super) name: &'static str,
+    /// The type of the guard that began the transaction.
     pub(super) guard: &'static str,
     pub(super) rank: usize,
     pub(super) isolation: Isolation,
@@ -205,7 +207,7 @@ impl Outstanding {
     ///
     /// # Cancellation
     ///
-    /// If the future is dropped, its place in the queue is lost.
+    /// If the future is dropped, its place in the queue of tasks is lost.
     pub async fn acquire_in_turn(&self) -> Turn<'_> {
         Turn(self.turn.lock().await)
     }
@@ -228,14 +230,18 @@ impl Outstanding {
         Some((entry.isolation, entry.access))
     }
 
-    /// Whether the verdict is decided. Nothing can join any more then.
+    /// Whether the registry is closed: the response is ready, and nothing can join any more.
     pub fn is_settled(&self) -> bool {
         self.state.lock().closed
     }
 
-    /// Registers a `Read` of `D` until [`reading_ends`](Self::reading_ends). Returns whether it may
-    /// wait for a connection. The `Read` keeps `by_body` up to date: whether its last use was by
-    /// the body of the response.
+    /// Registers a `Read` of `D` until [`reading_ends`](Self::reading_ends). Returns whether the
+    /// `Read` may wait for a connection. The `Read` sets `by_body` at each use: `true` if the body
+    /// of the response uses it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SecondConnection`] if the request already has a transaction or a `Read` of `D`.
     pub(in crate::tx) fn reading_begins<D: Database>(
         &self,
         rank: usize,
@@ -310,7 +316,7 @@ impl Outstanding {
 }
 
 impl State {
-    /// Returns the reason if transactions of `database` must be READ COMMITTED.
+    /// Returns the reason if transactions of `database` must not be stricter than READ COMMITTED.
     pub(super) fn cap(&self, database: TypeId) -> Option<&'static str> {
         let mut capped = self.capped.iter();
         capped.find_map(|(known, reason)| (*known == database).then_some(*reason))
@@ -325,8 +331,8 @@ impl State {
 
     /// Returns whether the request may wait for a connection of the database with this `rank`.
     ///
-    /// A request that holds a connection waits only for databases that are attached after the held
-    /// one. All waits go in the same direction, so they cannot form a cycle.
+    /// A request that holds connections waits only for databases that are attached after all held
+    /// ones. All waits go in the same direction, so they cannot form a cycle (a deadlock).
     pub(super) fn wait_policy(&self, rank: usize) -> WaitPolicy {
         let mut held = self
             .databases()

@@ -45,20 +45,21 @@ impl<D: TransactionalDatabase> DeferredBegin for Required<D> {
             };
             let transaction = outstanding.open::<D>(&self.pool, options).await?;
             let guard = type_name::<Required<D>>();
-            let line = (outstanding.live).enter(outstanding.request, None, D::NAME.into(), guard);
-            let open: Box<dyn Resource> = Box::new(OpenTransaction::<D>::new(transaction, line));
+            let live = (outstanding.live).enter(outstanding.request, None, D::NAME.into(), guard);
+            let open: Box<dyn Resource> = Box::new(OpenTransaction::<D>::new(transaction, live));
             Ok(open)
         })
     }
 }
 
 impl Outstanding {
-    /// Declares that a [`Resource`] will write through `context.transaction::<D>()`, so that this
-    /// transaction is begun.
+    /// Declares that a [`Resource`] will write through
+    /// [`context.transaction::<D>()`](crate::tx::SettleContext::transaction). This library then
+    /// begins that transaction.
     ///
-    /// It is begun as late as possible: when the request is settled, or earlier if the request
-    /// begins a transaction of a database that is attached after `D`, so that the order is kept. If
-    /// the request is rolled back before that, the transaction is never begun.
+    /// The transaction begins as late as possible: when the request is settled. It begins earlier
+    /// if the request begins a transaction of a database that is attached after `D`, so that the
+    /// order is kept. If the request is rolled back first, the transaction never begins.
     ///
     /// # Errors
     ///

@@ -12,14 +12,15 @@ use crate::tx::request_id::RequestId;
 
 /// When a resource is committed: databases first, then releases.
 ///
-/// `prepare` runs in the opposite order. Releases may write to the databases in `prepare`; the
-/// `prepare` of the databases, which follows, proves that these writes can be committed too.
+/// `prepare` runs in the opposite order. Releases may write to the databases in their `prepare`.
+/// The `prepare` of the databases comes after that, and checks that these writes can be committed
+/// too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Resources whose commit may fail: databases.
+    /// Resources whose commit may still fail: databases.
     Database,
-    /// Resources that are committed after all databases, and cannot undo them: leases, files,
-    /// mails.
+    /// Releases: resources that are committed after all databases, such as leases, files and mails.
+    /// If the commit of a release fails, the databases remain committed.
     Release,
 }
 
@@ -31,12 +32,13 @@ pub enum Phase {
 ///
 /// 1. `prepare` of all resources: releases first, because they may write, then databases. Within a
 ///    phase, resources are called in joining order.
-/// 2. `commit` of the databases.
+/// 2. `commit` of the databases, in joining order. The database that a resource has named by
+///    [`commit_last`](SettleContext::commit_last) comes last.
 /// 3. The wait until all of these commits are durable.
 /// 4. `commit` of the releases.
 ///
-/// If a database is the only resource, step 1 is skipped, because its COMMIT includes the same
-/// proof.
+/// If the only resource is one of [`Phase::Database`], step 1 is skipped, because the COMMIT of a
+/// transaction makes the same checks.
 ///
 /// If the verdict is rollback, or if one of the steps 1 to 3 fails, `rollback` is called on all
 /// resources that are not committed, databases first. It is called on each of them, even if another
@@ -49,8 +51,8 @@ pub enum Phase {
 /// following steps. Rollbacks and releases share the time that is left. If a step takes longer, its
 /// future is dropped. The resource is dropped at the end of the settlement.
 ///
-/// If the process ends before the settlement, no method of the resource is called. Keep everything
-/// that must survive this in a database.
+/// If a resource is dropped without a settlement, for example because the process ends, none of
+/// these methods is called. Keep everything that must survive this in a database.
 ///
 /// # Examples
 ///
@@ -77,7 +79,7 @@ pub enum Phase {
 /// ```
 #[rocket::async_trait]
 pub trait Resource: Any + Send {
-    /// The name of the resource in the log, in `/registry`, and for observers.
+    /// The name of the resource in the log, in the [live list](crate::tx::Live), and for observers.
     fn name(&self) -> Cow<'_, str>;
 
     /// When the resource is committed.
@@ -87,8 +89,9 @@ pub trait Resource: Any + Send {
 
     /// Prepares the commit. This is the last chance to refuse.
     ///
-    /// Work that must be in the request's transaction, such as an outbox row or the release of a
-    /// lease, is done here, through [`SettleContext::transaction`].
+    /// If the resource has work that must be in the request's transaction, such as inserting an
+    /// outbox row or releasing a lease, it does this work here, through
+    /// [`SettleContext::transaction`].
     ///
     /// # Errors
     ///
@@ -105,17 +108,18 @@ pub trait Resource: Any + Send {
     /// error if it was not. In the release phase, errors are logged and change nothing.
     async fn commit(&mut self) -> Result<(), Error>;
 
-    /// Returns the wait until the commit survives a power cut.
+    /// Returns a handle that waits until the commit would survive a power cut.
     ///
-    /// It is called once, after a successful `commit`, and only in the database phase. The resource
-    /// is dropped before the wait begins. The waits of all databases run concurrently. If one
-    /// fails, or takes longer than `settle_timeout`, the outcome is `unknown`.
+    /// This is called once, after a successful `commit`, and only for resources of
+    /// [`Phase::Database`]. The resource is dropped before the wait begins. The waits of all
+    /// databases run concurrently. If one fails, or takes longer than `settle_timeout`, the outcome
+    /// is `unknown`.
     fn durability(&mut self) -> Durability {
         Durability::reached()
     }
 
-    /// Undoes everything that the resource has done so far. If this needs a statement, run it in a
-    /// transaction of [`SettleContext::begin_after_rollback`].
+    /// Undoes everything that the resource has done so far. If this needs a statement, run the
+    /// statement in a transaction of [`SettleContext::begin_after_rollback`].
     ///
     /// # Errors
     ///

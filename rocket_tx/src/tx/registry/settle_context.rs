@@ -18,7 +18,8 @@ use crate::tx::failure::Error;
 
 type TransactionOf<D> = Transaction<<<D as Database>::Pool as TransactionPool>::Session>;
 
-/// An open transaction of the request. A resource can run statements in it, and nothing else.
+/// An open transaction of the request. A resource can run statements in it, and can do nothing else
+/// with it.
 ///
 /// Returned by [`SettleContext::transaction`], and passed to a [`BeginStep`](super::BeginStep).
 ///
@@ -65,7 +66,7 @@ impl<D: TransactionalDatabase> BorrowedTransaction<'_, D> {
     }
 
     /// The connection of the transaction, to run statements on. If a statement ends the
-    /// transaction, or if the connection is exchanged, the request fails.
+    /// transaction, or if the connection is replaced by another one, the request fails.
     pub fn connection(&mut self) -> &mut ConnectionOf<D> {
         self.0.connection()
     }
@@ -74,8 +75,8 @@ impl<D: TransactionalDatabase> BorrowedTransaction<'_, D> {
 /// A separate transaction, begun on the connection of one that was rolled back.
 ///
 /// Returned by [`SettleContext::begin_after_rollback`]. If it is dropped uncommitted, it is rolled
-/// back when the settlement has ended. Until then, no other resource can begin one of the same
-/// database.
+/// back when the settlement has ended. Until then, no other resource can begin a separate
+/// transaction of the same database.
 pub struct AfterRollback<'a, D: TransactionalDatabase>(&'a mut TransactionOf<D>);
 
 impl<D: TransactionalDatabase> AfterRollback<'_, D> {
@@ -114,19 +115,19 @@ impl SettleContext<'_> {
         transaction.map(BorrowedTransaction)
     }
 
-    /// Begins a transaction that writes, on the connection of the request's transaction of `D`. To
-    /// be called in `rollback`, when the request's transaction has ended.
+    /// Begins a separate transaction that may write, on the connection of the request's transaction
+    /// of `D`. Call it in [`rollback`](super::Resource::rollback), when the request's transaction
+    /// has ended. Returns `None` if the request has no transaction of `D` that may write.
     ///
-    /// It is for undoing something that needs a statement, such as deleting the row of a lease. On
-    /// SQLite there is no other way, because the request has the only connection that writes.
-    /// Returns `None` if the request has no transaction of `D` that may write.
+    /// Use it if an undo needs a statement, for example to delete the row of a lease. On SQLite
+    /// there is no other way, because the request holds the only connection that writes.
     ///
-    /// Whatever is committed here, the request itself is rolled back. On SQLite, `wait` limits the
-    /// wait for a lock of another process.
+    /// The request itself stays rolled back, also if the separate transaction is committed. On
+    /// SQLite, `wait` limits the wait for a lock of another process.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOver`] if the request's transaction has not been rolled back yet; the errors of
+    /// [`Error::NotOver`] if the request's transaction has not been rolled back yet. The errors of
     /// BEGIN.
     ///
     /// # Cancellation
@@ -152,9 +153,9 @@ impl SettleContext<'_> {
         Ok(Some(AfterRollback(transaction)))
     }
 
-    /// Requests that the transaction of `D` is committed after those of all other databases. Use it
-    /// if the transaction deletes rows that must exist until the other commits are certain. If it
-    /// is called more than once, the last call counts.
+    /// Commits the transaction of `D` after those of all other databases. Use this if the
+    /// transaction deletes rows that must exist until the other commits are certain. If
+    /// `commit_last` is called more than once in a request, the last call counts.
     pub fn commit_last<D: TransactionalDatabase>(&mut self) {
         if let Some(index) = self.find::<D>().map(|(index, _)| index) {
             *self.last = Some(index);

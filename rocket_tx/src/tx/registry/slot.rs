@@ -16,24 +16,24 @@ use crate::tx::monitor::Monitor;
 /// forwarding route and a catcher.
 ///
 /// Rocket drops the values of the cache in an unspecified order. Therefore the slot has its own
-/// handle of the span, and its own in-flight token: the pools stay open until the transactions that
-/// the slot rolls back have ended.
-struct Slot {
+/// handle of the span, and its own in-flight token. The token keeps the pools open until the
+/// transactions that the slot still holds are rolled back.
+struct RegistrySlot {
     /// Created on first use.
     outstanding: OnceLock<Arc<Outstanding>>,
-    /// The response is being settled, or was. A registry that is created now is closed at once.
+    /// The settlement has begun. A registry that is created after this is closed at once.
     is_settled: AtomicBool,
     span: Span,
     _in_flight: TaskTrackerToken,
 }
 
-impl Drop for Slot {
-    /// Closes the registry. This matters for a request that is never settled because a fairing
-    /// panicked: a resource may hold the registry that holds the resource, and neither would be
-    /// freed.
+impl Drop for RegistrySlot {
+    /// Closes the registry, and so drops everything in it. This matters for a request that is never
+    /// settled because a fairing panicked. A resource may hold a handle of the registry that holds
+    /// the resource: without this, neither would be freed.
     fn drop(&mut self) {
-        // All events about the request are logged in its span. Entering the span here also moves
-        // its last exit after the settlement, for subscribers that measure it up to its last exit.
+        // All events about the request are logged in its span. Some subscribers measure a span up
+        // to its last exit. Entering the span here puts the last exit after the settlement.
         let _in_request = self.span.enter();
         if let Some(outstanding) = self.outstanding.get() {
             drop(outstanding.close());
@@ -41,7 +41,7 @@ impl Drop for Slot {
     }
 }
 
-impl Slot {
+impl RegistrySlot {
     fn of<'r>(request: &'r Request<'_>) -> Option<&'r Self> {
         let context = RequestContext::of(request)?;
         Some(request.local_cache(|| Self {
@@ -79,7 +79,7 @@ impl Outstanding {
         }
         let monitor = request.rocket().state::<Monitor>();
         let monitor = monitor.ok_or(Error::NoSettlement)?;
-        let slot = Slot::of(request).ok_or(Error::NoSettlement)?;
+        let slot = RegistrySlot::of(request).ok_or(Error::NoSettlement)?;
         let outstanding = slot.outstanding_or(|| {
             Self::new(context.id, monitor.live.clone(), monitor.observers.clone())
         });
@@ -89,15 +89,15 @@ impl Outstanding {
 
     /// Returns the registry, if it has been used.
     pub(in crate::tx) fn used_by<'r>(request: &'r Request<'_>) -> Option<&'r Arc<Self>> {
-        Slot::of(request)?.outstanding.get()
+        RegistrySlot::of(request)?.outstanding.get()
     }
 
     /// Returns the registry to be settled, if it has been used.
     ///
-    /// If the registry is used for the first time later, by a response body, it is created closed.
-    /// Otherwise something could join that is never settled.
+    /// If a response body is the first to use the registry, after this call, the registry is
+    /// created closed. Otherwise something could join that is never settled.
     pub(in crate::tx) fn to_settle<'r>(request: &'r Request<'_>) -> Option<&'r Arc<Self>> {
-        let slot = Slot::of(request)?;
+        let slot = RegistrySlot::of(request)?;
         slot.is_settled.store(true, Ordering::SeqCst);
         slot.outstanding.get()
     }

@@ -1,10 +1,10 @@
 //! Makes the response half of `Settlement` run after all other response fairings.
 //!
 //! Rocket runs response fairings in the order of attachment. A stage (a fairing with an ignite
-//! callback, such as `AdHoc::on_ignite`) attaches its own fairings when it is ignited. It may also
-//! attach further stages, which are ignited in the next round. So the response half is attached
-//! again in each round: as it is a singleton, Rocket moves it to the last place. `tx::fairings`
-//! detects a fairing that still comes later, and then the service does not launch.
+//! callback, such as `AdHoc::on_ignite`) attaches its own fairings when it is ignited. A stage may
+//! also attach further stages, which Rocket ignites in the next round. So the response half is
+//! attached again in each round. It is a singleton, so Rocket moves it to the last place each time.
+//! If a fairing still comes later, `tx::fairings` detects that, and the launch fails.
 
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Rocket};

@@ -9,7 +9,7 @@ use super::coming_last::ComesLast;
 use super::settings::{Durations, Settings, Veto, VetoContext};
 use crate::db::{Arrival, AttachedDatabases};
 use crate::tx::context::{InFlight, RequestContext};
-use crate::tx::fairings::{FairingOrder, OF_REQUESTS};
+use crate::tx::fairings::{FairingOrder, REQUEST_FAIRING};
 use crate::tx::monitor::{Live, Monitor, Observer, Observers, watch_slow};
 use crate::tx::panics;
 
@@ -18,10 +18,11 @@ use crate::tx::panics;
 /// A status below 400 commits, and a status of 400 or above rolls back, unless one of the other
 /// [reasons](crate::tx::Reason) applies first.
 ///
-/// Attach it once, anywhere in the launch code. It runs after all other response fairings: those of
-/// the launch code, of its stages ([`AdHoc::on_ignite`](rocket::fairing::AdHoc::on_ignite) and the
-/// like), and of three levels of stages below them. If a response fairing would still run later,
-/// the service does not launch, and the log names that fairing.
+/// Attach it once, anywhere in the launch code. It settles after all other response fairings have
+/// run: those of the launch code, those of its stages
+/// ([`AdHoc::on_ignite`](rocket::fairing::AdHoc::on_ignite) and the like), and those of three
+/// levels of stages below them. If a response fairing would still run later, the service does not
+/// launch, and the log names that fairing.
 ///
 /// ```
 /// use rocket::http::Method;
@@ -35,18 +36,20 @@ use crate::tx::panics;
 ///
 /// These settings are read from `Rocket.toml`:
 ///
-/// - `settle_timeout` limits the settlement of one request, with rollback and releases. The default
-///   is `"10s"`, or one second less than Rocket waits at shutdown (`shutdown.grace` and
-///   `shutdown.mercy` together) if that is shorter.
-/// - `slow_transaction` (default `"1s"`): a warning is logged about each transaction or resource
-///   that is outstanding for longer, while it still is outstanding.
+/// - `settle_timeout` limits the settlement of one request, with all rollbacks and with the commits
+///   of resources that are not databases. The default is `"10s"`, or one second less than Rocket
+///   waits at shutdown (`shutdown.grace` and `shutdown.mercy` together) if that is shorter. The
+///   default is never less than one second.
+/// - `slow_transaction` (default `"1s"`): a warning is logged about each transaction or other
+///   resource that is outstanding for longer. The warning does not wait for the settlement, so
+///   requests that hang are reported too.
 /// - `read_idle_timeout` (default `"30s"`, at least `"100ms"`): if a client reads nothing for that
 ///   long from a body that holds a [`Read`](crate::tx::Read), the client's connection is closed.
 ///
 /// # Panics in handlers
 ///
-/// `Settlement` installs a panic hook that runs before the existing hook of the process. So a panic
-/// rolls the request back even if a catcher responds with a success.
+/// `Settlement` installs a panic hook that runs before the existing hook of the process. With this
+/// hook, a panic rolls the request back even if a catcher responds with a success.
 #[derive(Default)]
 pub struct Settlement {
     veto: Option<Veto>,
@@ -69,7 +72,7 @@ impl Settlement {
         self
     }
 
-    /// Adds an observer, which is called at every step. May be called more than once.
+    /// Adds an observer, which is called at every step. A service may have several observers.
     pub fn observer<O: Observer>(mut self, observer: O) -> Self {
         self.observers.push(Arc::new(observer));
         self
@@ -80,7 +83,7 @@ impl Settlement {
 impl Fairing for Settlement {
     fn info(&self) -> Info {
         Info {
-            name: OF_REQUESTS,
+            name: REQUEST_FAIRING,
             kind: Kind::Ignite | Kind::Liftoff | Kind::Request | Kind::Singleton,
         }
     }
@@ -124,8 +127,8 @@ impl Fairing for Settlement {
 
     async fn on_liftoff(&self, rocket: &Rocket<Orbit>) {
         if let Some(settings) = rocket.state::<Settings>() {
-            // The guards of this library check this at ignition. A service whose handlers take no
-            // such guard is checked only here.
+            // If a handler takes a guard of this library, the guard has already checked this at
+            // ignition. A service without such handlers is checked only here.
             if settings.order.settles_too_early(rocket) {
                 rocket.shutdown().notify();
             }

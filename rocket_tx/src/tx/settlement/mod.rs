@@ -1,4 +1,5 @@
-//! Settlement: decide the verdict on a request's transactions, carry it out, and tell the client.
+//! Settlement: decide the verdict on a request's transactions, carry it out, and report the outcome
+//! to the client.
 //!
 //! | file | what it holds |
 //! | --- | --- |

@@ -86,10 +86,10 @@ impl Peer {
     /// Shuts the connection down in both directions. Bytes that were sent before still arrive.
     ///
     /// By now the descriptor may belong to another connection, so its addresses are checked again.
-    /// There is no await and no lock between this check and the shutdown. Only a connection that is
-    /// opened within these microseconds could be shut down by mistake, and its client would see a
-    /// network failure. Open files are safe: the descriptor is never duplicated or closed. Closing
-    /// a descriptor of a SQLite file would drop SQLite's locks.
+    /// There is no await and no lock between this check and the shutdown. If the descriptor is
+    /// reused within these microseconds, the wrong connection is shut down, and its client sees a
+    /// network failure. Files are safe even then: this module never duplicates or closes a
+    /// descriptor. (Closing a descriptor of a SQLite file would drop SQLite's locks.)
     pub(super) fn shut_down(self, socket: Socket) -> io::Result<()> {
         use nix::sys::socket::{Shutdown, shutdown};
 
@@ -99,14 +99,14 @@ impl Peer {
         shutdown(socket.0, Shutdown::Both).map_err(io::Error::from)
     }
 
-    /// Returns `true` if `socket` is the connection. This only queries the descriptor, so any
-    /// number is allowed.
+    /// Returns `true` if `socket` is the connection. This only queries the descriptor, so `socket`
+    /// may be any number.
     fn is_at(self, socket: Socket) -> bool {
         use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 
         let peer = getpeername::<SockaddrStorage>(socket.0);
         let is_peer = peer.ok().and_then(|peer| internet(&peer)).is_some_and(
-            // Compared without the flow label and scope that an IPv6 address may carry.
+            // The flow label and the scope of an IPv6 address are not compared.
             |peer| (peer.ip(), peer.port()) == (self.address.ip(), self.address.port()),
         );
         let is_local = || {
@@ -167,7 +167,12 @@ impl Peer {
                 unacknowledged,
             })
         };
-        table.lines().filter_map(connection).collect()
+        let mut connections: Vec<SocketEntry> = table.lines().filter_map(connection).collect();
+        // The kernel may list a connection again if others are opened while the table is read.
+        connections.reverse();
+        connections.sort_by_key(|connection| connection.local);
+        connections.dedup_by_key(|connection| connection.local);
+        connections
     }
 
     #[cfg(not(target_os = "linux"))]

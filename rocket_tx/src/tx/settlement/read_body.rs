@@ -1,15 +1,15 @@
 //! Limits how long a response body that holds a [`Read`](crate::tx::Read) waits for its client.
 //!
-//! If a client does not read, Rocket does not poll the body. So neither the body nor Rocket can end
-//! the wait. A separate task, the watch, closes the client's connection instead. Then Rocket drops
-//! the body, and the session returns to its pool.
+//! While a client does not read, Rocket does not poll the body. So neither the body nor Rocket can
+//! end the wait. A separate task, the watch, closes the client's connection instead. Then Rocket
+//! drops the body, and the database session of the `Read` returns to its pool.
 //!
 //! If such a body fails, its connection is closed too. Otherwise the client could not detect the
 //! failure, because Rocket ends a streamed body that fails in the same way as a complete one.
 //!
-//! The contents of a body cannot be inspected. A body counts as holding a `Read` if the last use of
-//! the `Read` was made while the body was polled. A `Read` that a task of the request has used
-//! since does not count, because it does not depend on the client.
+//! The contents of a body cannot be inspected. A body counts as holding a `Read` if the `Read` was
+//! last used while the body was polled. If a task of the request uses the `Read` later, the body no
+//! longer counts as holding it, because that task does not wait for the client.
 
 use std::borrow::Cow;
 use std::io::{self, SeekFrom};
@@ -34,8 +34,8 @@ use crate::tx::registry::Outstanding;
 use crate::tx::request_id::RequestId;
 use crate::tx::running_body::RunningBody;
 
-/// Limits how long the body of `response` waits for its client, if the request has an open `Read`,
-/// which the body may hold. Costs other requests only a check of the registry.
+/// Limits how long the body of `response` waits for its client, if the request has an open `Read`:
+/// the body may hold it. For other requests, this only checks the registry.
 pub(super) async fn bound(
     settings: &Settings,
     context: &RequestContext,
@@ -100,7 +100,8 @@ struct ReadBody<'r> {
 #[derive(Clone, Copy)]
 struct BodyClient {
     peer: Peer,
-    /// The address is certainly that of the connection: no fairing could have changed it before.
+    /// The address is certainly that of the connection: no fairing could have changed it before
+    /// this library recorded it.
     is_certain: bool,
 }
 
@@ -116,14 +117,49 @@ impl BodyClient {
             )),
         }
     }
+
+    /// Closes the connection of a body that failed, so that the response does not look complete.
+    fn close_after_failure(self, error: &str) {
+        let peer = self.certain_peer();
+        let result = peer.and_then(|peer| match peer.socket()? {
+            Some(socket) => peer.shut_down(socket),
+            None => Ok(()),
+        });
+        let client = self.peer.address;
+        match result {
+            Ok(()) => tracing::warn!(
+                %client, error,
+                "a response body that holds a `Read` failed; the client's connection was closed, so that \
+                 the response does not look complete"
+            ),
+            Err(cannot) => tracing::error!(
+                %client, error, %cannot,
+                "a response body that holds a `Read` failed, and the client's connection cannot be \
+                 closed: the incomplete response looks complete to the client"
+            ),
+        }
+    }
+}
+
+/// Closes the connection if the body panics. Rocket would otherwise drop its sender first, while the
+/// panic unwinds, and the client would receive the end of a complete response.
+struct CloseOnPanic(BodyClient);
+
+impl Drop for CloseOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close_after_failure("the body panicked");
+        }
+    }
 }
 
 /// The state of a body.
 #[derive(Clone, Copy, PartialEq)]
 enum BodyState {
-    /// The body waits for the client, since this time.
+    /// The body waits for the client since this time: Rocket polls the body again when it can send
+    /// more bytes.
     WaitsForClient(Instant),
-    /// The body is producing bytes: the client has read everything before.
+    /// Rocket polls the body for its next bytes: the body does not wait for the client.
     Runs,
     /// The body has ended, or the watch has closed the connection.
     Ended,
@@ -139,33 +175,6 @@ impl Drop for ReadBody<'_> {
     fn drop(&mut self) {
         *self.state.lock() = BodyState::Ended;
         self.watch_task.abort();
-        if std::thread::panicking() {
-            self.close_after_failure("the body panicked");
-        }
-    }
-}
-
-impl ReadBody<'_> {
-    /// Closes the connection of a body that failed, so that the response does not look complete.
-    fn close_after_failure(&self, error: &str) {
-        let peer = self.client.certain_peer();
-        let result = peer.and_then(|peer| match peer.socket()? {
-            Some(socket) => peer.shut_down(socket),
-            None => Ok(()),
-        });
-        let client = self.client.peer.address;
-        match result {
-            Ok(()) => tracing::warn!(
-                %client, error,
-                "a response body that holds a `Read` failed; the client's connection was closed, so that \
-                 the response does not look complete"
-            ),
-            Err(cannot) => tracing::error!(
-                %client, error, %cannot,
-                "a response body that holds a `Read` failed, and the client's connection cannot be \
-                 closed: the incomplete response looks complete to the client"
-            ),
-        }
     }
 }
 
@@ -183,11 +192,12 @@ impl AsyncRead for ReadBody<'_> {
             }
             *state = BodyState::Runs;
         }
-        let reading_from = RunningBody::of(self.request);
+        let running = RunningBody::of(self.request);
+        let shield = CloseOnPanic(self.client);
         let read = Pin::new(&mut self.body).poll_read(context, buffer);
-        drop(reading_from);
+        drop((running, shield));
         if let Poll::Ready(Err(error)) = &read {
-            self.close_after_failure(&error.to_string());
+            self.client.close_after_failure(&error.to_string());
         }
         if read.is_ready() {
             *self.state.lock() = BodyState::WaitsForClient(Instant::now());
@@ -196,7 +206,7 @@ impl AsyncRead for ReadBody<'_> {
     }
 }
 
-/// Never used: Rocket seeks only to find the size of a sized body, and `bound` passes that size.
+/// Never used: Rocket seeks only to find the size of a sized body, and `bound` sets that size.
 impl AsyncSeek for ReadBody<'_> {
     fn start_seek(self: Pin<&mut Self>, _: SeekFrom) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
@@ -213,7 +223,7 @@ struct Watch {
     client: BodyClient,
     limit: Duration,
     outstanding: Arc<Outstanding>,
-    /// An earlier attempt to close the connection did not find it.
+    /// An earlier attempt to close the connection did not find the connection.
     was_not_found: bool,
     /// It was logged that the connection cannot be closed.
     is_reported: bool,
@@ -250,11 +260,12 @@ impl Stall {
     /// connection of this body.
     fn idle(&self, peer: Peer, limit: Duration) -> Option<(Peer, Duration)> {
         let (peer, since) = match self.connections[..] {
-            // The kernel lists no connection. Only the time since the last poll of the body is
+            // The kernel lists no connection, so only the time since the last poll of the body is
             // known.
             [] => (peer, self.waiting_since),
             [(one, since)] => (peer.with_local_end(one.local), since),
-            // The body waits only on a connection with unacknowledged bytes.
+            // A client may use one port for several connections. The body can only be waiting on
+            // one with unacknowledged bytes.
             _ => {
                 let mut full = self
                     .connections
@@ -263,7 +274,8 @@ impl Stall {
                 let (one, since) = *full.next()?;
                 match full.map(|(_, since)| *since).max() {
                     None => (peer.with_local_end(one.local), since),
-                    // They cannot be told apart, but all of them are idle since `latest`.
+                    // It is unknown which one is the body's, but all of them are idle since
+                    // `latest`.
                     Some(latest) => (peer, since.max(latest)),
                 }
             }
@@ -314,8 +326,8 @@ impl Watch {
         };
         let result = match found {
             Ok(Some(socket)) => {
-                // The lock stops the body until the connection is closed. So the body cannot end
-                // meanwhile, and the connection cannot proceed to its next request.
+                // While the lock is held, the body cannot be polled. So the body cannot end before
+                // the connection is closed, and the connection cannot proceed to its next request.
                 let mut state = self.state.lock();
                 if *state != BodyState::WaitsForClient(waiting_since) {
                     return false;
@@ -340,7 +352,7 @@ impl Watch {
                 );
                 true
             }
-            // The connection may have been closed just now: then the body ends soon.
+            // The connection may have been closed just now. Then Rocket drops the body soon.
             Err(error) if error.kind() == io::ErrorKind::NotConnected && !self.was_not_found => {
                 self.was_not_found = true;
                 false

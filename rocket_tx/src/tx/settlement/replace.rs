@@ -10,8 +10,8 @@ use crate::tx::verdict::Outcome;
 /// The header with the outcome of the request's transactions.
 pub(super) const OUTCOME: &str = "Transaction-Outcome";
 
-/// Replaces the response by a problem. Headers that do not describe the old response, such as those
-/// that fairings set, are kept.
+/// Replaces the response by a problem. Headers that describe neither the old body nor a success are
+/// kept, for example security headers that a fairing has set.
 pub(in crate::tx) fn replace<'r>(
     request: &'r Request<'_>,
     response: &mut Response<'r>,
@@ -23,7 +23,8 @@ pub(in crate::tx) fn replace<'r>(
     response.set_header(Header::new(OUTCOME, outcome.as_str()));
 }
 
-/// Drops the body, the upgrade handlers, and the headers that describe the body or a success.
+/// Drops the body, the upgrade handlers, and the headers that describe the body or a success. Keeps
+/// the status.
 pub(super) fn strip(response: &mut Response<'_>) {
     let mut bare = Response::build().status(response.status()).finalize();
     for header in response.headers().iter() {

@@ -22,7 +22,7 @@ use super::settings::{Settings, VetoContext};
 use crate::db::Ended;
 use crate::tx::context::RequestContext;
 use crate::tx::failure::{Error, Problem};
-use crate::tx::fairings::OF_RESPONSES;
+use crate::tx::fairings::RESPONSE_FAIRING;
 use crate::tx::monitor::{EventKind, micros, short_type};
 use crate::tx::panics::shielded;
 use crate::tx::registry::{Closed, HeldTransaction, Outstanding};
@@ -36,7 +36,7 @@ pub(super) struct ResponseFairing;
 impl Fairing for ResponseFairing {
     fn info(&self) -> Info {
         Info {
-            name: OF_RESPONSES,
+            name: RESPONSE_FAIRING,
             // Rocket moves a singleton to the last place when it is attached again.
             kind: Kind::Response | Kind::Singleton,
         }
@@ -48,7 +48,7 @@ impl Fairing for ResponseFairing {
         let (Some(context), Some(settings)) = (context, settings) else {
             return;
         };
-        // Only settlement sets this header: remove one that a handler or a fairing has set.
+        // Only settlement may set this header, so one from a handler or a fairing is removed.
         response.remove_header(OUTCOME);
         if let Some(outstanding) = Outstanding::to_settle(request) {
             let settling = Settle {
@@ -57,8 +57,8 @@ impl Fairing for ResponseFairing {
                 request,
                 outstanding,
             };
-            // Panics of resources, vetoes and hooks are caught one by one. This one catches panics
-            // of their destructors.
+            // Panics of resources, vetoes and hooks are caught where they are called. This
+            // `catch_unwind` catches the panics of their destructors.
             let span = tracing::info_span!(parent: &context.span, "settle");
             let settled = AssertUnwindSafe(settling.run(response)).catch_unwind();
             if settled.instrument(span).await.is_err() {
@@ -86,12 +86,13 @@ impl Fairing for ResponseFairing {
     }
 }
 
-/// Logs a server error with the request's id. Responses refer clients to this id in the log.
+/// Logs a server error with the request's id, so that an operator finds it in the log by the id in
+/// the response.
 fn log_failure(request: &Request<'_>, context: &RequestContext, response: &Response<'_>) {
     let (id, status) = (context.id, response.status().code);
     let route = request.route().and_then(|route| route.name.as_deref());
     let route = route.unwrap_or("-");
-    let is_known = context.is_known_trouble.load(Ordering::Relaxed);
+    let is_known = context.has_known_outage.load(Ordering::Relaxed);
     match status {
         503 if is_known => {
             tracing::debug!(request = %id, route, status, "the request could not be served");
@@ -126,7 +127,8 @@ impl<'r> Settle<'_, 'r, '_> {
         closed.collect();
         let leaked: Vec<String> = closed.held().map(|it| it.database().to_owned()).collect();
         if !leaked.is_empty() {
-            // The response itself may hold the guard, in its body or in an upgrade handler.
+            // The response itself may hold the guard, in its body or in an upgrade handler. Then
+            // `strip` drops the guard, and its transaction can be collected.
             strip(response);
             closed.collect();
         }
@@ -178,7 +180,7 @@ impl<'r> Settle<'_, 'r, '_> {
         }
         let Closed {
             resources,
-            lines,
+            live_entries,
             doom,
             failure,
             hooks,
@@ -189,14 +191,15 @@ impl<'r> Settle<'_, 'r, '_> {
             self.request,
             self.context.id,
             resources,
-            lines,
+            live_entries,
             deadlines,
         );
         run.response = captured;
         let result = match (&verdict, complete) {
             (Verdict::Commit(_), Ok(())) => run.commit().await,
             (Verdict::Commit(_), Err(error)) => Err(run.rollback().await.unwrap_or(error)),
-            // A handler may have committed by itself. Then the rollback is not certain.
+            // A handler may have ended a transaction itself. `rollback` detects this, and for
+            // condemned transactions `unknown_end` records it. Then the outcome is unknown.
             (Verdict::Rollback(_), _) => run.rollback().await.or(unknown_end).map_or(Ok(()), Err),
         };
         databases.extend(run.outcomes());
@@ -259,8 +262,8 @@ impl<'r> Settle<'_, 'r, '_> {
         shielded("a veto", || veto(&vetoed)).unwrap_or(true)
     }
 
-    /// Adds the outcome to a response that is kept. An error response loses its upgrade handlers,
-    /// unless the request was committed.
+    /// Adds the outcome to a response that is kept. If an error response belongs to a request that
+    /// was not committed, its upgrade handlers are dropped.
     fn complete(&self, response: &mut Response<'r>, outcome: Outcome) {
         self.complete_problem(response, outcome);
         if outcome != Outcome::Committed && response.status().code >= 400 {
@@ -273,7 +276,7 @@ impl<'r> Settle<'_, 'r, '_> {
     /// response.
     fn complete_problem(&self, response: &mut Response<'r>, outcome: Outcome) {
         // The outcome was not known yet when the handler made its problem.
-        if let Some(problem) = Problem::sent(self.request) {
+        if let Some(problem) = Problem::take_last(self.request) {
             let is_problem = response
                 .content_type()
                 .is_some_and(|kind| kind.top() == "application" && kind.sub() == "problem+json");
@@ -327,8 +330,8 @@ impl<'r> Settle<'_, 'r, '_> {
         monitor.observe(|observer| observer.settled(self.request, settled));
     }
 
-    /// Warns about transactions that were open for longer than `slow_transaction`, and that the
-    /// watch in `monitor::slow` has not warned about while they were open.
+    /// Warns about transactions that were open for longer than `slow_transaction`, unless
+    /// `monitor::slow` has already warned about them.
     fn warn_of_slow(&self, closed: &Closed) {
         for slow in closed.slower_than(self.settings.slow_transaction) {
             tracing::warn!(
@@ -350,11 +353,11 @@ impl<'r> Settle<'_, 'r, '_> {
         held.iter().for_each(|one| self.condemn(one));
         let ends = held.iter().map(|one| async {
             let Some(ending) = one.ending() else {
-                return Outcome::RolledBack; // it has not begun, and will not begin
+                return Outcome::RolledBack; // it has not begun, and can no longer begin
             };
             match timeout_at(deadlines.commit, ending.end()).await {
                 Ok(Ended::RolledBack) => Outcome::RolledBack,
-                // The holder may have committed it, or may still do so.
+                // The guard's holder may have committed it, or may still commit it.
                 Ok(Ended::Before | Ended::Unasked) | Err(_) => Outcome::Unknown,
             }
         });

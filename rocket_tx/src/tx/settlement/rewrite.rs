@@ -39,7 +39,7 @@ pub(super) fn rewrite(
     let error = match (result, verdict) {
         (Err(error), _) => error,
         (Ok(()), Verdict::Commit(_)) => return None,
-        (Ok(()), Verdict::Rollback(reason)) if reason.lets_stand(status) => return None,
+        (Ok(()), Verdict::Rollback(reason)) if reason.keeps_response(status) => return None,
         (Ok(()), Verdict::Rollback(reason)) => match (reason, recorded.doom, recorded.failure) {
             (Reason::GuardFailed, _, Some(failure)) => return Some(failure),
             (Reason::Leaked(names), ..) => Error::Leaked(names.clone()),
@@ -50,7 +50,7 @@ pub(super) fn rewrite(
             | (Reason::Handler | Reason::Vetoed | Reason::Status(_), ..) => Error::NotFinal(status),
         },
     };
-    error.report_success();
+    error.log_wrong_status();
     Some(error.problem())
 }
 

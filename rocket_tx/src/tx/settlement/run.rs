@@ -1,4 +1,7 @@
 //! Carries a verdict out on every resource.
+//!
+//! The resources of [`Phase::Database`] are called databases here, and those of [`Phase::Release`]
+//! releases.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -21,11 +24,11 @@ use crate::tx::verdict::{Action, Outcome};
 /// The deadlines of one settlement.
 #[derive(Clone, Copy)]
 pub(super) struct Deadlines {
-    /// For begin, prepare and the first COMMIT. It is earlier than `whole`, so that time is left
-    /// for rollbacks or releases.
+    /// For `prepare`, the first COMMIT, and everything before them. It is earlier than `whole`, so
+    /// that time is left for rollbacks or releases.
     pub(in crate::tx) commit: Instant,
-    /// For the whole settlement. Then the response leaves, and connections that are not rolled back
-    /// yet are closed.
+    /// For the whole settlement. At this time, connections that are not rolled back yet are closed,
+    /// and the response leaves.
     whole: Instant,
 }
 
@@ -57,8 +60,8 @@ pub(super) struct Run<'a, 'r> {
     last: Option<usize>,
     /// The databases that were committed. By index, because two resources may have the same name.
     committed: Vec<usize>,
-    /// Databases that were committed but are not durable yet. They must not be reported as
-    /// committed.
+    /// Databases that were committed but are not durable yet. Until they are durable, they must not
+    /// be reported as committed.
     not_yet_durable: Vec<(usize, Durability)>,
     /// The resources whose outcome is unknown.
     unknown: Vec<usize>,
@@ -124,8 +127,8 @@ impl<'a, 'r> Run<'a, 'r> {
     pub(in crate::tx) async fn commit(&mut self) -> Result<(), Error> {
         if let Err(error) = self.commit_or_refuse().await {
             return Err(match self.rollback().await {
-                // `error` says that nothing was committed, but a rollback shows that something may
-                // be.
+                // `error` says that nothing was committed, but by the result of a rollback
+                // something may have been.
                 Some(unknown) if error.outcome() == Outcome::RolledBack => unknown,
                 _ => error,
             });
@@ -147,7 +150,8 @@ impl<'a, 'r> Run<'a, 'r> {
     async fn commit_or_refuse(&mut self) -> Result<(), Error> {
         self.prepare().await?;
         let committed = self.commit_databases().await;
-        // Also if a later database refused: everything reported as committed must be durable.
+        // Also wait if a later database refused: everything that is reported as committed must be
+        // durable.
         self.wait_until_durable().await?;
         committed
     }
@@ -224,13 +228,14 @@ impl<'a, 'r> Run<'a, 'r> {
     }
 
     async fn prepare(&mut self) -> Result<(), Error> {
-        // COMMIT proves by itself that the transaction is still ours. A single database needs no
-        // separate round trip for that.
+        // `prepare` checks that the transaction is still the one that this library began, and that
+        // it can be committed. COMMIT includes these checks, so a single database needs no separate
+        // round trip for them.
         if self.resources.len() == 1 && self.databases == 1 {
             return Ok(());
         }
-        // Releases first: they may write, and the databases then prove that these writes can
-        // commit.
+        // Releases first, because they may write. The `prepare` of the databases then checks that
+        // these writes can be committed.
         let order = (self.databases..self.resources.len()).chain(0..self.databases);
         for index in order {
             self.call(index, Action::Prepare, self.deadlines.commit)
@@ -251,8 +256,8 @@ impl<'a, 'r> Run<'a, 'r> {
             order.push(last);
         }
         for (done, &index) in order.iter().enumerate() {
-            // After the first COMMIT, a rollback would leave the request partially committed. So
-            // the others may use all the time that is left.
+            // If a COMMIT after the first one fails, the request is committed only in part. So
+            // these COMMITs may use all the time that is left.
             let deadline = match done {
                 0 => self.deadlines.commit,
                 _ => self.deadlines.whole,
@@ -298,8 +303,8 @@ impl<'a, 'r> Run<'a, 'r> {
         names.collect()
     }
 
-    /// Takes one step on one resource, until `deadline` and under `catch_unwind`. Calls the
-    /// observers before and after it.
+    /// Performs one step on one resource, with the limit `deadline` and under `catch_unwind`. Calls
+    /// the observers before and after the step.
     async fn call(
         &mut self,
         index: usize,

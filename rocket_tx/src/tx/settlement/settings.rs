@@ -74,12 +74,12 @@ fn read_idle_timeout(figment: &Figment) -> Result<Duration, Box<rocket::figment:
 }
 
 /// Reads how long a settlement may take. The default is shorter than the time that Rocket waits for
-/// requests at shutdown. A configured value is used even if it is not shorter, with a warning.
+/// requests at shutdown. If a configured value is not shorter, it is used, and a warning is logged.
 fn settle_timeout(figment: &Figment) -> Result<Duration, Box<rocket::figment::Error>> {
     const DEFAULT: Duration = Duration::from_secs(10);
     const SECOND: Duration = Duration::from_secs(1);
 
-    // Rocket itself reports an invalid value.
+    // Rocket itself reports an invalid `shutdown` setting.
     let shutdown: rocket::config::Shutdown = figment
         .extract_inner(rocket::Config::SHUTDOWN)
         .unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Pools with one connection each, which count their transactions. Stand-ins for the registry.
+//! Pools with one connection each, which count their transactions. The scenarios of the registry
+//! use them in place of the library's pools.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -80,8 +81,8 @@ struct Ends {
 
 impl Transactions {
     /// Waits until every transaction has ended, and checks that `committed` of them were committed.
-    /// If the client receives the outcome committed, no transaction that was written to may have
-    /// been rolled back. Tasks that keep a guard end by themselves.
+    /// If the outcome committed is reported to the client, no transaction that was written to may
+    /// have been rolled back. A task that keeps a guard drops it without further action.
     pub async fn wait_until_all_have_ended(&self, committed: usize, reported_committed: bool) {
         loop {
             {

@@ -60,6 +60,9 @@ mod settings {
     }
 }
 
+/// A stand-in for the check that a session's replies belong to the statements that were sent: they
+/// do if the nonce comes back, a random text that is sent with the statements. Such replies *prove*
+/// the session.
 mod proof {
     use shuttle::future::yield_now;
     use shuttle::rand::{Rng, thread_rng};
@@ -73,7 +76,7 @@ mod proof {
         pub error: Option<sqlx::Error>,
     }
 
-    /// The same text that [`Replies::text`] returns: no scenario exchanges two connections.
+    /// Returns the text that [`Replies::text`] returns too, so that the nonce always matches.
     pub fn nonce() -> String {
         "1".into()
     }
@@ -82,7 +85,7 @@ mod proof {
         /// Waits for the server. If the replies prove the session, it is clean afterwards.
         pub async fn to(connection: &mut PgConnection, sql: String) -> Self {
             yield_now().await;
-            // A session that is one reply behind proves nothing, and is not cleaned.
+            // A session whose replies are one statement late is neither proved nor cleaned.
             let proves = sql != "clean up" || thread_rng().gen_range(0..4) > 0;
             if proves {
                 connection.0.state.left = None;

@@ -119,7 +119,8 @@ pub mod watch {
 pub mod writer_session {
     use super::writer::{Open, Turn};
 
-    /// Models two properties of the real one: it holds the turn, and it can close the connection.
+    /// Models two properties of the real writer session: it holds the turn, which is the exclusive
+    /// use of the writer, and it can close the connection when it is dropped.
     pub struct WriterSession {
         turn: Turn,
         pub close_on_drop: bool,

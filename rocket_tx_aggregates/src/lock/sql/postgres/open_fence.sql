@@ -1,11 +1,12 @@
 -- Opens the sequence of fencing tokens, unless another process has just done so. The statements are
 -- one implicit transaction.
 --
--- Other sessions see the new row after the commit is flushed, and confirmed by a synchronous
--- standby. Its limit `upto` is one million below the mark, because a session that has just checked
--- the limit may still draw a token above it.
+-- Other sessions see the new row of aggregate_locks_fence_open only after the commit is flushed to
+-- disk, and confirmed by a synchronous standby if there is one. The limit `upto` of the row is one
+-- million below the mark, because a session that has just checked the limit may still draw a token
+-- above it.
 --
--- Only an opening sets tokens to the clock, in microseconds since 1970. An opening reserves ten
+-- Tokens follow the clock, in microseconds since 1970, only at an opening. An opening reserves ten
 -- million tokens, so each opening can put tokens at most ten million further ahead of the clock.
 SELECT set_config('synchronous_commit', 'on', TRUE);
 

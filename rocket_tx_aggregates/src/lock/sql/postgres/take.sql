@@ -5,11 +5,12 @@
 -- inserts a row, takes an expired row over, or finds its own row from an earlier attempt whose
 -- reply was lost.
 --
--- The insert draws a fencing token, and may then wait for a row that is being deleted. During this
--- wait no other process may draw a greater token for the key and insert it first. So every process
--- draws under the key's advisory lock, and holds the lock until its statement has committed.
+-- The insert draws a fencing token, and may then wait for a row that is being deleted. If another
+-- process could draw a greater token during this wait and insert it first, the later lease would
+-- have the smaller token. So every process draws under the key's advisory lock, and holds this lock
+-- until its statement has committed.
 --
--- Every expression reads the clock again, because the statement may have waited.
+-- Every expression reads the clock again, because the statement may have waited before it.
 WITH held AS (
     SELECT expires_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS lives, wanted
     FROM aggregate_locks WHERE lock_key = $1 AND token <> $3

@@ -1,8 +1,9 @@
 -- Takes a lease that is free or has expired: $1 key, $2 owner, $3 token, $4 time to live in
 -- milliseconds. The statements run in one transaction, so no other process writes between them.
 --
--- The counter of fencing tokens is not deleted with a row, so tokens increase across release and
--- sweep. It is at least the clock, so tokens also increase after a backup is restored.
+-- The counter of fencing tokens remains when a row is deleted, so tokens increase across releases
+-- and sweeps. Every take raises it at least to the clock, in microseconds since 1970, so tokens
+-- also increase after a backup is restored.
 UPDATE aggregate_locks_fence
 SET value = max(value + 1, CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER));
 
