@@ -31,6 +31,27 @@ pub(crate) struct Settings {
     caller: Option<Arc<Caller>>,
 }
 
+impl Settings {
+    /// Returns an error for a duration that cannot be meant.
+    fn check(&self) -> Result<(), String> {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        const MILLI: Duration = Duration::from_millis(1);
+
+        for (name, duration, least, longest) in [
+            ("expiry", self.expiry, MILLI, 3_650 * DAY),
+            ("twin_wait", self.twin_wait, Duration::ZERO, DAY),
+            ("sweep_interval", self.sweep_interval, 10 * MILLI, DAY),
+        ] {
+            if duration < least || duration > longest {
+                return Err(format!(
+                    "`{name}` is {duration:?}; set a duration from {least:?} to {longest:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The state that all requests share.
 pub(crate) struct Shared<D> {
     pub(crate) settings: Settings,
@@ -101,6 +122,8 @@ impl<D: KeyDatabase> Initializer<D> {
     /// The hook runs before the guards of the handler, also for a response that is sent again. So a
     /// service whose handlers authenticate clients by a guard must use the guard here. If the hook
     /// returns an error, the request is refused with this status, and a catcher makes the response.
+    /// The hook runs only for requests with a key. It must not begin a transaction of `D`, but it
+    /// may read.
     ///
     /// ```no_run
     /// # use rocket::http::Status;
@@ -137,7 +160,8 @@ impl<D: KeyDatabase> Initializer<D> {
     }
 
     /// Sets how long a response can be sent again, by the clock of the database. The default is 24
-    /// hours. After that, the same key is a new request.
+    /// hours. After that, the same key is a new request. At least 1 ms, at most ten years: other
+    /// values fail the launch.
     pub fn expiry(mut self, expiry: Duration) -> Self {
         self.settings.expiry = expiry;
         self
@@ -155,7 +179,8 @@ impl<D: KeyDatabase> Initializer<D> {
     /// served. The default is 1 s. After that it is refused with a 409 and `Retry-After`.
     ///
     /// For a request of this process, it waits without a connection. For one of another process, it
-    /// waits in its own transaction.
+    /// waits in its own transaction: on Postgres for this long, on SQLite for `busy_timeout`, which
+    /// ends in a 503. At most a day: a longer wait fails the launch.
     pub fn twin_wait(mut self, wait: Duration) -> Self {
         self.settings.twin_wait = wait;
         self
@@ -168,8 +193,8 @@ impl<D: KeyDatabase> Initializer<D> {
         self
     }
 
-    /// Sets how often expired rows are deleted. The default is 60 s, with a jitter of half of it in
-    /// both directions.
+    /// Sets how often expired rows are deleted. The default is 60 s, ±50 %. At least 10 ms, at most
+    /// a day: other values fail the launch.
     pub fn sweep_interval(mut self, interval: Duration) -> Self {
         self.settings.sweep_interval = interval;
         self
@@ -182,6 +207,13 @@ impl<D: KeyDatabase> Initializer<D> {
                 type_name::<D>()
             )
         })?;
+        if rocket.state::<Arc<Shared<D>>>().is_some() {
+            return Err(
+                "`rocket_tx_idempotency::init` is attached twice for this database; remove one"
+                    .into(),
+            );
+        }
+        self.settings.check()?;
         migrate(&**database)
             .await
             .map_err(|error| error.to_string())?;

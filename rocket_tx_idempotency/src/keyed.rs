@@ -1,5 +1,6 @@
 //! A request with a key: looking for an earlier response, and claiming the key.
 
+use std::any::{TypeId, type_name};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,9 @@ use crate::problems;
 use crate::rows::{Attempt, KeyDatabase, KeyRows, Row};
 use crate::stored;
 
-/// Told to clients whose request has an unknown outcome.
-const ADVICE: &str = "Send the request again with the same `Idempotency-Key`: it is not done twice, \
-                      and the response tells what happened.";
+/// For clients whose request has an unknown outcome.
+const ADVICE: &str = "To check, send the request again with the same `Idempotency-Key`: its response \
+                      tells what happened.";
 
 /// A request with a key.
 pub(crate) struct Keyed<D: KeyDatabase> {
@@ -58,8 +59,9 @@ impl<D: KeyDatabase> Keyed<D> {
         let outstanding = Outstanding::of(request)?;
         let pool: &D::Pool = attached::<D>(request)?;
         if outstanding.open_mode::<D>().is_some() {
-            let reason = "a transaction has begun before the route with an idempotency key; begin \
-                          transactions in the handler or its guards";
+            let reason = "a transaction has begun before the route with an idempotency key, in a \
+                          fairing or in the hook for the caller; begin it in the handler or its \
+                          guards";
             return Err(Error::NotSetUp(reason.into()));
         }
         let keyed = Arc::new(Self {
@@ -75,7 +77,7 @@ impl<D: KeyDatabase> Keyed<D> {
         // Also a request that changes nothing stores its response.
         outstanding.require::<D>(pool)?;
         outstanding.capture_response(shared.settings.max_body)?;
-        outstanding.advise_repeat(ADVICE);
+        outstanding.advise_repeat::<D>(ADVICE);
         Ok(keyed)
     }
 
@@ -198,12 +200,25 @@ impl<D: KeyDatabase> BeginStep<D> for Claim<D> {
 
 /// A [`Keyed`] without the type of its database.
 pub(crate) trait AnyKeyed: Send + Sync {
+    /// The type of the database that has the key.
+    fn database(&self) -> TypeId;
+
+    fn database_name(&self) -> &'static str;
+
     fn scope(&self) -> &Scope;
 
     fn body_is_known<'a>(&'a self, body: &'a [u8]) -> BoxFuture<'a, Result<(), Error>>;
 }
 
 impl<D: KeyDatabase> AnyKeyed for Keyed<D> {
+    fn database(&self) -> TypeId {
+        TypeId::of::<D>()
+    }
+
+    fn database_name(&self) -> &'static str {
+        type_name::<D>()
+    }
+
     fn scope(&self) -> &Scope {
         &self.scope
     }

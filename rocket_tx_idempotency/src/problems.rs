@@ -58,12 +58,17 @@ pub(crate) fn in_flight() -> Error {
 /// The earlier request was committed, but its response cannot be sent again. `status` is `None` if
 /// it was committed outside of settlement.
 pub(crate) fn not_stored(status: Option<i32>, location: Option<&str>) -> Problem {
-    let problem = Problem::new(
-        Status::Conflict,
-        "idempotency-response-not-stored",
-        "The request with this `Idempotency-Key` was done. Its response is not stored, because it \
-         was too large or a stream. `original` has its status and its `Location`.",
-    );
+    let detail = match status {
+        Some(_) => {
+            "The request with this `Idempotency-Key` was done. Its response is not stored, because \
+             it was too large or a stream. `original` has its status and its `Location`."
+        }
+        None => {
+            "The request with this `Idempotency-Key` was committed, but not by the library, so its \
+             response is not stored. Check what it has done."
+        }
+    };
+    let problem = Problem::new(Status::Conflict, "idempotency-response-not-stored", detail);
     problem.with(
         "original",
         json!({ "status": status, "location": location }),

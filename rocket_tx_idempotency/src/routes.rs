@@ -1,6 +1,6 @@
 //! Turns keys on for routes.
 
-use std::any::type_name;
+use std::any::{TypeId, type_name};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -125,9 +125,12 @@ impl<D: KeyDatabase> Idempotent<D> {
         /// The most that Rocket lets a decorator see of a body.
         const BEGINNING: usize = 512;
 
-        // Another route has forwarded the request.
-        if Current::get(request).is_some() {
-            return Ok(());
+        if let Some(current) = Current::get(request) {
+            // Another route has forwarded the request, or the route is wrapped twice.
+            return match current.database() == TypeId::of::<D>() {
+                true => Ok(()),
+                false => Err(two_databases::<D>(current.database_name()).into()),
+            };
         }
         let shared = request.rocket().state::<Arc<Shared<D>>>();
         let shared = shared.ok_or_else(not_set_up::<D>)?;
@@ -161,7 +164,19 @@ fn not_set_up<D>() -> Error {
     Error::NotSetUp(reason.into())
 }
 
+fn two_databases<D>(first: &str) -> Error {
+    let second = type_name::<D>();
+    let reason = format!(
+        "this request has passed routes with idempotency keys in two databases, `{first}` and \
+         `{second}`; name one database in `idempotent` and `required`"
+    );
+    Error::NotSetUp(reason.into())
+}
+
 fn respond<'r>(request: &'r Request<'_>, error: Error) -> Outcome<'r> {
+    if let Error::NotSetUp(_) = error {
+        tracing::error!(uri = %request.uri(), "{error}");
+    }
     match error.respond_to(request) {
         Ok(response) => Outcome::Success(response),
         Err(status) => Outcome::Error(status),

@@ -1,6 +1,8 @@
 //! The promises of the library that the reference service does not use.
 
 use std::io::Cursor;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rocket::http::{Header, Status};
@@ -9,8 +11,8 @@ use rocket::response::stream::ByteStream;
 use rocket::response::{self, Responder, Response};
 use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt};
 use rocket::tokio::net::TcpStream;
-use rocket::{post, routes};
-use rocket_tx::{Begin, Commit, Error, Settlement};
+use rocket::{State, post, routes};
+use rocket_tx::{Begin, Commit, Error, Outstanding, Settlement};
 use rocket_tx_idempotency::{self as idempotency, Bytes, idempotent};
 
 use crate::support::stage::note;
@@ -25,8 +27,13 @@ impl<'r> Responder<'r, 'static> for Sized {
         Response::build()
             .status(Status::Created)
             .header(Header::new("Location", "/notes/1"))
-            .header(Header::new("Set-Cookie", "session=1"))
             .header(Header::new("ETag", "\"1\""))
+            // These are not stored.
+            .header(Header::new("Set-Cookie", "session=1"))
+            .header(Header::new("Date", "Thu, 01 Jan 1970 00:00:00 GMT"))
+            .header(Header::new("X-Request-Id", "1"))
+            .header(Header::new("Access-Control-Allow-Origin", "*"))
+            .header(Header::new("Keep-Alive", "timeout=5"))
             .sized_body(body.len(), Cursor::new(body))
             .ok()
     }
@@ -72,6 +79,21 @@ async fn long(body: Bytes, main: Begin<Main>) -> Result<String, Error> {
     Ok(body.0.len().to_string())
 }
 
+#[post("/hooked/<text>")]
+async fn hooked(
+    text: &str,
+    outstanding: &Outstanding,
+    runs: &State<Arc<AtomicUsize>>,
+    main: Begin<Main>,
+) -> Result<(), Error> {
+    let runs = Arc::clone(runs);
+    outstanding.after_commit(async move {
+        runs.fetch_add(1, Ordering::SeqCst);
+    })?;
+    note(&mut *main.begin().await?, text).await?;
+    Ok(())
+}
+
 struct User(String);
 
 #[rocket::async_trait]
@@ -86,6 +108,13 @@ impl<'r> FromRequest<'r> for User {
     }
 }
 
+/// Inserts a note for the user who sends the request.
+#[post("/mine")]
+async fn mine(user: User, main: Begin<Main>) -> Result<String, Error> {
+    note(&mut *main.begin().await?, &user.0).await?;
+    Ok(format!("a note of {}", user.0))
+}
+
 async fn stage(
     backend: Backend,
     set: impl FnOnce(idempotency::Initializer<Main>) -> idempotency::Initializer<Main>,
@@ -96,7 +125,7 @@ async fn stage(
             .attach(Settlement::new())
             .mount(
                 "/",
-                idempotent::<Main>(routes![sized, streamed, refused, careless, long]),
+                idempotent::<Main>(routes![sized, streamed, refused, careless, long, mine]),
             )
     })
     .await
@@ -140,6 +169,86 @@ async fn a_response_that_cannot_be_stored_is_reported_with_its_location(backend:
     assert_eq!(stage.notes().await, ["large", "small", "streamed"]);
     stage.nothing_is_stuck().await;
     stage.close().await;
+}
+
+/// By default, 64 KiB of a body are stored.
+async fn a_body_of_64_kib_is_stored_and_a_larger_one_is_not(backend: Backend) {
+    let stage = stage(backend, |keys| keys).await;
+    for (size, status) in [(64 * 1024, 201), (64 * 1024 + 1, 409)] {
+        let line = format!("POST /notes/{size}?size={size}");
+        let first = send(&stage, &line, "k").await;
+        assert_eq!((first.status, first.body.len()), (201, size));
+        let again = send(&stage, &line, "k").await;
+        assert_eq!(again.status, status, "{size}");
+        match status {
+            201 => assert_eq!(again.body, first.body),
+            _ => assert_eq!(again.kind(), "idempotency-response-not-stored"),
+        }
+    }
+    assert_eq!(stage.notes().await, ["65536", "65537"]);
+    stage.close().await;
+}
+
+async fn headers_of_one_request_are_not_stored(backend: Backend) {
+    let stage = stage(backend, |keys| keys).await;
+    let line = "POST /notes/one?size=1";
+    let (first, again) = (send(&stage, line, "k").await, send(&stage, line, "k").await);
+    assert_eq!((first.status, again.status), (201, 201), "{again:?}");
+    let stored = "SELECT headers FROM idempotency_keys";
+    let stored = stage.databases.texts(In::Main, stored).await.concat();
+    for (name, is_stored) in [
+        ("location", true),
+        ("etag", true),
+        ("set-cookie", false),
+        ("date", false),
+        ("x-request-id", false),
+        ("access-control-allow-origin", false),
+        ("keep-alive", false),
+        ("transaction-outcome", false),
+    ] {
+        assert_eq!(
+            stored.to_lowercase().contains(&format!("\"{name}\"")),
+            is_stored,
+            "{stored}"
+        );
+        match is_stored {
+            true => assert_eq!(first.header(name), again.header(name), "{name}"),
+            false => {
+                let is_sent_again = again.header(name).is_some();
+                let is_made_anew = ["date", "x-request-id", "transaction-outcome"].contains(&name);
+                assert_eq!(is_sent_again, is_made_anew, "{name}: {again:?}");
+            }
+        }
+    }
+    assert_ne!(first.header("x-request-id"), again.header("x-request-id"));
+    stage.close().await;
+}
+
+async fn hooks_do_not_run_again_for_a_stored_response(backend: Backend) {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let stage = {
+        let runs = Arc::clone(&runs);
+        Stage::new(backend, |rocket| {
+            rocket
+                .attach(idempotency::init::<Main>())
+                .attach(Settlement::new())
+                .manage(runs)
+                .mount("/", idempotent::<Main>(routes![hooked]))
+        })
+        .await
+    };
+    for (key, expected) in [("k", 1), ("k", 1), ("k", 1), ("other", 2)] {
+        let response = send(&stage, &format!("POST /hooked/{key}"), key).await;
+        assert_eq!(response.status, 200, "{response:?}");
+        eventually("the hook has run", async || {
+            runs.load(Ordering::SeqCst) >= expected
+        })
+        .await;
+    }
+    let databases = stage.close().await;
+    // Shutdown waits for hooks.
+    assert_eq!(runs.load(Ordering::SeqCst), 2);
+    assert_eq!(databases.notes(In::Main).await, ["k", "other"]);
 }
 
 async fn a_failure_that_the_handler_commits_is_stored(backend: Backend) {
@@ -235,23 +344,27 @@ async fn callers_do_not_share_keys_and_are_authenticated_first(backend: Backend)
         })
     })
     .await;
-    let send = async |user: Option<&str>, size: u32| {
-        let line = format!("POST /notes/{}?size={size}", user.unwrap_or("nobody"));
-        let mut request = stage.http.request(&line).header("Idempotency-Key", "k");
+    let send = async |user: Option<&str>| {
+        let mut request = stage
+            .http
+            .request("POST /mine")
+            .header("Idempotency-Key", "k");
         if let Some(user) = user {
             request = request.header("X-User", user);
         }
         HttpResponse::of(request).await
     };
-    assert_eq!(send(Some("ann"), 1).await.status, 201);
-    let again = send(Some("ann"), 1).await;
-    assert_eq!(again.header("idempotency-replayed"), Some("true"));
-    assert_eq!(send(None, 1).await.status, 401);
-    let bob = send(Some("bob"), 1).await;
-    assert_eq!(
-        (bob.status, bob.header("idempotency-replayed")),
-        (201, None)
-    );
+    // All requests are equal, except for the caller.
+    for user in ["ann", "bob"] {
+        for replayed in [None, Some("true")] {
+            let response = send(Some(user)).await;
+            assert_eq!(response.body, format!("a note of {user}"), "{response:?}");
+            assert_eq!(response.header("idempotency-replayed"), replayed, "{user}");
+        }
+    }
+    let refused = send(None).await;
+    assert_eq!(refused.status, 401, "{refused:?}");
+    assert_eq!(refused.header("idempotency-replayed"), None);
     assert_eq!(stage.notes().await, ["ann", "bob"]);
     stage.close().await;
 }
@@ -285,6 +398,9 @@ async fn a_slow_body_holds_no_connection(backend: Backend) {
 on_each_backend!(
     a_slow_body_holds_no_connection,
     a_response_that_cannot_be_stored_is_reported_with_its_location,
+    a_body_of_64_kib_is_stored_and_a_larger_one_is_not,
+    headers_of_one_request_are_not_stored,
+    hooks_do_not_run_again_for_a_stored_response,
     a_failure_that_the_handler_commits_is_stored,
     a_handler_that_ignores_errors_cannot_prevent_the_replay,
     an_expired_key_is_a_new_request_and_its_row_is_deleted,

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::begin_step::BeginStep;
 use super::outstanding::Outstanding;
+use super::response_plan::RepeatAdvice;
 use crate::db::TransactionalDatabase;
 use crate::tx::failure::Error;
 use crate::tx::stored_response::StoredResponse;
@@ -17,8 +18,8 @@ impl Outstanding {
         }
     }
 
-    /// Adds a step that runs when a transaction of `D` that may write begins in this request,
-    /// whoever begins it: a guard, a [required](Self::require) transaction, or the settlement.
+    /// Adds a step that runs when a transaction of `D` that may write begins in this request. A
+    /// guard may begin it, or the settlement, if it is [required](Self::require).
     ///
     /// The step does not run in a transaction that has already begun, nor in one that only reads.
     ///
@@ -74,7 +75,7 @@ impl Outstanding {
     /// that fairings have set remain. The hooks of `after_commit` do not run, those of
     /// `after_rollback` do. In the log, in metrics and for observers this request is rolled back.
     ///
-    /// A resource may also call this while the request is settled, in its step of `begin` or in
+    /// This may also be called while the request is settled: in a [`BeginStep`], or in a resource's
     /// `rollback`. The stored response is not sent if the request has panicked, has leaked a guard,
     /// or if it is not certain that it was rolled back.
     ///
@@ -85,11 +86,15 @@ impl Outstanding {
         Error::Replayed
     }
 
-    /// Declares that the client may send the request again and that it will not be done twice. If
-    /// the outcome is unknown, the problem that the client receives ends with `advice`, which says
-    /// how.
-    pub fn advise_repeat(&self, advice: impl Into<Cow<'static, str>>) {
-        self.response_plan.lock().repeat_advice = Some(advice.into());
+    /// Declares that the client can send the request again, and that this changes nothing twice in
+    /// `D`. If the outcome is unknown, the problem that the client receives ends with `advice`,
+    /// which says how to send it again. Then it says that nothing is done twice, or it names the
+    /// other databases that may have been committed: their part may be done twice.
+    pub fn advise_repeat<D: TransactionalDatabase>(&self, advice: impl Into<Cow<'static, str>>) {
+        self.response_plan.lock().repeat_advice = Some(RepeatAdvice {
+            database: D::NAME,
+            advice: advice.into(),
+        });
     }
 
     pub(in crate::tx) fn capture_limit(&self) -> Option<usize> {
@@ -105,7 +110,7 @@ impl Outstanding {
         self.response_plan.lock().stored.take()
     }
 
-    pub(in crate::tx) fn repeat_advice(&self) -> Option<Cow<'static, str>> {
+    pub(in crate::tx) fn repeat_advice(&self) -> Option<RepeatAdvice> {
         self.response_plan.lock().repeat_advice.clone()
     }
 }

@@ -214,7 +214,7 @@ impl<'r> Settle<'_, 'r, '_> {
             }
             None => match rewrite(&verdict, result, response.status(), recorded) {
                 Some(problem) => {
-                    let problem = self.with_advice(problem, outcome);
+                    let problem = self.with_advice(problem, outcome, &databases);
                     replace(self.request, response, problem, outcome);
                 }
                 None => self.complete(response, outcome),
@@ -296,12 +296,29 @@ impl<'r> Settle<'_, 'r, '_> {
         self.outstanding.take_stored_response()
     }
 
-    /// Tells the client how to learn an unknown outcome, if a library has provided a way.
-    fn with_advice(&self, problem: Problem, outcome: Outcome) -> Problem {
-        match self.outstanding.repeat_advice() {
-            Some(advice) if outcome == Outcome::Unknown => problem.with_advice(&advice),
-            _ => problem,
-        }
+    /// Adds to an unknown outcome how the client can learn it, if a library has provided a way.
+    fn with_advice(
+        &self,
+        problem: Problem,
+        outcome: Outcome,
+        databases: &[(String, Outcome)],
+    ) -> Problem {
+        let repeat = self.outstanding.repeat_advice();
+        let Some(repeat) = repeat.filter(|_| outcome == Outcome::Unknown) else {
+            return problem;
+        };
+        let others = databases
+            .iter()
+            .filter(|(name, outcome)| *name != repeat.database && *outcome != Outcome::RolledBack);
+        let others: Vec<&str> = others.map(|(name, _)| &**name).collect();
+        let advice = repeat.advice;
+        problem.with_advice(&match &others[..] {
+            [] => format!("{advice} It is not done twice."),
+            others => {
+                let others = others.join(", ");
+                format!("{advice} But its part in {others} may then be done twice.")
+            }
+        })
     }
 
     fn report(&self, settled: &SettlementReport) {
