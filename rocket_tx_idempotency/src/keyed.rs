@@ -38,11 +38,12 @@ pub(crate) struct Keyed<D: KeyDatabase> {
 
 #[derive(Default)]
 struct State {
-    /// Of the whole body, once it is known; or of its beginning, once the key was claimed by it.
+    /// The fingerprint of the whole body; or of its beginning, if the key is claimed before the
+    /// whole body is known.
     fingerprint: Option<Fingerprint>,
     /// The request's transaction has claimed the key.
     is_claimed: bool,
-    /// It was certain that no committed row has the key.
+    /// The database was searched for a committed row with the key, before the handler ran.
     was_looked_up: bool,
     permit: Option<Permit>,
 }

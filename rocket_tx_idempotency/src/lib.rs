@@ -54,8 +54,9 @@
 //!   `Set-Cookie`, `X-Request-Id`, and those of CORS.
 //! - When a stored response is sent, the handler and its guards do not run, and hooks of the first
 //!   request do not run again. See [`Initializer::caller`] for authentication.
-//! - The response of the first request waits in no memory of this process: any process that uses
-//!   the same database sends it.
+//! - Responses are stored only in the database, so every process that uses it can send them.
+//! - In the database with the keys, nothing is done twice. If a request writes to other databases
+//!   too, and its process is killed between two COMMITs, a repetition does their part again.
 //!
 //! # Order
 //!

@@ -40,7 +40,8 @@ use crate::rows::KeyDatabase;
 /// ```
 ///
 /// The handler and its guards run inside. Decorators that are applied to the returned routes run
-/// outside, also for a response that is sent again.
+/// outside, also for a response that is sent again. Apply [`rocket_tx::tx::bounded`] outside, so that
+/// its limit covers the search for a stored response too.
 pub fn idempotent<D: KeyDatabase>(routes: Vec<Route>) -> Vec<Route> {
     decorate::<D>(routes, false)
 }
