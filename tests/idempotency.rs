@@ -224,6 +224,26 @@ async fn a_request_whose_process_crashed_is_done_once(backend: Backend) {
     }
 }
 
+/// Two databases have no common log. The one with the keys commits last.
+async fn after_a_crash_between_two_commits_only_the_database_with_the_keys_is_changed_once(
+    backend: Backend,
+) {
+    let databases = Arc::new(Databases::new(backend).await);
+    let mut service = Service::on(Arc::clone(&databases), &[]).await;
+    let new = r#"{"title":"once"}"#;
+    let crash = request(&service, "POST /todos", new, "k", "crash=between-commits");
+    assert!(crash.send().await.is_err());
+    service.ended().await;
+    assert_eq!(counts(&databases).await, (0, 1));
+    let service = Service::on(Arc::clone(&databases), &[]).await;
+    eventually("the request is answered", async || {
+        send(&service, "POST /todos", new, "k", "").await.status == 201
+    })
+    .await;
+    assert_eq!(counts(&databases).await, (1, 2));
+    service.stop().await;
+}
+
 async fn a_request_in_flight_is_reported_as_such(backend: Backend) {
     let service = Service::start(backend).await;
     let new = r#"{"title":"slow"}"#;
@@ -356,6 +376,7 @@ on_each_backend!(
     a_key_with_other_content_is_refused,
     a_request_that_was_rolled_back_can_be_sent_again,
     a_request_whose_process_crashed_is_done_once,
+    after_a_crash_between_two_commits_only_the_database_with_the_keys_is_changed_once,
     a_request_in_flight_is_reported_as_such,
     twins_have_one_effect,
     a_malformed_or_repeated_key_is_refused,
