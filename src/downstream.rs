@@ -11,6 +11,7 @@ use rocket::serde::json::serde_json;
 use rocket::tokio::time::sleep;
 use rocket::{Request, State, post};
 use rocket_tx::Problem;
+use rocket_tx_idempotency::derived_key;
 use serde::Serialize;
 
 use crate::config::{self, FaultInjection};
@@ -80,10 +81,15 @@ fn http_url(text: &str) -> Result<Url, String> {
 pub(crate) struct Downstream<'r> {
     client: &'r Client,
     url: Url,
+    /// The key for the other service, if this request has a key.
+    key: Option<String>,
 }
 
 impl Downstream<'_> {
     /// Sends `thing` to the downstream service, as JSON, and waits for the response.
+    ///
+    /// If this request has an `Idempotency-Key`, the other service receives a key that is derived
+    /// from it: when the request is repeated, the other service does its part once.
     ///
     /// The wait ends after `downstream_timeout` at the latest. The caller's transactions stay open
     /// during the wait.
@@ -101,6 +107,10 @@ impl Downstream<'_> {
             .header("Content-Type", "application/json")
             .timeout(self.client.timeout)
             .body(body);
+        let request = match &self.key {
+            Some(key) => request.header("Idempotency-Key", key),
+            None => request,
+        };
         match request.send().await {
             Ok(response) if response.status().is_success() => Ok(()),
             Ok(response) => Err(Error::Refused(response.status().as_u16())),
@@ -127,7 +137,11 @@ impl<'r> FromRequest<'r> for Downstream<'r> {
             (failure, _) => stub_url(request.rocket().config().port, failure),
         };
         match url {
-            Ok(url) => Outcome::Success(Self { client, url }),
+            Ok(url) => Outcome::Success(Self {
+                client,
+                url,
+                key: derived_key(request, "notify"),
+            }),
             Err(_) => unavailable("The downstream service has no address."),
         }
     }

@@ -5,6 +5,7 @@
 //! | `databases` | the two databases and their migrations |
 //! | `todos` | `/todos`, by the Todo-Backend contract, and `POST /todos/<id>/share` |
 //! | `aggregates` | `/aggregates/todos`: event-sourced todos |
+//! | `keys` | `Idempotency-Key` for everything that changes something |
 //! | `audit` | `/audit`, and the guard that writes an audit entry for every change |
 //! | `downstream` | the client of the service that `share` calls, and a stub of that service |
 //! | `http` | bodies, fields, pages, problems: the HTTP code that the other modules share |
@@ -27,6 +28,7 @@ mod databases;
 mod downstream;
 mod faults;
 mod http;
+mod keys;
 mod openapi;
 mod operations;
 mod site;
@@ -38,11 +40,13 @@ use rocket::{Build, Rocket, catch, catchers};
 use rocket_tx::tx::{bounded, traced};
 use rocket_tx::{Problem, Settlement, db, problem_catchers};
 use rocket_tx_aggregates::aggregate;
+use rocket_tx_idempotency as idempotency;
 
 pub use self::operations::log::{Log, start_log};
 
 use self::config::{FaultInjection, HandlerTimeout, managed};
 use self::databases::{Audit, Main};
+use self::keys::accept_keys;
 use self::operations::admin::{self, require_admin};
 use self::operations::metrics::{self, Metrics};
 #[cfg(feature = "otel")]
@@ -58,8 +62,8 @@ pub fn rocket() -> Rocket<Build> {
 /// Returns the service, ready to launch, configured by `figment`.
 pub fn service(figment: Figment) -> Rocket<Build> {
     let parts = [
-        todos::endpoints(),
-        aggregates::endpoints(),
+        accept_keys(todos::endpoints()),
+        accept_keys(aggregates::endpoints()),
         require_admin(leases::endpoints()),
         audit::endpoints(),
         status::probes(),
@@ -97,6 +101,7 @@ pub fn service(figment: Figment) -> Rocket<Build> {
                 .projection::<aggregates::Todo>(aggregates::TodoList)
                 .observe_loads(faults::at_loaded),
         )
+        .attach(idempotency::init::<Main>())
         .attach(
             Settlement::new()
                 .observer(console::Recount)

@@ -2,7 +2,7 @@
 //! the disk, but the writer does not.
 
 #[path = "durability/disk.rs"]
-mod disk;
+pub mod disk;
 #[path = "durability/unwritten.rs"]
 mod unwritten;
 

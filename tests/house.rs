@@ -12,6 +12,7 @@ const FOLDERS: &[(&str, &str)] = &[
     ("rocket_tx/src", "tx"),
     ("rocket_tx_aggregates/src", "aggregate"),
     ("rocket_tx_aggregates/src", "lock"),
+    ("rocket_tx_idempotency/src", ""),
     ("src", ""),
 ];
 

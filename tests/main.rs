@@ -29,6 +29,7 @@ mod history;
 mod honesty;
 mod hooks;
 mod house;
+mod idempotency;
 mod innocent;
 mod input;
 mod launch;

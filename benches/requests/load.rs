@@ -1,6 +1,7 @@
 //! The load: a few clients with persistent connections. Each sends the next request as soon as it
 //! has received a response.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -68,12 +69,14 @@ async fn send_requests(port: u16, what: &str, client: usize, until: Instant) -> 
         if Instant::now() >= until {
             break;
         }
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("{path}/{}", (client * 61 + turn) % 1_000))
-            .header("Host", "localhost")
-            .body(Empty::new())
-            .unwrap();
+            .header("Host", "localhost");
+        if path.starts_with("/keyed") {
+            request = request.header("Idempotency-Key", new_key());
+        }
+        let request = request.body(Empty::new()).unwrap();
         let sent = Instant::now();
         connection.ready().await.unwrap();
         let response = connection.send_request(request).await.unwrap();
@@ -84,6 +87,13 @@ async fn send_requests(port: u16, what: &str, client: usize, until: Instant) -> 
             .unwrap();
     }
     micros
+}
+
+/// Returns a key that no other request of this benchmark has.
+fn new_key() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 async fn connect(port: u16) -> SendRequest<Empty<Bytes>> {

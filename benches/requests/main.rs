@@ -4,7 +4,7 @@
 //!     cargo bench -- sqlite                              # one
 //!     tests/run --postgres cargo bench -- rounds=20
 //!
-//! Each round loads five routes for two seconds each, in a different order than the round before,
+//! Each round loads six routes for two seconds each, in a different order than the round before,
 //! so that other load on the machine affects all of them alike. The result is the ratio of two
 //! routes within a round: the median of all rounds is printed, with minimum and maximum.
 
@@ -23,12 +23,14 @@ use server::{Backend, Server};
 const SLICE: Duration = Duration::from_secs(2);
 
 /// The routes: a label, the request, and `true` if the server with the library has the route.
-const ROUTES: [(&str, &str, bool); 5] = [
+const ROUTES: [(&str, &str, bool); 6] = [
     ("write, Tx", "POST /tx", true),
     ("write, by hand", "POST /hand", false),
     ("read, Read", "GET /read", true),
     ("read, by hand", "GET /hand", false),
     ("read, Tx", "GET /tx", true),
+    // The same handler as the first one. Each request has a new `Idempotency-Key`.
+    ("write, key", "POST /keyed/tx", true),
 ];
 
 #[rocket::main]
@@ -106,6 +108,7 @@ async fn measure(backend: Backend, rounds: usize) {
     ratio("write: Tx / by hand", &slices[0], &slices[1], 0.95);
     ratio("read: Read / by hand", &slices[2], &slices[3], 0.90);
     ratio("read: Read / Tx", &slices[2], &slices[4], 1.5);
+    ratio("write: key / no key", &slices[5], &slices[0], 0.4);
 
     with.stop().await;
     without.stop().await;

@@ -12,6 +12,7 @@ use rocket::{Build, Rocket, State, get, post, routes};
 use rocket_db_pools::Database;
 use rocket_tx::db::{self, Connection, UrlPool};
 use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
+use rocket_tx_idempotency::{self as idempotency, idempotent};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _, Executor, PgConnection, PgPool, SqlitePool};
@@ -202,8 +203,10 @@ struct Main(UrlPool);
 fn with_library(rocket: Rocket<Build>) -> Rocket<Build> {
     rocket
         .attach(db::init::<Main>())
+        .attach(idempotency::init::<Main>())
         .attach(Settlement::new())
         .mount("/", routes![tx_write, tx_read, read])
+        .mount("/keyed", idempotent::<Main>(routes![tx_write]))
 }
 
 #[post("/tx/<text>")]

@@ -14,6 +14,9 @@
 //! | [`acquire_in_turn`](crate::Outstanding::acquire_in_turn), [`holds_a_connection`](crate::Outstanding::holds_a_connection) | wait for a connection or a lease without a deadlock |
 //! | [`open_mode`](crate::Outstanding::open_mode) | get the isolation and access of the open transaction |
 //! | [`cap_isolation`](crate::Outstanding::cap_isolation) | forbid isolation above READ COMMITTED |
+//! | [`on_begin`](crate::Outstanding::on_begin) | run a step at the beginning of a transaction that writes |
+//! | [`capture_response`](crate::Outstanding::capture_response), [`SettleContext::response`](crate::tx::SettleContext::response) | read the final response before the commit |
+//! | [`respond_with`](crate::Outstanding::respond_with), [`advise_repeat`](crate::Outstanding::advise_repeat) | send the stored response of an earlier request; tell clients to send theirs again |
 //! | [`Tx::current_in`](crate::Tx::current_in), [`Begin::in_request`](crate::Begin::in_request), [`Read::in_request`](crate::Read::in_request) | use the request's transactions and reads outside a guard |
 //! | [`attached`] | get the database of a guard |
 //! | [`rank_of`] | get the place of a database in the order of attachment |

@@ -5,6 +5,7 @@ use rocket::data::{Data, FromData, Outcome, ToByteUnit};
 use rocket::http::Status;
 use rocket::serde::json::serde_json::{self, error::Category};
 use rocket_tx::Problem;
+use rocket_tx_idempotency::{BodyError, read_body};
 use serde::de::DeserializeOwned;
 
 /// Rules for a body that its Rust type cannot express.
@@ -50,12 +51,14 @@ async fn read<T: DeserializeOwned + Rules>(
         ));
     }
     let limit = request.limits().get("json").unwrap_or(64.kibibytes());
-    let bytes = data.open(limit).into_bytes().await.map_err(|_| {
-        Problem::new(
+    let bytes = read_body(request, data, limit).await;
+    let bytes = bytes.map_err(|error| match error {
+        BodyError::Unreadable(_) => Problem::new(
             Status::BadRequest,
             "bad-request",
             "The body ended before it was complete.",
-        )
+        ),
+        BodyError::Refused(error) => error.problem(),
     })?;
     if !bytes.is_complete() {
         return Err(Problem::new(

@@ -29,11 +29,11 @@ impl Fairing for Cors {
         ));
         response.set_header(Header::new(
             "Access-Control-Allow-Headers",
-            "Content-Type, If-Match, X-Fault",
+            "Content-Type, Idempotency-Key, If-Match, X-Fault",
         ));
         response.set_header(Header::new(
             "Access-Control-Expose-Headers",
-            "ETag, Location, X-Request-Id, Transaction-Outcome, Retry-After",
+            "ETag, Idempotency-Replayed, Location, X-Request-Id, Transaction-Outcome, Retry-After",
         ));
     }
 }

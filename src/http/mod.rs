@@ -32,5 +32,5 @@ pub(crate) use error::{Error, respond};
 pub(crate) use field::{Id, SafeInteger, ShortText, SingleLineText, check_text, safe_integer};
 pub(crate) use methods::add_missing_methods;
 pub(crate) use page::Page;
-pub(crate) use problems::{BadBody, Fails, describe_problems};
+pub(crate) use problems::{BadBody, Fails, describe_problems, problems as responses};
 pub(crate) use tls::install_tls_provider;

@@ -10,17 +10,20 @@ use super::endpoints::operations_of;
 /// The statuses of problems. Each has its name in the contract and its description.
 #[rustfmt::skip]
 const PROBLEMS: [(u16, &str, &str); 13] = [
-    (400, "BadRequest", "The body is not JSON, or it ended too early."),
+    (400, "BadRequest",
+        "The body is not JSON, or it ended too early; or `Idempotency-Key` is not valid."),
     (403, "Forbidden",
         "Only operators may use this path; or the request has a fault, and failure injection is off."),
     (404, "NotFound", "The path or the id does not exist."),
     (405, "MethodNotAllowed", "The path does not support this method."),
     (409, "Conflict",
-        "It exists already, another request changed it first, or a constraint refuses the change."),
+        "It exists already, another request changed it first, a constraint refuses the change, or a \
+         request with the same `Idempotency-Key` is in flight."),
     (412, "PreconditionFailed", "The version of the aggregate does not match `If-Match`."),
     (413, "TooLarge", "The body is larger than the limit."),
     (415, "UnsupportedMediaType", "The body is not `application/json`."),
-    (422, "Validation", "The request breaks a rule. `detail` names the rule."),
+    (422, "Validation", "The request breaks a rule, or its `Idempotency-Key` belongs to a request with other content. \
+         `detail` names the rule."),
     (500, "Internal", "The service failed. Its log has details under the request's id."),
     (502, "Downstream",
         "The downstream service refused, or it cannot be reached. Nothing was changed."),
@@ -61,7 +64,7 @@ impl IntoResponses for BadBody {
 }
 
 /// Returns references to the problems with these statuses.
-fn problems(statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
+pub(crate) fn problems(statuses: &[u16]) -> BTreeMap<String, RefOr<Response>> {
     PROBLEMS
         .iter()
         .filter(|(status, ..)| statuses.contains(status))

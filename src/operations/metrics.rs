@@ -210,6 +210,7 @@ fn label(reason: &Reason) -> &'static str {
     match reason {
         Reason::Leaked(_) => "leaked",
         Reason::Panicked => "panicked",
+        Reason::Replayed => "replayed",
         Reason::GuardFailed => "guard-failed",
         Reason::Doomed(_) => "doomed",
         Reason::Handler => "handler",

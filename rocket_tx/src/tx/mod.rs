@@ -16,6 +16,7 @@
 //! | `verdict` | [`Verdict`]: commit or roll back, and why; [`Outcome`]: what really happened |
 //! | `context`, `request_id` | data of every request: its id, its method, and the token that makes shutdown wait for it |
 //! | `fairings` | checks of the order of fairings: settlement runs last, client addresses are recorded first |
+//! | `final_response`, `stored_response` | a response as it is about to leave; one that is sent again |
 //! | `running_body` | the request whose response body the current thread polls |
 //! | `traced` | [`traced`]: runs handlers inside the span of their request |
 //! | `panics` | detection of panics that a catcher would hide |
@@ -25,6 +26,7 @@
 mod context;
 mod failure;
 mod fairings;
+mod final_response;
 mod guards;
 mod monitor;
 mod panics;
@@ -32,20 +34,23 @@ mod registry;
 mod request_id;
 mod running_body;
 mod settlement;
+mod stored_response;
 mod traced;
 mod verdict;
 
 pub use failure::{Error, Problem};
+pub use final_response::{FinalBody, FinalResponse};
 pub use guards::{Begin, Commit, Read, Rollback, Tx, bounded, problem_catchers};
 pub use monitor::{
     Event, EventKind, FeedItem, Listener, Live, LiveTransaction, Observer, PreparedTransaction, Step,
 };
 pub use registry::{
-    AfterRollback, BorrowedTransaction, HookOutput, Mode, Outstanding, Phase, ReadOnly, ReadWrite,
-    RepeatableRead, Resource, Serializable, SettleContext,
+    AfterRollback, BeginStep, BorrowedTransaction, HookOutput, Mode, Outstanding, Phase, ReadOnly,
+    ReadWrite, RepeatableRead, Resource, Serializable, SettleContext,
 };
 pub use request_id::RequestId;
 pub use settlement::{Settlement, VetoContext};
+pub use stored_response::StoredResponse;
 pub use traced::traced;
 pub use verdict::{Action, Outcome, Reason, SettlementReport, Verdict};
 

@@ -24,6 +24,8 @@ pub(in crate::tx) struct Facts {
     pub(in crate::tx) leaked: Vec<String>,
     /// Something panicked in the request.
     pub(in crate::tx) panicked: bool,
+    /// The stored response of an earlier request is sent instead.
+    pub(in crate::tx) replayed: bool,
     /// A guard of this library failed.
     pub(in crate::tx) guard_failed: bool,
     /// Why the request was doomed.
@@ -44,6 +46,9 @@ impl Verdict {
         }
         if facts.panicked {
             return Self::Rollback(Reason::Panicked);
+        }
+        if facts.replayed {
+            return Self::Rollback(Reason::Replayed);
         }
         if facts.guard_failed {
             return Self::Rollback(Reason::GuardFailed);
@@ -81,14 +86,15 @@ impl Verdict {
 /// | --- | --- | --- | --- |
 /// | 1. | a guard still holds a transaction when the response is ready | rollback | [`Leaked`](Self::Leaked) |
 /// | 2. | something panicked in the request | rollback | [`Panicked`](Self::Panicked) |
-/// | 3. | a guard of this library failed | rollback | [`GuardFailed`](Self::GuardFailed) |
-/// | 4. | `outstanding.doom(..)` was called | rollback | [`Doomed`](Self::Doomed) |
-/// | 5. | the status is below 200 | rollback | [`Status`](Self::Status) |
-/// | 6. | the handler returned [`Commit`](super::Commit), and the status is below 500 | commit | [`Handler`](Self::Handler) |
-/// | 7. | the handler returned [`Rollback`](super::Rollback) | rollback | [`Handler`](Self::Handler) |
-/// | 8. | the service's veto returned `true`, or panicked | rollback | [`Vetoed`](Self::Vetoed) |
-/// | 9. | the status is below 400 | commit | [`Status`](Self::Status) |
-/// | 10. | the status is 400 or above | rollback | [`Status`](Self::Status) |
+/// | 3. | an earlier request has done the work; its stored response is sent | rollback | [`Replayed`](Self::Replayed) |
+/// | 4. | a guard of this library failed | rollback | [`GuardFailed`](Self::GuardFailed) |
+/// | 5. | `outstanding.doom(..)` was called | rollback | [`Doomed`](Self::Doomed) |
+/// | 6. | the status is below 200 | rollback | [`Status`](Self::Status) |
+/// | 7. | the handler returned [`Commit`](super::Commit), and the status is below 500 | commit | [`Handler`](Self::Handler) |
+/// | 8. | the handler returned [`Rollback`](super::Rollback) | rollback | [`Handler`](Self::Handler) |
+/// | 9. | the service's veto returned `true`, or panicked | rollback | [`Vetoed`](Self::Vetoed) |
+/// | 10. | the status is below 400 | commit | [`Status`](Self::Status) |
+/// | 11. | the status is 400 or above | rollback | [`Status`](Self::Status) |
 ///
 /// A status below 200 never commits, because it does not end a request: the client would receive
 /// another status, or no response.
@@ -105,6 +111,9 @@ pub enum Reason {
     Leaked(Vec<String>),
     /// Something panicked in the request.
     Panicked,
+    /// An earlier request has done the work, and its
+    /// [stored response](super::Outstanding::respond_with) is sent.
+    Replayed,
     /// A guard of this library failed.
     GuardFailed,
     /// `outstanding.doom(..)` was called, with this reason.
@@ -126,9 +135,11 @@ impl Reason {
         match self {
             Self::Leaked(_) => false,
             Self::Handler | Self::Vetoed => status.code >= 200,
-            Self::Panicked | Self::GuardFailed | Self::Doomed(_) | Self::Status(_) => {
-                status.code >= 400
-            }
+            Self::Panicked
+            | Self::Replayed
+            | Self::GuardFailed
+            | Self::Doomed(_)
+            | Self::Status(_) => status.code >= 400,
         }
     }
 }
@@ -138,6 +149,7 @@ impl fmt::Display for Reason {
         match self {
             Self::Leaked(names) => write!(f, "still checked out: {}", names.join(", ")),
             Self::Panicked => f.write_str("panic"),
+            Self::Replayed => f.write_str("an earlier request has done it"),
             Self::GuardFailed => f.write_str("a guard failed"),
             Self::Doomed(reason) => write!(f, "doomed: {reason}"),
             Self::Handler => f.write_str("the handler's return type"),
@@ -239,6 +251,7 @@ mod tests {
         Facts {
             leaked: Vec::new(),
             panicked: false,
+            replayed: false,
             guard_failed: false,
             doomed: None,
             choice: None,

@@ -195,6 +195,19 @@ pub enum Error {
         reason: Cow<'static, str>,
     },
 
+    /// A library refused the request with a problem of its own, which has its status.
+    #[error("{}", .0.detail())]
+    Problem(Box<Problem>),
+
+    /// An earlier request has done the work. Its [stored
+    /// response](crate::tx::Outstanding::respond_with) is sent, whatever the handler returns. 409.
+    #[error("an earlier request has done the work, and its response is sent; return this error")]
+    Replayed,
+
+    /// The body of the response was to be stored, and could not be read. 500.
+    #[error("the body of the response could not be read; nothing was changed")]
+    UnreadableBody,
+
     /// `outstanding.doom(status, reason)` was called.
     #[error("{reason}")]
     Doomed {
@@ -247,7 +260,8 @@ impl Error {
             | Self::NotWritable(_)
             | Self::HandlerTimeout(_)
             | Self::SettleTimeout(_) => Status::ServiceUnavailable,
-            Self::Constraint { .. } | Self::Conflict(_) => Status::Conflict,
+            Self::Constraint { .. } | Self::Conflict(_) | Self::Replayed => Status::Conflict,
+            Self::Problem(problem) if is_failure(problem.status()) => problem.status(),
             Self::NotFound => Status::NotFound,
             Self::Refused { status, .. } | Self::Doomed { status, .. } if is_failure(*status) => {
                 *status
@@ -259,6 +273,11 @@ impl Error {
     /// Returns the problem document that the client receives. It never contains SQL, a path, or the
     /// values of a row.
     pub fn problem(&self) -> Problem {
+        if let Self::Problem(problem) = self
+            && is_failure(problem.status())
+        {
+            return Problem::clone(problem);
+        }
         let (kind, detail): (_, Cow<'static, str>) = match self {
             Self::Busy(_) => (
                 "busy",
@@ -314,6 +333,9 @@ impl Error {
             Self::Ended { .. } => ("ended", self.to_string().into()),
             Self::NotFound => ("not-found", self.to_string().into()),
             Self::Conflict(_) => ("conflict", self.to_string().into()),
+            Self::Problem(problem) => ("refused", problem.detail().to_owned().into()),
+            Self::Replayed => ("replayed", self.to_string().into()),
+            Self::UnreadableBody => ("unreadable-body", self.to_string().into()),
             Self::Refused { .. } => ("refused", self.to_string().into()),
             Self::Doomed { .. } => ("doomed", self.to_string().into()),
             Self::NotFinal(_) => ("not-final", self.to_string().into()),
@@ -347,9 +369,14 @@ impl Error {
 
     /// Logs an error if a refusal or a doom has a status that is not a failure.
     pub(in crate::tx) fn log_wrong_status(&self) {
-        if let Self::Refused { status, reason } | Self::Doomed { status, reason } = self
-            && !is_failure(*status)
-        {
+        let refused = match self {
+            Self::Refused { status, reason } | Self::Doomed { status, reason } => {
+                Some((*status, &**reason))
+            }
+            Self::Problem(problem) => Some((problem.status(), problem.detail())),
+            _ => None,
+        };
+        if let Some((status, reason)) = refused.filter(|(status, _)| !is_failure(*status)) {
             tracing::error!(
                 status = status.code, %reason,
                 "this status is not a failure, so the client receives a 500; refuse or doom with a status from 400 to 599"

@@ -1,12 +1,15 @@
 //! Errors as clients receive them: `application/problem+json`, RFC 9457.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::Cursor;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rocket::http::{ContentType, Header, Status};
 use rocket::request::Request;
 use rocket::response::{self, Responder, Response};
+use rocket::serde::json::Value;
 use serde::Serialize;
 
 use crate::tx::context::RequestContext;
@@ -48,6 +51,20 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "utoipa", schema(nullable = false))]
     outcome: Option<Outcome>,
+    #[serde(flatten)]
+    #[cfg_attr(feature = "utoipa", schema(ignore))]
+    extension: Option<Box<Extension>>,
+}
+
+/// The parts that few problems have. Boxed, so that a `Result` with a problem stays small.
+#[derive(Debug, Clone, Default, Serialize)]
+struct Extension {
+    /// Members for this kind of problem.
+    #[serde(flatten)]
+    members: BTreeMap<&'static str, Value>,
+    /// The header `Retry-After`, in seconds.
+    #[serde(skip)]
+    retry_after: Option<u64>,
 }
 
 impl Problem {
@@ -61,7 +78,24 @@ impl Problem {
             detail: detail.into(),
             instance: None,
             outcome: None,
+            extension: None,
         }
+    }
+
+    /// Adds a member for this kind of problem, beside those of RFC 9457. Names that the document
+    /// already has (`type`, `title`, `status`, `detail`, `instance`, `outcome`) must not be used.
+    pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        let extension = self.extension.get_or_insert_default();
+        extension.members.insert(name, value.into());
+        self
+    }
+
+    /// Makes the response carry `Retry-After`, rounded up to whole seconds. A 503 always carries
+    /// it: one second, unless this is called.
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        self.extension.get_or_insert_default().retry_after = Some(seconds);
+        self
     }
 
     /// Returns the status of the response.
@@ -76,6 +110,12 @@ impl Problem {
 
     pub(in crate::tx) fn with_outcome(mut self, outcome: Outcome) -> Self {
         self.outcome = Some(outcome);
+        self
+    }
+
+    /// Adds a sentence for the client.
+    pub(in crate::tx) fn with_advice(mut self, advice: &str) -> Self {
+        self.detail = format!("{}. {advice}", self.detail.trim_end_matches('.')).into();
         self
     }
 
@@ -95,8 +135,11 @@ impl Problem {
         let problem = self.of(request);
         response.set_status(problem.status());
         response.set_header(content_type());
-        if problem.status == Status::ServiceUnavailable.code {
-            response.set_header(retry_after());
+        // Contention usually ends quickly, so clients may retry after one second.
+        let is_unavailable = problem.status == Status::ServiceUnavailable.code;
+        let chosen = problem.extension.as_ref().and_then(|it| it.retry_after);
+        if let Some(seconds) = chosen.or(is_unavailable.then_some(1)) {
+            response.set_header(Header::new("Retry-After", seconds.to_string()));
         }
         // Serialization cannot fail: the struct holds only strings, a number and a plain enum.
         let body = rocket::serde::json::to_string(&problem).unwrap_or_default();
@@ -117,11 +160,6 @@ impl LastProblem {
 
 fn content_type() -> ContentType {
     ContentType::new("application", "problem+json")
-}
-
-/// Contention usually ends quickly, so clients may retry after one second.
-fn retry_after() -> Header<'static> {
-    Header::new("Retry-After", "1")
 }
 
 impl<'r> Responder<'r, 'static> for Problem {

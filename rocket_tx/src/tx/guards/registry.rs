@@ -45,7 +45,8 @@ pub fn guard_failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error>
 /// back. Unlike [`guard_failed`], this does not mark the request transactional: the failed guard
 /// may be a `Read`, and then there may be nothing to settle.
 pub(super) fn fail_request<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
-    match error.note_known_outage(request) {
+    // A replay is no failure.
+    match error.note_known_outage(request) || matches!(error, Error::Replayed) {
         true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
         false => tracing::warn!(%error, uri = %request.uri(), "a request guard failed"),
     }

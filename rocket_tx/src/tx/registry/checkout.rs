@@ -65,7 +65,7 @@ impl Outstanding {
     ) -> Result<Transaction<<D::Pool as TransactionPool>::Session>, Error> {
         let span = tracing::debug_span!("begin", database = D::NAME);
         let started = Instant::now();
-        let transaction = match pool.open(options).instrument(span).await {
+        let mut transaction = match pool.open(options).instrument(span).await {
             Err(sqlx::Error::PoolTimedOut) if !options.wait.queues() => {
                 return Err(Error::OutOfOrder(D::NAME));
             }
@@ -74,6 +74,13 @@ impl Outstanding {
         let waited = started.elapsed();
         self.observers
             .notify(|observer| observer.began(self.request, D::NAME, waited));
+        if options.access == Access::ReadWrite {
+            let steps = self.state.lock().steps.clone();
+            if let Err(error) = steps.run::<D>(&mut transaction).await {
+                self.refused_by_step(&error);
+                return Err(error);
+            }
+        }
         Ok(transaction)
     }
 

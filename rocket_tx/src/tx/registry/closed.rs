@@ -37,11 +37,13 @@ pub(in crate::tx) struct Closed {
 
 impl Outstanding {
     /// Closes the registry, so that nothing can join any more, and returns its contents. `Read`s
-    /// stay registered: the body of the response may still use them.
+    /// stay registered: the body of the response may still use them. So do the steps of
+    /// transactions: the settlement may begin some.
     pub(in crate::tx) fn close(&self) -> Closed {
         let mut state = self.state.lock();
         let closed = State {
             reading: state.reading.clone(),
+            steps: state.steps.clone(),
             closed: true,
             ..State::default()
         };

@@ -12,6 +12,9 @@
 //! | `mode` | isolation and access, as part of a guard's type |
 //! | `resource` | [`Resource`]: the trait of everything that can join; [`SettleContext`] |
 //! | `settle_context` | access of resources to the request's transactions: [`BorrowedTransaction`], [`AfterRollback`] |
+//! | `begin_step` | [`BeginStep`]: runs at the beginning of a transaction that writes |
+//! | `response_plan` | what is to be done with the response: read it, or send a stored one instead |
+//! | `extending` | the methods for other libraries: steps of transactions, and the final response |
 //! | `hooks` | work for after the commit, and for after the rollback |
 //! | `joining` | the methods for handlers: join, doom, hooks |
 //! | `closed` | the contents of a registry, handed over to be settled |
@@ -19,9 +22,11 @@
 //! No other module sees the state of a registry. Settlement closes the registry and receives its
 //! contents as plain data.
 
+mod begin_step;
 mod checkout;
 mod closed;
 mod database;
+mod extending;
 mod hooks;
 mod joining;
 mod mode;
@@ -30,9 +35,11 @@ mod outstanding;
 mod rank;
 mod require;
 mod resource;
+mod response_plan;
 mod settle_context;
 mod slot;
 
+pub use begin_step::BeginStep;
 pub(in crate::tx) use checkout::CheckedOut;
 pub(in crate::tx) use closed::{Closed, HeldTransaction};
 pub use hooks::HookOutput;

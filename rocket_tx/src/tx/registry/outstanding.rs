@@ -11,9 +11,11 @@ use rocket::futures::future::BoxFuture;
 use rocket::http::Status;
 use rocket_db_pools::Database;
 
+use super::begin_step::BeginSteps;
 use super::hooks::Hooks;
 use super::open_transaction::AnySlot;
 use super::resource::Resource;
+use super::response_plan::ResponsePlan;
 use crate::db::{Access, Ending, Isolation, WaitPolicy};
 use crate::tx::failure::{Error, Problem};
 use crate::tx::monitor::{Live, LiveEntry, LiveFlags, Observers};
@@ -51,6 +53,7 @@ pub struct Outstanding {
     /// request must not get more during the wait.
     turn: tokio::sync::Mutex<()>,
     pub(super) state: Mutex<State>,
+    pub(super) response_plan: Mutex<ResponsePlan>,
 }
 
 #[derive(Default)]
@@ -63,6 +66,8 @@ pub(super) struct State {
     pub(super) capped: Vec<(TypeId, &'static str)>,
     /// The databases that the request's `Read`s hold connections of.
     pub(super) reading: Vec<RegisteredRead>,
+    /// Steps that run when transactions that write begin.
+    pub(super) steps: BeginSteps,
     pub(super) doom: Option<(Status, Cow<'static, str>)>,
     pub(super) choice: Option<Choice>,
     /// The problem of the first guard of this library that failed.
@@ -149,6 +154,7 @@ impl Outstanding {
             panics: PanicWatch::here(),
             turn: tokio::sync::Mutex::default(),
             state: Mutex::default(),
+            response_plan: Mutex::default(),
         }
     }
 

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::database::DatabaseTransaction;
 use crate::db::Durability;
 use crate::tx::failure::Error;
+use crate::tx::final_response::FinalResponse;
 use crate::tx::request_id::RequestId;
 
 /// When a resource is committed: databases first, then releases.
@@ -145,6 +146,7 @@ pub struct SettleContext<'a> {
     pub(in crate::tx) others: &'a mut [Option<Box<dyn Resource>>],
     /// The index of the database that is to be committed last.
     pub(in crate::tx) last: &'a mut Option<usize>,
+    pub(in crate::tx) response: Option<&'a FinalResponse>,
 }
 
 impl SettleContext<'_> {
@@ -157,6 +159,13 @@ impl SettleContext<'_> {
     /// The id of the request that is being settled.
     pub fn request_id(&self) -> RequestId {
         self.request
+    }
+
+    /// Returns the response that will be sent if the request is committed. `None` unless
+    /// [`Outstanding::capture_response`](crate::tx::Outstanding::capture_response) was called for
+    /// the request, and after a verdict to roll back.
+    pub fn response(&self) -> Option<&FinalResponse> {
+        self.response
     }
 
     /// When the current step must have ended. Its future is dropped at that time.

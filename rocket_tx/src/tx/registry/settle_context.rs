@@ -21,7 +21,7 @@ type TransactionOf<D> = Transaction<<<D as Database>::Pool as TransactionPool>::
 /// An open transaction of the request. A resource can run statements in it, and can do nothing else
 /// with it.
 ///
-/// Returned by [`SettleContext::transaction`].
+/// Returned by [`SettleContext::transaction`], and passed to a [`BeginStep`](super::BeginStep).
 ///
 /// ```
 /// # use rocket_tx::{Error, rocket_db_pools::{self, Database}, db::SqlitePool, tx::SettleContext};
@@ -57,7 +57,7 @@ type TransactionOf<D> = Transaction<<<D as Database>::Pool as TransactionPool>::
 ///     std::mem::swap(&mut transaction, &mut other);
 /// }
 /// ```
-pub struct BorrowedTransaction<'a, D: TransactionalDatabase>(&'a mut TransactionOf<D>);
+pub struct BorrowedTransaction<'a, D: TransactionalDatabase>(pub(super) &'a mut TransactionOf<D>);
 
 impl<D: TransactionalDatabase> BorrowedTransaction<'_, D> {
     /// Whether the transaction may write.

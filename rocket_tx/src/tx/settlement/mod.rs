@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `fairing`, `settings` | [`Settlement`]: the fairing that a service attaches; its settings |
 //! | `response` | the response half of the fairing: decide, settle, rewrite, report |
+//! | `capture` | reads a response before the commit, for resources that store it |
 //! | `coming_last` | attaches the response half after all other response fairings |
 //! | `run` | carries the verdict out on every resource |
 //! | `run/atomic` | commits several databases, all or none |
@@ -15,6 +16,7 @@
 //! | `peer` | finds the connection of a client, reads its progress, and closes it |
 
 mod atomic;
+mod capture;
 mod coming_last;
 mod fairing;
 mod peer;

@@ -13,6 +13,7 @@ use rocket::{Request, Response};
 use tokio::time::timeout_at;
 use tracing::Instrument;
 
+use super::capture::capture;
 use super::read_body;
 use super::replace::{OUTCOME, PENDING, drop_upgrades, replace, strip};
 use super::rewrite::{Recorded, outcome, rewrite};
@@ -25,7 +26,8 @@ use crate::tx::fairings::RESPONSE_FAIRING;
 use crate::tx::monitor::{EventKind, micros, short_type};
 use crate::tx::panics::shielded;
 use crate::tx::registry::{Closed, HeldTransaction, Outstanding};
-use crate::tx::verdict::{Facts, Outcome, SettlementReport, Verdict};
+use crate::tx::stored_response::StoredResponse;
+use crate::tx::verdict::{Facts, Outcome, Reason, SettlementReport, Verdict};
 
 /// The half of `Settlement` that runs when the response is ready.
 pub(super) struct ResponseFairing;
@@ -146,6 +148,7 @@ impl<'r> Settle<'_, 'r, '_> {
         let facts = Facts {
             leaked,
             panicked,
+            replayed: self.outstanding.is_replayed(),
             guard_failed: closed.failure.is_some(),
             doomed: closed.doom.as_ref().map(|(_, reason)| reason.clone()),
             choice: closed.choice,
@@ -165,6 +168,17 @@ impl<'r> Settle<'_, 'r, '_> {
         {
             complete = self.open_required(&mut closed, deadlines.commit).await;
         }
+        let mut captured = None;
+        if let (Verdict::Commit(_), Ok(()), Some(limit)) =
+            (&verdict, &complete, self.outstanding.capture_limit())
+        {
+            // A problem gets its outcome now. If the commit fails, the response is replaced.
+            self.complete_problem(response, Outcome::Committed);
+            match Box::pin(capture(response, limit, deadlines.commit)).await {
+                Ok(response) => captured = Some(response),
+                Err(error) => complete = Err(error),
+            }
+        }
         let Closed {
             resources,
             live_entries,
@@ -181,6 +195,7 @@ impl<'r> Settle<'_, 'r, '_> {
             live_entries,
             deadlines,
         );
+        run.response = captured;
         let result = match (&verdict, complete) {
             (Verdict::Commit(_), Ok(())) => run.commit().await,
             (Verdict::Commit(_), Err(error)) => Err(run.rollback().await.unwrap_or(error)),
@@ -192,14 +207,20 @@ impl<'r> Settle<'_, 'r, '_> {
         let pending = run.take_pending();
         drop(run);
         let outcome = outcome(&verdict, &result);
-        match rewrite(
-            &verdict,
-            result,
-            response.status(),
-            Recorded { doom, failure },
-        ) {
-            Some(problem) => replace(self.request, response, problem, outcome),
-            None => self.complete(response, outcome),
+        let recorded = Recorded { doom, failure };
+        match self.stored_response(&verdict, outcome) {
+            Some(stored) => {
+                strip(response);
+                stored.write(self.request, response);
+                response.set_header(Header::new(OUTCOME, Outcome::Committed.as_str()));
+            }
+            None => match rewrite(&verdict, result, response.status(), recorded) {
+                Some(problem) => {
+                    let problem = self.with_advice(problem, outcome, &databases);
+                    replace(self.request, response, problem, outcome);
+                }
+                None => self.complete(response, outcome),
+            },
         }
         if !pending.is_empty() {
             response.set_header(Header::new(PENDING, pending.join(", ")));
@@ -250,6 +271,16 @@ impl<'r> Settle<'_, 'r, '_> {
     /// Adds the outcome to a response that is kept. If an error response belongs to a request that
     /// was not committed, its upgrade handlers are dropped.
     fn complete(&self, response: &mut Response<'r>, outcome: Outcome) {
+        self.complete_problem(response, outcome);
+        if outcome != Outcome::Committed && response.status().code >= 400 {
+            drop_upgrades(self.request, response);
+        }
+        response.set_header(Header::new(OUTCOME, outcome.as_str()));
+    }
+
+    /// Adds the outcome to the problem that the handler or a catcher has made, if it is the
+    /// response.
+    fn complete_problem(&self, response: &mut Response<'r>, outcome: Outcome) {
         // The outcome was not known yet when the handler made its problem.
         if let Some(problem) = Problem::take_last(self.request) {
             let is_problem = response
@@ -259,10 +290,41 @@ impl<'r> Settle<'_, 'r, '_> {
                 problem.with_outcome(outcome).write(self.request, response);
             }
         }
-        if outcome != Outcome::Committed && response.status().code >= 400 {
-            drop_upgrades(self.request, response);
+    }
+
+    /// Returns the stored response to send, if there is one and it is certain that this request has
+    /// changed nothing.
+    fn stored_response(&self, verdict: &Verdict, outcome: Outcome) -> Option<StoredResponse> {
+        let has_failed = matches!(verdict.reason(), Reason::Leaked(_) | Reason::Panicked);
+        if has_failed || outcome != Outcome::RolledBack {
+            return None;
         }
-        response.set_header(Header::new(OUTCOME, outcome.as_str()));
+        self.outstanding.take_stored_response()
+    }
+
+    /// Adds to an unknown outcome how the client can learn it, if a library has provided a way.
+    fn with_advice(
+        &self,
+        problem: Problem,
+        outcome: Outcome,
+        databases: &[(String, Outcome)],
+    ) -> Problem {
+        let repeat = self.outstanding.repeat_advice();
+        let Some(repeat) = repeat.filter(|_| outcome == Outcome::Unknown) else {
+            return problem;
+        };
+        let others = databases
+            .iter()
+            .filter(|(name, outcome)| *name != repeat.database && *outcome != Outcome::RolledBack);
+        let others: Vec<&str> = others.map(|(name, _)| &**name).collect();
+        let advice = repeat.advice;
+        problem.with_advice(&match &others[..] {
+            [] => format!("{advice} It is not done twice."),
+            others => {
+                let others = others.join(", ");
+                format!("{advice} But its part in {others} may then be done twice.")
+            }
+        })
     }
 
     fn report(&self, settled: &SettlementReport) {

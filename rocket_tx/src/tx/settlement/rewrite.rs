@@ -46,7 +46,7 @@ pub(super) fn rewrite(
             (Reason::Doomed(_), Some((status, reason)), _) => Error::Doomed { status, reason },
             (Reason::Panicked, ..) => Error::Panicked,
             // All reasons are listed, so that the compiler demands a case for a new one.
-            (Reason::GuardFailed | Reason::Doomed(_), ..)
+            (Reason::GuardFailed | Reason::Doomed(_) | Reason::Replayed, ..)
             | (Reason::Handler | Reason::Vetoed | Reason::Status(_), ..) => Error::NotFinal(status),
         },
     };

@@ -18,6 +18,7 @@ use self::atomic::BegunDecision;
 use super::settings::Settings;
 use crate::db::{CommitError, Decision, Durability, GlobalId};
 use crate::tx::failure::{Chain, Error};
+use crate::tx::final_response::FinalResponse;
 use crate::tx::monitor::{EventKind, LiveEntry, Step, micros};
 use crate::tx::registry::{Phase, Resource, SettleContext};
 use crate::tx::request_id::RequestId;
@@ -74,6 +75,8 @@ pub(super) struct Run<'a, 'r> {
     /// The databases whose transactions are decided and not committed yet.
     pending: Vec<String>,
     deadlines: Deadlines,
+    /// The response that resources may store.
+    pub(super) response: Option<FinalResponse>,
     /// The entries of the resources in the live list. They are removed when the settlement ends.
     _live_entries: Vec<LiveEntry>,
 }
@@ -110,6 +113,7 @@ impl<'a, 'r> Run<'a, 'r> {
             decision: None,
             pending: Vec::new(),
             deadlines,
+            response: None,
             _live_entries: live_entries,
         }
     }
@@ -353,6 +357,7 @@ impl<'a, 'r> Run<'a, 'r> {
             deadline,
             others: &mut self.resources,
             last: &mut self.last,
+            response: self.response.as_ref(),
         };
         let span = tracing::debug_span!("step", resource = self.names[index], ?action);
         let work = async {

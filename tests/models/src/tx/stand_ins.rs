@@ -46,6 +46,33 @@ pub mod failure {
     }
 }
 
+pub mod begin_step {
+    use super::failure::Error;
+    use crate::db::{Transaction, TransactionPool, TransactionalDatabase};
+    use crate::tx::registry::Outstanding;
+
+    #[derive(Clone, Default)]
+    pub struct BeginSteps;
+
+    impl BeginSteps {
+        pub async fn run<D: TransactionalDatabase>(
+            &self,
+            _: &mut Transaction<<D::Pool as TransactionPool>::Session>,
+        ) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    impl Outstanding {
+        pub(crate) fn refused_by_step(&self, _: &Error) {}
+    }
+}
+
+pub mod response_plan {
+    #[derive(Default)]
+    pub struct ResponsePlan;
+}
+
 pub mod hooks {
     use std::future::Future;
 
