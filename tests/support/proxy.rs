@@ -20,6 +20,8 @@ pub enum Break {
     After,
     /// The statement is not forwarded, and the connection stays open.
     Stall,
+    /// The server executes the statement. Its reply is not forwarded, and the connection stays open.
+    StallReply,
 }
 
 /// How new connections are treated.
@@ -33,7 +35,14 @@ pub enum Newcomers {
     Refused,
 }
 
-type Trap = Arc<Mutex<Option<(&'static str, Break)>>>;
+type Trap = Arc<Mutex<TrapState>>;
+
+#[derive(Default)]
+struct TrapState {
+    armed: Option<(String, Break)>,
+    /// The statement of [`Break::StallReply`] was forwarded, and its reply has not arrived yet.
+    is_executing: bool,
+}
 
 pub struct Proxy {
     pub port: u16,
@@ -130,17 +139,24 @@ impl Proxy {
     }
 
     /// Sets a trap. It springs once, on the next message from a client that contains `word`.
-    pub fn set(&self, word: &'static str, kind: Break) {
-        *self.trap.lock() = Some((word, kind));
+    pub fn set(&self, word: &str, kind: Break) {
+        *self.trap.lock() = TrapState {
+            armed: Some((word.to_owned(), kind)),
+            is_executing: false,
+        };
     }
 
+    /// Returns `true` once the trap has sprung. With [`Break::StallReply`], the server has executed
+    /// the statement then.
     pub fn has_sprung(&self) -> bool {
-        self.trap.lock().is_none()
+        let trap = self.trap.lock();
+        trap.armed.is_none() && !trap.is_executing
     }
 
     /// Removes the trap. Returns `true` if it had not sprung.
     pub fn unset(&self) -> bool {
-        self.trap.lock().take().is_some()
+        let trap = std::mem::take(&mut *self.trap.lock());
+        trap.armed.is_some()
     }
 }
 
@@ -164,12 +180,14 @@ fn authority(url: &str) -> &str {
 
 fn sprung(trap: &Trap, message: &[u8]) -> Option<Break> {
     let mut trap = trap.lock();
-    let (word, kind) = (*trap)?;
+    let (word, kind) = trap.armed.as_ref()?;
+    let kind = *kind;
     let found = message
         .windows(word.len())
         .any(|part| part == word.as_bytes());
     found.then(|| {
-        *trap = None;
+        trap.armed = None;
+        trap.is_executing = kind == Break::StallReply;
         kind
     })
 }
@@ -271,6 +289,12 @@ async fn relay(
                         return server.read(&mut from_server).await.map(drop);
                     }
                     Some(Break::Stall) => pending().await,
+                    Some(Break::StallReply) => {
+                        server.write_all(message).await?;
+                        server.read(&mut from_server).await?;
+                        trap.lock().is_executing = false;
+                        pending().await
+                    }
                 }
             }
             length = server.read(&mut from_server) => {
