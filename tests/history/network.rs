@@ -142,34 +142,47 @@ impl Network {
         Some((number, url))
     }
 
-    /// Lists the prepared transactions that are left on any server.
+    /// Lists the transactions that are still prepared on any server.
     pub async fn prepared(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        for server in &self.servers {
-            let sql = "SELECT database || ': ' || gid FROM pg_prepared_xacts";
-            let mut admin = server.admin().await;
-            let rows: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut admin).await.unwrap();
-            left.extend(rows);
-        }
-        left
+        let sql = "SELECT 'prepared in ' || database || ': ' || gid FROM pg_prepared_xacts";
+        self.texts(sql).await
     }
 
-    /// Sets a trap in front of `database`: the next message to its server that contains `statement`
-    /// is withheld, or, with [`Break::StallReply`], the reply to it. Waits up to a second for that,
-    /// then calls `strike` with the server, and closes all connections of the database. Returns
-    /// `false` if no such statement was sent.
+    /// Lists the sessions of any server that are in a transaction. A session of a killed process
+    /// may be: the server first executes what the process has sent.
+    pub async fn in_transactions(&self) -> Vec<String> {
+        let sql = "SELECT concat_ws(' ', datname, pid, state, query) FROM pg_stat_activity \
+                   WHERE backend_type = 'client backend' AND xact_start IS NOT NULL \
+                   AND pid <> pg_backend_pid()";
+        self.texts(sql).await
+    }
+
+    /// Returns the rows of a query on each server.
+    async fn texts(&self, sql: &'static str) -> Vec<String> {
+        let mut texts = Vec::new();
+        for server in &self.servers {
+            let mut admin = server.admin().await;
+            let rows: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut admin).await.unwrap();
+            texts.extend(rows);
+        }
+        texts
+    }
+
+    /// Sets a trap in front of `database`: the next statement for its server that begins with
+    /// `statement` is withheld, or, with [`Break::StallReply`], the reply to it. Waits up to a second for that,
+    /// then calls `strike` with the server and the proxy. Returns `false` if no such statement was
+    /// sent. All connections of the database are closed in the end, unless `strike` returns `true`.
     pub async fn strike_at(
         &mut self,
         database: In,
         statement: &str,
         how: Break,
-        strike: impl AsyncFnOnce(&mut Cluster),
+        strike: impl AsyncFnOnce(&mut Cluster, &Proxy) -> bool,
     ) -> bool {
         let link = self.links.iter().find(|link| link.database == database);
         let link = link.expect("the database is on a server");
         let is_sent = springs(&link.proxy, statement, how).await;
-        if is_sent {
-            strike(&mut self.servers[link.server]).await;
+        if !is_sent || !strike(&mut self.servers[link.server], &link.proxy).await {
             link.proxy.cut();
         }
         is_sent
