@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::Pair;
+use super::{Atomic, Pair};
 use crate::history::network::{Disturbance, Location};
 use crate::support::In;
 
@@ -16,8 +16,10 @@ const FAULTS: &[&str] = &[
     "crash=after-commit",
 ];
 
-/// The statements at which the service or a server is killed.
+/// The beginnings of statements at which the service or a server is killed. `COMMIT` includes the
+/// COMMIT PREPARED of an atomic commit.
 const STATEMENTS: &[&str] = &["COMMIT"];
+const ATOMIC_STATEMENTS: &[&str] = &["COMMIT", "PREPARE TRANSACTION", "COMMIT PREPARED"];
 
 /// One event, and what surrounds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub enum Moment {
     Before,
     /// The server has executed the statement, and the service does not know that.
     After,
+    /// The server receives the statement when the service has been restarted.
+    Late,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,13 +121,16 @@ pub fn plan(pair: &Pair, seed: u64, count: usize, points: Option<&str>) -> Vec<E
         println!("{}: none of the points can occur", pair.name);
         return Vec::new();
     }
+    // Each pair has other events.
+    let name = pair.name.bytes().map(u64::from);
+    let seed = name.fold(seed, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte));
     let mut rng = Rng::with_seed(seed);
     let event = |_| Event {
         before: Duration::from_millis(rng.u64(20..400)),
         after: Duration::from_millis(rng.u64(..300)),
         kind: match &named {
             Some(points) => at_point(&points[rng.usize(..points.len())], &servers, &mut rng),
-            None => any_kind(&servers, &mut rng),
+            None => any_kind(pair.atomic, &servers, &mut rng),
         },
         pause: Duration::from_millis(rng.u64(..1_200)),
         seed: rng.u64(..),
@@ -139,6 +146,7 @@ fn named(list: &str, servers: &[In]) -> Vec<Point> {
         match text.split_once(':') {
             Some(("before", text)) => statement(Moment::Before, text),
             Some(("after", text)) => statement(Moment::After, text),
+            Some(("late", text)) => statement(Moment::Late, text),
             _ => Point::Fault(text.to_owned()),
         }
     });
@@ -155,14 +163,18 @@ fn at_point(point: &Point, servers: &[In], rng: &mut Rng) -> Kind {
             statement: statement.clone(),
             database: servers[rng.usize(..servers.len())],
             victim: match rng.bool() {
-                true => Victim::Service,
-                false => Victim::Server,
+                false if *moment != Moment::Late => Victim::Server,
+                _ => Victim::Service,
             },
         },
     }
 }
 
-fn any_kind(servers: &[In], rng: &mut Rng) -> Kind {
+fn any_kind(atomic: Atomic, servers: &[In], rng: &mut Rng) -> Kind {
+    let statements = match atomic {
+        Atomic::Yes => ATOMIC_STATEMENTS,
+        Atomic::No => STATEMENTS,
+    };
     let one_of = |all: &[&str], rng: &mut Rng| all[rng.usize(..all.len())].to_owned();
     let percent = rng.u8(..100);
     if servers.is_empty() {
@@ -177,11 +189,9 @@ fn any_kind(servers: &[In], rng: &mut Rng) -> Kind {
         30..35 => Kind::Pause,
         35..45 => Kind::Fault(one_of(FAULTS, rng)),
         45..65 => {
-            let moment = match rng.bool() {
-                true => Moment::Before,
-                false => Moment::After,
-            };
-            let point = Point::Statement(moment, one_of(STATEMENTS, rng));
+            let moments = [Moment::Before, Moment::After, Moment::Late];
+            let moment = moments[rng.usize(..moments.len())];
+            let point = Point::Statement(moment, one_of(statements, rng));
             at_point(&point, servers, rng)
         }
         65..75 => Kind::Network(Disturbance::Crash),

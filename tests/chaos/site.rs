@@ -15,7 +15,7 @@ use super::{Atomic, Pair};
 use crate::history::checker::Operation;
 use crate::history::network::Network;
 use crate::history::places::Place;
-use crate::support::{Break, Cluster, Databases, In, eventually};
+use crate::support::{Break, Cluster, Databases, In, Proxy, eventually, eventually_or};
 
 const CLIENTS: usize = 6;
 
@@ -106,12 +106,19 @@ impl Site {
         happened
     }
 
-    /// Waits until nothing is outstanding and nothing is prepared. Returns the transactions that
+    /// Waits until nothing is outstanding, no session of a killed process is in a transaction, and
+    /// nothing is prepared. Returns the transactions that
     /// are still prepared when recovery should have finished.
     pub async fn quiet(&self) -> Vec<String> {
         eventually("nothing is outstanding", async || {
             let registry: Value = self.place.http().send("GET /registry").await.json();
             registry["outstanding"].as_array().unwrap().is_empty()
+        })
+        .await;
+        let mut busy = Vec::new();
+        eventually_or("no session is in a transaction", &mut busy, async |busy| {
+            *busy = self.network.in_transactions().await;
+            busy.is_empty()
         })
         .await;
         let started = Instant::now();
@@ -164,20 +171,27 @@ async fn strike(event: &Event, place: &Place, network: &mut Network) -> bool {
             victim,
         } => {
             let how = match moment {
-                Moment::Before => Break::Stall,
+                Moment::Before | Moment::Late => Break::Stall,
                 Moment::After => Break::StallReply,
             };
-            let kill = async |server: &mut Cluster| match victim {
-                Victim::Service => {
-                    place.kill().await;
-                    // The next process starts while the server still has this session.
-                    sleep(event.pause).await;
+            let kill = async |server: &mut Cluster, proxy: &Proxy| {
+                let is_late = *moment == Moment::Late;
+                match victim {
+                    Victim::Service => {
+                        place.kill().await;
+                        // The next process starts while the server still has this session.
+                        sleep(event.pause).await;
+                        if is_late {
+                            proxy.deliver();
+                        }
+                    }
+                    Victim::Server => {
+                        server.kill().await;
+                        sleep(event.pause).await;
+                        server.restart().await;
+                    }
                 }
-                Victim::Server => {
-                    server.kill().await;
-                    sleep(event.pause).await;
-                    server.restart().await;
-                }
+                is_late
             };
             return network.strike_at(*database, statement, how, kill).await;
         }
