@@ -21,10 +21,10 @@
 //! HISTORY_STEPS=2000 HISTORY_SEED=7 tests/run history
 //! ```
 
-mod checker;
+pub mod checker;
 mod models;
-mod network;
-mod places;
+pub mod network;
+pub mod places;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ use rocket::futures::future::{join, join_all, join3};
 
 use self::checker::{Entry, Event, Operation, Stored, check, summary};
 use self::models::{Listed, Snapshot};
-use self::network::{Disturbance, Disturbances, Network};
+use self::network::{Disturbance, Disturbances, Location, Network};
 use self::places::{Place, kill_and_stop};
 use self::tokens::Seen;
 use crate::aggregates::leases;
@@ -240,7 +240,8 @@ async fn the_stored_data_matches_the_responses(backend: Backend) {
     let (mut network, databases) = match backend {
         Backend::Sqlite => (None, Databases::new(backend).await),
         Backend::Postgres => {
-            let (network, databases) = Network::new().await;
+            let server = Location::Server(0);
+            let (network, databases) = Network::new(server, server).await;
             (Some(network), databases)
         }
     };

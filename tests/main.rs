@@ -14,6 +14,7 @@ mod aggregates;
 mod browser;
 mod cancelled;
 mod changes;
+mod chaos;
 mod cluster;
 mod commit_integrity;
 mod concurrency;

@@ -110,7 +110,7 @@ fn counted<T: Ord>(all: impl Iterator<Item = T>) -> BTreeMap<T, usize> {
 }
 
 /// How often the effect of a request must be stored. `None` if both once and never are allowed.
-fn times(response: Option<&Response>) -> Option<usize> {
+pub fn times(response: Option<&Response>) -> Option<usize> {
     match response?.outcome.as_deref() {
         Some("committed") => Some(1),
         Some("unknown" | "partial") => None,

@@ -37,6 +37,8 @@ pub struct Place {
     /// Locked to send signals and to start the next process. Only with this lock is an ended
     /// process waited for, so a signal cannot reach another process that has the same id.
     service: tokio::sync::Mutex<Service>,
+    /// Environment variables, besides [`SETTINGS`].
+    variables: Vec<(&'static str, &'static str)>,
     pub restarts: AtomicUsize,
     /// Launches that failed.
     pub refusals: AtomicUsize,
@@ -44,9 +46,9 @@ pub struct Place {
     pub silences: AtomicUsize,
 }
 
-async fn launch(databases: &Arc<Databases>) -> Result<Service, String> {
+async fn launch(databases: &Arc<Databases>, variables: &[(&str, &str)]) -> Result<Service, String> {
     let settings = databases.variable_with(r#"max_connections=8,connect_timeout="2s""#);
-    let variables = [SETTINGS, &[("ROCKET_DATABASES", &*settings)]].concat();
+    let variables = [SETTINGS, &[("ROCKET_DATABASES", &*settings)], variables].concat();
     let starting = Starting::new(Arc::clone(databases), &[], &variables);
     let launched = starting.launched().await;
     launched.map_err(|(status, log)| format!("{status}:\n{log}"))
@@ -54,10 +56,19 @@ async fn launch(databases: &Arc<Databases>) -> Result<Service, String> {
 
 impl Place {
     pub async fn new(databases: &Arc<Databases>) -> Self {
-        let service = launch(databases).await.unwrap();
+        Self::with(databases, &[]).await
+    }
+
+    /// Launches the service with further environment variables, also when it is started again.
+    pub async fn with(
+        databases: &Arc<Databases>,
+        variables: &[(&'static str, &'static str)],
+    ) -> Self {
+        let service = launch(databases, variables).await.unwrap();
         Self {
             http: Mutex::new(service.http.clone()),
             service: tokio::sync::Mutex::new(service),
+            variables: variables.to_vec(),
             restarts: AtomicUsize::new(0),
             refusals: AtomicUsize::new(0),
             silences: AtomicUsize::new(0),
@@ -101,7 +112,7 @@ impl Place {
         }
         let ended = Instant::now();
         loop {
-            match launch(&service.databases).await {
+            match launch(&service.databases, &self.variables).await {
                 Ok(next) => {
                     *self.http.lock().unwrap() = next.http.clone();
                     *service = next;
@@ -120,6 +131,19 @@ impl Place {
                 }
             }
         }
+    }
+
+    /// Kills the process. The next request without a response starts it again.
+    pub async fn kill(&self) {
+        self.service.lock().await.signal("KILL");
+    }
+
+    /// Stops the process for a while.
+    pub async fn pause(&self, time: Duration) {
+        let service = self.service.lock().await;
+        service.signal("STOP");
+        sleep(time).await;
+        service.signal("CONT");
     }
 
     /// Polls `GET /leases` and records the leases, until `done`.
@@ -160,6 +184,12 @@ fn request(http: &Http, operation: &Operation, fault: &str) -> reqwest::RequestB
         .request(&line)
         .header("X-Fault", fault)
         .timeout(Duration::from_secs(60));
+    // The entry in `audit` holds the URL of the todo, which begins with this name. So the entry names
+    // its request, also if the client got no response.
+    let request = match operation {
+        Operation::Todo { title } => request.header("Host", title),
+        _ => request,
+    };
     if body.is_null() {
         return request;
     }
@@ -191,15 +221,13 @@ pub async fn kill_and_stop(places: &[Place; 2], seed: u64, done: &AtomicBool) ->
     let (mut kills, mut stops) = (0, 0);
     while !done.load(SeqCst) {
         sleep(Duration::from_millis(rng.u64(300..2_000))).await;
-        let service = places[rng.usize(..2)].service.lock().await;
+        let place = &places[rng.usize(..2)];
         let pause = Duration::from_millis(rng.u64(20..1_300));
         if rng.u8(..3) == 0 {
-            service.signal("KILL");
+            place.kill().await;
             kills += 1;
         } else {
-            service.signal("STOP");
-            sleep(pause).await;
-            service.signal("CONT");
+            place.pause(pause).await;
             stops += 1;
         }
     }

@@ -37,7 +37,7 @@ fn service(
 }
 
 async fn tables(databases: &Databases) -> Vec<String> {
-    let tables = match databases.backend {
+    let tables = match databases.backend(In::Main) {
         Backend::Sqlite => "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name",
         Backend::Postgres => {
             "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"

@@ -65,7 +65,7 @@ fn make_pipe(path: &PathBuf) {
 
 /// Returns how many processes have opened `main` and stopped there.
 async fn at_the_gate(databases: &Databases, starting: &[Starting]) -> usize {
-    match databases.backend {
+    match databases.backend(In::Main) {
         Backend::Sqlite => {
             let main = databases.folder().join("main.db");
             let has_it_open = |one: &&Starting| {

@@ -39,10 +39,10 @@ const TABLES: &str = "\
             FOREIGN KEY (partner) REFERENCES pairs (id) DEFERRABLE INITIALLY DEFERRED
     );";
 
-/// Two databases. On SQLite they are two files, in a folder that is removed with them.
+/// Two databases, not necessarily of one backend. Those on SQLite are files, in a folder that is
+/// removed with them.
 pub struct Databases {
     folder: tempfile::TempDir,
-    pub backend: Backend,
     pub main: String,
     pub audit: String,
     /// The URLs that the service is configured with, where they differ: those of a proxy.
@@ -51,32 +51,32 @@ pub struct Databases {
 
 impl Databases {
     pub async fn new(backend: Backend) -> Self {
+        match backend {
+            Backend::Sqlite => Self::at(None, None),
+            Backend::Postgres => Self::at(
+                Some(postgres_database().await),
+                Some(postgres_database().await),
+            ),
+        }
+    }
+
+    /// Two databases at these URLs. A database without a URL is a new SQLite file.
+    pub fn at(main: Option<String>, audit: Option<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (main, audit) = match backend {
-            Backend::Sqlite => {
-                let url = |name| format!("sqlite:{}", folder.path().join(name).display());
-                (url("main.db"), url("audit.db"))
-            }
-            Backend::Postgres => (postgres_database().await, postgres_database().await),
-        };
+        let file = |name| format!("sqlite:{}", folder.path().join(name).display());
         Self {
+            main: main.unwrap_or_else(|| file("main.db")),
+            audit: audit.unwrap_or_else(|| file("audit.db")),
             folder,
-            backend,
-            main,
-            audit,
             proxied: [None, None],
         }
     }
 
     /// Creates both databases, with their tables, on a cluster that belongs to the test.
     pub async fn on_cluster(cluster: &Cluster) -> Self {
-        let databases = Self {
-            folder: tempfile::tempdir().unwrap(),
-            backend: Backend::Postgres,
-            main: cluster.create_database("main").await,
-            audit: cluster.create_database("audit").await,
-            proxied: [None, None],
-        };
+        let main = cluster.create_database("main").await;
+        let audit = cluster.create_database("audit").await;
+        let databases = Self::at(Some(main), Some(audit));
         databases.execute(In::Main, TABLES).await;
         databases.execute(In::Audit, TABLES).await;
         databases
@@ -101,6 +101,13 @@ impl Databases {
         }
     }
 
+    pub fn backend(&self, database: In) -> Backend {
+        match self.url(database).starts_with("sqlite:") {
+            true => Backend::Sqlite,
+            false => Backend::Postgres,
+        }
+    }
+
     /// Reads the notes through a separate connection, which sees only committed rows.
     pub async fn notes(&self, database: In) -> Vec<String> {
         self.texts(database, "SELECT text FROM notes ORDER BY text")
@@ -114,7 +121,7 @@ impl Databases {
 
     /// Returns the first column of each row of the query `sql`.
     pub async fn texts(&self, database: In, sql: &'static str) -> Vec<String> {
-        match self.backend {
+        match self.backend(database) {
             Backend::Sqlite => {
                 let mut connection = self.sqlite(database).await;
                 sqlx::query_scalar(sql)
@@ -135,7 +142,7 @@ impl Databases {
     /// Runs `sql` and closes the connection before it returns, so that SQLite leaves no journal.
     pub async fn execute(&self, database: In, sql: &'static str) {
         let sql = sqlx::raw_sql(sql);
-        match self.backend {
+        match self.backend(database) {
             Backend::Sqlite => {
                 let mut connection = self.sqlite(database).await;
                 connection.execute(sql).await.unwrap();

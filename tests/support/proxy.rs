@@ -11,15 +11,17 @@ use rocket::tokio::net::{TcpListener, TcpStream};
 use rocket::tokio::sync::watch;
 use rocket::tokio::{select, spawn};
 
-/// The fault of a trap: how the next connection that sends the trap's word is broken.
+/// The fault of a trap: how the next connection that sends the trap's statement is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Break {
     /// The connection is closed. The server never receives the statement.
     Before,
     /// The server executes the statement. Its reply is discarded and the connection is closed.
     After,
-    /// The statement is not forwarded, and the connection stays open.
+    /// The statement is not forwarded before [`Proxy::deliver`], and the connection stays open.
     Stall,
+    /// The server executes the statement. Its reply is not forwarded, and the connection stays open.
+    StallReply,
 }
 
 /// How new connections are treated.
@@ -33,7 +35,14 @@ pub enum Newcomers {
     Refused,
 }
 
-type Trap = Arc<Mutex<Option<(&'static str, Break)>>>;
+type Trap = Arc<Mutex<TrapState>>;
+
+#[derive(Default)]
+struct TrapState {
+    armed: Option<(String, Break)>,
+    /// The statement of [`Break::StallReply`] was forwarded, and its reply has not arrived yet.
+    is_executing: bool,
+}
 
 pub struct Proxy {
     pub port: u16,
@@ -53,6 +62,8 @@ struct Network {
     cut: watch::Sender<u64>,
     /// Connections up to this number are reset: data in transit is discarded.
     reset: watch::Sender<u64>,
+    /// Changes when withheld statements are forwarded.
+    delivered: watch::Sender<()>,
     /// The number of the last connection.
     last: AtomicU64,
 }
@@ -70,6 +81,7 @@ impl Proxy {
             frozen: watch::Sender::new(0),
             cut: watch::Sender::new(0),
             reset: watch::Sender::new(0),
+            delivered: watch::Sender::new(()),
             last: AtomicU64::new(0),
         });
         spawn(serve(
@@ -129,18 +141,32 @@ impl Proxy {
         url.replace(authority(url), &format!("127.0.0.1:{}", self.port))
     }
 
-    /// Sets a trap. It springs once, on the next message from a client that contains `word`.
-    pub fn set(&self, word: &'static str, kind: Break) {
-        *self.trap.lock() = Some((word, kind));
+    /// Sets a trap. It springs once, on the next message from a client with a statement that
+    /// begins with `start`.
+    pub fn set(&self, start: &str, kind: Break) {
+        *self.trap.lock() = TrapState {
+            armed: Some((start.to_owned(), kind)),
+            is_executing: false,
+        };
     }
 
+    /// Returns `true` once the trap has sprung. With [`Break::StallReply`], the server has executed
+    /// the statement then.
     pub fn has_sprung(&self) -> bool {
-        self.trap.lock().is_none()
+        let trap = self.trap.lock();
+        trap.armed.is_none() && !trap.is_executing
     }
 
     /// Removes the trap. Returns `true` if it had not sprung.
     pub fn unset(&self) -> bool {
-        self.trap.lock().take().is_some()
+        let trap = std::mem::take(&mut *self.trap.lock());
+        trap.armed.is_some() || trap.is_executing
+    }
+
+    /// Forwards the statements that [`Break::Stall`] has withheld, also if the client has ended
+    /// meanwhile.
+    pub fn deliver(&self) {
+        self.network.delivered.send_replace(());
     }
 }
 
@@ -164,14 +190,36 @@ fn authority(url: &str) -> &str {
 
 fn sprung(trap: &Trap, message: &[u8]) -> Option<Break> {
     let mut trap = trap.lock();
-    let (word, kind) = (*trap)?;
-    let found = message
-        .windows(word.len())
-        .any(|part| part == word.as_bytes());
-    found.then(|| {
-        *trap = None;
+    let (start, kind) = trap.armed.as_ref()?;
+    let kind = *kind;
+    has_statement(message, start.as_bytes()).then(|| {
+        trap.armed = None;
+        trap.is_executing = kind == Break::StallReply;
         kind
     })
+}
+
+/// Returns whether a statement in `message` begins with `start`. The text is not searched anywhere
+/// else: the BEGIN of the library mentions COMMIT in the text of its seal.
+fn has_statement(message: &[u8], start: &[u8]) -> bool {
+    let places = message.windows(start.len()).enumerate();
+    let mut places = places.filter(|(_, part)| *part == start);
+    places.any(|(place, _)| {
+        let before = &message[..place];
+        // A simple query begins with `Q` and its length, and Parse has a name that ends in 0.
+        let begins_message = before.len() >= 5 && before[before.len() - 5] == b'Q';
+        begins_message || matches!(before.trim_ascii_end().last(), Some(b';' | 0))
+    })
+}
+
+#[test]
+fn a_statement_is_found_where_it_begins() {
+    let found = |message: &[u8]| has_statement(message, b"COMMIT");
+    assert!(found(b"Q\0\0\0\x0bCOMMIT\0"));
+    assert!(found(b"Q\0\0\0\x14CLOSE it; COMMIT; RESET ALL\0"));
+    assert!(found(b"P\0\0\0\x10name\0COMMIT\0\0\0"));
+    assert!(!found(b"Q\0\0\0\x20SELECT 'must not send COMMIT'\0"));
+    assert!(!found(b"Q\0\0\0\x10BEGIN READ WRITE\0"));
 }
 
 async fn serve(
@@ -212,10 +260,11 @@ async fn serve(
                 };
                 let mut client = client;
                 let (trap, frozen) = (Arc::clone(&trap), network.frozen.subscribe());
+                let delivered = network.delivered.subscribe();
                 let (mut cut, mut reset) = (network.cut.subscribe(), network.reset.subscribe());
                 spawn(async move {
                     let is_reset = select! {
-                        _ = relay(&mut client, &mut server, trap, frozen, number) => false,
+                        _ = relay(&mut client, &mut server, trap, frozen, delivered, number) => false,
                         _ = cut.wait_for(|last| *last >= number) => false,
                         _ = reset.wait_for(|last| *last >= number) => true,
                     };
@@ -244,6 +293,7 @@ async fn relay(
     server: &mut TcpStream,
     trap: Trap,
     mut frozen: watch::Receiver<u64>,
+    mut delivered: watch::Receiver<()>,
     number: u64,
 ) -> io::Result<()> {
     let mut from_client = vec![0; 64 * 1024];
@@ -262,6 +312,7 @@ async fn relay(
                 if message.is_empty() {
                     return Ok(());
                 }
+                delivered.mark_unchanged();
                 match sprung(&trap, message) {
                     None => server.write_all(message).await?,
                     Some(Break::Before) => return Ok(()),
@@ -270,7 +321,19 @@ async fn relay(
                         // Postgres replies to a simple query after executing all of it.
                         return server.read(&mut from_server).await.map(drop);
                     }
-                    Some(Break::Stall) => pending().await,
+                    Some(Break::Stall) => {
+                        if delivered.changed().await.is_err() {
+                            return Ok(());
+                        }
+                        server.write_all(message).await?;
+                    }
+                    Some(Break::StallReply) => {
+                        server.write_all(message).await?;
+                        if server.read(&mut from_server).await? > 0 {
+                            trap.lock().is_executing = false;
+                        }
+                        pending().await
+                    }
                 }
             }
             length = server.read(&mut from_server) => {
