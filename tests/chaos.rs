@@ -60,28 +60,28 @@ const MAIN_ON_FILE: Pair = Pair {
     name: "SQLite + Postgres",
     main: Location::File,
     audit: Location::Server(0),
-    atomic: Atomic::No,
+    atomic: Atomic::Yes,
 };
 
 const AUDIT_ON_FILE: Pair = Pair {
     name: "Postgres + SQLite",
     main: Location::Server(0),
     audit: Location::File,
-    atomic: Atomic::No,
+    atomic: Atomic::Yes,
 };
 
 const ON_ONE_SERVER: Pair = Pair {
     name: "Postgres, one server",
     main: Location::Server(0),
     audit: Location::Server(0),
-    atomic: Atomic::No,
+    atomic: Atomic::Yes,
 };
 
 const ON_TWO_SERVERS: Pair = Pair {
     name: "Postgres, two servers",
     main: Location::Server(0),
     audit: Location::Server(1),
-    atomic: Atomic::No,
+    atomic: Atomic::Yes,
 };
 
 async fn no_acknowledged_request_is_lost(pair: Pair) {

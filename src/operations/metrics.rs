@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry, TextEncoder,
+    Counter, Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Opts, Registry, TextEncoder,
 };
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::http::{ContentType, Status};
@@ -168,9 +168,11 @@ impl Metrics {
         let count = i64::try_from(live.transactions().len()).unwrap_or(i64::MAX);
         self.outstanding.set(count);
         let in_doubt = live.in_doubt();
-        self.in_doubt.set(i64::try_from(in_doubt.len()).unwrap_or(i64::MAX));
+        self.in_doubt
+            .set(i64::try_from(in_doubt.len()).unwrap_or(i64::MAX));
         let oldest = in_doubt.iter().map(|prepared| prepared.age_ms).max();
-        self.in_doubt_seconds.set(oldest.unwrap_or(0) as f64 / 1000.0);
+        self.in_doubt_seconds
+            .set(oldest.unwrap_or(0) as f64 / 1000.0);
         let listeners = i64::try_from(live.listeners()).unwrap_or(i64::MAX);
         self.listeners.set(listeners);
         raise(&self.hook_failures, live.hook_failures());

@@ -12,6 +12,7 @@ use crate::support::In;
 /// The points where the service ends its own process, as values of `X-Fault`.
 const FAULTS: &[&str] = &[
     "crash=before-commit",
+    "crash=before-decision",
     "crash=between-commits",
     "crash=after-commit",
 ];

@@ -34,7 +34,12 @@ impl Site {
         let databases = Arc::new(databases);
         // Without atomic commit, such a launch fails.
         let variables: &[_] = match pair.atomic {
-            Atomic::Yes => &[("ROCKET_ATOMIC_COMMIT", "required")],
+            // Recovery waits for `settle_timeout` before it finishes what another process has
+            // prepared.
+            Atomic::Yes => &[
+                ("ROCKET_ATOMIC_COMMIT", "required"),
+                ("ROCKET_SETTLE_TIMEOUT", "\"3s\""),
+            ],
             Atomic::No => &[],
         };
         Self {

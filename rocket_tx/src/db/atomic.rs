@@ -229,7 +229,11 @@ impl AtomicHandle {
         for (index, database) in databases.iter().enumerate() {
             let mut others = prepares.iter().enumerate();
             let decides = match others.any(|(other, prepares)| other != index && prepares.is_ok()) {
-                true => database.pool.set_up_decider().await.map_err(|error| error.to_string()),
+                true => database
+                    .pool
+                    .set_up_decider()
+                    .await
+                    .map_err(|error| error.to_string()),
                 false => Err("no other database can prepare".into()),
             };
             let _only_once = database.abilities.set(Abilities {

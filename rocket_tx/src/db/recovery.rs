@@ -46,6 +46,14 @@ impl Unfinished {
     }
 }
 
+/// What a pass has left.
+struct Pass {
+    /// `false` if something is left that this process wants to be finished soon.
+    is_done: bool,
+    /// The time after which a transaction becomes old enough to be finished.
+    due: Option<Duration>,
+}
+
 /// The recovery of one process.
 pub(crate) struct Recovery {
     databases: Vec<Arc<AtomicHandle>>,
@@ -67,7 +75,7 @@ struct State {
 impl Recovery {
     /// `settle_timeout` limits the time for which a request needs its prepared transactions.
     pub(crate) fn new(databases: Vec<Arc<AtomicHandle>>, settle_timeout: Duration) -> Self {
-        const SLACK: Duration = Duration::from_secs(5);
+        const SLACK: Duration = Duration::from_secs(1);
 
         Self {
             databases,
@@ -100,16 +108,20 @@ impl Recovery {
         tokio::pin!(shutdown);
         let mut soon = SOON;
         loop {
-            let is_done = tokio::select! {
-                is_done = self.pass() => is_done,
+            let pass = tokio::select! {
+                pass = self.pass() => pass,
                 () = &mut shutdown => return,
             };
             let jitter = 0.5 + fastrand::f64();
-            let pause = match is_done {
+            let pause = match pass.is_done {
                 true => INTERVAL.mul_f64(jitter),
                 false => soon.mul_f64(jitter),
             };
-            soon = if is_done { SOON } else { (soon * 2).min(INTERVAL) };
+            let pause = pass.due.map_or(pause, |due| due.min(pause));
+            soon = match pass.is_done {
+                true => SOON,
+                false => (soon * 2).min(INTERVAL),
+            };
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.wake.notified() => {}
@@ -118,14 +130,14 @@ impl Recovery {
         }
     }
 
-    /// Finishes what can be finished now. Returns `false` if something is left that this process
-    /// wants to be finished soon.
-    pub(crate) async fn pass(&self) -> bool {
+    /// Finishes what can be finished now.
+    async fn pass(&self) -> Pass {
         let urgent = std::mem::take(&mut self.state.lock().urgent);
         let mut unfinished = Vec::new();
+        let mut due = None;
         let mut is_complete = true;
         for database in &self.databases {
-            match self.finish(database, &urgent).await {
+            match self.finish(database, &urgent, &mut due).await {
                 Ok(left) => unfinished.extend(left),
                 Err(error) => {
                     is_complete = false;
@@ -154,19 +166,23 @@ impl Recovery {
                 );
             }
         }
-        is_done
+        Pass { is_done, due }
     }
 
-    /// Finishes the transactions that `database` has prepared. Returns those that are left.
+    /// Finishes the transactions that `database` has prepared. Returns those that are left. Lowers
+    /// `due` to the time after which the next one of them is old enough.
     async fn finish(
         &self,
         database: &AtomicHandle,
         urgent: &HashSet<DecisionId>,
+        due: &mut Option<Duration>,
     ) -> sqlx::Result<Vec<Unfinished>> {
         let mut left = Vec::new();
         for prepared in self.in_doubt(database).await? {
             let id = prepared.id;
-            if prepared.age < self.min_age && !urgent.contains(&id.decision) {
+            let young_for = self.min_age.saturating_sub(prepared.age);
+            if !young_for.is_zero() && !urgent.contains(&id.decision) {
+                *due = Some(due.map_or(young_for, |due| due.min(young_for)));
                 continue;
             }
             let mut deciders = self.databases.iter();

@@ -77,7 +77,10 @@ impl ComesLast {
             settings.settle_timeout,
         );
         if let Some(atomic) = set_up.await? {
-            settings.monitor.live.set_recovery(Arc::clone(&atomic.recovery));
+            settings
+                .monitor
+                .live
+                .set_recovery(Arc::clone(&atomic.recovery));
             let _only_once = settings.atomic.set(atomic);
         }
         Ok(())

@@ -16,7 +16,9 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::{Call, Failure, Run};
-use crate::db::{AtomicHandle, Decided, Decider, DeciderId, Decision, DecisionId, GlobalId, Recovery};
+use crate::db::{
+    AtomicHandle, Decided, Decider, DeciderId, Decision, DecisionId, GlobalId, Recovery,
+};
 use crate::tx::failure::Error;
 use crate::tx::monitor::Step;
 use crate::tx::settlement::atomic::Roles;
