@@ -92,7 +92,7 @@ export class Card {
     const status = this.#find("settled")?.status;
     const response = this.#response;
     const received = response?.status ? `The client received ${refusal(response)}` : status ? `The client received ${status}.` : "";
-    const hasCommitted = this.#events.some((event) => event.action === "commit");
+    const hasCommitted = this.#events.some((event) => COMMITS.includes(event.action));
     if (response?.status === 0 && this.#find("settled")) {
       return `The connection was lost. The outcome is ${outcome}, but the client received no response. Check the rows when the service is back.`;
     }
@@ -176,7 +176,17 @@ function folded(events) {
   return kept;
 }
 
-const ACTIONS = { prepare: "prepare", commit: "COMMIT", rollback: "ROLLBACK" };
+const ACTIONS = {
+  prepare: "prepare",
+  commit: "COMMIT",
+  rollback: "ROLLBACK",
+  "prepare-transaction": "PREPARE TRANSACTION",
+  decide: "COMMIT with the decision",
+  "commit-prepared": "COMMIT PREPARED",
+};
+
+/** The actions after which something is committed. */
+const COMMITS = ["commit", "decide", "commit-prepared"];
 
 /** Returns the text of an event, its CSS class, and its duration if it is known. */
 function describe(event) {
@@ -186,7 +196,7 @@ function describe(event) {
     case "checked-in": return [`${event.resource}: checked in`, ""];
     case "verdict": return [`Verdict: ${event.commit ? "commit" : "roll back"} — ${event.reason}`, "mark"];
     case "step": {
-      const kind = event.failed || event.action === "rollback" ? "bad" : event.action === "commit" ? "good" : "";
+      const kind = event.failed || event.action === "rollback" ? "bad" : COMMITS.includes(event.action) ? "good" : "";
       const failed = event.failed ? `, refused: ${event.failed}` : "";
       return [`${event.resource}: ${ACTIONS[event.action]}${failed}`, kind, event.took_us];
     }

@@ -100,7 +100,11 @@ async fn stage_with(through: In, settle_timeout: &str) -> (Stage, Proxy) {
     let mut databases = Databases::with_tables(Backend::Postgres).await;
     let proxy = databases.by_proxy(through).await;
     let admin = databases.url(In::Audit).to_owned();
-    let stage = Stage::on(databases, &[("settle_timeout", settle_timeout)], |rocket| {
+    let settings = [
+        ("settle_timeout", settle_timeout),
+        ("atomic_commit", "\"off\""),
+    ];
+    let stage = Stage::on(databases, &settings, |rocket| {
         rocket
             .manage(admin)
             .mount("/", routes![main, both, skewed, killed, killed_alone])

@@ -11,6 +11,7 @@ mod support;
 
 mod admin;
 mod aggregates;
+mod atomic;
 mod browser;
 mod cancelled;
 mod changes;

@@ -175,7 +175,8 @@ async fn leases_are_counted(backend: Backend) {
 async fn each_database_is_counted_separately() {
     let mut databases = Databases::new(Backend::Postgres).await;
     let proxy = databases.by_proxy(In::Audit).await;
-    let service = Service::on(Arc::new(databases), &[]).await;
+    let variables = [("ROCKET_ATOMIC_COMMIT", "off")];
+    let service = Service::on(Arc::new(databases), &variables).await;
     proxy.set("COMMIT", Break::Before);
     let response = service.new_todo("a", "").await;
     assert!(proxy.has_sprung());

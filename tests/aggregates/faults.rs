@@ -66,7 +66,11 @@ async fn a_crash_leaves_a_whole_command_or_nothing(backend: Backend) {
         ("after-commit", 2),
     ] {
         let databases = Arc::new(Databases::new(backend).await);
-        let settings = [SETTINGS[0], ("ROCKET_LEASE_TTL", "1s")];
+        let settings = [
+            SETTINGS[0],
+            ("ROCKET_LEASE_TTL", "1s"),
+            ("ROCKET_ATOMIC_COMMIT", "off"),
+        ];
         let mut service = Service::on(Arc::clone(&databases), &settings).await;
         create(&service.http, "milk").await;
         let request = service

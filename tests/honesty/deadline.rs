@@ -88,7 +88,8 @@ async fn both(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error>
 }
 
 async fn stage(databases: Databases) -> Stage {
-    Stage::on(databases, &[("settle_timeout", "\"2s\"")], |rocket| {
+    let settings = [("settle_timeout", "\"2s\""), ("atomic_commit", "\"off\"")];
+    Stage::on(databases, &settings, |rocket| {
         rocket
             .mount("/", routes![hang, both])
             .attach(Settlement::new())

@@ -77,17 +77,21 @@ impl Databases {
         let main = cluster.create_database("main").await;
         let audit = cluster.create_database("audit").await;
         let databases = Self::at(Some(main), Some(audit));
-        databases.execute(In::Main, TABLES).await;
-        databases.execute(In::Audit, TABLES).await;
+        databases.create_tables().await;
         databases
     }
 
     /// Creates both databases with the tables `notes` and `pairs`.
     pub async fn with_tables(backend: Backend) -> Self {
         let databases = Self::new(backend).await;
-        databases.execute(In::Main, TABLES).await;
-        databases.execute(In::Audit, TABLES).await;
+        databases.create_tables().await;
         databases
+    }
+
+    /// Creates the tables `notes` and `pairs` in both databases.
+    pub async fn create_tables(&self) {
+        self.execute(In::Main, TABLES).await;
+        self.execute(In::Audit, TABLES).await;
     }
 
     pub fn folder(&self) -> &Path {
@@ -206,7 +210,7 @@ impl Databases {
 }
 
 /// Creates an empty database in the cluster that `tests/run` starts.
-async fn postgres_database() -> String {
+pub async fn postgres_database() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
 
     let cluster = std::env::var("TEST_POSTGRES_URL")

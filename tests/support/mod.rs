@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 pub use browser::Browser;
 pub use cluster::Cluster;
-pub use databases::{Backend, Databases, In, WRITES};
+pub use databases::{Backend, Databases, In, WRITES, postgres_database};
 pub use dropping::dropped_after;
 pub use http::{Http, HttpResponse};
 pub use pgbouncer::{Mode, PgBouncer};

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rocket::futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -52,6 +53,30 @@ struct Pass {
     is_done: bool,
     /// The time after which a transaction becomes old enough to be finished.
     due: Option<Duration>,
+}
+
+/// What a pass has found in one or all databases.
+#[derive(Default)]
+struct Found {
+    unfinished: Vec<Unfinished>,
+    /// The decisions whose transactions the pass has committed, by decider.
+    committed: Vec<(TypeId, DecisionId)>,
+    /// The time after which a transaction becomes old enough to be finished.
+    due: Option<Duration>,
+}
+
+impl Found {
+    fn due_in(&mut self, time: Duration) {
+        self.due = Some(self.due.map_or(time, |due| due.min(time)));
+    }
+
+    fn add(&mut self, other: Self) {
+        self.unfinished.extend(other.unfinished);
+        self.committed.extend(other.committed);
+        if let Some(due) = other.due {
+            self.due_in(due);
+        }
+    }
 }
 
 /// The recovery of one process.
@@ -133,12 +158,13 @@ impl Recovery {
     /// Finishes what can be finished now.
     async fn pass(&self) -> Pass {
         let urgent = std::mem::take(&mut self.state.lock().urgent);
-        let mut unfinished = Vec::new();
-        let mut due = None;
+        // Side by side, so that a database that does not reply delays no other one.
+        let passes = self.databases.iter().map(|it| self.finish(it, &urgent));
+        let mut found = Found::default();
         let mut is_complete = true;
-        for database in &self.databases {
-            match self.finish(database, &urgent, &mut due).await {
-                Ok(left) => unfinished.extend(left),
+        for (database, result) in self.databases.iter().zip(join_all(passes).await) {
+            match result {
+                Ok(of_database) => found.add(of_database),
                 Err(error) => {
                     is_complete = false;
                     tracing::warn!(
@@ -148,41 +174,51 @@ impl Recovery {
                 }
             }
         }
-        let again = unfinished.iter().map(|left| left.prepared.id.decision);
+        let left: HashSet<DecisionId> = (found.unfinished.iter())
+            .map(|unfinished| unfinished.prepared.id.decision)
+            .collect();
         let is_done = {
             let mut state = self.state.lock();
-            state.urgent.extend(again.filter(|id| urgent.contains(id)));
-            if !is_complete {
+            state.urgent.extend(left.intersection(&urgent));
+            if is_complete {
+                // All participants were seen, and none of them needs the decision any more.
+                let settled = found.committed.into_iter();
+                state
+                    .settled
+                    .extend(settled.filter(|(_, id)| !left.contains(id)));
+            } else {
                 state.urgent.extend(&urgent);
             }
-            state.unfinished = unfinished;
+            state.unfinished = found.unfinished;
             state.urgent.is_empty()
         };
-        for handle in &self.databases {
+        let cleans = self.databases.iter().map(async |handle| {
             if let Err(error) = self.clean(handle, is_complete).await {
                 tracing::debug!(
                     decider = handle.name, %error,
                     "could not delete decisions; trying again later"
                 );
             }
+        });
+        join_all(cleans).await;
+        Pass {
+            is_done,
+            due: found.due,
         }
-        Pass { is_done, due }
     }
 
-    /// Finishes the transactions that `database` has prepared. Returns those that are left. Lowers
-    /// `due` to the time after which the next one of them is old enough.
+    /// Finishes the transactions that `database` has prepared.
     async fn finish(
         &self,
         database: &AtomicHandle,
         urgent: &HashSet<DecisionId>,
-        due: &mut Option<Duration>,
-    ) -> sqlx::Result<Vec<Unfinished>> {
-        let mut left = Vec::new();
+    ) -> sqlx::Result<Found> {
+        let mut found = Found::default();
         for prepared in self.in_doubt(database).await? {
             let id = prepared.id;
             let young_for = self.min_age.saturating_sub(prepared.age);
             if !young_for.is_zero() && !urgent.contains(&id.decision) {
-                *due = Some(due.map_or(young_for, |due| due.min(young_for)));
+                found.due_in(young_for);
                 continue;
             }
             let mut deciders = self.databases.iter();
@@ -199,11 +235,17 @@ impl Recovery {
                 Ok::<_, sqlx::Error>(decided)
             };
             match finished.await {
-                Ok(decided) => tracing::warn!(
-                    database = database.name, decider = decider.name, %id,
-                    age_ms = prepared.age.as_millis(), committed = decided == Decided::Commit,
-                    "finished a prepared transaction that was in doubt"
-                ),
+                Ok(decided) => {
+                    tracing::warn!(
+                        database = database.name, decider = decider.name, %id,
+                        age_ms = prepared.age.as_millis(), committed = decided == Decided::Commit,
+                        "finished a prepared transaction that was in doubt"
+                    );
+                    // A decision to abort stays: a late decider must still find it.
+                    if decided == Decided::Commit {
+                        found.committed.push((decider.database, id.decision));
+                    }
+                }
                 Err(error) => {
                     tracing::error!(
                         database = database.name, decider = decider.name, %id,
@@ -211,7 +253,7 @@ impl Recovery {
                         "a prepared transaction is in doubt and cannot be finished; it keeps its \
                          locks until the deciding database and its own can be reached"
                     );
-                    left.push(Unfinished {
+                    found.unfinished.push(Unfinished {
                         database: database.name,
                         decider: decider.name,
                         prepared,
@@ -220,7 +262,7 @@ impl Recovery {
                 }
             }
         }
-        Ok(left)
+        Ok(found)
     }
 
     /// Returns what `database` has prepared for the deciders of this service.
