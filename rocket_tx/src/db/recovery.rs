@@ -4,7 +4,7 @@
 //! processes may do it at the same time: both read the same decision.
 
 use std::any::TypeId;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,8 +90,9 @@ pub(crate) struct Recovery {
 
 #[derive(Default)]
 struct State {
-    /// Decisions of this process whose transactions it could not finish.
-    urgent: HashSet<DecisionId>,
+    /// Decisions of this process whose transactions it could not finish, with the decider if the
+    /// decision to commit is stored.
+    urgent: HashMap<DecisionId, Option<TypeId>>,
     /// Decisions of this process that no prepared transaction needs any more, by decider.
     settled: Vec<(TypeId, DecisionId)>,
     unfinished: Vec<Unfinished>,
@@ -111,9 +112,10 @@ impl Recovery {
     }
 
     /// Finishes the transactions of this decision soon, whatever their age. No request may work on
-    /// them any more.
-    pub(crate) fn resolve(&self, decision: DecisionId) {
-        self.state.lock().urgent.insert(decision);
+    /// them any more. `decided_by`: the decider, if it has committed the decision to commit, which
+    /// is then deleted later.
+    pub(crate) fn resolve(&self, decision: DecisionId, decided_by: Option<TypeId>) {
+        self.state.lock().urgent.insert(decision, decided_by);
         self.wake.notify_one();
     }
 
@@ -179,16 +181,18 @@ impl Recovery {
             .collect();
         let is_done = {
             let mut state = self.state.lock();
-            state.urgent.extend(left.intersection(&urgent));
-            if is_complete {
-                // All participants were seen, and none of them needs the decision any more.
-                let settled = found.committed.into_iter();
-                state
-                    .settled
-                    .extend(settled.filter(|(_, id)| !left.contains(id)));
-            } else {
-                state.urgent.extend(&urgent);
+            for (id, decided_by) in urgent {
+                if !is_complete || left.contains(&id) {
+                    state.urgent.insert(id, decided_by);
+                } else if let Some(decider) = decided_by {
+                    found.committed.push((decider, id));
+                }
             }
+            // All participants were seen, and none of them needs these decisions any more.
+            let settled = found.committed.into_iter().filter(|_| is_complete);
+            state
+                .settled
+                .extend(settled.filter(|(_, id)| !left.contains(id)));
             state.unfinished = found.unfinished;
             state.urgent.is_empty()
         };
@@ -211,13 +215,13 @@ impl Recovery {
     async fn finish(
         &self,
         database: &AtomicHandle,
-        urgent: &HashSet<DecisionId>,
+        urgent: &HashMap<DecisionId, Option<TypeId>>,
     ) -> sqlx::Result<Found> {
         let mut found = Found::default();
         for prepared in self.in_doubt(database).await? {
             let id = prepared.id;
             let young_for = self.min_age.saturating_sub(prepared.age);
-            if !young_for.is_zero() && !urgent.contains(&id.decision) {
+            if !young_for.is_zero() && !urgent.contains_key(&id.decision) {
                 found.due_in(young_for);
                 continue;
             }

@@ -48,10 +48,11 @@ impl BegunDecision {
 
 impl Drop for BegunDecision {
     fn drop(&mut self) {
+        let decided_by = self.is_decided.then_some(self.decider.database);
         if self.is_preparing || !self.prepared.is_empty() {
-            self.recovery.resolve(self.id);
-        } else if self.is_decided {
-            self.recovery.forget(self.decider.database, self.id);
+            self.recovery.resolve(self.id, decided_by);
+        } else if let Some(decider) = decided_by {
+            self.recovery.forget(decider, self.id);
         }
     }
 }
