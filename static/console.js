@@ -162,12 +162,16 @@ function table(into, empty, heads, rows) {
 
 const seconds = (ms) => `${(ms / 1000).toFixed(1)} s`;
 
-function showOutstanding({ outstanding, settled }) {
+function showOutstanding({ outstanding, in_doubt, settled }) {
   const rows = outstanding.map((one) => {
     const state = one.condemned ? "condemned" : one.checked_out ? "checked out" : "open";
     const cells = [one.resource, one.route ?? "–", one.guard, seconds(one.age_ms), state];
     return element("tr", { className: one.condemned ? "condemned" : "" }, ...cells.map((cell) => element("td", {}, cell)));
   });
+  for (const { database, name, age_ms } of in_doubt) {
+    const cells = [database, "–", name, seconds(age_ms), "in doubt"];
+    rows.push(element("tr", { className: "condemned" }, ...cells.map((cell) => element("td", {}, cell))));
+  }
   table(find(".outstanding .scroll"), "None: no transaction is open.", ["What", "Route", "Guard", "Age", "State"], rows);
   find(".counts").textContent = `Since the launch: ${settled.committed} committed, ${settled.rolled_back} rolled back, `
     + `${settled.partial} partial, ${settled.unknown} unknown.`;

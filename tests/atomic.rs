@@ -10,6 +10,7 @@ use rocket::http::Status;
 use rocket::{post, routes};
 use rocket_tx::tx::{Action, Observer, Serializable, Step};
 use rocket_tx::{Error, Settlement, Tx};
+use sqlx::{Connection, PgConnection};
 
 use crate::support::stage::{note, run};
 use crate::support::{Audit, Backend, Cluster, Databases, In, Main, Stage, postgres_database};
@@ -92,6 +93,36 @@ impl Observer for Recorder {
         let result = if result.is_ok() { "" } else { ", failed" };
         let line = format!("{action} {}{result}", step.resource);
         self.0.lock().push(line);
+    }
+}
+
+/// Another process that decides to roll back just before this one decides to commit.
+struct Faster {
+    main: String,
+    audit: String,
+}
+
+impl Faster {
+    async fn decide(&self) {
+        const GID: &str = "SELECT split_part(gid, ':', 3) FROM pg_prepared_xacts \
+                           WHERE database = current_database()";
+        const DECIDE: &str = "INSERT INTO rocket_tx_decisions VALUES ($1, 'abort', '')";
+
+        let mut audit = PgConnection::connect(&self.audit).await.unwrap();
+        let decision: String = sqlx::query_scalar(GID).fetch_one(&mut audit).await.unwrap();
+        let mut main = PgConnection::connect(&self.main).await.unwrap();
+        let decided = sqlx::query(DECIDE).bind(decision).execute(&mut main).await;
+        assert_eq!(decided.unwrap().rows_affected(), 1);
+    }
+}
+
+impl Observer for Faster {
+    fn before(&self, step: &Step<'_, '_>) {
+        if step.action == Action::Decide {
+            rocket::tokio::task::block_in_place(|| {
+                rocket::tokio::runtime::Handle::current().block_on(self.decide());
+            });
+        }
     }
 }
 
@@ -261,6 +292,33 @@ async fn a_transaction_that_cannot_be_prepared_is_refused_with_the_reason() {
     }
     let refused = "prepare transaction audit, failed".to_owned();
     assert!(steps.lock().contains(&refused));
+}
+
+#[rocket::async_test]
+async fn a_request_that_decides_too_late_is_rolled_back() {
+    let databases = Pair::Servers.databases().await;
+    let faster = Faster {
+        main: databases.url(In::Main).to_owned(),
+        audit: databases.url(In::Audit).to_owned(),
+    };
+    let stage = Stage::on(databases, &[], |rocket| {
+        rocket
+            .mount("/", routes![both])
+            .attach(Settlement::new().observer(faster))
+    })
+    .await;
+    let response = stage.send("POST /both").await;
+    assert_eq!(
+        response.summary(),
+        (503, Some("rolled-back")),
+        "{}",
+        response.body
+    );
+    assert_eq!(response.kind(), "decided-to-abort");
+    assert!(response.header("retry-after").is_some());
+    assert_eq!(stage.notes().await, [""; 0]);
+    assert_eq!(prepared(&stage.databases, In::Audit).await, [""; 0]);
+    stage.nothing_is_stuck().await;
 }
 
 #[rocket::async_test]

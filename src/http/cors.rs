@@ -33,7 +33,7 @@ impl Fairing for Cors {
         ));
         response.set_header(Header::new(
             "Access-Control-Expose-Headers",
-            "ETag, Idempotency-Replayed, Location, X-Request-Id, Transaction-Outcome, Retry-After",
+            "ETag, Idempotency-Replayed, Location, X-Request-Id, Transaction-Outcome, Transaction-Pending, Retry-After",
         ));
     }
 }

@@ -54,6 +54,13 @@ fn success(status: &str, settles: bool, response: &mut Response) {
         let committed = text().enum_values(Some(["committed"]));
         let about = "All databases have committed.";
         add(response, "Transaction-Outcome", about, committed);
+        // This header is optional.
+        let mut pending = Header::new(text());
+        let about = "The databases that could not be reached to carry out the decision to commit. \
+                     They are committed when they are back.";
+        pending.description = Some(about.to_owned());
+        let name = "Transaction-Pending".to_owned();
+        response.headers.insert(name, RefOr::T(pending));
     }
     if is_versioned(response) {
         let version = text().pattern(Some(r#"^"[0-9]+"$"#));

@@ -259,7 +259,8 @@ impl Error {
             | Self::Unreachable(_)
             | Self::NotWritable(_)
             | Self::HandlerTimeout(_)
-            | Self::SettleTimeout(_) => Status::ServiceUnavailable,
+            | Self::SettleTimeout(_)
+            | Self::DecidedToAbort => Status::ServiceUnavailable,
             Self::Constraint { .. } | Self::Conflict(_) | Self::Replayed => Status::Conflict,
             Self::Problem(problem) if is_failure(problem.status()) => problem.status(),
             Self::NotFound => Status::NotFound,
