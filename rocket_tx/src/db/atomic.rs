@@ -115,8 +115,8 @@ impl FromStr for GlobalId {
 #[derive(Debug, Clone)]
 pub(crate) struct Decision {
     pub(crate) id: DecisionId,
-    /// The names of the databases that have prepared.
-    pub(crate) participants: String,
+    /// The databases that have prepared, by their ids as deciders.
+    pub(crate) participants: Vec<DeciderId>,
     /// The decider's table of decisions, as SQL names it.
     pub(crate) table: Arc<str>,
 }
@@ -144,6 +144,34 @@ pub(crate) struct Decider {
     pub(crate) id: DeciderId,
     /// Its table of decisions, as SQL names it.
     pub(crate) table: Arc<str>,
+}
+
+impl Decision {
+    /// Returns the participants as the column stores them.
+    pub(crate) fn participants(&self) -> String {
+        let ids: Vec<String> = self.participants.iter().map(DeciderId::to_string).collect();
+        ids.join(",")
+    }
+}
+
+/// A decision that is stored for longer than a request needs it.
+#[derive(Debug)]
+pub(crate) struct OldDecision {
+    pub(crate) id: DecisionId,
+    pub(crate) participants: Vec<DeciderId>,
+}
+
+impl OldDecision {
+    /// Parses the columns `id` and `participants`.
+    pub(crate) fn parse(id: &str, participants: &str) -> sqlx::Result<Self> {
+        let not_an_id = |error| sqlx::Error::Decode(Box::new(error));
+        let participants = participants.split(',').filter(|id| !id.is_empty());
+        let participants: Result<_, _> = participants.map(str::parse).collect();
+        Ok(Self {
+            id: id.parse().map_err(not_an_id)?,
+            participants: participants.map_err(not_an_id)?,
+        })
+    }
 }
 
 /// A prepared transaction that has not been finished.
@@ -177,14 +205,14 @@ pub(crate) trait AtomicDatabase: Send + Sync + 'static {
     /// Deletes decisions.
     async fn forget(&self, decider: &Decider, ids: &[DecisionId]) -> sqlx::Result<()>;
 
-    /// Returns the decisions that are older than `age`, with the names of their participants, in
-    /// the order of their age, at most a few hundred. A decision to abort is left out as long as
-    /// the transaction of a late decider may still be open.
+    /// Returns the decisions that are older than `age`, with their participants, in the order of
+    /// their age, at most a few hundred. A decision to abort is left out as long as the transaction
+    /// of a late decider may still be open.
     async fn old_decisions(
         &self,
         decider: &Decider,
         age: Duration,
-    ) -> sqlx::Result<Vec<(DecisionId, String)>>;
+    ) -> sqlx::Result<Vec<OldDecision>>;
 
     /// Returns the prepared transactions of this database that belong to one of these deciders,
     /// oldest first.
@@ -221,25 +249,23 @@ impl AtomicHandle {
         }
     }
 
-    /// Finds out what each database can do. Creates the table of decisions in each database that
-    /// may have to decide for another one.
+    /// Finds out what each database can do, and creates the table of decisions in each database
+    /// that may take part.
     pub(crate) async fn set_up(databases: &[Arc<Self>]) {
         let prepares = databases.iter().map(|database| database.pool.can_prepare());
         let prepares = join_all(prepares).await;
-        for (index, database) in databases.iter().enumerate() {
-            let mut others = prepares.iter().enumerate();
-            let decides = match others.any(|(other, prepares)| other != index && prepares.is_ok()) {
-                true => database
-                    .pool
-                    .set_up_decider()
-                    .await
-                    .map_err(|error| error.to_string()),
-                false => Err("no other database can prepare".into()),
+        let is_possible = prepares.iter().any(Result::is_ok);
+        for (database, prepares) in databases.iter().zip(prepares) {
+            let decides = match is_possible {
+                true => {
+                    let set_up = database.pool.set_up_decider().await;
+                    set_up.map_err(|error| format!("it cannot store decisions: {error}"))
+                }
+                false => Err("no database can prepare".into()),
             };
-            let _only_once = database.abilities.set(Abilities {
-                prepares: prepares[index].clone(),
-                decides,
-            });
+            // A participant is known by its id as a decider.
+            let prepares = prepares.and(decides.as_ref().map(|_| ()).map_err(String::clone));
+            let _only_once = database.abilities.set(Abilities { prepares, decides });
         }
     }
 

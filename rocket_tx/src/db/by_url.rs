@@ -11,7 +11,7 @@ use rocket::figment::Figment;
 use super::{
     Access, AtomicDatabase, Attachment, BeginOptions, CommitError, Config, Decided, Decider,
     DeciderId, Decision, DecisionId, Durability, Ending, Error, GlobalId, Identity, InDoubt,
-    Migrations, NotReady, RollbackError, Session, TransactionControl, TransactionId,
+    Migrations, NotReady, OldDecision, RollbackError, Session, TransactionControl, TransactionId,
     TransactionPool, WaitPolicy,
 };
 #[cfg(feature = "postgres")]
@@ -247,7 +247,7 @@ impl AtomicDatabase for UrlPool {
         &self,
         decider: &Decider,
         age: Duration,
-    ) -> sqlx::Result<Vec<(DecisionId, String)>> {
+    ) -> sqlx::Result<Vec<OldDecision>> {
         either!(Self, self, |pool| pool.old_decisions(decider, age).await)
     }
 

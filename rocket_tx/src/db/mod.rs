@@ -62,7 +62,7 @@ pub use transaction::{
 pub(crate) use arrival::Arrival;
 pub(crate) use atomic::{
     AtomicDatabase, AtomicHandle, Decided, Decider, DeciderId, Decision, DecisionId, GlobalId,
-    InDoubt,
+    InDoubt, OldDecision,
 };
 #[doc(hidden)] // documented in `extend`, like the next ones
 pub use config::setting;

@@ -59,8 +59,6 @@ struct Pass {
 #[derive(Default)]
 struct Found {
     unfinished: Vec<Unfinished>,
-    /// The decisions whose transactions the pass has committed, by decider.
-    committed: Vec<(TypeId, DecisionId)>,
     /// The time after which a transaction becomes old enough to be finished.
     due: Option<Duration>,
 }
@@ -72,7 +70,6 @@ impl Found {
 
     fn add(&mut self, other: Self) {
         self.unfinished.extend(other.unfinished);
-        self.committed.extend(other.committed);
         if let Some(due) = other.due {
             self.due_in(due);
         }
@@ -185,14 +182,10 @@ impl Recovery {
                 if !is_complete || left.contains(&id) {
                     state.urgent.insert(id, decided_by);
                 } else if let Some(decider) = decided_by {
-                    found.committed.push((decider, id));
+                    // All participants were seen, and none of them needs the decision any more.
+                    state.settled.push((decider, id));
                 }
             }
-            // All participants were seen, and none of them needs these decisions any more.
-            let settled = found.committed.into_iter().filter(|_| is_complete);
-            state
-                .settled
-                .extend(settled.filter(|(_, id)| !left.contains(id)));
             state.unfinished = found.unfinished;
             state.urgent.is_empty()
         };
@@ -245,10 +238,6 @@ impl Recovery {
                         age_ms = prepared.age.as_millis(), committed = decided == Decided::Commit,
                         "finished a prepared transaction that was in doubt"
                     );
-                    // A decision to abort stays: a late decider must still find it.
-                    if decided == Decided::Commit {
-                        found.committed.push((decider.database, id.decision));
-                    }
                 }
                 Err(error) => {
                     tracing::error!(
@@ -313,15 +302,15 @@ impl Recovery {
             let in_doubt = self.in_doubt(database).await?;
             needed.extend(in_doubt.iter().map(|prepared| prepared.id.decision));
         }
-        let can_be_seen = |name: &str| {
-            let mut databases = self.databases.iter();
-            databases.any(|known| known.name == name && known.prepares().is_ok())
+        // Another service may share this decider, and have other participants.
+        let can_be_seen = |id: &DeciderId| {
+            let mut databases = self.databases.iter().filter(|it| it.prepares().is_ok());
+            databases.any(|known| known.decider().is_ok_and(|known| known.id == *id))
         };
-        let left_over = old.into_iter().filter(|(id, participants)| {
-            let mut participants = participants.split(',').filter(|name| !name.is_empty());
-            !needed.contains(id) && participants.all(can_be_seen)
+        let left_over = old.into_iter().filter(|decision| {
+            !needed.contains(&decision.id) && decision.participants.iter().all(can_be_seen)
         });
-        let ids: Vec<DecisionId> = left_over.map(|(id, _)| id).collect();
+        let ids: Vec<DecisionId> = left_over.map(|decision| decision.id).collect();
         match ids.is_empty() {
             true => Ok(()),
             false => handle.pool.forget(decider, &ids).await,

@@ -12,12 +12,12 @@ use super::proof::Replies;
 use super::sessions::no_reply;
 use super::settings::literal;
 use crate::db::atomic::{
-    AtomicDatabase, Decided, Decider, DeciderId, DecisionId, GlobalId, InDoubt,
+    AtomicDatabase, Decided, Decider, DeciderId, DecisionId, GlobalId, InDoubt, OldDecision,
 };
 use crate::db::{Error, Migrations, TransactionPool};
 
 /// Limits each method. A decision can wait for the transaction of a late decider.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// Flushes the commit that follows even if the database does not flush commits by default. The
 /// commit of a participant is always flushed, so the decision must not be lost before it.
@@ -108,7 +108,7 @@ impl AtomicDatabase for PostgresPool {
         &self,
         decider: &Decider,
         age: Duration,
-    ) -> sqlx::Result<Vec<(DecisionId, String)>> {
+    ) -> sqlx::Result<Vec<OldDecision>> {
         let sql = format!(
             "SELECT id, participants FROM {} \
              WHERE decided_at < pg_catalog.clock_timestamp() - interval '{} ms' \
@@ -119,14 +119,8 @@ impl AtomicDatabase for PostgresPool {
             age.as_millis()
         );
         let rows = self.run(sql).await?;
-        let decision = |row: PgRow| {
-            let (id, participants): (&str, String) = (row.try_get(0)?, row.try_get(1)?);
-            let id = id
-                .parse()
-                .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-            Ok((id, participants))
-        };
-        rows.into_iter().map(decision).collect()
+        let parse = |row: &PgRow| OldDecision::parse(row.try_get(0)?, row.try_get(1)?);
+        rows.iter().map(parse).collect()
     }
 
     async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {

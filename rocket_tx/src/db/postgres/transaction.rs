@@ -203,14 +203,11 @@ impl TransactionControl for PostgresSession {
     }
 
     async fn decide(&mut self, decision: &Decision) -> Result<Durability, CommitError> {
-        let Decision {
-            id,
-            participants,
-            table,
-        } = decision;
         let insert = format!(
-            "INSERT INTO {table} (id, decision, participants) VALUES ('{id}', 'commit', {})",
-            literal(participants)
+            "INSERT INTO {} (id, decision, participants) VALUES ('{}', 'commit', '{}')",
+            decision.table,
+            decision.id,
+            decision.participants()
         );
         // The handler may have taken a role that cannot write the table.
         self.commit_after(&["RESET ROLE", FLUSHED, &insert]).await

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, migrate};
 
 use super::SqlitePool;
 use crate::db::atomic::{
-    AtomicDatabase, Decided, Decider, DeciderId, DecisionId, GlobalId, InDoubt,
+    AtomicDatabase, Decided, Decider, DeciderId, DecisionId, GlobalId, InDoubt, OldDecision,
 };
 use crate::db::{
     Access, BeginOptions, CommitError, Error, Isolation, Migrations, Session, TransactionPool,
@@ -84,7 +84,7 @@ impl AtomicDatabase for SqlitePool {
         &self,
         decider: &Decider,
         age: Duration,
-    ) -> sqlx::Result<Vec<(DecisionId, String)>> {
+    ) -> sqlx::Result<Vec<OldDecision>> {
         let select = format!(
             "SELECT id, participants FROM {} WHERE decided_at < unixepoch() - $1 \
              ORDER BY decided_at LIMIT 500",
@@ -95,13 +95,8 @@ impl AtomicDatabase for SqlitePool {
             .bind(i64::try_from(age.as_secs()).unwrap_or(i64::MAX))
             .fetch_all(session.connection())
             .await?;
-        let decision = |(id, participants): (String, String)| {
-            let id = id
-                .parse()
-                .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-            Ok((id, participants))
-        };
-        rows.into_iter().map(decision).collect()
+        let parse = |(id, participants): &(String, String)| OldDecision::parse(id, participants);
+        rows.iter().map(parse).collect()
     }
 
     async fn in_doubt(&self, _: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {

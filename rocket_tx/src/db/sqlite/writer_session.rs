@@ -123,7 +123,7 @@ impl WriterSession {
         );
         let inserted = sqlx::query(AssertSqlSafe(insert))
             .bind(decision.id.to_string())
-            .bind(&*decision.participants)
+            .bind(decision.participants())
             .execute(&mut **self)
             .await;
         match inserted {

@@ -151,5 +151,5 @@ fn atomic_pair(one: &AtomicHandle, other: &AtomicHandle) -> Result<(), String> {
 
 fn cannot_decide(handle: &AtomicHandle) -> String {
     let reason = handle.decider().err().unwrap_or_default();
-    format!("`{}` cannot store decisions: {reason}", handle.name)
+    format!("`{}`: {reason}", handle.name)
 }

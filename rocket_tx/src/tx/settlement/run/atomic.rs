@@ -194,12 +194,12 @@ impl Run<'_, '_> {
         handle: &AtomicHandle,
         by: &Decider,
     ) -> Result<(), Error> {
-        let Some(begun) = &self.decision else {
+        let Some(id) = self.decision.as_ref().map(|begun| begun.id) else {
             return Ok(());
         };
         let decision = Decision {
-            id: begun.id,
-            participants: self.names_of(participants).join(","),
+            id,
+            participants: self.ids_of(participants),
             table: Arc::clone(&by.table),
         };
         let decide = Call::Decide(&decision);
@@ -240,6 +240,18 @@ impl Run<'_, '_> {
                 Err(Error::Unknown(self.names_of(&all)))
             }
         }
+    }
+
+    /// Returns the ids of the databases at `indices`.
+    fn ids_of(&mut self, indices: &[usize]) -> Vec<DeciderId> {
+        let Some(atomic) = self.settings.atomic.get() else {
+            return Vec::new();
+        };
+        let id = |index: &usize| {
+            let database = self.resources[*index].as_mut()?.as_database()?.database();
+            Some(atomic.database(database)?.decider().ok()?.id)
+        };
+        indices.iter().filter_map(id).collect()
     }
 
     fn is_decided(&mut self) {
