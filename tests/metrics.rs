@@ -113,8 +113,13 @@ async fn outcomes_add_up(backend: Backend) {
         samples[r#"http_requests_total{route="todos::create",status="201"}"#],
         2.0
     );
-    let commits = r#"rocket_tx_steps_total{action="commit",resource="audit",result="ok"}"#;
-    assert_eq!(samples[commits], 2.0);
+    let commit = match backend {
+        Backend::Sqlite => "commit",
+        Backend::Postgres => "commit-prepared",
+    };
+    let commits =
+        format!(r#"rocket_tx_steps_total{{action="{commit}",resource="audit",result="ok"}}"#);
+    assert_eq!(samples[&commits], 2.0);
     let refused = r#"rocket_tx_steps_total{action="prepare",resource="main",result="failed"}"#;
     assert_eq!(samples[refused], 1.0);
     for (labels, count) in [

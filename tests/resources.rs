@@ -127,7 +127,8 @@ impl Observer for Scribe {
 async fn stage(backend: Backend) -> (Stage, Log) {
     let log = Log::default();
     let managed = Arc::clone(&log);
-    let stage = Stage::new(backend, |rocket| {
+    let settings = [("atomic_commit", "\"off\"")];
+    let stage = Stage::with(backend, &settings, |rocket| {
         rocket
             .manage(Arc::clone(&managed))
             .mount("/", routes![lease, lease_alone])

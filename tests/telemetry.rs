@@ -166,15 +166,24 @@ async fn a_collector_gets_the_spans_of_requests(backend: Backend) {
         service.stop().await;
         let trace = collector.finished().await;
 
-        let commit = [
-            "main Prepare",
-            "audit Prepare",
-            "main Commit",
-            "audit Commit",
-        ];
+        let commit: &[&str] = match backend {
+            Backend::Sqlite => &[
+                "main Prepare",
+                "audit Prepare",
+                "main Commit",
+                "audit Commit",
+            ],
+            Backend::Postgres => &[
+                "main Prepare",
+                "audit Prepare",
+                "audit PrepareTransaction",
+                "main Decide",
+                "audit CommitPrepared",
+            ],
+        };
         let rollback = ["main Rollback", "audit Rollback"];
         for (response, verdict, code, expected) in [
-            (&committed, "status 201", StatusCode::Unset, &commit[..]),
+            (&committed, "status 201", StatusCode::Unset, commit),
             (&rolled_back, "status 502", StatusCode::Error, &rollback),
         ] {
             let request = trace.of(response);

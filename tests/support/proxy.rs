@@ -142,7 +142,7 @@ impl Proxy {
     }
 
     /// Sets a trap. It springs once, on the next message from a client with a statement that
-    /// begins with `start`.
+    /// begins with `start`, or with this argument.
     pub fn set(&self, start: &str, kind: Break) {
         *self.trap.lock() = TrapState {
             armed: Some((start.to_owned(), kind)),
@@ -199,7 +199,7 @@ fn sprung(trap: &Trap, message: &[u8]) -> Option<Break> {
     })
 }
 
-/// Returns whether a statement in `message` begins with `start`. The text is not searched anywhere
+/// Returns whether a statement in `message` begins with `start`, or an argument is `start`. The text is not searched anywhere
 /// else: the BEGIN of the library mentions COMMIT in the text of its seal.
 fn has_statement(message: &[u8], start: &[u8]) -> bool {
     let places = message.windows(start.len()).enumerate();
@@ -208,7 +208,11 @@ fn has_statement(message: &[u8], start: &[u8]) -> bool {
         let before = &message[..place];
         // A simple query begins with `Q` and its length, and Parse has a name that ends in 0.
         let begins_message = before.len() >= 5 && before[before.len() - 5] == b'Q';
-        begins_message || matches!(before.trim_ascii_end().last(), Some(b';' | 0))
+        // An argument has its length before it.
+        let length = u32::try_from(start.len()).unwrap().to_be_bytes();
+        begins_message
+            || before.ends_with(&length)
+            || matches!(before.trim_ascii_end().last(), Some(b';' | 0))
     })
 }
 
@@ -218,6 +222,7 @@ fn a_statement_is_found_where_it_begins() {
     assert!(found(b"Q\0\0\0\x0bCOMMIT\0"));
     assert!(found(b"Q\0\0\0\x14CLOSE it; COMMIT; RESET ALL\0"));
     assert!(found(b"P\0\0\0\x10name\0COMMIT\0\0\0"));
+    assert!(found(b"B\0\0\0\x20\0name\0\0\0\0\x01\0\0\0\x06COMMIT\0\0"));
     assert!(!found(b"Q\0\0\0\x20SELECT 'must not send COMMIT'\0"));
     assert!(!found(b"Q\0\0\0\x10BEGIN READ WRITE\0"));
 }

@@ -6,7 +6,7 @@
 //! | `slot` | the registry's place in Rocket's request-local cache |
 //! | `checkout` | checking a transaction out of the registry; the transaction is begun on first use |
 //! | `open_transaction` | an open transaction as a [`Resource`] |
-//! | `database` | an open transaction as a part of an atomic commit over several databases |
+//! | `database`, `participation` | an open transaction as a part of an atomic commit over several databases |
 //! | `rank` | the place of a database in the order of attachment, in which requests take databases |
 //! | `require` | transactions that a resource will need, begun as late as possible |
 //! | `mode` | isolation and access, as part of a guard's type |
@@ -32,6 +32,7 @@ mod joining;
 mod mode;
 mod open_transaction;
 mod outstanding;
+mod participation;
 mod rank;
 mod require;
 mod resource;

@@ -9,6 +9,7 @@
 //! | `coming_last` | attaches the response half after all other response fairings |
 //! | `run` | carries the verdict out on every resource |
 //! | `run/atomic` | commits several databases, all or none |
+//! | `begun_decision` | the progress of an atomic commit; leaves to recovery what is not finished |
 //! | `atomic` | between which databases a commit is atomic, and which one decides |
 //! | `rewrite` | decides whether the response is kept or replaced by a problem |
 //! | `replace` | replaces a response by a problem, and decides which headers are kept |
@@ -16,6 +17,7 @@
 //! | `peer` | finds the connection of a client, reads its progress, and closes it |
 
 mod atomic;
+mod begun_decision;
 mod capture;
 mod coming_last;
 mod fairing;

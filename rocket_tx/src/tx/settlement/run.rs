@@ -14,7 +14,7 @@ use rocket::futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
-use self::atomic::BegunDecision;
+use super::begun_decision::BegunDecision;
 use super::settings::Settings;
 use crate::db::{CommitError, Decision, Durability, GlobalId};
 use crate::tx::failure::{Chain, Error};
@@ -217,8 +217,11 @@ impl<'a, 'r> Run<'a, 'r> {
         let mut unknown = None;
         for index in 0..self.resources.len() {
             let deadline = self.fair_share(index);
+            // A resource that was left to recovery is not here.
+            let is_here = self.resources[index].is_some();
             let rolled_back = self.call(index, Call::Rollback, deadline).await;
             if rolled_back.is_ok()
+                && is_here
                 && let Some(decision) = &mut self.decision
             {
                 decision.finished(index);

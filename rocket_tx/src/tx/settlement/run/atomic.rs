@@ -16,46 +16,12 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::{Call, Failure, Run};
-use crate::db::{
-    AtomicHandle, Decided, Decider, DeciderId, Decision, DecisionId, GlobalId, Recovery,
-};
+use crate::db::{AtomicHandle, Decided, Decider, DeciderId, Decision, GlobalId};
 use crate::tx::failure::Error;
 use crate::tx::monitor::Step;
 use crate::tx::settlement::atomic::Roles;
+use crate::tx::settlement::begun_decision::BegunDecision;
 use crate::tx::verdict::{Action, Outcome};
-
-/// The decision of an atomic commit that has begun.
-///
-/// On drop, recovery gets what is left to do: to finish what may still be prepared, or to delete the
-/// decision. So it gets that also if the settlement is dropped.
-pub(super) struct BegunDecision {
-    id: DecisionId,
-    decider: Arc<AtomicHandle>,
-    recovery: Arc<Recovery>,
-    /// The last PREPARE TRANSACTION has no certain result.
-    is_preparing: bool,
-    /// The databases that have prepared and not finished yet.
-    prepared: Vec<usize>,
-    is_decided: bool,
-}
-
-impl BegunDecision {
-    /// Notes that a prepared transaction was committed or rolled back.
-    pub(super) fn finished(&mut self, index: usize) {
-        self.prepared.retain(|prepared| *prepared != index);
-    }
-}
-
-impl Drop for BegunDecision {
-    fn drop(&mut self) {
-        let decided_by = self.is_decided.then_some(self.decider.database);
-        if self.is_preparing || !self.prepared.is_empty() {
-            self.recovery.resolve(self.id, decided_by);
-        } else if let Some(decider) = decided_by {
-            self.recovery.forget(decider, self.id);
-        }
-    }
-}
 
 impl Run<'_, '_> {
     /// Returns the databases that may have written, with their types.
@@ -137,14 +103,8 @@ impl Run<'_, '_> {
         let database = self.resources[index].as_mut()?.as_database()?.database();
         let handle = atomic.database(database)?;
         let by = handle.decider().ok()?.clone();
-        self.decision = Some(BegunDecision {
-            id: DecisionId::mint(),
-            decider: Arc::clone(handle),
-            recovery: Arc::clone(&atomic.recovery),
-            is_preparing: false,
-            prepared: Vec::new(),
-            is_decided: false,
-        });
+        let recovery = Arc::clone(&atomic.recovery);
+        self.decision = Some(BegunDecision::new(Arc::clone(handle), recovery));
         Some((Arc::clone(handle), by))
     }
 
@@ -289,7 +249,8 @@ impl Run<'_, '_> {
             monitor.observe(|observer| observer.before(&step(*index)));
         }
         let commits = resources.iter_mut().map(|(index, resource)| {
-            let span = tracing::debug_span!("step", resource = self.names[*index]);
+            let action = Action::CommitPrepared;
+            let span = tracing::debug_span!("step", resource = self.names[*index], ?action);
             let commit = async {
                 match resource.as_database() {
                     Some(database) => database.commit_prepared().await,
