@@ -347,7 +347,7 @@ fn missing(
     let mut missing: Vec<String> = Vec::new();
     let expected = expected.chain(match backend {
         Backend::Sqlite => [].iter(),
-        Backend::Postgres => ["unknown", "partial"].iter(),
+        Backend::Postgres => ["unknown"].iter(),
     });
     let never = expected.filter(|outcome| !outcomes.contains_key(**outcome));
     missing.extend(never.map(|outcome| format!("no request ended with {outcome}")));
