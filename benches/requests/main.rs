@@ -66,6 +66,9 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
         measure(backend, rounds).await;
+        if backend == Backend::Postgres {
+            measure_atomic(rounds).await;
+        }
     }
     ExitCode::SUCCESS
 }
@@ -112,6 +115,38 @@ async fn measure(backend: Backend, rounds: usize) {
 
     with.stop().await;
     without.stop().await;
+}
+
+/// Measures a request that writes two Postgres databases: an atomic commit against two COMMITs.
+async fn measure_atomic(rounds: usize) {
+    let [mode, other] = server::WITH_TWO;
+    let mut servers = [
+        Server::start(Backend::Postgres, mode).await,
+        Server::start(Backend::Postgres, other).await,
+    ];
+    let mut slices: [Vec<Slice>; 2] = Default::default();
+    for round in 0..=rounds {
+        for turn in 0..2 {
+            let which = (turn + round) % 2;
+            let what = "POST /both";
+            let slice = load::run(servers[which].port, what, SLICE).await;
+            if round > 0 {
+                slices[which].push(slice);
+            }
+            servers[which].has_written(load::written(what, slice.responses));
+        }
+    }
+    println!();
+    for (name, slices) in ["atomic", "two COMMITs"].iter().zip(&slices) {
+        let rate = median(slices.iter().map(|slice| slice.per_second));
+        let p50 = median(slices.iter().map(|slice| slice.p50));
+        let p99 = median(slices.iter().map(|slice| slice.p99));
+        println!("{name:<16}{rate:>12.0}{p50:>7.2} ms{p99:>7.2} ms");
+    }
+    ratio("atomic / two COMMITs", &slices[0], &slices[1], 0.5);
+    for server in servers {
+        server.stop().await;
+    }
 }
 
 fn ratio(name: &str, one: &[Slice], other: &[Slice], target: f64) {

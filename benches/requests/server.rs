@@ -37,6 +37,11 @@ impl FromStr for Backend {
 
 const CONNECTIONS: u32 = 8;
 
+/// The roles of servers with two databases: they commit atomically, or one after the other.
+pub const WITH_TWO: [&str; 2] = ["required", "off"];
+
+const AUDIT: &str = "_audit";
+
 const TABLES: &str = "\
     CREATE TABLE written (text TEXT NOT NULL);
     CREATE TABLE kept (id BIGINT PRIMARY KEY, text TEXT NOT NULL);
@@ -52,6 +57,8 @@ pub struct Server {
     process: Child,
     backend: Backend,
     url: String,
+    /// Whether it has a second database.
+    has_two: bool,
     pub port: u16,
     /// The number of rows that its responses report as written.
     written: u64,
@@ -81,6 +88,11 @@ impl Server {
                 .map(drop),
         }
         .unwrap();
+        if WITH_TWO.contains(&role) {
+            let audit = postgres_database(&format!("{role}{AUDIT}")).await;
+            let mut connection = PgConnection::connect(&audit).await.unwrap();
+            connection.execute(sqlx::raw_sql(TABLES)).await.unwrap();
+        }
         let name = format!("{backend:?}").to_lowercase();
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["serve", role, &name, &url])
@@ -95,6 +107,7 @@ impl Server {
             process,
             backend,
             url,
+            has_two: WITH_TWO.contains(&role),
             port,
             written: 0,
             _folder: folder,
@@ -142,8 +155,11 @@ impl Server {
             let mut admin = PgConnection::connect(&format!("{cluster}/postgres"))
                 .await
                 .unwrap();
-            let drop = sqlx::AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"));
-            admin.execute(drop).await.unwrap();
+            let second = self.has_two.then(|| second(name));
+            for name in [Some(name.to_owned()), second].into_iter().flatten() {
+                let drop = sqlx::AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"));
+                admin.execute(drop).await.unwrap();
+            }
         }
     }
 }
@@ -155,9 +171,17 @@ impl Drop for Server {
     }
 }
 
+/// Returns the name or the URL of the second database, from that of the first one.
+fn second(first: &str) -> String {
+    format!("{first}{AUDIT}")
+}
+
 async fn postgres_database(role: &str) -> String {
     let cluster = std::env::var("TEST_POSTGRES_URL").unwrap();
-    let name = format!("bench_{role}_{}", std::process::id());
+    let name = match role.strip_suffix(AUDIT) {
+        Some(role) => second(&format!("bench_{role}_{}", std::process::id())),
+        None => format!("bench_{role}_{}", std::process::id()),
+    };
     let mut admin = PgConnection::connect(&cluster).await.unwrap();
     let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
     admin.execute(create).await.unwrap();
@@ -188,6 +212,7 @@ pub async fn serve(role: &str, backend: Backend, url: &str) {
     let rocket = rocket::custom(figment);
     let rocket = match role {
         "with" => with_library(rocket),
+        mode if WITH_TWO.contains(&mode) => with_two_databases(rocket, mode, url),
         _ => by_hand(rocket, backend, url).await,
     };
     let ready = AdHoc::on_liftoff("Ready", |rocket| {
@@ -207,6 +232,35 @@ fn with_library(rocket: Rocket<Build>) -> Rocket<Build> {
         .attach(Settlement::new())
         .mount("/", routes![tx_write, tx_read, read])
         .mount("/keyed", idempotent::<Main>(routes![tx_write]))
+}
+
+#[derive(Database)]
+#[database("audit")]
+struct Audit(UrlPool);
+
+fn with_two_databases(rocket: Rocket<Build>, mode: &str, url: &str) -> Rocket<Build> {
+    let figment = rocket.figment().clone();
+    let figment = figment
+        .merge(("atomic_commit", mode))
+        .merge(("databases.audit.url", second(url)))
+        .merge(("databases.audit.max_connections", CONNECTIONS));
+    rocket
+        .configure(figment)
+        .attach(db::init::<Main>())
+        .attach(db::init::<Audit>())
+        .attach(Settlement::new())
+        .mount("/", routes![both])
+}
+
+#[post("/both/<text>")]
+async fn both(text: &str, mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
+    with_backend!(main, |db| {
+        sqlx::query(INSERT).bind(text).execute(db).await?;
+    });
+    with_backend!(audit, |db| {
+        sqlx::query(INSERT).bind(text).execute(db).await?;
+    });
+    Ok(Status::Created)
 }
 
 #[post("/tx/<text>")]
