@@ -1,5 +1,6 @@
 //! Atomic commit: a request that writes several databases commits in all of them, or in none.
 
+mod disk;
 mod network;
 mod processes;
 

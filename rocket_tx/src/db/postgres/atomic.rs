@@ -19,6 +19,9 @@ use crate::db::{Error, Migrations, TransactionPool};
 /// Limits each method. A decision can wait for the transaction of a late decider.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// Shorter than [`LIMIT`], so that the server does not wait for longer than this library.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Flushes the commit that follows even if the database does not flush commits by default. The
 /// commit of a participant is always flushed, so the decision must not be lost before it.
 pub(super) const FLUSHED: &str = "SELECT pg_catalog.set_config('synchronous_commit', \
@@ -79,13 +82,17 @@ impl AtomicDatabase for PostgresPool {
         Ok(Decider { id, table })
     }
 
+    /// Also writes a row that exists: this COMMIT then waits for the disk and for synchronous
+    /// standbys, which the COMMIT of a decider that has crashed may not have reached.
     async fn decide_or_abort(&self, decider: &Decider, id: DecisionId) -> sqlx::Result<Decided> {
-        let table = &decider.table;
         let sql = format!(
-            "BEGIN READ WRITE; {FLUSHED}; \
-             INSERT INTO {table} (id, decision, participants) VALUES ('{id}', 'abort', '') \
-                 ON CONFLICT (id) DO NOTHING; \
-             COMMIT; SELECT decision FROM {table} WHERE id = '{id}'"
+            "BEGIN READ WRITE; SET LOCAL lock_timeout = '{} ms'; {FLUSHED}; \
+             INSERT INTO {} AS known (id, decision, participants) VALUES ('{id}', 'abort', '') \
+                 ON CONFLICT (id) DO UPDATE SET decided_at = known.decided_at \
+                 RETURNING decision; \
+             COMMIT",
+            LOCK_TIMEOUT.as_millis(),
+            decider.table
         );
         let rows = self.run(sql).await?;
         let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
@@ -124,11 +131,13 @@ impl AtomicDatabase for PostgresPool {
     }
 
     async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {
+        // A standby shows no prepared transactions before it is promoted. It refuses READ WRITE.
         let sql = format!(
-            "SELECT gid, (1000 * extract(epoch FROM pg_catalog.clock_timestamp() - prepared))\
+            "BEGIN READ WRITE; SELECT gid, (1000 * extract(epoch FROM pg_catalog.clock_timestamp() - prepared))\
                  ::pg_catalog.int8::pg_catalog.text \
              FROM pg_catalog.pg_prepared_xacts \
-             WHERE database = pg_catalog.current_database() AND gid LIKE '{}%' ORDER BY prepared",
+             WHERE database = pg_catalog.current_database() AND gid LIKE '{}%' ORDER BY prepared; \
+             COMMIT",
             GlobalId::PREFIX
         );
         let rows = self.run(sql).await?;

@@ -37,6 +37,8 @@ impl Session for PostgresSession {
     type Connection = PgConnection;
 
     fn connection(&mut self) -> &mut PgConnection {
+        // The user of the connection may write.
+        self.transaction.has_written_nothing = false;
         self
     }
 

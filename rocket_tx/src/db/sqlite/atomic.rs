@@ -44,24 +44,21 @@ impl AtomicDatabase for SqlitePool {
         Ok(Decider { id, table })
     }
 
-    /// A decider keeps the file's write lock until it has committed, so this waits for it.
+    /// A decider keeps the file's write lock until it has committed, so this waits for it. Also
+    /// writes a row that exists: this COMMIT then waits for the disk, which the COMMIT of a process
+    /// that has died may not have reached.
     async fn decide_or_abort(&self, decider: &Decider, id: DecisionId) -> sqlx::Result<Decided> {
-        let table = &decider.table;
-        let insert = format!(
-            "INSERT OR IGNORE INTO {table} (id, decision, participants) VALUES ($1, 'abort', '')"
+        let decide = format!(
+            "INSERT INTO {} AS known (id, decision, participants) VALUES ($1, 'abort', '') \
+                 ON CONFLICT (id) DO UPDATE SET decided_at = known.decided_at \
+                 RETURNING decision",
+            decider.table
         );
-        let select = format!("SELECT decision FROM {table} WHERE id = $1");
         let mut transaction = self.open(WRITES).await?;
-        let connection = transaction.connection();
-        sqlx::query(AssertSqlSafe(insert))
+        let decision: String = sqlx::query_scalar(AssertSqlSafe(decide))
             .bind(id.to_string())
-            .execute(&mut *connection)
+            .fetch_one(transaction.connection())
             .await?;
-        let decision: String = sqlx::query_scalar(AssertSqlSafe(select))
-            .bind(id.to_string())
-            .fetch_one(connection)
-            .await?;
-        // Waits for the disk: the decision to commit may be visible, and not synced yet.
         transaction.commit().await.map_err(not_committed)?;
         Ok(Decided::parse(&decision))
     }

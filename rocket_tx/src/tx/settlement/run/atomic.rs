@@ -176,12 +176,13 @@ impl Run<'_, '_> {
             request = %self.id, decider = handle.name, decision = %decision.id,
             error = failure.text(), "the decision to commit got no reply; querying it"
         );
+        // A SQLite file is queried with the connection that this transaction may still hold.
+        drop(self.resources[index].take());
         let querying = handle.pool.decide_or_abort(by, decision.id);
         let queried = timeout_at(self.deadlines.whole, querying).await;
         match queried {
             Ok(Ok(Decided::Commit)) => {
                 self.unknown.retain(|unknown| *unknown != index);
-                drop(self.resources[index].take());
                 self.is_decided();
                 Ok(())
             }
