@@ -13,15 +13,8 @@ use rocket_tx::tx::{Action, Observer, Serializable, Step};
 use rocket_tx::{Error, Settlement, Tx};
 use sqlx::{Connection, PgConnection};
 
-use crate::support::stage::{note, run};
+use crate::support::stage::{both, note, run};
 use crate::support::{Audit, Backend, Cluster, Databases, In, Main, Stage, postgres_database};
-
-#[post("/both")]
-async fn both(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
-    note(&mut main, "written").await?;
-    note(&mut audit, "written").await?;
-    Ok(Status::Created)
-}
 
 #[post("/serializable")]
 async fn serializable(

@@ -7,19 +7,12 @@ use rocket_tx::tx::Serializable;
 use rocket_tx::{Error, Settlement, Tx};
 use sqlx::Executor;
 
-use crate::support::stage::note;
+use crate::support::stage::{both, note};
 use crate::support::{Audit, Backend, Break, Databases, In, Main, Proxy, Stage};
 
 #[post("/main")]
 async fn main(mut main: Tx<Main>) -> Result<Status, Error> {
     note(&mut main, "written").await?;
-    Ok(Status::Created)
-}
-
-#[post("/both")]
-async fn both(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
-    note(&mut main, "written").await?;
-    note(&mut audit, "written").await?;
     Ok(Status::Created)
 }
 

@@ -1,6 +1,5 @@
 //! A process crashes, and another one starts on the same databases.
 
-use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 
 use crate::support::{Backend, Databases, In, Service};
@@ -13,34 +12,16 @@ async fn stored(databases: &Databases) -> (Vec<String>, usize) {
     (titles, entries.len())
 }
 
-/// Sends a todo with a fault that ends the process before the response.
-async fn crash(service: &mut Service, title: &str, fault: &str) {
-    let response = service
-        .http
-        .request("POST /todos")
-        .header("Content-Type", "application/json")
-        .header("X-Fault", fault)
-        .body(format!(r#"{{"title":"{title}"}}"#))
-        .send()
-        .await;
-    assert!(
-        response.is_err(),
-        "{fault}: the process responded instead of crashing"
-    );
-    let status = service.ended().await;
-    assert!(status.signal().is_some(), "{fault}: {status}");
-}
-
 async fn a_crash_leaves_both_databases_consistent(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
     let mut service = Service::on(Arc::clone(&databases), &[]).await;
     assert_eq!(service.new_todo("kept", "").await.status, 201);
 
-    crash(&mut service, "before", "crash=before-commit").await;
+    service.crash("before", "crash=before-commit").await;
     let mut service = Service::on(Arc::clone(&databases), &[]).await;
     assert_eq!(stored(&databases).await, (vec!["kept".into()], 1));
 
-    crash(&mut service, "after", "crash=after-commit").await;
+    service.crash("after", "crash=after-commit").await;
     let service = Service::on(Arc::clone(&databases), &[]).await;
     assert_eq!(
         stored(&databases).await,
@@ -58,7 +39,7 @@ async fn without_atomic_commit_a_crash_between_two_commits_is_partial(backend: B
     let databases = Arc::new(Databases::new(backend).await);
     let variables = [("ROCKET_ATOMIC_COMMIT", "off")];
     let mut service = Service::on(Arc::clone(&databases), &variables).await;
-    crash(&mut service, "half", "crash=between-commits").await;
+    service.crash("half", "crash=between-commits").await;
     let service = Service::on(Arc::clone(&databases), &variables).await;
     assert_eq!(stored(&databases).await, (vec!["half".into()], 0));
     service.stop().await;

@@ -21,20 +21,6 @@ async fn titles(databases: &Databases) -> [Vec<String>; 2] {
     ]
 }
 
-async fn crash(service: &mut Service, title: &str, fault: &str) {
-    let response = service
-        .http
-        .request("POST /todos")
-        .header("Content-Type", "application/json")
-        .header("Host", title)
-        .header("X-Fault", fault)
-        .body(format!(r#"{{"title":"{title}"}}"#))
-        .send()
-        .await;
-    assert!(response.is_err(), "{fault}: the process responded");
-    assert!(!service.ended().await.success(), "{fault}");
-}
-
 /// Two processes recover at the same time.
 #[rocket::async_test]
 async fn after_a_crash_any_process_commits_both_or_neither() {
@@ -49,7 +35,7 @@ async fn after_a_crash_any_process_commits_both_or_neither() {
             "after-commit",
         ] {
             let mut service = Service::on(Arc::clone(&databases), &variables).await;
-            crash(&mut service, point, &format!("crash={point}")).await;
+            service.crash(point, &format!("crash={point}")).await;
         }
         let one = Service::on(Arc::clone(&databases), &variables).await;
         let other = Service::on(Arc::clone(&databases), &variables).await;

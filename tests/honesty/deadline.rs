@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use rocket::http::Status;
 use rocket::{post, routes};
 use rocket_tx::tx::{Phase, SettleContext};
-use rocket_tx::{Begin, Error, Outstanding, Resource, Settlement, Tx};
+use rocket_tx::{Begin, Error, Outstanding, Resource, Settlement};
 
 use crate::support::launch::logged;
-use crate::support::stage::{figment, note};
+use crate::support::stage::{both, figment, note};
 use crate::support::{Audit, Backend, Break, Databases, In, Main, Stage};
 
 const LIMIT: Duration = Duration::from_secs(2);
@@ -78,13 +78,6 @@ async fn hang(
     note(&mut *audit.begin().await?, "written").await?;
     outstanding.join(hangs())?;
     Ok((Status::new(code), ()))
-}
-
-#[post("/both")]
-async fn both(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
-    note(&mut main, "written").await?;
-    note(&mut audit, "written").await?;
-    Ok(Status::Created)
 }
 
 async fn stage(databases: Databases) -> Stage {

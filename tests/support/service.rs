@@ -1,5 +1,6 @@
 //! The reference service as a process.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -77,6 +78,24 @@ impl Service {
             .header("X-Fault", fault)
             .body(format!(r#"{{"title":"{title}"}}"#));
         HttpResponse::of(request).await
+    }
+
+    /// Creates a todo with a fault that ends the process before the response. The audit trail names
+    /// the todo by its title.
+    pub async fn crash(&mut self, title: &str, fault: &str) {
+        let request = self
+            .http
+            .request("POST /todos")
+            .header("Content-Type", "application/json")
+            .header("Host", title)
+            .header("X-Fault", fault)
+            .body(format!(r#"{{"title":"{title}"}}"#));
+        assert!(
+            request.send().await.is_err(),
+            "{fault}: the process responded instead of crashing"
+        );
+        let status = self.ended().await;
+        assert!(status.signal().is_some(), "{fault}: {status}");
     }
 
     pub fn id(&self) -> u32 {

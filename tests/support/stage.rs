@@ -3,9 +3,10 @@
 use rocket::fairing::AdHoc;
 use rocket::figment::Figment;
 use rocket::figment::providers::Serialized;
+use rocket::http::Status;
 use rocket::tokio::sync::oneshot;
 use rocket::tokio::task::JoinHandle;
-use rocket::{Build, Ignite, Rocket, Shutdown, delete, routes};
+use rocket::{Build, Ignite, Rocket, Shutdown, delete, post, routes};
 use rocket_db_pools::Database;
 use rocket_tx::db::{self, Connection, UrlPool};
 use rocket_tx::tx::{Live, LiveTransaction};
@@ -45,6 +46,14 @@ async fn part(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<(), Error> {
     run(&mut main, "DELETE FROM pairs").await?;
     run(&mut audit, "DELETE FROM pairs").await?;
     Ok(())
+}
+
+/// Writes a note in both databases.
+#[post("/both")]
+pub async fn both(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Result<Status, Error> {
+    note(&mut main, "written").await?;
+    note(&mut audit, "written").await?;
+    Ok(Status::Created)
 }
 
 /// A service with the databases `main` and `audit`, their tables `notes` and `pairs`, and the

@@ -235,7 +235,8 @@ pub(crate) struct AtomicHandle {
 
 /// What a database can do in an atomic commit. The error is the reason why it cannot.
 struct Abilities {
-    prepares: Result<(), String>,
+    /// The id under which a decision names it as a participant: its own id as a decider.
+    prepares: Result<DeciderId, String>,
     decides: Result<Decider, String>,
 }
 
@@ -263,14 +264,14 @@ impl AtomicHandle {
                 }
                 false => Err("no database can prepare".into()),
             };
-            // A participant is known by its id as a decider.
-            let prepares = prepares.and(decides.as_ref().map(|_| ()).map_err(String::clone));
+            let id = decides.as_ref().map(|decider| decider.id);
+            let prepares = prepares.and(id.map_err(String::clone));
             let _only_once = database.abilities.set(Abilities { prepares, decides });
         }
     }
 
-    /// Returns whether the database can prepare transactions, or why it cannot.
-    pub(crate) fn prepares(&self) -> Result<(), &str> {
+    /// Returns the id of the database as a participant, or why it cannot prepare transactions.
+    pub(crate) fn prepares(&self) -> Result<DeciderId, &str> {
         match self.abilities.get() {
             Some(Abilities { prepares, .. }) => prepares.as_ref().copied().map_err(String::as_str),
             None => Err("it was not set up"),

@@ -157,7 +157,7 @@ impl Recovery {
     /// Finishes what can be finished now.
     async fn pass(&self) -> Pass {
         let urgent = std::mem::take(&mut self.state.lock().urgent);
-        // Side by side, so that a database that does not reply delays no other one.
+        // Side by side, because each of them may not reply.
         let passes = self.databases.iter().map(|it| self.finish(it, &urgent));
         let mut found = Found::default();
         let mut is_complete = true;
@@ -304,8 +304,8 @@ impl Recovery {
         }
         // Another service may share this decider, and have other participants.
         let can_be_seen = |id: &DeciderId| {
-            let mut databases = self.databases.iter().filter(|it| it.prepares().is_ok());
-            databases.any(|known| known.decider().is_ok_and(|known| known.id == *id))
+            let mut databases = self.databases.iter();
+            databases.any(|known| known.prepares() == Ok(*id))
         };
         let left_over = old.into_iter().filter(|decision| {
             !needed.contains(&decision.id) && decision.participants.iter().all(can_be_seen)

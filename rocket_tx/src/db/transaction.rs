@@ -394,11 +394,7 @@ impl<S: Session> Transaction<S> {
     ///
     /// Any [`CommitError`] except `Unknown` and `NotDurable`. This method itself commits nothing.
     pub async fn prepare(&mut self) -> Result<(), CommitError> {
-        self.state = State::Busy;
-        if !self.has_its_session() {
-            self.state = State::Closing;
-            return Err(CommitError::Ended { undone: false });
-        }
+        self.start_step()?;
         let result = self.session.prepare().await;
         // This line is reached only if the future was not dropped. So no statement is running any
         // more, or the connection is broken, which rollback and the check of the pool detect.
@@ -435,11 +431,7 @@ impl<S: Session> Transaction<S> {
     ///
     /// Dropping the future does not stop a COMMIT that was sent. Its outcome is then unknown.
     pub async fn commit_without_waiting(&mut self) -> Result<Durability, CommitError> {
-        self.state = State::Busy;
-        if !self.has_its_session() {
-            self.state = State::Closing;
-            return Err(CommitError::Ended { undone: false });
-        }
+        self.start_step()?;
         let result = self.session.commit().await;
         self.state = match &result {
             Ok(_) => State::Ended,
@@ -447,6 +439,20 @@ impl<S: Session> Transaction<S> {
             Err(_) => State::Open,
         };
         result
+    }
+
+    /// Marks a statement of this library as running.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError::Ended`] if a handler has swapped the session for another one.
+    fn start_step(&mut self) -> Result<(), CommitError> {
+        if !self.has_its_session() {
+            self.state = State::Closing;
+            return Err(CommitError::Ended { undone: false });
+        }
+        self.state = State::Busy;
+        Ok(())
     }
 
     /// Returns `false` if a handler has swapped the session for another one. `Drop` then closes the

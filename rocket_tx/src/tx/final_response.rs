@@ -5,7 +5,8 @@ use rocket::http::Status;
 /// The response of a request that is to be committed: status, headers and body.
 ///
 /// It contains everything that the handler and all fairings have put into the response. The headers
-/// that settlement adds itself are missing: `X-Request-Id` and `Transaction-Outcome`.
+/// that settlement adds itself are missing: `X-Request-Id`, `Transaction-Outcome` and
+/// `Transaction-Pending`.
 ///
 /// Returned by [`SettleContext::response`](super::SettleContext::response).
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,11 +7,7 @@ impl<S: Session> Transaction<S> {
     /// As [`prepare`](Self::prepare), for one of several databases. Afterwards
     /// [`may_have_written`](Self::may_have_written) is exact where the database can tell.
     pub(crate) async fn prepare_among_several(&mut self) -> Result<(), CommitError> {
-        self.state = State::Busy;
-        if !self.has_its_session() {
-            self.state = State::Closing;
-            return Err(CommitError::Ended { undone: false });
-        }
+        self.start_step()?;
         let result = self.session.prepare_among_several().await;
         self.state = State::Open;
         result
@@ -59,11 +55,7 @@ impl<S: Session> Transaction<S> {
     ///
     /// If the future is dropped, the decision is unknown until the decider is queried.
     pub(crate) async fn decide(&mut self, decision: &Decision) -> Result<Durability, CommitError> {
-        self.state = State::Busy;
-        if !self.has_its_session() {
-            self.state = State::Closing;
-            return Err(CommitError::Ended { undone: false });
-        }
+        self.start_step()?;
         let result = self.session.decide(decision).await;
         self.state = match &result {
             Ok(_) => State::Ended,

@@ -135,7 +135,9 @@ pub enum Error {
     /// Several databases were written, and one of them cannot prepare its transaction, which an
     /// atomic commit needs. 500.
     #[error(
-        "the transaction of `{database}` cannot be prepared, which a request that writes several databases needs: {source}; use no temporary tables, LISTEN, NOTIFY or cursors WITH HOLD there, or set `atomic_commit = \"off\"`"
+        "the transaction of `{database}` cannot be prepared, which a request that writes several \
+         databases needs: {source}; use no temporary tables, LISTEN, NOTIFY or cursors WITH HOLD \
+         there, or set `atomic_commit = \"off\"`"
     )]
     CannotPrepare {
         /// The name of the database.
@@ -146,7 +148,8 @@ pub enum Error {
 
     /// The commit of several databases took so long that another process has rolled it back. 503.
     #[error(
-        "the commit of several databases took too long, and another process has rolled it back; retry"
+        "the commit of several databases took too long, and another process has rolled it back; \
+         retry"
     )]
     DecidedToAbort,
 

@@ -3,12 +3,13 @@
 
 use std::any::TypeId;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rocket::figment::Figment;
 use rocket::serde::Deserialize;
+use rocket::{Build, Rocket};
 
-use crate::db::{AtomicHandle, Recovery, setting};
+use super::settings::Settings;
+use crate::db::{AtomicHandle, AttachedDatabases, Decider, DeciderId, Recovery, setting};
 
 /// `atomic_commit` in the configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -35,32 +36,41 @@ pub(super) struct AtomicCommit {
     pub(super) recovery: Arc<Recovery>,
 }
 
-/// The roles of databases in one commit, by their indices in the settlement.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Roles {
-    /// At most one of them has written, or no atomic commit is possible.
-    Separate,
-    /// One decides, after the others have prepared.
-    Atomic {
-        decider: usize,
-        participants: Vec<usize>,
-    },
+/// A database that may have written in one request.
+pub(super) struct Writer {
+    /// Its index in the settlement.
+    pub(super) index: usize,
+    /// `None`: a database that is not one of this library.
+    pub(super) database: Option<TypeId>,
+}
+
+/// The roles of databases in one atomic commit.
+pub(super) struct Roles {
+    /// The index of the decider in the settlement.
+    pub(super) index: usize,
+    pub(super) handle: Arc<AtomicHandle>,
+    pub(super) decider: Decider,
+    /// The databases that prepare, by their indices in the settlement, with their ids.
+    pub(super) participants: Vec<(usize, DeciderId)>,
 }
 
 impl AtomicCommit {
-    /// Finds out what the databases can do, creates their tables of decisions, and logs between
-    /// which databases a commit is atomic.
+    /// Finds out what the databases of `rocket` can do, creates their tables of decisions, and logs
+    /// between which databases a commit is atomic. All databases must be attached.
     ///
     /// # Errors
     ///
     /// The pair for which `atomic_commit = "required"` cannot hold, with the reason.
-    pub(super) async fn set_up(
-        databases: Vec<Arc<AtomicHandle>>,
-        mode: AtomicMode,
-        settle_timeout: Duration,
-    ) -> Result<Option<Self>, String> {
+    pub(super) async fn set_up(rocket: &Rocket<Build>, mode: AtomicMode) -> Result<(), String> {
+        let (Some(attached), Some(settings)) = (
+            rocket.state::<AttachedDatabases>(),
+            rocket.state::<Settings>(),
+        ) else {
+            return Ok(());
+        };
+        let databases = attached.atomic();
         if mode == AtomicMode::Off || databases.len() < 2 {
-            return Ok(None);
+            return Ok(());
         }
         AtomicHandle::set_up(&databases).await;
         for (index, one) in databases.iter().enumerate() {
@@ -88,49 +98,46 @@ impl AtomicCommit {
                 }
             }
         }
-        let recovery = Arc::new(Recovery::new(databases.clone(), settle_timeout));
-        Ok(Some(Self {
+        let recovery = Arc::new(Recovery::new(databases.clone(), settings.settle_timeout));
+        settings.monitor.live.set_recovery(Arc::clone(&recovery));
+        let _only_once = settings.atomic.set(Self {
             databases,
             recovery,
-        }))
+        });
+        Ok(())
     }
 
-    pub(super) fn database(&self, database: TypeId) -> Option<&Arc<AtomicHandle>> {
-        self.databases
-            .iter()
-            .find(|known| known.database == database)
-    }
-
-    /// Chooses the roles of the databases that have written. `None` stands for a database of
-    /// another kind. `last`: the index of the database that was asked to commit last.
-    pub(super) fn roles(&self, writers: &[(usize, Option<TypeId>)], last: Option<usize>) -> Roles {
+    /// Chooses the roles of the databases that have written. Returns `None` if at most one of them
+    /// has, or if no atomic commit is possible. `last`: the index of the database that was asked to
+    /// commit last.
+    pub(super) fn roles(&self, writers: &[Writer], last: Option<usize>) -> Option<Roles> {
         if writers.len() < 2 {
-            return Roles::Separate;
+            return None;
         }
-        let handle = |database: Option<TypeId>| database.and_then(|it| self.database(it));
-        let prepares = |database| handle(database).is_some_and(|handle| handle.prepares().is_ok());
-        let decides = |database| handle(database).is_some_and(|handle| handle.decider().is_ok());
-        let cannot_prepare: Vec<usize> = (writers.iter())
-            .filter(|(_, database)| !prepares(*database))
-            .map(|(index, _)| *index)
-            .collect();
-        let decider = match cannot_prepare[..] {
-            [] => {
-                let wanted = writers.iter().find(|(index, _)| Some(*index) == last);
-                wanted.or(writers.first())
-            }
-            [only] => writers.iter().find(|(index, _)| *index == only),
-            _ => None,
+        let handle = |writer: &Writer| {
+            let mut databases = self.databases.iter();
+            databases.find(|known| writer.database == Some(known.database))
         };
-        match decider {
-            Some((decider, database)) if decides(*database) => Roles::Atomic {
-                decider: *decider,
-                participants: (writers.iter().map(|(index, _)| *index))
-                    .filter(|index| index != decider)
-                    .collect(),
-            },
-            _ => Roles::Separate,
-        }
+        let prepares = |writer: &Writer| handle(writer)?.prepares().ok();
+        let mut without = writers.iter().filter(|writer| prepares(writer).is_none());
+        let decider = match (without.next(), without.next()) {
+            (None, _) => {
+                let wanted = writers.iter().find(|writer| Some(writer.index) == last);
+                wanted.or(writers.first())?
+            }
+            (Some(only), None) => only,
+            (Some(_), Some(_)) => return None,
+        };
+        let participants = writers.iter().filter(|it| it.index != decider.index);
+        let handle = handle(decider)?;
+        Some(Roles {
+            index: decider.index,
+            handle: Arc::clone(handle),
+            decider: handle.decider().ok()?.clone(),
+            participants: participants
+                .filter_map(|writer| Some((writer.index, prepares(writer)?)))
+                .collect(),
+        })
     }
 }
 
@@ -138,14 +145,14 @@ impl AtomicCommit {
 /// the reason.
 fn atomic_pair(one: &AtomicHandle, other: &AtomicHandle) -> Result<(), String> {
     match (one.prepares(), other.prepares()) {
-        (Ok(()), _) if other.decider().is_ok() => Ok(()),
-        (_, Ok(())) if one.decider().is_ok() => Ok(()),
+        (Ok(_), _) if other.decider().is_ok() => Ok(()),
+        (_, Ok(_)) if one.decider().is_ok() => Ok(()),
         (Err(this), Err(that)) => Err(format!(
             "neither of them can prepare a transaction (`{}`: {this}; `{}`: {that})",
             one.name, other.name
         )),
-        (Ok(()), _) => Err(cannot_decide(other)),
-        (_, Ok(())) => Err(cannot_decide(one)),
+        (Ok(_), _) => Err(cannot_decide(other)),
+        (_, Ok(_)) => Err(cannot_decide(one)),
     }
 }
 

@@ -9,14 +9,14 @@ use crate::db::{AtomicHandle, DecisionId, Recovery};
 /// On drop, recovery gets what is left to do: to finish what may still be prepared, or to delete the
 /// decision. So it gets that also if the settlement is dropped.
 pub(super) struct BegunDecision {
-    pub(super) id: DecisionId,
+    id: DecisionId,
     decider: Arc<AtomicHandle>,
     recovery: Arc<Recovery>,
     /// The last PREPARE TRANSACTION has no certain result.
-    pub(super) is_preparing: bool,
-    /// The databases that have prepared and not finished yet.
-    pub(super) prepared: Vec<usize>,
-    pub(super) is_decided: bool,
+    is_preparing: bool,
+    /// The databases that have prepared and not finished yet, by their indices in the settlement.
+    prepared: Vec<usize>,
+    is_decided: bool,
 }
 
 impl BegunDecision {
@@ -29,6 +29,31 @@ impl BegunDecision {
             prepared: Vec::new(),
             is_decided: false,
         }
+    }
+
+    pub(super) fn id(&self) -> DecisionId {
+        self.id
+    }
+
+    /// Notes that PREPARE TRANSACTION is about to be sent.
+    pub(super) fn preparing(&mut self) {
+        self.is_preparing = true;
+    }
+
+    /// Notes that the database at `index` has prepared.
+    pub(super) fn prepared(&mut self, index: usize) {
+        self.is_preparing = false;
+        self.prepared.push(index);
+    }
+
+    /// Notes that the database has certainly not prepared.
+    pub(super) fn not_prepared(&mut self) {
+        self.is_preparing = false;
+    }
+
+    /// Notes that the decision to commit is stored.
+    pub(super) fn decided(&mut self) {
+        self.is_decided = true;
     }
 
     /// Notes that a prepared transaction was committed or rolled back.

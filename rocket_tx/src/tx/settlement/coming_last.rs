@@ -6,15 +6,11 @@
 //! attached again in each round. It is a singleton, so Rocket moves it to the last place each time.
 //! If a fairing still comes later, `tx::fairings` detects that, and the launch fails.
 
-use std::sync::Arc;
-
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Rocket};
 
 use super::atomic::{AtomicCommit, AtomicMode};
 use super::response::ResponseFairing;
-use super::settings::Settings;
-use crate::db::AttachedDatabases;
 
 /// In how many rounds the response half is attached again: one for the stages of the launch code,
 /// and one for each of three levels of stages below them.
@@ -53,36 +49,12 @@ impl Fairing for ComesLast {
             }));
         }
         // All databases are attached by now.
-        match self.set_up_atomic_commit(&rocket).await {
+        match AtomicCommit::set_up(&rocket, self.atomic_commit).await {
             Ok(()) => Ok(rocket),
             Err(reason) => {
                 tracing::error!("{reason}");
                 Err(rocket)
             }
         }
-    }
-}
-
-impl ComesLast {
-    async fn set_up_atomic_commit(&self, rocket: &Rocket<Build>) -> Result<(), String> {
-        let (Some(attached), Some(settings)) = (
-            rocket.state::<AttachedDatabases>(),
-            rocket.state::<Settings>(),
-        ) else {
-            return Ok(());
-        };
-        let set_up = AtomicCommit::set_up(
-            attached.atomic(),
-            self.atomic_commit,
-            settings.settle_timeout,
-        );
-        if let Some(atomic) = set_up.await? {
-            settings
-                .monitor
-                .live
-                .set_recovery(Arc::clone(&atomic.recovery));
-            let _only_once = settings.atomic.set(atomic);
-        }
-        Ok(())
     }
 }

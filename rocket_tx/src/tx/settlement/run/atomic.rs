@@ -6,7 +6,6 @@
 //! 3. Every participant commits what it has prepared. If one cannot be reached, recovery does that
 //!    later, in this or in another process.
 
-use std::any::TypeId;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -16,208 +15,149 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::{Call, Failure, Run};
-use crate::db::{AtomicHandle, Decided, Decider, DeciderId, Decision, GlobalId};
+use crate::db::{Decided, Decision, DecisionId, GlobalId};
 use crate::tx::failure::Error;
 use crate::tx::monitor::Step;
-use crate::tx::settlement::atomic::Roles;
+use crate::tx::registry::Resource;
+use crate::tx::settlement::atomic::{Roles, Writer};
 use crate::tx::settlement::begun_decision::BegunDecision;
 use crate::tx::verdict::{Action, Outcome};
 
 impl Run<'_, '_> {
-    /// Returns the databases that may have written, with their types.
-    fn writers(&mut self) -> Vec<(usize, Option<TypeId>)> {
-        let mut writers = Vec::new();
-        for (index, resource) in self.resources[..self.databases].iter_mut().enumerate() {
-            let Some(resource) = resource else { continue };
-            match resource.as_database() {
-                Some(database) if !database.may_have_written() => {}
-                Some(database) => writers.push((index, Some(database.database()))),
-                None => writers.push((index, None)),
-            }
-        }
-        writers
+    /// Returns the databases that may have written.
+    fn writers(&mut self) -> Vec<Writer> {
+        let databases = self.resources[..self.databases].iter_mut().enumerate();
+        let writer = |(index, resource): (usize, &mut Option<Box<dyn Resource>>)| {
+            let database = match resource.as_mut()?.as_database() {
+                Some(database) if !database.may_have_written() => return None,
+                database => database.map(|database| database.database()),
+            };
+            Some(Writer { index, database })
+        };
+        databases.filter_map(writer).collect()
     }
 
     /// Commits all databases. Those that have written nothing commit first: if one of them refuses,
     /// everything is rolled back.
     pub(super) async fn commit_databases(&mut self) -> Result<(), Error> {
-        let writers = match self.databases {
-            1 => vec![(0, None)],
-            _ => self.writers(),
-        };
-        let is_writer = |index: &usize| writers.iter().any(|(writer, _)| writer == index);
+        if self.databases < 2 {
+            return self.commit_each(&[0][..self.databases]).await;
+        }
+        let writers = self.writers();
+        let is_writer = |index: &usize| writers.iter().any(|writer| writer.index == *index);
         self.readers = (0..self.databases)
             .filter(|index| !is_writer(index))
             .collect();
-        let roles = match self.settings.atomic.get() {
-            Some(atomic) => atomic.roles(&writers, self.last),
-            None => Roles::Separate,
-        };
         let mut order = self.readers.clone();
-        match roles {
-            Roles::Separate => {
-                order.extend(writers.iter().map(|(index, _)| index));
-                if let Some(last) = self.last.filter(is_writer) {
-                    order.retain(|index| *index != last);
-                    order.push(last);
-                }
-                self.commit_each(&order).await
+        let atomic = self.settings.atomic.get();
+        let roles = atomic.and_then(|atomic| Some((atomic, atomic.roles(&writers, self.last)?)));
+        let Some((atomic, roles)) = roles else {
+            order.extend(writers.iter().map(|writer| writer.index));
+            if let Some(last) = self.last.filter(is_writer) {
+                order.retain(|index| *index != last);
+                order.push(last);
             }
-            Roles::Atomic {
-                decider,
-                participants,
-            } => {
-                self.commit_each(&order).await?;
-                // Boxed: the future of a request that writes one database stays small.
-                Box::pin(self.commit_atomically(decider, &participants)).await
-            }
-        }
+            return self.commit_each(&order).await;
+        };
+        self.commit_each(&order).await?;
+        let mut begun = BegunDecision::new(Arc::clone(&roles.handle), Arc::clone(&atomic.recovery));
+        // Boxed: the future of a request that writes one database stays small.
+        let result = Box::pin(self.commit_atomically(&roles, &mut begun)).await;
+        // A rollback that follows finishes what is prepared.
+        self.decision = Some(begun);
+        result
     }
 
     async fn commit_atomically(
         &mut self,
-        decider: usize,
-        participants: &[usize],
+        roles: &Roles,
+        begun: &mut BegunDecision,
     ) -> Result<(), Error> {
-        let Some((handle, by)) = self.begin_decision(decider) else {
-            return Err(Error::SettleTimeout(self.settings.settle_timeout));
-        };
-        for (number, &index) in participants.iter().enumerate() {
-            self.prepare_transaction(index, by.id, number).await?;
+        let participants: Vec<usize> = roles.participants.iter().map(|(index, _)| *index).collect();
+        for (participant, &index) in participants.iter().enumerate() {
+            let name = GlobalId {
+                decider: roles.decider.id,
+                decision: begun.id(),
+                participant,
+            };
+            self.prepare_transaction(index, &name, begun).await?;
         }
-        self.decide(decider, participants, &handle, &by).await?;
-        self.committed.push(decider);
-        // A power cut must not undo the decision after a participant has committed.
-        if let Err(error) = self.wait_until_durable().await {
-            self.leave_in_doubt(participants);
+        if let Err(error) = self.decide(roles, begun.id()).await {
+            if error.outcome() == Outcome::Unknown {
+                self.leave_in_doubt(&participants);
+            }
             return Err(error);
         }
-        self.committed.extend(participants);
-        self.commit_prepared(participants).await;
+        begun.decided();
+        self.committed.push(roles.index);
+        // A power cut must not undo the decision after a participant has committed.
+        if let Err(error) = self.wait_until_durable().await {
+            self.leave_in_doubt(&participants);
+            return Err(error);
+        }
+        self.committed.extend(&participants);
+        self.commit_prepared(&participants, begun).await;
         Ok(())
-    }
-
-    /// Begins a decision of the database at `index`. Writes nothing yet.
-    fn begin_decision(&mut self, index: usize) -> Option<(Arc<AtomicHandle>, Decider)> {
-        let atomic = self.settings.atomic.get()?;
-        let database = self.resources[index].as_mut()?.as_database()?.database();
-        let handle = atomic.database(database)?;
-        let by = handle.decider().ok()?.clone();
-        let recovery = Arc::clone(&atomic.recovery);
-        self.decision = Some(BegunDecision::new(Arc::clone(handle), recovery));
-        Some((Arc::clone(handle), by))
     }
 
     /// Prepares the transaction of the database at `index`.
     async fn prepare_transaction(
         &mut self,
         index: usize,
-        decider: DeciderId,
-        participant: usize,
+        name: &GlobalId,
+        begun: &mut BegunDecision,
     ) -> Result<(), Error> {
-        let Some(decision) = &mut self.decision else {
-            return Ok(());
-        };
-        decision.is_preparing = true;
-        let name = GlobalId {
-            decider,
-            decision: decision.id,
-            participant,
-        };
-        let prepare = Call::PrepareTransaction(&name);
+        begun.preparing();
+        let prepare = Call::PrepareTransaction(name);
         let result = self.call(index, prepare, self.deadlines.commit).await;
-        let Some(decision) = &mut self.decision else {
-            return Ok(());
-        };
-        match result {
-            Ok(()) => {
-                decision.is_preparing = false;
-                decision.prepared.push(index);
-                Ok(())
-            }
-            Err(failure) => {
-                // Without a reply, it may be prepared.
-                decision.is_preparing = match &failure {
-                    Failure::Error(error) => matches!(error, Error::ConnectionLost(_)),
-                    Failure::Panicked | Failure::TimedOut => true,
-                };
-                Err(self.error_of(failure))
-            }
+        match &result {
+            Ok(()) => begun.prepared(index),
+            // Without a reply, it may be prepared.
+            Err(Failure::Panicked | Failure::TimedOut) => {}
+            Err(Failure::Error(Error::ConnectionLost(_))) => {}
+            Err(Failure::Error(_)) => begun.not_prepared(),
         }
+        result.map_err(|failure| self.error_of(failure))
     }
 
     /// Commits the decider. If its reply is lost, queries the decision.
-    async fn decide(
-        &mut self,
-        index: usize,
-        participants: &[usize],
-        handle: &AtomicHandle,
-        by: &Decider,
-    ) -> Result<(), Error> {
-        let Some(id) = self.decision.as_ref().map(|begun| begun.id) else {
-            return Ok(());
-        };
+    async fn decide(&mut self, roles: &Roles, id: DecisionId) -> Result<(), Error> {
+        let Roles { index, handle, .. } = roles;
         let decision = Decision {
             id,
-            participants: self.ids_of(participants),
-            table: Arc::clone(&by.table),
+            participants: roles.participants.iter().map(|(_, id)| *id).collect(),
+            table: Arc::clone(&roles.decider.table),
         };
         let decide = Call::Decide(&decision);
-        let decided = self.call(index, decide, self.deadlines.commit).await;
-        let failure = match decided {
-            Ok(()) => {
-                self.is_decided();
-                return Ok(());
-            }
+        let failure = match self.call(*index, decide, self.deadlines.commit).await {
+            Ok(()) => return Ok(()),
             Err(Failure::Error(error)) if error.outcome() != Outcome::Unknown => return Err(error),
             Err(failure) => failure,
         };
         tracing::warn!(
-            request = %self.id, decider = handle.name, decision = %decision.id,
-            error = failure.text(), "the decision to commit got no reply; querying it"
+            request = %self.id, decider = handle.name, decision = %id, error = failure.text(),
+            "the decision to commit got no reply; querying it"
         );
         // A SQLite file is queried with the connection that this transaction may still hold.
-        drop(self.resources[index].take());
-        let querying = handle.pool.decide_or_abort(by, decision.id);
-        let queried = timeout_at(self.deadlines.whole, querying).await;
-        match queried {
-            Ok(Ok(Decided::Commit)) => {
-                self.unknown.retain(|unknown| *unknown != index);
-                self.is_decided();
-                Ok(())
-            }
-            Ok(Ok(Decided::Abort)) => {
-                self.unknown.retain(|unknown| *unknown != index);
-                Err(Error::DecidedToAbort)
-            }
-            Ok(Err(_)) | Err(_) => {
-                tracing::error!(
-                    request = %self.id, decider = handle.name, decision = %decision.id,
-                    "the decision cannot be queried; the prepared transactions stay in doubt until \
-                     recovery can query it"
-                );
-                self.leave_in_doubt(participants);
-                let all = [participants, &[index]].concat();
-                Err(Error::Unknown(self.names_of(&all)))
-            }
-        }
-    }
-
-    /// Returns the ids of the databases at `indices`.
-    fn ids_of(&mut self, indices: &[usize]) -> Vec<DeciderId> {
-        let Some(atomic) = self.settings.atomic.get() else {
-            return Vec::new();
+        drop(self.resources[*index].take());
+        let querying = handle.pool.decide_or_abort(&roles.decider, id);
+        let Ok(Ok(decided)) = timeout_at(self.deadlines.whole, querying).await else {
+            tracing::error!(
+                request = %self.id, decider = handle.name, decision = %id,
+                "the decision cannot be queried; the prepared transactions stay in doubt until \
+                 recovery can query it"
+            );
+            let participants = roles
+                .participants
+                .iter()
+                .map(|(participant, _)| *participant);
+            let all: Vec<usize> = participants.chain([*index]).collect();
+            return Err(Error::Unknown(self.names_of(&all)));
         };
-        let id = |index: &usize| {
-            let database = self.resources[*index].as_mut()?.as_database()?.database();
-            Some(atomic.database(database)?.decider().ok()?.id)
-        };
-        indices.iter().filter_map(id).collect()
-    }
-
-    fn is_decided(&mut self) {
-        if let Some(decision) = &mut self.decision {
-            decision.is_decided = true;
+        self.unknown.retain(|unknown| unknown != index);
+        match decided {
+            Decided::Commit => Ok(()),
+            Decided::Abort => Err(Error::DecidedToAbort),
         }
     }
 
@@ -231,7 +171,7 @@ impl Run<'_, '_> {
 
     /// Commits what was prepared, in all databases at once. If one of them cannot be reached,
     /// recovery commits it later, and the database is [pending](Run::take_pending).
-    async fn commit_prepared(&mut self, participants: &[usize]) {
+    async fn commit_prepared(&mut self, participants: &[usize], begun: &mut BegunDecision) {
         let deadline = self.deadlines.whole;
         let mut resources = Vec::new();
         for &index in participants {
@@ -265,10 +205,9 @@ impl Run<'_, '_> {
         let results = join_all(commits).await;
         for (index, result, took) in results {
             self.report(&step(index), &result, took);
-            match (result, &mut self.decision) {
-                (Ok(()), Some(decision)) => decision.finished(index),
-                (Ok(()), None) => {}
-                (Err(failure), _) => {
+            match result {
+                Ok(()) => begun.finished(index),
+                Err(failure) => {
                     tracing::error!(
                         request = %self.id, database = self.names[index], error = failure.text(),
                         "a decided transaction could not be committed yet; recovery will commit it"
