@@ -56,7 +56,8 @@
 //!   request do not run again. See [`Initializer::caller`] for authentication.
 //! - Responses are stored only in the database, so every process that uses it can send them.
 //! - In the database with the keys, nothing is done twice. If a request writes to other databases
-//!   too, and its process is killed between two COMMITs, a repetition does their part again.
+//!   too, and they do not commit atomically, and the process is killed between two COMMITs, then a
+//!   repetition does their part again.
 //!
 //! # Order
 //!
