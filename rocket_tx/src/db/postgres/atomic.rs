@@ -137,7 +137,7 @@ impl AtomicDatabase for PostgresPool {
                  ::pg_catalog.int8::pg_catalog.text \
              FROM pg_catalog.pg_prepared_xacts \
              WHERE database = pg_catalog.current_database() AND gid LIKE '{}%' ORDER BY prepared; \
-             COMMIT",
+             ROLLBACK",
             GlobalId::PREFIX
         );
         let rows = self.run(sql).await?;

@@ -3,13 +3,12 @@
 
 use std::any::TypeId;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rocket::figment::Figment;
 use rocket::serde::Deserialize;
-use rocket::{Build, Rocket};
 
-use super::settings::Settings;
-use crate::db::{AtomicHandle, AttachedDatabases, Decider, DeciderId, Recovery, setting};
+use crate::db::{AtomicHandle, Decider, DeciderId, Recovery, setting};
 
 /// `atomic_commit` in the configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -55,22 +54,19 @@ pub(super) struct Roles {
 }
 
 impl AtomicCommit {
-    /// Finds out what the databases of `rocket` can do, creates their tables of decisions, and logs
-    /// between which databases a commit is atomic. All databases must be attached.
+    /// Finds out what the databases can do, creates their tables of decisions, and logs between
+    /// which databases a commit is atomic. Returns `None` if it is turned off or not needed.
     ///
     /// # Errors
     ///
     /// The pair for which `atomic_commit = "required"` cannot hold, with the reason.
-    pub(super) async fn set_up(rocket: &Rocket<Build>, mode: AtomicMode) -> Result<(), String> {
-        let (Some(attached), Some(settings)) = (
-            rocket.state::<AttachedDatabases>(),
-            rocket.state::<Settings>(),
-        ) else {
-            return Ok(());
-        };
-        let databases = attached.atomic();
+    pub(super) async fn set_up(
+        databases: Vec<Arc<AtomicHandle>>,
+        mode: AtomicMode,
+        settle_timeout: Duration,
+    ) -> Result<Option<Self>, String> {
         if mode == AtomicMode::Off || databases.len() < 2 {
-            return Ok(());
+            return Ok(None);
         }
         AtomicHandle::set_up(&databases).await;
         for (index, one) in databases.iter().enumerate() {
@@ -98,13 +94,11 @@ impl AtomicCommit {
                 }
             }
         }
-        let recovery = Arc::new(Recovery::new(databases.clone(), settings.settle_timeout));
-        settings.monitor.live.set_recovery(Arc::clone(&recovery));
-        let _only_once = settings.atomic.set(Self {
+        let recovery = Arc::new(Recovery::new(databases.clone(), settle_timeout));
+        Ok(Some(Self {
             databases,
             recovery,
-        });
-        Ok(())
+        }))
     }
 
     /// Chooses the roles of the databases that have written. Returns `None` if at most one of them

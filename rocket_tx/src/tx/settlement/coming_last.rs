@@ -9,7 +9,8 @@
 use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Rocket};
 
-use super::atomic::{AtomicCommit, AtomicMode};
+use super::atomic::AtomicMode;
+use super::atomic_launch::set_up_atomic_commit;
 use super::response::ResponseFairing;
 
 /// In how many rounds the response half is attached again: one for the stages of the launch code,
@@ -49,7 +50,7 @@ impl Fairing for ComesLast {
             }));
         }
         // All databases are attached by now.
-        match AtomicCommit::set_up(&rocket, self.atomic_commit).await {
+        match set_up_atomic_commit(&rocket, self.atomic_commit).await {
             Ok(()) => Ok(rocket),
             Err(reason) => {
                 tracing::error!("{reason}");

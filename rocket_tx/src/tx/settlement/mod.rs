@@ -9,6 +9,7 @@
 //! | `coming_last` | attaches the response half after all other response fairings |
 //! | `run` | carries the verdict out on every resource |
 //! | `run/atomic` | commits several databases, all or none |
+//! | `atomic_launch` | sets atomic commit up when all databases are attached |
 //! | `begun_decision` | the progress of an atomic commit; leaves to recovery what is not finished |
 //! | `atomic` | between which databases a commit is atomic, and which one decides |
 //! | `rewrite` | decides whether the response is kept or replaced by a problem |
@@ -17,6 +18,7 @@
 //! | `peer` | finds the connection of a client, reads its progress, and closes it |
 
 mod atomic;
+mod atomic_launch;
 mod begun_decision;
 mod capture;
 mod coming_last;
