@@ -3,6 +3,8 @@
 mod disk;
 mod network;
 mod processes;
+mod recovery;
+mod refusals;
 
 use std::sync::Arc;
 

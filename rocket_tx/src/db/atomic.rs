@@ -13,9 +13,10 @@
 use std::any::TypeId;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rocket::futures::future::join_all;
 use uuid::Uuid;
 
@@ -130,10 +131,13 @@ pub(crate) enum Decided {
 
 impl Decided {
     /// Parses the value of the column `decision`.
-    pub(crate) fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> sqlx::Result<Self> {
         match text {
-            "commit" => Self::Commit,
-            _ => Self::Abort,
+            "commit" => Ok(Self::Commit),
+            "abort" => Ok(Self::Abort),
+            _ => Err(sqlx::Error::Decode(
+                "a decision is `commit` or `abort`".into(),
+            )),
         }
     }
 }
@@ -154,24 +158,19 @@ impl Decision {
     }
 }
 
-/// A decision that is stored for longer than a request needs it.
-#[derive(Debug)]
-pub(crate) struct OldDecision {
-    pub(crate) id: DecisionId,
-    pub(crate) participants: Vec<DeciderId>,
+/// Returns an SQL expression that is true for a decision if its column `participants` names only
+/// databases of `known`.
+pub(crate) fn has_only_known_participants(known: &[DeciderId]) -> String {
+    let unknown = known.iter().fold("participants".to_owned(), |rest, id| {
+        format!("replace({rest}, '{id}', '')")
+    });
+    format!("replace({unknown}, ',', '') = ''")
 }
 
-impl OldDecision {
-    /// Parses the columns `id` and `participants`.
-    pub(crate) fn parse(id: &str, participants: &str) -> sqlx::Result<Self> {
-        let not_an_id = |error| sqlx::Error::Decode(Box::new(error));
-        let participants = participants.split(',').filter(|id| !id.is_empty());
-        let participants: Result<_, _> = participants.map(str::parse).collect();
-        Ok(Self {
-            id: id.parse().map_err(not_an_id)?,
-            participants: participants.map_err(not_an_id)?,
-        })
-    }
+/// Parses an id that a database stores.
+pub(crate) fn parse_id<I: FromStr<Err = uuid::Error>>(id: &str) -> sqlx::Result<I> {
+    id.parse()
+        .map_err(|error: uuid::Error| sqlx::Error::Decode(Box::new(error)))
 }
 
 /// A prepared transaction that has not been finished.
@@ -186,15 +185,14 @@ pub(crate) struct InDoubt {
 /// of their own, so they work while the pool is exhausted.
 #[rocket::async_trait]
 pub(crate) trait AtomicDatabase: Send + Sync + 'static {
-    /// Checks whether the database can prepare transactions.
-    ///
-    /// # Errors
-    ///
-    /// The reason why it cannot.
-    async fn can_prepare(&self) -> Result<(), String>;
+    /// Returns the reason why the database cannot prepare transactions, or `None` if it can.
+    async fn obstacle(&self) -> sqlx::Result<Option<&'static str>>;
 
-    /// Creates the table of decisions if it does not exist, and returns its owner.
-    async fn set_up_decider(&self) -> Result<Decider, Error>;
+    /// Creates the table of decisions, if it does not exist.
+    async fn create_decisions(&self) -> Result<(), Error>;
+
+    /// Returns the database as a decider, or `None` if it has no table of decisions.
+    async fn decider(&self) -> sqlx::Result<Option<Decider>>;
 
     /// Returns the decision with this id. If there is none, decides to abort first: then no decider
     /// can decide to commit any more.
@@ -205,22 +203,32 @@ pub(crate) trait AtomicDatabase: Send + Sync + 'static {
     /// Deletes decisions.
     async fn forget(&self, decider: &Decider, ids: &[DecisionId]) -> sqlx::Result<()>;
 
-    /// Returns the decisions that are older than `age`, with their participants, in the order of
-    /// their age, at most a few hundred. A decision to abort is left out as long as the transaction
-    /// of a late decider may still be open.
+    /// Returns the decisions that are older than `age` and whose participants are all in `known`, in
+    /// the order of their age, at most a few hundred. A decision to abort is left out as long as the
+    /// transaction of a late decider may still be open.
     async fn old_decisions(
         &self,
         decider: &Decider,
         age: Duration,
-    ) -> sqlx::Result<Vec<OldDecision>>;
+        known: &[DeciderId],
+    ) -> sqlx::Result<Vec<DecisionId>>;
 
     /// Returns the prepared transactions of this database that belong to one of these deciders,
     /// oldest first.
     async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>>;
 
-    /// Commits or rolls back a prepared transaction. Succeeds also if another process has finished
-    /// it.
-    async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<()>;
+    /// Commits or rolls back a prepared transaction, unless another process is faster.
+    async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<Finished>;
+}
+
+/// The result of finishing a prepared transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finished {
+    Done,
+    /// Another session has finished it before.
+    Elsewhere,
+    /// Another session is finishing it now.
+    InProgress,
 }
 
 /// An attached database, as a part of atomic commits.
@@ -229,61 +237,129 @@ pub(crate) struct AtomicHandle {
     /// Its name in the configuration.
     pub(crate) name: &'static str,
     pub(crate) pool: Box<dyn AtomicDatabase>,
-    /// What it can do. Set at launch, if the service has several databases.
-    abilities: OnceLock<Abilities>,
+    abilities: Mutex<Abilities>,
 }
 
-/// What a database can do in an atomic commit. The error is the reason why it cannot.
+/// What a database can do in an atomic commit.
 struct Abilities {
     /// The id under which a decision names it as a participant: its own id as a decider.
-    prepares: Result<DeciderId, String>,
-    decides: Result<Decider, String>,
+    prepares: Result<DeciderId, Arc<str>>,
+    decides: Result<Decider, Arc<str>>,
+    /// `false` as long as an error prevents an answer.
+    are_known: bool,
+}
+
+/// How much [`AtomicHandle::set_up`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SetUp {
+    /// Creates the table of decisions where it is missing.
+    Create,
+    /// Changes nothing. So only databases take part that have taken part before.
+    Find,
 }
 
 impl AtomicHandle {
     pub(crate) fn new(database: TypeId, name: &'static str, pool: impl AtomicDatabase) -> Self {
+        let not_yet: Arc<str> = "it was not set up".into();
         Self {
             database,
             name,
             pool: Box::new(pool),
-            abilities: OnceLock::new(),
+            abilities: Mutex::new(Abilities {
+                prepares: Err(Arc::clone(&not_yet)),
+                decides: Err(not_yet),
+                are_known: false,
+            }),
         }
     }
 
-    /// Finds out what each database can do, and creates the table of decisions in each database
-    /// that may take part.
-    pub(crate) async fn set_up(databases: &[Arc<Self>]) {
-        let prepares = databases.iter().map(|database| database.pool.can_prepare());
-        let prepares = join_all(prepares).await;
-        let is_possible = prepares.iter().any(Result::is_ok);
-        for (database, prepares) in databases.iter().zip(prepares) {
-            let decides = match is_possible {
-                true => {
-                    let set_up = database.pool.set_up_decider().await;
-                    set_up.map_err(|error| format!("it cannot store decisions: {error}"))
-                }
-                false => Err("no database can prepare".into()),
-            };
-            let id = decides.as_ref().map(|decider| decider.id);
-            let prepares = prepares.and(id.map_err(String::clone));
-            let _only_once = database.abilities.set(Abilities { prepares, decides });
+    /// Finds out what each database can do. Databases for which that is known are not queried again.
+    ///
+    /// Returns `false` if an error has prevented an answer. The error is logged, and a later call
+    /// tries again.
+    pub(crate) async fn set_up(databases: &[Arc<Self>], set_up: SetUp) -> bool {
+        if databases.iter().all(|database| database.are_known()) {
+            return true;
         }
+        let obstacles = databases.iter().map(|database| database.pool.obstacle());
+        let obstacles = join_all(obstacles).await;
+        // If no database can prepare, no decision is ever stored.
+        let is_possible = match obstacles.iter().any(|it| matches!(it, Ok(None))) {
+            false if obstacles.iter().any(Result::is_err) => None,
+            is_possible => Some(is_possible),
+        };
+        let mut are_known = true;
+        for (database, obstacle) in databases.iter().zip(obstacles) {
+            if !database.are_known() {
+                let abilities = database.find_abilities(obstacle, is_possible, set_up).await;
+                are_known &= abilities.are_known;
+                *database.abilities.lock() = abilities;
+            }
+        }
+        are_known
+    }
+
+    async fn find_abilities(
+        &self,
+        obstacle: sqlx::Result<Option<&'static str>>,
+        is_possible: Option<bool>,
+        set_up: SetUp,
+    ) -> Abilities {
+        let mut are_known = is_possible.is_some();
+        let mut unknown = |what: &str, error: String| -> Arc<str> {
+            tracing::warn!(
+                database = self.name, %error,
+                "{what}; until that is possible, this database takes no part in atomic commits"
+            );
+            are_known = false;
+            format!("{what}: {error}").into()
+        };
+        let obstacle = match obstacle {
+            Ok(None) => Ok(()),
+            Ok(Some(reason)) => Err(reason.into()),
+            Err(error) => Err(unknown("its server cannot be queried", error.to_string())),
+        };
+        let decides = match is_possible {
+            Some(true) => match self.find_decider(set_up).await {
+                Ok(Some(decider)) => Ok(decider),
+                Ok(None) => Err("it stores no decisions".into()),
+                Err(error) => Err(unknown("it cannot store decisions", error)),
+            },
+            Some(false) | None => Err("no database can prepare".into()),
+        };
+        let id = decides.as_ref().map(|decider: &Decider| decider.id);
+        Abilities {
+            prepares: obstacle.and(id.map_err(Arc::clone)),
+            decides,
+            are_known,
+        }
+    }
+
+    async fn find_decider(&self, set_up: SetUp) -> Result<Option<Decider>, String> {
+        let created = match set_up {
+            SetUp::Create => self.pool.create_decisions().await,
+            SetUp::Find => Ok(()),
+        };
+        match (self.pool.decider().await, created) {
+            // The role may lack the right to create tables, and needs none if they are there.
+            (Ok(Some(decider)), _) => Ok(Some(decider)),
+            (_, Err(error)) => Err(error.to_string()),
+            (found, Ok(())) => found.map_err(|error| error.to_string()),
+        }
+    }
+
+    fn are_known(&self) -> bool {
+        self.abilities.lock().are_known
     }
 
     /// Returns the id of the database as a participant, or why it cannot prepare transactions.
-    pub(crate) fn prepares(&self) -> Result<DeciderId, &str> {
-        match self.abilities.get() {
-            Some(Abilities { prepares, .. }) => prepares.as_ref().copied().map_err(String::as_str),
-            None => Err("it was not set up"),
-        }
+    pub(crate) fn prepares(&self) -> Result<DeciderId, Arc<str>> {
+        self.abilities.lock().prepares.clone()
     }
 
     /// Returns the database as a decider, or why it cannot be one.
-    pub(crate) fn decider(&self) -> Result<&Decider, &str> {
-        match self.abilities.get() {
-            Some(Abilities { decides, .. }) => decides.as_ref().map_err(String::as_str),
-            None => Err("it was not set up"),
-        }
+    pub(crate) fn decider(&self) -> Result<Decider, Arc<str>> {
+        self.abilities.lock().decides.clone()
     }
 }
 

@@ -10,8 +10,8 @@ use rocket::figment::Figment;
 
 use super::{
     Access, AtomicDatabase, Attachment, BeginOptions, CommitError, Config, Decided, Decider,
-    DeciderId, Decision, DecisionId, Durability, Ending, Error, GlobalId, Identity, InDoubt,
-    Migrations, NotReady, OldDecision, RollbackError, Session, TransactionControl, TransactionId,
+    DeciderId, Decision, DecisionId, Durability, Ending, Error, Finished, GlobalId, Identity,
+    InDoubt, Migrations, NotReady, RollbackError, Session, TransactionControl, TransactionId,
     TransactionPool, WaitPolicy,
 };
 #[cfg(feature = "postgres")]
@@ -227,12 +227,16 @@ fn scheme(url: &str) -> Option<&str> {
 
 #[rocket::async_trait]
 impl AtomicDatabase for UrlPool {
-    async fn can_prepare(&self) -> Result<(), String> {
-        either!(Self, self, |pool| pool.can_prepare().await)
+    async fn obstacle(&self) -> sqlx::Result<Option<&'static str>> {
+        either!(Self, self, |pool| pool.obstacle().await)
     }
 
-    async fn set_up_decider(&self) -> Result<Decider, Error> {
-        either!(Self, self, |pool| pool.set_up_decider().await)
+    async fn create_decisions(&self) -> Result<(), Error> {
+        either!(Self, self, |pool| pool.create_decisions().await)
+    }
+
+    async fn decider(&self) -> sqlx::Result<Option<Decider>> {
+        either!(Self, self, |pool| pool.decider().await)
     }
 
     async fn decide_or_abort(&self, decider: &Decider, id: DecisionId) -> sqlx::Result<Decided> {
@@ -247,15 +251,18 @@ impl AtomicDatabase for UrlPool {
         &self,
         decider: &Decider,
         age: Duration,
-    ) -> sqlx::Result<Vec<OldDecision>> {
-        either!(Self, self, |pool| pool.old_decisions(decider, age).await)
+        known: &[DeciderId],
+    ) -> sqlx::Result<Vec<DecisionId>> {
+        either!(Self, self, |pool| pool
+            .old_decisions(decider, age, known)
+            .await)
     }
 
     async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {
         either!(Self, self, |pool| pool.in_doubt(deciders).await)
     }
 
-    async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<()> {
+    async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<Finished> {
         either!(Self, self, |pool| pool.finish(id, decided).await)
     }
 }

@@ -61,8 +61,8 @@ pub use transaction::{
 
 pub(crate) use arrival::Arrival;
 pub(crate) use atomic::{
-    AtomicDatabase, AtomicHandle, Decided, Decider, DeciderId, Decision, DecisionId, GlobalId,
-    InDoubt, OldDecision,
+    AtomicDatabase, AtomicHandle, Decided, Decider, DeciderId, Decision, DecisionId, Finished,
+    GlobalId, InDoubt, SetUp,
 };
 #[doc(hidden)] // documented in `extend`, like the next ones
 pub use config::setting;

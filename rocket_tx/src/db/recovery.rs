@@ -14,7 +14,10 @@ use rocket::futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::atomic::{AtomicHandle, Decided, DeciderId, DecisionId, InDoubt};
+use super::ErrorClass;
+use super::atomic::{
+    AtomicHandle, Decided, Decider, DeciderId, DecisionId, Finished, InDoubt, SetUp,
+};
 
 /// The time between two passes, ±50 %, so that processes do not keep in step.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -79,6 +82,7 @@ impl Found {
 /// The recovery of one process.
 pub(crate) struct Recovery {
     databases: Vec<Arc<AtomicHandle>>,
+    set_up: SetUp,
     /// Younger transactions belong to requests that are being settled.
     min_age: Duration,
     wake: Notify,
@@ -96,12 +100,18 @@ struct State {
 }
 
 impl Recovery {
-    /// `settle_timeout` limits the time for which a request needs its prepared transactions.
-    pub(crate) fn new(databases: Vec<Arc<AtomicHandle>>, settle_timeout: Duration) -> Self {
+    /// `set_up`: how databases are set up that could not be set up before. `settle_timeout` limits
+    /// the time for which a request needs its prepared transactions.
+    pub(crate) fn new(
+        databases: Vec<Arc<AtomicHandle>>,
+        set_up: SetUp,
+        settle_timeout: Duration,
+    ) -> Self {
         const SLACK: Duration = Duration::from_secs(1);
 
         Self {
             databases,
+            set_up,
             min_age: settle_timeout + SLACK,
             wake: Notify::new(),
             state: Mutex::default(),
@@ -156,16 +166,21 @@ impl Recovery {
 
     /// Finishes what can be finished now.
     async fn pass(&self) -> Pass {
+        let are_set_up = AtomicHandle::set_up(&self.databases, self.set_up).await;
         let urgent = std::mem::take(&mut self.state.lock().urgent);
         // Side by side, because each of them may not reply.
         let passes = self.databases.iter().map(|it| self.finish(it, &urgent));
         let mut found = Found::default();
-        let mut is_complete = true;
+        let mut is_complete = are_set_up;
         for (database, result) in self.databases.iter().zip(join_all(passes).await) {
             match result {
                 Ok(of_database) => found.add(of_database),
                 Err(error) => {
                     is_complete = false;
+                    // It cannot have become less.
+                    let known = self.unfinished().into_iter();
+                    let known = known.filter(|one| one.database == database.name);
+                    found.unfinished.extend(known);
                     tracing::warn!(
                         database = database.name, %error,
                         "could not look for prepared transactions that are in doubt; trying again later"
@@ -187,7 +202,7 @@ impl Recovery {
                 }
             }
             state.unfinished = found.unfinished;
-            state.urgent.is_empty()
+            are_set_up && state.urgent.is_empty()
         };
         let cleans = self.databases.iter().map(async |handle| {
             if let Err(error) = self.clean(handle, is_complete).await {
@@ -211,6 +226,8 @@ impl Recovery {
         urgent: &HashMap<DecisionId, Option<TypeId>>,
     ) -> sqlx::Result<Found> {
         let mut found = Found::default();
+        // Once a server does not reply, this pass sends it no more: each attempt takes seconds.
+        let mut silent = HashSet::new();
         for prepared in self.in_doubt(database).await? {
             let id = prepared.id;
             let young_for = self.min_age.saturating_sub(prepared.age);
@@ -218,44 +235,46 @@ impl Recovery {
                 found.due_in(young_for);
                 continue;
             }
-            let mut deciders = self.databases.iter();
-            let decider = deciders.find_map(|handle| {
-                let decides = handle.decider().ok()?;
-                (decides.id == id.decider).then_some((handle, decides))
-            });
-            let Some((decider, decides)) = decider else {
+            let Some((handle, decider)) = self.decider(id.decider) else {
                 continue;
             };
-            let finished = async {
-                let decided = decider.pool.decide_or_abort(decides, id.decision).await?;
-                database.pool.finish(&id, decided).await?;
-                Ok::<_, sqlx::Error>(decided)
+            let unfinished = Unfinished {
+                database: database.name,
+                decider: handle.name,
+                prepared,
+                seen: Instant::now(),
             };
-            match finished.await {
-                Ok(decided) => {
-                    tracing::warn!(
-                        database = database.name, decider = decider.name, %id,
-                        age_ms = prepared.age.as_millis(), committed = decided == Decided::Commit,
-                        "finished a prepared transaction that was in doubt"
-                    );
-                }
+            if silent.contains(&handle.database) || silent.contains(&database.database) {
+                found.unfinished.push(unfinished);
+                continue;
+            }
+            let (server, finished) = finish_one(database, handle, &decider, &unfinished).await;
+            match finished {
+                Ok(Finished::Done | Finished::Elsewhere) => continue,
+                Ok(Finished::InProgress) => found.due_in(SOON),
                 Err(error) => {
                     tracing::error!(
-                        database = database.name, decider = decider.name, %id,
-                        age_ms = prepared.age.as_millis(), %error,
+                        database = database.name, decider = handle.name, %id,
+                        age_ms = unfinished.age().as_millis(), %error,
                         "a prepared transaction is in doubt and cannot be finished; it keeps its \
                          locks until the deciding database and its own can be reached"
                     );
-                    found.unfinished.push(Unfinished {
-                        database: database.name,
-                        decider: decider.name,
-                        prepared,
-                        seen: Instant::now(),
-                    });
+                    if concerns_all(&error) {
+                        silent.insert(server);
+                    }
                 }
             }
+            found.unfinished.push(unfinished);
         }
         Ok(found)
+    }
+
+    /// Returns the database with this id as a decider.
+    fn decider(&self, id: DeciderId) -> Option<(&AtomicHandle, Decider)> {
+        self.databases.iter().find_map(|handle| {
+            let decider = handle.decider().ok()?;
+            (decider.id == id).then_some((&**handle, decider))
+        })
     }
 
     /// Returns what `database` has prepared for the deciders of this service.
@@ -282,7 +301,7 @@ impl Recovery {
         while !settled.is_empty() {
             let some = settled.len().saturating_sub(AT_ONCE);
             let ids: Vec<DecisionId> = settled[some..].iter().map(|(_, id)| *id).collect();
-            if let Err(error) = handle.pool.forget(decider, &ids).await {
+            if let Err(error) = handle.pool.forget(&decider, &ids).await {
                 self.state.lock().settled.extend(settled);
                 return Err(error);
             }
@@ -291,9 +310,12 @@ impl Recovery {
         if !is_complete {
             return Ok(());
         }
+        // Another service may share this decider, and have other participants.
+        let participants = self.databases.iter().filter_map(|it| it.prepares().ok());
+        let known: Vec<DeciderId> = participants.collect();
         // The decisions are read before the prepared transactions: a decision is written after its
         // transactions were prepared.
-        let old = handle.pool.old_decisions(decider, OLD).await?;
+        let old = handle.pool.old_decisions(&decider, OLD, &known).await?;
         if old.is_empty() {
             return Ok(());
         }
@@ -302,18 +324,47 @@ impl Recovery {
             let in_doubt = self.in_doubt(database).await?;
             needed.extend(in_doubt.iter().map(|prepared| prepared.id.decision));
         }
-        // Another service may share this decider, and have other participants.
-        let can_be_seen = |id: &DeciderId| {
-            let mut databases = self.databases.iter();
-            databases.any(|known| known.prepares() == Ok(*id))
-        };
-        let left_over = old.into_iter().filter(|decision| {
-            !needed.contains(&decision.id) && decision.participants.iter().all(can_be_seen)
-        });
-        let ids: Vec<DecisionId> = left_over.map(|decision| decision.id).collect();
-        match ids.is_empty() {
+        let left_over: Vec<DecisionId> = (old.into_iter())
+            .filter(|decision| !needed.contains(decision))
+            .collect();
+        match left_over.is_empty() {
             true => Ok(()),
-            false => handle.pool.forget(decider, &ids).await,
+            false => handle.pool.forget(&decider, &left_over).await,
         }
+    }
+}
+
+/// Asks for the decision, and commits or rolls back accordingly. Also returns the database that
+/// was used last, to which an error belongs.
+async fn finish_one(
+    database: &AtomicHandle,
+    handle: &AtomicHandle,
+    decider: &Decider,
+    unfinished: &Unfinished,
+) -> (TypeId, sqlx::Result<Finished>) {
+    let id = unfinished.prepared.id;
+    let decided = match handle.pool.decide_or_abort(decider, id.decision).await {
+        Ok(decided) => decided,
+        Err(error) => return (handle.database, Err(error)),
+    };
+    let finished = database.pool.finish(&id, decided).await;
+    if let Ok(Finished::Done) = finished {
+        tracing::warn!(
+            database = database.name, decider = handle.name, %id,
+            age_ms = unfinished.age().as_millis(), committed = decided == Decided::Commit,
+            "finished a prepared transaction that was in doubt"
+        );
+    }
+    (database.database, finished)
+}
+
+/// Returns `true` if other statements to the same database would fail too.
+fn concerns_all(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    match ErrorClass::of(error) {
+        ErrorClass::Lost | ErrorClass::Unreachable => true,
+        // lock_not_available: the decider of this transaction still has its row locked.
+        ErrorClass::Busy => code.as_deref() != Some("55P03"),
+        _ => false,
     }
 }

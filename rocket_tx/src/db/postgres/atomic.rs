@@ -12,7 +12,8 @@ use super::proof::Replies;
 use super::sessions::no_reply;
 use super::settings::literal;
 use crate::db::atomic::{
-    AtomicDatabase, Decided, Decider, DeciderId, DecisionId, GlobalId, InDoubt, OldDecision,
+    AtomicDatabase, Decided, Decider, DeciderId, DecisionId, Finished, GlobalId, InDoubt,
+    has_only_known_participants, parse_id,
 };
 use crate::db::{Error, Migrations, TransactionPool};
 
@@ -48,38 +49,38 @@ impl PostgresPool {
 
 #[rocket::async_trait]
 impl AtomicDatabase for PostgresPool {
-    async fn can_prepare(&self) -> Result<(), String> {
-        let rows = self.run("SHOW max_prepared_transactions".into()).await;
-        let setting = rows.and_then(|rows| match rows.first() {
-            Some(row) => row.try_get::<String, _>(0),
-            None => Err(sqlx::Error::RowNotFound),
-        });
-        match setting.as_deref() {
-            Ok("0") => Err(
+    async fn obstacle(&self) -> sqlx::Result<Option<&'static str>> {
+        let rows = self.run("SHOW max_prepared_transactions".into()).await?;
+        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        Ok(match row.try_get(0)? {
+            "0" => Some(
                 "`max_prepared_transactions` of its server is 0; set it to the number of \
-                 connections at least"
-                    .into(),
+                 connections at least",
             ),
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("its server cannot be queried: {error}")),
-        }
+            _ => None,
+        })
     }
 
-    async fn set_up_decider(&self) -> Result<Decider, Error> {
+    async fn create_decisions(&self) -> Result<(), Error> {
         let mut migrator = migrate!("migrations/decisions/postgres");
         migrator.dangerous_set_table_name("_rocket_tx_decisions_migrations");
-        self.migrate(&Migrations::new().postgres(migrator)).await?;
-        let sql = "SELECT id, (SELECT pg_catalog.format('%I.%I', nspname, relname) \
-                 FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace \
-                     ON pg_namespace.oid = relnamespace \
-                 WHERE pg_class.oid = 'rocket_tx_decisions'::pg_catalog.regclass) \
-             FROM rocket_tx_decider";
-        let rows = self.run(sql.into()).await?;
+        self.migrate(&Migrations::new().postgres(migrator)).await
+    }
+
+    async fn decider(&self) -> sqlx::Result<Option<Decider>> {
+        let table = "SELECT pg_catalog.format('%I.%I', nspname, relname) \
+             FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace \
+                 ON pg_namespace.oid = relnamespace \
+             WHERE pg_class.oid = pg_catalog.to_regclass('rocket_tx_decisions')";
+        let rows = self.run(table.into()).await?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        let table = Arc::from(row.try_get::<&str, _>(0)?);
+        let rows = self.run("SELECT id FROM rocket_tx_decider".into()).await?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-        let (id, table): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
-        let id = id.parse().map_err(not_an_id)?;
-        let table = Arc::from(table);
-        Ok(Decider { id, table })
+        let id = parse_id(row.try_get(0)?)?;
+        Ok(Some(Decider { id, table }))
     }
 
     /// Also writes a row that exists: this COMMIT then waits for the disk and for synchronous
@@ -95,8 +96,11 @@ impl AtomicDatabase for PostgresPool {
             decider.table
         );
         let rows = self.run(sql).await?;
-        let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
-        row.try_get(0).map(Decided::parse)
+        // FLUSHED returns a row too. A rule or a trigger may have prevented the INSERT.
+        match &rows[..] {
+            [_, row] => Decided::parse(row.try_get(0)?),
+            _ => Err(sqlx::Error::RowNotFound),
+        }
     }
 
     async fn forget(&self, decider: &Decider, ids: &[DecisionId]) -> sqlx::Result<()> {
@@ -115,19 +119,21 @@ impl AtomicDatabase for PostgresPool {
         &self,
         decider: &Decider,
         age: Duration,
-    ) -> sqlx::Result<Vec<OldDecision>> {
+        known: &[DeciderId],
+    ) -> sqlx::Result<Vec<DecisionId>> {
         let sql = format!(
-            "SELECT id, participants FROM {} \
+            "SELECT id FROM {} \
              WHERE decided_at < pg_catalog.clock_timestamp() - interval '{} ms' \
                  AND (decision = 'commit' OR transaction \
                      < pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())) \
+                 AND {} \
              ORDER BY decided_at LIMIT 500",
             decider.table,
-            age.as_millis()
+            age.as_millis(),
+            has_only_known_participants(known)
         );
         let rows = self.run(sql).await?;
-        let parse = |row: &PgRow| OldDecision::parse(row.try_get(0)?, row.try_get(1)?);
-        rows.iter().map(parse).collect()
+        rows.iter().map(|row| parse_id(row.try_get(0)?)).collect()
     }
 
     async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {
@@ -153,14 +159,12 @@ impl AtomicDatabase for PostgresPool {
         Ok(prepared.filter(is_ours).collect())
     }
 
-    async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<()> {
-        let result = self.run(finishing(id, decided)).await;
-        result.map(drop).or_else(was_finished)
+    async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<Finished> {
+        match self.run(finishing(id, decided)).await {
+            Ok(_) => Ok(Finished::Done),
+            Err(error) => finished_elsewhere(error),
+        }
     }
-}
-
-fn not_an_id(error: uuid::Error) -> sqlx::Error {
-    sqlx::Error::Decode(Box::new(error))
 }
 
 /// Returns the statement that finishes a prepared transaction. It must be alone in its message.
@@ -172,11 +176,14 @@ fn finishing(id: &GlobalId, decided: Decided) -> String {
     format!("{verb} PREPARED {}", literal(&id.to_string()))
 }
 
-/// Accepts undefined_object: another process was faster, and it decides by the same row.
-fn was_finished(error: sqlx::Error) -> sqlx::Result<()> {
+/// Accepts the errors by which another session was faster. It decides by the same row.
+fn finished_elsewhere(error: sqlx::Error) -> sqlx::Result<Finished> {
     let code = error.as_database_error().and_then(|error| error.code());
     match code.as_deref() {
-        Some("42704") => Ok(()),
+        // undefined_object
+        Some("42704") => Ok(Finished::Elsewhere),
+        // object_not_in_prerequisite_state
+        Some("55000") => Ok(Finished::InProgress),
         _ => Err(error),
     }
 }
@@ -188,8 +195,14 @@ pub(super) async fn finish(
     decided: Decided,
 ) -> sqlx::Result<()> {
     let replies = Replies::to(connection, finishing(id, decided)).await;
-    match replies.error.is_none() && replies.count == 1 {
-        true => Ok(()),
-        false => was_finished(replies.into_error()),
+    if replies.error.is_none() && replies.count == 1 {
+        return Ok(());
+    }
+    let error = replies.into_error();
+    let text = error.to_string();
+    match finished_elsewhere(error)? {
+        Finished::Done | Finished::Elsewhere => Ok(()),
+        // Nobody knows yet whether the other session succeeds.
+        Finished::InProgress => Err(sqlx::Error::Protocol(text)),
     }
 }

@@ -205,8 +205,11 @@ impl TransactionControl for PostgresSession {
     }
 
     async fn decide(&mut self, decision: &Decision) -> Result<Durability, CommitError> {
+        // The division fails if a rule or a trigger has prevented the INSERT.
         let insert = format!(
-            "INSERT INTO {} (id, decision, participants) VALUES ('{}', 'commit', '{}')",
+            "WITH decided AS (INSERT INTO {} (id, decision, participants) \
+                 VALUES ('{}', 'commit', '{}') RETURNING id) \
+             SELECT 1 OPERATOR(pg_catalog./) pg_catalog.count(*) FROM decided",
             decision.table,
             decision.id,
             decision.participants()

@@ -7,7 +7,8 @@ use sqlx::{AssertSqlSafe, migrate};
 
 use super::SqlitePool;
 use crate::db::atomic::{
-    AtomicDatabase, Decided, Decider, DeciderId, DecisionId, GlobalId, InDoubt, OldDecision,
+    AtomicDatabase, Decided, Decider, DeciderId, DecisionId, Finished, GlobalId, InDoubt,
+    has_only_known_participants, parse_id,
 };
 use crate::db::{
     Access, BeginOptions, CommitError, Error, Isolation, Migrations, Session, TransactionPool,
@@ -25,23 +26,33 @@ const WRITES: BeginOptions = BeginOptions {
 
 #[rocket::async_trait]
 impl AtomicDatabase for SqlitePool {
-    async fn can_prepare(&self) -> Result<(), String> {
-        Err("SQLite cannot prepare transactions".into())
+    async fn obstacle(&self) -> sqlx::Result<Option<&'static str>> {
+        Ok(Some("SQLite cannot prepare transactions"))
     }
 
-    async fn set_up_decider(&self) -> Result<Decider, Error> {
+    async fn create_decisions(&self) -> Result<(), Error> {
         let mut migrator = migrate!("migrations/decisions/sqlite");
         migrator.dangerous_set_table_name("_rocket_tx_decisions_migrations");
-        self.migrate(&Migrations::new().sqlite(migrator)).await?;
+        self.migrate(&Migrations::new().sqlite(migrator)).await
+    }
+
+    async fn decider(&self) -> sqlx::Result<Option<Decider>> {
+        const EXISTS: &str = "SELECT count(*) FROM main.sqlite_schema \
+             WHERE type = 'table' AND name = 'rocket_tx_decider'";
+
         let mut session = self.session(Access::ReadOnly, WaitPolicy::QUEUE).await?;
+        let tables: i64 = sqlx::query_scalar(EXISTS)
+            .fetch_one(session.connection())
+            .await?;
+        if tables == 0 {
+            return Ok(None);
+        }
         let id: String = sqlx::query_scalar("SELECT id FROM main.rocket_tx_decider")
             .fetch_one(session.connection())
             .await?;
-        let id = id
-            .parse()
-            .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        let id = parse_id(&id)?;
         let table = Arc::from(TABLE);
-        Ok(Decider { id, table })
+        Ok(Some(Decider { id, table }))
     }
 
     /// A decider keeps the file's write lock until it has committed, so this waits for it. Also
@@ -60,7 +71,7 @@ impl AtomicDatabase for SqlitePool {
             .fetch_one(transaction.connection())
             .await?;
         transaction.commit().await.map_err(not_committed)?;
-        Ok(Decided::parse(&decision))
+        Decided::parse(&decision)
     }
 
     async fn forget(&self, decider: &Decider, ids: &[DecisionId]) -> sqlx::Result<()> {
@@ -81,27 +92,28 @@ impl AtomicDatabase for SqlitePool {
         &self,
         decider: &Decider,
         age: Duration,
-    ) -> sqlx::Result<Vec<OldDecision>> {
+        known: &[DeciderId],
+    ) -> sqlx::Result<Vec<DecisionId>> {
         let select = format!(
-            "SELECT id, participants FROM {} WHERE decided_at < unixepoch() - $1 \
+            "SELECT id FROM {} WHERE decided_at < unixepoch() - $1 AND {} \
              ORDER BY decided_at LIMIT 500",
-            decider.table
+            decider.table,
+            has_only_known_participants(known)
         );
         let mut session = self.session(Access::ReadOnly, WaitPolicy::QUEUE).await?;
-        let rows: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(select))
+        let ids: Vec<String> = sqlx::query_scalar(AssertSqlSafe(select))
             .bind(i64::try_from(age.as_secs()).unwrap_or(i64::MAX))
             .fetch_all(session.connection())
             .await?;
-        let parse = |(id, participants): &(String, String)| OldDecision::parse(id, participants);
-        rows.iter().map(parse).collect()
+        ids.iter().map(|id| parse_id(id)).collect()
     }
 
     async fn in_doubt(&self, _: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {
         Ok(Vec::new())
     }
 
-    async fn finish(&self, _: &GlobalId, _: Decided) -> sqlx::Result<()> {
-        Ok(())
+    async fn finish(&self, _: &GlobalId, _: Decided) -> sqlx::Result<Finished> {
+        Ok(Finished::Done)
     }
 }
 

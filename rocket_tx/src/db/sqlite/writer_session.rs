@@ -127,7 +127,12 @@ impl WriterSession {
             .execute(&mut **self)
             .await;
         match inserted {
-            Ok(_) => {}
+            Ok(inserted) if inserted.rows_affected() == 1 => {}
+            // A trigger has prevented it.
+            Ok(_) => {
+                let error = sqlx::Error::Protocol("the decision was not inserted".into());
+                return Err(CommitError::Refused(error));
+            }
             Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
                 return Err(CommitError::DecidedToAbort);
             }

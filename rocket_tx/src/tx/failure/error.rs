@@ -146,6 +146,14 @@ pub enum Error {
         source: sqlx::Error,
     },
 
+    /// Several databases were written, they cannot commit all or none, and `atomic_commit` is
+    /// `"required"`. 500.
+    #[error(
+        "{} cannot be committed all or none, and `atomic_commit` is \"required\"; write only one of \
+         them in a request, or set `atomic_commit = \"auto\"`", .0.join(" and ")
+    )]
+    NotAtomic(Vec<String>),
+
     /// The commit of several databases took so long that another process has rolled it back. 503.
     #[error(
         "the commit of several databases took too long, and another process has rolled it back; \
@@ -329,6 +337,12 @@ impl Error {
             Self::CannotPrepare { .. } => (
                 "cannot-prepare",
                 "A transaction of this request cannot be committed together with another one. \
+                 Nothing was changed."
+                    .into(),
+            ),
+            Self::NotAtomic(_) => (
+                "not-atomic",
+                "This request changes several databases that cannot be committed all or none. \
                  Nothing was changed."
                     .into(),
             ),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rocket::figment::Figment;
 use rocket::serde::Deserialize;
 
-use crate::db::{AtomicHandle, Decider, DeciderId, Recovery, setting};
+use crate::db::{AtomicHandle, Decider, DeciderId, Recovery, SetUp, setting};
 
 /// `atomic_commit` in the configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -32,6 +32,7 @@ impl AtomicMode {
 /// The databases of a service, as parts of atomic commits.
 pub(super) struct AtomicCommit {
     databases: Vec<Arc<AtomicHandle>>,
+    mode: AtomicMode,
     pub(super) recovery: Arc<Recovery>,
 }
 
@@ -53,9 +54,15 @@ pub(super) struct Roles {
     pub(super) participants: Vec<(usize, DeciderId)>,
 }
 
+/// No atomic commit is possible between the databases that a request has written.
+pub(super) struct NotAtomic;
+
 impl AtomicCommit {
     /// Finds out what the databases can do, creates their tables of decisions, and logs between
-    /// which databases a commit is atomic. Returns `None` if it is turned off or not needed.
+    /// which databases a commit is atomic. Returns `None` if it is not needed.
+    ///
+    /// If it is turned off, nothing is created. But recovery finishes what was prepared before, or
+    /// what other processes prepare.
     ///
     /// # Errors
     ///
@@ -65,49 +72,52 @@ impl AtomicCommit {
         mode: AtomicMode,
         settle_timeout: Duration,
     ) -> Result<Option<Self>, String> {
-        if mode == AtomicMode::Off || databases.len() < 2 {
+        if databases.len() < 2 {
             return Ok(None);
         }
-        AtomicHandle::set_up(&databases).await;
-        for (index, one) in databases.iter().enumerate() {
-            for other in &databases[index + 1..] {
-                match atomic_pair(one, other) {
-                    Ok(()) => tracing::info!(
-                        "a request that writes `{}` and `{}` commits both or neither",
-                        one.name,
-                        other.name
-                    ),
-                    Err(reason) if mode == AtomicMode::Required => {
-                        return Err(format!(
-                            "`atomic_commit` is \"required\", but a request that writes `{}` and \
-                             `{}` cannot commit both or neither: {reason}; correct that, or set \
-                             `atomic_commit` to \"auto\"",
-                            one.name, other.name
-                        ));
-                    }
-                    Err(reason) => tracing::info!(
-                        "a request that writes `{}` and `{}` commits them one after the other: \
-                         {reason}",
-                        one.name,
-                        other.name
-                    ),
-                }
+        let set_up = match mode {
+            AtomicMode::Off => SetUp::Find,
+            AtomicMode::Auto | AtomicMode::Required => SetUp::Create,
+        };
+        let are_known = AtomicHandle::set_up(&databases, set_up).await;
+        if mode == AtomicMode::Off {
+            let has_decided = databases.iter().any(|database| database.decider().is_ok());
+            if are_known && !has_decided {
+                return Ok(None);
             }
+        } else {
+            log_pairs(&databases, mode)?;
         }
-        let recovery = Arc::new(Recovery::new(databases.clone(), settle_timeout));
+        let recovery = Recovery::new(databases.clone(), set_up, settle_timeout);
         Ok(Some(Self {
             databases,
-            recovery,
+            mode,
+            recovery: Arc::new(recovery),
         }))
     }
 
-    /// Chooses the roles of the databases that have written. Returns `None` if at most one of them
-    /// has, or if no atomic commit is possible. `last`: the index of the database that was asked to
-    /// commit last.
-    pub(super) fn roles(&self, writers: &[Writer], last: Option<usize>) -> Option<Roles> {
-        if writers.len() < 2 {
-            return None;
+    /// Chooses the roles of the databases that have written. Returns `None` if they commit one after
+    /// the other: at most one of them has written, or no atomic commit is possible. `last`: the index
+    /// of the database that was asked to commit last.
+    ///
+    /// # Errors
+    ///
+    /// [`NotAtomic`] if no atomic commit is possible and `atomic_commit` is `"required"`.
+    pub(super) fn roles(
+        &self,
+        writers: &[Writer],
+        last: Option<usize>,
+    ) -> Result<Option<Roles>, NotAtomic> {
+        if writers.len() < 2 || self.mode == AtomicMode::Off {
+            return Ok(None);
         }
+        match self.roles_of_all(writers, last) {
+            None if self.mode == AtomicMode::Required => Err(NotAtomic),
+            roles => Ok(roles),
+        }
+    }
+
+    fn roles_of_all(&self, writers: &[Writer], last: Option<usize>) -> Option<Roles> {
         let handle = |writer: &Writer| {
             let mut databases = self.databases.iter();
             databases.find(|known| writer.database == Some(known.database))
@@ -123,16 +133,50 @@ impl AtomicCommit {
             (Some(_), Some(_)) => return None,
         };
         let participants = writers.iter().filter(|it| it.index != decider.index);
+        let participants = participants.map(|writer| Some((writer.index, prepares(writer)?)));
+        let participants: Option<Vec<_>> = participants.collect();
         let handle = handle(decider)?;
         Some(Roles {
             index: decider.index,
             handle: Arc::clone(handle),
-            decider: handle.decider().ok()?.clone(),
-            participants: participants
-                .filter_map(|writer| Some((writer.index, prepares(writer)?)))
-                .collect(),
+            decider: handle.decider().ok()?,
+            participants: participants?,
         })
     }
+}
+
+/// Logs between which databases a commit is atomic.
+///
+/// # Errors
+///
+/// The pair for which `atomic_commit = "required"` cannot hold, with the reason.
+fn log_pairs(databases: &[Arc<AtomicHandle>], mode: AtomicMode) -> Result<(), String> {
+    for (index, one) in databases.iter().enumerate() {
+        for other in &databases[index + 1..] {
+            match atomic_pair(one, other) {
+                Ok(()) => tracing::info!(
+                    "a request that writes `{}` and `{}` commits both or neither",
+                    one.name,
+                    other.name
+                ),
+                Err(reason) if mode == AtomicMode::Required => {
+                    return Err(format!(
+                        "`atomic_commit` is \"required\", but a request that writes `{}` and \
+                         `{}` cannot commit both or neither: {reason}; correct that, or set \
+                         `atomic_commit` to \"auto\"",
+                        one.name, other.name
+                    ));
+                }
+                Err(reason) => tracing::info!(
+                    "a request that writes `{}` and `{}` commits them one after the other: \
+                     {reason}",
+                    one.name,
+                    other.name
+                ),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checks whether a request that writes both databases can commit both or neither. The error names
@@ -151,6 +195,8 @@ fn atomic_pair(one: &AtomicHandle, other: &AtomicHandle) -> Result<(), String> {
 }
 
 fn cannot_decide(handle: &AtomicHandle) -> String {
-    let reason = handle.decider().err().unwrap_or_default();
-    format!("`{}`: {reason}", handle.name)
+    match handle.decider() {
+        Ok(_) => String::new(),
+        Err(reason) => format!("`{}`: {reason}", handle.name),
+    }
 }

@@ -205,6 +205,7 @@ impl<'r> Settle<'_, 'r, '_> {
         };
         databases.extend(run.outcomes());
         let pending = run.take_pending();
+        let is_atomic = run.is_atomic();
         drop(run);
         let outcome = outcome(&verdict, &result);
         let recorded = Recorded { doom, failure };
@@ -216,7 +217,7 @@ impl<'r> Settle<'_, 'r, '_> {
             }
             None => match rewrite(&verdict, result, response.status(), recorded) {
                 Some(problem) => {
-                    let problem = self.with_advice(problem, outcome, &databases);
+                    let problem = self.with_advice(problem, outcome, &databases, is_atomic);
                     replace(self.request, response, problem, outcome);
                 }
                 None => self.complete(response, outcome),
@@ -308,14 +309,16 @@ impl<'r> Settle<'_, 'r, '_> {
         problem: Problem,
         outcome: Outcome,
         databases: &[(String, Outcome)],
+        is_atomic: bool,
     ) -> Problem {
         let repeat = self.outstanding.repeat_advice();
         let Some(repeat) = repeat.filter(|_| outcome == Outcome::Unknown) else {
             return problem;
         };
-        let others = databases
-            .iter()
-            .filter(|(name, outcome)| *name != repeat.database && *outcome != Outcome::RolledBack);
+        // What was committed atomically is done together with the part in `repeat.database`.
+        let others = databases.iter().filter(|(name, outcome)| {
+            !is_atomic && *name != repeat.database && *outcome != Outcome::RolledBack
+        });
         let others: Vec<&str> = others.map(|(name, _)| &**name).collect();
         let advice = repeat.advice;
         problem.with_advice(&match &others[..] {

@@ -140,6 +140,11 @@ impl<'a, 'r> Run<'a, 'r> {
         std::mem::take(&mut self.pending)
     }
 
+    /// Whether all databases that have written take part in one decision.
+    pub(super) fn is_atomic(&self) -> bool {
+        self.decision.is_some()
+    }
+
     /// Commits everything. On error, rolls back everything that is not committed.
     pub(in crate::tx) async fn commit(&mut self) -> Result<(), Error> {
         if let Err(error) = self.commit_or_refuse().await {

@@ -19,7 +19,7 @@ use crate::db::{Decided, Decision, DecisionId, GlobalId};
 use crate::tx::failure::Error;
 use crate::tx::monitor::Step;
 use crate::tx::registry::Resource;
-use crate::tx::settlement::atomic::{Roles, Writer};
+use crate::tx::settlement::atomic::{NotAtomic, Roles, Writer};
 use crate::tx::settlement::begun_decision::BegunDecision;
 use crate::tx::verdict::{Action, Outcome};
 
@@ -50,8 +50,15 @@ impl Run<'_, '_> {
             .collect();
         let mut order = self.readers.clone();
         let atomic = self.settings.atomic.get();
-        let roles = atomic.and_then(|atomic| Some((atomic, atomic.roles(&writers, self.last)?)));
-        let Some((atomic, roles)) = roles else {
+        let roles = match atomic {
+            Some(atomic) => atomic.roles(&writers, self.last),
+            None => Ok(None),
+        };
+        let roles = roles.map_err(|NotAtomic| {
+            let writers: Vec<usize> = writers.iter().map(|writer| writer.index).collect();
+            Error::NotAtomic(self.names_of(&writers))
+        })?;
+        let (Some(atomic), Some(roles)) = (atomic, roles) else {
             order.extend(writers.iter().map(|writer| writer.index));
             if let Some(last) = self.last.filter(is_writer) {
                 order.retain(|index| *index != last);
