@@ -4,7 +4,7 @@ use super::*;
 use crate::support::{Service, eventually};
 
 /// Recovery waits for `settle_timeout` before it finishes what another process has prepared.
-const SHORT: (&str, &str) = ("ROCKET_SETTLE_TIMEOUT", "\"1s\"");
+pub const SHORT: (&str, &str) = ("ROCKET_SETTLE_TIMEOUT", "\"1s\"");
 
 const REQUIRED: (&str, &str) = ("ROCKET_ATOMIC_COMMIT", "required");
 

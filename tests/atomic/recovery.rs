@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 
+use rocket::serde::json::Value;
+
+use super::processes::SHORT;
 use super::*;
-use crate::support::{Newcomers, eventually};
+use crate::support::{Break, Newcomers, Service, eventually};
 
 /// Recovery then finishes what is older than two seconds.
 const SOON: (&str, &str) = ("settle_timeout", "\"1s\"");
@@ -115,6 +118,7 @@ async fn a_role_that_cannot_create_tables_takes_part_once_they_are_there() {
     })
     .await;
     let databases = stage.close().await;
+    databases.empty().await;
 
     let revoke = format!("REVOKE CREATE ON SCHEMA public FROM {role}");
     let revoke = sqlx::raw_sql(sqlx::AssertSqlSafe(revoke));
@@ -155,32 +159,111 @@ async fn decisions_of_another_service_do_not_keep_ours() {
     assert_eq!(stage.databases.texts(In::Main, ours).await, [""; 0]);
 }
 
+/// Each attempt takes seconds, so the transactions of other deciders would have to wait.
 #[rocket::async_test]
 async fn a_silent_decider_is_asked_once_in_a_pass() {
-    let databases = set_up(Pair::Servers.databases().await).await;
-    let mut expected = HashSet::new();
+    const YOUNG: &str = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() \
+         AND prepared > clock_timestamp() - interval '2 s'";
+
+    let mut databases = set_up(Pair::Servers.databases().await).await;
+    let mut left = HashSet::new();
     for _ in 0..3 {
-        expected.insert(left_behind(&databases).await);
+        left.insert(left_behind(&databases).await);
     }
-    let mut databases = databases;
+    eventually("all are old enough", async || {
+        databases.texts(In::Audit, YOUNG).await.is_empty()
+    })
+    .await;
+    let main = databases.by_proxy(In::Main).await;
+    main.set("BEGIN READ WRITE; SET LOCAL lock_timeout", Break::Stall);
+    let stage = restarted(databases, &[]).await;
+    eventually("a pass is over", async || {
+        !names_in_doubt(&stage).is_empty()
+    })
+    .await;
+    assert!(main.has_sprung());
+    assert_eq!(names_in_doubt(&stage), left);
+    let databases = stage.close().await;
+    let stage = restarted(databases, &[]).await;
+    nothing_is_prepared(&stage.databases).await;
+}
+
+#[rocket::async_test]
+async fn what_is_in_doubt_stays_listed_while_its_database_is_silent() {
+    let mut databases = Pair::Servers.databases().await;
     let main = databases.by_proxy(In::Main).await;
     let audit = databases.by_proxy(In::Audit).await;
-    let names = |stage: &Stage| -> HashSet<String> {
-        let in_doubt = stage.live.in_doubt().into_iter();
-        in_doubt.map(|one| one.name).collect()
-    };
-    // The transactions are younger than two seconds, so the launch does not finish them.
     let stage = restarted(databases, &[]).await;
+    // Opens the sessions that the next request uses.
+    assert_eq!(stage.send("POST /both").await.status, 201);
+    stage.databases.empty().await;
     main.newcomers(Newcomers::Ignored).await;
-    let before = main.connections();
-    eventually("all are in doubt", async || names(&stage) == expected).await;
-    // Each is also listed while it cannot be seen.
-    audit.newcomers(Newcomers::Refused).await;
-    audit.cut();
-    assert_eq!(main.connections() - before, 1);
-    main.newcomers(Newcomers::Served).await;
-    main.cut();
-    audit.newcomers(Newcomers::Served).await;
+    audit.set("PREPARE TRANSACTION", Break::After);
+    assert_eq!(stage.send("POST /both").await.status, 503);
+    eventually("it is in doubt", async || names_in_doubt(&stage).len() == 1).await;
+
+    audit.newcomers(Newcomers::Ignored).await;
+    let before = audit.connections();
+    eventually("a pass has looked for it in vain", async || {
+        audit.connections() >= before + 2
+    })
+    .await;
+    assert_eq!(names_in_doubt(&stage).len(), 1);
+    for proxy in [main, audit] {
+        proxy.newcomers(Newcomers::Served).await;
+        proxy.cut();
+    }
     nothing_is_prepared(&stage.databases).await;
-    eventually("nothing is in doubt", async || names(&stage).is_empty()).await;
+    eventually("nothing is in doubt", async || {
+        names_in_doubt(&stage).is_empty()
+    })
+    .await;
+    assert_eq!(stage.notes().await, [""; 0]);
+}
+
+/// COMMIT PREPARED of another session waits for a standby that does not exist.
+#[rocket::async_test]
+async fn a_transaction_that_another_session_is_finishing_is_left_to_it() {
+    const SETTINGS: &str = "max_prepared_transactions = 10\n\
+         synchronous_standby_names = 'nobody'\nsynchronous_commit = local";
+
+    let cluster = Cluster::start_with(SETTINGS).await;
+    let databases = set_up(Databases::on_cluster(&cluster).await).await;
+    let gid = left_behind(&databases).await;
+    let url = databases.url(In::Audit).to_owned();
+    let name = gid.clone();
+    let other = rocket::tokio::spawn(async move {
+        let mut other = PgConnection::connect(&url).await.unwrap();
+        let wait = sqlx::raw_sql("SET synchronous_commit = on");
+        wait.execute(&mut other).await.unwrap();
+        let finish = format!("ROLLBACK PREPARED '{name}'");
+        let finish = sqlx::raw_sql(sqlx::AssertSqlSafe(finish));
+        finish.execute(&mut other).await
+    });
+    let waits = "SELECT pid::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    eventually("the other session waits", async || {
+        databases.texts(In::Audit, waits).await.len() == 1
+    })
+    .await;
+    let databases = Arc::new(databases);
+    let service = Service::on(Arc::clone(&databases), &[SHORT]).await;
+    let in_doubt = async || -> Vec<String> {
+        let registry: Value = service.get("/registry").await.json();
+        let in_doubt = registry["in_doubt"].as_array().unwrap().iter();
+        in_doubt
+            .map(|one| one["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    eventually("it is in doubt", async || in_doubt().await == [&*gid]).await;
+    let stop = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    databases.execute(In::Audit, stop).await;
+    other.await.unwrap().unwrap();
+    eventually("nothing is in doubt", async || in_doubt().await.is_empty()).await;
+    assert!(!service.log().contains("ERROR"), "{}", service.log());
+    service.stop().await;
+}
+
+fn names_in_doubt(stage: &Stage) -> HashSet<String> {
+    let in_doubt = stage.live.in_doubt().into_iter();
+    in_doubt.map(|one| one.name).collect()
 }

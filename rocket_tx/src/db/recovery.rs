@@ -64,6 +64,8 @@ struct Found {
     unfinished: Vec<Unfinished>,
     /// The time after which a transaction becomes old enough to be finished.
     due: Option<Duration>,
+    /// The databases that did not reply. A pass sends them nothing more: each attempt takes seconds.
+    silent: HashSet<TypeId>,
 }
 
 impl Found {
@@ -73,6 +75,7 @@ impl Found {
 
     fn add(&mut self, other: Self) {
         self.unfinished.extend(other.unfinished);
+        self.silent.extend(other.silent);
         if let Some(due) = other.due {
             self.due_in(due);
         }
@@ -204,7 +207,9 @@ impl Recovery {
             state.unfinished = found.unfinished;
             are_set_up && state.urgent.is_empty()
         };
-        let cleans = self.databases.iter().map(async |handle| {
+        let replying = self.databases.iter();
+        let replying = replying.filter(|handle| !found.silent.contains(&handle.database));
+        let cleans = replying.map(async |handle| {
             if let Err(error) = self.clean(handle, is_complete).await {
                 tracing::debug!(
                     decider = handle.name, %error,
@@ -226,8 +231,6 @@ impl Recovery {
         urgent: &HashMap<DecisionId, Option<TypeId>>,
     ) -> sqlx::Result<Found> {
         let mut found = Found::default();
-        // Once a server does not reply, this pass sends it no more: each attempt takes seconds.
-        let mut silent = HashSet::new();
         for prepared in self.in_doubt(database).await? {
             let id = prepared.id;
             let young_for = self.min_age.saturating_sub(prepared.age);
@@ -244,7 +247,8 @@ impl Recovery {
                 prepared,
                 seen: Instant::now(),
             };
-            if silent.contains(&handle.database) || silent.contains(&database.database) {
+            if found.silent.contains(&handle.database) || found.silent.contains(&database.database)
+            {
                 found.unfinished.push(unfinished);
                 continue;
             }
@@ -260,7 +264,7 @@ impl Recovery {
                          locks until the deciding database and its own can be reached"
                     );
                     if concerns_all(&error) {
-                        silent.insert(server);
+                        found.silent.insert(server);
                     }
                 }
             }
