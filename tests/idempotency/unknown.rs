@@ -14,7 +14,8 @@ use super::{counts, is_replay, send};
 use crate::durability::disk::Disk;
 use crate::support::stage::note;
 use crate::support::{
-    Backend, Break, Databases, HttpResponse, In, Main, Newcomers, Stage, eventually_or,
+    Audit, Backend, Break, Databases, HttpResponse, In, Main, Newcomers, Stage, eventually,
+    eventually_or,
 };
 
 #[post("/notes/<text>")]
@@ -46,6 +47,14 @@ impl Resource for Elsewhere {
     }
 }
 
+/// Writes two databases.
+#[post("/pair/<text>")]
+async fn pair(text: &str, main: Begin<Main>, audit: Begin<Audit>) -> Result<Status, Error> {
+    note(&mut *main.begin().await?, text).await?;
+    note(&mut *audit.begin().await?, text).await?;
+    Ok(Status::Created)
+}
+
 #[post("/both/<text>")]
 async fn both(
     text: &str,
@@ -66,13 +75,17 @@ async fn stage(databases: Databases) -> Stage {
             .attach(idempotency::init::<Main>())
             .attach(Settlement::new())
             .manage(AtomicBool::new(false))
-            .mount("/", idempotent::<Main>(routes![create, both]))
+            .mount("/", idempotent::<Main>(routes![create, both, pair]))
     })
     .await
 }
 
 async fn post(stage: &Stage, line: &str) -> HttpResponse {
-    let request = stage.http.request(line).header("Idempotency-Key", "k");
+    post_as(stage, line, "k").await
+}
+
+async fn post_as(stage: &Stage, line: &str, key: &str) -> HttpResponse {
+    let request = stage.http.request(line).header("Idempotency-Key", key);
     HttpResponse::of(request).await
 }
 
@@ -149,8 +162,7 @@ mod network {
                 let stage = stage(databases).await;
                 // Opens the sessions that the next request uses.
                 assert_eq!(stage.send("POST /notes/before").await.status, 201);
-                let warm = stage.http.request("POST /notes/warm");
-                let warm = HttpResponse::of(warm.header("Idempotency-Key", "warm")).await;
+                let warm = post_as(&stage, "POST /notes/warm", "warm").await;
                 assert_eq!(warm.status, 201, "{warm:?}");
 
                 proxy.newcomers(Newcomers::Refused).await;
@@ -173,6 +185,33 @@ mod network {
                 assert_eq!(stage.notes().await, ["before", "one", "warm"], "{kind:?}");
                 stage.close().await;
             }
+        }
+
+        /// The decision to commit two databases gets no reply, and cannot be queried.
+        #[rocket::async_test]
+        async fn an_atomic_commit_with_an_unknown_decision_is_not_done_twice() {
+            let mut databases = Databases::with_tables(Backend::Postgres).await;
+            let proxy = databases.by_proxy(In::Main).await;
+            let stage = stage(databases).await;
+            assert_eq!(post_as(&stage, "POST /pair/warm", "warm").await.status, 201);
+
+            proxy.newcomers(Newcomers::Refused).await;
+            proxy.set("COMMIT", Break::After);
+            let unknown = post(&stage, "POST /pair/one").await;
+            advises(&unknown, "It is not done twice");
+            assert!(proxy.has_sprung());
+            proxy.newcomers(Newcomers::Served).await;
+
+            let again = async || post(&stage, "POST /pair/one").await;
+            eventually("the request is replayed", async || {
+                again().await.header("idempotency-replayed").is_some()
+            })
+            .await;
+            eventually("both are committed", async || {
+                stage.notes().await == ["one", "warm", "one", "warm"]
+            })
+            .await;
+            stage.close().await;
         }
     }
 }
