@@ -9,7 +9,7 @@ use rocket::{Request, get};
 use rocket_tx::db::Connection;
 use rocket_tx::{Begin, Problem, Read, RequestId, with_backend};
 use serde::Serialize;
-use sqlx::FromRow;
+use sqlx::{FromRow, QueryBuilder};
 use utoipa::ToSchema;
 
 use crate::databases::Audit;
@@ -47,9 +47,20 @@ impl AuditLog {
     /// Writes an entry with `action` and its `subject`, in the request's transaction of the audit
     /// database.
     pub(crate) async fn record(&self, action: &str, subject: &str) -> Result<(), rocket_tx::Error> {
+        self.record_all(action, &[subject]).await
+    }
+
+    /// Writes an entry with `action` for each of the `subjects`, with one statement.
+    pub(crate) async fn record_all(
+        &self,
+        action: &str,
+        subjects: &[&str],
+    ) -> Result<(), rocket_tx::Error> {
+        if subjects.is_empty() {
+            return Ok(());
+        }
         let mut tx = self.begin.begin().await?;
-        insert(&mut tx, self.request, action, subject).await?;
-        Ok(())
+        Ok(insert(&mut tx, self.request, action, subjects).await?)
     }
 }
 
@@ -98,20 +109,20 @@ async fn insert(
     connection: &mut Connection,
     request: RequestId,
     action: &str,
-    subject: &str,
+    subjects: &[&str],
 ) -> sqlx::Result<()> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let at = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
     with_backend!(connection, |db| {
-        sqlx::query("INSERT INTO audit (request_id, action, subject, at) VALUES ($1, $2, $3, $4)")
-            .bind(request.to_string())
-            .bind(action)
-            .bind(subject)
-            .bind(at)
-            .execute(db)
-            .await?;
-    });
-    Ok(())
+        let mut insert = QueryBuilder::new("INSERT INTO audit (request_id, action, subject, at) ");
+        insert.push_values(subjects, |mut row, subject| {
+            row.push_bind(request.to_string())
+                .push_bind(action)
+                .push_bind(*subject)
+                .push_bind(at);
+        });
+        insert.build().execute(db).await.map(drop)
+    })
 }

@@ -6,6 +6,7 @@ mod faults;
 mod processes;
 mod repositories;
 mod requests;
+mod trips;
 
 use rocket::serde::json::{Value, json};
 use rocket::tokio::task::JoinHandle;

@@ -166,9 +166,8 @@ async fn complete_all(
         }
     }
     todos.commit_all(&mut changed).await?;
-    for todo in &changed {
-        audit.record("aggregate completed", todo.id()).await?;
-    }
+    let completed: Vec<&str> = changed.iter().map(|todo| todo.id()).collect();
+    audit.record_all("aggregate completed", &completed).await?;
     Ok(Json(all.into_iter().map(Versioned).collect()))
 }
 

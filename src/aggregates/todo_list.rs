@@ -3,9 +3,9 @@
 
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;
-use rocket_tx_aggregates::aggregate::{Aggregate, EventRecord, Projection};
+use rocket_tx_aggregates::aggregate::{Aggregate, Change, EventRecord, Projection};
 use serde::Serialize;
-use sqlx::FromRow;
+use sqlx::{FromRow, QueryBuilder};
 use utoipa::ToSchema;
 
 use crate::http::Page;
@@ -20,23 +20,39 @@ impl Projection<Todo, Connection> for TodoList {
         &self,
         connection: &mut Connection,
         todo: &Todo,
-        _events: &[EventRecord],
+        events: &[EventRecord],
     ) -> sqlx::Result<()> {
-        with_backend!(connection, |db| sqlx::query(
-            "INSERT INTO todo_list (id, user_id, task, completed, version) \
-             VALUES ($1, $2, $3, $4, $5) \
-             ON CONFLICT (id) DO UPDATE \
-             SET user_id = excluded.user_id, task = excluded.task, \
-                 completed = excluded.completed, version = excluded.version"
-        )
-        .bind(todo.id())
-        .bind(&todo.user_id)
-        .bind(&todo.task)
-        .bind(todo.completed)
-        .bind(i64::try_from(todo.version()).unwrap_or(i64::MAX))
-        .execute(db)
-        .await
-        .map(drop))
+        let change = Change {
+            aggregate: todo,
+            events,
+        };
+        self.project_all(connection, &[change]).await
+    }
+
+    /// Writes all rows with one statement.
+    async fn project_all(
+        &self,
+        connection: &mut Connection,
+        changes: &[Change<'_, Todo>],
+    ) -> sqlx::Result<()> {
+        with_backend!(connection, |db| {
+            let mut upsert =
+                QueryBuilder::new("INSERT INTO todo_list (id, user_id, task, completed, version) ");
+            upsert.push_values(changes, |mut row, change| {
+                let todo = change.aggregate;
+                row.push_bind(todo.id())
+                    .push_bind(&todo.user_id)
+                    .push_bind(&todo.task)
+                    .push_bind(todo.completed)
+                    .push_bind(i64::try_from(todo.version()).unwrap_or(i64::MAX));
+            });
+            upsert.push(
+                " ON CONFLICT (id) DO UPDATE \
+                 SET user_id = excluded.user_id, task = excluded.task, \
+                     completed = excluded.completed, version = excluded.version",
+            );
+            upsert.build().execute(db).await.map(drop)
+        })
     }
 }
 

@@ -66,6 +66,8 @@ struct Network {
     delivered: watch::Sender<()>,
     /// The number of the last connection.
     last: AtomicU64,
+    /// How many messages the clients have sent.
+    messages: AtomicU64,
 }
 
 impl Proxy {
@@ -83,6 +85,7 @@ impl Proxy {
             reset: watch::Sender::new(0),
             delivered: watch::Sender::new(()),
             last: AtomicU64::new(0),
+            messages: AtomicU64::new(0),
         });
         spawn(serve(
             listener,
@@ -134,6 +137,12 @@ impl Proxy {
     /// Returns how many connections were served or ignored so far.
     pub fn connections(&self) -> u64 {
         self.network.last.load(Ordering::SeqCst)
+    }
+
+    /// Returns how many round trips the clients have begun so far. Messages that arrive together
+    /// count as one.
+    pub fn round_trips(&self) -> u64 {
+        self.network.messages.load(Ordering::SeqCst)
     }
 
     /// Returns the URL of the same database through the proxy.
@@ -267,9 +276,11 @@ async fn serve(
                 let (trap, frozen) = (Arc::clone(&trap), network.frozen.subscribe());
                 let delivered = network.delivered.subscribe();
                 let (mut cut, mut reset) = (network.cut.subscribe(), network.reset.subscribe());
+                let network = Arc::clone(&network);
                 spawn(async move {
+                    let count = || drop(network.messages.fetch_add(1, Ordering::SeqCst));
                     let is_reset = select! {
-                        _ = relay(&mut client, &mut server, trap, frozen, delivered, number) => false,
+                        _ = relay(&mut client, &mut server, trap, frozen, delivered, number, count) => false,
                         _ = cut.wait_for(|last| *last >= number) => false,
                         _ = reset.wait_for(|last| *last >= number) => true,
                     };
@@ -300,6 +311,7 @@ async fn relay(
     mut frozen: watch::Receiver<u64>,
     mut delivered: watch::Receiver<()>,
     number: u64,
+    count: impl Fn(),
 ) -> io::Result<()> {
     let mut from_client = vec![0; 64 * 1024];
     let mut from_server = vec![0; 64 * 1024];
@@ -318,6 +330,7 @@ async fn relay(
                     return Ok(());
                 }
                 delivered.mark_unchanged();
+                count();
                 match sprung(&trap, message) {
                     None => server.write_all(message).await?,
                     Some(Break::Before) => return Ok(()),

@@ -3,8 +3,8 @@
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;
 
-use super::rows::{EventRows, Row, Sealed};
-use super::stream::{Append, Snapshot};
+use super::rows::{EventKey, EventRows, Row, Sealed, StreamRow};
+use super::stream::Append;
 
 impl Sealed for Connection {}
 
@@ -21,11 +21,19 @@ impl EventRows for Connection {
         with_backend!(self, |db| db.page(stream, after, limit).await)
     }
 
-    async fn insert_events(&mut self, append: &Append) -> sqlx::Result<()> {
-        with_backend!(self, |db| db.insert_events(append).await)
+    async fn histories(
+        &mut self,
+        streams: &[&str],
+        snapshot_version: Option<u32>,
+    ) -> sqlx::Result<Vec<StreamRow>> {
+        with_backend!(self, |db| db.histories(streams, snapshot_version).await)
     }
 
-    async fn put_snapshot(&mut self, stream: &str, snapshot: &Snapshot) -> sqlx::Result<()> {
-        with_backend!(self, |db| db.put_snapshot(stream, snapshot).await)
+    async fn insert_events(&mut self, batch: &[Append]) -> sqlx::Result<Vec<EventKey>> {
+        with_backend!(self, |db| db.insert_events(batch).await)
+    }
+
+    async fn put_snapshots(&mut self, batch: &[Append]) -> sqlx::Result<()> {
+        with_backend!(self, |db| db.put_snapshots(batch).await)
     }
 }

@@ -109,10 +109,10 @@ impl AsyncRepository for InMemoryEventStore {
 impl EventStore for InMemoryEventStore {
     async fn append_fenced(
         &self,
-        batch: &[Append],
+        batch: Vec<Append>,
         fences: &[Fence],
     ) -> Result<Vec<Option<ReleaseOutcome>>, Error> {
-        self.add(batch)?;
+        self.add(&batch)?;
         Ok(fences.iter().map(|_| None).collect())
     }
 }

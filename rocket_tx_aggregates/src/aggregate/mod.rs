@@ -12,7 +12,7 @@
 //! | `rows`, `by_url` | the rows of events and snapshots, for each backend and by URL |
 //! | `sql/` | the SQL statements: those shared by both backends, and a folder for each backend |
 //! | `memory` | [`InMemoryEventStore`]: events and snapshots in memory, for unit tests |
-//! | `projection` | [`Projection`]: a read model that is written in the transaction of the events |
+//! | `projection` | [`Projection`], [`Change`]: a read model that is written in the transaction of the events |
 //! | `request` | [`Aggregates`]: the request guard, a repository that belongs to one request |
 //! | `order` | the keys that a request has leased, in all databases |
 //! | `leases` | the leases and the staged events of a request |
@@ -86,7 +86,7 @@ pub use error::Error;
 pub use event::{Event, EventRecord, Metadata, ReplayError};
 pub use initializer::{Initializer, Leases, LoadObserver, init};
 pub use memory::InMemoryEventStore;
-pub use projection::Projection;
+pub use projection::{Change, Projection};
 pub use queued::{Queueable, QueuedRepository};
 pub use repository::{AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository};
 pub use request::{Aggregates, RequestRepository};

@@ -1,7 +1,7 @@
 //! Read models that are written in the transaction of the events.
 
-use std::any::{Any, TypeId};
-use std::collections::HashMap;
+use std::any::TypeId;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -21,6 +21,37 @@ pub trait Projection<A, C>: Send + Sync + 'static {
         aggregate: &A,
         events: &[EventRecord],
     ) -> impl Future<Output = sqlx::Result<()>> + Send;
+
+    /// Updates the read model for several aggregates, whose events one transaction stores. No
+    /// aggregate is in `changes` twice.
+    ///
+    /// Calls [`project`](Self::project) for each. Override it if one statement can write several
+    /// rows: then a commit of many aggregates costs no more round trips than that of one.
+    fn project_all(
+        &self,
+        connection: &mut C,
+        changes: &[Change<'_, A>],
+    ) -> impl Future<Output = sqlx::Result<()>> + Send
+    where
+        A: Sync,
+        C: Send,
+    {
+        async move {
+            for Change { aggregate, events } in changes {
+                self.project(connection, aggregate, events).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// A change of an aggregate, for a [`Projection`].
+#[derive(Debug)]
+pub struct Change<'a, A> {
+    /// The state after the events.
+    pub aggregate: &'a A,
+    /// The new events, in order.
+    pub events: &'a [EventRecord],
 }
 
 /// The projections of a store, by the type of the aggregate.
@@ -49,12 +80,17 @@ impl<C: Send + 'static> Projections<C> {
         Self(Arc::new(all))
     }
 
-    pub(super) async fn project(&self, connection: &mut C, append: &Append) -> sqlx::Result<()> {
-        let aggregate = &*append.aggregate;
-        for projection in self.0.get(&aggregate.type_id()).into_iter().flatten() {
-            projection
-                .project(connection, aggregate, &append.events)
-                .await?;
+    /// Runs all projections on the aggregates of `batch`, which has no stream twice.
+    pub(super) async fn project(&self, connection: &mut C, batch: &[Append]) -> sqlx::Result<()> {
+        let mut done = HashSet::new();
+        for append in batch {
+            let kind = (*append.aggregate).type_id();
+            if !done.insert(kind) {
+                continue;
+            }
+            for projection in self.0.get(&kind).into_iter().flatten() {
+                projection.project(connection, batch).await?;
+            }
         }
         Ok(())
     }
@@ -62,12 +98,8 @@ impl<C: Send + 'static> Projections<C> {
 
 #[rocket::async_trait]
 trait AnyProjection<C>: Send + Sync {
-    async fn project(
-        &self,
-        connection: &mut C,
-        aggregate: &(dyn Any + Send + Sync),
-        events: &[EventRecord],
-    ) -> sqlx::Result<()>;
+    /// Runs the projection on the aggregates of its type.
+    async fn project(&self, connection: &mut C, batch: &[Append]) -> sqlx::Result<()>;
 }
 
 struct TypedProjection<A, P>(P, PhantomData<fn() -> A>);
@@ -76,16 +108,14 @@ struct TypedProjection<A, P>(P, PhantomData<fn() -> A>);
 impl<A: Aggregate, C: Send + 'static, P: Projection<A, C>> AnyProjection<C>
     for TypedProjection<A, P>
 {
-    async fn project(
-        &self,
-        connection: &mut C,
-        aggregate: &(dyn Any + Send + Sync),
-        events: &[EventRecord],
-    ) -> sqlx::Result<()> {
-        match aggregate.downcast_ref::<A>() {
-            Some(aggregate) => self.0.project(connection, aggregate, events).await,
-            // Unreachable: the projections are looked up by the type of the aggregate.
-            None => Ok(()),
-        }
+    async fn project(&self, connection: &mut C, batch: &[Append]) -> sqlx::Result<()> {
+        let changes = batch.iter().filter_map(|append| {
+            Some(Change {
+                aggregate: append.aggregate.downcast_ref::<A>()?,
+                events: &append.events,
+            })
+        });
+        let changes: Vec<Change<'_, A>> = changes.collect();
+        self.0.project_all(connection, &changes).await
     }
 }

@@ -78,6 +78,14 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
         self.store.load(stream, snapshot_version).await
     }
 
+    async fn load_all(
+        &self,
+        streams: &[&str],
+        snapshot_version: Option<u32>,
+    ) -> Result<Vec<History>, Error> {
+        self.store.load_all(streams, snapshot_version).await
+    }
+
     /// # Cancellation
     ///
     /// If the future is dropped after the transaction has begun, the transaction may or may not be
@@ -99,7 +107,7 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
                 taken.push((slot, hold, index));
             }
         }
-        match self.store.append_fenced(&batch, &fences).await {
+        match self.store.append_fenced(batch, &fences).await {
             Ok(released) => {
                 for (_, hold, index) in taken {
                     match index.and_then(|index| released[index]) {

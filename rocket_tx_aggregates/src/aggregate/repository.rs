@@ -39,6 +39,26 @@ pub trait AsyncRepository: Send + Sync {
         snapshot_version: Option<u32>,
     ) -> impl Future<Output = Result<History, Error>> + Send;
 
+    /// Reads several streams, in the order of `streams`. Repositories override it to read them with
+    /// one query.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    fn load_all(
+        &self,
+        streams: &[&str],
+        snapshot_version: Option<u32>,
+    ) -> impl Future<Output = Result<Vec<History>, Error>> + Send {
+        async move {
+            let mut all = Vec::with_capacity(streams.len());
+            for stream in streams {
+                all.push(self.load(stream, snapshot_version).await?);
+            }
+            Ok(all)
+        }
+    }
+
     /// Called after aggregates were loaded with their leases. A connection that was acquired only
     /// for the load has been returned by then.
     fn loaded(&self, streams: &[&str]) -> impl Future<Output = ()> + Send {
@@ -193,9 +213,12 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
         let streams = streams.collect::<Result<Vec<String>, Error>>()?;
         let names: Vec<&str> = streams.iter().map(String::as_str).collect();
         let leases = self.repository.lease(&names).await?;
+        let version = Some(A::SNAPSHOT_VERSION);
+        let histories = self.repository.load_all(&names, version).await?;
         let mut all = Vec::with_capacity(ids.len());
-        for ((id, stream), lease) in ids.iter().zip(&streams).zip(leases) {
-            let mut found = self.read(stream, id).await?;
+        for (((id, stream), history), lease) in ids.iter().zip(&streams).zip(&histories).zip(leases)
+        {
+            let mut found = self.rebuilt(stream, id, history).await?;
             if let Some(aggregate) = &mut found {
                 aggregate.entity_mut().lease = lease;
             }
@@ -270,10 +293,13 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     }
 
     async fn read(&self, stream: &str, id: &str) -> Result<Option<A>, Error> {
-        let history = (self.repository)
-            .load(stream, Some(A::SNAPSHOT_VERSION))
-            .await?;
-        match replayed(stream, id, &history) {
+        let version = Some(A::SNAPSHOT_VERSION);
+        let history = self.repository.load(stream, version).await?;
+        self.rebuilt(stream, id, &history).await
+    }
+
+    async fn rebuilt(&self, stream: &str, id: &str, history: &History) -> Result<Option<A>, Error> {
+        match replayed(stream, id, history) {
             // A snapshot only saves time: replaying all events gives the same state.
             Err(error) if history.snapshot.is_some() => {
                 tracing::warn!(%error, "a snapshot cannot be used; the aggregate is rebuilt from all its events");

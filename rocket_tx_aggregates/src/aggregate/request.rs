@@ -20,7 +20,7 @@ use super::order::Order;
 use super::repository::{AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository};
 use super::resource::RequestAggregates;
 use super::rows::AggregateDatabase;
-use super::store::{load_from, page_from};
+use super::store::{load_all_from, load_from, page_from};
 use super::stream::{Append, HeldLease, History};
 use crate::lock::{Hold, in_order};
 
@@ -162,6 +162,22 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
         Ok(history)
     }
 
+    async fn load_all(
+        &self,
+        streams: &[&str],
+        snapshot_version: Option<u32>,
+    ) -> Result<Vec<History>, Error> {
+        let mut histories = reading!(self.leases, |db| {
+            load_all_from(db, streams, snapshot_version).await
+        })?;
+        for (stream, history) in streams.iter().zip(&mut histories) {
+            if let Some(staged) = self.leases.staged(stream) {
+                history.events.extend(staged.events);
+            }
+        }
+        Ok(histories)
+    }
+
     async fn loaded(&self, streams: &[&str]) {
         if let Some(observer) = &self.observer {
             for stream in streams {
@@ -190,7 +206,7 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
         let mut tx = begin.begin().await?;
         let staged = self.leases.flush();
         let mut guard = FlushGuard(Some(&self.leases.outstanding));
-        let written = self.leases.shared.store.write(&mut tx, &staged).await;
+        let written = self.leases.shared.store.write(&mut tx, staged).await;
         match &written {
             Ok(()) => guard.0 = None,
             Err(error) => guard.doom_by(error),

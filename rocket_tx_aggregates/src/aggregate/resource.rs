@@ -139,7 +139,7 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
         };
         let db = transaction.connection();
         let written = async {
-            self.request.shared.store.write(db, &staged).await?;
+            self.request.shared.store.write(db, staged).await?;
             for (_, fence) in &self.leases {
                 let released = release_within::<D::Pool>(db, fence).await?;
                 self.deleted.push(released.wanted);

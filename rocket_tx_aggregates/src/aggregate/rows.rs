@@ -1,9 +1,11 @@
-//! The rows of the tables `aggregate_events` and `aggregate_snapshots`. The statements are in
-//! `sql/`, except the INSERT of events, whose text depends on the number of events.
+//! The rows of the tables `aggregate_events` and `aggregate_snapshots`. The statements are in `sql/`.
+//! Each of them takes any number of streams or events, so that a commit of many aggregates costs no
+//! more round trips than that of one.
 
+use std::collections::HashMap;
 use std::future::Future;
 
-use rocket::serde::json::serde_json;
+use rocket::serde::json::serde_json::{self, Value, json};
 use rocket_db_pools::Database;
 use rocket_tx::db::Session;
 use sqlx::FromRow;
@@ -62,6 +64,31 @@ where
     }
 }
 
+/// A row of one of several streams.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct StreamRow {
+    pub(super) stream: String,
+    pub(super) row: Row,
+}
+
+impl<'r, R: sqlx::Row> FromRow<'r, R> for StreamRow
+where
+    &'static str: sqlx::ColumnIndex<R>,
+    String: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    Row: FromRow<'r, R>,
+{
+    fn from_row(row: &'r R) -> sqlx::Result<Self> {
+        Ok(Self {
+            stream: row.try_get("stream")?,
+            row: Row::from_row(row)?,
+        })
+    }
+}
+
+/// The key of an event: its stream and its sequence.
+pub(super) type EventKey = (String, i64);
+
 /// Keeps other crates from implementing [`EventRows`].
 pub(super) trait Sealed {}
 
@@ -89,20 +116,28 @@ pub trait EventRows: Sealed + Send {
         limit: u32,
     ) -> impl Future<Output = sqlx::Result<Vec<Row>>> + Send;
 
-    /// Inserts events, at most 1,000 with one statement.
+    /// Reads several streams, each as [`history`](Self::history) does.
     #[doc(hidden)]
-    fn insert_events(&mut self, append: &Append) -> impl Future<Output = sqlx::Result<()>> + Send;
-
-    /// Stores or replaces the snapshot of a stream.
-    #[doc(hidden)]
-    fn put_snapshot(
+    fn histories(
         &mut self,
-        stream: &str,
-        snapshot: &Snapshot,
-    ) -> impl Future<Output = sqlx::Result<()>> + Send;
+        streams: &[&str],
+        snapshot_version: Option<u32>,
+    ) -> impl Future<Output = sqlx::Result<Vec<StreamRow>>> + Send;
+
+    /// Inserts the events of all appends, with one statement. Returns the keys of those that were
+    /// inserted. An event is left out if its key is taken.
+    #[doc(hidden)]
+    fn insert_events(
+        &mut self,
+        batch: &[Append],
+    ) -> impl Future<Output = sqlx::Result<Vec<EventKey>>> + Send;
+
+    /// Stores or replaces the snapshots of the streams that have one in `batch`.
+    #[doc(hidden)]
+    fn put_snapshots(&mut self, batch: &[Append]) -> impl Future<Output = sqlx::Result<()>> + Send;
 }
 
-fn signed(sequence: u64) -> i64 {
+pub(super) fn signed(sequence: u64) -> i64 {
     i64::try_from(sequence).unwrap_or(i64::MAX)
 }
 
@@ -134,6 +169,19 @@ impl Row {
     }
 }
 
+/// Builds the histories of `streams` from the rows of [`EventRows::histories`].
+pub(super) fn histories_of(streams: &[&str], rows: Vec<StreamRow>) -> Result<Vec<History>, Error> {
+    let mut by_stream: HashMap<String, Vec<Row>> = HashMap::new();
+    for StreamRow { stream, row } in rows {
+        by_stream.entry(stream).or_default().push(row);
+    }
+    let history = |stream: &&str| {
+        let rows = by_stream.remove(*stream).unwrap_or_default();
+        history_of(stream, rows)
+    };
+    streams.iter().map(history).collect()
+}
+
 /// Builds a history from the rows of [`EventRows::history`].
 pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Error> {
     let mut history = History::default();
@@ -156,8 +204,39 @@ pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Error>
     Ok(history)
 }
 
+/// Returns the events of all appends, as the parameter of the statement that inserts them.
+fn events_of(batch: &[Append]) -> String {
+    let events = batch.iter().flat_map(|append| {
+        append.events.iter().map(|event| {
+            json!([
+                append.stream,
+                signed(event.sequence),
+                event.name,
+                i32::try_from(event.version).unwrap_or(i32::MAX),
+                event.payload.to_string(),
+                json!(event.metadata).to_string(),
+            ])
+        })
+    });
+    Value::from_iter(events).to_string()
+}
+
+/// Returns the snapshots of all appends, as the parameter of the statement that stores them.
+fn snapshots_of(batch: &[Append]) -> String {
+    let snapshots = batch.iter().filter_map(|append| {
+        let snapshot = append.snapshot.as_ref()?;
+        Some(json!([
+            append.stream,
+            signed(snapshot.sequence),
+            i32::try_from(snapshot.version).unwrap_or(i32::MAX),
+            snapshot.state,
+        ]))
+    });
+    Value::from_iter(snapshots).to_string()
+}
+
 macro_rules! rows {
-    ($database:ty, $connection:ty, now = $now:literal, $put_snapshot:literal) => {
+    ($database:ty, $connection:ty, $folder:literal) => {
         impl Sealed for $connection {}
 
         impl EventRows for $connection {
@@ -167,10 +246,10 @@ macro_rules! rows {
                 snapshot_version: Option<u32>,
             ) -> sqlx::Result<Vec<Row>> {
                 sqlx::query_as::<$database, Row>(statement(include_str!("sql/history.sql")))
-                .bind(stream)
-                .bind(snapshot_version.and_then(|version| i32::try_from(version).ok()))
-                .fetch_all(self)
-                .await
+                    .bind(stream)
+                    .bind(snapshot_version.and_then(|version| i32::try_from(version).ok()))
+                    .fetch_all(self)
+                    .await
             }
 
             async fn page(
@@ -180,48 +259,43 @@ macro_rules! rows {
                 limit: u32,
             ) -> sqlx::Result<Vec<Row>> {
                 sqlx::query_as::<$database, Row>(statement(include_str!("sql/page.sql")))
-                .bind(stream)
-                .bind(signed(after))
-                .bind(i64::from(limit))
-                .fetch_all(self)
-                .await
+                    .bind(stream)
+                    .bind(signed(after))
+                    .bind(i64::from(limit))
+                    .fetch_all(self)
+                    .await
             }
 
-            async fn insert_events(&mut self, append: &Append) -> sqlx::Result<()> {
-                /// Events per statement. Both backends limit the parameters of a statement.
-                const AT_ONCE: usize = 1_000;
-
-                for events in append.events.chunks(AT_ONCE) {
-                    let mut insert = sqlx::QueryBuilder::<$database>::new(
-                        "INSERT INTO aggregate_events \
-                         (stream, sequence, name, version, payload, metadata, recorded_at) ",
-                    );
-                    insert.push_values(events, |mut row, event| {
-                        row.push_bind(append.stream.clone())
-                            .push_bind(signed(event.sequence))
-                            .push_bind(event.name.clone())
-                            .push_bind(i32::try_from(event.version).unwrap_or(i32::MAX))
-                            .push_bind(event.payload.to_string())
-                            .push_bind(serde_json::json!(event.metadata).to_string())
-                            .push($now);
-                    });
-                    insert.build().execute(&mut *self).await?;
-                }
-                Ok(())
-            }
-
-            async fn put_snapshot(
+            async fn histories(
                 &mut self,
-                stream: &str,
-                snapshot: &Snapshot,
-            ) -> sqlx::Result<()> {
-                sqlx::query::<$database>(statement(include_str!($put_snapshot)))
-                .bind(stream)
-                .bind(signed(snapshot.sequence))
-                .bind(i32::try_from(snapshot.version).unwrap_or(i32::MAX))
-                .bind(&snapshot.state)
-                .execute(self)
-                .await?;
+                streams: &[&str],
+                snapshot_version: Option<u32>,
+            ) -> sqlx::Result<Vec<StreamRow>> {
+                const SQL: &str = include_str!(concat!("sql/", $folder, "/histories.sql"));
+
+                sqlx::query_as::<$database, StreamRow>(statement(SQL))
+                    .bind(json!(streams).to_string())
+                    .bind(snapshot_version.and_then(|version| i32::try_from(version).ok()))
+                    .fetch_all(self)
+                    .await
+            }
+
+            async fn insert_events(&mut self, batch: &[Append]) -> sqlx::Result<Vec<EventKey>> {
+                const SQL: &str = include_str!(concat!("sql/", $folder, "/insert_events.sql"));
+
+                sqlx::query_as::<$database, EventKey>(statement(SQL))
+                    .bind(events_of(batch))
+                    .fetch_all(self)
+                    .await
+            }
+
+            async fn put_snapshots(&mut self, batch: &[Append]) -> sqlx::Result<()> {
+                const SQL: &str = include_str!(concat!("sql/", $folder, "/put_snapshots.sql"));
+
+                sqlx::query::<$database>(statement(SQL))
+                    .bind(snapshots_of(batch))
+                    .execute(self)
+                    .await?;
                 Ok(())
             }
         }
@@ -229,17 +303,7 @@ macro_rules! rows {
 }
 
 #[cfg(feature = "sqlite")]
-rows!(
-    sqlx::Sqlite,
-    sqlx::SqliteConnection,
-    now = "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)",
-    "sql/sqlite/put_snapshot.sql"
-);
+rows!(sqlx::Sqlite, sqlx::SqliteConnection, "sqlite");
 
 #[cfg(feature = "postgres")]
-rows!(
-    sqlx::Postgres,
-    sqlx::PgConnection,
-    now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
-    "sql/postgres/put_snapshot.sql"
-);
+rows!(sqlx::Postgres, sqlx::PgConnection, "postgres");

@@ -1,5 +1,6 @@
 //! [`SqlEventStore`]: events, snapshots and read models, written in one transaction.
 
+use std::collections::HashSet;
 use std::future::Future;
 
 use rocket_tx::db::{
@@ -12,7 +13,7 @@ use super::error::Error;
 use super::event::EventRecord;
 use super::projection::{Projection, Projections};
 use super::repository::AsyncRepository;
-use super::rows::{AggregatePool, EventRows, Row, history_of};
+use super::rows::{AggregatePool, EventKey, EventRows, Row, histories_of, history_of, signed};
 use super::stream::{Append, History};
 use crate::lock::{Fence, LeaseStore, LockError, ReleaseOutcome};
 
@@ -30,7 +31,7 @@ pub trait EventStore: AsyncRepository {
     /// As [`append`](AsyncRepository::append); [`LockError::Lost`] if a lease row is missing.
     fn append_fenced(
         &self,
-        batch: &[Append],
+        batch: Vec<Append>,
         fences: &[Fence],
     ) -> impl Future<Output = Result<Vec<Option<ReleaseOutcome>>, Error>> + Send;
 }
@@ -108,33 +109,56 @@ impl<P: AggregatePool> SqlEventStore<P> {
     }
 
     /// Writes to the caller's transaction: first the events in stream order, then the snapshots,
-    /// then the read models.
+    /// then the read models. The number of statements does not depend on the number of appends,
+    /// except those of projections that write one aggregate at a time.
     pub(super) async fn write(
         &self,
         db: &mut ConnectionOf<P>,
-        batch: &[Append],
+        batch: Vec<Append>,
     ) -> Result<(), Error> {
-        let mut batch: Vec<&Append> = batch.iter().collect();
-        batch.sort_by(|one, other| (&one.stream, one.after).cmp(&(&other.stream, other.after)));
-        for append in &batch {
-            db.insert_events(append).await.map_err(|error| {
-                let database = error.as_database_error();
-                match database.is_some_and(|error| error.is_unique_violation()) {
-                    true => Error::Conflict(append.stream.clone()),
-                    false => Error::Database(error),
-                }
-            })?;
+        let batch = in_stream_order(batch)?;
+        if batch.is_empty() {
+            return Ok(());
         }
-        for append in &batch {
-            if let Some(snapshot) = &append.snapshot {
-                db.put_snapshot(&append.stream, snapshot).await?;
-            }
+        let inserted = db.insert_events(&batch).await?;
+        let inserted: HashSet<EventKey> = inserted.into_iter().collect();
+        let is_taken = |append: &&Append| {
+            let key = |sequence| (append.stream.clone(), signed(sequence));
+            let mut sequences = append.events.iter().map(|event| event.sequence);
+            sequences.any(|sequence| !inserted.contains(&key(sequence)))
+        };
+        if let Some(append) = batch.iter().find(is_taken) {
+            return Err(Error::Conflict(append.stream.clone()));
         }
-        for append in &batch {
-            self.projections.project(db, append).await?;
+        if batch.iter().any(|append| append.snapshot.is_some()) {
+            db.put_snapshots(&batch).await?;
         }
-        Ok(())
+        Ok(self.projections.project(db, &batch).await?)
     }
+}
+
+/// Sorts appends by stream, so that transactions that write the same streams wait for each other in
+/// the same order. Joins the appends of one stream.
+///
+/// # Errors
+///
+/// [`Error::Conflict`] if appends of one stream do not follow each other.
+fn in_stream_order(mut batch: Vec<Append>) -> Result<Vec<Append>, Error> {
+    batch.retain(|append| !append.events.is_empty());
+    batch.sort_by(|one, other| (&one.stream, one.after).cmp(&(&other.stream, other.after)));
+    let mut joined: Vec<Append> = Vec::with_capacity(batch.len());
+    for append in batch {
+        match joined.last_mut() {
+            Some(last) if last.stream == append.stream => {
+                if last.last() != append.after {
+                    return Err(Error::Conflict(append.stream));
+                }
+                last.extend(append);
+            }
+            _ => joined.push(append),
+        }
+    }
+    Ok(joined)
 }
 
 pub(super) async fn load_from<C: EventRows>(
@@ -143,6 +167,18 @@ pub(super) async fn load_from<C: EventRows>(
     snapshot_version: Option<u32>,
 ) -> Result<History, Error> {
     history_of(stream, db.history(stream, snapshot_version).await?)
+}
+
+pub(super) async fn load_all_from<C: EventRows>(
+    db: &mut C,
+    streams: &[&str],
+    snapshot_version: Option<u32>,
+) -> Result<Vec<History>, Error> {
+    match streams {
+        [] => Ok(Vec::new()),
+        [stream] => Ok(vec![load_from(db, stream, snapshot_version).await?]),
+        streams => histories_of(streams, db.histories(streams, snapshot_version).await?),
+    }
 }
 
 pub(super) async fn page_from<C: EventRows>(
@@ -180,8 +216,20 @@ impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
         load_from(session.connection(), stream, snapshot_version).await
     }
 
+    async fn load_all(
+        &self,
+        streams: &[&str],
+        snapshot_version: Option<u32>,
+    ) -> Result<Vec<History>, Error> {
+        let mut session = self
+            .pool
+            .session(Access::ReadOnly, WaitPolicy::QUEUE)
+            .await?;
+        load_all_from(session.connection(), streams, snapshot_version).await
+    }
+
     async fn append(&self, batch: Vec<Append>) -> Result<(), Error> {
-        self.append_fenced(&batch, &[]).await.map(drop)
+        self.append_fenced(batch, &[]).await.map(drop)
     }
 
     async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
@@ -200,7 +248,7 @@ impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
 impl<P: AggregatePool> EventStore for SqlEventStore<P> {
     async fn append_fenced(
         &self,
-        batch: &[Append],
+        batch: Vec<Append>,
         fences: &[Fence],
     ) -> Result<Vec<Option<ReleaseOutcome>>, Error> {
         if batch.iter().all(|append| append.events.is_empty()) {
