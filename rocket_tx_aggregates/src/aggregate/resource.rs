@@ -91,13 +91,11 @@ impl<D: AggregateDatabase> RequestAggregates<D> {
         let Some(mut transaction) = context.begin_after_rollback::<D>(wait).await? else {
             return Ok(false);
         };
-        for (_, Fence { key, token, .. }) in &self.leases {
-            let db = transaction.connection();
-            let released =
-                <<D::Pool as LeasePool>::Leases as LeaseStore>::release_within(db, key, token)
-                    .await?;
-            self.deleted.push(released.wanted);
-        }
+        let fences: Vec<&Fence> = self.leases.iter().map(|(_, fence)| fence).collect();
+        let db = transaction.connection();
+        let released =
+            <<D::Pool as LeasePool>::Leases as LeaseStore>::release_within(db, &fences).await?;
+        self.deleted.extend(released.iter().map(|it| it.wanted));
         // The deletion need not be durable: a row that a power cut brings back expires by itself.
         transaction.commit_without_waiting().await.map(drop)?;
         Ok(true)
@@ -140,10 +138,9 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
         let db = transaction.connection();
         let written = async {
             self.request.shared.store.write(db, staged).await?;
-            for (_, fence) in &self.leases {
-                let released = release_within::<D::Pool>(db, fence).await?;
-                self.deleted.push(released.wanted);
-            }
+            let fences: Vec<&Fence> = self.leases.iter().map(|(_, fence)| fence).collect();
+            let released = release_within::<D::Pool>(db, &fences).await?;
+            self.deleted.extend(released.iter().map(|it| it.wanted));
             Ok::<(), rocket_tx::Error>(())
         };
         written.instrument(tracing::debug_span!("append")).await?;

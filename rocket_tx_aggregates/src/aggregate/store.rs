@@ -191,19 +191,20 @@ pub(super) async fn page_from<C: EventRows>(
     rows.into_iter().map(|row| row.event(stream)).collect()
 }
 
-/// Deletes the row of a lease in the caller's transaction.
+/// Deletes the rows of leases in the caller's transaction. Returns the outcomes in the order of
+/// `fences`.
 ///
 /// # Errors
 ///
-/// [`LockError::Lost`] if the row is missing or has another token.
+/// [`LockError::Lost`] if a row is missing or has another token.
 pub(super) async fn release_within<P: AggregatePool>(
     db: &mut ConnectionOf<P>,
-    fence: &Fence,
-) -> Result<ReleaseOutcome, Error> {
-    let released = <P::Leases as LeaseStore>::release_within(db, &fence.key, &fence.token).await?;
-    match released.ours {
-        true => Ok(released),
-        false => Err(LockError::Lost(fence.key.to_string()).into()),
+    fences: &[&Fence],
+) -> Result<Vec<ReleaseOutcome>, Error> {
+    let released = <P::Leases as LeaseStore>::release_within(db, fences).await?;
+    match fences.iter().zip(&released).find(|(_, it)| !it.ours) {
+        None => Ok(released),
+        Some((fence, _)) => Err(LockError::Lost(fence.key.to_string()).into()),
     }
 }
 
@@ -261,16 +262,13 @@ impl<P: AggregatePool> EventStore for SqlEventStore<P> {
         };
         let mut transaction = self.pool.open(options).await?;
         self.write(transaction.connection(), batch).await?;
-        let mut order: Vec<usize> = (0..fences.len()).collect();
-        order.sort_by(|one, other| fences[*one].key.cmp(&fences[*other].key));
-        let mut released = vec![None; fences.len()];
-        for index in order {
-            let fence = &fences[index];
-            if fence.database == *self.pool.identity() {
-                let connection = transaction.connection();
-                released[index] = Some(release_within::<P>(connection, fence).await?);
-            }
-        }
+        let is_here = |fence: &&Fence| fence.database == *self.pool.identity();
+        let here: Vec<&Fence> = fences.iter().filter(is_here).collect();
+        let outcomes = release_within::<P>(transaction.connection(), &here).await?;
+        let mut outcomes = outcomes.into_iter();
+        let released = (fences.iter())
+            .map(|fence| is_here(&fence).then(|| outcomes.next()).flatten())
+            .collect();
         let committed = transaction.commit().await;
         committed.map_err(|error| rocket_tx::Error::of_commit(error, "the event store"))?;
         Ok(released)

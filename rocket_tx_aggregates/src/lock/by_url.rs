@@ -11,7 +11,8 @@ use super::PostgresLeases;
 #[cfg(feature = "sqlite")]
 use super::SqliteLeases;
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed, Token,
+    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed,
+    Token,
 };
 use rocket_tx::db::{self, Connection, Identity, UrlPool, WaitPolicy};
 
@@ -101,14 +102,13 @@ impl LeaseStore for UrlLeases {
 
     async fn release_within(
         connection: &mut Connection,
-        key: &str,
-        token: &Token,
-    ) -> sqlx::Result<ReleaseOutcome> {
+        fences: &[&Fence],
+    ) -> sqlx::Result<Vec<ReleaseOutcome>> {
         match connection {
             #[cfg(feature = "sqlite")]
-            Connection::Sqlite(db) => SqliteLeases::release_within(db, key, token).await,
+            Connection::Sqlite(db) => SqliteLeases::release_within(db, fences).await,
             #[cfg(feature = "postgres")]
-            Connection::Postgres(db) => PostgresLeases::release_within(db, key, token).await,
+            Connection::Postgres(db) => PostgresLeases::release_within(db, fences).await,
         }
     }
 

@@ -17,8 +17,8 @@ use super::fencing::{open_fence, take};
 use super::listener::{Listener, no_reply, payload};
 use super::sql::statement;
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed, Token,
-    millis, spawn_before_closing,
+    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed,
+    Token, millis, outcomes_of, parameter_of, spawn_before_closing,
 };
 
 /// Makes leases in a Postgres database, for services on more than one machine. All times are those
@@ -166,6 +166,14 @@ async fn wake(db: &mut PgConnection, keys: &[impl AsRef<str>]) {
 
 impl Sealed for PostgresLeases {}
 
+/// Deletes the row of a lease if it is still ours.
+async fn delete(db: &mut PgConnection, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
+    let release = sqlx::query_scalar(statement(include_str!("sql/release.sql")))
+        .bind(key)
+        .bind(token.as_str());
+    Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
+}
+
 impl LeaseStore for PostgresLeases {
     type Session = PostgresSession;
 
@@ -215,7 +223,7 @@ impl LeaseStore for PostgresLeases {
 
     async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
         self.on_session(async |db| {
-            let released = Self::release_within(db, key, token).await?;
+            let released = delete(db, key, token).await?;
             // Only if wanted: a transaction with NOTIFY takes a cluster-wide lock at its commit.
             if released.wanted {
                 wake(db, &[key]).await;
@@ -227,13 +235,18 @@ impl LeaseStore for PostgresLeases {
 
     async fn release_within(
         db: &mut PgConnection,
-        key: &str,
-        token: &Token,
-    ) -> sqlx::Result<ReleaseOutcome> {
-        let release = sqlx::query_scalar(statement(include_str!("sql/release.sql")))
-            .bind(key)
-            .bind(token.as_str());
-        Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
+        fences: &[&Fence],
+    ) -> sqlx::Result<Vec<ReleaseOutcome>> {
+        match fences {
+            [] => Ok(Vec::new()),
+            [fence] => Ok(vec![delete(db, &fence.key, &fence.token).await?]),
+            fences => {
+                const SQL: &str = include_str!("sql/postgres/release_all.sql");
+
+                let release = sqlx::query_as(statement(SQL)).bind(parameter_of(fences));
+                Ok(outcomes_of(fences, release.fetch_all(db).await?))
+            }
+        }
     }
 
     async fn notify_waiters(&self, key: &str) -> sqlx::Result<()> {

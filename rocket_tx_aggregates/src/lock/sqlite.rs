@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::LeaseLockManager;
 use super::sql::statement;
 use super::store::{
-    Attempt, Claim, Exclusion, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed, Token,
-    millis, spawn_before_closing,
+    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed,
+    Token, millis, outcomes_of, parameter_of, spawn_before_closing,
 };
 
 /// Makes leases in a SQLite file, for the processes of one machine. All times are those of the
@@ -184,13 +184,24 @@ impl LeaseStore for SqliteLeases {
 
     async fn release_within(
         db: &mut SqliteConnection,
-        key: &str,
-        token: &Token,
-    ) -> sqlx::Result<ReleaseOutcome> {
-        let release = sqlx::query_scalar(statement(RELEASE))
-            .bind(key)
-            .bind(token.as_str());
-        Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
+        fences: &[&Fence],
+    ) -> sqlx::Result<Vec<ReleaseOutcome>> {
+        match fences {
+            [] => Ok(Vec::new()),
+            [fence] => {
+                let release = sqlx::query_scalar(statement(RELEASE))
+                    .bind(&*fence.key)
+                    .bind(fence.token.as_str());
+                let wanted = release.fetch_optional(db).await?;
+                Ok(vec![ReleaseOutcome::found(wanted)])
+            }
+            fences => {
+                const SQL: &str = include_str!("sql/sqlite/release_all.sql");
+
+                let release = sqlx::query_as(statement(SQL)).bind(parameter_of(fences));
+                Ok(outcomes_of(fences, release.fetch_all(db).await?))
+            }
+        }
     }
 
     /// Does nothing: SQLite has no notifications, so waiters in other processes poll.

@@ -1,10 +1,12 @@
 //! The interface to the rows of `aggregate_locks`, implemented for each backend.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rocket::serde::json::serde_json::{Value, json};
 use rocket_tx::db::{Identity, Session, TransactionPool, WaitPolicy};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -113,6 +115,20 @@ impl ReleaseOutcome {
     }
 }
 
+/// Returns the keys and tokens of leases, as the parameter of the statement that releases them.
+pub(super) fn parameter_of(fences: &[&Fence]) -> String {
+    let lease = |fence: &&Fence| json!([*fence.key, fence.token.as_str()]);
+    Value::from_iter(fences.iter().map(lease)).to_string()
+}
+
+/// Returns the outcomes of `fences`, from the keys of the deleted rows and whether these rows were
+/// wanted.
+pub(super) fn outcomes_of(fences: &[&Fence], deleted: Vec<(String, bool)>) -> Vec<ReleaseOutcome> {
+    let deleted: HashMap<String, bool> = deleted.into_iter().collect();
+    let outcome = |fence: &&Fence| ReleaseOutcome::found(deleted.get(&*fence.key).copied());
+    fences.iter().map(outcome).collect()
+}
+
 /// A lease as it is shown to an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
@@ -187,13 +203,13 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
         token: &Token,
     ) -> impl Future<Output = sqlx::Result<ReleaseOutcome>> + Send;
 
-    /// Deletes the row inside a transaction if it is still ours. After the commit, the caller calls
-    /// [`notify_waiters`](Self::notify_waiters) if the row was wanted.
+    /// Deletes the rows that are still ours inside a transaction, with one statement. Returns the
+    /// outcomes in the order of `fences`. After the commit, the caller calls
+    /// [`notify_waiters`](Self::notify_waiters) for each row that was wanted.
     fn release_within(
         connection: &mut <Self::Session as Session>::Connection,
-        key: &str,
-        token: &Token,
-    ) -> impl Future<Output = sqlx::Result<ReleaseOutcome>> + Send;
+        fences: &[&Fence],
+    ) -> impl Future<Output = sqlx::Result<Vec<ReleaseOutcome>>> + Send;
 
     /// Wakes the waiters for a key in other processes, if the database supports notifications.
     fn notify_waiters(&self, key: &str) -> impl Future<Output = sqlx::Result<()>> + Send;
