@@ -73,13 +73,15 @@ mod postgres {
         counted.service.stop().await;
     }
 
+    /// Each session prepares a statement when it first uses it, so several attempts are needed here
+    /// too.
     #[rocket::async_test]
     async fn a_batch_takes_no_more_round_trips_than_its_leases() {
         let counted = Counted::start().await;
         let mut trips = Vec::new();
-        for number in [1, 100] {
+        for number in [1, 20] {
             let mut fewest = [u64::MAX; 2];
-            for attempt in 0..4 {
+            for attempt in 0..12 {
                 let all = ids(&format!("{number}-{attempt}"), number);
                 counted.create(&all).await;
                 let body = json!({"ids": all}).to_string();
@@ -89,7 +91,7 @@ mod postgres {
             trips.push(fewest);
         }
         // Each lease is taken by a statement of its own.
-        assert_eq!(trips[1][0] - trips[0][0], 99);
+        assert_eq!(trips[1][0] - trips[0][0], 19);
         assert_eq!(trips[1][1], trips[0][1]);
         counted.service.stop().await;
     }

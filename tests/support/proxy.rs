@@ -66,8 +66,7 @@ struct Network {
     delivered: watch::Sender<()>,
     /// The number of the last connection.
     last: AtomicU64,
-    /// How many messages the clients have sent.
-    messages: AtomicU64,
+    round_trips: AtomicU64,
 }
 
 impl Proxy {
@@ -85,7 +84,7 @@ impl Proxy {
             reset: watch::Sender::new(0),
             delivered: watch::Sender::new(()),
             last: AtomicU64::new(0),
-            messages: AtomicU64::new(0),
+            round_trips: AtomicU64::new(0),
         });
         spawn(serve(
             listener,
@@ -139,10 +138,10 @@ impl Proxy {
         self.network.last.load(Ordering::SeqCst)
     }
 
-    /// Returns how many round trips the clients have begun so far. Messages that arrive together
-    /// count as one.
+    /// Returns how many round trips the clients have begun so far. What a client sends before the
+    /// server replies counts as one.
     pub fn round_trips(&self) -> u64 {
-        self.network.messages.load(Ordering::SeqCst)
+        self.network.round_trips.load(Ordering::SeqCst)
     }
 
     /// Returns the URL of the same database through the proxy.
@@ -278,7 +277,7 @@ async fn serve(
                 let (mut cut, mut reset) = (network.cut.subscribe(), network.reset.subscribe());
                 let network = Arc::clone(&network);
                 spawn(async move {
-                    let count = || drop(network.messages.fetch_add(1, Ordering::SeqCst));
+                    let count = || drop(network.round_trips.fetch_add(1, Ordering::SeqCst));
                     let is_reset = select! {
                         _ = relay(&mut client, &mut server, trap, frozen, delivered, number, count) => false,
                         _ = cut.wait_for(|last| *last >= number) => false,
@@ -315,6 +314,7 @@ async fn relay(
 ) -> io::Result<()> {
     let mut from_client = vec![0; 64 * 1024];
     let mut from_server = vec![0; 64 * 1024];
+    let mut is_sending = false;
     loop {
         let thawed = frozen.wait_for(|last| *last < number).await.map(drop);
         if thawed.is_err() {
@@ -330,7 +330,10 @@ async fn relay(
                     return Ok(());
                 }
                 delivered.mark_unchanged();
-                count();
+                // A long message arrives in several parts.
+                if !std::mem::replace(&mut is_sending, true) {
+                    count();
+                }
                 match sprung(&trap, message) {
                     None => server.write_all(message).await?,
                     Some(Break::Before) => return Ok(()),
@@ -359,6 +362,7 @@ async fn relay(
                 if message.is_empty() {
                     return Ok(());
                 }
+                is_sending = false;
                 client.write_all(message).await?;
             }
         }
