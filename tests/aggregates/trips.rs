@@ -57,42 +57,56 @@ fn ids(kind: &str, number: usize) -> Vec<String> {
 mod postgres {
     use super::*;
 
-    /// The fewest of several attempts: sweeps and other tasks of the service use the databases too.
+    /// The most round trips of a command on one aggregate to `main` and to `audit`.
+    const ONE: [u64; 2] = [9, 4];
+
+    /// Other tasks of the service use the databases too. So the best of several attempts counts.
+    async fn best_of<const N: usize>(attempts: [impl AsyncFnOnce() -> [u64; 2]; N]) -> [u64; 2] {
+        let mut best = [u64::MAX; 2];
+        for attempt in attempts {
+            let trips = attempt().await;
+            best = [0, 1].map(|proxy| best[proxy].min(trips[proxy]));
+        }
+        best
+    }
+
     #[rocket::async_test]
     async fn a_rename_takes_these_round_trips() {
         let counted = Counted::start().await;
         let all = ids("a", 8);
         counted.create(&all).await;
-        let mut fewest = [u64::MAX; 2];
-        for id in &all {
+        let rename = |id: &String| {
             let path = format!("/aggregates/todos/{id}/rename");
-            let trips = counted.post(&path, r#"{"task":"new"}"#.into()).await;
-            fewest = [0, 1].map(|proxy| fewest[proxy].min(trips[proxy]));
-        }
-        assert_eq!(fewest, [9, 4]);
+            let counted = &counted;
+            async move || counted.post(&path, r#"{"task":"new"}"#.into()).await
+        };
+        let best = best_of([0, 1, 2, 3, 4, 5, 6, 7].map(|n| rename(&all[n]))).await;
+        assert!(best[0] <= ONE[0] && best[1] <= ONE[1], "{best:?}");
         counted.service.stop().await;
     }
 
-    /// Each session prepares a statement when it first uses it, so several attempts are needed here
-    /// too.
     #[rocket::async_test]
-    async fn a_batch_takes_no_more_round_trips_than_its_leases() {
+    async fn a_batch_takes_one_more_round_trip_for_each_lease() {
+        const NUMBER: usize = 20;
+        /// The statements of a batch, which the session may have to prepare first.
+        const PREPARED: u64 = 4;
+
         let counted = Counted::start().await;
-        let mut trips = Vec::new();
-        for number in [1, 20] {
-            let mut fewest = [u64::MAX; 2];
-            for attempt in 0..12 {
-                let all = ids(&format!("{number}-{attempt}"), number);
+        let complete = |attempt: usize| {
+            let all = ids(&attempt.to_string(), NUMBER);
+            let counted = &counted;
+            async move || {
                 counted.create(&all).await;
                 let body = json!({"ids": all}).to_string();
-                let trips = counted.post("/aggregates/todos/complete", body).await;
-                fewest = [0, 1].map(|proxy| fewest[proxy].min(trips[proxy]));
+                counted.post("/aggregates/todos/complete", body).await
             }
-            trips.push(fewest);
-        }
-        // Each lease is taken by a statement of its own.
-        assert_eq!(trips[1][0] - trips[0][0], 19);
-        assert_eq!(trips[1][1], trips[0][1]);
+        };
+        let best = best_of(std::array::from_fn::<_, 4, _>(complete)).await;
+        let leases = NUMBER as u64 - 1;
+        assert!(
+            best[0] <= ONE[0] + leases + PREPARED && best[1] <= ONE[1] + PREPARED,
+            "{best:?}"
+        );
         counted.service.stop().await;
     }
 }
