@@ -1,7 +1,7 @@
 //! A decider that never comes back. An operator finishes what is prepared, with the statements of
 //! `docs/atomic.md`.
 
-use super::servers::{PATIENT, SHORT, Servers, in_doubt, lists, titles};
+use super::servers::{PATIENT, SHORT, Servers, in_doubt, lists};
 use super::*;
 use crate::support::{Break, eventually};
 

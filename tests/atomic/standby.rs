@@ -1,6 +1,6 @@
 //! A participant fails over to a synchronous standby.
 
-use super::servers::{SHORT, Servers, decisions, make_decisions_old, titles};
+use super::servers::{SHORT, Servers, decisions, make_decisions_old};
 use super::*;
 use crate::support::{Break, eventually};
 
