@@ -1,6 +1,6 @@
 //! A participant fails over to a synchronous standby.
 
-use super::servers::{SHORT, Servers, decisions, make_decisions_old};
+use super::servers::{Servers, decisions, make_decisions_old};
 use super::*;
 use crate::support::{Break, eventually};
 
@@ -9,10 +9,12 @@ use crate::support::{Break, eventually};
 #[rocket::async_test]
 async fn what_was_prepared_on_the_primary_is_committed_on_the_promoted_standby() {
     const COMMIT: &str = "COMMIT PREPARED";
+    // PREPARE TRANSACTION waits for the standby, which is slow on a busy machine.
+    const LONG: (&str, &str) = ("ROCKET_SETTLE_TIMEOUT", "\"20s\"");
 
     for pair in [Pair::Servers, Pair::MainOnFile] {
         let mut servers = Servers::of(pair).await;
-        let service = servers.service(SHORT).await;
+        let service = servers.service(LONG).await;
         let mut standby = servers.at(In::Audit).cluster.standby().await;
         replicates_synchronously(&servers.at(In::Audit).cluster).await;
         let commit = (In::Audit, COMMIT, Break::Stall);
