@@ -17,7 +17,7 @@ pub const PATIENT: (&str, &str) = ("ROCKET_SETTLE_TIMEOUT", "\"120s\"");
 pub const REQUIRED: (&str, &str) = ("ROCKET_ATOMIC_COMMIT", "required");
 
 /// The beginning of the statement with which a request decides to commit.
-pub const DECIDES: &str = "INSERT INTO public.rocket_tx_decisions (";
+pub const DECIDES: &str = "WITH decided AS (INSERT INTO public.rocket_tx_decisions (";
 
 /// The beginning of the statement with which recovery reads a decision or decides to abort.
 pub const ASKS: &str = "INSERT INTO public.rocket_tx_decisions AS";
