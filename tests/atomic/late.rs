@@ -102,7 +102,7 @@ async fn a_stopped_session_that_has_inserted_its_decision_is_waited_for() {
     })
     .await;
     let main = servers.at(In::Main);
-    let decides = |title: &str| title.contains("INSERT waiting");
+    let decides = |title: &str| title.contains("SELECT waiting");
     main.cluster.signal_processes("STOP", decides);
     lock.close().await.unwrap();
 
