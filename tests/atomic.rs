@@ -1,10 +1,16 @@
 //! Atomic commit: a request that writes several databases commits in all of them, or in none.
 
+mod away;
 mod disk;
+mod killed;
+mod late;
+mod lost;
 mod network;
 mod processes;
 mod recovery;
 mod refusals;
+mod servers;
+mod standby;
 
 use std::sync::Arc;
 

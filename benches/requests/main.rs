@@ -1,12 +1,14 @@
 //! Measures what a request-scoped transaction costs, on a real server that is loaded over loopback.
 //!
-//!     tests/run --postgres cargo bench                   # both backends
-//!     cargo bench -- sqlite                              # one
-//!     tests/run --postgres cargo bench -- rounds=20
+//!     tests/run --postgres cargo bench --bench requests  # everything, in four minutes
+//!     cargo bench --bench requests -- sqlite             # one backend
+//!     tests/run --postgres cargo bench --bench requests -- atomic rounds=20
 //!
-//! Each round loads six routes for two seconds each, in a different order than the round before,
-//! so that other load on the machine affects all of them alike. The result is the ratio of two
-//! routes within a round: the median of all rounds is printed, with minimum and maximum.
+//! `sqlite` and `postgres` load six routes for two seconds each in a round, in a different order
+//! than in the round before, so that other load on the machine affects all of them alike. `atomic`
+//! loads one route that writes two Postgres databases: once with atomic commit, and once with two
+//! COMMITs. The result is the ratio of two routes within a round: the median of all rounds is
+//! printed, with minimum and maximum. Nothing is printed before the last round.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
@@ -33,6 +35,14 @@ const ROUTES: [(&str, &str, bool); 6] = [
     ("write, key", "POST /keyed/tx", true),
 ];
 
+/// What is measured.
+#[derive(Clone, Copy)]
+enum Subject {
+    /// The [`ROUTES`] on a backend.
+    Routes(Backend),
+    Atomic,
+}
+
 #[rocket::main]
 async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args()
@@ -46,28 +56,37 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut rounds = 7;
-    let mut backends = Vec::new();
+    let mut subjects = Vec::new();
     for argument in &arguments {
-        match (argument.strip_prefix("rounds="), argument.parse()) {
+        match (argument.strip_prefix("rounds="), &**argument) {
             (Some(number), _) => rounds = number.parse().expect("rounds= takes a number"),
-            (None, Ok(backend)) => backends.push(backend),
-            (None, Err(_)) => {
-                eprintln!("unknown argument: {argument}; use sqlite, postgres, rounds=NUMBER");
+            (None, "sqlite") => subjects.push(Subject::Routes(Backend::Sqlite)),
+            (None, "postgres") => subjects.push(Subject::Routes(Backend::Postgres)),
+            (None, "atomic") => subjects.push(Subject::Atomic),
+            (None, _) => {
+                eprintln!(
+                    "unknown argument: {argument}; use sqlite, postgres, atomic, rounds=NUMBER"
+                );
                 return ExitCode::FAILURE;
             }
         }
     }
-    if backends.is_empty() {
-        backends = vec![Backend::Sqlite, Backend::Postgres];
+    if subjects.is_empty() {
+        subjects = vec![
+            Subject::Routes(Backend::Sqlite),
+            Subject::Routes(Backend::Postgres),
+            Subject::Atomic,
+        ];
     }
-    for backend in backends {
-        if backend == Backend::Postgres && std::env::var_os("TEST_POSTGRES_URL").is_none() {
+    for subject in subjects {
+        let is_local = matches!(subject, Subject::Routes(Backend::Sqlite));
+        if !is_local && std::env::var_os("TEST_POSTGRES_URL").is_none() {
             eprintln!("TEST_POSTGRES_URL is not set; run: tests/run --postgres cargo bench");
             return ExitCode::FAILURE;
         }
-        measure(backend, rounds).await;
-        if backend == Backend::Postgres {
-            measure_atomic(rounds).await;
+        match subject {
+            Subject::Routes(backend) => measure(backend, rounds).await,
+            Subject::Atomic => measure_atomic(rounds).await,
         }
     }
     ExitCode::SUCCESS
@@ -93,20 +112,9 @@ async fn measure(backend: Backend, rounds: usize) {
         }
     }
 
-    println!(
-        "\n{backend:?}, {} clients, {rounds} rounds of {SLICE:?}",
-        load::CLIENTS
-    );
-    println!(
-        "{:<16}{:>12}{:>10}{:>10}{:>14}",
-        "route", "requests/s", "p50", "p99", "CPU/request"
-    );
+    heading(&format!("{backend:?}"), rounds);
     for ((name, ..), slices) in ROUTES.iter().zip(&slices) {
-        let rate = median(slices.iter().map(|slice| slice.per_second));
-        let p50 = median(slices.iter().map(|slice| slice.p50));
-        let p99 = median(slices.iter().map(|slice| slice.p99));
-        let cpu = median(slices.iter().map(|slice| slice.cpu));
-        println!("{name:<16}{rate:>12.0}{p50:>7.2} ms{p99:>7.2} ms{cpu:>11.0} us");
+        row(name, slices);
     }
     ratio("write: Tx / by hand", &slices[0], &slices[1], 0.95);
     ratio("read: Read / by hand", &slices[2], &slices[3], 0.90);
@@ -129,24 +137,42 @@ async fn measure_atomic(rounds: usize) {
         for turn in 0..2 {
             let which = (turn + round) % 2;
             let what = "POST /both";
-            let slice = load::run(servers[which].port, what, SLICE).await;
+            let before = servers[which].cpu_time();
+            let mut slice = load::run(servers[which].port, what, SLICE).await;
+            slice.cpu = (servers[which].cpu_time() - before) / slice.responses as f64;
             if round > 0 {
                 slices[which].push(slice);
             }
             servers[which].has_written(load::written(what, slice.responses));
         }
     }
-    println!();
+    heading("Postgres + Postgres", rounds);
     for (name, slices) in ["atomic", "two COMMITs"].iter().zip(&slices) {
-        let rate = median(slices.iter().map(|slice| slice.per_second));
-        let p50 = median(slices.iter().map(|slice| slice.p50));
-        let p99 = median(slices.iter().map(|slice| slice.p99));
-        println!("{name:<16}{rate:>12.0}{p50:>7.2} ms{p99:>7.2} ms");
+        row(name, slices);
     }
     ratio("atomic / two COMMITs", &slices[0], &slices[1], 0.5);
     for server in servers {
         server.stop().await;
     }
+}
+
+fn heading(subject: &str, rounds: usize) {
+    println!(
+        "\n{subject}, {} clients, {rounds} rounds of {SLICE:?}",
+        load::CLIENTS
+    );
+    println!(
+        "{:<16}{:>12}{:>10}{:>10}{:>14}",
+        "route", "requests/s", "p50", "p99", "CPU/request"
+    );
+}
+
+fn row(name: &str, slices: &[Slice]) {
+    let rate = median(slices.iter().map(|slice| slice.per_second));
+    let p50 = median(slices.iter().map(|slice| slice.p50));
+    let p99 = median(slices.iter().map(|slice| slice.p99));
+    let cpu = median(slices.iter().map(|slice| slice.cpu));
+    println!("{name:<16}{rate:>12.0}{p50:>7.2} ms{p99:>7.2} ms{cpu:>11.0} us");
 }
 
 fn ratio(name: &str, one: &[Slice], other: &[Slice], target: f64) {

@@ -99,10 +99,11 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let line = BufReader::new(process.stdout.take().unwrap())
-            .lines()
-            .next();
-        let port = line.unwrap().unwrap().parse().unwrap();
+        // Rocket applies `log_level` after the fairings have run, so a line of theirs may come first.
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut ports = lines.map_while(Result::ok);
+        let port = ports.find_map(|line| line.parse().ok());
+        let port = port.expect("the server did not start");
         Self {
             process,
             backend,

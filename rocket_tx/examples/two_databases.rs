@@ -1,4 +1,7 @@
-//! One request writes to two databases: both commit, or both roll back.
+//! One request writes to two databases: a failure rolls both back.
+//!
+//! Two SQLite files commit one after the other, so a kill between their COMMITs leaves the first one
+//! committed. With Postgres as one of the databases, both commit or neither.
 //!
 //!     cargo run --package rocket_tx --example two_databases
 //!     curl -i -X POST http://127.0.0.1:8000/orders/tea/350      # 201

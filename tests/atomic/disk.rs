@@ -1,8 +1,9 @@
 //! A decision that is late on the decider's disk.
 
+use super::servers::{REQUIRED, SHORT, Servers, titles};
 use super::*;
 use crate::durability::disk::Disk;
-use crate::support::eventually;
+use crate::support::{Break, eventually};
 
 /// The commit of the decider is not on its disk in time, so the participant stays prepared. Then a
 /// pass of recovery does not reach the participant. The pass must not delete the decision.
@@ -52,4 +53,71 @@ async fn a_decision_that_is_late_on_the_disk_is_kept_for_its_participant() {
         .texts(In::Audit, "SELECT subject FROM audit")
         .await;
     assert_eq!((todos.len(), audit.len()), (2, 2));
+}
+
+/// The disk of the decider fails when its COMMIT writes, after the participant has prepared. What is
+/// reported is what is stored.
+#[rocket::async_test]
+async fn a_file_whose_commit_fails_is_queried() {
+    const QUERIED: &str = "the decision to commit got no reply; querying it";
+
+    let servers = Servers::of(Pair::MainOnFile).await;
+    let disk = Disk::of(&servers.databases);
+    let service = disk.service(&servers.databases, &[REQUIRED, SHORT]).await;
+    let mut stored = Vec::new();
+    for (title, order, is_stored, is_queried) in [
+        ("0", "write -wal eio", false, true),
+        ("1", "write -wal enospc", false, false),
+        ("2", "write -wal stuck", true, true),
+        ("3", "fdatasync -wal eio", true, false),
+        ("4", "fdatasync -wal stuck", true, false),
+        ("5", "", true, false),
+    ] {
+        let queries = service.log().matches(QUERIED).count();
+        let prepare = (In::Audit, "PREPARE TRANSACTION", Break::HoldReply);
+        let response = servers.post_into(prepare, &service, title).await;
+        disk.order(order);
+        servers.at(In::Audit).proxy.deliver();
+        let response = response.await.unwrap();
+        disk.mend();
+        servers.nothing_is_prepared(In::Audit).await;
+        if is_stored {
+            stored.push(title);
+        }
+        let both = titles(&servers.databases).await;
+        assert_eq!(both, [&*stored, &*stored], "{order}: {response:?}");
+        match response.summary() {
+            (201, Some("committed")) => assert!(is_stored, "{order}: {response:?}"),
+            (503, Some("rolled-back")) => assert!(!is_stored, "{order}: {response:?}"),
+            (500, Some("unknown")) => assert_ne!(order, "", "{response:?}"),
+            _ => panic!("{order}: {response:?}"),
+        }
+        let queries = service.log().matches(QUERIED).count() - queries;
+        assert_eq!(queries, usize::from(is_queried), "{order}");
+    }
+}
+
+/// The COMMIT of the decider gets no reply in its share of `settle_timeout`. The disk works again
+/// while the service queries the decision.
+#[rocket::async_test]
+async fn a_file_that_replies_to_the_query_tells_the_outcome() {
+    // A quarter of it is left for the query.
+    const LONG: (&str, &str) = ("ROCKET_SETTLE_TIMEOUT", "\"8s\"");
+
+    let servers = Servers::of(Pair::MainOnFile).await;
+    let disk = Disk::of(&servers.databases);
+    let service = disk.service(&servers.databases, &[REQUIRED, LONG]).await;
+    let prepare = (In::Audit, "PREPARE TRANSACTION", Break::HoldReply);
+    let response = servers.post_into(prepare, &service, "late").await;
+    disk.order("write -wal stuck");
+    servers.at(In::Audit).proxy.deliver();
+    eventually("the decision is queried", async || {
+        service.log().contains("querying it")
+    })
+    .await;
+    disk.mend();
+    let response = response.await.unwrap();
+    assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
+    assert_eq!(titles(&servers.databases).await, [["late"]; 2]);
+    assert_eq!(prepared(&servers.databases, In::Audit).await, [""; 0]);
 }

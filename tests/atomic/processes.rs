@@ -1,25 +1,8 @@
 //! Processes that die during an atomic commit, and the launch.
 
+use super::servers::{REQUIRED, SHORT, titles};
 use super::*;
 use crate::support::{Service, eventually};
-
-/// Recovery waits for `settle_timeout` before it finishes what another process has prepared.
-pub const SHORT: (&str, &str) = ("ROCKET_SETTLE_TIMEOUT", "\"1s\"");
-
-const REQUIRED: (&str, &str) = ("ROCKET_ATOMIC_COMMIT", "required");
-
-async fn titles(databases: &Databases) -> [Vec<String>; 2] {
-    let main = "SELECT title FROM todos ORDER BY title";
-    // `http://<title>/todos/<id>`
-    let audit = databases
-        .texts(In::Audit, "SELECT subject FROM audit ORDER BY subject")
-        .await;
-    let title = |subject: &String| subject.split('/').nth(2).unwrap().to_owned();
-    [
-        databases.texts(In::Main, main).await,
-        audit.iter().map(title).collect(),
-    ]
-}
 
 /// Two processes recover at the same time.
 #[rocket::async_test]

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use rocket::serde::json::Value;
 
-use super::processes::SHORT;
+use super::servers::SHORT;
 use super::*;
 use crate::support::{Break, Newcomers, Service, eventually};
 

@@ -22,6 +22,8 @@ pub enum Break {
     Stall,
     /// The server executes the statement. Its reply is not forwarded, and the connection stays open.
     StallReply,
+    /// The server executes the statement. Its reply is not forwarded before [`Proxy::deliver`].
+    HoldReply,
 }
 
 /// How new connections are treated.
@@ -40,7 +42,7 @@ type Trap = Arc<Mutex<TrapState>>;
 #[derive(Default)]
 struct TrapState {
     armed: Option<(String, Break)>,
-    /// The statement of [`Break::StallReply`] was forwarded, and its reply has not arrived yet.
+    /// The statement was forwarded, and its reply, which is withheld, has not arrived yet.
     is_executing: bool,
 }
 
@@ -62,7 +64,7 @@ struct Network {
     cut: watch::Sender<u64>,
     /// Connections up to this number are reset: data in transit is discarded.
     reset: watch::Sender<u64>,
-    /// Changes when withheld statements are forwarded.
+    /// Changes when withheld statements and replies are forwarded.
     delivered: watch::Sender<()>,
     /// The number of the last connection.
     last: AtomicU64,
@@ -158,8 +160,8 @@ impl Proxy {
         };
     }
 
-    /// Returns `true` once the trap has sprung. With [`Break::StallReply`], the server has executed
-    /// the statement then.
+    /// Returns `true` once the trap has sprung. With [`Break::StallReply`] and [`Break::HoldReply`],
+    /// the server has executed the statement then.
     pub fn has_sprung(&self) -> bool {
         let trap = self.trap.lock();
         trap.armed.is_none() && !trap.is_executing
@@ -172,7 +174,7 @@ impl Proxy {
     }
 
     /// Forwards the statements that [`Break::Stall`] has withheld, also if the client has ended
-    /// meanwhile.
+    /// meanwhile, and the replies that [`Break::HoldReply`] has withheld.
     pub fn deliver(&self) {
         self.network.delivered.send_replace(());
     }
@@ -202,7 +204,7 @@ fn sprung(trap: &Trap, message: &[u8]) -> Option<Break> {
     let kind = *kind;
     has_statement(message, start.as_bytes()).then(|| {
         trap.armed = None;
-        trap.is_executing = kind == Break::StallReply;
+        trap.is_executing = matches!(kind, Break::StallReply | Break::HoldReply);
         kind
     })
 }
@@ -348,12 +350,19 @@ async fn relay(
                         }
                         server.write_all(message).await?;
                     }
-                    Some(Break::StallReply) => {
+                    Some(kind @ (Break::StallReply | Break::HoldReply)) => {
                         server.write_all(message).await?;
-                        if server.read(&mut from_server).await? > 0 {
+                        let length = server.read(&mut from_server).await?;
+                        if length > 0 {
                             trap.lock().is_executing = false;
                         }
-                        pending().await
+                        if kind == Break::StallReply {
+                            return pending().await;
+                        }
+                        if delivered.changed().await.is_err() {
+                            return Ok(());
+                        }
+                        client.write_all(&from_server[..length]).await?;
                     }
                 }
             }
