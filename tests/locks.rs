@@ -5,6 +5,7 @@
 
 mod cancelled;
 mod fencing;
+mod hand_over;
 mod leases;
 mod memory;
 mod network;

@@ -242,7 +242,7 @@ mod postgres {
             eventually("the INSERT waits for the row", async || {
                 backend = sqlx::query_scalar(
                     "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
-                     AND application_name = 'rocket_tx leases' AND query LIKE 'WITH held%'",
+                     AND application_name = 'rocket_tx leases' AND query LIKE 'WITH turn%'",
                 )
                 .fetch_optional(&mut admin)
                 .await

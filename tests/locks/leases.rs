@@ -320,35 +320,3 @@ on_each_backend!(
     no_gate_is_left_behind,
     opposite_orders_never_deadlock,
 );
-
-mod postgres_only {
-    use super::*;
-
-    /// The retry interval is long, so only a notification can wake the waiter in time.
-    #[rocket::async_test]
-    async fn a_notification_wakes_a_waiter() {
-        let leases = Leases::new(Backend::Postgres).await;
-        let slow = |manager: UrlLockManager| {
-            manager
-                .with_retry_interval(Duration::from_secs(120))
-                .with_max_wait(None)
-        };
-        let (one, other) = (slow(leases.another().await), slow(leases.another().await));
-        for _ in 0..3 {
-            let lease = one.acquire("a").await.unwrap();
-            let other = other.clone();
-            let waiting = rocket::tokio::spawn(async move {
-                other.acquire("a").await.unwrap().release().await.unwrap();
-            });
-            eventually("the lease is wanted", async || {
-                leases.rows().await[0].wanted
-            })
-            .await;
-            let started = Instant::now();
-            drop(lease);
-            waiting.await.unwrap();
-            let took = started.elapsed();
-            assert!(took < Duration::from_secs(30), "{took:?}");
-        }
-    }
-}

@@ -87,6 +87,7 @@ impl<D: AggregateDatabase> Deref for Leases<D> {
 /// | `lease_ttl` | `"30s"` | lifetime of a lease without renewal; others wait that long after a crash |
 /// | `lease_retry_interval` | `"50ms"` | polling interval for a contended lease (±50 % jitter) |
 /// | `lease_max_wait` | `"5s"` | how long one call waits for all its leases together; then 503 |
+/// | `lease_max_connections` | `4` | Postgres: the most connections for lease statements |
 /// | `lease_owner_id` | address, port and process id | a label for operators |
 /// | `lease_renewal_cap` | `"10m"` | the longest time for which a lease is renewed |
 /// | `lease_sweep_interval` | `"1m"` | how often expired leases are deleted |
@@ -140,6 +141,7 @@ impl<D: AggregateDatabase> Initializer<D> {
             .with_lease_ttl(config.ttl)
             .with_retry_interval(config.retry_interval)
             .with_max_wait(Some(config.max_wait))
+            .with_max_connections(config.max_connections)
             .with_owner_id(config.owner)
             .with_renewal_cap(config.renewal_cap);
         store.migrate().await.map_err(|error| error.to_string())?;
@@ -208,6 +210,7 @@ struct Config {
     ttl: Duration,
     retry_interval: Duration,
     max_wait: Duration,
+    max_connections: u32,
     owner: String,
     renewal_cap: Duration,
     sweep_interval: Duration,
@@ -231,6 +234,17 @@ impl Config {
             ttl: at_least("lease_ttl", second * 30, milli * 100)?,
             retry_interval: at_least("lease_retry_interval", milli * 50, milli)?,
             max_wait: at_least("lease_max_wait", second * 5, Duration::ZERO)?,
+            max_connections: match read(figment, "lease_max_connections")? {
+                Some(0) => {
+                    return Err(
+                        "`lease_max_connections`: 0 connections can take no lease; set at \
+                                least 1 in Rocket.toml or the environment"
+                            .to_owned(),
+                    );
+                }
+                Some(number) => number,
+                None => 4,
+            },
             owner: match read(figment, "lease_owner_id")? {
                 Some(owner) => owner,
                 None => owner(figment),

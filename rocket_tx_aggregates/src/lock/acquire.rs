@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
+use rocket::futures::future::{BoxFuture, FutureExt};
 use rocket_tx::db::WaitPolicy;
 use rocket_tx::extend::ErrorClass;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, timeout_at};
 
 use super::deadline::Deadline;
 use super::error::LockError;
 use super::gate::Pass;
 use super::key::Key;
 use super::lease::{Lease, release_with_retries};
+use super::run_to_end::RunToEnd;
 use super::stats::Counters;
-use super::store::{Attempt, Claim, LeaseStore, Token};
+use super::store::{Attempt, Claim, LeaseStore, Look, Token};
 
 /// Counts a wait as abandoned when it is dropped, unless [`finish`](Self::finish) was called.
 struct WaitRecord {
@@ -42,13 +43,6 @@ impl Drop for WaitRecord {
     }
 }
 
-/// Whether to wait while another holder has the row.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum AcquireMode {
-    Try(WaitPolicy),
-    Wait,
-}
-
 impl<S: LeaseStore> Key<S> {
     pub(super) async fn acquire(
         self: &Arc<Self>,
@@ -64,14 +58,10 @@ impl<S: LeaseStore> Key<S> {
         // Counts this wait as abandoned if it times out or fails, or if this future is dropped.
         let waiting = WaitRecord::of(self);
         let pass = deadline.timeout(&self.name, self.gate.enter()).await?;
-        let taken = deadline
-            .timeout(
-                &self.name,
-                self.spawn_acquire(pass, AcquireMode::Wait, waiting.since),
-            )
-            .await??;
+        let turn = Turn::new(self, pass, waiting.since);
+        let lease = deadline.timeout(&self.name, turn.wait()).await??;
         waiting.finish();
-        taken.ok_or_else(|| LockError::ShuttingDown(self.name.to_string()))
+        Ok(lease)
     }
 
     pub(super) async fn try_acquire(
@@ -79,125 +69,164 @@ impl<S: LeaseStore> Key<S> {
         wait: WaitPolicy,
     ) -> Result<Option<Lease<S>>, LockError> {
         let since = Instant::now();
-        match self.gate.try_enter() {
-            Some(pass) => {
-                self.spawn_acquire(pass, AcquireMode::Try(wait), since)
-                    .await
-            }
-            None => {
-                self.counters.contended();
-                Ok(None)
-            }
+        let Some(pass) = self.gate.try_enter() else {
+            self.counters.contended();
+            return Ok(None);
+        };
+        match Turn::new(self, pass, since).take(wait, false).await? {
+            Tried::Taken(lease) => Ok(Some(lease)),
+            Tried::Held { .. } => Ok(None),
         }
     }
+}
 
-    /// Takes the lease in a separate task, which holds the gate's pass: the right to take the lease
-    /// in the database.
-    ///
-    /// The separate task is necessary because dropping a future does not recall a statement that
-    /// was already sent. If the caller's future is dropped, the task waits for the reply, releases
-    /// the row and then lets the next task through the gate.
-    async fn spawn_acquire(
-        self: &Arc<Self>,
-        pass: Pass,
-        mode: AcquireMode,
-        since: Instant,
-    ) -> Result<Option<Lease<S>>, LockError> {
-        let (caller, taken) = oneshot::channel();
-        let work = Arc::clone(self).take(pass, mode, since, caller);
-        self.store.spawn(work);
-        // The task drops `caller` without a result only if the runtime shuts down.
-        taken.await.unwrap_or(Ok(None))
-    }
+/// The turn of a task at the gate: the right to take the lease in the database.
+struct Turn<S: LeaseStore> {
+    key: Arc<Key<S>>,
+    pass: Pass,
+    claim: Claim,
+    since: Instant,
+}
 
-    async fn take(
-        self: Arc<Self>,
-        pass: Pass,
-        mode: AcquireMode,
-        since: Instant,
-        mut caller: oneshot::Sender<Result<Option<Lease<S>>, LockError>>,
-    ) {
+/// The result of one attempt.
+enum Tried<S: LeaseStore> {
+    Taken(Lease<S>),
+    /// Another holder has the row, or the row is busy. `wanted`: the row is marked as wanted.
+    Held {
+        turn: Turn<S>,
+        wanted: bool,
+    },
+}
+
+impl<S: LeaseStore> Turn<S> {
+    fn new(key: &Arc<Key<S>>, pass: Pass, since: Instant) -> Self {
         let claim = Claim {
-            key: Arc::clone(&self.name),
-            owner: Arc::clone(&self.settings.owner),
+            key: Arc::clone(&key.name),
+            owner: Arc::clone(&key.settings.owner),
             token: Token::mint(),
-            ttl: self.settings.lease_ttl,
+            ttl: key.settings.lease_ttl,
+            wanted: false,
         };
-        if mode == AcquireMode::Wait && self.gate.should_yield() {
-            // Let another process go first: this pause is long enough for it to poll and take the
-            // lease.
-            tokio::select! {
-                () = sleep(self.settings.retry_interval * 2) => {}
-                () = caller.closed() => return,
-            }
+        Self {
+            key: Arc::clone(key),
+            pass,
+            claim,
+            since,
         }
-        let wait = match mode {
-            AcquireMode::Try(wait) => wait,
-            AcquireMode::Wait => WaitPolicy::QUEUE.busy_timeout(self.settings.retry_interval),
-        };
-        let interval = self.settings.retry_interval;
+    }
+
+    /// Waits for the lease.
+    async fn wait(mut self) -> Result<Lease<S>, LockError> {
+        let interval = self.key.settings.retry_interval;
+        let wait = WaitPolicy::QUEUE.busy_timeout(interval);
         let mut pause = interval;
+        let mut yields_until = self.key.gate.yields_until(std::time::Instant::now());
+        let (mut look, mut was_woken) = (Look::Free, false);
+        if yields_until.is_some() {
+            // The row will be there when the other process has taken the lease.
+            look = Look::Held { wanted: true };
+        }
+        // Subscribe before each attempt, so that a release right after it is not missed.
+        let subscribe = |key: &Key<S>| -> BoxFuture<'static, ()> {
+            key.store.wait_for_release(&key.name).boxed()
+        };
+        let mut freed = subscribe(&self.key);
         loop {
-            // Subscribe before the attempt, so that a release right after it is not missed.
-            let freed = self.store.wait_for_release(&self.name);
-            let sent = Instant::now();
-            let wanted = match self.store.take(&claim, wait).await {
-                Ok(Attempt::Taken {
-                    fencing_token,
-                    taken_over,
-                }) => {
-                    self.counters.acquired(since.elapsed(), taken_over);
-                    let lease = Lease::new(Arc::clone(&self), claim, fencing_token, sent, pass);
-                    // If the caller has gone, `send` returns the lease. It is dropped here, which
-                    // releases it.
-                    let _ = caller.send(Ok(Some(lease)));
-                    return;
+            if look == Look::Free {
+                // The process that woke this task has given way, and probably waits again. It
+                // need not mark the row.
+                self.claim.wanted = was_woken || self.key.gate.is_wanted();
+                match self.take(wait, true).await? {
+                    Tried::Taken(lease) => return Ok(lease),
+                    Tried::Held { turn, wanted } => (self, look) = (turn, Look::Held { wanted }),
                 }
-                Ok(Attempt::Held { .. }) if mode != AcquireMode::Wait => {
-                    self.counters.contended();
-                    let _ = caller.send(Ok(None));
-                    return;
-                }
-                Ok(Attempt::Held { wanted }) => {
-                    self.counters.contended();
-                    wanted
-                }
-                Err(error) => {
-                    let was_sent = !matches!(
-                        ErrorClass::of(&error),
-                        ErrorClass::Unreachable | ErrorClass::Busy
-                    );
-                    let _ = caller.send(Err(error.into()));
-                    drop(pass);
-                    if was_sent {
-                        // The statement may have been executed although its reply was lost. The
-                        // caller has its error already and does not wait for this release.
-                        release_with_retries(&self.store, &claim, interval, false).await;
-                    }
-                    return;
-                }
-            };
-            // A new holder inserts an unmarked row, so the mark is checked after every attempt.
-            if !wanted
-                && self
-                    .store
-                    .mark_wanted(&self.name)
-                    .await
-                    .is_ok_and(|marked| marked)
-            {
-                // Try again at once: the lease may have been released in the meantime. After that,
-                // keep the pauses short: if the holder's process has tasks in its gate, the mark
-                // makes it yield after a few turns.
-                pause = interval / 8;
-                continue;
             }
-            let jittered = pause.mul_f64(0.5 + fastrand::f64());
+            if look == (Look::Held { wanted: false }) {
+                // The row was busy. Probably it will be free in a moment.
+                pause = interval / 8;
+            }
+            let wake_up = match yields_until {
+                Some(until) => until.into(),
+                None => Instant::now() + pause.mul_f64(0.5 + fastrand::f64()),
+            };
             pause = (pause * 2).min(interval);
-            tokio::select! {
-                () = freed => {}
-                () = sleep(jittered) => {}
-                () = caller.closed() => return,
+            was_woken = timeout_at(wake_up, &mut freed).await.is_ok();
+            look = if was_woken {
+                freed = subscribe(&self.key);
+                Look::Free
+            } else {
+                self.look().await?
+            };
+            if yields_until.take().is_some() {
+                let was_taken = was_woken || look != Look::Free;
+                self.key.gate.mark_yielded(was_taken);
             }
         }
+    }
+
+    /// Tries once to take the lease.
+    ///
+    /// # Cancellation
+    ///
+    /// If the future is dropped, the attempt continues in a separate task. If it takes the lease,
+    /// that task releases the lease and then lets the next task through the gate.
+    async fn take(self, wait: WaitPolicy, marks: bool) -> Result<Tried<S>, LockError> {
+        RunToEnd::new(self.key.store.clone(), self.try_take(wait, marks)).await
+    }
+
+    async fn try_take(self, wait: WaitPolicy, marks: bool) -> Result<Tried<S>, LockError> {
+        let sent_at = Instant::now();
+        match self.key.store.take(&self.claim, wait, marks).await {
+            Ok(Attempt::Taken {
+                fencing_token,
+                taken_over,
+            }) => {
+                let Self {
+                    key,
+                    pass,
+                    claim,
+                    since,
+                } = self;
+                key.counters.acquired(since.elapsed(), taken_over);
+                let lease = Lease::new(key, claim, fencing_token, sent_at, pass);
+                Ok(Tried::Taken(lease))
+            }
+            Ok(Attempt::Held { wanted }) => {
+                self.key.counters.contended();
+                Ok(Tried::Held { turn: self, wanted })
+            }
+            Err(error) => {
+                self.release_if_sent(&error);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Releases the row in a separate task if the statement that failed may have been executed
+    /// although its reply was lost. The caller receives its error at once.
+    fn release_if_sent(self, error: &sqlx::Error) {
+        if matches!(
+            ErrorClass::of(error),
+            ErrorClass::Unreachable | ErrorClass::Busy
+        ) {
+            return;
+        }
+        let Self { key, claim, .. } = self;
+        let store = key.store.clone();
+        store.spawn(async move {
+            let pause = key.settings.retry_interval;
+            release_with_retries(&key.store, &claim, pause, false, true).await;
+        });
+    }
+
+    /// Looks at the row of another holder, and marks it as wanted.
+    ///
+    /// # Cancellation
+    ///
+    /// If the future is dropped, the statements continue in a separate task.
+    async fn look(&self) -> Result<Look, LockError> {
+        let (key, claim) = (Arc::clone(&self.key), self.claim.clone());
+        let look = async move { key.store.want(&claim).await };
+        Ok(RunToEnd::new(self.key.store.clone(), look).await?)
     }
 }

@@ -11,8 +11,8 @@ use super::PostgresLeases;
 #[cfg(feature = "sqlite")]
 use super::SqliteLeases;
 use super::store::{
-    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed,
-    Token,
+    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome,
+    Sealed, Token,
 };
 use rocket_tx::db::{self, Connection, Identity, UrlPool, WaitPolicy};
 
@@ -71,8 +71,8 @@ impl LeaseStore for UrlLeases {
         either!(Self, self, |leases| leases.database())
     }
 
-    async fn take(&self, claim: &Claim, wait: WaitPolicy) -> sqlx::Result<Attempt> {
-        either!(Self, self, |leases| leases.take(claim, wait).await)
+    async fn take(&self, claim: &Claim, wait: WaitPolicy, marks: bool) -> sqlx::Result<Attempt> {
+        either!(Self, self, |leases| leases.take(claim, wait, marks).await)
     }
 
     fn needs_read_committed(&self) -> bool {
@@ -96,8 +96,8 @@ impl LeaseStore for UrlLeases {
         either!(Self, self, |leases| leases.renew(claim, stopped).await)
     }
 
-    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
-        either!(Self, self, |leases| leases.release(key, token).await)
+    async fn release(&self, key: &str, token: &Token, wakes: bool) -> sqlx::Result<ReleaseOutcome> {
+        either!(Self, self, |leases| leases.release(key, token, wakes).await)
     }
 
     async fn release_within(
@@ -116,8 +116,12 @@ impl LeaseStore for UrlLeases {
         either!(Self, self, |leases| leases.notify_waiters(key).await)
     }
 
-    async fn mark_wanted(&self, key: &str) -> sqlx::Result<bool> {
-        either!(Self, self, |leases| leases.mark_wanted(key).await)
+    async fn want(&self, claim: &Claim) -> sqlx::Result<Look> {
+        either!(Self, self, |leases| leases.want(claim).await)
+    }
+
+    fn wakes_waiters(&self) -> bool {
+        either!(Self, self, |leases| leases.wakes_waiters())
     }
 
     fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
@@ -144,6 +148,10 @@ impl LeaseStore for UrlLeases {
 
     fn set_retry_interval(&mut self, interval: Duration) {
         either!(Self, self, |leases| leases.set_retry_interval(interval));
+    }
+
+    fn set_max_connections(&mut self, number: u32) {
+        either!(Self, self, |leases| leases.set_max_connections(number));
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {

@@ -33,24 +33,31 @@ use super::sql::statement;
 use super::store::{Claim, millis};
 
 const TAKE: &str = include_str!("sql/postgres/take.sql");
+const LOOK: &str = include_str!("sql/postgres/look.sql");
 const OPEN_FENCE: &str = include_str!("sql/postgres/open_fence.sql");
 
-/// The result of one attempt to take a lease.
+/// The row of a lease that was taken.
 #[derive(sqlx::FromRow)]
-pub(super) struct TakeRow {
-    /// `Some` if this statement took the lease.
-    pub(super) fencing_token: Option<i64>,
-    /// `Some(true)` if another holder has a live lease, `Some(false)` if its lease has expired, and
-    /// `None` if no other holder has a row.
-    pub(super) lives: Option<bool>,
-    /// Whether the lease of another holder is marked as wanted.
-    pub(super) wanted: Option<bool>,
-    /// `false` if the sequence is not open; then the statement did not try to take the lease.
-    pub(super) fence_is_open: bool,
+pub(super) struct TakenRow {
+    pub(super) fencing_token: i64,
+    /// The lease of another holder had expired.
+    pub(super) taken_over: bool,
 }
 
-/// Tries once to take a lease.
-pub(super) async fn take(db: &mut PgConnection, claim: &Claim) -> sqlx::Result<TakeRow> {
+/// What a look at the row of another holder has found.
+#[derive(sqlx::FromRow)]
+pub(super) struct LookRow {
+    /// Another holder has a live lease.
+    pub(super) is_held: bool,
+    /// Its row is marked as wanted.
+    pub(super) is_wanted: bool,
+    /// `false` if the sequence is not open, so that no lease can be taken.
+    is_open: bool,
+}
+
+/// Tries once to take a lease. Returns `None` if another holder has a live lease, or if the sequence
+/// is not open.
+pub(super) async fn take(db: &mut PgConnection, claim: &Claim) -> sqlx::Result<Option<TakenRow>> {
     let (class, number) = advisory_lock(&claim.key);
     sqlx::query_as(statement(TAKE))
         .bind(&*claim.key)
@@ -59,12 +66,33 @@ pub(super) async fn take(db: &mut PgConnection, claim: &Claim) -> sqlx::Result<T
         .bind(millis(claim.ttl))
         .bind(class)
         .bind(number)
-        .fetch_one(db)
+        .bind(claim.wanted)
+        .fetch_optional(db)
         .await
 }
 
+/// Looks at the row of another holder; `marks` it as wanted. Opens the sequence if it is not open,
+/// and returns whether that was necessary.
+pub(super) async fn look(
+    db: &mut PgConnection,
+    claim: &Claim,
+    marks: bool,
+) -> sqlx::Result<(LookRow, bool)> {
+    let found: LookRow = sqlx::query_as(statement(LOOK))
+        .bind(&*claim.key)
+        .bind(claim.token.as_str())
+        .bind(marks)
+        .fetch_one(&mut *db)
+        .await?;
+    let opens = !found.is_open;
+    if opens {
+        open_fence(db).await?;
+    }
+    Ok((found, opens))
+}
+
 /// Opens the sequence, unless another process has just done so.
-pub(super) async fn open_fence(db: &mut PgConnection) -> sqlx::Result<()> {
+async fn open_fence(db: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::raw_sql(statement(OPEN_FENCE))
         .execute(db)
         .await
@@ -87,13 +115,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_statements_have_the_same_condition_for_an_open_sequence() {
+    fn all_statements_have_the_same_condition_for_an_open_sequence() {
         let condition = |sql: &'static str| {
-            let start = sql.find("SELECT FROM aggregate_locks_fence,").unwrap();
-            let condition = sql[start..].split(')').next().unwrap();
-            condition.split_whitespace().collect::<Vec<_>>()
+            let start = sql.find("started = ").unwrap();
+            let condition = sql[start..].split_whitespace().take(7);
+            condition.collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(condition(TAKE), condition(OPEN_FENCE));
-        assert!(condition(TAKE).contains(&"upto"));
+        let expected = "started = pg_postmaster_start_time() AND place = \
+                        pg_relation_filepath(open.tableoid)";
+        for sql in [TAKE, LOOK, OPEN_FENCE] {
+            assert_eq!(condition(sql), expected);
+            assert!(sql.contains("upto"));
+        }
     }
 }

@@ -1,30 +1,55 @@
 //! The gate: the process-local lock in front of a lease. The tasks of one process queue here in
 //! order and are woken without polling. Only the first of them queries the database. A task has its
 //! *turn* while it holds the [`Pass`].
+//!
+//! The gate also keeps one process from starving the others. It *gives way* when it releases a lease
+//! that another process waits for, if no task of this process waits, or if this process has had its
+//! share of turns. It wakes the other process then, and the next task of this process lets that
+//! process take the lease first.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The number of turns after which the tasks of this process let a waiting process take the lease
-/// first.
-const HAND_OVERS: u32 = 4;
+/// The share of a process, in turns: many enough that the time to hand over matters little.
+const TURNS: u32 = 8;
+
+/// The share of a process if its turns are long.
+const SHARE: Duration = Duration::from_millis(10);
+
+/// How long another process has to take the lease after this process gave way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grace {
+    /// Doubled each time that the other process was late.
+    pub(super) first: Duration,
+    pub(super) longest: Duration,
+}
 
 /// The gate of one key.
 pub(super) struct Gate {
+    grace: Grace,
     /// Has one permit. tokio's semaphore is fair. A dropped waiter leaves the queue, and a task
     /// that panics returns its permit.
     open: Arc<Semaphore>,
-    turns: Mutex<Turns>,
+    state: Mutex<State>,
 }
 
-/// The turns since this process last let another process go first.
 #[derive(Default)]
-struct Turns {
-    taken: u32,
+struct State {
+    /// The tasks in the queue.
+    waiting: usize,
+    /// The turns since this process last gave way.
+    turns: u32,
+    /// The end of the first of these turns.
+    since: Option<Instant>,
     /// Another process has marked the lease as wanted since then.
     wanted: bool,
+    /// When this process gave way, until a task has taken notice of it.
+    gave_way: Option<Instant>,
+    /// How often in succession the other process was late.
+    late: u32,
 }
 
 /// The right to take the lease in the database. Dropping it lets the next task in.
@@ -32,18 +57,41 @@ pub(super) struct Pass {
     _permit: OwnedSemaphorePermit,
 }
 
+/// A task in the queue.
+struct Waiting<'a>(&'a Gate);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().waiting -= 1;
+    }
+}
+
 impl Default for Gate {
+    /// For locks without other processes.
     fn default() -> Self {
-        Self {
-            open: Arc::new(Semaphore::new(1)),
-            turns: Mutex::default(),
-        }
+        Self::new(Grace {
+            first: Duration::ZERO,
+            longest: Duration::ZERO,
+        })
     }
 }
 
 impl Gate {
+    pub(super) fn new(grace: Grace) -> Self {
+        Self {
+            grace,
+            open: Arc::new(Semaphore::new(1)),
+            state: Mutex::default(),
+        }
+    }
+
     /// Waits for a turn. Dropping the future leaves the queue.
     pub(super) async fn enter(&self) -> Pass {
+        if let Some(pass) = self.try_enter() {
+            return pass;
+        }
+        self.state.lock().waiting += 1;
+        let _waiting = Waiting(self);
         let permit = Arc::clone(&self.open).acquire_owned().await;
         Pass {
             _permit: permit.expect("the semaphore of a gate is never closed"),
@@ -56,23 +104,65 @@ impl Gate {
         Some(Pass { _permit: permit })
     }
 
-    /// Counts a release of the lease. `wanted` is `true` if another process had marked the lease as
-    /// wanted.
-    pub(super) fn mark_released(&self, wanted: bool) {
-        let mut turns = self.turns.lock();
-        turns.taken += 1;
-        turns.wanted |= wanted;
+    /// Returns `true` if another process is known to wait for the lease.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.state.lock().wanted
     }
 
-    /// Returns `true` if the next task of this process should let another process go first. Must be
-    /// called once per turn.
-    pub(super) fn should_yield(&self) -> bool {
-        let mut turns = self.turns.lock();
-        let due = turns.wanted && turns.taken >= HAND_OVERS;
-        if due {
-            *turns = Turns::default();
+    /// Returns `true` if a release at the time `now` should wake the processes that wait for the
+    /// lease. If the lease is wanted, this process then gives way.
+    pub(super) fn should_give_way(&self, now: Instant) -> bool {
+        self.state.lock().is_due(now)
+    }
+
+    /// Counts a release of the lease. `wanted` is `true` if another process had marked the lease as
+    /// wanted, and `wakes` if such a process is woken. Returns `true` if this process gives way.
+    pub(super) fn mark_released(&self, wanted: bool, wakes: bool, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        state.turns += 1;
+        state.since.get_or_insert(now);
+        state.wanted |= wanted;
+        let gives_way = state.wanted && wakes;
+        if gives_way {
+            (state.turns, state.since, state.wanted) = (0, None, false);
+            state.gave_way = Some(now);
         }
-        due
+        gives_way
+    }
+
+    /// Returns until when the next task of this process should let another process take the lease.
+    /// Must be called once per turn.
+    pub(super) fn yields_until(&self, now: Instant) -> Option<Instant> {
+        let mut state = self.state.lock();
+        let until = state.gave_way.take()? + state.grace(self.grace);
+        (now < until).then_some(until)
+    }
+
+    /// Returns how long another process has to take the lease after this process gave way.
+    pub(super) fn grace(&self) -> Duration {
+        self.state.lock().grace(self.grace)
+    }
+
+    /// Records whether another process took the lease after this process gave way. A process that
+    /// is late gets more time the next time that it wants the lease.
+    pub(super) fn mark_yielded(&self, was_taken: bool) {
+        let mut state = self.state.lock();
+        state.late = match was_taken {
+            true => 0,
+            false => (state.late + 1).min(16),
+        };
+    }
+}
+
+impl State {
+    fn is_due(&self, now: Instant) -> bool {
+        self.waiting == 0
+            || self.turns + 1 >= TURNS
+            || self.since.is_some_and(|since| now - since >= SHARE)
+    }
+
+    fn grace(&self, Grace { first, longest }: Grace) -> Duration {
+        (first * (1 << self.late)).min(longest)
     }
 }
 
@@ -80,21 +170,67 @@ impl Gate {
 mod tests {
     use super::*;
 
+    const GRACE: Duration = Duration::from_millis(5);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    fn free() -> Gate {
+        Gate::new(Grace {
+            first: GRACE,
+            longest: LONGEST,
+        })
+    }
+
+    fn release(gate: &Gate, wanted: bool, now: Instant) -> bool {
+        let wakes = gate.should_give_way(now);
+        gate.mark_released(wanted, wakes, now)
+    }
+
+    /// A gate in whose queue a task waits.
+    fn busy() -> Gate {
+        let gate = free();
+        gate.state.lock().waiting = 1;
+        gate
+    }
+
     #[test]
-    fn after_some_turns_the_gate_yields_to_a_waiting_process() {
-        let gate = Gate::default();
-        gate.mark_released(true);
-        assert!(!gate.should_yield(), "not at the first turn");
-        for _ in 1..HAND_OVERS {
-            gate.mark_released(false);
+    fn a_process_gives_way_after_its_share_of_turns() {
+        let (gate, now) = (busy(), Instant::now());
+        for round in 0..2 {
+            for turn in 1..TURNS {
+                assert!(!release(&gate, turn == 3, now), "{round}, {turn}");
+                assert_eq!(gate.yields_until(now), None);
+            }
+            assert!(release(&gate, false, now), "{round}");
+            assert_eq!(gate.yields_until(now), Some(now + GRACE));
+            assert_eq!(gate.yields_until(now), None, "only once");
         }
-        assert!(gate.should_yield());
-        assert!(!gate.should_yield(), "only once");
-        for _ in 0..2 * HAND_OVERS {
-            gate.mark_released(false);
+    }
+
+    #[test]
+    fn a_process_with_long_turns_gives_way_sooner() {
+        let (gate, now) = (busy(), Instant::now());
+        assert!(!release(&gate, true, now));
+        assert!(release(&gate, false, now + SHARE));
+    }
+
+    #[test]
+    fn a_process_without_waiting_tasks_gives_way_at_once() {
+        let (gate, now) = (free(), Instant::now());
+        assert!(!release(&gate, false, now), "no process waits");
+        assert!(release(&gate, true, now));
+        assert_eq!(gate.yields_until(now + GRACE), None, "too late");
+    }
+
+    #[test]
+    fn a_process_that_is_late_gets_more_time() {
+        let (gate, now) = (free(), Instant::now());
+        for late in 0..20 {
+            assert!(release(&gate, true, now));
+            let until = gate.yields_until(now).unwrap();
+            assert_eq!(until, now + LONGEST.min(GRACE * (1 << late)));
+            gate.mark_yielded(false);
         }
-        assert!(!gate.should_yield(), "no other process waits");
-        gate.mark_released(true);
-        assert!(gate.should_yield());
+        gate.mark_yielded(true);
+        assert_eq!(gate.grace(), GRACE);
     }
 }

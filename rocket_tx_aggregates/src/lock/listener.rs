@@ -22,8 +22,10 @@ pub(super) struct Listener(Arc<Inner>);
 
 struct Inner {
     options: PgConnectOptions,
+    /// Identifies this listener in the payloads of its process.
+    sender: String,
     waiters: Keyed<Waiters>,
-    /// Started by the first waiter.
+    /// Started by the first task that waits.
     task: OnceLock<AbortOnDropHandle<()>>,
 }
 
@@ -48,7 +50,7 @@ pub(super) fn hash(key: &str) -> u64 {
 }
 
 /// Returns the notification payload of a key: its hash as 16 hexadecimal digits. Keys with the same
-/// hash wake each other's waiters needlessly.
+/// hash wake each other's waiters needlessly. A colon and the sender may follow, who is not woken.
 pub(super) fn payload(key: &str) -> String {
     format!("{:016x}", hash(key))
 }
@@ -57,19 +59,24 @@ impl Listener {
     pub(super) fn new(options: PgConnectOptions) -> Self {
         Self(Arc::new(Inner {
             options,
+            sender: format!("{:016x}", fastrand::u64(..)),
             waiters: Keyed::default(),
             task: OnceLock::new(),
         }))
     }
 
+    /// Returns the payload that wakes the waiters for `key` except those of this process. When this
+    /// process gives way, its next task waits for another process to take the lease and to release
+    /// it again.
+    pub(super) fn payload_to_others(&self, key: &str) -> String {
+        format!("{}:{}", payload(key), self.0.sender)
+    }
+
     /// Returns a future that resolves at the next notification for `key` after this call. A
-    /// notification between the call and the first poll counts.
+    /// notification between the call and the first poll counts, once the listener has started. It
+    /// is started by the first poll.
     pub(super) fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + use<> {
-        let inner = &self.0;
-        inner.task.get_or_init(|| {
-            let work = listen(inner.options.clone(), inner.waiters.clone());
-            AbortOnDropHandle::new(tokio::spawn(work))
-        });
+        let inner = Arc::clone(&self.0);
         let all = inner.waiters.clone();
         let waiters = inner.waiters.get(&payload(key), |payload| Waiters {
             payload,
@@ -81,6 +88,14 @@ impl Listener {
             .ok()
             .map(|waiters| Arc::clone(&waiters.released).notified_owned());
         async move {
+            inner.task.get_or_init(|| {
+                let work = listen(
+                    inner.options.clone(),
+                    inner.waiters.clone(),
+                    inner.sender.clone(),
+                );
+                AbortOnDropHandle::new(tokio::spawn(work))
+            });
             match released {
                 Some(released) => released.await,
                 None => std::future::pending().await,
@@ -98,10 +113,10 @@ const PING_AFTER: Duration = Duration::from_secs(5);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Listens for ever. When a connection ends, it waits one second and opens a new one.
-async fn listen(options: PgConnectOptions, waiters: Keyed<Waiters>) {
+async fn listen(options: PgConnectOptions, waiters: Keyed<Waiters>, sender: String) {
     let mut is_listening = true;
     loop {
-        let ended = listen_once(&options, &waiters, &mut is_listening).await;
+        let ended = listen_once(&options, &waiters, &sender, &mut is_listening).await;
         if let Err(error) = ended
             && std::mem::take(&mut is_listening)
         {
@@ -125,6 +140,7 @@ fn wake_all(waiters: &Keyed<Waiters>) {
 async fn listen_once(
     options: &PgConnectOptions,
     waiters: &Keyed<Waiters>,
+    sender: &str,
     is_listening: &mut bool,
 ) -> sqlx::Result<()> {
     let pool = sqlx::pool::PoolOptions::new()
@@ -149,7 +165,13 @@ async fn listen_once(
         let Some(notification) = received? else {
             return Ok(());
         };
-        if let Some(waiters) = waiters.find(notification.payload()) {
+        let (key, by) = match notification.payload().split_once(':') {
+            Some((key, by)) => (key, Some(by)),
+            None => (notification.payload(), None),
+        };
+        if by != Some(sender)
+            && let Some(waiters) = waiters.find(key)
+        {
             waiters.released.notify_waiters();
         }
     }

@@ -13,6 +13,7 @@ use super::key::{Key, Settings};
 use super::keyed::Keyed;
 use super::lease::Lease;
 use super::manual::{Lockable, ManualLock, Slot};
+use super::renewal::Renewals;
 use super::stats::{Counters, LeaseStats};
 use super::store::{LeaseRow, LeaseStore, Token};
 
@@ -29,6 +30,7 @@ pub struct LeaseLockManager<S: LeaseStore> {
     keys: Keyed<Key<S>>,
     slots: Keyed<Slot<Key<S>>>,
     counters: Counters,
+    renewals: Renewals<S>,
 }
 
 /// A durable lock on one key.
@@ -52,6 +54,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
             keys: Keyed::default(),
             slots: Keyed::default(),
             counters: Counters::default(),
+            renewals: Renewals::default(),
         };
         // Passes the interval to the store as well.
         manager.with_retry_interval(Duration::from_millis(50))
@@ -89,6 +92,13 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     /// Sets how long a lease is renewed at most, counted from its acquisition. Default 10 min.
     pub fn with_renewal_cap(mut self, cap: Duration) -> Self {
         self.settings.renewal_cap = cap;
+        self
+    }
+
+    /// Sets the most connections for lease statements on Postgres. They are opened when they are
+    /// needed. Default 4, minimum 1. On SQLite this has no effect.
+    pub fn with_max_connections(mut self, number: u32) -> Self {
+        self.store.set_max_connections(number.max(1));
         self
     }
 
@@ -205,10 +215,11 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     fn key(&self, key: &str) -> Result<Arc<Key<S>>, LockError> {
         self.keys.get(key, |name| Key {
             name,
-            gate: Gate::default(),
+            gate: Gate::new(self.settings.grace(self.store.wakes_waiters())),
             store: self.store.clone(),
             settings: self.settings.clone(),
             counters: self.counters.clone(),
+            renewals: self.renewals.clone(),
             keys: self.keys.clone(),
         })
     }

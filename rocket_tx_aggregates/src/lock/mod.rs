@@ -13,13 +13,16 @@
 //! | `acquire` | taking the lease of a key |
 //! | `manual` | [`ManualLock`]: explicit locking and unlocking, for any [`Hold`] |
 //! | `manager` | [`LeaseLockManager`]: leases by key, the gate first and then the row |
-//! | `lease` | [`Lease`]: a lease that this process holds; renewal and release |
+//! | `lease` | [`Lease`]: a lease that this process holds, and its release |
+//! | `renewal` | the renewal of leases while they are held |
+//! | `run_to_end` | statements that run to their end, also if no task waits for them any more |
 //! | `store` | [`LeaseStore`]: the interface to the rows of `aggregate_locks` |
 //! | `sqlite`, `postgres` | the rows in a SQLite file and in Postgres |
 //! | `sql`, `sql/` | the SQL statements: those for both backends, and a folder for each backend |
 //! | `fencing` | the source of fencing tokens on Postgres, and why they increase |
 //! | `by_url` | the rows in the database that a URL names |
-//! | `listener` | waking waiters with LISTEN and NOTIFY |
+//! | `listener` | waking waiters on Postgres, with LISTEN and NOTIFY |
+//! | `file_waiters` | waking waiters on SQLite, with the notifications of the file system |
 //! | `stats` | [`LeaseStats`]: counters |
 //! | `keyed` | a map from keys to shared objects, each kept while a reference to it exists |
 //!
@@ -35,6 +38,8 @@ mod deadline;
 mod error;
 #[cfg(feature = "postgres")]
 mod fencing;
+#[cfg(feature = "sqlite")]
+mod file_waiters;
 mod gate;
 mod key;
 mod keyed;
@@ -46,6 +51,8 @@ mod manual;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod renewal;
+mod run_to_end;
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -65,7 +72,7 @@ pub use postgres::{PostgresLeases, PostgresLockManager};
 pub use sqlite::{SqliteLeases, SqliteLockManager};
 pub use stats::LeaseStats;
 pub use store::{
-    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Token,
+    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome, Token,
 };
 
 pub(crate) use async_lock::in_order;

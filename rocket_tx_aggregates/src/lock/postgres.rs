@@ -1,24 +1,25 @@
 //! Leases in Postgres.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rocket_tx::db::{
     self, Identity, Migrations, PostgresPool, PostgresSession, TransactionPool, WaitPolicy,
 };
-use rocket_tx::extend::{Limits, Liveness, OnReturn, Sessions, Settings};
-use sqlx::migrate;
+use rocket_tx::extend::{ErrorClass, Limits, Liveness, OnReturn, Sessions, Settings};
 use sqlx::postgres::PgConnection;
+use sqlx::{Row, migrate};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
-use super::fencing::{open_fence, take};
+use super::fencing::{TakenRow, look, take};
 use super::listener::{Listener, no_reply, payload};
 use super::sql::statement;
 use super::store::{
-    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed,
-    Token, millis, outcomes_of, parameter_of, spawn_before_closing,
+    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome,
+    Sealed, Token, millis, outcomes_of, parameter_of, spawn_before_closing,
 };
 
 /// Makes leases in a Postgres database, for services on more than one machine. All times are those
@@ -26,8 +27,9 @@ use super::store::{
 pub type PostgresLockManager = LeaseLockManager<PostgresLeases>;
 
 impl PostgresLockManager {
-    /// Makes a manager of leases in the database of `pool`. It has separate connections: two for
-    /// statements, and one for notifications, which is opened for the first waiter.
+    /// Makes a manager of leases in the database of `pool`. It has separate connections: some for
+    /// statements, which are opened when they are needed, and one for notifications, which is opened
+    /// for the first waiter.
     pub fn new(pool: &PostgresPool) -> Self {
         Self::over(pool.leases())
     }
@@ -46,8 +48,9 @@ impl LeasePool for PostgresPool {
             .with("synchronous_commit", "off");
         PostgresLeases {
             requests: self.clone(),
-            sessions: sessions(&settings, LOCK_TIMEOUT),
+            sessions: sessions(&settings, MAX_CONNECTIONS, LOCK_TIMEOUT),
             listener: Listener::new(settings.session_options()),
+            max_connections: MAX_CONNECTIONS,
             lock_timeout: LOCK_TIMEOUT,
             settings: Arc::new(settings),
         }
@@ -63,11 +66,12 @@ pub struct PostgresLeases {
     /// traffic that they protect.
     sessions: Sessions,
     listener: Listener,
+    max_connections: u32,
     lock_timeout: Duration,
 }
 
-/// The number of sessions for lease statements. Each statement takes one round trip.
-const SESSIONS: u32 = 2;
+/// The most sessions for lease statements, unless another number is set.
+const MAX_CONNECTIONS: u32 = 4;
 
 /// The longest time that a lease statement takes on a running server, in addition to its wait for a
 /// locked row.
@@ -76,12 +80,13 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 /// The initial `lock_timeout`, used until the retry interval is set.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Makes the pool of sessions. A statement waits for a locked row no longer than `lock_timeout`.
-fn sessions(settings: &Settings, lock_timeout: Duration) -> Sessions {
+/// Makes the pool of sessions. A session is opened when all open ones are in use. A statement waits
+/// for a locked row no longer than `lock_timeout`.
+fn sessions(settings: &Settings, most: u32, lock_timeout: Duration) -> Sessions {
     let lock_timeout = lock_timeout.max(Duration::from_millis(1));
     let settings = settings.clone().with_limit("lock_timeout", lock_timeout);
     let limits = Limits {
-        most: SESSIONS,
+        most,
         least: 0,
         wait: Duration::from_secs(5),
         idle: Duration::from_secs(600),
@@ -104,20 +109,36 @@ fn is_contention(error: &sqlx::Error) -> bool {
     matches!(code.as_deref(), Some("55P03" | "57014" | "40P01" | "40001"))
 }
 
+/// Returns `true` if the session has ended.
+fn is_dead(error: &sqlx::Error) -> bool {
+    ErrorClass::of(error) == ErrorClass::Lost
+        && !matches!(error, sqlx::Error::Io(error) if error.kind() == ErrorKind::TimedOut)
+}
+
 impl PostgresLeases {
-    /// Runs lease statements on a session. All their replies are read, so a session on which no
-    /// statement failed is reused without a check.
+    /// Runs lease statements on a session. If the session had died while it was idle, runs them
+    /// again on another one: they may be executed twice.
     ///
     /// On a dead network this fails at the latest after the longest wait for a session, plus
     /// `lock_timeout` and [`REPLY_TIMEOUT`].
     async fn on_session<T>(
         &self,
+        work: impl AsyncFnOnce(&mut PostgresSession) -> sqlx::Result<T> + Clone,
+    ) -> sqlx::Result<T> {
+        match self.try_session(Liveness::Unchecked, work.clone()).await {
+            Err(error) if is_dead(&error) => self.try_session(Liveness::Verified, work).await,
+            result => result,
+        }
+    }
+
+    /// Runs lease statements on a session once. All their replies are read, so a session on which
+    /// no statement failed is reused without a check.
+    async fn try_session<T>(
+        &self,
+        liveness: Liveness,
         work: impl AsyncFnOnce(&mut PostgresSession) -> sqlx::Result<T>,
     ) -> sqlx::Result<T> {
-        let mut session = self
-            .sessions
-            .acquire(WaitPolicy::QUEUE, Liveness::Verified)
-            .await?;
+        let mut session = self.sessions.acquire(WaitPolicy::QUEUE, liveness).await?;
         let limit = self.lock_timeout + REPLY_TIMEOUT;
         let result = timeout(limit, work(&mut session)).await;
         session.set_on_return(match &result {
@@ -125,54 +146,63 @@ impl PostgresLeases {
             Ok(Err(_)) => OnReturn::Check,
             Err(_) => OnReturn::Close,
         });
+        // The sessions that are idle have probably died too.
+        if result
+            .as_ref()
+            .map_or(true, |result| result.as_ref().is_err_and(is_dead))
+        {
+            self.sessions.forget_idle();
+        }
         result.unwrap_or_else(|_| Err(no_reply(limit)))
     }
 
-    async fn try_take(&self, claim: &Claim) -> sqlx::Result<Attempt> {
+    fn set_sessions(&mut self) {
+        self.sessions = sessions(&self.settings, self.max_connections, self.lock_timeout);
+    }
+
+    /// Takes first, and looks only if that is refused.
+    async fn try_take(&self, claim: &Claim, marks: bool) -> sqlx::Result<Attempt> {
         self.on_session(async |db| {
-            let mut tried = take(db, claim).await?;
-            if !tried.fence_is_open {
-                open_fence(db).await?;
-                tried = take(db, claim).await?;
+            let mut taken = take(db, claim).await?;
+            let mut wanted = false;
+            if taken.is_none() {
+                let (found, has_opened) = look(db, claim, marks).await?;
+                // If no holder was found, another process took the lease and released it.
+                wanted = found.is_held && found.is_wanted;
+                if has_opened {
+                    taken = take(db, claim).await?;
+                }
             }
-            Ok(match tried.fencing_token {
-                Some(fencing_token) => Attempt::Taken {
+            Ok(match taken {
+                Some(TakenRow {
                     fencing_token,
-                    taken_over: tried.lives == Some(false),
+                    taken_over,
+                }) => Attempt::Taken {
+                    fencing_token,
+                    taken_over,
                 },
-                // If `lives` is not true, another process took the lease during this statement.
-                // Nothing is known about the mark of its row.
-                None => Attempt::Held {
-                    wanted: tried.lives == Some(true) && tried.wanted == Some(true),
-                },
+                None => Attempt::Held { wanted },
             })
         })
         .await
     }
 }
 
-async fn notify(db: &mut PgConnection, keys: &[impl AsRef<str>]) -> sqlx::Result<()> {
-    let payloads: Vec<String> = keys.iter().map(|key| payload(key.as_ref())).collect();
+async fn notify(db: &mut PgConnection, payloads: Vec<String>) -> sqlx::Result<()> {
     let notify = sqlx::query(statement(include_str!("sql/postgres/notify.sql"))).bind(payloads);
     notify.execute(db).await.map(drop)
 }
 
-/// Wakes the waiters for `keys`. An error is only logged: the keys are free, and waiters also poll.
+/// Wakes the waiters for `keys` in all processes. An error is only logged: the keys are free, and
+/// waiters also poll.
 async fn wake(db: &mut PgConnection, keys: &[impl AsRef<str>]) {
-    if let Err(error) = notify(db, keys).await {
+    let payloads = keys.iter().map(|key| payload(key.as_ref())).collect();
+    if let Err(error) = notify(db, payloads).await {
         tracing::debug!(%error, "could not notify the waiters for a lease; they poll");
     }
 }
 
 impl Sealed for PostgresLeases {}
-
-/// Deletes the row of a lease if it is still ours.
-async fn delete(db: &mut PgConnection, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
-    let release = sqlx::query_scalar(statement(include_str!("sql/release.sql")))
-        .bind(key)
-        .bind(token.as_str());
-    Ok(ReleaseOutcome::found(release.fetch_optional(db).await?))
-}
 
 impl LeaseStore for PostgresLeases {
     type Session = PostgresSession;
@@ -183,8 +213,8 @@ impl LeaseStore for PostgresLeases {
 
     /// Ignores `_wait`: no request holds one of the sessions for lease statements, so waiting for
     /// one cannot cause a deadlock.
-    async fn take(&self, claim: &Claim, _wait: WaitPolicy) -> sqlx::Result<Attempt> {
-        match self.try_take(claim).await {
+    async fn take(&self, claim: &Claim, _wait: WaitPolicy, marks: bool) -> sqlx::Result<Attempt> {
+        match self.try_take(claim, marks).await {
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: false }),
             result => result,
         }
@@ -221,14 +251,17 @@ impl LeaseStore for PostgresLeases {
         }
     }
 
-    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
-        self.on_session(async |db| {
-            let released = delete(db, key, token).await?;
-            // Only if wanted: a transaction with NOTIFY takes a cluster-wide lock at its commit.
-            if released.wanted {
-                wake(db, &[key]).await;
-            }
-            Ok(released)
+    async fn release(&self, key: &str, token: &Token, wakes: bool) -> sqlx::Result<ReleaseOutcome> {
+        let payload = wakes.then(|| self.listener.payload_to_others(key));
+        // Only once: if the reply is lost, the row may be gone, and the caller must know that.
+        self.try_session(Liveness::Unchecked, async |db| {
+            let release = sqlx::query(statement(include_str!("sql/postgres/release.sql")))
+                .bind(key)
+                .bind(token.as_str())
+                .bind(payload.as_deref());
+            let gone = release.fetch_optional(&mut **db).await?;
+            let wanted = gone.map(|row| row.try_get(0)).transpose()?;
+            Ok(ReleaseOutcome::found(wanted))
         })
         .await
     }
@@ -239,7 +272,13 @@ impl LeaseStore for PostgresLeases {
     ) -> sqlx::Result<Vec<ReleaseOutcome>> {
         match fences {
             [] => Ok(Vec::new()),
-            [fence] => Ok(vec![delete(db, &fence.key, &fence.token).await?]),
+            [fence] => {
+                let release = sqlx::query_scalar(statement(include_str!("sql/release.sql")))
+                    .bind(&*fence.key)
+                    .bind(fence.token.as_str());
+                let wanted = release.fetch_optional(db).await?;
+                Ok(vec![ReleaseOutcome::found(wanted)])
+            }
             fences => {
                 const SQL: &str = include_str!("sql/postgres/release_all.sql");
 
@@ -250,15 +289,27 @@ impl LeaseStore for PostgresLeases {
     }
 
     async fn notify_waiters(&self, key: &str) -> sqlx::Result<()> {
-        self.on_session(async |db| notify(db, &[key]).await).await
+        let payload = self.listener.payload_to_others(key);
+        self.on_session(async |db| notify(db, vec![payload.clone()]).await)
+            .await
     }
 
-    async fn mark_wanted(&self, key: &str) -> sqlx::Result<bool> {
-        self.on_session(async |db| {
-            let mark = sqlx::query(statement(include_str!("sql/mark_wanted.sql"))).bind(key);
-            Ok(mark.fetch_optional(&mut **db).await?.is_some())
+    async fn want(&self, claim: &Claim) -> sqlx::Result<Look> {
+        let found = self
+            .on_session(async |db| look(db, claim, true).await)
+            .await;
+        Ok(match found {
+            Ok((found, _)) if found.is_held => Look::Held {
+                wanted: found.is_wanted,
+            },
+            Ok(_) => Look::Free,
+            Err(error) if is_contention(&error) => Look::Held { wanted: false },
+            Err(error) => return Err(error),
         })
-        .await
+    }
+
+    fn wakes_waiters(&self) -> bool {
+        true
     }
 
     fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + 'static {
@@ -281,9 +332,11 @@ impl LeaseStore for PostgresLeases {
     }
 
     async fn list(&self) -> sqlx::Result<Vec<LeaseRow>> {
-        let list = sqlx::query_as(statement(include_str!("sql/postgres/list.sql")));
-        self.on_session(async |db| list.fetch_all(&mut **db).await)
-            .await
+        self.on_session(async |db| {
+            let list = sqlx::query_as(statement(include_str!("sql/postgres/list.sql")));
+            list.fetch_all(&mut **db).await
+        })
+        .await
     }
 
     async fn free(&self, token: &Token) -> sqlx::Result<bool> {
@@ -306,8 +359,9 @@ impl LeaseStore for PostgresLeases {
         self.requests
             .migrate(&Migrations::new().postgres(migrator))
             .await?;
-        let query = sqlx::query_scalar("SELECT current_setting('default_transaction_isolation')");
-        let isolation = self.on_session(async |db| query.fetch_one(&mut **db).await);
+        const ISOLATION: &str = "SELECT current_setting('default_transaction_isolation')";
+        let isolation =
+            self.on_session(async |db| sqlx::query_scalar(ISOLATION).fetch_one(&mut **db).await);
         let isolation: String = isolation.await?;
         match isolation.as_str() {
             "read committed" => Ok(()),
@@ -316,8 +370,13 @@ impl LeaseStore for PostgresLeases {
     }
 
     fn set_retry_interval(&mut self, interval: Duration) {
-        self.sessions = sessions(&self.settings, interval);
         self.lock_timeout = interval;
+        self.set_sessions();
+    }
+
+    fn set_max_connections(&mut self, number: u32) {
+        self.max_connections = number;
+        self.set_sessions();
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {

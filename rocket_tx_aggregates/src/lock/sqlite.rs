@@ -1,6 +1,5 @@
 //! Leases in SQLite.
 
-use std::future::pending;
 use std::time::Duration;
 
 use rocket_tx::db::{
@@ -8,15 +7,16 @@ use rocket_tx::db::{
     WaitPolicy,
 };
 use rocket_tx::extend::{OneShotWriter, is_sqlite_busy};
-use sqlx::sqlite::SqliteConnection;
-use sqlx::{Row, migrate};
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{Column, Row, migrate};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
+use super::file_waiters::FileWaiters;
 use super::sql::statement;
 use super::store::{
-    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, ReleaseOutcome, Sealed,
-    Token, millis, outcomes_of, parameter_of, spawn_before_closing,
+    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome,
+    Sealed, Token, millis, outcomes_of, parameter_of, spawn_before_closing,
 };
 
 /// Makes leases in a SQLite file, for the processes of one machine. All times are those of the
@@ -38,6 +38,7 @@ impl LeasePool for SqlitePool {
     fn leases(&self) -> SqliteLeases {
         SqliteLeases {
             pool: self.clone(),
+            waiters: FileWaiters::new(self.path()),
             retry_interval: Duration::ZERO,
         }
     }
@@ -47,6 +48,7 @@ impl LeasePool for SqlitePool {
 #[derive(Clone)]
 pub struct SqliteLeases {
     pool: SqlitePool,
+    waiters: FileWaiters,
     retry_interval: Duration,
 }
 
@@ -56,28 +58,48 @@ impl SqliteLeases {
         self.pool.session(Access::ReadOnly, wait).await
     }
 
-    async fn try_take(&self, claim: &Claim, wait: WaitPolicy) -> sqlx::Result<Attempt> {
-        // Check with a reader first, so that a waiter does not keep others from writing.
-        let mut reader = self.read(wait).await?;
-        let found = row_state(reader.connection(), &claim.key, Some(&claim.token)).await?;
-        if let RowState::Held { wanted } = found {
-            return Ok(Attempt::Held { wanted });
-        }
-        drop(reader);
+    /// Takes in one hop (a message to the writer's thread and its reply) and one commit.
+    async fn try_take(
+        &self,
+        claim: &Claim,
+        wait: WaitPolicy,
+        marks: bool,
+    ) -> sqlx::Result<Attempt> {
         let take = sqlx::query(statement(include_str!("sql/sqlite/take.sql")))
             .bind(&*claim.key)
             .bind(&*claim.owner)
             .bind(claim.token.as_str())
-            .bind(millis(claim.ttl));
+            .bind(millis(claim.ttl))
+            .bind(claim.wanted)
+            .bind(marks);
         let writer = self.pool.writer(wait).await?;
-        match writer.run(take).await?.first() {
-            Some(row) => Ok(Attempt::Taken {
+        let found = writer.run(take).await?;
+        let has_row = found.first().is_some_and(|row| is_column(row, "has_row"));
+        Ok(match found.last() {
+            Some(row) if is_column(row, "fencing_token") => Attempt::Taken {
                 fencing_token: row.try_get(0)?,
-                taken_over: found == RowState::Expired,
-            }),
-            // Another process took the lease after the check.
-            None => Ok(Attempt::Held { wanted: false }),
+                taken_over: has_row,
+            },
+            _ => Attempt::Held { wanted: marks },
+        })
+    }
+
+    /// Looks with a reader first, so that a waiter does not keep others from writing.
+    async fn try_want(&self, claim: &Claim) -> sqlx::Result<Look> {
+        let mut reader = self.read(WaitPolicy::QUEUE).await?;
+        match row_state(reader.connection(), &claim.key, Some(&claim.token)).await? {
+            RowState::Free | RowState::Expired => return Ok(Look::Free),
+            RowState::Held { wanted: true } => return Ok(Look::Held { wanted: true }),
+            RowState::Held { wanted: false } => drop(reader),
         }
+        let mark = sqlx::query(statement(include_str!("sql/sqlite/mark_wanted.sql")))
+            .bind(&*claim.key)
+            .bind(claim.token.as_str());
+        Ok(match self.writer().await?.run(mark).await?.is_empty() {
+            // The lease was released in the meantime, or another process has marked it.
+            true => Look::Held { wanted: false },
+            false => Look::Held { wanted: true },
+        })
     }
 
     /// Returns the writer. While its statement waits for a lock of another process, no other task
@@ -87,6 +109,12 @@ impl SqliteLeases {
             .writer(WaitPolicy::QUEUE.busy_timeout(self.retry_interval))
             .await
     }
+}
+
+fn is_column(row: &SqliteRow, name: &str) -> bool {
+    row.columns()
+        .first()
+        .is_some_and(|column| column.name() == name)
 }
 
 const RELEASE: &str = include_str!("sql/release.sql");
@@ -134,8 +162,8 @@ impl LeaseStore for SqliteLeases {
         self.pool.identity()
     }
 
-    async fn take(&self, claim: &Claim, wait: WaitPolicy) -> sqlx::Result<Attempt> {
-        match self.try_take(claim, wait).await {
+    async fn take(&self, claim: &Claim, wait: WaitPolicy, marks: bool) -> sqlx::Result<Attempt> {
+        match self.try_take(claim, wait, marks).await {
             // `wanted: true` skips the marking of the row: while the file is busy, the mark could
             // not be written either.
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: true }),
@@ -173,12 +201,15 @@ impl LeaseStore for SqliteLeases {
         Ok(!writer.run(renew).await?.is_empty())
     }
 
-    async fn release(&self, key: &str, token: &Token) -> sqlx::Result<ReleaseOutcome> {
+    async fn release(&self, key: &str, token: &Token, wakes: bool) -> sqlx::Result<ReleaseOutcome> {
         let release = sqlx::query(statement(RELEASE))
             .bind(key)
             .bind(token.as_str());
         let gone = self.writer().await?.run(release).await?;
         let wanted = gone.first().map(|row| row.try_get(0)).transpose()?;
+        if wakes && wanted == Some(true) {
+            self.waiters.wake_others();
+        }
         Ok(ReleaseOutcome::found(wanted))
     }
 
@@ -204,18 +235,25 @@ impl LeaseStore for SqliteLeases {
         }
     }
 
-    /// Does nothing: SQLite has no notifications, so waiters in other processes poll.
     async fn notify_waiters(&self, _key: &str) -> sqlx::Result<()> {
+        self.waiters.wake_others();
         Ok(())
     }
 
-    async fn mark_wanted(&self, key: &str) -> sqlx::Result<bool> {
-        let want = sqlx::query(statement(include_str!("sql/mark_wanted.sql"))).bind(key);
-        Ok(!self.writer().await?.run(want).await?.is_empty())
+    async fn want(&self, claim: &Claim) -> sqlx::Result<Look> {
+        match self.try_want(claim).await {
+            // As in `take`.
+            Err(error) if is_contention(&error) => Ok(Look::Held { wanted: true }),
+            result => result,
+        }
+    }
+
+    fn wakes_waiters(&self) -> bool {
+        self.waiters.can_wake()
     }
 
     fn wait_for_release(&self, _key: &str) -> impl Future<Output = ()> + Send + 'static {
-        pending()
+        self.waiters.wait()
     }
 
     async fn sweep(&self, grace: Duration) -> sqlx::Result<u64> {
@@ -244,6 +282,9 @@ impl LeaseStore for SqliteLeases {
     fn set_retry_interval(&mut self, interval: Duration) {
         self.retry_interval = interval;
     }
+
+    /// Does nothing: lease statements use the pool's only writer.
+    fn set_max_connections(&mut self, _number: u32) {}
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         spawn_before_closing(&self.pool, work);

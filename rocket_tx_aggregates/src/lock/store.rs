@@ -50,6 +50,8 @@ pub struct Claim {
     pub token: Token,
     /// The time to live, on the database's clock.
     pub ttl: Duration,
+    /// The row is marked as wanted from the start, because another process is known to wait.
+    pub wanted: bool,
 }
 
 /// The lease row that a transaction must delete before it commits. If the row is gone, the
@@ -81,6 +83,18 @@ pub enum Attempt {
     /// Another holder has the lease, or its row is busy.
     Held {
         /// The row is already marked as wanted, or cannot be marked now.
+        wanted: bool,
+    },
+}
+
+/// The result of a look at the row of another holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// No other holder has a live lease.
+    Free,
+    /// Another holder has the lease, or its row is busy.
+    Held {
+        /// The row is marked as wanted, or cannot be marked now.
         wanted: bool,
     },
 }
@@ -172,11 +186,13 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
 
     /// Tries once to take a lease. A busy row is reported as [`Attempt::Held`]. With
     /// [`WaitPolicy::FAIL_FAST`] the attempt does not wait for a connection that a request could
-    /// hold: if none is free, the lease is reported as held.
+    /// hold: if none is free, the lease is reported as held. `marks`: the row of another holder is
+    /// marked as wanted.
     fn take(
         &self,
         claim: &Claim,
         wait: WaitPolicy,
+        marks: bool,
     ) -> impl Future<Output = sqlx::Result<Attempt>> + Send;
 
     /// Returns whether an open transaction keeps other holders from `key`. A lease with the token
@@ -196,11 +212,13 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
         stopped: &CancellationToken,
     ) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
-    /// Deletes the row if it is still ours, and wakes the waiters for it.
+    /// Deletes the row if it is still ours. `wakes`: if the row was wanted, the waiters in other
+    /// processes are woken.
     fn release(
         &self,
         key: &str,
         token: &Token,
+        wakes: bool,
     ) -> impl Future<Output = sqlx::Result<ReleaseOutcome>> + Send;
 
     /// Deletes the rows that are still ours inside a transaction, with one statement. Returns the
@@ -211,12 +229,14 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
         fences: &[&Fence],
     ) -> impl Future<Output = sqlx::Result<Vec<ReleaseOutcome>>> + Send;
 
-    /// Wakes the waiters for a key in other processes, if the database supports notifications.
+    /// Wakes the waiters for a key in other processes, if that is possible.
     fn notify_waiters(&self, key: &str) -> impl Future<Output = sqlx::Result<()>> + Send;
 
-    /// Marks a row as wanted by another process. Returns `false` if there is no row, or if it was
-    /// marked already.
-    fn mark_wanted(&self, key: &str) -> impl Future<Output = sqlx::Result<bool>> + Send;
+    /// Looks at the row of another holder, and marks it as wanted if no transaction is changing it.
+    fn want(&self, claim: &Claim) -> impl Future<Output = sqlx::Result<Look>> + Send;
+
+    /// Returns `true` if waiters in other processes can be woken.
+    fn wakes_waiters(&self) -> bool;
 
     /// Returns a future that resolves when the key may have become free after this call. The future
     /// may resolve without a reason, or never: waiters also try again after the retry interval.
@@ -237,6 +257,9 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
 
     /// Sets the retry interval: how long one attempt may wait for a locked row.
     fn set_retry_interval(&mut self, interval: Duration);
+
+    /// Sets the most connections for lease statements, if the database has such connections.
+    fn set_max_connections(&mut self, number: u32);
 
     /// Runs `work` in a separate task. The shutdown waits for this task before it closes the
     /// database.

@@ -19,6 +19,7 @@ mod lock {
         lock::the_gate_admits_one_task_at_a_time_and_loses_no_turn
             as the_gate_admits_one_task_at_a_time_and_loses_no_turn,
         lock::the_gate_yields_to_another_process_once as the_gate_yields_to_another_process_once,
+        lock::a_gate_without_a_queue_gives_way as a_gate_without_a_queue_gives_way,
     );
 }
 

@@ -269,7 +269,7 @@ impl Sessions {
 
     /// Closes the idle sessions. Called when another session to the same server did not reply or
     /// could not write.
-    pub(super) fn forget_idle(&self) {
+    pub fn forget_idle(&self) {
         let forgotten = self.0.idle.lock().as_mut().map(std::mem::take);
         drop(forgotten);
     }

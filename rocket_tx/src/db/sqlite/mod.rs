@@ -274,6 +274,11 @@ impl SqlitePool {
 }
 
 impl SqlitePool {
+    /// Returns the path of the database file.
+    pub fn path(&self) -> &Path {
+        self.0.file.path()
+    }
+
     /// Waits in the queue for the writer, as a transaction does, and checks it out.
     pub async fn writer(&self, wait: WaitPolicy) -> sqlx::Result<OneShotWriter> {
         let busy_timeout = wait.busy_timeout_or(self.0.busy_timeout);
