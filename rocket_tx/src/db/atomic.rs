@@ -223,6 +223,8 @@ pub(crate) trait AtomicDatabase: Send + Sync + 'static {
 
 /// The result of finishing a prepared transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+// Only Postgres prepares transactions.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
 pub(crate) enum Finished {
     Done,
     /// Another session has finished it before.
