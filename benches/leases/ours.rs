@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection};
 use crate::serve::Locks;
 
 /// The number of connections that leases have by default on Postgres.
-pub const CONNECTIONS: u32 = 2;
+pub const CONNECTIONS: u32 = 4;
 
 pub struct Ours {
     url: String,

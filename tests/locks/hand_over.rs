@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rocket::futures::future::join_all;
+use rocket::futures::future::{join, join_all};
 use rocket::tokio::spawn;
 use rocket_tx_aggregates::lock::{Hold, UrlLockManager};
 
@@ -55,6 +55,17 @@ async fn processes_take_turns(backend: Backend) {
 
     let leases = Leases::new(backend).await;
     let managers = two(&leases).await;
+    for [one, other] in [[0, 1], [1, 0]] {
+        // After its first wait, a process listens for notifications.
+        let lease = managers[one].acquire("a").await.unwrap();
+        let waiting = managers[other].acquire("a");
+        let (waited, ()) = join(waiting, async {
+            is_wanted(&leases).await;
+            lease.release().await.unwrap();
+        })
+        .await;
+        waited.unwrap().release().await.unwrap();
+    }
     let holders = Mutex::new(Vec::new());
     let work = |task: usize| {
         let (manager, holders) = (&managers[task % 2], &holders);

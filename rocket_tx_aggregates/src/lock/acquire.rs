@@ -1,6 +1,7 @@
 //! Taking the lease of a key.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rocket::futures::future::{BoxFuture, FutureExt};
 use rocket_tx::db::WaitPolicy;
@@ -98,6 +99,9 @@ enum Tried<S: LeaseStore> {
     },
 }
 
+/// The pause before the next attempt to mark a row that was busy.
+const UNMARKED: Duration = Duration::from_millis(2);
+
 impl<S: LeaseStore> Turn<S> {
     fn new(key: &Arc<Key<S>>, pass: Pass, since: Instant) -> Self {
         let claim = Claim {
@@ -142,8 +146,8 @@ impl<S: LeaseStore> Turn<S> {
                 }
             }
             if look == (Look::Held { wanted: false }) {
-                // The row was busy. Probably it will be free in a moment.
-                pause = interval / 8;
+                // The row was busy and could not be marked, so no process will wake this task.
+                pause = UNMARKED.min(interval);
             }
             let wake_up = match yields_until {
                 Some(until) => until.into(),

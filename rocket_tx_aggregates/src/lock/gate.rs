@@ -144,13 +144,16 @@ impl Gate {
     }
 
     /// Records whether another process took the lease after this process gave way. A process that
-    /// is late gets more time the next time that it wants the lease.
+    /// is late gets more time the next time. It probably does not know that its mark is gone. So
+    /// the lease counts as wanted until it was late three times: then it has probably gone.
     pub(super) fn mark_yielded(&self, was_taken: bool) {
         let mut state = self.state.lock();
-        state.late = match was_taken {
-            true => 0,
-            false => (state.late + 1).min(16),
-        };
+        if was_taken {
+            state.late = 0;
+        } else {
+            state.late = (state.late + 1).min(16);
+            state.wanted |= state.late <= 3;
+        }
     }
 }
 
@@ -227,8 +230,9 @@ mod tests {
         for late in 0..20 {
             assert!(release(&gate, true, now));
             let until = gate.yields_until(now).unwrap();
-            assert_eq!(until, now + LONGEST.min(GRACE * (1 << late)));
+            assert_eq!(until, now + LONGEST.min(GRACE * (1 << late.min(16))));
             gate.mark_yielded(false);
+            assert_eq!(gate.is_wanted(), late < 3);
         }
         gate.mark_yielded(true);
         assert_eq!(gate.grace(), GRACE);

@@ -25,8 +25,9 @@ use super::store::{Claim, Fence, LeaseStore, ReleaseOutcome, Token};
 pub struct Lease<S: LeaseStore>(Option<ActiveLease<S>>);
 
 struct ActiveLease<S: LeaseStore> {
+    key: Arc<Key<S>>,
     fencing_token: i64,
-    /// Also has the key and the claim.
+    /// Also has the claim.
     renewal: Renewal<S>,
     /// Runs the release, whichever thread drops the lease.
     runtime: Handle,
@@ -46,9 +47,12 @@ impl<S: LeaseStore> Lease<S> {
         pass: Pass,
     ) -> Self {
         let ours_until = sent_at + claim.ttl;
+        let (store, cap) = (key.store.clone(), key.settings.renewal_cap);
+        let renewal = Renewal::start(&key.renewals, store, cap, claim, ours_until);
         Self(Some(ActiveLease {
+            key,
             fencing_token,
-            renewal: Renewal::start(key, claim, ours_until),
+            renewal,
             runtime: Handle::current(),
             _pass: pass,
         }))
@@ -156,7 +160,7 @@ impl<S: LeaseStore> fmt::Debug for Lease<S> {
 
 impl<S: LeaseStore> ActiveLease<S> {
     fn key(&self) -> &Arc<Key<S>> {
-        self.renewal.key()
+        &self.key
     }
 
     fn claim(&self) -> &Claim {

@@ -125,7 +125,7 @@ impl PostgresLeases {
         &self,
         work: impl AsyncFnOnce(&mut PostgresSession) -> sqlx::Result<T> + Clone,
     ) -> sqlx::Result<T> {
-        match self.try_session(Liveness::Unchecked, work.clone()).await {
+        match self.try_session(Liveness::Recent, work.clone()).await {
             Err(error) if is_dead(&error) => self.try_session(Liveness::Verified, work).await,
             result => result,
         }
@@ -254,7 +254,7 @@ impl LeaseStore for PostgresLeases {
     async fn release(&self, key: &str, token: &Token, wakes: bool) -> sqlx::Result<ReleaseOutcome> {
         let payload = wakes.then(|| self.listener.payload_to_others(key));
         // Only once: if the reply is lost, the row may be gone, and the caller must know that.
-        self.try_session(Liveness::Unchecked, async |db| {
+        self.try_session(Liveness::Recent, async |db| {
             let release = sqlx::query(statement(include_str!("sql/postgres/release.sql")))
                 .bind(key)
                 .bind(token.as_str())

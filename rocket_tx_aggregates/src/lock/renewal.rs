@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::key::Key;
 use super::store::{Claim, LeaseStore};
 
 /// Renews a lease whenever a third of its time to live has passed. Dropping this value stops the
@@ -24,7 +24,10 @@ pub(super) struct Renewal<S: LeaseStore> {
 
 /// Shared by a lease and the task that renews it.
 struct RenewalState<S: LeaseStore> {
-    key: Arc<Key<S>>,
+    renewals: Renewals<S>,
+    store: S,
+    /// How long the lease is renewed at most.
+    cap: Duration,
     claim: Claim,
     since: Instant,
     stopped: CancellationToken,
@@ -38,10 +41,18 @@ struct RenewalState<S: LeaseStore> {
 }
 
 impl<S: LeaseStore> Renewal<S> {
-    pub(super) fn start(key: Arc<Key<S>>, claim: Claim, ours_until: Instant) -> Self {
+    pub(super) fn start(
+        renewals: &Renewals<S>,
+        store: S,
+        cap: Duration,
+        claim: Claim,
+        ours_until: Instant,
+    ) -> Self {
         let since = Instant::now();
         let state = Arc::new(RenewalState {
-            key,
+            renewals: renewals.clone(),
+            store,
+            cap,
             claim,
             since,
             stopped: CancellationToken::new(),
@@ -49,11 +60,10 @@ impl<S: LeaseStore> Renewal<S> {
             lost: AtomicBool::new(false),
             ours_until: parking_lot::Mutex::new(ours_until),
         });
-        let place = if state.key.settings.renewal_cap.is_zero() {
+        let place = if cap.is_zero() {
             state.log_cap();
             None
         } else {
-            let renewals = &state.key.renewals;
             Some(renewals.insert(since + state.claim.ttl / 3, &state))
         };
         Self { state, place }
@@ -63,11 +73,8 @@ impl<S: LeaseStore> Renewal<S> {
     pub(super) fn restart(&mut self) {
         let state = &self.state;
         let ours_until = *state.ours_until.lock();
-        *self = Self::start(Arc::clone(&state.key), state.claim.clone(), ours_until);
-    }
-
-    pub(super) fn key(&self) -> &Arc<Key<S>> {
-        &self.state.key
+        let (store, claim) = (state.store.clone(), state.claim.clone());
+        *self = Self::start(&state.renewals, store, state.cap, claim, ours_until);
     }
 
     pub(super) fn claim(&self) -> &Claim {
@@ -98,7 +105,7 @@ impl<S: LeaseStore> Renewal<S> {
         let Some(place) = self.place.take() else {
             return false;
         };
-        self.state.key.renewals.remove(place)
+        self.state.renewals.remove(place)
     }
 }
 
@@ -122,7 +129,7 @@ impl<S: LeaseStore> RenewalState<S> {
                 return;
             }
             let sent_at = Instant::now();
-            let pause = match self.key.store.renew(claim, &self.stopped).await {
+            let pause = match self.store.renew(claim, &self.stopped).await {
                 Ok(true) => {
                     *self.ours_until.lock() = sent_at + claim.ttl;
                     interval
@@ -146,7 +153,7 @@ impl<S: LeaseStore> RenewalState<S> {
                 }
             };
             drop(under_way);
-            if self.since.elapsed() >= self.key.settings.renewal_cap {
+            if self.since.elapsed() >= self.cap {
                 self.log_cap();
                 return;
             }
@@ -230,7 +237,7 @@ impl<S: LeaseStore> Renewals<S> {
     /// Returns `false` if the renewal has started.
     fn remove(&self, place: Place) -> bool {
         let removed = self.0.list.lock().first_renewals.remove(&place);
-        // The state is dropped outside the mutex: it may be the last reference to a key.
+        // The state is dropped outside the mutex: it may have the last reference to the list.
         removed.is_some()
     }
 }

@@ -25,6 +25,9 @@ use crate::db::{Attachment, ErrorClass, WaitPolicy};
 /// A session that was used within this time counts as alive and is not pinged.
 const FRESH: Duration = Duration::from_millis(50);
 
+/// The same for [`Liveness::Recent`].
+const RECENT: Duration = Duration::from_secs(1);
+
 /// The maximum age of a session. An older session is closed when it is idle. This also frees the
 /// memory that the server or a pooler has accumulated for the session.
 const OLDEST: Duration = Duration::from_secs(30 * 60);
@@ -47,6 +50,9 @@ pub struct Limits {
 pub enum Liveness {
     /// Yes: BEGIN is its first statement, and detects a dead session.
     Unchecked,
+    /// Yes, but not one that was idle for more than a second: such a session is pinged first. For
+    /// statements that can be repeated on another session.
+    Recent,
     /// No: a session is pinged first, unless it was used a moment ago. If it does not reply,
     /// another session is taken.
     Verified,
@@ -250,7 +256,12 @@ impl Sessions {
             return Err(sqlx::Error::PoolClosed);
         }
         while let Some(Idle { mut live, since }) = self.take() {
-            if liveness == Liveness::Unchecked || since.elapsed() < FRESH {
+            let is_trusted = match liveness {
+                Liveness::Unchecked => true,
+                Liveness::Recent => since.elapsed() < RECENT,
+                Liveness::Verified => since.elapsed() < FRESH,
+            };
+            if is_trusted {
                 return Ok(PostgresSession::new(live, false, slot));
             }
             match timeout(PROMPT, live.connection.ping()).await {
