@@ -279,7 +279,9 @@ async fn serve(
                 let (mut cut, mut reset) = (network.cut.subscribe(), network.reset.subscribe());
                 let network = Arc::clone(&network);
                 spawn(async move {
-                    let count = || drop(network.round_trips.fetch_add(1, Ordering::SeqCst));
+                    let count = || {
+                        network.round_trips.fetch_add(1, Ordering::SeqCst);
+                    };
                     let is_reset = select! {
                         _ = relay(&mut client, &mut server, trap, frozen, delivered, number, count) => false,
                         _ = cut.wait_for(|last| *last >= number) => false,
