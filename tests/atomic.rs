@@ -1,5 +1,6 @@
 //! Atomic commit: a request that writes several databases commits in all of them, or in none.
 
+mod attached;
 mod away;
 mod disk;
 mod killed;

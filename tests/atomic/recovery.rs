@@ -26,7 +26,7 @@ async fn set_up(databases: Databases) -> Databases {
 
 /// Prepares a transaction in `audit`, as a process that has died before its decision did. Returns
 /// its name.
-async fn left_behind(databases: &Databases) -> String {
+pub async fn left_behind(databases: &Databases) -> String {
     let decider = databases
         .texts(In::Main, "SELECT id FROM rocket_tx_decider")
         .await
@@ -175,7 +175,7 @@ async fn a_silent_decider_is_asked_once_in_a_pass() {
     })
     .await;
     let main = databases.by_proxy(In::Main).await;
-    main.set("BEGIN READ WRITE; SET LOCAL lock_timeout", Break::Stall);
+    main.set("SET LOCAL lock_timeout", Break::Stall);
     let stage = restarted(databases, &[]).await;
     eventually("a pass is over", async || {
         !names_in_doubt(&stage).is_empty()

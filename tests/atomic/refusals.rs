@@ -26,7 +26,7 @@ impl Resource for Elsewhere {
 }
 
 #[post("/elsewhere")]
-async fn elsewhere(outstanding: &Outstanding, main: Begin<Main>) -> Result<Status, Error> {
+pub async fn elsewhere(outstanding: &Outstanding, main: Begin<Main>) -> Result<Status, Error> {
     outstanding.join(Elsewhere)?;
     note(&mut *main.begin().await?, "written").await?;
     Ok(Status::Created)

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rocket::futures::future::join_all;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::Error;
@@ -251,6 +252,10 @@ struct Abilities {
     are_known: bool,
 }
 
+/// The longest time in which the table of decisions is created. Nothing else that recovery does may
+/// wait for longer.
+const LONGEST_MIGRATION: Duration = Duration::from_secs(5);
+
 /// How much [`AtomicHandle::set_up`] does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SetUp {
@@ -308,20 +313,32 @@ impl AtomicHandle {
         set_up: SetUp,
     ) -> Abilities {
         let mut are_known = is_possible.is_some();
+        let is_replying = obstacle.is_ok();
+        let known_before = self
+            .prepares()
+            .err()
+            .into_iter()
+            .chain(self.decider().err());
+        let known_before: Vec<Arc<str>> = known_before.collect();
         let mut unknown = |what: &str, error: String| -> Arc<str> {
-            tracing::warn!(
-                database = self.name, %error,
-                "{what}; until that is possible, this database takes no part in atomic commits"
-            );
+            let reason: Arc<str> = format!("{what}: {error}").into();
+            // Not again with every attempt.
+            if !known_before.contains(&reason) {
+                tracing::warn!(
+                    database = self.name,
+                    "{reason}; until that changes, this database takes no part in atomic commits"
+                );
+            }
             are_known = false;
-            format!("{what}: {error}").into()
+            reason
         };
         let obstacle = match obstacle {
             Ok(None) => Ok(()),
             Ok(Some(reason)) => Err(reason.into()),
-            Err(error) => Err(unknown("its server cannot be queried", error.to_string())),
+            Err(error) => Err(unknown("it cannot take part now", error.to_string())),
         };
         let decides = match is_possible {
+            _ if !is_replying => Err("it cannot take part now".into()),
             Some(true) => match self.find_decider(set_up).await {
                 Ok(Some(decider)) => Ok(decider),
                 Ok(None) => Err("it stores no decisions".into()),
@@ -338,16 +355,18 @@ impl AtomicHandle {
     }
 
     async fn find_decider(&self, set_up: SetUp) -> Result<Option<Decider>, String> {
-        let created = match set_up {
-            SetUp::Create => self.pool.create_decisions().await,
-            SetUp::Find => Ok(()),
-        };
-        match (self.pool.decider().await, created) {
+        let found = self.pool.decider().await;
+        if set_up == SetUp::Find || !matches!(found, Ok(None)) {
             // The role may lack the right to create tables, and needs none if they are there.
-            (Ok(Some(decider)), _) => Ok(Some(decider)),
-            (_, Err(error)) => Err(error.to_string()),
-            (found, Ok(())) => found.map_err(|error| error.to_string()),
+            return found.map_err(|error| error.to_string());
         }
+        // Another program may keep the lock of migrations for long.
+        let created = timeout(LONGEST_MIGRATION, self.pool.create_decisions()).await;
+        created
+            .map_err(|_| format!("its tables could not be created in {LONGEST_MIGRATION:?}"))?
+            .map_err(|error| error.to_string())?;
+        let found = self.pool.decider().await;
+        found.map_err(|error| error.to_string())
     }
 
     fn are_known(&self) -> bool {

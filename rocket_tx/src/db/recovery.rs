@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rocket::futures::future::join_all;
+use rocket::futures::future::{join, join_all};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -169,13 +169,14 @@ impl Recovery {
 
     /// Finishes what can be finished now.
     async fn pass(&self) -> Pass {
-        let are_set_up = AtomicHandle::set_up(&self.databases, self.set_up).await;
         let urgent = std::mem::take(&mut self.state.lock().urgent);
         // Side by side, because each of them may not reply.
         let passes = self.databases.iter().map(|it| self.finish(it, &urgent));
         let mut found = Found::default();
-        let mut is_complete = are_set_up;
-        for (database, result) in self.databases.iter().zip(join_all(passes).await) {
+        let mut is_complete = true;
+        let set_up = AtomicHandle::set_up(&self.databases, self.set_up);
+        let (are_set_up, results) = join(set_up, join_all(passes)).await;
+        for (database, result) in self.databases.iter().zip(results) {
             match result {
                 Ok(of_database) => found.add(of_database),
                 Err(error) => {

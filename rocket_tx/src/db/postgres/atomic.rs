@@ -50,8 +50,15 @@ impl PostgresPool {
 #[rocket::async_trait]
 impl AtomicDatabase for PostgresPool {
     async fn obstacle(&self) -> sqlx::Result<Option<&'static str>> {
-        let rows = self.run("SHOW max_prepared_transactions".into()).await?;
+        let sql = "SELECT pg_catalog.current_setting('max_prepared_transactions'), \
+             pg_catalog.pg_is_in_recovery()::pg_catalog.text";
+        let rows = self.run(sql.into()).await?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        if row.try_get::<&str, _>(1)? == "true" {
+            // It may be promoted, and it has the id of its primary, which may be attached too.
+            let reason = "its server is a standby, which neither prepares nor decides";
+            return Err(sqlx::Error::Protocol(reason.into()));
+        }
         Ok(match row.try_get(0)? {
             "0" => Some(
                 "`max_prepared_transactions` of its server is 0; set it to the number of \
@@ -87,7 +94,7 @@ impl AtomicDatabase for PostgresPool {
     /// standbys, which the COMMIT of a decider that has crashed may not have reached.
     async fn decide_or_abort(&self, decider: &Decider, id: DecisionId) -> sqlx::Result<Decided> {
         let sql = format!(
-            "BEGIN READ WRITE; SET LOCAL lock_timeout = '{} ms'; {FLUSHED}; \
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{} ms'; {FLUSHED}; \
              INSERT INTO {} AS known (id, decision, participants) VALUES ('{id}', 'abort', '') \
                  ON CONFLICT (id) DO UPDATE SET decided_at = known.decided_at \
                  RETURNING decision; \

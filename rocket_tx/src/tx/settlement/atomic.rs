@@ -73,7 +73,13 @@ impl AtomicCommit {
         settle_timeout: Duration,
     ) -> Result<Option<Self>, String> {
         if databases.len() < 2 {
-            return Ok(None);
+            // A request may also write a database that is a resource of the service.
+            let is_required = mode == AtomicMode::Required;
+            return Ok(is_required.then(|| Self {
+                databases: Vec::new(),
+                mode,
+                recovery: Arc::new(Recovery::new(Vec::new(), SetUp::Find, settle_timeout)),
+            }));
         }
         let set_up = match mode {
             AtomicMode::Off => SetUp::Find,
