@@ -24,8 +24,8 @@
 //! A hand-over is the time from the call that releases a key in one process to the return of the
 //! call that takes it in another process, which was waiting for it.
 //!
-//! With `--peer PROGRAM` the same cases run with the locks of another library. `benches/peer` has
-//! such a program, and the command that compares both.
+//! With `--peer PROGRAM` the same cases run with the locks of another library: a program that takes the
+//! URL of the database and serves the commands of `serve`.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
