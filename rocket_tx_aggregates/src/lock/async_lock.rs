@@ -17,8 +17,8 @@ pub trait AsyncLock: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`LockError::TimedOut`] after the manager's longest wait; [`LockError::ShuttingDown`] if the
-    /// runtime ends; [`LockError::Database`] if the lock is in a database that fails.
+    /// [`LockError::TimedOut`] after the manager's longest wait; [`LockError::Database`] if the lock
+    /// is in a database that fails.
     fn lock(&self) -> impl Future<Output = Result<(), LockError>> + Send;
 
     /// Locks the key if it is free now, and returns whether it did.
@@ -76,8 +76,7 @@ pub trait AsyncLockManager: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`LockError::Key`], [`LockError::TimedOut`], [`LockError::ShuttingDown`],
-    /// [`LockError::Database`]. On an error all keys that were locked are freed.
+    /// [`LockError::Key`], [`LockError::TimedOut`], [`LockError::Database`]. On an error all keys that were locked are freed.
     ///
     /// # Cancellation
     ///

@@ -39,10 +39,6 @@ pub enum LockError {
     #[error("the lease of `{0}` could not be released; other holders wait until it expires")]
     NotReleased(String),
 
-    /// The runtime is ending, so no lease is acquired any more.
-    #[error("`{0}` was not locked: this process is shutting down; retry at another process")]
-    ShuttingDown(String),
-
     /// The database that holds the leases failed.
     #[error("the database of the leases failed: {0}; retry")]
     Database(#[from] sqlx::Error),
@@ -54,10 +50,9 @@ impl From<LockError> for rocket_tx::Error {
     fn from(error: LockError) -> Self {
         let status = match error {
             LockError::Key => Status::UnprocessableEntity,
-            LockError::TimedOut { .. }
-            | LockError::Held(_)
-            | LockError::NotReleased(_)
-            | LockError::ShuttingDown(_) => Status::ServiceUnavailable,
+            LockError::TimedOut { .. } | LockError::Held(_) | LockError::NotReleased(_) => {
+                Status::ServiceUnavailable
+            }
             LockError::Lost(_) => return Self::Conflict(error.to_string().into()),
             LockError::Database(error) => return Self::from(error),
         };

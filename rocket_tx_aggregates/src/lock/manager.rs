@@ -117,7 +117,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     /// # Errors
     ///
     /// [`LockError::TimedOut`] after the longest wait, [`LockError::Key`] for an invalid key,
-    /// [`LockError::ShuttingDown`] if the runtime ends, [`LockError::Database`].
+    /// [`LockError::Database`].
     ///
     /// # Cancellation
     ///
