@@ -126,13 +126,7 @@ impl Servers {
 
 /// Sends a request that creates a todo. Its row in `audit` names the todo by its title.
 pub fn post(service: &Service, title: &str) -> JoinHandle<HttpResponse> {
-    let request = service
-        .http
-        .request("POST /todos")
-        .header("Content-Type", "application/json")
-        .header("Host", title)
-        .body(format!(r#"{{"title":"{title}"}}"#));
-    rocket::tokio::spawn(HttpResponse::of(request))
+    rocket::tokio::spawn(HttpResponse::of(service.titled(title)))
 }
 
 /// Returns the titles of the todos that are stored in each database.

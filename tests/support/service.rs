@@ -80,16 +80,19 @@ impl Service {
         HttpResponse::of(request).await
     }
 
-    /// Creates a todo with a fault that ends the process before the response. The audit trail names
-    /// the todo by its title.
-    pub async fn crash(&mut self, title: &str, fault: &str) {
-        let request = self
-            .http
+    /// Returns a request that creates a todo. The audit trail names the todo by its title.
+    pub fn titled(&self, title: &str) -> reqwest::RequestBuilder {
+        self.http
             .request("POST /todos")
             .header("Content-Type", "application/json")
             .header("Host", title)
-            .header("X-Fault", fault)
-            .body(format!(r#"{{"title":"{title}"}}"#));
+            .body(format!(r#"{{"title":"{title}"}}"#))
+    }
+
+    /// Creates a todo with a fault that ends the process before the response. The audit trail names
+    /// the todo by its title.
+    pub async fn crash(&mut self, title: &str, fault: &str) {
+        let request = self.titled(title).header("X-Fault", fault);
         assert!(
             request.send().await.is_err(),
             "{fault}: the process responded instead of crashing"

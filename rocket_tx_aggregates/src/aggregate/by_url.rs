@@ -3,7 +3,7 @@
 use rocket_tx::db::Connection;
 use rocket_tx::with_backend;
 
-use super::rows::{EventKey, EventRows, Row, Sealed, StreamRow};
+use super::rows::{EventRows, Row, Sealed, StreamRow};
 use super::stream::Append;
 
 impl Sealed for Connection {}
@@ -29,7 +29,7 @@ impl EventRows for Connection {
         with_backend!(self, |db| db.histories(streams, snapshot_version).await)
     }
 
-    async fn insert_events(&mut self, batch: &[Append]) -> sqlx::Result<Vec<EventKey>> {
+    async fn insert_events(&mut self, batch: &[Append]) -> sqlx::Result<Vec<String>> {
         with_backend!(self, |db| db.insert_events(batch).await)
     }
 

@@ -1,7 +1,5 @@
 //! Read models that are written in the transaction of the events.
 
-use std::any::TypeId;
-use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -22,8 +20,8 @@ pub trait Projection<A, C>: Send + Sync + 'static {
         events: &[EventRecord],
     ) -> impl Future<Output = sqlx::Result<()>> + Send;
 
-    /// Updates the read model for several aggregates, whose events one transaction stores. No
-    /// aggregate is in `changes` twice.
+    /// Updates the read model for several aggregates, whose events one transaction stores. `changes`
+    /// is not empty, and has no aggregate twice.
     ///
     /// Calls [`project`](Self::project) for each. Override it if one statement can write several
     /// rows: then a commit of many aggregates costs no more round trips than that of one.
@@ -54,10 +52,8 @@ pub struct Change<'a, A> {
     pub events: &'a [EventRecord],
 }
 
-/// The projections of a store, by the type of the aggregate.
-pub(super) struct Projections<C>(Arc<ByType<C>>);
-
-type ByType<C> = HashMap<TypeId, Vec<Arc<dyn AnyProjection<C>>>>;
+/// The projections of a store, in the order in which they run.
+pub(super) struct Projections<C>(Arc<[Arc<dyn AnyProjection<C>>]>);
 
 impl<C> Clone for Projections<C> {
     fn clone(&self) -> Self {
@@ -67,30 +63,21 @@ impl<C> Clone for Projections<C> {
 
 impl<C> Default for Projections<C> {
     fn default() -> Self {
-        Self(Arc::default())
+        Self(Arc::new([]))
     }
 }
 
 impl<C: Send + 'static> Projections<C> {
     pub(super) fn with<A: Aggregate, P: Projection<A, C>>(&self, projection: P) -> Self {
-        let mut all: ByType<C> = (*self.0).clone();
-        all.entry(TypeId::of::<A>())
-            .or_default()
-            .push(Arc::new(TypedProjection::<A, P>(projection, PhantomData)));
-        Self(Arc::new(all))
+        let added: Arc<dyn AnyProjection<C>> =
+            Arc::new(TypedProjection::<A, P>(projection, PhantomData));
+        Self(self.0.iter().cloned().chain([added]).collect())
     }
 
     /// Runs all projections on the aggregates of `batch`, which has no stream twice.
     pub(super) async fn project(&self, connection: &mut C, batch: &[Append]) -> sqlx::Result<()> {
-        let mut done = HashSet::new();
-        for append in batch {
-            let kind = (*append.aggregate).type_id();
-            if !done.insert(kind) {
-                continue;
-            }
-            for projection in self.0.get(&kind).into_iter().flatten() {
-                projection.project(connection, batch).await?;
-            }
+        for projection in &*self.0 {
+            projection.project(connection, batch).await?;
         }
         Ok(())
     }
@@ -116,6 +103,9 @@ impl<A: Aggregate, C: Send + 'static, P: Projection<A, C>> AnyProjection<C>
             })
         });
         let changes: Vec<Change<'_, A>> = changes.collect();
-        self.0.project_all(connection, &changes).await
+        match changes.is_empty() {
+            true => Ok(()),
+            false => self.0.project_all(connection, &changes).await,
+        }
     }
 }

@@ -86,9 +86,6 @@ where
     }
 }
 
-/// The key of an event: its stream and its sequence.
-pub(super) type EventKey = (String, i64);
-
 /// Keeps other crates from implementing [`EventRows`].
 pub(super) trait Sealed {}
 
@@ -124,20 +121,20 @@ pub trait EventRows: Sealed + Send {
         snapshot_version: Option<u32>,
     ) -> impl Future<Output = sqlx::Result<Vec<StreamRow>>> + Send;
 
-    /// Inserts the events of all appends, with one statement. Returns the keys of those that were
-    /// inserted. An event is left out if its key is taken.
+    /// Inserts the events of all appends, with one statement. Returns the stream of each event that
+    /// was inserted. An event is left out if its key is taken.
     #[doc(hidden)]
     fn insert_events(
         &mut self,
         batch: &[Append],
-    ) -> impl Future<Output = sqlx::Result<Vec<EventKey>>> + Send;
+    ) -> impl Future<Output = sqlx::Result<Vec<String>>> + Send;
 
     /// Stores or replaces the snapshots of the streams that have one in `batch`.
     #[doc(hidden)]
     fn put_snapshots(&mut self, batch: &[Append]) -> impl Future<Output = sqlx::Result<()>> + Send;
 }
 
-pub(super) fn signed(sequence: u64) -> i64 {
+fn signed(sequence: u64) -> i64 {
     i64::try_from(sequence).unwrap_or(i64::MAX)
 }
 
@@ -280,10 +277,10 @@ macro_rules! rows {
                     .await
             }
 
-            async fn insert_events(&mut self, batch: &[Append]) -> sqlx::Result<Vec<EventKey>> {
+            async fn insert_events(&mut self, batch: &[Append]) -> sqlx::Result<Vec<String>> {
                 const SQL: &str = include_str!(concat!("sql/", $folder, "/insert_events.sql"));
 
-                sqlx::query_as::<$database, EventKey>(statement(SQL))
+                sqlx::query_scalar::<$database, String>(statement(SQL))
                     .bind(events_of(batch))
                     .fetch_all(self)
                     .await

@@ -1,6 +1,5 @@
 //! [`SqlEventStore`]: events, snapshots and read models, written in one transaction.
 
-use std::collections::HashSet;
 use std::future::Future;
 
 use rocket_tx::db::{
@@ -13,7 +12,7 @@ use super::error::Error;
 use super::event::EventRecord;
 use super::projection::{Projection, Projections};
 use super::repository::AsyncRepository;
-use super::rows::{AggregatePool, EventKey, EventRows, Row, histories_of, history_of, signed};
+use super::rows::{AggregatePool, EventRows, Row, histories_of, history_of};
 use super::stream::{Append, History};
 use crate::lock::{Fence, LeaseStore, LockError, ReleaseOutcome};
 
@@ -121,13 +120,11 @@ impl<P: AggregatePool> SqlEventStore<P> {
             return Ok(());
         }
         let inserted = db.insert_events(&batch).await?;
-        let inserted: HashSet<EventKey> = inserted.into_iter().collect();
-        let is_taken = |append: &&Append| {
-            let key = |sequence| (append.stream.clone(), signed(sequence));
-            let mut sequences = append.events.iter().map(|event| event.sequence);
-            sequences.any(|sequence| !inserted.contains(&key(sequence)))
+        let has_conflict = |append: &&Append| {
+            let ours = inserted.iter().filter(|stream| **stream == append.stream);
+            ours.count() < append.events.len()
         };
-        if let Some(append) = batch.iter().find(is_taken) {
+        if let Some(append) = batch.iter().find(has_conflict) {
             return Err(Error::Conflict(append.stream.clone()));
         }
         if batch.iter().any(|append| append.snapshot.is_some()) {
