@@ -129,6 +129,17 @@ async fn each_change_of_the_service_can_be_repeated(backend: Backend) {
     service.stop().await;
 }
 
+/// Asserts that the contract names this type of problem, for this status of `POST /todos`.
+async fn is_in_the_contract(service: &Service, problem: &HttpResponse) {
+    let contract: Value = service.get("/openapi.json").await.json();
+    let status = problem.status.to_string();
+    let reference = &contract["paths"]["/todos"]["post"]["responses"][&status]["$ref"];
+    let name = reference.as_str().unwrap().rsplit('/').next().unwrap();
+    let about = &contract["components"]["responses"][name]["description"];
+    let kind = format!("`urn:rocket_tx:problem:{}`", problem.kind());
+    assert!(about.as_str().unwrap().contains(&kind), "{kind}: {about}");
+}
+
 async fn a_key_with_other_content_is_refused(backend: Backend) {
     let service = Service::start(backend).await;
     let long = |last: &str| {
@@ -157,6 +168,7 @@ async fn a_key_with_other_content_is_refused(backend: Backend) {
         let refused = send(&service, line, &other, key, "").await;
         assert_eq!(refused.status, 422, "{key}: {refused:?}");
         assert_eq!(refused.kind(), "idempotency-key-reused", "{key}");
+        is_in_the_contract(&service, &refused).await;
         is_replay(
             &created,
             &send(&service, "POST /todos", &first, key, "").await,
@@ -261,6 +273,7 @@ async fn a_request_in_flight_is_reported_as_such(backend: Backend) {
     assert_eq!(twin.status, 409, "{twin:?}");
     assert_eq!(twin.kind(), "idempotency-key-in-flight");
     assert_eq!(twin.header("retry-after"), Some("1"));
+    is_in_the_contract(&service, &twin).await;
     let first = slow.await.unwrap();
     assert_eq!(first.status, 201);
     is_replay(&first, &send(&service, "POST /todos", new, "k", "").await);
@@ -299,6 +312,7 @@ async fn a_malformed_or_repeated_key_is_refused(backend: Backend) {
     ] {
         let refused = send(&service, "POST /todos", new, key, "").await;
         assert_eq!((refused.status, &*refused.kind()), (400, kind), "{key}");
+        is_in_the_contract(&service, &refused).await;
     }
     let twice = request(&service, "POST /todos", new, "a", "").header("Idempotency-Key", "b");
     let twice = HttpResponse::of(twice).await;
@@ -306,6 +320,7 @@ async fn a_malformed_or_repeated_key_is_refused(backend: Backend) {
         (twice.status, &*twice.kind()),
         (400, "idempotency-key-repeated")
     );
+    is_in_the_contract(&service, &twice).await;
     assert_eq!(counts(&service.databases).await, (0, 0));
     // The header has no effect on a request that only reads.
     for line in ["GET /todos", "HEAD /todos", "OPTIONS /todos"] {

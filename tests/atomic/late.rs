@@ -1,5 +1,7 @@
 //! A decider that is stopped for longer than recovery waits, while two other processes recover.
 
+use rocket::futures::future::join_all;
+
 use super::servers::{DECIDES, PATIENT, SHORT, Servers, in_doubt, lists, post, titles};
 use super::*;
 use crate::support::{Break, eventually};
@@ -30,31 +32,35 @@ async fn a_stopped_process_learns_that_others_have_decided_to_abort() {
     assert_eq!(prepared(&servers.databases, In::Audit).await, [""; 0]);
 }
 
-/// The process has the write lock of the file, so the others wait.
+/// The process has the write lock of the file, so the others wait. They look for what is prepared at
+/// intervals of 30 s on average, so the pairs are tested at the same time.
 #[rocket::async_test]
 async fn a_stopped_process_that_holds_the_file_is_waited_for() {
-    for pair in [Pair::MainOnFile, Pair::AuditOnFile] {
-        let (decider, participant) = pair.roles();
-        let servers = Servers::of(pair).await;
-        // A launch writes to the file too.
-        let one = servers.service(SHORT).await;
-        let other = servers.service(SHORT).await;
-        let late = servers.service(PATIENT).await;
-        let prepare = (participant, "PREPARE TRANSACTION", Break::HoldReply);
-        let response = servers.post_into(prepare, &late, "late").await;
-        late.signal("STOP");
-        servers.at(participant).proxy.deliver();
-        let names = prepared(&servers.databases, participant).await;
-        for service in [&one, &other] {
-            lists(service, &names[0], participant, decider).await;
-        }
-        assert_eq!(prepared(&servers.databases, participant).await, names);
-        late.signal("CONT");
-        let response = response.await.unwrap();
-        assert_eq!(response.summary(), (201, Some("committed")), "{pair:?}");
-        servers.nothing_is_prepared(participant).await;
-        assert_eq!(titles(&servers.databases).await, [LATE; 2], "{pair:?}");
+    let pairs = [Pair::MainOnFile, Pair::AuditOnFile];
+    join_all(pairs.map(the_holder_of_the_file_is_waited_for)).await;
+}
+
+async fn the_holder_of_the_file_is_waited_for(pair: Pair) {
+    let (decider, participant) = pair.roles();
+    let servers = Servers::of(pair).await;
+    // A launch writes to the file too.
+    let one = servers.service(SHORT).await;
+    let other = servers.service(SHORT).await;
+    let late = servers.service(PATIENT).await;
+    let prepare = (participant, "PREPARE TRANSACTION", Break::HoldReply);
+    let response = servers.post_into(prepare, &late, "late").await;
+    late.signal("STOP");
+    servers.at(participant).proxy.deliver();
+    let names = prepared(&servers.databases, participant).await;
+    for service in [&one, &other] {
+        lists(service, &names[0], participant, decider).await;
     }
+    assert_eq!(prepared(&servers.databases, participant).await, names);
+    late.signal("CONT");
+    let response = response.await.unwrap();
+    assert_eq!(response.summary(), (201, Some("committed")), "{pair:?}");
+    servers.nothing_is_prepared(participant).await;
+    assert_eq!(titles(&servers.databases).await, [LATE; 2], "{pair:?}");
 }
 
 /// The session that decides is stopped before it executes its decision.

@@ -124,7 +124,7 @@ async fn what_a_lost_decider_has_not_decided_stays_in_doubt_until_it_is_back() {
         let in_doubt = stage.live.in_doubt();
         assert_eq!(in_doubt.len(), 1);
         assert_eq!(in_doubt[0].database, "audit");
-        assert_eq!(in_doubt[0].decider, "main");
+        assert_eq!(in_doubt[0].decider.as_deref(), Some("main"));
         let names = prepared(&stage.databases, In::Audit).await;
         assert_eq!(names, [in_doubt[0].name.clone()]);
 

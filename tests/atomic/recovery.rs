@@ -31,6 +31,10 @@ pub async fn left_behind(databases: &Databases) -> String {
         .texts(In::Main, "SELECT id FROM rocket_tx_decider")
         .await
         .remove(0);
+    left_behind_by(&decider, databases).await
+}
+
+async fn left_behind_by(decider: &str, databases: &Databases) -> String {
     let gid = format!("rtx:{decider}:{:032x}:0", fastrand::u128(..));
     let text = &gid[40..];
     let sql =
@@ -186,6 +190,24 @@ async fn a_silent_decider_is_asked_once_in_a_pass() {
     let databases = stage.close().await;
     let stage = restarted(databases, &[]).await;
     nothing_is_prepared(&stage.databases).await;
+}
+
+#[rocket::async_test]
+async fn what_another_service_decides_is_listed_and_left_to_it() {
+    let databases = set_up(Pair::Servers.databases().await).await;
+    let ours = left_behind(&databases).await;
+    let another = format!("{:032x}", fastrand::u128(..));
+    let gid = left_behind_by(&another, &databases).await;
+    let stage = restarted(databases, &[]).await;
+    eventually("it is in doubt", async || {
+        names_in_doubt(&stage) == HashSet::from([gid.clone()])
+    })
+    .await;
+    assert_eq!(stage.live.in_doubt()[0].decider, None);
+    assert_eq!(prepared(&stage.databases, In::Audit).await, [gid.clone()]);
+    assert_ne!(gid, ours);
+    let finish = format!("ROLLBACK PREPARED '{gid}'");
+    stage.databases.execute(In::Audit, &finish).await;
 }
 
 #[rocket::async_test]

@@ -3,9 +3,10 @@
  * a file or write to it. Environment variables:
  *
  *   DISK_ORDERS  a file with one order per line, read again at each call:
- *                  CALL SUFFIX ACTION [MICROSECONDS]
+ *                  CALL SUFFIX ACTION [NUMBER]
  *                CALL is fsync, fdatasync or write; SUFFIX is the end of the file's name.
- *                ACTION is eio or enospc (the call fails), slow (the call takes MICROSECONDS
+ *                ACTION is eio (the call fails; with a NUMBER, only the first NUMBER calls of the
+ *                process fail), enospc (the call fails), slow (the call takes NUMBER microseconds
  *                longer), or stuck (the call blocks until the order is removed).
  *   DISK_DELAY   how much longer each sync takes, in microseconds, with or without orders
  */
@@ -14,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +26,9 @@ static int ends_with(const char *name, const char *suffix) {
     size_t length = strlen(name), end = strlen(suffix);
     return length >= end && strcmp(name + length - end, suffix) == 0;
 }
+
+/* How many calls have failed by an order with a number. */
+static atomic_int failures;
 
 /* Carries the orders out. Returns 0, or the error that the call must fail with. */
 static int ordered(const char *call, int fd) {
@@ -50,17 +55,19 @@ static int ordered(const char *call, int fd) {
         char line[256], on[32], suffix[64], action[32];
         int stuck = 0, error = 0;
         while (fgets(line, sizeof line, file) != NULL) {
-            int micros = 0;
-            if (sscanf(line, "%31s %63s %31s %d", on, suffix, action, &micros) < 3 ||
+            int number = 0;
+            if (sscanf(line, "%31s %63s %31s %d", on, suffix, action, &number) < 3 ||
                 strcmp(on, call) != 0 || !ends_with(name, suffix)) {
                 continue;
             }
             if (strcmp(action, "eio") == 0) {
-                error = EIO;
+                if (number == 0 || atomic_fetch_add(&failures, 1) < number) {
+                    error = EIO;
+                }
             } else if (strcmp(action, "enospc") == 0) {
                 error = ENOSPC;
             } else if (strcmp(action, "slow") == 0) {
-                usleep((useconds_t)micros);
+                usleep((useconds_t)number);
             } else if (strcmp(action, "stuck") == 0) {
                 stuck = 1;
             }

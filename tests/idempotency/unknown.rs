@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rocket::http::Status;
 use rocket::{State, post, routes};
 use rocket_tx::tx::{Phase, Resource};
-use rocket_tx::{Begin, Error, Outstanding, Settlement};
+use rocket_tx::{Begin, Error, Outstanding, Settlement, with_backend};
 use rocket_tx_idempotency::{self as idempotency, idempotent};
 
 use super::{counts, is_replay, send};
@@ -55,6 +55,21 @@ async fn pair(text: &str, main: Begin<Main>, audit: Begin<Audit>) -> Result<Stat
     Ok(Status::Created)
 }
 
+/// Writes one database and reads another one in a transaction.
+#[post("/glances/<text>")]
+async fn glance(text: &str, main: Begin<Main>, audit: Begin<Audit>) -> Result<Status, Error> {
+    note(&mut *main.begin().await?, text).await?;
+    let count = with_backend!(&mut *audit.begin().await?, |db| {
+        sqlx::query_scalar::<_, i64>("SELECT count(*) FROM notes")
+            .fetch_one(db)
+            .await?
+    });
+    match count {
+        0 => Ok(Status::Created),
+        _ => Ok(Status::Conflict),
+    }
+}
+
 #[post("/both/<text>")]
 async fn both(
     text: &str,
@@ -75,7 +90,7 @@ async fn stage(databases: Databases) -> Stage {
             .attach(idempotency::init::<Main>())
             .attach(Settlement::new())
             .manage(AtomicBool::new(false))
-            .mount("/", idempotent::<Main>(routes![create, both, pair]))
+            .mount("/", idempotent::<Main>(routes![create, both, pair, glance]))
     })
     .await
 }
@@ -185,6 +200,22 @@ mod network {
                 assert_eq!(stage.notes().await, ["before", "one", "warm"], "{kind:?}");
                 stage.close().await;
             }
+        }
+
+        /// The other database has committed a transaction that only read.
+        #[rocket::async_test]
+        async fn a_database_that_was_only_read_is_not_named() {
+            let mut databases = Databases::with_tables(Backend::Postgres).await;
+            let proxy = databases.by_proxy(In::Main).await;
+            let stage = stage(databases).await;
+            assert_eq!(post_as(&stage, "POST /glances/warm", "warm").await.status, 201);
+
+            proxy.newcomers(Newcomers::Refused).await;
+            proxy.set("COMMIT", Break::After);
+            let unknown = post(&stage, "POST /glances/one").await;
+            advises(&unknown, "It is not done twice");
+            assert!(proxy.has_sprung());
+            stage.close().await;
         }
 
         /// The decision to commit two databases gets no reply, and cannot be queried.

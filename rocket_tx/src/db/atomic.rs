@@ -178,7 +178,8 @@ pub(crate) fn parse_id<I: FromStr<Err = uuid::Error>>(id: &str) -> sqlx::Result<
 #[derive(Debug, Clone)]
 pub(crate) struct InDoubt {
     pub(crate) id: GlobalId,
-    /// The time since it was prepared, by the clock of its server.
+    /// The time since it was prepared, by the clock of its server. If that clock was set back, the
+    /// time until the moment at which it was prepared: it does not stay young for long either.
     pub(crate) age: Duration,
 }
 
@@ -214,9 +215,8 @@ pub(crate) trait AtomicDatabase: Send + Sync + 'static {
         known: &[DeciderId],
     ) -> sqlx::Result<Vec<DecisionId>>;
 
-    /// Returns the prepared transactions of this database that belong to one of these deciders,
-    /// oldest first.
-    async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>>;
+    /// Returns the prepared transactions of this database that were begun by this library.
+    async fn in_doubt(&self) -> sqlx::Result<Vec<InDoubt>>;
 
     /// Commits or rolls back a prepared transaction, unless another process is faster.
     async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<Finished>;

@@ -258,8 +258,8 @@ impl AtomicDatabase for UrlPool {
             .await)
     }
 
-    async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {
-        either!(Self, self, |pool| pool.in_doubt(deciders).await)
+    async fn in_doubt(&self) -> sqlx::Result<Vec<InDoubt>> {
+        either!(Self, self, |pool| pool.in_doubt().await)
     }
 
     async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<Finished> {

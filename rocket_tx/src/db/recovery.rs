@@ -28,17 +28,22 @@ const OLD: Duration = Duration::from_secs(60);
 /// How many decisions are deleted in one transaction.
 const AT_ONCE: usize = 500;
 
-/// The pause after a pass that left something which this process wants to be finished soon. It
-/// doubles with every such pass, up to [`INTERVAL`].
+/// The pause after a pass that left something which this service could finish. It doubles with
+/// every such pass, up to [`INTERVAL`].
 const SOON: Duration = Duration::from_secs(1);
+
+/// How long a pass works on one database. The next pass, which works in another order, does the
+/// rest. So decisions that take long do not keep others waiting.
+const LONGEST_PASS: Duration = Duration::from_secs(20);
 
 /// A prepared transaction that nobody has finished yet, although its request has ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Unfinished {
     /// The database that has prepared.
     pub(crate) database: &'static str,
-    /// The database that has decided, or will.
-    pub(crate) decider: &'static str,
+    /// The database that has decided, or will. `None`: no database of this service, so this service
+    /// cannot finish it.
+    pub(crate) decider: Option<&'static str>,
     pub(crate) prepared: InDoubt,
     seen: Instant,
 }
@@ -52,7 +57,7 @@ impl Unfinished {
 
 /// What a pass has left.
 struct Pass {
-    /// `false` if something is left that this process wants to be finished soon.
+    /// `false` if something is left that this service could finish.
     is_done: bool,
     /// The time after which a transaction becomes old enough to be finished.
     due: Option<Duration>,
@@ -205,8 +210,9 @@ impl Recovery {
                     state.settled.push((decider, id));
                 }
             }
+            let can_be_finished = found.unfinished.iter().any(|it| it.decider.is_some());
             state.unfinished = found.unfinished;
-            are_set_up && state.urgent.is_empty()
+            are_set_up && state.urgent.is_empty() && !can_be_finished
         };
         let replying = self.databases.iter();
         let replying = replying.filter(|handle| !found.silent.contains(&handle.database));
@@ -232,24 +238,32 @@ impl Recovery {
         urgent: &HashMap<DecisionId, Option<TypeId>>,
     ) -> sqlx::Result<Found> {
         let mut found = Found::default();
-        for prepared in self.in_doubt(database).await? {
+        let started = Instant::now();
+        let mut in_doubt = self.in_doubt(database).await?;
+        fastrand::shuffle(&mut in_doubt);
+        for prepared in in_doubt {
             let id = prepared.id;
             let young_for = self.min_age.saturating_sub(prepared.age);
             if !young_for.is_zero() && !urgent.contains_key(&id.decision) {
                 found.due_in(young_for);
                 continue;
             }
-            let Some((handle, decider)) = self.decider(id.decider) else {
-                continue;
-            };
+            let decider = self.decider(id.decider);
             let unfinished = Unfinished {
                 database: database.name,
-                decider: handle.name,
+                decider: decider.as_ref().map(|(handle, _)| handle.name),
                 prepared,
                 seen: Instant::now(),
             };
-            if found.silent.contains(&handle.database) || found.silent.contains(&database.database)
-            {
+            let Some((handle, decider)) = decider else {
+                self.warn_of_unknown_decider(&unfinished);
+                found.unfinished.push(unfinished);
+                continue;
+            };
+            let is_silent = [handle.database, database.database]
+                .iter()
+                .any(|database| found.silent.contains(database));
+            if is_silent || started.elapsed() > LONGEST_PASS {
                 found.unfinished.push(unfinished);
                 continue;
             }
@@ -274,6 +288,20 @@ impl Recovery {
         Ok(found)
     }
 
+    /// Warns once about a prepared transaction that another service must finish.
+    fn warn_of_unknown_decider(&self, unfinished: &Unfinished) {
+        let name = unfinished.prepared.id;
+        let known = &self.state.lock().unfinished;
+        if known.iter().any(|known| known.prepared.id == name) {
+            return;
+        }
+        tracing::warn!(
+            database = unfinished.database, id = %name, age_ms = unfinished.age().as_millis(),
+            "a prepared transaction is in doubt, and none of the attached databases decides about \
+             it; it keeps its locks until a service with its deciding database runs"
+        );
+    }
+
     /// Returns the database with this id as a decider.
     fn decider(&self, id: DeciderId) -> Option<(&AtomicHandle, Decider)> {
         self.databases.iter().find_map(|handle| {
@@ -282,14 +310,12 @@ impl Recovery {
         })
     }
 
-    /// Returns what `database` has prepared for the deciders of this service.
+    /// Returns what `database` has prepared, for any decider.
     async fn in_doubt(&self, database: &AtomicHandle) -> sqlx::Result<Vec<InDoubt>> {
-        if database.prepares().is_err() {
-            return Ok(Vec::new());
+        match database.prepares() {
+            Ok(_) => database.pool.in_doubt().await,
+            Err(_) => Ok(Vec::new()),
         }
-        let deciders = self.databases.iter().filter_map(|it| it.decider().ok());
-        let deciders: Vec<DeciderId> = deciders.map(|decider| decider.id).collect();
-        database.pool.in_doubt(&deciders).await
     }
 
     /// Deletes decisions that are not needed any more. Old decisions, of processes that have died,

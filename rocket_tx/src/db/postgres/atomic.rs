@@ -143,13 +143,13 @@ impl AtomicDatabase for PostgresPool {
         rows.iter().map(|row| parse_id(row.try_get(0)?)).collect()
     }
 
-    async fn in_doubt(&self, deciders: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {
+    async fn in_doubt(&self) -> sqlx::Result<Vec<InDoubt>> {
         // A standby shows no prepared transactions before it is promoted. It refuses READ WRITE.
         let sql = format!(
             "BEGIN READ WRITE; SELECT gid, (1000 * extract(epoch FROM pg_catalog.clock_timestamp() - prepared))\
                  ::pg_catalog.int8::pg_catalog.text \
              FROM pg_catalog.pg_prepared_xacts \
-             WHERE database = pg_catalog.current_database() AND gid LIKE '{}%' ORDER BY prepared; \
+             WHERE database = pg_catalog.current_database() AND gid LIKE '{}%'; \
              ROLLBACK",
             GlobalId::PREFIX
         );
@@ -158,12 +158,10 @@ impl AtomicDatabase for PostgresPool {
             let (id, age): (&str, &str) = (row.try_get(0).ok()?, row.try_get(1).ok()?);
             Some(InDoubt {
                 id: id.parse().ok()?,
-                age: Duration::from_millis(age.parse().unwrap_or_default()),
+                age: Duration::from_millis(age.parse::<i64>().ok()?.unsigned_abs()),
             })
         };
-        let prepared = rows.iter().filter_map(in_doubt);
-        let is_ours = |prepared: &InDoubt| deciders.contains(&prepared.id.decider);
-        Ok(prepared.filter(is_ours).collect())
+        Ok(rows.iter().filter_map(in_doubt).collect())
     }
 
     async fn finish(&self, id: &GlobalId, decided: Decided) -> sqlx::Result<Finished> {

@@ -108,7 +108,7 @@ impl AtomicDatabase for SqlitePool {
         ids.iter().map(|id| parse_id(id)).collect()
     }
 
-    async fn in_doubt(&self, _: &[DeciderId]) -> sqlx::Result<Vec<InDoubt>> {
+    async fn in_doubt(&self) -> sqlx::Result<Vec<InDoubt>> {
         Ok(Vec::new())
     }
 

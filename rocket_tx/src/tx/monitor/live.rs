@@ -81,8 +81,10 @@ pub struct PreparedTransaction {
     pub name: String,
     /// The database that has prepared it.
     pub database: String,
-    /// The database that stores the decision.
-    pub decider: String,
+    /// The database that stores the decision. `null` if it is not attached: another service must
+    /// finish the transaction.
+    #[cfg_attr(feature = "utoipa", schema(required))]
+    pub decider: Option<String>,
     /// Milliseconds since it was prepared.
     pub age_ms: u64,
 }
@@ -97,7 +99,7 @@ impl Live {
             .map(|one| PreparedTransaction {
                 name: one.prepared.id.to_string(),
                 database: one.database.to_owned(),
-                decider: one.decider.to_owned(),
+                decider: one.decider.map(str::to_owned),
                 age_ms: u64::try_from(one.age().as_millis()).unwrap_or(u64::MAX),
             })
             .collect()

@@ -203,9 +203,12 @@ impl<'r> Settle<'_, 'r, '_> {
             // condemned transactions `unknown_end` records it. Then the outcome is unknown.
             (Verdict::Rollback(_), _) => run.rollback().await.or(unknown_end).map_or(Ok(()), Err),
         };
+        let held = databases.iter();
+        let held = held.filter(|(_, outcome)| *outcome != Outcome::RolledBack);
+        let held = held.map(|(name, _)| name.clone());
+        let apart: Vec<String> = held.chain(run.committed_apart()).collect();
         databases.extend(run.outcomes());
         let pending = run.take_pending();
-        let is_atomic = run.is_atomic();
         drop(run);
         let outcome = outcome(&verdict, &result);
         let recorded = Recorded { doom, failure };
@@ -217,7 +220,7 @@ impl<'r> Settle<'_, 'r, '_> {
             }
             None => match rewrite(&verdict, result, response.status(), recorded) {
                 Some(problem) => {
-                    let problem = self.with_advice(problem, outcome, &databases, is_atomic);
+                    let problem = self.with_advice(problem, outcome, &apart);
                     replace(self.request, response, problem, outcome);
                 }
                 None => self.complete(response, outcome),
@@ -308,18 +311,14 @@ impl<'r> Settle<'_, 'r, '_> {
         &self,
         problem: Problem,
         outcome: Outcome,
-        databases: &[(String, Outcome)],
-        is_atomic: bool,
+        committed_apart: &[String],
     ) -> Problem {
         let repeat = self.outstanding.repeat_advice();
         let Some(repeat) = repeat.filter(|_| outcome == Outcome::Unknown) else {
             return problem;
         };
-        // What was committed atomically is done together with the part in `repeat.database`.
-        let others = databases.iter().filter(|(name, outcome)| {
-            !is_atomic && *name != repeat.database && *outcome != Outcome::RolledBack
-        });
-        let others: Vec<&str> = others.map(|(name, _)| &**name).collect();
+        let others = committed_apart.iter().map(String::as_str);
+        let others: Vec<&str> = others.filter(|name| *name != repeat.database).collect();
         let advice = repeat.advice;
         problem.with_advice(&match &others[..] {
             [] => format!("{advice} It is not done twice."),

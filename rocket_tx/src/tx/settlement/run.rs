@@ -140,9 +140,17 @@ impl<'a, 'r> Run<'a, 'r> {
         std::mem::take(&mut self.pending)
     }
 
-    /// Whether all databases that have written take part in one decision.
-    pub(super) fn is_atomic(&self) -> bool {
-        self.decision.is_some()
+    /// Returns the databases that may have committed a change of their own. Those that have written
+    /// nothing are left out, and those that are committed by one decision.
+    pub(super) fn committed_apart(&self) -> Vec<String> {
+        if self.decision.is_some() {
+            return Vec::new();
+        }
+        let indexes = (0..self.databases).filter(|index| {
+            let may_be_committed = self.committed.contains(index) || self.unknown.contains(index);
+            may_be_committed && !self.readers.contains(index)
+        });
+        self.names_of(&indexes.collect::<Vec<_>>())
     }
 
     /// Commits everything. On error, rolls back everything that is not committed.

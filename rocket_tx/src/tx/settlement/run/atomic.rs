@@ -8,7 +8,9 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
+use backon::{ConstantBuilder, Retryable};
 use rocket::futures::FutureExt;
 use rocket::futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
@@ -22,6 +24,12 @@ use crate::tx::registry::Resource;
 use crate::tx::settlement::atomic::{NotAtomic, Roles, Writer};
 use crate::tx::settlement::begun_decision::BegunDecision;
 use crate::tx::verdict::{Action, Outcome};
+
+/// How often a decision without a reply is queried. After an error of the disk, SQLite can refuse
+/// the first query while it still rolls back.
+const QUERIES: ConstantBuilder = ConstantBuilder::new()
+    .with_delay(Duration::from_millis(50))
+    .with_max_times(2);
 
 impl Run<'_, '_> {
     /// Returns the databases that may have written.
@@ -147,7 +155,8 @@ impl Run<'_, '_> {
         );
         // A SQLite file is queried with the connection that this transaction may still hold.
         drop(self.resources[*index].take());
-        let querying = handle.pool.decide_or_abort(&roles.decider, id);
+        let query = || handle.pool.decide_or_abort(&roles.decider, id);
+        let querying = query.retry(QUERIES);
         let Ok(Ok(decided)) = timeout_at(self.deadlines.whole, querying).await else {
             tracing::error!(
                 request = %self.id, decider = handle.name, decision = %id,
