@@ -46,7 +46,6 @@ mod opening;
 mod poolers;
 mod power;
 mod readiness;
-mod readme_tour;
 mod resource_failures;
 mod resources;
 mod sessions;
@@ -58,5 +57,6 @@ mod statements;
 mod swapped;
 #[cfg(feature = "otel")]
 mod telemetry;
+mod tour;
 mod unproved;
 mod verdict;

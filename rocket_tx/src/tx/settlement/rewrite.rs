@@ -68,7 +68,7 @@ mod tests {
         (problem.map_or(status, |it| it.status().code), outcome)
     }
 
-    /// Each row is a case of the README's tables of verdicts and failures.
+    /// Each row is a case of the tables in `docs/promises.md`.
     #[test]
     fn a_response_is_kept_unless_it_contradicts_the_outcome() {
         use Outcome::{Committed, Partial, RolledBack, Unknown};

@@ -1,4 +1,4 @@
-//! The tours in README.md: each command prints the output in the README.
+//! The tours in docs/service.md: each command prints the output on the page.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::support::{Backend, Service};
 
-/// The base URLs of the processes in the README.
-const README_BASES: [&str; 2] = ["http://127.0.0.1:8000", "http://127.0.0.1:8001"];
+/// The base URLs of the processes on the page.
+const PAGE_BASES: [&str; 2] = ["http://127.0.0.1:8000", "http://127.0.0.1:8001"];
 
 /// A command and its expected output, in which `…` stands for any text.
 struct Step {
@@ -17,10 +17,10 @@ struct Step {
 
 /// Returns the steps in the code blocks that begin with this mark, in order.
 fn steps(mark: &str) -> Vec<Step> {
-    let readme = std::fs::read_to_string("README.md").unwrap();
+    let page = std::fs::read_to_string("docs/service.md").unwrap();
     let mut steps: Vec<Step> = Vec::new();
     let mut inside = false;
-    for line in readme.lines() {
+    for line in page.lines() {
         match line {
             "```" => inside = false,
             _ if line == mark => inside = true,
@@ -44,8 +44,8 @@ fn run(steps: &[Step], bases: &[String], folder: &Path) -> Vec<Vec<String>> {
     let mut script = String::new();
     for step in steps {
         let mut command = step.command.clone();
-        for (readme_base, base) in README_BASES.iter().zip(bases) {
-            command = command.replace(readme_base, base);
+        for (page_base, base) in PAGE_BASES.iter().zip(bases) {
+            command = command.replace(page_base, base);
         }
         script += &format!("{command}\necho; echo '{MARK}'\n");
     }
@@ -53,8 +53,8 @@ fn run(steps: &[Step], bases: &[String], folder: &Path) -> Vec<Vec<String>> {
     let output = bash.args(["-c", &script]).current_dir(folder).output();
     let output = String::from_utf8(output.unwrap().stdout).unwrap();
     let mut output = output.replace('\r', "");
-    for (readme_base, base) in README_BASES.iter().zip(bases) {
-        output = output.replace(base, readme_base);
+    for (page_base, base) in PAGE_BASES.iter().zip(bases) {
+        output = output.replace(base, page_base);
     }
     let mut printed: Vec<Vec<String>> = output
         .split(MARK)
@@ -89,11 +89,11 @@ fn matches(expected: &str, line: &str) -> bool {
     })
 }
 
-async fn the_tour_prints_the_output_in_the_readme(backend: Backend) {
+async fn the_tour_prints_the_output_on_the_page(backend: Backend) {
     follow("```console", vec![Service::start(backend).await]).await;
 }
 
-async fn the_tour_with_two_processes_prints_the_output_in_the_readme(backend: Backend) {
+async fn the_tour_with_two_processes_prints_the_output_on_the_page(backend: Backend) {
     let one = Service::start(backend).await;
     let two = Service::on(Arc::clone(&one.databases), &[]).await;
     follow("```console two", vec![one, two]).await;
@@ -103,7 +103,7 @@ async fn follow(mark: &str, services: Vec<Service>) {
     let steps = steps(mark);
     assert!(
         steps.len() > 10,
-        "README.md has too few commands marked {mark}"
+        "docs/service.md has too few commands marked {mark}"
     );
     let bases: Vec<String> = services
         .iter()
@@ -118,14 +118,14 @@ async fn follow(mark: &str, services: Vec<Service>) {
     .unwrap();
     assert_eq!(printed.len(), steps.len(), "every command has ended");
     for (step, printed) in steps.iter().zip(printed) {
-        let matches_readme = step.prints.len() == printed.len()
+        let matches_page = step.prints.len() == printed.len()
             && step
                 .prints
                 .iter()
                 .zip(&printed)
                 .all(|(expected, line)| matches(expected, line));
         assert!(
-            matches_readme,
+            matches_page,
             "$ {}\nshould print\n{}\nbut prints\n{}",
             step.command,
             step.prints.join("\n"),
@@ -148,6 +148,6 @@ fn an_ellipsis_stands_for_any_text_and_nothing_else_does() {
 }
 
 on_each_backend!(
-    the_tour_prints_the_output_in_the_readme,
-    the_tour_with_two_processes_prints_the_output_in_the_readme,
+    the_tour_prints_the_output_on_the_page,
+    the_tour_with_two_processes_prints_the_output_on_the_page,
 );
