@@ -206,8 +206,9 @@ async fn what_another_service_decides_is_listed_and_left_to_it() {
     assert_eq!(stage.live.in_doubt()[0].decider, None);
     assert_eq!(prepared(&stage.databases, In::Audit).await, [gid.clone()]);
     assert_ne!(gid, ours);
-    let finish = format!("ROLLBACK PREPARED '{gid}'");
-    stage.databases.execute(In::Audit, &finish).await;
+    let mut audit = stage.databases.postgres(In::Audit).await;
+    let finish = sqlx::AssertSqlSafe(format!("ROLLBACK PREPARED '{gid}'"));
+    sqlx::raw_sql(finish).execute(&mut audit).await.unwrap();
 }
 
 #[rocket::async_test]

@@ -208,7 +208,10 @@ mod network {
             let mut databases = Databases::with_tables(Backend::Postgres).await;
             let proxy = databases.by_proxy(In::Main).await;
             let stage = stage(databases).await;
-            assert_eq!(post_as(&stage, "POST /glances/warm", "warm").await.status, 201);
+            assert_eq!(
+                post_as(&stage, "POST /glances/warm", "warm").await.status,
+                201
+            );
 
             proxy.newcomers(Newcomers::Refused).await;
             proxy.set("COMMIT", Break::After);
