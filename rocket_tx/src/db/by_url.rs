@@ -133,6 +133,10 @@ impl Session for Connection {
     fn connection_ref(&self) -> &Self {
         self
     }
+
+    fn is_unchanged(&mut self) {
+        either!(Self, self, |session| session.is_unchanged());
+    }
 }
 
 impl TransactionControl for Connection {

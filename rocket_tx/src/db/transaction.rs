@@ -222,6 +222,12 @@ pub trait Session: TransactionControl + Send + Sync + 'static {
 
     /// Returns the connection as a shared reference.
     fn connection_ref(&self) -> &Self::Connection;
+
+    /// Declares that this session is as it was when it was acquired: all its statements got all their
+    /// replies, and none of them changed the session. Its next user then gets it without a check.
+    ///
+    /// For statements of libraries only: statements of a handler may change a session.
+    fn is_unchanged(&mut self) {}
 }
 
 /// The transaction operations of a [`Session`].

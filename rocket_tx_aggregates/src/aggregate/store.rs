@@ -211,7 +211,9 @@ impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
             .pool
             .session(Access::ReadOnly, WaitPolicy::QUEUE)
             .await?;
-        load_from(session.connection(), stream, snapshot_version).await
+        let history = load_from(session.connection(), stream, snapshot_version).await?;
+        session.is_unchanged();
+        Ok(history)
     }
 
     async fn load_all(
@@ -223,7 +225,9 @@ impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
             .pool
             .session(Access::ReadOnly, WaitPolicy::QUEUE)
             .await?;
-        load_all_from(session.connection(), streams, snapshot_version).await
+        let histories = load_all_from(session.connection(), streams, snapshot_version).await?;
+        session.is_unchanged();
+        Ok(histories)
     }
 
     async fn append(&self, batch: Vec<Append>) -> Result<(), Error> {

@@ -45,6 +45,10 @@ impl Session for PostgresSession {
     fn connection_ref(&self) -> &PgConnection {
         self
     }
+
+    fn is_unchanged(&mut self) {
+        self.set_on_return(OnReturn::Reuse);
+    }
 }
 
 impl TransactionControl for PostgresSession {
