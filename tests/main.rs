@@ -46,6 +46,7 @@ mod opening;
 mod poolers;
 mod power;
 mod readiness;
+mod readme;
 mod resource_failures;
 mod resources;
 mod sessions;

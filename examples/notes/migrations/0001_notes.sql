@@ -1,0 +1,3 @@
+CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
+CREATE TABLE authors (token TEXT PRIMARY KEY, name TEXT NOT NULL);
+INSERT INTO authors VALUES ('of-ann', 'Ann');
