@@ -62,7 +62,7 @@ pub use sqlite::sqlite_open_retries;
 pub use sqlite::{SqlitePool, SqliteSession};
 pub use transaction::{
     Access, BeginOptions, CommitError, Isolation, RollbackError, Session, Transaction,
-    TransactionOptions, WaitPolicy,
+    TransactionGuard, TransactionOptions, WaitPolicy,
 };
 
 pub(crate) use arrival::Arrival;
@@ -89,4 +89,4 @@ pub use sqlite::OneShotWriter;
 #[cfg(feature = "sqlite")]
 #[doc(hidden)]
 pub use sqlite::is_sqlite_busy;
-pub(crate) use transaction::{TransactionControl, TransactionId};
+pub(crate) use transaction::{TransactionControl, TransactionId, work_in};

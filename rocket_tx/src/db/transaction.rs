@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use options::TransactionOptions;
+pub use work::TransactionGuard;
+pub(crate) use work::work_in;
 
 use super::{Decided, Decision, Durability, Ended, Ending, GlobalId};
 

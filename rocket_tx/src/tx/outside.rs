@@ -5,9 +5,12 @@ use super::retry::Attempts;
 use super::verdict::Outcome;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::db::UrlPool;
-use crate::db::{BeginOptions, Session, Transaction, TransactionOptions, TransactionPool, within};
+use crate::db::{
+    BeginOptions, Ended, Session, Transaction, TransactionGuard, TransactionOptions,
+    TransactionPool, within, work_in,
+};
 
-type ConnectionOf<P> = <<P as TransactionPool>::Session as Session>::Connection;
+type GuardOf<P> = TransactionGuard<<P as TransactionPool>::Session>;
 
 /// Implements `transaction` for a pool.
 macro_rules! transactions {
@@ -36,13 +39,16 @@ macro_rules! transactions {
             /// struct Main(SqlitePool);
             ///
             /// async fn forget_old_sessions(main: &Main) -> Result<u64, Error> {
-            ///     main.transaction(async |tx| {
+            ///     main.transaction(async |mut tx| {
             ///         let delete = sqlx::query("DELETE FROM sessions WHERE expires < unixepoch()");
             ///         Ok(delete.execute(&mut *tx).await?.rows_affected())
             ///     })
             ///     .await
             /// }
             /// ```
+            ///
+            /// An `async` closure works as long as it changes no captured variable: `work` may run
+            /// several times, so such a change would be done several times too.
             ///
             /// In a task, use a clone of the pool: `let main = SqlitePool::clone(main)`. Shutdown
             /// waits for running transactions as it does for requests.
@@ -59,10 +65,13 @@ macro_rules! transactions {
             ///
             /// If the future is dropped, or `work` panics, everything is rolled back by closing the
             /// connection. If COMMIT was already sent, the outcome is unknown.
-            pub async fn transaction<T>(
+            pub async fn transaction<T, F>(
                 &self,
-                work: impl AsyncFnMut(&mut ConnectionOf<Self>) -> Result<T, Error>,
-            ) -> Result<T, Error> {
+                work: impl FnMut(GuardOf<Self>) -> F,
+            ) -> Result<T, Error>
+            where
+                F: Future<Output = Result<T, Error>> + Send,
+            {
                 run(self, TransactionOptions::new(), work).await
             }
 
@@ -71,11 +80,14 @@ macro_rules! transactions {
             /// # Errors
             ///
             /// As [`transaction`](Self::transaction).
-            pub async fn transaction_with<T>(
+            pub async fn transaction_with<T, F>(
                 &self,
                 options: TransactionOptions,
-                work: impl AsyncFnMut(&mut ConnectionOf<Self>) -> Result<T, Error>,
-            ) -> Result<T, Error> {
+                work: impl FnMut(GuardOf<Self>) -> F,
+            ) -> Result<T, Error>
+            where
+                F: Future<Output = Result<T, Error>> + Send,
+            {
                 run(self, options, work).await
             }
         }
@@ -89,10 +101,10 @@ transactions!(crate::db::SqlitePool);
 #[cfg(feature = "postgres")]
 transactions!(crate::db::PostgresPool);
 
-async fn run<P: TransactionPool, T>(
+async fn run<P: TransactionPool, T, F: Future<Output = Result<T, Error>> + Send>(
     pool: &P,
     options: TransactionOptions,
-    mut work: impl AsyncFnMut(&mut ConnectionOf<P>) -> Result<T, Error>,
+    mut work: impl FnMut(GuardOf<P>) -> F,
 ) -> Result<T, Error> {
     // Shutdown closes the pool only when this is dropped.
     let _in_flight = (pool.attachment().get()).map(|attached| attached.in_flight.token());
@@ -106,18 +118,22 @@ async fn run<P: TransactionPool, T>(
 }
 
 /// Runs `work` once. After an error nothing is left of it, unless the error says otherwise.
-async fn once<P: TransactionPool, T>(
+async fn once<P: TransactionPool, T, F: Future<Output = Result<T, Error>> + Send>(
     pool: &P,
     options: BeginOptions,
-    work: &mut impl AsyncFnMut(&mut ConnectionOf<P>) -> Result<T, Error>,
+    work: &mut impl FnMut(GuardOf<P>) -> F,
 ) -> Result<T, Error> {
-    let mut transaction = pool.open(options).await?;
-    let worked = within(pool.identity(), transaction.run(work)).await;
-    let value = match worked {
+    let name = (pool.attachment().get()).map_or("the database", |attached| attached.name);
+    let transaction = pool.open(options).await?;
+    let worked = within(pool.identity(), work_in(transaction, work)).await;
+    let (mut transaction, result) = worked.map_err(|ended| match ended {
+        Ended::RolledBack => Error::Leaked(vec![name.to_owned()]),
+        Ended::Before | Ended::Unasked => Error::Ended { undone: false },
+    })?;
+    let value = match result {
         Ok(value) => value,
         Err(error) => return Err(roll_back(transaction, error).await),
     };
-    let name = (pool.attachment().get()).map_or("the database", |attached| attached.name);
     match transaction.commit_without_waiting().await {
         Ok(durability) => {
             // Others can use the connection while this waits for the disk.

@@ -55,8 +55,8 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
     ///
     /// The transactions of all databases, also those that the closure has begun with other guards;
     /// staged events of aggregates; resources that have joined; hooks; a doom. Leases stay. What the
-    /// closure does elsewhere, such as a call of another service or a change of a captured variable,
-    /// is done again in each attempt.
+    /// closure does elsewhere, such as a call of another service, is done again in each attempt. An
+    /// `async` closure that changes a captured variable does not compile.
     ///
     /// Load aggregates inside the closure: one that was changed by a failed attempt still has these
     /// changes in memory.
@@ -78,10 +78,10 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
     ///
     /// If the future is dropped half-way, or `work` panics, the request is doomed: everything will be
     /// rolled back.
-    pub async fn retrying<T>(
-        &self,
-        work: impl AsyncFnMut(Tx<D, M>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    pub async fn retrying<T, F>(&self, work: impl FnMut(Tx<D, M>) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>> + Send,
+    {
         self.retrying_within(TransactionOptions::RETRY_WITHIN, work)
             .await
     }
@@ -92,11 +92,14 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
     /// # Errors
     ///
     /// As [`retrying`](Self::retrying).
-    pub async fn retrying_within<T>(
+    pub async fn retrying_within<T, F>(
         &self,
         limit: Duration,
-        mut work: impl AsyncFnMut(Tx<D, M>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+        mut work: impl FnMut(Tx<D, M>) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>> + Send,
+    {
         let before = self.outstanding.attempts_begin()?;
         let mut attempts = Attempts::within(limit);
         let mut half_way = HalfWay(Some(&self.outstanding));
@@ -119,10 +122,10 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
         }
     }
 
-    async fn attempt<T>(
-        &self,
-        work: &mut impl AsyncFnMut(Tx<D, M>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    async fn attempt<T, F>(&self, work: &mut impl FnMut(Tx<D, M>) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>> + Send,
+    {
         let tx = self.begin_for(type_name::<Self>()).await?;
         let value = work(tx).await?;
         self.outstanding.detect_conflicts().await?;

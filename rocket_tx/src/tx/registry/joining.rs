@@ -95,8 +95,9 @@ impl Outstanding {
     /// ) -> Result<Status, Error> {
     ///     let main = SqlitePool::clone(main);
     ///     outstanding.after_settlement(async move {
-    ///         main.transaction(async |tx| {
-    ///             sqlx::query("INSERT INTO attempts (name) VALUES ($1)").bind(&name).execute(tx).await?;
+    ///         main.transaction(async |mut tx| {
+    ///             let insert = sqlx::query("INSERT INTO attempts (name) VALUES ($1)");
+    ///             insert.bind(&name).execute(&mut *tx).await?;
     ///             Ok(())
     ///         })
     ///         .await
