@@ -329,7 +329,7 @@ async fn a_failure_that_cannot_be_undone_rolls_the_request_back(backend: Backend
     for (path, status, kind) in [
         ("begun-before", 500, "begun-before"),
         ("half-way", 500, "doomed"),
-        ("panics", 500, "panicked"),
+        ("panics", 500, "internal"),
         ("kept", 500, "doomed"),
     ] {
         let response = stage.send(&format!("POST /{path}")).await;

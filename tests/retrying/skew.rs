@@ -130,7 +130,7 @@ async fn load(stage: &Stage, hooks: &Hooks, path: &'static str) -> (usize, usize
 }
 
 #[rocket::async_test]
-async fn at_serializable_the_invariant_holds_and_few_requests_are_refused() {
+async fn at_serializable_the_invariant_holds_and_fewer_requests_are_refused() {
     let databases = Databases::with_tables(Backend::Postgres).await;
     databases.execute(In::Main, TABLE).await;
     let hooks = Hooks::default();

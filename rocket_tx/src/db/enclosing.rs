@@ -9,6 +9,7 @@ tokio::task_local! {
 }
 
 /// A transaction, and the one around it.
+#[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
 struct Enclosing {
     database: Identity,
     outer: Option<Arc<Enclosing>>,
