@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use rocket::figment::Figment;
 use rocket_db_pools::Pool;
-use rocket_tx::db::{Access, BeginOptions, Isolation, SqlitePool, TransactionPool, WaitPolicy};
+use rocket_tx::db::{BeginOptions, SqlitePool, TransactionPool};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Executor};
 
@@ -171,12 +171,7 @@ async fn write(way: Way, file: &Path) -> Slice {
                 .merge(("synchronous", WAYS[way as usize].1));
             let pool = SqlitePool::init(&figment).await.unwrap();
             let one = async |text: String| {
-                let options = BeginOptions {
-                    isolation: Isolation::Default,
-                    access: Access::ReadWrite,
-                    wait: WaitPolicy::QUEUE,
-                };
-                let mut transaction = pool.open(options).await.unwrap();
+                let mut transaction = pool.open(BeginOptions::default()).await.unwrap();
                 let insert = sqlx::query(INSERT).bind(text);
                 insert.execute(transaction.connection()).await.unwrap();
                 transaction.commit().await.unwrap();

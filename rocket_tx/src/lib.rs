@@ -173,8 +173,8 @@ pub mod extend;
 pub mod tx;
 
 pub use tx::{
-    Begin, Commit, Error, Observer, Outstanding, Problem, Read, RequestId, Resource, Rollback,
-    Settlement, Tx, problem_catchers,
+    Begin, Commit, Error, Observer, Outstanding, Problem, Read, ReadOnly, RepeatableRead,
+    RequestId, Resource, Rollback, Serializable, Settlement, Tx, problem_catchers,
 };
 /// The crates whose types appear in this crate's public interface, at the versions that it uses.
 pub use {rocket_db_pools, sqlx};

@@ -9,9 +9,7 @@ use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::futures::future::BoxFuture;
 use rocket::http::Status;
 use rocket::{Build, Orbit, Request, Rocket, tokio};
-use rocket_tx::db::{
-    self, Access, BeginOptions, Isolation, Migrations, TransactionPool, WaitPolicy,
-};
+use rocket_tx::db::{self, BeginOptions, Migrations, TransactionPool};
 use sqlx::migrate;
 
 use crate::in_flight::InFlight;
@@ -301,14 +299,9 @@ async fn sweep<D: KeyDatabase>(pool: D::Pool, interval: Duration, mut shutdown: 
 async fn sweep_once<D: KeyDatabase>(pool: &D::Pool) -> Result<u64, rocket_tx::Error> {
     const BATCH: u32 = 200;
 
-    let options = BeginOptions {
-        isolation: Isolation::Default,
-        access: Access::ReadWrite,
-        wait: WaitPolicy::QUEUE,
-    };
     let mut all = 0;
     loop {
-        let mut transaction = pool.open(options).await?;
+        let mut transaction = pool.open(BeginOptions::default()).await?;
         let swept = transaction.connection().sweep(BATCH).await?;
         let committed = transaction.commit().await;
         committed.map_err(|error| rocket_tx::Error::of_commit(error, D::NAME))?;

@@ -132,6 +132,12 @@ impl<D: KeyDatabase> Keyed<D> {
         Ok(())
     }
 
+    /// Records that the transaction that has claimed the key was rolled back. The next one claims it
+    /// again.
+    pub(crate) fn attempt_failed(&self) {
+        self.state.lock().is_claimed = false;
+    }
+
     /// Lets the next request with the same key continue.
     pub(crate) fn let_others_continue(&self) {
         self.state.lock().permit = None;

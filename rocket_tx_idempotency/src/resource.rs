@@ -57,6 +57,11 @@ impl<D: KeyDatabase> Resource for ResponseRow<D> {
         Ok(())
     }
 
+    fn attempt_failed(&mut self) -> bool {
+        self.0.attempt_failed();
+        true
+    }
+
     async fn rollback(&mut self, _: &mut SettleContext<'_>) -> Result<(), Error> {
         if let Err(error) = self.0.look_again().await {
             tracing::debug!(%error, "an idempotency key could not be looked up after a rollback");

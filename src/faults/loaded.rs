@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rocket::Request;
 use rocket::tokio::time::sleep;
-use rocket_tx::db::{Access, BeginOptions, Isolation, TransactionPool, UrlPool, WaitPolicy};
+use rocket_tx::db::{BeginOptions, TransactionPool, UrlPool};
 use rocket_tx_aggregates::aggregate::LoadObserver;
 
 use crate::databases::Main;
@@ -58,12 +58,7 @@ impl LoadObserver for LoadFaults {
 }
 
 async fn expire(pool: &UrlPool, stream: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let options = BeginOptions {
-        isolation: Isolation::Default,
-        access: Access::ReadWrite,
-        wait: WaitPolicy::QUEUE,
-    };
-    let mut transaction = pool.open(options).await?;
+    let mut transaction = pool.open(BeginOptions::default()).await?;
     sql::hand_the_lease_over(transaction.connection(), stream).await?;
     transaction.commit().await?;
     Ok(())

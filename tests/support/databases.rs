@@ -11,7 +11,7 @@ use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqliteConnection}
 
 /// Begins a transaction that writes, outside a request.
 pub const WRITES: BeginOptions = BeginOptions {
-    isolation: Isolation::Default,
+    isolation: Isolation::Configured,
     access: Access::ReadWrite,
     wait: WaitPolicy::QUEUE,
 };

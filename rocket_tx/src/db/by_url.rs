@@ -184,6 +184,14 @@ impl TransactionControl for Connection {
             .await)
     }
 
+    async fn detect_conflict(&mut self) -> sqlx::Result<()> {
+        either!(Self, self, |session| session.detect_conflict().await)
+    }
+
+    fn hold_for_request(&mut self) {
+        either!(Self, self, |session| session.hold_for_request());
+    }
+
     async fn rollback(&mut self) -> Result<(), RollbackError> {
         either!(Self, self, |session| session.rollback().await)
     }

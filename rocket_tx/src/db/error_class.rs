@@ -29,6 +29,8 @@ pub enum ErrorClass {
     },
     /// A constraint is violated.
     Constraint,
+    /// The caller waits for what it holds itself: the one connection that writes to this database.
+    WaitsForItself(&'static str),
     /// `fetch_one` found no row.
     NotFound,
     /// Any other error: a mistake in the SQL, in the code, or in the driver.
@@ -43,6 +45,7 @@ impl ErrorClass {
             sqlx::Error::PoolTimedOut => Self::Busy,
             sqlx::Error::Io(error) if mark(error).is_some() => match mark(error) {
                 Some(Mark::NotWritable(_)) => Self::NotWritable,
+                Some(Mark::WaitsForItself(database)) => Self::WaitsForItself(database),
                 _ => Self::Unreachable,
             },
             // A TLS handshake takes place only while a connection is opened.
@@ -79,6 +82,24 @@ pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
 /// This session may have died while it was idle, or its server may no longer be the primary.
 pub(crate) fn may_be_stale(error: &sqlx::Error) -> bool {
     ends_session(error) || ErrorClass::of(error) == ErrorClass::NotWritable
+}
+
+/// Returns `true` if the same work may succeed when it is begun anew at once: after a serialization
+/// failure or a deadlock, or if another process has locked the SQLite file.
+///
+/// Not after a timeout: the next attempt would take as long.
+pub(crate) fn is_conflict(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else {
+        return false;
+    };
+    match code(&**error) {
+        // serialization_failure, deadlock_detected
+        Some(Code::Postgres { fatal, state }) => {
+            !fatal && matches!(state.as_str(), "40001" | "40P01")
+        }
+        Some(Code::Sqlite(code)) => code & 0xff == primary::BUSY,
+        None => false,
+    }
 }
 
 /// Returns `true` if this error, received as the reply to COMMIT, proves that nothing was
@@ -142,6 +163,18 @@ pub(crate) fn not_writable(reason: String) -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(kind, Mark::NotWritable(reason)))
 }
 
+/// Creates an error of class [`ErrorClass::WaitsForItself`].
+#[cfg(feature = "sqlite")]
+pub(crate) fn waits_for_itself(database: &'static str) -> sqlx::Error {
+    sqlx::Error::Io(io::Error::other(Mark::WaitsForItself(database)))
+}
+
+/// The text of [`ErrorClass::WaitsForItself`], after the name of the database.
+pub(crate) const WAITS_FOR_ITSELF: &str = "already has an open transaction of this request or of the \
+     code around this call, and a SQLite file has one connection that writes: this would wait for \
+     itself; write through the transaction that is open, or let the work run after the request is \
+     settled, in a hook of `outstanding.after_settlement`";
+
 /// A mark on an error whose code alone does not show its class. A mark is wrapped in a
 /// [`sqlx::Error::Io`], because sqlx has no variant for marks.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +184,9 @@ enum Mark {
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     #[error("{0}")]
     NotWritable(String),
+    #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
+    #[error("`{0}` {WAITS_FOR_ITSELF}")]
+    WaitsForItself(&'static str),
 }
 
 /// Returns the text of an error inside a mark.

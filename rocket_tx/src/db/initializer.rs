@@ -231,6 +231,7 @@ impl AttachedDatabases {
             return Err(name);
         }
         pool.attachment().get_or_init(|| Attachment {
+            name: D::NAME,
             rank: databases.len(),
             in_flight: self.in_flight.clone(),
             close_timeout: close_timeout(rocket),

@@ -16,6 +16,8 @@
 //! | `health` | Postgres: log messages when a database becomes unavailable and when it recovers |
 //! | `readiness` | [`NotReady`]: whether a database can serve now, for readiness probes |
 //! | `error_class` | the meaning of database errors |
+//! | `current_task`, `enclosing` | which request, and which transactions outside of requests, the current code belongs to |
+//! | `full_jitter` | the pauses between attempts |
 //! | `config`, `error` | the settings in `Rocket.toml`, and the errors at launch |
 //!
 //! This module does not decide what the outcome of a transaction means for a response; that is
@@ -25,10 +27,13 @@ mod arrival;
 mod atomic;
 mod by_url;
 mod config;
+mod current_task;
 mod durability;
+mod enclosing;
 mod ending;
 mod error;
 mod error_class;
+mod full_jitter;
 #[cfg(feature = "postgres")]
 mod health;
 mod initializer;
@@ -56,7 +61,8 @@ pub use sqlite::sqlite_open_retries;
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqlitePool, SqliteSession};
 pub use transaction::{
-    Access, BeginOptions, CommitError, Isolation, RollbackError, Session, Transaction, WaitPolicy,
+    Access, BeginOptions, CommitError, Isolation, RollbackError, Session, Transaction,
+    TransactionGuard, TransactionOptions, WaitPolicy,
 };
 
 pub(crate) use arrival::Arrival;
@@ -66,8 +72,12 @@ pub(crate) use atomic::{
 };
 #[doc(hidden)] // documented in `extend`, like the next ones
 pub use config::setting;
+pub(crate) use current_task::CurrentTask;
+pub(crate) use enclosing::within;
 #[doc(hidden)]
 pub use error_class::ErrorClass;
+pub(crate) use error_class::{WAITS_FOR_ITSELF, is_conflict};
+pub(crate) use full_jitter::{FullJitter, Pauses};
 pub(crate) use initializer::{AttachedDatabases, same_database};
 #[cfg(feature = "postgres")]
 #[doc(hidden)]
@@ -79,4 +89,4 @@ pub use sqlite::OneShotWriter;
 #[cfg(feature = "sqlite")]
 #[doc(hidden)]
 pub use sqlite::is_sqlite_busy;
-pub(crate) use transaction::{TransactionControl, TransactionId};
+pub(crate) use transaction::{TransactionControl, TransactionId, work_in};

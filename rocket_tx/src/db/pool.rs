@@ -41,7 +41,9 @@ pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error>
         wait: WaitPolicy,
     ) -> impl Future<Output = sqlx::Result<Self::Session>> + Send;
 
-    /// Acquires a connection and begins a transaction on it. Use this to write outside a request.
+    /// Acquires a connection and begins a transaction on it, to write outside a request.
+    /// `transaction` of the pools does this too; it also commits, and repeats the work after a
+    /// conflict.
     ///
     /// BEGIN detects a pooled session that died while it was idle, or whose server no longer takes
     /// writes. Another session is then acquired, until `connect_timeout` is over.
@@ -50,6 +52,9 @@ pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error>
     ///
     /// The errors of [`session`](Self::session) and of BEGIN. For example, BUSY if another process
     /// keeps a SQLite file locked for longer than `busy_timeout`.
+    ///
+    /// On SQLite, a request that has a transaction of this database gets an error at once: it would
+    /// wait for itself.
     fn open(
         &self,
         options: BeginOptions,
@@ -120,6 +125,8 @@ pub struct Identity(pub(crate) String);
 /// The link from a pool to the service that it is attached to.
 #[derive(Debug, Clone)]
 pub struct Attachment {
+    /// The name of the database in the configuration.
+    pub(crate) name: &'static str,
     /// The position in the order of attachment. A request that holds a connection of a database
     /// does not wait for a database of a lower rank.
     pub(crate) rank: usize,

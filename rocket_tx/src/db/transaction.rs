@@ -3,11 +3,17 @@
 //! Settlement needs two things that sqlx's own `Transaction` does not offer: a check whether COMMIT
 //! would really commit, and a way to close a connection that cannot be rolled back.
 
+mod options;
 mod two_phase;
+mod work;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+pub use options::TransactionOptions;
+pub use work::TransactionGuard;
+pub(crate) use work::work_in;
 
 use super::{Decided, Decision, Durability, Ended, Ending, GlobalId};
 
@@ -15,10 +21,11 @@ use super::{Decided, Decision, Durability, Ended, Ending, GlobalId};
 ///
 /// The variants are ordered: each one guarantees everything that the earlier ones guarantee. SQLite
 /// transactions are always serializable, whichever variant is requested.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Isolation {
-    /// The default of the server: READ COMMITTED, unless the server is configured otherwise.
-    Default,
+    /// What the server is configured to: READ COMMITTED, unless the server says otherwise.
+    #[default]
+    Configured,
     /// Postgres's REPEATABLE READ: one snapshot for the whole transaction.
     RepeatableRead,
     /// SERIALIZABLE: the result is the same as if the transactions ran one after the other.
@@ -26,11 +33,12 @@ pub enum Isolation {
 }
 
 /// Whether a transaction may write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Access {
     /// Reads only. The database refuses writes.
     ReadOnly,
     /// Reads and writes.
+    #[default]
     ReadWrite,
 }
 
@@ -92,8 +100,16 @@ impl Default for WaitPolicy {
     }
 }
 
-/// The options of BEGIN.
-#[derive(Debug, Clone, Copy)]
+/// The options of BEGIN. The default reads and writes, with the isolation that the server is
+/// configured to, and queues for a connection.
+///
+/// ```
+/// use rocket_tx::db::{Access, BeginOptions, Isolation};
+///
+/// let options = BeginOptions { access: Access::ReadOnly, ..BeginOptions::default() };
+/// assert_eq!(options.isolation, Isolation::Configured);
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
 pub struct BeginOptions {
     /// Isolation from other transactions.
     pub isolation: Isolation,
@@ -289,6 +305,17 @@ pub(crate) trait TransactionControl {
         id: &GlobalId,
         decided: Decided,
     ) -> impl Future<Output = sqlx::Result<()>> + Send;
+
+    /// Returns an error if the server has already decided that this transaction cannot commit,
+    /// because of a conflict with another transaction that has committed. At SERIALIZABLE on
+    /// Postgres this takes one round trip. Elsewhere, statements report every conflict themselves.
+    fn detect_conflict(&mut self) -> impl Future<Output = sqlx::Result<()>> + Send {
+        async { Ok(()) }
+    }
+
+    /// Records that a request holds the session until it is settled. So the same request does not
+    /// wait for the session.
+    fn hold_for_request(&mut self) {}
 
     /// Rolls back, and makes sure that this ended this transaction and not another one. One round
     /// trip, unless the session is lost.

@@ -7,6 +7,7 @@
 //! | `settlement` | [`Settlement`]: decides the verdict, carries it out, and reports the outcome in the response |
 //! | `monitor` | [`Observer`], [`Listener`], [`Live`]: observing transactions and settlements |
 //! | `failure` | [`Error`] and [`Problem`]: why a request failed, and the response that reports it |
+//! | `outside` | transactions outside of requests: `transaction` of the pools, [`TransactionOptions`](crate::db::TransactionOptions) |
 //!
 //! `guards` and `settlement` do not import each other: both work on `registry`. All of these
 //! modules use the following files:
@@ -19,6 +20,7 @@
 //! | `final_response`, `stored_response` | a response as it is about to leave; one that is sent again |
 //! | `running_body` | the request whose response body the current thread polls |
 //! | `traced` | [`traced`]: runs handlers inside the span of their request |
+//! | `retry` | repeating work after a conflict |
 //! | `panics` | detection of panics that a catcher would hide |
 //!
 //! Nothing here depends on locks, aggregates or the reference service.
@@ -29,9 +31,11 @@ mod fairings;
 mod final_response;
 mod guards;
 mod monitor;
+mod outside;
 mod panics;
 mod registry;
 mod request_id;
+mod retry;
 mod running_body;
 mod settlement;
 mod stored_response;

@@ -14,33 +14,18 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Once};
-use std::thread::ThreadId;
 
 use parking_lot::Mutex;
 
-/// Where a request runs: its task, or with Rocket's local client the thread that blocks on it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Place {
-    Task(tokio::task::Id),
-    Thread(ThreadId),
-}
-
-impl Place {
-    fn here() -> Self {
-        match tokio::task::try_id() {
-            Some(id) => Self::Task(id),
-            None => Self::Thread(std::thread::current().id()),
-        }
-    }
-}
+use crate::db::CurrentTask;
 
 thread_local! {
     /// The number of nested calls of `shielded` on this thread.
     static SHIELDED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The panic flags of all running requests, by the place where each request runs.
-static WATCHED: LazyLock<Mutex<HashMap<Place, Vec<Arc<AtomicBool>>>>> =
+/// The panic flags of all running requests, by the task in which each request runs.
+static WATCHED: LazyLock<Mutex<HashMap<CurrentTask, Vec<Arc<AtomicBool>>>>> =
     LazyLock::new(Mutex::default);
 
 /// Installs the hook, once per process. If other code later replaces it with a hook that does not
@@ -53,7 +38,7 @@ pub(in crate::tx) fn install() {
         std::panic::set_hook(Box::new(move |panic| {
             if is_shielded() {
                 // `shielded` catches this panic. It does not count as a panic of the request.
-            } else if let Some(requests) = WATCHED.lock().get(&Place::here()) {
+            } else if let Some(requests) = WATCHED.lock().get(&CurrentTask::here()) {
                 for panicked in requests {
                     panicked.store(true, Ordering::SeqCst);
                 }
@@ -65,7 +50,7 @@ pub(in crate::tx) fn install() {
 
 /// Records whether anything has panicked in the task of one request since this watch was created.
 pub(in crate::tx) struct PanicWatch {
-    place: Place,
+    place: CurrentTask,
     panicked: Arc<AtomicBool>,
 }
 
@@ -73,7 +58,7 @@ impl PanicWatch {
     /// Starts watching the current task or thread.
     pub(in crate::tx) fn here() -> Self {
         let watch = Self {
-            place: Place::here(),
+            place: CurrentTask::here(),
             panicked: Arc::default(),
         };
         WATCHED

@@ -37,6 +37,8 @@ pub(super) struct RequestLeases<D: AggregateDatabase> {
 struct State<D: AggregateDatabase> {
     entries: BTreeMap<String, LeaseEntry<D>>,
     staged: BTreeMap<String, Append>,
+    /// The events that were staged before the attempts of `Begin::retrying`.
+    staged_before_attempts: BTreeMap<String, Append>,
     /// Streams whose events were written to the open transaction by a flush.
     flushed: BTreeSet<String>,
     /// Leases that are being released before settlement.
@@ -97,6 +99,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
             state: Mutex::new(State {
                 entries: BTreeMap::new(),
                 staged: BTreeMap::new(),
+                staged_before_attempts: BTreeMap::new(),
                 flushed: BTreeSet::new(),
                 pending: BTreeMap::new(),
                 joined: false,
@@ -263,11 +266,13 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         match exclusion {
             Exclusion::Complete => Ok(true),
             Exclusion::Held => Err(LockError::Held(stream.to_owned()).into()),
-            Exclusion::None if isolation > Isolation::Default => Err(rocket_tx::Error::Isolation {
-                database: D::NAME,
-                reason: CAP,
+            Exclusion::None if isolation > Isolation::Configured => {
+                Err(rocket_tx::Error::Isolation {
+                    database: D::NAME,
+                    reason: CAP,
+                }
+                .into())
             }
-            .into()),
             Exclusion::None => Ok(false),
         }
     }
@@ -359,6 +364,26 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         if let Some((lease, done)) = self.release_early_if(stream, is_last) {
             lease.release_then(move || drop(done));
         }
+    }
+
+    /// Remembers the staged events, before the attempts of `Begin::retrying`.
+    pub(super) fn attempts_begin(&self) {
+        let mut state = self.state.lock();
+        state.staged_before_attempts = state.staged.clone();
+    }
+
+    /// Forgets the events that an attempt has staged. The leases stay, except those that the
+    /// attempt's transaction has replaced: that transaction is over.
+    pub(super) fn attempt_failed(&self) {
+        let mut state = self.state.lock();
+        state.staged = state.staged_before_attempts.clone();
+        state.flushed.clear();
+        state.entries.retain(|stream, entry| {
+            if entry.lease.is_none() {
+                self.order.remove(self.rank, stream);
+            }
+            entry.lease.is_some()
+        });
     }
 
     /// Hands over all leases and staged events. None can be added afterwards.

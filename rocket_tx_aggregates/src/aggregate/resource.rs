@@ -158,6 +158,16 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
         Ok(())
     }
 
+    fn attempts_begin(&mut self) {
+        self.request.attempts_begin();
+    }
+
+    /// Stays joined, so that the leases stay over the attempts.
+    fn attempt_failed(&mut self) -> bool {
+        self.request.attempt_failed();
+        true
+    }
+
     async fn rollback(&mut self, context: &mut SettleContext<'_>) -> Result<(), rocket_tx::Error> {
         drop(self.take().await);
         self.deleted.clear();

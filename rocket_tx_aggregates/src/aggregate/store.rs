@@ -2,9 +2,7 @@
 
 use std::future::Future;
 
-use rocket_tx::db::{
-    self, Access, BeginOptions, Isolation, Migrations, Session, TransactionPool, WaitPolicy,
-};
+use rocket_tx::db::{self, Access, BeginOptions, Migrations, Session, TransactionPool, WaitPolicy};
 use sqlx::migrate;
 
 use super::definition::Aggregate;
@@ -256,12 +254,7 @@ impl<P: AggregatePool> EventStore for SqlEventStore<P> {
         if batch.iter().all(|append| append.events.is_empty()) {
             return Ok(fences.iter().map(|_| None).collect());
         }
-        let options = BeginOptions {
-            isolation: Isolation::Default,
-            access: Access::ReadWrite,
-            wait: WaitPolicy::QUEUE,
-        };
-        let mut transaction = self.pool.open(options).await?;
+        let mut transaction = self.pool.open(BeginOptions::default()).await?;
         self.write(transaction.connection(), batch).await?;
         let is_here = |fence: &&Fence| fence.database == *self.pool.identity();
         let here: Vec<&Fence> = fences.iter().filter(is_here).collect();

@@ -71,17 +71,18 @@ impl TransactionControl for PostgresSession {
         let writes = options.access == Access::ReadWrite;
         self.transaction = OpenTransaction {
             writes,
+            is_serializable: options.isolation == Isolation::Serializable,
             ..OpenTransaction::default()
         };
         let level = match options.isolation {
-            Isolation::Default => "",
+            Isolation::Configured => "",
             Isolation::RepeatableRead => " ISOLATION LEVEL REPEATABLE READ",
             Isolation::Serializable => " ISOLATION LEVEL SERIALIZABLE",
         };
         // Above READ COMMITTED the first query fixes the snapshot, so the first query must be the
         // handler's. Reading the id is a query.
         let reads_committed = self.live().reads_committed;
-        let has_id = writes && options.isolation == Isolation::Default && reads_committed;
+        let has_id = writes && options.isolation == Isolation::Configured && reads_committed;
         let name = savepoint();
         let nonce = nonce();
         let (sql, statements) = match (writes, has_id) {
@@ -220,6 +221,21 @@ impl TransactionControl for PostgresSession {
         );
         // The handler may have taken a role that cannot write the table.
         self.commit_after(&["RESET ROLE", FLUSHED, &insert]).await
+    }
+
+    /// Reads a row of a table, because the server reports a conflict to the next statement that
+    /// reads or writes a table. It ignores tables of `pg_catalog` here. Nobody writes to this one.
+    async fn detect_conflict(&mut self) -> sqlx::Result<()> {
+        if !self.transaction.is_serializable {
+            return Ok(());
+        }
+        let nonce = nonce();
+        let sql = format!("SELECT '{nonce}' FROM information_schema.sql_sizing LIMIT 1");
+        let replies = Replies::to(self, sql).await;
+        match replies.prove(1, &nonce) {
+            true => Ok(()),
+            false => Err(replies.into_error()),
+        }
     }
 
     async fn finish_prepared(&mut self, id: &GlobalId, decided: Decided) -> sqlx::Result<()> {

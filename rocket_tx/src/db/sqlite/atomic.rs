@@ -19,7 +19,7 @@ use crate::db::{
 const TABLE: &str = "main.rocket_tx_decisions";
 
 const WRITES: BeginOptions = BeginOptions {
-    isolation: Isolation::Default,
+    isolation: Isolation::Configured,
     access: Access::ReadWrite,
     wait: WaitPolicy::QUEUE,
 };

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder, Retryable};
+use backon::Retryable;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, Executor};
 
-use crate::db::{Error, OpenError};
+use crate::db::{Error, FullJitter, OpenError};
 
 /// How long one attempt waits inside SQLite. It is short, so that the limit on the total time
 /// holds.
@@ -167,23 +167,6 @@ async fn ensure_wal(connection: &mut SqliteConnection) -> sqlx::Result<String> {
         .execute("BEGIN IMMEDIATE; PRAGMA user_version = 1; ROLLBACK")
         .await?;
     Ok(mode)
-}
-
-/// Exponential backoff with full jitter: each wait is a random time in [0, step). So processes that
-/// started together do not retry together.
-struct FullJitter;
-
-impl BackoffBuilder for FullJitter {
-    type Backoff = std::iter::Map<ExponentialBackoff, fn(Duration) -> Duration>;
-
-    fn build(self) -> Self::Backoff {
-        ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(5))
-            .with_max_delay(Duration::from_millis(400))
-            .with_max_times(1_000)
-            .build()
-            .map(|step| step.mul_f64(fastrand::f64()))
-    }
 }
 
 const PERM: i32 = 3;

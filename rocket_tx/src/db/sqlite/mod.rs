@@ -9,6 +9,7 @@
 //! | `mod` | [`SqlitePool`]: opens, checks out sessions, migrates, closes |
 //! | `writer` | the connection that writes, and the queue in front of it |
 //! | `steps` | the statements that begin and end its transactions |
+//! | `holder` | the request that has the open transaction of the writer |
 //! | `writer_session` | the writer while one transaction has it checked out |
 //! | `watch` | what only SQLite itself can report about the writer's transaction |
 //! | `keys` | whether COMMIT would find a broken deferred foreign key |
@@ -21,6 +22,7 @@
 
 mod atomic;
 mod file;
+mod holder;
 mod keys;
 mod mark;
 mod place;
@@ -49,12 +51,15 @@ pub use self::file::sqlite_open_retries;
 pub use self::writer_session::OneShotWriter;
 
 use self::file::SqliteFile;
+use self::holder::{Held, Holder};
 use self::place::Place;
 use self::readiness::Probe;
 use self::sync::SharedSync;
 use self::writer::{Writer, WriterFile, unreachable};
 use self::writer_session::WriterSession;
 use crate::db::config::{SLOW, Synchronous};
+use crate::db::enclosing::is_within;
+use crate::db::error_class::waits_for_itself;
 use crate::db::{
     Access, Attachment, BeginOptions, CommitError, Config, Decided, Decision, Durability, Ending,
     Error, GlobalId, Identity, Migrations, NotReady, RollbackError, Session, TransactionControl,
@@ -76,6 +81,7 @@ struct Inner {
     file: SqliteFile,
     place: Arc<Place>,
     writer: Writer,
+    holder: Arc<Holder>,
     readers: sqlx::SqlitePool,
     busy_timeout: Duration,
     identity: Identity,
@@ -85,6 +91,10 @@ struct Inner {
 
 /// A checked-out SQLite connection: the writer or a reader.
 pub struct SqliteSession {
+    /// Set while a request has its transaction on the writer. Before `connection`, so that it is
+    /// dropped before another request gets the writer.
+    held: Option<Held>,
+    holder: Arc<Holder>,
     connection: Pooled,
     busy_timeout: Duration,
     owner: Option<TransactionId>,
@@ -197,6 +207,12 @@ impl TransactionControl for SqliteSession {
         Ok(())
     }
 
+    fn hold_for_request(&mut self) {
+        if let Pooled::Writer(_) = &self.connection {
+            self.held = Some(self.holder.hold());
+        }
+    }
+
     fn ending(&self) -> Ending {
         match &self.connection {
             Pooled::Writer(writer) => writer.ending(),
@@ -264,6 +280,7 @@ impl SqlitePool {
             file,
             place,
             writer,
+            holder: Arc::default(),
             readers,
             busy_timeout,
             identity,
@@ -277,6 +294,20 @@ impl SqlitePool {
     /// Returns the path of the database file.
     pub fn path(&self) -> &Path {
         self.0.file.path()
+    }
+
+    /// Waits in the queue for the writer, unless the caller holds it itself.
+    async fn acquire_writer(&self, wait: WaitPolicy) -> sqlx::Result<WriterSession> {
+        let name = || (self.0.attachment.get()).map_or("the database", |attached| attached.name);
+        if is_within(&self.0.identity) || self.0.holder.is_this_task() {
+            return Err(waits_for_itself(name()));
+        }
+        match self.0.writer.acquire(wait).await {
+            Err(sqlx::Error::PoolTimedOut) if self.0.holder.is_here() => {
+                Err(waits_for_itself(name()))
+            }
+            acquired => acquired,
+        }
     }
 
     /// Waits in the queue for the writer, as a transaction does, and checks it out.
@@ -378,9 +409,11 @@ impl TransactionPool for SqlitePool {
                 self.0.place.check().map_err(unreachable)?;
                 Pooled::Reader(readers::acquire(&self.0.readers, wait).await?)
             }
-            Access::ReadWrite => Pooled::Writer(self.0.writer.acquire(wait).await?),
+            Access::ReadWrite => Pooled::Writer(self.acquire_writer(wait).await?),
         };
         Ok(SqliteSession {
+            held: None,
+            holder: Arc::clone(&self.0.holder),
             connection,
             busy_timeout: self.0.busy_timeout,
             owner: None,

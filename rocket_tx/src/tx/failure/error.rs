@@ -10,7 +10,7 @@ use rocket::request::Request;
 use rocket::response::{self, Responder};
 
 use super::problem::Problem;
-use crate::db::{CommitError, ErrorClass, RollbackError};
+use crate::db::{CommitError, ErrorClass, RollbackError, WAITS_FOR_ITSELF, is_conflict};
 use crate::tx::context::RequestContext;
 use crate::tx::verdict::Outcome;
 
@@ -84,6 +84,18 @@ pub enum Error {
         "this request already holds a connection of `{0}`; use the guard that is open, or drop it before you take another one"
     )]
     SecondConnection(&'static str),
+
+    /// Code opened a transaction beside the one that it holds itself, and a SQLite file has one
+    /// connection that writes. 500.
+    #[error("`{0}` {WAITS_FOR_ITSELF}")]
+    WaitsForItself(&'static str),
+
+    /// [`Begin::retrying`](crate::Begin::retrying) was called when the request already had a
+    /// transaction of this database. What was done in it could not be done again. 500.
+    #[error(
+        "this request has begun a transaction of `{0}` before `retrying`, and a new attempt could not repeat what was done in it; begin it in the closure, with a `Begin` guard"
+    )]
+    BegunBefore(&'static str),
 
     /// The request took databases out of the order of attachment, and no connection was free at
     /// once. Waiting could cause a deadlock. 503.
@@ -329,6 +341,8 @@ impl Error {
             Self::Weaker(_) => ("weaker", self.to_string().into()),
             Self::Isolation { .. } => ("isolation", self.to_string().into()),
             Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
+            Self::WaitsForItself(_) => ("waits-for-itself", self.to_string().into()),
+            Self::BegunBefore(_) => ("begun-before", self.to_string().into()),
             Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
             Self::NotOver(_) => ("not-over", self.to_string().into()),
             Self::Settled => ("settled", self.to_string().into()),
@@ -411,6 +425,12 @@ impl Error {
         }
     }
 
+    /// Returns `true` if the same work may succeed when it is begun anew at once: a serialization
+    /// failure, a deadlock, or a SQLite file that another process has locked. Nothing was changed.
+    pub(in crate::tx) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Busy(error) if is_conflict(error))
+    }
+
     /// Converts the error of a COMMIT into the error of the request. If the outcome is unknown, the
     /// error names `database` to the client.
     pub fn of_commit(error: CommitError, database: &str) -> Self {
@@ -432,6 +452,13 @@ impl Error {
                 Self::Unknown(vec![database.to_owned()])
             }
         }
+    }
+}
+
+impl From<CommitError> for Error {
+    /// Converts the error as [`of_commit`](Self::of_commit) does, for a database without a name.
+    fn from(error: CommitError) -> Self {
+        Self::of_commit(error, "the database")
     }
 }
 
@@ -466,6 +493,7 @@ impl From<sqlx::Error> for Error {
                     .map(str::to_owned),
                 source: Some(error),
             },
+            ErrorClass::WaitsForItself(database) => Self::WaitsForItself(database),
             ErrorClass::Other => Self::Database(error),
         }
     }

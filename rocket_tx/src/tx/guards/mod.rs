@@ -3,6 +3,7 @@
 //! | file | contents |
 //! | --- | --- |
 //! | `transaction` | [`Tx`] and [`Begin`], the guards for handlers that write |
+//! | `retrying` | [`Begin::retrying`]: work that is begun anew after a conflict |
 //! | `read` | [`Read`], the guard for handlers that only read |
 //! | `registry` | the guard `&Outstanding`, and the handling of a failed guard |
 //! | `decision` | [`Commit`], [`Rollback`]: return types that decide the verdict |
@@ -16,6 +17,7 @@ mod decision;
 mod launch;
 mod read;
 mod registry;
+mod retrying;
 mod transaction;
 
 pub use bounded::bounded;

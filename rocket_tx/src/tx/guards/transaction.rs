@@ -174,7 +174,7 @@ impl<'r, D: TransactionalDatabase, M: Mode> FromRequest<'r> for Tx<D, M> {
 /// }
 /// ```
 pub struct Begin<D: TransactionalDatabase, M = ReadWrite> {
-    outstanding: Arc<Outstanding>,
+    pub(super) outstanding: Arc<Outstanding>,
     pool: D::Pool,
     mode: PhantomData<fn() -> (D, M)>,
 }
@@ -195,7 +195,7 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
         self.begin_for(type_name::<Self>()).await
     }
 
-    async fn begin_for(&self, guard: &'static str) -> Result<Tx<D, M>, Error> {
+    pub(super) async fn begin_for(&self, guard: &'static str) -> Result<Tx<D, M>, Error> {
         let checked_out = self.outstanding.begin::<D, M>(&self.pool, guard).await?;
         Tx::new(checked_out, &self.outstanding)
     }

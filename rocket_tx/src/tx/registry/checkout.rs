@@ -71,6 +71,7 @@ impl Outstanding {
             }
             transaction => transaction?,
         };
+        transaction.hold_for_request();
         let waited = started.elapsed();
         self.observers
             .notify(|observer| observer.began(self.request, D::NAME, waited));
@@ -113,7 +114,7 @@ impl Outstanding {
         let wait = state.wait_policy(rank);
         let database = TypeId::of::<D>();
         if let Some(reason) = state.cap(database)
-            && M::ISOLATION > Isolation::Default
+            && M::ISOLATION > Isolation::Configured
         {
             let database = D::NAME;
             return Err(Error::Isolation { database, reason });

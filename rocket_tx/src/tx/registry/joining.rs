@@ -68,6 +68,62 @@ impl Outstanding {
         Ok(())
     }
 
+    /// Adds a hook that runs after the settlement, whatever its outcome is, and before the response
+    /// leaves. For work that must survive a rollback, such as the audit of refused attempts.
+    ///
+    /// Let the hook open a transaction of its own. It cannot begin before the settlement: on SQLite
+    /// the request's own transaction holds the only connection that writes, and on Postgres every
+    /// request would need two connections.
+    ///
+    /// ```
+    /// use rocket::State;
+    /// use rocket::http::Status;
+    /// use rocket_tx::db::SqlitePool;
+    /// use rocket_tx::rocket_db_pools::{self, Database};
+    /// use rocket_tx::{Error, Outstanding, Tx};
+    ///
+    /// #[derive(Database)]
+    /// #[database("main")]
+    /// struct Main(SqlitePool);
+    ///
+    /// #[rocket::post("/login/<name>")]
+    /// async fn login(
+    ///     name: String,
+    ///     mut tx: Tx<Main>,
+    ///     main: &State<Main>,
+    ///     outstanding: &Outstanding,
+    /// ) -> Result<Status, Error> {
+    ///     let main = SqlitePool::clone(main);
+    ///     outstanding.after_settlement(async move {
+    ///         main.transaction(async |mut tx| {
+    ///             let insert = sqlx::query("INSERT INTO attempts (name) VALUES ($1)");
+    ///             insert.bind(&name).execute(&mut *tx).await?;
+    ///             Ok(())
+    ///         })
+    ///         .await
+    ///     })?;
+    ///     sqlx::query("UPDATE users SET seen = TRUE").execute(&mut *tx).await?;
+    ///     Ok(Status::Unauthorized) // rolls back; the attempt is recorded
+    /// }
+    /// ```
+    ///
+    /// The hooks of a request run one after the other: first those of `after_settlement`, in the
+    /// order in which they were added, then the others. The response waits for them, at most
+    /// `settle_timeout`. An error or a panic is logged and counted by
+    /// [`Live::hook_failures`](crate::tx::Live::hook_failures); the response is not changed. The hook
+    /// also runs if the outcome is partial or unknown. If the process is killed, it is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settled`] after the verdict. The hook is dropped, and never runs.
+    pub fn after_settlement<F>(&self, hook: F) -> Result<(), Error>
+    where
+        F: Future<Output: HookOutput> + Send + 'static,
+    {
+        self.open_state()?.hooks.after_settlement(hook);
+        Ok(())
+    }
+
     /// Adds a hook that runs after everything has been rolled back. Otherwise it behaves like
     /// [`after_commit`](Self::after_commit).
     ///

@@ -15,13 +15,15 @@
 //! | `begin_step` | [`BeginStep`]: runs at the beginning of a transaction that writes |
 //! | `response_plan` | what is to be done with the response: read it, or send a stored one instead |
 //! | `extending` | the methods for other libraries: steps of transactions, and the final response |
-//! | `hooks` | work for after the commit, and for after the rollback |
+//! | `attempts` | undoing what a failed attempt of [`Begin::retrying`](crate::tx::Begin::retrying) has begun |
+//! | `hooks` | work for after the commit, after the rollback, and after the settlement |
 //! | `joining` | the methods for handlers: join, doom, hooks |
 //! | `closed` | the contents of a registry, handed over to be settled |
 //!
 //! No other module sees the state of a registry. Settlement closes the registry and receives its
 //! contents as plain data.
 
+mod attempts;
 mod begin_step;
 mod checkout;
 mod closed;

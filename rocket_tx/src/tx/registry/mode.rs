@@ -37,7 +37,7 @@ pub enum Serializable {}
 pub struct ReadOnly<M = ReadWrite>(std::marker::PhantomData<fn() -> M>);
 
 impl Mode for ReadWrite {
-    const ISOLATION: Isolation = Isolation::Default;
+    const ISOLATION: Isolation = Isolation::Configured;
     const ACCESS: Access = Access::ReadWrite;
 }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use rocket::futures::future::BoxFuture;
 use rocket_db_pools::Database;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -98,6 +99,10 @@ pub(super) trait AnySlot: Send + Sync {
     /// Takes the transaction out of the slot, unless a guard holds it.
     fn take(&self) -> SlotContent;
 
+    /// Returns an error if it is already certain that the transaction cannot commit, because of a
+    /// conflict. Does nothing if a guard holds the transaction.
+    fn detect_conflict(&self) -> BoxFuture<'_, sqlx::Result<()>>;
+
     /// Marks the transaction so that it is rolled back by closing its connection. Does nothing if a
     /// guard holds the transaction: then settlement condemns it, so that it can never commit.
     fn abandon(&self);
@@ -120,6 +125,18 @@ impl<D: TransactionalDatabase> AnySlot for Mutex<Option<OpenTransaction<D>>> {
             Ok(None) => SlotContent::Nothing,
             Err(_) => SlotContent::CheckedOut,
         }
+    }
+
+    fn detect_conflict(&self) -> BoxFuture<'_, sqlx::Result<()>> {
+        Box::pin(async {
+            match self.try_lock() {
+                Ok(mut open) => match open.as_mut() {
+                    Some(open) => open.transaction.detect_conflict().await,
+                    None => Ok(()),
+                },
+                Err(_) => Ok(()),
+            }
+        })
     }
 
     fn abandon(&self) {

@@ -89,6 +89,7 @@ pub(super) struct State {
 pub struct Turn<'a>(#[expect(dead_code)] tokio::sync::MutexGuard<'a, ()>);
 
 /// A database whose transaction a resource needs when the request is settled.
+#[derive(Clone)]
 pub(super) struct RequiredTransaction {
     pub(super) database: TypeId,
     /// The place of the database in the order of attachment.

@@ -129,6 +129,22 @@ pub trait Resource: Any + Send {
         Ok(())
     }
 
+    /// Called when [`Begin::retrying`](crate::Begin::retrying) begins, if this resource has joined
+    /// before. The resource remembers what it has staged until now, so that it can forget what an
+    /// attempt stages.
+    fn attempts_begin(&mut self) {}
+
+    /// Called when an attempt of [`Begin::retrying`](crate::Begin::retrying) has failed. Everything
+    /// that the attempt has begun is being rolled back, and nothing is left of it.
+    ///
+    /// Returns whether a resource that has joined in the attempt stays joined: it has then forgotten
+    /// what the attempt has staged. If it returns `false`, which is the default, it is
+    /// [rolled back](Self::rollback) and dropped. A resource that had joined before the attempts
+    /// stays in any case.
+    fn attempt_failed(&mut self) -> bool {
+        false
+    }
+
     /// Returns the transaction, if this resource is one of this library.
     #[doc(hidden)]
     #[allow(private_interfaces)] // no other crate can have one

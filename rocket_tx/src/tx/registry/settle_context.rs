@@ -11,8 +11,8 @@ use rocket_db_pools::Database;
 use super::open_transaction::{ConnectionOf, OpenTransaction};
 use super::resource::SettleContext;
 use crate::db::{
-    Access, BeginOptions, Durability, Isolation, Transaction, TransactionPool,
-    TransactionalDatabase, WaitPolicy,
+    Access, BeginOptions, Durability, Transaction, TransactionPool, TransactionalDatabase,
+    WaitPolicy,
 };
 use crate::tx::failure::Error;
 
@@ -145,9 +145,8 @@ impl SettleContext<'_> {
             return Err(Error::NotOver(D::NAME));
         }
         let options = BeginOptions {
-            isolation: Isolation::Default,
-            access: Access::ReadWrite,
             wait,
+            ..BeginOptions::default()
         };
         transaction.begin_again(options).await?;
         Ok(Some(AfterRollback(transaction)))

@@ -240,7 +240,12 @@ impl<'r> Settle<'_, 'r, '_> {
         };
         self.report(&settled);
         let live = &self.settings.monitor.live;
-        hooks.run(outcome, &self.settings.in_flight, live);
+        let limit = self.settings.settle_timeout;
+        let in_flight = &self.settings.in_flight;
+        // Boxed, so that the future stays small for a request without hooks.
+        if !hooks.is_empty() {
+            Box::pin(hooks.run(outcome, limit, in_flight, live)).await;
+        }
     }
 
     /// Begins the transactions that resources require and that have not begun yet, until

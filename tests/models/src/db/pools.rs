@@ -16,7 +16,7 @@ use super::{Attachment, WaitPolicy};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isolation {
-    Default,
+    Configured,
     RepeatableRead,
     Serializable,
 }
@@ -208,6 +208,12 @@ impl<S> Transaction<S> {
 
     pub fn ending(&self) -> Ending {
         Ending
+    }
+
+    pub fn hold_for_request(&mut self) {}
+
+    pub async fn detect_conflict(&mut self) -> sqlx::Result<()> {
+        Ok(())
     }
 
     pub async fn prepare(&mut self) -> Result<(), CommitError> {

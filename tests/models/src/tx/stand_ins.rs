@@ -83,6 +83,7 @@ pub mod hooks {
 
     impl Hooks {
         pub fn after_commit(&mut self, _: impl Future<Output: HookOutput> + Send + 'static) {}
+        pub fn after_settlement(&mut self, _: impl Future<Output: HookOutput> + Send + 'static) {}
         pub fn after_rollback(&mut self, _: impl Future<Output: HookOutput> + Send + 'static) {}
     }
 }
