@@ -130,6 +130,26 @@ pub struct Config {
     /// Advisory locks are always released.
     #[serde(default = "yes")]
     pub reset_sessions: bool,
+    /// Refuses to open the configured database in a test.
+    #[cfg(feature = "testing")]
+    #[serde(default, rename = "in_tests", deserialize_with = "not_in_tests")]
+    _in_tests: (),
+}
+
+/// The key that makes the opening of a configured database fail in tests. `testing` sets it for all
+/// databases, and [`init`](super::init) unsets it for a database that belongs to the test.
+#[cfg(feature = "testing")]
+pub(crate) const IN_TESTS: &str = "in_tests";
+
+#[cfg(feature = "testing")]
+fn not_in_tests<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    match serde::Deserialize::deserialize(deserializer)? {
+        false => Ok(()),
+        true => Err(de::Error::custom(
+            "a test must not open the configured database; attach it with `rocket_tx::db::init`, \
+             which gives the test a database of its own",
+        )),
+    }
 }
 
 fn yes() -> bool {

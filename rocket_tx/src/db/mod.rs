@@ -16,6 +16,7 @@
 //! | `health` | Postgres: log messages when a database becomes unavailable and when it recovers |
 //! | `readiness` | [`NotReady`]: whether a database can serve now, for readiness probes |
 //! | `error_class` | the meaning of database errors |
+//! | `testing` | databases that belong to one test, copied from templates |
 //! | `config`, `error` | the settings in `Rocket.toml`, and the errors at launch |
 //!
 //! This module does not decide what the outcome of a transaction means for a response; that is
@@ -39,9 +40,13 @@ mod readiness;
 mod recovery;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "testing")]
+mod testing;
 mod transaction;
 
 pub use by_url::{Connection, UrlPool};
+#[cfg(feature = "testing")]
+pub(crate) use config::IN_TESTS;
 pub use config::{Config, ConfigDuration, Synchronous};
 pub use durability::Durability;
 pub use ending::{Ended, Ending};
@@ -79,4 +84,6 @@ pub use sqlite::OneShotWriter;
 #[cfg(feature = "sqlite")]
 #[doc(hidden)]
 pub use sqlite::is_sqlite_busy;
+#[cfg(feature = "testing")]
+pub(crate) use testing::{Backend, OwnDatabases};
 pub(crate) use transaction::{TransactionControl, TransactionId};

@@ -73,6 +73,8 @@ impl Hooks {
             return;
         }
         let live = live.clone();
+        #[cfg(feature = "testing")]
+        let running = live.hooks_begin();
         in_flight.spawn(async move {
             for hook in due {
                 let failed = AssertUnwindSafe(hook).catch_unwind().await;
@@ -84,6 +86,8 @@ impl Hooks {
                     live.count_hook_failure();
                 }
             }
+            #[cfg(feature = "testing")]
+            drop(running);
         });
     }
 }
