@@ -58,5 +58,6 @@ mod statements;
 mod swapped;
 #[cfg(feature = "otel")]
 mod telemetry;
+mod testing;
 mod unproved;
 mod verdict;
