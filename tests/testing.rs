@@ -175,8 +175,8 @@ async fn each_test_has_databases_of_its_own(backend: Backend) {
 async fn the_configured_database_is_not_written_to() {
     let (main, audit) = (postgres_database().await, postgres_database().await);
     let app = testing::launch(service(figment(&main, &audit))).await;
-    let response = app.post("/notes/a").dispatch().await;
-    assert_eq!(response.status(), Status::Created);
+    let status = app.post("/notes/a").dispatch().await.status();
+    assert_eq!(status, Status::Created);
     let mut connection = PgConnection::connect(&main).await.unwrap();
     let tables: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace",

@@ -233,18 +233,17 @@ impl Template {
             error => error.into(),
         })?;
         let number = server.next.fetch_add(1, Ordering::Relaxed);
-        // From here on, a failure drops the database.
-        let own = OwnDatabase {
-            server: Arc::clone(server),
-            name: format!("rocket_tx_test_{:08x}_{number}", server.run),
-        };
+        let name = format!("rocket_tx_test_{:08x}_{number}", server.run);
         let mut admin = server.admin.acquire().await?;
         self.lock(&mut admin, "pg_advisory_lock_shared").await?;
-        let create = format!("CREATE DATABASE {} TEMPLATE {}", own.name, self.name);
+        let create = format!("CREATE DATABASE {name} TEMPLATE {}", self.name);
         let created = admin.execute(AssertSqlSafe(create)).await;
         self.unlock(&mut admin).await?;
         created.map_err(|error| server.explain(error))?;
-        Ok(own)
+        Ok(OwnDatabase {
+            server: Arc::clone(server),
+            name,
+        })
     }
 
     /// Creates the template if it does not exist, and runs the migrations that it does not have.
