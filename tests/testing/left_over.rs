@@ -1,7 +1,7 @@
 //! What a test process leaves when it is killed.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::*;
 use crate::support::eventually;
@@ -9,6 +9,8 @@ use crate::support::eventually;
 /// A test process that has launched a service, and waits.
 struct TestProcess {
     process: Child,
+    /// What it prints. It fails if nobody reads.
+    lines: Lines<BufReader<ChildStdout>>,
     urls: Vec<String>,
 }
 
@@ -25,13 +27,17 @@ impl TestProcess {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let urls = lines.map_while(Result::ok).find_map(|line| {
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let urls = lines.by_ref().map_while(Result::ok).find_map(|line| {
             let (_, urls) = line.split_once("urls: ")?;
             Some(urls.split(' ').map(str::to_owned).collect())
         });
         let urls = urls.expect("the process prints its URLs");
-        Self { process, urls }
+        Self {
+            process,
+            lines,
+            urls,
+        }
     }
 
     /// Kills the process as `kill -9` does.
@@ -44,7 +50,8 @@ impl TestProcess {
     /// Lets the test in the process end.
     fn end(mut self) -> Vec<String> {
         drop(self.process.stdin.take());
-        assert!(self.process.wait().unwrap().success());
+        let output: Vec<String> = self.lines.by_ref().map_while(Result::ok).collect();
+        assert!(self.process.wait().unwrap().success(), "{output:?}");
         self.urls
     }
 
