@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use rocket::Config;
 use rocket::figment::{Figment, Profile};
 use rocket::http::uri::Host;
 use rocket::http::{Header, Status};
-use rocket::local::asynchronous::Client;
 use rocket::serde::json::Value;
+use rocket_tx::testing::{self, App};
 
 use crate::support::launch::refused;
 use crate::support::{Backend, Databases, HttpResponse, Service};
@@ -17,26 +18,16 @@ const INSIDE: [&str; 4] = ["/registry", "/leases", "/metrics", "/console"];
 const HERE: &str = "127.0.0.1:4000";
 const ELSEWHERE: &str = "203.0.113.7:4000";
 
-struct Release {
-    client: Client,
-    _databases: Databases,
-}
+struct Release(App);
 
 impl Release {
     async fn new(settings: &[(&str, &str)]) -> Self {
-        let databases = Databases::new(Backend::Sqlite).await;
-        let rocket = rocket_tx_service::service(figment(&databases, settings));
-        Self {
-            client: Client::untracked(rocket).await.unwrap(),
-            _databases: databases,
-        }
+        let rocket = rocket_tx_service::service(figment(settings));
+        Self(testing::launch(rocket).await)
     }
 
     async fn get(&self, path: &str, from: &str, headers: &[(&'static str, &str)]) -> Status {
-        let mut request = self
-            .client
-            .get(path.to_owned())
-            .remote(from.parse().unwrap());
+        let mut request = self.0.get(path.to_owned()).remote(from.parse().unwrap());
         for (name, value) in headers {
             request.add_header(Header::new(*name, (*value).to_owned()));
         }
@@ -51,9 +42,8 @@ impl Release {
     }
 }
 
-fn figment(databases: &Databases, settings: &[(&str, &str)]) -> Figment {
-    let mut figment = databases
-        .figment()
+fn figment(settings: &[(&str, &str)]) -> Figment {
+    let mut figment = Config::figment()
         .merge(("log_level", "off"))
         .select(Profile::new("release"));
     for (key, value) in settings {
@@ -108,10 +98,8 @@ async fn in_release_only_this_machine_sees_operator_pages() {
     );
     let feed = "/registry/events";
     assert_eq!(release.get(feed, ELSEWHERE, &[]).await, Status::Forbidden);
-    let freeing = release
-        .client
-        .delete("/leases/x")
-        .remote(ELSEWHERE.parse().unwrap());
+    let freeing = release.0.delete("/leases/x");
+    let freeing = freeing.remote(ELSEWHERE.parse().unwrap());
     assert_eq!(freeing.dispatch().await.status(), Status::Forbidden);
 }
 
@@ -143,7 +131,7 @@ async fn a_foreign_web_page_cannot_read_operator_pages() {
             "{host}"
         );
         if let Ok(parsed) = Host::parse(host) {
-            let request = release.client.get("/registry");
+            let request = release.0.get("/registry");
             let mut request = request.remote(HERE.parse().unwrap());
             request.inner_mut().set_host(parsed);
             assert_eq!(request.dispatch().await.status(), status, "{host}");
@@ -167,7 +155,7 @@ async fn a_foreign_web_page_cannot_read_operator_pages() {
         ("/metrics", false),
         ("/console", false),
     ] {
-        let request = release.client.get(path).remote(HERE.parse().unwrap());
+        let request = release.0.get(path).remote(HERE.parse().unwrap());
         let response = request.dispatch().await;
         let shared = response.headers().contains("Access-Control-Allow-Origin");
         assert_eq!(shared, is_shared, "{path}");
@@ -218,15 +206,15 @@ async fn an_invalid_token_stops_the_launch_and_is_not_logged() {
         ("admin_token", ""),
         ("admin_from", "everywhere"),
     ] {
-        let databases = Databases::new(Backend::Sqlite).await;
-        let rocket = rocket_tx_service::service(figment(&databases, &[(key, value)]));
+        let rocket = rocket_tx_service::service(figment(&[(key, value)]));
+        let (rocket, _databases) = testing::isolated(rocket);
         let log = refused(rocket).await;
         assert!(log.contains(&format!("`{key}`")), "{log}");
         assert!(!log.contains("secret"), "{log}");
     }
-    let databases = Databases::new(Backend::Sqlite).await;
-    let number = figment(&databases, &[]).merge(("admin_token", 1_234_567_890_123_456_i64));
-    let log = refused(rocket_tx_service::service(number)).await;
+    let number = figment(&[]).merge(("admin_token", 1_234_567_890_123_456_i64));
+    let (rocket, _databases) = testing::isolated(rocket_tx_service::service(number));
+    let log = refused(rocket).await;
     assert!(log.contains("`admin_token`"), "{log}");
     assert!(!log.contains("1234567890123456"), "{log}");
 }

@@ -61,6 +61,7 @@ mod survives;
 mod swapped;
 #[cfg(feature = "otel")]
 mod telemetry;
+mod testing;
 mod tour;
 mod unproved;
 mod verdict;

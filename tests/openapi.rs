@@ -4,42 +4,37 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rocket::Config;
 use rocket::http::Status;
-use rocket::local::asynchronous::Client;
 use rocket::serde::json::Value;
 use rocket::tokio::task::spawn_blocking;
+use rocket_tx::testing::{self, App};
 
 use crate::support::python::{all_output, python};
 use crate::support::{Backend, Databases, Service};
 
 /// A service in this process, with its contract.
 struct Documented {
-    client: Client,
+    app: App,
     contract: Value,
-    _databases: Databases,
 }
 
 impl Documented {
     async fn new() -> Self {
-        let databases = Databases::new(Backend::Sqlite).await;
-        let figment = databases
-            .figment()
+        let figment = Config::figment()
             .merge(("log_level", "off"))
             .select("release");
-        let client = Client::untracked(rocket_tx_service::service(figment))
-            .await
-            .unwrap();
-        let contract = client.get("/openapi.json").dispatch().await;
+        let app = testing::launch(rocket_tx_service::service(figment)).await;
+        let contract = app.get("/openapi.json").dispatch().await;
         Self {
             contract: contract.into_json().await.unwrap(),
-            client,
-            _databases: databases,
+            app,
         }
     }
 
     /// Returns every path and method of the service. Methods are in lower case, as in the contract.
     fn routes(&self) -> BTreeSet<(String, String)> {
-        let routes = self.client.rocket().routes();
+        let routes = self.app.rocket().routes();
         let own = routes.filter(|route| route.name.as_deref() != Some("allowed methods"));
         own.map(|route| {
             let path = route.uri.path().replace('<', "{").replace("..", "");
@@ -172,7 +167,7 @@ async fn operations_for_operators_are_marked_in_the_contract() {
     for ((path, method), contract) in documented.operations() {
         let path = path.replace("{id}", "1").replace("{token}", "x");
         let method = method.parse().unwrap();
-        let request = documented.client.req(method, path.clone());
+        let request = documented.app.req(method, path.clone());
         let elsewhere = "203.0.113.7:4000".parse().unwrap();
         let response = request.remote(elsewhere).dispatch().await;
         let refused = response.status() == Status::Forbidden;

@@ -154,6 +154,7 @@
 //! | --- | --- |
 //! | `sqlite` | [`db::SqlitePool`] |
 //! | `postgres` | [`db::PostgresPool`] |
+//! | `testing` | the module `testing`: a test gets databases of its own; for dev-dependencies |
 //! | `utoipa` | schemas of the JSON that clients receive, for an OpenAPI document |
 //!
 //! `sqlite` and `postgres` are on by default. [`db::UrlPool`] needs at least one of them.
@@ -164,12 +165,15 @@
 //! | --- | --- |
 //! | [`tx`] | registry, guards, verdict, settlement, hooks |
 //! | [`db`] | pools: opening, migrating and closing databases, and their connections and transactions |
+//! | `testing` | launches a service for one test, with databases of its own (with the feature `testing`) |
 //! | [`extend`] | interfaces for libraries that build on this one, such as `rocket_tx_aggregates` |
 
 #![forbid(unsafe_code)]
 
 pub mod db;
 pub mod extend;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod tx;
 
 pub use tx::{

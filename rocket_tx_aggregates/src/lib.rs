@@ -15,6 +15,7 @@
 //! | --- | --- |
 //! | `sqlite` | leases and events in SQLite |
 //! | `postgres` | leases and events in Postgres |
+//! | `testing` | the module `testing`: an aggregate from stored events, to test upcasters |
 //! | `utoipa` | OpenAPI schemas of the types that appear in responses |
 //!
 //! Both backends are on by default.
@@ -23,6 +24,9 @@
 
 pub mod aggregate;
 pub mod lock;
+
+#[cfg(feature = "testing")]
+pub use aggregate::testing;
 
 /// Re-exports of the crates whose types appear in the public interface of this crate.
 pub use {rocket_tx, rocket_tx::sqlx};

@@ -48,6 +48,26 @@ async fn a_wait_ends_after_max_wait() {
     assert!(locks.get_lock("b").unwrap().try_lock().await.unwrap());
 }
 
+/// A task that waits for itself does not wait for ever.
+#[rocket::async_test]
+async fn a_wait_ends_by_default_too() {
+    let locks = InMemoryAsyncLockManager::new();
+    let _held = locks.hold_all(&["a"]).await.unwrap();
+    let limit = Duration::from_secs(30);
+    let again = rocket::tokio::time::timeout(limit, locks.hold_all(&["a"]));
+    let error = again
+        .await
+        .expect("there is a limit")
+        .map(drop)
+        .unwrap_err();
+    let message = error.to_string();
+    assert!(
+        message.contains("`a` was held by another holder for 5s"),
+        "{message}"
+    );
+    assert!(message.contains("the caller itself"), "{message}");
+}
+
 #[rocket::async_test]
 async fn invalid_keys_are_refused() {
     let locks = InMemoryAsyncLockManager::new();

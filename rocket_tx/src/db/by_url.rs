@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use rocket::figment::Figment;
 
+#[cfg(feature = "testing")]
+use super::Backend;
 use super::{
     Access, AtomicDatabase, Attachment, BeginOptions, CommitError, Config, Decided, Decider,
     DeciderId, Decision, DecisionId, Durability, Ending, Error, Finished, GlobalId, Identity,
@@ -301,6 +303,17 @@ impl TransactionPool for UrlPool {
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
         either!(Self, self, |pool| pool.migrate(migrations).await)
+    }
+
+    #[cfg(feature = "testing")]
+    fn backend(url: &str) -> Option<Backend> {
+        match scheme(url)? {
+            #[cfg(feature = "sqlite")]
+            "sqlite" => Some(Backend::Sqlite),
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => Some(Backend::Postgres),
+            _ => None,
+        }
     }
 
     fn identity(&self) -> &Identity {

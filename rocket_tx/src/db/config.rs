@@ -91,6 +91,8 @@ pub(super) const SLOW: Duration = Duration::from_secs(1);
 /// the default in force.
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
+// The private field is a key that must not be set, not a reserve for later fields.
+#[cfg_attr(feature = "testing", allow(clippy::manual_non_exhaustive))]
 pub struct Config {
     /// The URL, such as `sqlite:data/main.db` or `postgres://user@host/database`.
     pub url: String,
@@ -130,6 +132,26 @@ pub struct Config {
     /// Advisory locks are always released.
     #[serde(default = "yes")]
     pub reset_sessions: bool,
+    /// Refuses to open the configured database in a test.
+    #[cfg(feature = "testing")]
+    #[serde(default, rename = "in_tests", deserialize_with = "not_in_tests")]
+    _in_tests: (),
+}
+
+/// The key that makes the opening of a configured database fail in tests. `testing` sets it for all
+/// databases, and [`init`](super::init) unsets it for a database that belongs to the test.
+#[cfg(feature = "testing")]
+pub(crate) const IN_TESTS: &str = "in_tests";
+
+#[cfg(feature = "testing")]
+fn not_in_tests<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    match serde::Deserialize::deserialize(deserializer)? {
+        false => Ok(()),
+        true => Err(de::Error::custom(
+            "a test must not open the configured database; attach it with `rocket_tx::db::init`, \
+             which gives the test a database of its own",
+        )),
+    }
 }
 
 fn yes() -> bool {

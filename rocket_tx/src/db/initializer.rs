@@ -4,6 +4,7 @@
 //! database, so its launch errors cannot name the database. The errors of this fairing do.
 
 use std::any::TypeId;
+use std::fmt::Display;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,6 +17,8 @@ use rocket::{Build, Data, Orbit, Phase, Request, Rocket};
 use rocket_db_pools::{Database, Pool};
 use tokio_util::task::TaskTracker;
 
+#[cfg(feature = "testing")]
+use super::OwnDatabases;
 #[cfg(feature = "postgres")]
 use super::health::Health;
 use super::{
@@ -81,6 +84,10 @@ impl<D: TransactionalDatabase> Fairing for Initializer<D> {
         let pool = match self.open(&rocket, &attached).await {
             Ok(pool) => pool,
             Err(refused) => {
+                #[cfg(feature = "testing")]
+                if let Some(own) = rocket.state::<OwnDatabases>() {
+                    own.refuse(&refused);
+                }
                 tracing::error!("{refused}");
                 return Err(rocket);
             }
@@ -107,15 +114,20 @@ impl<D: TransactionalDatabase> Initializer<D> {
         rocket: &Rocket<Build>,
         attached: &AttachedDatabases,
     ) -> Result<D::Pool, String> {
-        let refused = |error: Error| {
-            let name = D::NAME;
-            format!("cannot attach database `{name}`: `databases.{name}`: {error}")
-        };
+        let refused = |error: Error| refusal::<D>(&error);
         let configuration = configuration::<D>(rocket).map_err(refused)?;
         let identity = D::Pool::identity_before_opening(&configuration);
         if let Some(other) = identity.and_then(|identity| attached.name_of(&identity)) {
             return Err(same_database::<D>(other));
         }
+        #[cfg(feature = "testing")]
+        let configuration = match rocket.state::<OwnDatabases>() {
+            Some(own) => own
+                .create::<D>(configuration, &self.migrations)
+                .await
+                .map_err(|error| refusal::<D>(&error))?,
+            None => configuration,
+        };
         let pool = D::Pool::init(&configuration).await.map_err(refused)?;
         // Attach before migrating: if the URL leads to a database that is already attached, these
         // migrations must not run in it.
@@ -125,6 +137,11 @@ impl<D: TransactionalDatabase> Initializer<D> {
         pool.migrate(&self.migrations).await.map_err(refused)?;
         Ok(pool)
     }
+}
+
+fn refusal<D: Database>(error: &dyn Display) -> String {
+    let name = D::NAME;
+    format!("cannot attach database `{name}`: `databases.{name}`: {error}")
 }
 
 /// Returns the configuration of `D`, with the defaults of rocket_db_pools.
@@ -239,6 +256,10 @@ impl AttachedDatabases {
             settle_timeout: Arc::clone(&self.settle_timeout),
             #[cfg(feature = "postgres")]
             health: Arc::new(Health::new(D::NAME)),
+            #[cfg(feature = "testing")]
+            template: rocket
+                .state::<OwnDatabases>()
+                .and_then(|own| own.template_of::<D>()),
         });
         databases.push(Attached {
             database: key,

@@ -18,6 +18,7 @@
 //! | `error_class` | the meaning of database errors |
 //! | `current_task`, `enclosing` | which request, and which transactions outside of requests, the current code belongs to |
 //! | `full_jitter` | the pauses between attempts |
+//! | `testing` | databases that belong to one test, copied from templates |
 //! | `config`, `error` | the settings in `Rocket.toml`, and the errors at launch |
 //!
 //! This module does not decide what the outcome of a transaction means for a response; that is
@@ -44,9 +45,13 @@ mod readiness;
 mod recovery;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "testing")]
+mod testing;
 mod transaction;
 
 pub use by_url::{Connection, UrlPool};
+#[cfg(feature = "testing")]
+pub(crate) use config::IN_TESTS;
 pub use config::{Config, ConfigDuration, Synchronous};
 pub use durability::Durability;
 pub use ending::{Ended, Ending};
@@ -89,4 +94,6 @@ pub use sqlite::OneShotWriter;
 #[cfg(feature = "sqlite")]
 #[doc(hidden)]
 pub use sqlite::is_sqlite_busy;
+#[cfg(feature = "testing")]
+pub(crate) use testing::{Backend, OwnDatabases};
 pub(crate) use transaction::{TransactionControl, TransactionId, work_in};

@@ -9,9 +9,13 @@ use rocket_db_pools::Database;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+#[cfg(feature = "testing")]
+use super::Backend;
 use super::error_class::may_be_stale;
 #[cfg(feature = "postgres")]
 use super::health::Health;
+#[cfg(feature = "testing")]
+use super::testing::Template;
 use super::{
     Access, AtomicDatabase, BeginOptions, Error, NotReady, Session, Transaction,
     TransactionControl, WaitPolicy,
@@ -93,6 +97,11 @@ pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error>
     /// Runs the migrations. Several processes may do so at the same time.
     fn migrate(&self, migrations: &Migrations) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Returns the backend that a pool with this URL uses, or `None` if there is none.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    fn backend(url: &str) -> Option<Backend>;
+
     /// Returns the identity of the database. It shows whether two pools use the same database.
     fn identity(&self) -> &Identity;
 
@@ -141,6 +150,9 @@ pub struct Attachment {
     /// Logs whether the database can be reached and takes writes.
     #[cfg(feature = "postgres")]
     pub(crate) health: Arc<Health>,
+    /// In a test, the template of the test's database.
+    #[cfg(feature = "testing")]
+    pub(crate) template: Option<Template>,
 }
 
 impl Attachment {
@@ -173,6 +185,19 @@ impl Attachment {
             );
         }
         tokio::time::sleep(IDLE_CLIENTS).await;
+    }
+}
+
+/// Runs migrations in the template of the database, if the database belongs to a test. Later tests
+/// then start with the tables of these migrations.
+#[cfg(feature = "testing")]
+pub(super) async fn migrate_template(
+    attachment: &OnceLock<Attachment>,
+    migrator: &Arc<sqlx::migrate::Migrator>,
+) -> Result<(), Error> {
+    match attachment.get().and_then(|it| it.template.as_ref()) {
+        Some(template) => template.migrate(migrator).await,
+        None => Ok(()),
     }
 }
 

@@ -17,6 +17,7 @@
 //! | `order` | the keys that a request has leased, in all databases |
 //! | `leases` | the leases and the staged events of a request |
 //! | `resource` | the resource that stores those events and releases those leases at settlement |
+//! | `testing` | tests of aggregates without a database |
 //! | `initializer` | [`init`]: the fairing that creates the tables and deletes expired leases |
 //!
 //! # In a handler
@@ -79,6 +80,8 @@ mod resource;
 mod rows;
 mod store;
 mod stream;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use definition::Aggregate;
 pub use entity::Entity;

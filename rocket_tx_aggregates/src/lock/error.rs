@@ -12,8 +12,11 @@ pub enum LockError {
     #[error("the lock key is invalid; use 1 to 300 bytes without control characters")]
     Key,
 
-    /// Another holder had the key for longer than the longest wait.
-    #[error("`{key}` was held by another holder for {waited:?}; retry")]
+    /// Another holder had the key for longer than the longest wait. The holder may be the caller
+    /// itself: an aggregate that it has loaded before, or a lock that it has not unlocked.
+    #[error(
+        "`{key}` was held by another holder for {waited:?}; retry, or free it first if the holder is the caller itself"
+    )]
     TimedOut {
         /// The key.
         key: String,

@@ -11,7 +11,10 @@ use super::keyed::Keyed;
 use super::manual::{Lockable, ManualLock, Slot};
 
 /// Makes [`InMemoryAsyncLock`]s. A clone is another handle on the same locks.
-#[derive(Clone, Default)]
+///
+/// A task that waits for a key that it holds itself, for example because it has loaded an aggregate
+/// twice, gets [`LockError::TimedOut`] after the [longest wait](Self::with_max_wait).
+#[derive(Clone)]
 pub struct InMemoryAsyncLockManager {
     keys: Keyed<Key>,
     slots: Keyed<Slot<Key>>,
@@ -40,13 +43,23 @@ impl Drop for Key {
     }
 }
 
+impl Default for InMemoryAsyncLockManager {
+    fn default() -> Self {
+        Self {
+            keys: Keyed::default(),
+            slots: Keyed::default(),
+            max_wait: Some(Duration::from_secs(5)),
+        }
+    }
+}
+
 impl InMemoryAsyncLockManager {
-    /// Makes a manager without locks and without a limit on waiting.
+    /// Makes a manager without locks.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets how long a call waits at most. Default: no limit.
+    /// Sets how long a call waits at most. Default 5 s, as for leases; `None` sets no limit.
     pub fn with_max_wait(mut self, max_wait: Option<Duration>) -> Self {
         self.max_wait = max_wait;
         self

@@ -42,6 +42,8 @@ pub use self::sessions::{Limits, Liveness, Sessions};
 use self::sessions::{connect_with_retries, is_transient, no_reply};
 pub use self::settings::Settings;
 use self::settings::{GUARD, SetBy};
+#[cfg(feature = "testing")]
+use super::Backend;
 use super::config::SLOW;
 use super::{
     Access, Attachment, Config, Error, Identity, Migrations, NotReady, OpenError, TransactionPool,
@@ -209,6 +211,8 @@ impl TransactionPool for PostgresPool {
         let Some(migrator) = &migrations.postgres else {
             return Ok(());
         };
+        #[cfg(feature = "testing")]
+        pool::migrate_template(&self.0.attachment, migrator).await?;
         // A separate session without a statement timeout: neither a migration nor the wait for
         // another process that runs it may be cut off. The advisory lock of a failed migration ends
         // with the session.
@@ -225,6 +229,11 @@ impl TransactionPool for PostgresPool {
             source,
             remains: "the failed migration changed nothing, those before it remain applied",
         })
+    }
+
+    #[cfg(feature = "testing")]
+    fn backend(_: &str) -> Option<Backend> {
+        Some(Backend::Postgres)
     }
 
     fn identity(&self) -> &Identity {

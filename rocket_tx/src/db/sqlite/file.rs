@@ -29,14 +29,14 @@ pub fn sqlite_open_retries() -> u64 {
 }
 
 /// A SQLite file, and how long opening it is retried while it is busy.
-pub(super) struct SqliteFile {
+pub(in crate::db) struct SqliteFile {
     path: PathBuf,
     options: SqliteConnectOptions,
     busy_timeout: Duration,
 }
 
 impl SqliteFile {
-    pub(super) fn new(options: SqliteConnectOptions, busy_timeout: Duration) -> Self {
+    pub(in crate::db) fn new(options: SqliteConnectOptions, busy_timeout: Duration) -> Self {
         let path = options.get_filename().to_owned();
         Self {
             path,
@@ -51,7 +51,7 @@ impl SqliteFile {
 
     /// Creates the file and its folder if they are missing, and makes sure that the file is in WAL
     /// mode.
-    pub(super) async fn prepare(&self) -> Result<(), OpenError> {
+    pub(in crate::db) async fn prepare(&self) -> Result<(), OpenError> {
         if let Some(folder) = self
             .path
             .parent()
@@ -86,7 +86,7 @@ impl SqliteFile {
     /// Runs the migrations in one `BEGIN IMMEDIATE` transaction on one connection. Afterwards
     /// either all of them are applied or the file is unchanged. Other processes that write wait
     /// meanwhile.
-    pub(super) async fn migrate(&self, migrator: &Migrator) -> Result<(), Error> {
+    pub(in crate::db) async fn migrate(&self, migrator: &Migrator) -> Result<(), Error> {
         self.with_retries(|| async {
             let mut connection = self.connect().await?;
             let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;

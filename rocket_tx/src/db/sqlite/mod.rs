@@ -50,13 +50,15 @@ pub use self::file::is_sqlite_busy;
 pub use self::file::sqlite_open_retries;
 pub use self::writer_session::OneShotWriter;
 
-use self::file::SqliteFile;
+pub(super) use self::file::SqliteFile;
 use self::holder::{Held, Holder};
 use self::place::Place;
 use self::readiness::Probe;
 use self::sync::SharedSync;
 use self::writer::{Writer, WriterFile, unreachable};
 use self::writer_session::WriterSession;
+#[cfg(feature = "testing")]
+use crate::db::Backend;
 use crate::db::config::{SLOW, Synchronous};
 use crate::db::enclosing::is_within;
 use crate::db::error_class::waits_for_itself;
@@ -430,9 +432,18 @@ impl TransactionPool for SqlitePool {
 
     async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
         match &migrations.sqlite {
-            Some(migrator) => self.0.file.migrate(migrator).await,
+            Some(migrator) => {
+                #[cfg(feature = "testing")]
+                pool::migrate_template(&self.0.attachment, migrator).await?;
+                self.0.file.migrate(migrator).await
+            }
             None => Ok(()),
         }
+    }
+
+    #[cfg(feature = "testing")]
+    fn backend(_: &str) -> Option<Backend> {
+        Some(Backend::Sqlite)
     }
 
     fn identity(&self) -> &Identity {

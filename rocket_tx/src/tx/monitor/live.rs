@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Serialize;
+#[cfg(feature = "testing")]
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use super::feed::{EventKind, Feed, Listener};
 use crate::db::Recovery;
@@ -27,6 +29,9 @@ struct Inner {
     next: AtomicU64,
     settled: [AtomicU64; 4],
     hook_failures: AtomicU64,
+    /// The requests whose hooks are running.
+    #[cfg(feature = "testing")]
+    running_hooks: TaskTracker,
     feed: Feed,
     /// Set at launch, if the service commits several databases atomically.
     recovery: OnceLock<Arc<Recovery>>,
@@ -164,6 +169,26 @@ impl Live {
     /// Returns how many hooks have failed or panicked since the launch.
     pub fn hook_failures(&self) -> u64 {
         self.0.hook_failures.load(Ordering::Relaxed)
+    }
+
+    /// Returns a token. [`hooks_have_run`](Self::hooks_have_run) waits until it is dropped.
+    #[cfg(feature = "testing")]
+    pub(in crate::tx) fn hooks_begin(&self) -> TaskTrackerToken {
+        self.0.running_hooks.token()
+    }
+
+    /// Returns the number of requests whose hooks are running.
+    #[cfg(feature = "testing")]
+    pub(crate) fn running_hooks(&self) -> usize {
+        self.0.running_hooks.len()
+    }
+
+    /// Waits until no hooks are running.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn hooks_have_run(&self) {
+        // A closed tracker still accepts tokens.
+        self.0.running_hooks.close();
+        self.0.running_hooks.wait().await;
     }
 
     pub(in crate::tx) fn count_hook_failure(&self) {

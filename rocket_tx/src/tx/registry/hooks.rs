@@ -123,10 +123,14 @@ impl Hooks {
         let is_waiting = !awaited.is_empty();
         let (ends, ended) = tokio::sync::oneshot::channel::<()>();
         let live = live.clone();
+        #[cfg(feature = "testing")]
+        let running = live.hooks_begin();
         in_flight.spawn(async move {
             run_each(awaited, &live).await;
             drop(ends);
             run_each(due, &live).await;
+            #[cfg(feature = "testing")]
+            drop(running);
         });
         if is_waiting && timeout(limit, ended).await.is_err() {
             tracing::error!(
