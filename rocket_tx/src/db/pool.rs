@@ -113,12 +113,6 @@ pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error>
 /// A database in which requests can have transactions.
 ///
 /// Implemented for every type with `#[derive(Database)]` over a pool of this library.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a database that `rocket_tx` can open",
-    label = "not a type with `#[derive(Database)]` over a pool of `rocket_tx`",
-    note = "guards and `db::init` take the type of a database, not its pool: `#[derive(Database)] #[database(\"main\")] struct Main(SqlitePool);`, then `Tx<Main>`",
-    note = "its pool must be `rocket_tx::db::SqlitePool`, `PostgresPool` or `UrlPool`, not a pool of sqlx"
-)]
 pub trait TransactionalDatabase: Database<Pool: TransactionPool> {}
 
 impl<D> TransactionalDatabase for D where D: Database<Pool: TransactionPool> {}
