@@ -168,13 +168,19 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+compile_error!(
+    "rocket_tx has no backend: enable the feature `sqlite` or `postgres`, for example \
+     `rocket_tx = { version = \"0.1\", default-features = false, features = [\"sqlite\"] }`"
+);
+
 pub mod db;
 pub mod extend;
 pub mod tx;
 
 pub use tx::{
-    Begin, Commit, Error, Observer, Outstanding, Problem, Read, RequestId, Resource, Rollback,
-    Settlement, Tx, problem_catchers,
+    Begin, Commit, Error, Observer, Outstanding, Problem, Read, ReadOnly, RepeatableRead,
+    RequestId, Resource, Rollback, Serializable, Settlement, Tx, problem_catchers,
 };
 /// The crates whose types appear in this crate's public interface, at the versions that it uses.
 pub use {rocket_db_pools, sqlx};
