@@ -20,8 +20,19 @@
 //! Both backends are on by default.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs: which feature adds an item
 
+// Without a backend this is the only error, because nothing else is compiled.
+#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+compile_error!(
+    "rocket_tx_aggregates has no backend: enable the same of its features `sqlite` and `postgres` \
+     as of rocket_tx, for example `rocket_tx_aggregates = { version = \"0.1\", \
+     default-features = false, features = [\"sqlite\"] }`"
+);
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub mod aggregate;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub mod lock;
 
 /// Re-exports of the crates whose types appear in the public interface of this crate.
