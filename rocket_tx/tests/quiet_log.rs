@@ -3,9 +3,8 @@
 
 #![cfg(feature = "sqlite")]
 
-use std::sync::Mutex;
-
 use log::{LevelFilter, Log, Metadata, Record};
+use parking_lot::Mutex;
 use rocket::figment::Figment;
 use rocket::local::blocking::Client;
 use rocket::{Config, post, routes};
@@ -23,14 +22,14 @@ impl Log for Lines {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let line = format!("{} {}", record.target(), record.args());
-            self.0.lock().unwrap().push(line);
+            self.0.lock().push(line);
         }
     }
 
     fn flush(&self) {}
 }
 
-static LINES: Lines = Lines(Mutex::new(Vec::new()));
+static LINES: Lines = Lines(parking_lot::const_mutex(Vec::new()));
 
 #[derive(Database)]
 #[database("main")]
@@ -59,14 +58,14 @@ mod sqlite {
             .mount("/", routes![create]);
         let client = Client::untracked(rocket).unwrap();
         log::set_max_level(LevelFilter::Info);
-        LINES.0.lock().unwrap().clear();
+        LINES.0.lock().clear();
         let response = client.post("/").dispatch();
         assert_eq!(
             response.headers().get_one("transaction-outcome"),
             Some("committed")
         );
         drop(response);
-        let lines = std::mem::take(&mut *LINES.0.lock().unwrap());
+        let lines = std::mem::take(&mut *LINES.0.lock());
         client.terminate();
         for suffix in ["", "-wal", "-shm"] {
             let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
