@@ -167,7 +167,6 @@
 //! | [`extend`] | interfaces for libraries that build on this one, such as `rocket_tx_aggregates` |
 
 #![forbid(unsafe_code)]
-#![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs: which feature adds an item
 
 // Without a backend this is the only error, because nothing else is compiled.
 #[cfg(not(any(feature = "sqlite", feature = "postgres")))]

@@ -20,7 +20,6 @@
 //! Both backends are on by default.
 
 #![forbid(unsafe_code)]
-#![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs: which feature adds an item
 
 // Without a backend this is the only error, because nothing else is compiled.
 #[cfg(not(any(feature = "sqlite", feature = "postgres")))]

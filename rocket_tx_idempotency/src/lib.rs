@@ -74,7 +74,6 @@
 //! `sqlite` and `postgres`: the backends. Both are on by default.
 
 #![forbid(unsafe_code)]
-#![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs: which feature adds an item
 
 #[cfg(not(any(feature = "sqlite", feature = "postgres")))]
 compile_error!(
