@@ -170,12 +170,23 @@
 
 #![forbid(unsafe_code)]
 
+// Without a backend this is the only error, because nothing else is compiled.
+#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+compile_error!(
+    "rocket_tx has no backend: enable the feature `sqlite` or `postgres`, for example \
+     `rocket_tx = { version = \"0.1\", default-features = false, features = [\"sqlite\"] }`"
+);
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub mod db;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub mod extend;
-#[cfg(feature = "testing")]
+#[cfg(all(feature = "testing", any(feature = "sqlite", feature = "postgres")))]
 pub mod testing;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub mod tx;
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use tx::{
     Begin, Commit, Error, Observer, Outstanding, Problem, Read, ReadOnly, RepeatableRead,
     RequestId, Resource, Rollback, Serializable, Settlement, Tx, problem_catchers,

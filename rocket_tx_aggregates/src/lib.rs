@@ -22,7 +22,17 @@
 
 #![forbid(unsafe_code)]
 
+// Without a backend this is the only error, because nothing else is compiled.
+#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+compile_error!(
+    "rocket_tx_aggregates has no backend: enable the same of its features `sqlite` and `postgres` \
+     as of rocket_tx, for example `rocket_tx_aggregates = { version = \"0.1\", \
+     default-features = false, features = [\"sqlite\"] }`"
+);
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub mod aggregate;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub mod lock;
 
 #[cfg(feature = "testing")]

@@ -75,7 +75,16 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+compile_error!(
+    "rocket_tx_idempotency has no backend: enable the same of its features `sqlite` and `postgres` \
+     as of rocket_tx, for example `rocket_tx_idempotency = { version = \"0.1\", \
+     default-features = false, features = [\"sqlite\"] }`"
+);
+
 mod body;
+#[cfg(any(feature = "sqlite", feature = "postgres"))] // so that the error above is the only one
+mod by_url;
 mod current;
 mod hash;
 mod in_flight;

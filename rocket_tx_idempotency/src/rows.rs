@@ -4,8 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use rocket_db_pools::Database;
-use rocket_tx::db::{Connection, Session, TransactionPool};
-use rocket_tx::with_backend;
+use rocket_tx::db::{Session, TransactionPool};
 use sqlx::FromRow;
 
 use crate::hash::{Fingerprint, Scope};
@@ -156,28 +155,3 @@ rows!(sqlx::SqliteConnection, "sqlite", |claim, _scope| claim);
 #[cfg(feature = "postgres")]
 rows!(sqlx::PgConnection, "postgres", |claim, scope| claim
     .bind(scope.lock()));
-
-impl Sealed for Connection {}
-
-impl KeyRows for Connection {
-    async fn claim(
-        &mut self,
-        scope: &Scope,
-        fingerprint: &Fingerprint,
-        expiry: Duration,
-    ) -> sqlx::Result<Attempt> {
-        with_backend!(self, |db| db.claim(scope, fingerprint, expiry).await)
-    }
-
-    async fn find(&mut self, scope: &Scope) -> sqlx::Result<Option<Row>> {
-        with_backend!(self, |db| db.find(scope).await)
-    }
-
-    async fn save(&mut self, scope: &Scope, saved: &Saved) -> sqlx::Result<bool> {
-        with_backend!(self, |db| db.save(scope, saved).await)
-    }
-
-    async fn sweep(&mut self, limit: u32) -> sqlx::Result<u64> {
-        with_backend!(self, |db| db.sweep(limit).await)
-    }
-}

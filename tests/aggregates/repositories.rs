@@ -120,6 +120,10 @@ async fn assert_store_contract<S: EventStore>(store: S) {
     // A commit without new events does nothing.
     counters.commit(&mut fresh).await.unwrap();
     assert_eq!(counters.events("a", 0, 100).await.unwrap().len(), 9);
+    // Nothing of a new aggregate without events would be stored.
+    let mut empty = Counter::fresh("empty").unwrap();
+    let refused = counters.commit(&mut empty).await;
+    assert!(matches!(refused, Err(Error::NoEvents(_))), "{refused:?}");
 }
 
 async fn a_store_keeps_its_contract(backend: Backend) {

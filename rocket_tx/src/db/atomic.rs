@@ -21,7 +21,7 @@ use rocket::futures::future::join_all;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::Error;
+use super::{Backend, Error};
 
 /// Identifies a decider. The id is a row of the database, so all processes use the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -187,6 +187,9 @@ pub(crate) struct InDoubt {
 /// of their own, so they work while the pool is exhausted.
 #[rocket::async_trait]
 pub(crate) trait AtomicDatabase: Send + Sync + 'static {
+    /// Returns the backend of the database.
+    fn backend(&self) -> Backend;
+
     /// Returns the reason why the database cannot prepare transactions, or `None` if it can.
     async fn obstacle(&self) -> sqlx::Result<Option<&'static str>>;
 

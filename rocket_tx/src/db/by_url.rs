@@ -11,10 +11,10 @@ use rocket::figment::Figment;
 #[cfg(feature = "testing")]
 use super::Backend;
 use super::{
-    Access, AtomicDatabase, Attachment, BeginOptions, CommitError, Config, Decided, Decider,
-    DeciderId, Decision, DecisionId, Durability, Ending, Error, Finished, GlobalId, Identity,
-    InDoubt, Migrations, NotReady, RollbackError, Session, TransactionControl, TransactionId,
-    TransactionPool, WaitPolicy,
+    Access, AtomicDatabase, Attachment, Backend, BeginOptions, CommitError, Config, Decided,
+    Decider, DeciderId, Decision, DecisionId, Durability, Ending, Error, Finished, GlobalId,
+    Identity, InDoubt, Migrations, NotReady, RollbackError, Session, TransactionControl,
+    TransactionId, TransactionPool, WaitPolicy, scheme,
 };
 #[cfg(feature = "postgres")]
 use super::{PostgresPool, PostgresSession};
@@ -215,7 +215,8 @@ impl TransactionControl for Connection {
 
 impl UrlPool {
     async fn connect(config: &Config) -> Result<Self, Error> {
-        match scheme(&config.url) {
+        let scheme = scheme::of(&config.url);
+        match scheme.as_deref() {
             #[cfg(feature = "sqlite")]
             Some("sqlite") => Ok(Self::Sqlite(SqlitePool::connect(config).await?)),
             #[cfg(feature = "postgres")]
@@ -224,7 +225,7 @@ impl UrlPool {
             }
             // The URL may contain a password, so the error repeats only its scheme.
             _ => Err(Error::Url {
-                reason: match scheme(&config.url) {
+                reason: match &scheme {
                     Some(scheme) => format!("no backend for `{scheme}:`"),
                     None => "it names no backend".into(),
                 },
@@ -235,12 +236,12 @@ impl UrlPool {
     }
 }
 
-fn scheme(url: &str) -> Option<&str> {
-    url.split_once(':').map(|(scheme, _)| scheme)
-}
-
 #[rocket::async_trait]
 impl AtomicDatabase for UrlPool {
+    fn backend(&self) -> Backend {
+        either!(Self, self, |pool| pool.backend())
+    }
+
     async fn obstacle(&self) -> sqlx::Result<Option<&'static str>> {
         either!(Self, self, |pool| pool.obstacle().await)
     }
@@ -321,7 +322,7 @@ impl TransactionPool for UrlPool {
     }
 
     fn identity_before_opening(configuration: &Figment) -> Option<Identity> {
-        match scheme(&configuration.extract_inner::<String>("url").ok()?)? {
+        match &*scheme::of(&configuration.extract_inner::<String>("url").ok()?)? {
             #[cfg(feature = "sqlite")]
             "sqlite" => SqlitePool::identity_before_opening(configuration),
             _ => None,

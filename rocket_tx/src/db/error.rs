@@ -1,5 +1,6 @@
 //! The errors of opening a database at launch.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,8 +11,20 @@ use rocket::figment;
 #[non_exhaustive]
 pub enum Error {
     /// A setting in `Rocket.toml` or a `ROCKET_*` variable is missing or invalid.
-    #[error("{0}; correct it in Rocket.toml or in ROCKET_DATABASES")]
+    #[error("{}; correct it in Rocket.toml or in ROCKET_DATABASES", Setting(.0))]
     Config(#[from] Box<figment::Error>),
+
+    /// The configuration has no table for the database.
+    #[error(
+        "there is no such table in the configuration{}; add `[default.databases.{name}]` with the line `url = \"sqlite:data/{name}.db\"` or `url = \"postgres://user@host/database\"` to Rocket.toml, or the table to ROCKET_DATABASES",
+        but_others(configured)
+    )]
+    NotConfigured {
+        /// The name of the database.
+        name: &'static str,
+        /// The names of the databases that are configured.
+        configured: Vec<String>,
+    },
 
     /// The URL is invalid or not supported.
     #[error("`url`: {reason}; {advice}")]
@@ -50,6 +63,31 @@ pub enum Error {
         "no connection is available: {0}; raise `max_connections` or `connect_timeout`, or find the requests that hold a connection for long"
     )]
     Acquire(#[from] sqlx::Error),
+}
+
+/// Displays the error of a setting. figment shows the known keys in doubled quotes.
+struct Setting<'a>(&'a figment::Error);
+
+impl fmt::Display for Setting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.kind {
+            figment::error::Kind::UnknownField(key, known) => {
+                write!(
+                    f,
+                    "there is no key `{key}`; the keys are `{}`",
+                    known.join("`, `")
+                )
+            }
+            _ => self.0.fmt(f),
+        }
+    }
+}
+
+fn but_others(configured: &[String]) -> String {
+    match configured {
+        [] => String::new(),
+        others => format!(", only for `{}`", others.join("`, `")),
+    }
 }
 
 impl From<figment::Error> for Error {

@@ -3,7 +3,7 @@
 //! `D::init()` of rocket_db_pools works too. But it does not give the pool the name of the
 //! database, so its launch errors cannot name the database. The errors of this fairing do.
 
-use std::any::TypeId;
+use std::any::{TypeId, type_name};
 use std::fmt::Display;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
@@ -22,8 +22,8 @@ use super::OwnDatabases;
 #[cfg(feature = "postgres")]
 use super::health::Health;
 use super::{
-    Arrival, AtomicHandle, Attachment, Error, Identity, Migrations, TransactionPool,
-    TransactionalDatabase,
+    Advice, Arrival, AtomicDatabase, AtomicHandle, Attachment, Error, Identity, Migrations,
+    TransactionPool, TransactionalDatabase,
 };
 
 /// Returns a fairing that attaches the database `D`: it opens and migrates the database at launch.
@@ -115,6 +115,9 @@ impl<D: TransactionalDatabase> Initializer<D> {
         attached: &AttachedDatabases,
     ) -> Result<D::Pool, String> {
         let refused = |error: Error| refusal::<D>(&error);
+        if attached.contains::<D>() {
+            return Err(attached_twice::<D>());
+        }
         let configuration = configuration::<D>(rocket).map_err(refused)?;
         let identity = D::Pool::identity_before_opening(&configuration);
         if let Some(other) = identity.and_then(|identity| attached.name_of(&identity)) {
@@ -134,6 +137,9 @@ impl<D: TransactionalDatabase> Initializer<D> {
         attached
             .attach::<D, _>(rocket, &pool)
             .map_err(same_database::<D>)?;
+        if let Some(lack) = self.migrations.lack(pool.backend()) {
+            tracing::warn!(database = D::NAME, "{lack}");
+        }
         pool.migrate(&self.migrations).await.map_err(refused)?;
         Ok(pool)
     }
@@ -152,7 +158,10 @@ fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, Error> 
     // the service would open the database that a source of lower priority names. The value may be a
     // URL with a password, so the error does not repeat it.
     let Ok(table) = figment.find_value(&key) else {
-        return Err(figment::Error::from(figment::error::Kind::MissingField("url".into())).into());
+        return Err(Error::NotConfigured {
+            name: D::NAME,
+            configured: configured(figment),
+        });
     };
     if table.into_dict().is_none() {
         return Err(figment::Error::from(figment::error::Kind::InvalidType(
@@ -168,6 +177,23 @@ fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, Error> 
         .focus(&key)
         .join(Serialized::default("max_connections", workers * 4))
         .join(Serialized::default("connect_timeout", 5)))
+}
+
+/// Returns the names of the databases that the configuration has.
+fn configured(figment: &Figment) -> Vec<String> {
+    let databases = figment.find_value("databases").ok();
+    let databases = databases.and_then(figment::value::Value::into_dict);
+    databases.map_or_else(Vec::new, |databases| databases.into_keys().collect())
+}
+
+/// Returns the error message for the case that the launch code attaches `D` twice.
+fn attached_twice<D: Database>() -> String {
+    let database = type_name::<D>();
+    format!(
+        "the launch code attaches the database `{}` twice; remove one of the two lines \
+         `.attach(rocket_tx::db::init::<{database}>())`",
+        D::NAME
+    )
 }
 
 /// Returns the error message for the case that `D` is the same database as `other`, which is
@@ -193,6 +219,7 @@ struct Attached {
 pub(crate) struct AttachedDatabases {
     databases: Arc<Mutex<Vec<Attached>>>,
     pub(crate) in_flight: TaskTracker,
+    advice: Arc<Advice>,
     /// How long the settlement of one request may take. Set by `Settlement`.
     pub(crate) settle_timeout: Arc<OnceLock<Duration>>,
 }
@@ -205,7 +232,10 @@ impl AttachedDatabases {
             let attached = attached.clone();
             return (rocket, attached);
         }
-        let attached = Self::default();
+        let attached = Self {
+            advice: Arc::new(Advice::of(&rocket)),
+            ..Self::default()
+        };
         (rocket.manage(attached.clone()), attached)
     }
 
@@ -222,6 +252,13 @@ impl AttachedDatabases {
             .iter()
             .map(|known| Arc::clone(&known.atomic))
             .collect()
+    }
+
+    fn contains<D: 'static>(&self) -> bool {
+        let databases = self.databases.lock();
+        databases
+            .iter()
+            .any(|known| known.database == TypeId::of::<D>())
     }
 
     /// Returns the name under which this database is already attached.
@@ -251,6 +288,7 @@ impl AttachedDatabases {
             name: D::NAME,
             rank: databases.len(),
             in_flight: self.in_flight.clone(),
+            advice: Arc::clone(&self.advice),
             close_timeout: close_timeout(rocket),
             #[cfg(feature = "postgres")]
             settle_timeout: Arc::clone(&self.settle_timeout),

@@ -8,10 +8,12 @@
 //! | `ending` | [`Ending`]: ends a transaction from outside its session |
 //! | `sqlite` | one writer and several readers per file, and the sync of the write-ahead log |
 //! | `postgres` | the pool for transactions, the read-only pool, and the checks of their sessions |
+//! | `scheme` | the scheme of a URL: which backend it names |
 //! | `by_url` | [`UrlPool`]: the URL selects the backend, and each query is written once |
 //! | `atomic` | two-phase commit over several databases |
 //! | `recovery` | finishes prepared transactions that are in doubt |
 //! | `initializer` | [`init`]: the fairing that attaches a database |
+//! | `advice` | warnings in the debug profile |
 //! | `arrival` | the remote address of a request, before other fairings change it |
 //! | `health` | Postgres: log messages when a database becomes unavailable and when it recovers |
 //! | `readiness` | [`NotReady`]: whether a database can serve now, for readiness probes |
@@ -24,6 +26,7 @@
 //! This module does not decide what the outcome of a transaction means for a response; that is
 //! decided in [`tx`](crate::tx).
 
+mod advice;
 mod arrival;
 mod atomic;
 mod by_url;
@@ -43,6 +46,7 @@ mod pool;
 mod postgres;
 mod readiness;
 mod recovery;
+mod scheme;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 #[cfg(feature = "testing")]
@@ -70,6 +74,7 @@ pub use transaction::{
     TransactionGuard, TransactionOptions, WaitPolicy,
 };
 
+pub(crate) use advice::{Advice, Topic};
 pub(crate) use arrival::Arrival;
 pub(crate) use atomic::{
     AtomicDatabase, AtomicHandle, Decided, Decider, DeciderId, Decision, DecisionId, Finished,
@@ -84,6 +89,7 @@ pub use error_class::ErrorClass;
 pub(crate) use error_class::{WAITS_FOR_ITSELF, is_conflict};
 pub(crate) use full_jitter::{FullJitter, Pauses};
 pub(crate) use initializer::{AttachedDatabases, same_database};
+pub(crate) use pool::Backend;
 #[cfg(feature = "postgres")]
 #[doc(hidden)]
 pub use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};

@@ -17,7 +17,7 @@ use super::health::Health;
 #[cfg(feature = "testing")]
 use super::testing::Template;
 use super::{
-    Access, AtomicDatabase, BeginOptions, Error, NotReady, Session, Transaction,
+    Access, Advice, AtomicDatabase, BeginOptions, Error, NotReady, Session, Transaction,
     TransactionControl, WaitPolicy,
 };
 
@@ -28,6 +28,10 @@ use super::{
 /// clone is another handle on the same pool.
 // The private bound makes the trait sealed.
 #[allow(private_bounds)]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a pool of `rocket_tx`",
+    note = "use `rocket_tx::db::SqlitePool`, `rocket_tx::db::PostgresPool` or `rocket_tx::db::UrlPool`"
+)]
 pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error> + Clone {
     /// A connection that was acquired from the pool.
     type Session: Session;
@@ -141,6 +145,8 @@ pub struct Attachment {
     pub(crate) rank: usize,
     /// The requests, and their hooks after settlement, that have not ended.
     pub(crate) in_flight: TaskTracker,
+    /// Warnings to developers.
+    pub(crate) advice: Arc<Advice>,
     /// How long closing waits for `in_flight`.
     pub(crate) close_timeout: Duration,
     /// How long the settlement of one request may take. The outcome of a lost COMMIT is queried
@@ -237,7 +243,40 @@ pub struct Migrations {
     pub(super) postgres: Option<Arc<sqlx::migrate::Migrator>>,
 }
 
+/// The system that stores a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backend {
+    #[cfg(feature = "sqlite")]
+    Sqlite,
+    #[cfg(feature = "postgres")]
+    Postgres,
+}
+
 impl Migrations {
+    /// Returns a message for the log if there are migrations for another backend, but none for
+    /// `backend`. This is no error: something else may create the tables there.
+    pub(super) fn lack(&self, backend: Backend) -> Option<&'static str> {
+        #[cfg(all(feature = "sqlite", feature = "postgres"))]
+        match (backend, &self.sqlite, &self.postgres) {
+            (Backend::Sqlite, None, Some(_)) => Some(
+                "the database is SQLite, but its migrations are only for Postgres, so none ran; add \
+                 `.sqlite(sqlx::migrate!(..))` to its `Migrations`, unless something else creates \
+                 its tables",
+            ),
+            (Backend::Postgres, Some(_), None) => Some(
+                "the database is Postgres, but its migrations are only for SQLite, so none ran; add \
+                 `.postgres(sqlx::migrate!(..))` to its `Migrations`, unless something else creates \
+                 its tables",
+            ),
+            _ => None,
+        }
+        #[cfg(not(all(feature = "sqlite", feature = "postgres")))]
+        {
+            let _ = backend;
+            None
+        }
+    }
+
     /// Creates a value without migrations.
     pub fn new() -> Self {
         Self::default()

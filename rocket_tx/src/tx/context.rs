@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Span;
 use tracing::field::Empty;
+use tracing::subscriber::NoSubscriber;
 
 use super::request_id::RequestId;
 
@@ -45,21 +46,30 @@ pub(in crate::tx) struct RequestContext {
     pub(in crate::tx) in_flight: TaskTrackerToken,
 }
 
+/// Whether the service has a `tracing` subscriber. Without one, `tracing` writes a line to Rocket's
+/// log for each span and for each value that is recorded in it: five lines a request.
+fn has_subscriber() -> bool {
+    !tracing::dispatcher::get_default(|dispatch| dispatch.is::<NoSubscriber>())
+}
+
 impl RequestContext {
     fn new(request: &Request<'_>, in_flight: TaskTrackerToken) -> Self {
         let id = RequestId::mint();
         Self {
             id,
             method: OnceLock::new(),
-            span: tracing::info_span!(
-                "request",
-                %id,
-                method = %request.method(),
-                route = Empty,
-                verdict = Empty,
-                outcome = Empty,
-                status = Empty,
-            ),
+            span: match has_subscriber() {
+                true => tracing::info_span!(
+                    "request",
+                    %id,
+                    method = %request.method(),
+                    route = Empty,
+                    verdict = Empty,
+                    outcome = Empty,
+                    status = Empty,
+                ),
+                false => Span::none(),
+            },
             has_known_outage: AtomicBool::new(false),
             in_flight,
         }

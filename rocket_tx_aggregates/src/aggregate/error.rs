@@ -12,6 +12,12 @@ pub enum Error {
     #[error("the id is not valid: it must have 1 to 200 bytes and no control characters")]
     Id,
 
+    /// A new aggregate was committed without any event, so there is nothing to store. 500.
+    #[error(
+        "`{0}` is new and has no events, so a commit would store nothing; record an event in it first"
+    )]
+    NoEvents(String),
+
     /// The stream has received other events since the aggregate was loaded. 409.
     #[error("`{0}` was changed after it was loaded; load it again and retry")]
     Conflict(String),
@@ -56,7 +62,9 @@ impl From<Error> for rocket_tx::Error {
         let status = match error {
             Error::Id => Status::UnprocessableEntity,
             Error::Conflict(_) => return Self::Conflict(error.to_string().into()),
-            Error::Corrupt { .. } | Error::Encode { .. } => Status::InternalServerError,
+            Error::NoEvents(_) | Error::Corrupt { .. } | Error::Encode { .. } => {
+                Status::InternalServerError
+            }
             Error::Lock(error) => return error.into(),
             Error::Transaction(error) => return error,
             Error::Database(error) => return error.into(),

@@ -244,7 +244,8 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     /// # Errors
     ///
     /// [`Error::Conflict`] if another writer has appended first; [`Error::Lock`] if the lease was
-    /// lost. The aggregate is then unchanged.
+    /// lost; [`Error::NoEvents`] if the aggregate is new and has no events. The aggregate is then
+    /// unchanged.
     pub async fn commit(&self, aggregate: &mut A) -> Result<(), Error> {
         self.commit_all(&mut [aggregate]).await
     }
@@ -313,6 +314,9 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     fn append_of(&self, aggregate: &A) -> Result<Append, Error> {
         let entity = aggregate.entity();
         let (before, after) = (entity.committed_version(), entity.version());
+        if after == 0 {
+            return Err(Error::NoEvents(A::stream(entity.id())?));
+        }
         let every = self.repository.snapshot_every();
         let due = every > 0 && before / every < after / every;
         Ok(Append {

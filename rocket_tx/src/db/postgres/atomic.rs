@@ -15,7 +15,7 @@ use crate::db::atomic::{
     AtomicDatabase, Decided, Decider, DeciderId, DecisionId, Finished, GlobalId, InDoubt,
     has_only_known_participants, parse_id,
 };
-use crate::db::{Error, Migrations, TransactionPool};
+use crate::db::{Backend, Error, Migrations, TransactionPool};
 
 /// Limits each method. A decision can wait for the transaction of a late decider.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -49,6 +49,10 @@ impl PostgresPool {
 
 #[rocket::async_trait]
 impl AtomicDatabase for PostgresPool {
+    fn backend(&self) -> Backend {
+        Backend::Postgres
+    }
+
     async fn obstacle(&self) -> sqlx::Result<Option<&'static str>> {
         let sql = "SELECT pg_catalog.current_setting('max_prepared_transactions'), \
              pg_catalog.pg_is_in_recovery()::pg_catalog.text";

@@ -47,7 +47,7 @@ use super::Backend;
 use super::config::SLOW;
 use super::{
     Access, Attachment, Config, Error, Identity, Migrations, NotReady, OpenError, TransactionPool,
-    WaitPolicy, pool,
+    WaitPolicy, pool, scheme,
 };
 
 /// A Postgres database: at most `max_connections` sessions for transactions, and as many read-only
@@ -121,6 +121,16 @@ impl PostgresPool {
 
 fn connect_options(config: &Config) -> Result<PgConnectOptions, Error> {
     let url = |reason: String, advice| Error::Url { reason, advice };
+    // The driver accepts every scheme, and connects to localhost if there is no host.
+    if let Some(scheme) = scheme::of(&config.url)
+        && !["postgres", "postgresql"].contains(&&*scheme)
+    {
+        return Err(url(
+            format!("`{scheme}:` is not a scheme of `PostgresPool`"),
+            "write postgres://user@host/database; for a SQLite file, declare the database with \
+             `SqlitePool` or `UrlPool`",
+        ));
+    }
     if hosts(&config.url) > 1 {
         return Err(url(
             "it names several hosts, but the driver can connect to only one".into(),

@@ -11,8 +11,8 @@ use crate::db::atomic::{
     has_only_known_participants, parse_id,
 };
 use crate::db::{
-    Access, BeginOptions, CommitError, Error, Isolation, Migrations, Session, TransactionPool,
-    WaitPolicy,
+    Access, Backend, BeginOptions, CommitError, Error, Isolation, Migrations, Session,
+    TransactionPool, WaitPolicy,
 };
 
 /// Qualified, so that a temporary table of the same name does not hide it.
@@ -26,6 +26,10 @@ const WRITES: BeginOptions = BeginOptions {
 
 #[rocket::async_trait]
 impl AtomicDatabase for SqlitePool {
+    fn backend(&self) -> Backend {
+        Backend::Sqlite
+    }
+
     async fn obstacle(&self) -> sqlx::Result<Option<&'static str>> {
         Ok(Some("SQLite cannot prepare transactions"))
     }

@@ -33,6 +33,7 @@ mod sync;
 mod watch;
 mod writer;
 mod writer_session;
+use std::borrow::Cow;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -65,7 +66,7 @@ use crate::db::error_class::waits_for_itself;
 use crate::db::{
     Access, Attachment, BeginOptions, CommitError, Config, Decided, Decision, Durability, Ending,
     Error, GlobalId, Identity, Migrations, NotReady, RollbackError, Session, TransactionControl,
-    TransactionId, TransactionPool, WaitPolicy, pool,
+    TransactionId, TransactionPool, WaitPolicy, pool, scheme,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -348,7 +349,7 @@ const QUEUE: usize = isize::MAX.unsigned_abs();
 
 fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
     let url = |reason: String, advice| Error::Url { reason, advice };
-    let options = SqliteConnectOptions::from_str(&config.url)
+    let options = SqliteConnectOptions::from_str(&url_of_file(&config.url)?)
         .map_err(|error| url(error.to_string(), "write it as sqlite:path/to/file.db"))?;
     let parameters = config.url.split_once('?').map_or("", |(_, after)| after);
     let has = |wanted: &[&str]| parameters.split('&').any(|one| wanted.contains(&one));
@@ -388,6 +389,25 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
         .log_slow_statements(log::LevelFilter::Debug, SLOW)
         // Except on the writer, SQLite itself syncs. This matters above all for migrations.
         .synchronous(level(config.synchronous)))
+}
+
+/// Returns the URL with its scheme in lower case, as the driver expects it. The driver takes a URL
+/// with any other scheme for a path, and would create that file.
+///
+/// # Errors
+///
+/// The URL has a scheme that is not `sqlite`. The URL may contain a password, so the error repeats
+/// only its scheme.
+fn url_of_file(url: &str) -> Result<Cow<'_, str>, Error> {
+    match scheme::split(url) {
+        None => Ok(url.into()),
+        Some((scheme, rest)) if scheme == "sqlite" => Ok(format!("sqlite:{rest}").into()),
+        Some((scheme, _)) => Err(Error::Url {
+            reason: format!("`{scheme}:` is not a scheme of `SqlitePool`"),
+            advice: "write sqlite:path/to/file.db for a file; for a Postgres database, declare \
+                     the database with `PostgresPool` or `UrlPool`",
+        }),
+    }
 }
 
 /// Identifies a file by device and inode where the system has them. A link to the file then has the
@@ -452,7 +472,7 @@ impl TransactionPool for SqlitePool {
 
     fn identity_before_opening(configuration: &Figment) -> Option<Identity> {
         let url: String = configuration.extract_inner("url").ok()?;
-        let options = SqliteConnectOptions::from_str(&url).ok()?;
+        let options = SqliteConnectOptions::from_str(&url_of_file(&url).ok()?).ok()?;
         let file = options.get_filename();
         file.exists().then(|| identity(file))
     }

@@ -81,7 +81,7 @@ pub enum Error {
     /// by a `Read` when it takes a `Tx`, or by another `Read`. A request holds at most one
     /// connection of a pool. 500.
     #[error(
-        "this request already holds a connection of `{0}`; use the guard that is open, or drop it before you take another one"
+        "this request already holds a connection of `{0}`, and may have only one; a guard that reads through `Read` must stand before `Tx` in the handler's arguments, or the handler takes `Begin` instead of `Tx`; elsewhere, use the guard that is open, or drop it before you take another one"
     )]
     SecondConnection(&'static str),
 
@@ -333,19 +333,19 @@ impl Error {
                 "database",
                 "The database reported an error. Nothing was changed.".into(),
             ),
-            Self::NoSettlement => ("no-settlement", self.to_string().into()),
-            Self::NotEntered => ("not-entered", self.to_string().into()),
-            Self::NotAttached(_) => ("not-attached", self.to_string().into()),
-            Self::NotSetUp(_) => ("not-set-up", self.to_string().into()),
-            Self::CheckedOut(_) => ("checked-out", self.to_string().into()),
-            Self::Weaker(_) => ("weaker", self.to_string().into()),
-            Self::Isolation { .. } => ("isolation", self.to_string().into()),
-            Self::SecondConnection(_) => ("second-connection", self.to_string().into()),
-            Self::WaitsForItself(_) => ("waits-for-itself", self.to_string().into()),
-            Self::BegunBefore(_) => ("begun-before", self.to_string().into()),
+            Self::NoSettlement => ("no-settlement", MISUSE.into()),
+            Self::NotEntered => ("not-entered", MISUSE.into()),
+            Self::NotAttached(_) => ("not-attached", MISUSE.into()),
+            Self::NotSetUp(_) => ("not-set-up", MISUSE.into()),
+            Self::CheckedOut(_) => ("checked-out", MISUSE.into()),
+            Self::Weaker(_) => ("weaker", MISUSE.into()),
+            Self::Isolation { .. } => ("isolation", MISUSE.into()),
+            Self::SecondConnection(_) => ("second-connection", MISUSE.into()),
+            Self::WaitsForItself(_) => ("waits-for-itself", MISUSE.into()),
+            Self::BegunBefore(_) => ("begun-before", MISUSE.into()),
             Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
-            Self::NotOver(_) => ("not-over", self.to_string().into()),
-            Self::Settled => ("settled", self.to_string().into()),
+            Self::NotOver(_) => ("not-over", MISUSE.into()),
+            Self::Settled => ("settled", MISUSE.into()),
             Self::HandlerTimeout(_) => ("handler-timeout", self.to_string().into()),
             Self::SettleTimeout(_) => ("settle-timeout", self.to_string().into()),
             Self::CannotPrepare { .. } => (
@@ -470,6 +470,9 @@ impl From<RollbackError> for Error {
         }
     }
 }
+
+/// Tells the client that the service made a mistake. The log explains the mistake to its developers.
+const MISUSE: &str = "The service uses its own transactions wrongly; its log explains the mistake, under the id of this request.";
 
 /// Returns `true` if `status` tells the client that the request failed.
 fn is_failure(status: Status) -> bool {

@@ -7,10 +7,12 @@
 //! | `read` | [`Read`], the guard for handlers that only read |
 //! | `registry` | the guard `&Outstanding`, and the handling of a failed guard |
 //! | `decision` | [`Commit`], [`Rollback`]: return types that decide the verdict |
+//! | `advice` | warnings in the debug profile |
 //! | `bounded` | [`bounded`]: a time limit for handlers |
 //! | `catchers` | catchers that report why a guard failed |
 //! | `launch` | the check at launch that a service has everything that guards need |
 
+mod advice;
 mod bounded;
 mod catchers;
 mod decision;

@@ -11,6 +11,7 @@ use rocket::{Ignite, Rocket, Sentinel};
 use rocket_db_pools::Database;
 use tracing::Instrument;
 
+use super::advice::advise_on_order;
 use super::launch;
 use super::registry::fail_request;
 use crate::db::{Access, Session, TransactionPool, TransactionalDatabase};
@@ -116,6 +117,7 @@ impl<D: TransactionalDatabase> Read<D> {
     pub async fn in_request(outstanding: &Arc<Outstanding>, pool: &D::Pool) -> Result<Self, Error> {
         let _turn = outstanding.acquire_in_turn().await;
         let rank = rank_of::<D>(pool)?;
+        advise_on_order::<D>(outstanding, pool);
         let by_body = Arc::<AtomicBool>::default();
         let wait = outstanding.reading_begins::<D>(rank, Arc::clone(&by_body))?;
         // Created before the wait: if the future is dropped while it waits, the entry is removed.

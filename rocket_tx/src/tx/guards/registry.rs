@@ -4,6 +4,7 @@ use rocket::request::{FromRequest, Outcome};
 use rocket::{Ignite, Request, Rocket, Sentinel};
 
 use super::launch;
+use crate::tx::context::RequestContext;
 use crate::tx::failure::Error;
 use crate::tx::registry::Outstanding;
 
@@ -48,7 +49,10 @@ pub(super) fn fail_request<T>(request: &Request<'_>, error: Error) -> Outcome<T,
     // A replay is no failure.
     match error.note_known_outage(request) || matches!(error, Error::Replayed) {
         true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
-        false => tracing::warn!(%error, uri = %request.uri(), "a request guard failed"),
+        false => {
+            let id = RequestContext::of(request).map(|context| context.id);
+            tracing::warn!(request = ?id, %error, uri = %request.uri(), "a request guard failed");
+        }
     }
     if let Ok(outstanding) = Outstanding::of(request) {
         outstanding.fail(error.problem());

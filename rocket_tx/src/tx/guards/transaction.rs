@@ -9,6 +9,7 @@ use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Ignite, Rocket, Sentinel};
 use tokio::sync::{OwnedMappedMutexGuard, OwnedMutexGuard};
 
+use super::advice::{advise_on_body, advise_on_order};
 use super::launch;
 use super::registry::guard_failed;
 use crate::db::TransactionalDatabase;
@@ -196,6 +197,7 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
     }
 
     pub(super) async fn begin_for(&self, guard: &'static str) -> Result<Tx<D, M>, Error> {
+        advise_on_order::<D>(&self.outstanding, &self.pool);
         let checked_out = self.outstanding.begin::<D, M>(&self.pool, guard).await?;
         Tx::new(checked_out, &self.outstanding)
     }
@@ -235,7 +237,10 @@ async fn guarded<D: TransactionalDatabase, M: Mode>(
     guard: &'static str,
 ) -> Outcome<Tx<D, M>, Error> {
     let result = match begin {
-        Ok(begin) => begin.begin_for(guard).await,
+        Ok(begin) => {
+            advise_on_body::<D>(request, &begin.pool);
+            begin.begin_for(guard).await
+        }
         Err(error) => Err(error),
     };
     match result {

@@ -12,6 +12,10 @@ use crate::db::{Access, Isolation};
 /// assert_eq!(<ReadOnly<Serializable>>::ISOLATION, Isolation::Serializable);
 /// assert_eq!(<ReadOnly<Serializable>>::ACCESS, Access::ReadOnly);
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a mode of a transaction",
+    note = "use `rocket_tx::Serializable`, `RepeatableRead` or `ReadOnly`, for example `Tx<Main, Serializable>`"
+)]
 pub trait Mode: Send + Sync + 'static {
     /// Isolation from other transactions.
     const ISOLATION: Isolation;

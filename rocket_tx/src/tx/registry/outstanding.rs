@@ -264,6 +264,28 @@ impl Outstanding {
         Ok(wait)
     }
 
+    /// Returns the database that the request holds although it is attached after `D`, if the
+    /// request does not have a transaction of `D` yet.
+    pub(in crate::tx) fn held_before_its_turn<D: Database>(
+        &self,
+        rank: usize,
+    ) -> Option<&'static str> {
+        let state = self.state.lock();
+        let database = TypeId::of::<D>();
+        if state.databases().any(|entry| entry.database == database) {
+            return None;
+        }
+        let open = state.databases().map(|entry| (entry.rank, entry.name));
+        let reading = state.reading.iter().map(|read| (read.rank, read.name));
+        let mut held = open.chain(reading);
+        held.find_map(|(held, name)| (held > rank).then_some(name))
+    }
+
+    /// The name of the current route.
+    pub(in crate::tx) fn route(&self) -> Option<Cow<'static, str>> {
+        self.state.lock().route.clone()
+    }
+
     /// Whether the request has a registered `Read`.
     pub(in crate::tx) fn is_read_from(&self) -> bool {
         !self.state.lock().reading.is_empty()

@@ -11,7 +11,7 @@ use rocket::futures::future::join_all;
 use rocket::http::Header;
 use rocket::{Request, Response};
 use tokio::time::timeout_at;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::capture::capture;
 use super::read_body;
@@ -60,7 +60,10 @@ impl Fairing for ResponseFairing {
             };
             // Panics of resources, vetoes and hooks are caught where they are called. This
             // `catch_unwind` catches the panics of their destructors.
-            let span = tracing::info_span!(parent: &context.span, "settle");
+            let span = match context.span.is_none() {
+                true => Span::none(),
+                false => tracing::info_span!(parent: &context.span, "settle"),
+            };
             let settled = AssertUnwindSafe(settling.run(response)).catch_unwind();
             if settled.instrument(span).await.is_err() {
                 tracing::error!(
