@@ -3,6 +3,7 @@
 mod aggregates;
 mod console;
 mod faults;
+mod lanes;
 mod looks;
 mod restarts;
 mod todos;

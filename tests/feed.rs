@@ -15,21 +15,21 @@ use crate::aggregates::{create, rename};
 use crate::support::{Backend, Events, Http, HttpResponse, Service, Stage, eventually};
 
 /// A client that collects the events of the feed, from the moment of its creation.
-struct Listener {
+pub struct Listener {
     stream: Events,
     /// The events of each request, in the order in which they arrived.
-    events: HashMap<String, Vec<Value>>,
+    pub events: HashMap<String, Vec<Value>>,
 }
 
 impl Listener {
-    async fn on(http: &Http) -> Self {
+    pub async fn on(http: &Http) -> Self {
         Self {
             stream: Events::of(http, "/registry/events").await,
             events: HashMap::new(),
         }
     }
 
-    async fn more(&mut self) {
+    pub async fn more(&mut self) {
         let events = self.stream.more().await.expect("the feed is open");
         for (_, data) in events.into_iter().filter(|(name, _)| name == "request") {
             let event: Value = serde_json::from_str(&data).unwrap();
@@ -39,7 +39,7 @@ impl Listener {
     }
 
     /// Returns the events of one request, once an event has arrived for which `is_last` is `true`.
-    async fn of(
+    pub async fn of(
         &mut self,
         response: &HttpResponse,
         is_last: impl Fn(&Value) -> bool,

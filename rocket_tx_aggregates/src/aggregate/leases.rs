@@ -11,6 +11,7 @@ use rocket_tx::tx::{Outstanding, ReadOnly};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::error::Error;
 use super::initializer::Shared;
@@ -154,8 +155,11 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         let lease = match self.excluded_by_transaction(stream).await? {
             true => None,
             false => {
-                let span = tracing::debug_span!("lease", database = D::NAME);
-                Some(self.acquire(stream, deadline).instrument(span).await?)
+                let span = tracing::debug_span!("lease", database = D::NAME, acquired = Empty);
+                let lease = self.acquire(stream, deadline).instrument(span.clone());
+                let lease = lease.await;
+                span.record("acquired", lease.is_ok());
+                Some(lease?)
             }
         };
         let handle = self.handle(stream);

@@ -1,0 +1,404 @@
+//! The lanes of requests, on the console and on the aggregates page: they show what the feed
+//! reports, and can be read without a mouse, without colours, and by a screen reader.
+
+use fantoccini::key::Key;
+use rocket::futures::future::join;
+use rocket::serde::json::{Value, from_value, json};
+
+use super::console::{CREATE, run};
+use super::{open, wait_for_listener};
+use crate::aggregates::{create, leases, rename};
+use crate::feed::Listener;
+use crate::support::{Backend, Browser, Service, eventually};
+
+/// A shape of the picture: its lane, its kind, and the times at which it begins and ends.
+type Shape = (String, String, Option<u64>, Option<u64>);
+
+/// Returns the shapes that the feed calls for, in no particular order.
+fn expected(events: &[Value]) -> Vec<Shape> {
+    let mut shapes: Vec<Shape> = Vec::new();
+    // The last event was a statement.
+    let mut is_statement = false;
+    for event in events {
+        let at = event["at_us"].as_u64();
+        let resource = event["resource"].as_str().unwrap_or_default();
+        let mut add = |lane: &str, kind: &str, from: Option<u64>, to: Option<u64>| {
+            shapes.push((lane.to_owned(), kind.to_owned(), from, to));
+        };
+        let since = |took: &Value| at.zip(took.as_u64()).map(|(at, took)| at - took);
+        let about = event["about"].as_str().unwrap_or_default();
+        match event["what"].as_str().unwrap() {
+            "began" => add(resource, "began", at, at),
+            "checked-out" => add(resource, "out", at, None),
+            "checked-in" => end(&mut shapes, resource, "out", at),
+            what @ ("verdict" | "settled") => add("", what, at, at),
+            "step" => {
+                let kind = match event["action"].as_str().unwrap() {
+                    _ if !event["failed"].is_null() => "refused",
+                    "prepare" | "prepare-transaction" => "prepared",
+                    "rollback" => "rolled-back",
+                    _ => "committed",
+                };
+                add(resource, kind, since(&event["took_us"]), at);
+            }
+            _ if about == "lease" => {
+                let says = &event["says"];
+                let lane = format!("aggregates in {}", says["database"].as_str().unwrap());
+                match says["state"] == "waiting" {
+                    true => add(&lane, "waiting", at, None),
+                    false => end(&mut shapes, &lane, "waiting", at),
+                }
+            }
+            _ if about == "statement" && is_statement => shapes.last_mut().unwrap().3 = at,
+            _ if about == "statement" => {
+                add(
+                    "statements",
+                    "statement",
+                    since(&event["says"]["took_us"]),
+                    at,
+                );
+            }
+            what => panic!("unexpected: {what} {about}"),
+        }
+        is_statement = about == "statement";
+    }
+    shapes
+}
+
+/// Ends the last shape of this kind in a lane.
+fn end(shapes: &mut [Shape], lane: &str, kind: &str, at: Option<u64>) {
+    let mut shapes = shapes.iter_mut().rev();
+    let shape = shapes.find(|shape| shape.0 == lane && shape.1 == kind);
+    shape.unwrap().3 = at;
+}
+
+/// Returns the shapes that are drawn in the elements that match `css`.
+async fn drawn(browser: &Browser, css: &str) -> Vec<Shape> {
+    let script = format!(
+        "[...document.querySelectorAll('{css} .picture [data-kind]')].map(({{ dataset: {{ lane, kind, from, to }} }}) => [lane, kind, from, to])"
+    );
+    let shapes: Vec<[String; 4]> = from_value(browser.eval(&script).await).unwrap();
+    let time = |text: &str| text.parse().ok();
+    let shapes = shapes.into_iter();
+    shapes
+        .map(|[lane, kind, from, to]| (lane, kind, time(&from), time(&to)))
+        .collect()
+}
+
+/// Compares the newest request of the console with its events in the feed.
+async fn assert_drawn(browser: &Browser, events: &[Value]) {
+    let mut expected = expected(events);
+    expected.sort();
+    let newest = ".request:first-child";
+    eventually("the feed is drawn", async || {
+        let mut drawn = drawn(browser, newest).await;
+        drawn.sort();
+        drawn.len() == expected.len()
+    })
+    .await;
+    let mut shapes = drawn(browser, newest).await;
+    shapes.sort();
+    assert_eq!(shapes, expected);
+    assert_consistent(browser, newest).await;
+}
+
+/// Checks that the picture and the text have the same events, and that later is further right.
+async fn assert_consistent(browser: &Browser, css: &str) {
+    let checked = browser
+        .eval(&format!(
+            "(() => {{
+                const shapes = [...document.querySelectorAll('{css} .picture [data-kind]')];
+                const lines = document.querySelectorAll('{css} .timeline li');
+                const events = new Set(shapes.flatMap((shape) => shape.dataset.events.split(' ').map((n) => `${{shape.dataset.request}} ${{n}}`)));
+                if (events.size !== lines.length) return `${{events.size}} drawn, ${{lines.length}} in words`;
+                const left = (shape) => shape.getBoundingClientRect().left + (shape.dataset.kind === 'began' ? 5 : 0);
+                for (const one of shapes) for (const other of shapes) {{
+                    if (one.dataset.from && other.dataset.from && Number(one.dataset.from) < Number(other.dataset.from)
+                        && left(one) > left(other) + 2) return `${{one.outerHTML}} is not left of ${{other.outerHTML}}`;
+                }}
+                return '';
+            }})()"
+        ))
+        .await;
+    assert_eq!(checked, "");
+}
+
+async fn the_lanes_show_what_the_feed_reports(backend: Backend) {
+    let service = Service::start(backend).await;
+    create(&service.http, "milk").await;
+    let browser = open(&service, "/console").await;
+    wait_for_listener(&service).await;
+    let mut listener = Listener::on(&service.http).await;
+    let is_settled = |event: &Value| event["what"] == "settled";
+    for (fault, outcome, main, audit) in [
+        ("", "committed", "committed", "committed"),
+        ("respond=502", "rolled-back", "rolled back", "rolled back"),
+        ("commit", "rolled-back", "rolled back", "rolled back"),
+    ] {
+        let response = service.new_todo("a", fault).await;
+        assert_eq!(response.outcome(), Some(outcome));
+        let events = listener.of(&response, is_settled).await;
+        assert_drawn(&browser, &events).await;
+        let states = browser
+            .eval("[...document.querySelectorAll('.request:first-child .state')].map((one) => one.textContent).filter(Boolean)")
+            .await;
+        assert_eq!(states, json!([main, audit]), "{fault}");
+    }
+
+    // The second command waits for the lease of the first.
+    let slow = rename(&service.http, "milk", "slow", "delay=1000@loaded");
+    let waiting = async {
+        eventually("the key is leased", async || {
+            !leases(&service.http).await.is_empty()
+        })
+        .await;
+        rename(&service.http, "milk", "waiting", "").await
+    };
+    let (slow, waiting) = join(slow, waiting).await;
+    let slow = expected(&listener.of(&slow, is_settled).await);
+    let events = listener.of(&waiting, is_settled).await;
+    assert_drawn(&browser, &events).await;
+    let kind = |shapes: &[Shape], kind: &str| {
+        let shape = shapes.iter().find(|shape| shape.1 == kind);
+        shape.unwrap().clone()
+    };
+    let wait = kind(&expected(&events), "waiting");
+    let verdict = kind(&slow, "verdict");
+    assert!(wait.2 < verdict.2 && verdict.2 < wait.3, "{wait:?}");
+    assert_eq!(browser.errors().await, [""; 0]);
+}
+
+/// A transaction that is still held when its request ends is drawn as condemned, until it is dropped.
+async fn a_condemned_transaction_is_drawn(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/console").await;
+    wait_for_listener(&service).await;
+    let mut listener = Listener::on(&service.http).await;
+    let response = service.new_todo("a", "leak=3000").await;
+    browser
+        .until("document.querySelector('.request .state.bad')?.textContent === 'condemned'")
+        .await;
+    let events = listener.of(&response, |event| event["what"] == "settled");
+    let settled = events.await;
+    let settled = settled.last().unwrap()["at_us"].as_u64();
+    let shapes = drawn(&browser, ".request").await;
+    let condemned: Vec<_> = shapes
+        .iter()
+        .filter(|shape| shape.1 == "condemned")
+        .collect();
+    assert_eq!(condemned.len(), 1, "{shapes:?}");
+    assert!(condemned[0].2 < settled, "{condemned:?}");
+}
+
+/// Of a request that began before the page was opened, the page says so, and draws the rest.
+async fn a_request_that_began_earlier_is_marked(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/contract").await;
+    let slow = service.new_todo("slow", "delay=6000");
+    let opened = async {
+        eventually("the request is running", async || {
+            let registry: Value = service.get("/registry").await.json();
+            registry["outstanding"].as_array().unwrap().len() == 2
+        })
+        .await;
+        let console = format!("{}/console", service.http.base);
+        browser.client.goto(&console).await.unwrap();
+        wait_for_listener(&service).await;
+    };
+    let (response, ()) = join(slow, opened).await;
+    assert_eq!(response.outcome(), Some("committed"));
+    browser.shows(".request .badge", &["committed"]).await;
+    browser
+        .shows(
+            ".request .gap",
+            &["This request began before this page could see it. Its first events are missing."],
+        )
+        .await;
+    browser
+        .until("document.querySelectorAll('.request .outstanding.cut-off').length === 2")
+        .await;
+    browser
+        .until("document.querySelector('.picture').ariaLabel.includes('main: its beginning was not seen, committed.')")
+        .await;
+    let kinds = drawn(&browser, ".request").await;
+    assert!(kinds.iter().all(|shape| shape.1 != "began"), "{kinds:?}");
+    assert_consistent(&browser, ".request").await;
+}
+
+/// The events can be stepped through by keyboard, and each is told in words.
+async fn events_are_stepped_through_by_keyboard(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/console").await;
+    run(&browser, CREATE, "nothing").await;
+    browser
+        .until("document.querySelector('.timeline').textContent.includes('committed; response')")
+        .await;
+    browser.eval("document.querySelector('.go').focus()").await;
+    browser.press(&[Key::Tab]).await;
+    browser
+        .until("document.activeElement.matches('.request .lanes input')")
+        .await;
+    let current = "document.querySelector('.timeline [aria-current=step]')";
+    for (key, line) in [
+        (Key::Home, "first-child"),
+        (Key::Right, "nth-child(2)"),
+        (Key::End, "last-child"),
+    ] {
+        browser.press(&[key]).await;
+        browser
+            .until(&format!("{current}?.matches(':{line}')"))
+            .await;
+        browser
+            .until(&format!(
+                "document.activeElement.ariaValueText.includes({current}.children[1].textContent)
+                 && document.querySelector('.caption').textContent === document.activeElement.ariaValueText"
+            ))
+            .await;
+    }
+    // A request of another client does not take the focus away.
+    service.new_todo("another", "").await;
+    browser
+        .shows(".request .badge", &["committed", "committed"])
+        .await;
+    browser
+        .until("document.activeElement.matches('.lanes input')")
+        .await;
+}
+
+/// Every control of the pages has a name for screen readers, and so does every picture.
+async fn everything_has_a_name_for_screen_readers(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/console").await;
+    run(&browser, CREATE, "nothing").await;
+    assert_named(&browser, 1).await;
+    browser
+        .client
+        .goto(&format!("{}/aggregates", service.http.base))
+        .await
+        .unwrap();
+    race_an_example(&browser).await;
+    assert_named(&browser, 1).await;
+}
+
+async fn assert_named(browser: &Browser, pictures: usize) {
+    let tree = browser
+        .devtools("Accessibility.getFullAXTree", json!({}))
+        .await;
+    let mut found = 0;
+    for node in tree["nodes"].as_array().unwrap() {
+        let role = node["role"]["value"].as_str().unwrap_or_default();
+        let name = node["name"]["value"].as_str().unwrap_or_default();
+        let has_name = [
+            "button", "combobox", "image", "img", "link", "slider", "textbox",
+        ];
+        if node["ignored"] != true && has_name.contains(&role) {
+            assert!(!name.trim().is_empty(), "{node}");
+            found += usize::from(matches!(role, "image" | "img") && name.contains("Verdict: "));
+        }
+    }
+    assert_eq!(found, pictures);
+}
+
+/// All text of the pictures has enough contrast, by WCAG 2 at level AA.
+async fn the_lanes_are_readable_in_light_and_dark(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/console").await;
+    for fault in ["", "respond=502", "leak=4000"] {
+        wait_for_listener(&service).await;
+        service.new_todo("a", fault).await;
+    }
+    browser
+        .until("document.querySelectorAll('.picture .verdict').length >= 3")
+        .await;
+    for scheme in ["light", "dark"] {
+        browser.prefer(scheme).await;
+        let poor = browser
+            .eval(
+                "(() => {
+                    const light = (colour) => {
+                        const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map((part) => part / 255)
+                            .map((part) => part <= .03928 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4);
+                        return .2126 * r + .7152 * g + .0722 * b;
+                    };
+                    const ground = light(getComputedStyle(document.querySelector('.card')).backgroundColor);
+                    const contrast = (text) => {
+                        const ink = light(getComputedStyle(text).fill);
+                        return (Math.max(ink, ground) + .05) / (Math.min(ink, ground) + .05);
+                    };
+                    return [...document.querySelectorAll('.picture text')].filter((text) => contrast(text) < 4.5)
+                        .map((text) => `${text.textContent}: ${contrast(text).toFixed(1)}`);
+                })()",
+            )
+            .await;
+        assert_eq!(poor, json!([]), "{scheme}");
+    }
+}
+
+/// Creates the example of the aggregates page, and waits until its race is over and drawn.
+pub(super) async fn race_an_example(browser: &Browser) {
+    browser.click("[name=example]").await;
+    browser
+        .shows(".runners .badge", &["committed", "committed"])
+        .await;
+    browser
+        .until(
+            "document.querySelectorAll('.raced .picture [data-kind=settled]').length === 2
+             && !document.querySelector('.race .go').disabled",
+        )
+        .await;
+}
+
+/// With one click, the empty page has an example, and shows how the second command waits.
+async fn the_aggregates_page_starts_with_an_example(backend: Backend) {
+    let service = Service::start(backend).await;
+    let browser = open(&service, "/aggregates").await;
+    let mut listener = Listener::on(&service.http).await;
+    browser.shows(".first h2", &["There is no todo yet"]).await;
+    race_an_example(&browser).await;
+    browser.shows(".first h2", &[]).await;
+    browser.shows(".version", &["version 3"]).await;
+    assert_consistent(&browser, ".raced").await;
+
+    let of = async |name: &str| {
+        let css = format!("[data-request=\"{name}\"]");
+        let all = browser
+            .eval(&format!(
+                "[...document.querySelectorAll('.raced .picture {css}')].map(({{ dataset: {{ lane, kind, from, to }} }}) => [lane, kind, from, to])"
+            ))
+            .await;
+        from_value::<Vec<[String; 4]>>(all).unwrap()
+    };
+    let time = |shapes: &[[String; 4]], kind: &str, place: usize| -> u64 {
+        let shape = shapes.iter().find(|shape| shape[1] == kind);
+        shape.unwrap()[place].parse().unwrap()
+    };
+    let (first, second) = (of("rename, first").await, of("rename, second").await);
+    let verdict = time(&first, "verdict", 2);
+    assert!(time(&second, "waiting", 2) < verdict, "{second:?}");
+    assert!(time(&second, "waiting", 3) > verdict, "{second:?}");
+
+    // The drawn times are those of the feed.
+    let mut settled = Vec::new();
+    eventually("the feed has reported both", async || {
+        listener.more().await;
+        let events = listener.events.values().flatten();
+        let events = events.filter(|event| event["what"] == "settled" && event["status"] == 200);
+        settled = events.map(|event| event["at_us"].as_u64()).collect();
+        settled.len() == 2
+    })
+    .await;
+    let drawn = [&first, &second].map(|shapes| Some(time(shapes, "settled", 2)));
+    settled.sort();
+    assert_eq!(settled, drawn);
+    assert_eq!(browser.errors().await, [""; 0]);
+}
+
+on_each_backend!(
+    the_lanes_show_what_the_feed_reports,
+    a_condemned_transaction_is_drawn,
+    a_request_that_began_earlier_is_marked,
+    events_are_stepped_through_by_keyboard,
+    everything_has_a_name_for_screen_readers,
+    the_lanes_are_readable_in_light_and_dark,
+    the_aggregates_page_starts_with_an_example,
+);
