@@ -156,7 +156,7 @@ function showRunners(runners) {
 }
 
 function showResult(result) {
-  find(".raced .result").textContent = result;
+  find(".result").textContent = result;
 }
 
 // ---------------------------------------------------------------- the page

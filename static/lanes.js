@@ -26,7 +26,9 @@ function model({ name, events, isOver }) {
   });
   const settled = shown.find((event) => event.what === "settled");
   for (const lane of lanes.values()) finish(lane, settled, isOver);
-  return { name, shown, origin, lanes: [...lanes.values()], lines };
+  const resources = [...lanes.values()].filter((lane) => lane.name !== "statements");
+  const statements = lanes.has("statements") ? [lanes.get("statements")] : [];
+  return { name, shown, origin, lanes: [...resources, ...statements], lines };
 }
 
 function addTo(lane, event, number) {
@@ -259,21 +261,22 @@ function paintRequest(one, top, time) {
   }
   const lineTop = y;
   y += 18;
-  for (const lane of one.lanes) {
-    content.push(...paintLane(lane, y, x));
-    y += ROW;
-  }
+  const bottom = y + one.lanes.length * ROW;
   for (const line of one.lines) {
     const at = x(line.from);
     const place = percent(at);
-    content.push(titled(svg("line", { class: `across ${line.kind}`, x1: place, x2: place, y1: lineTop + 4, y2: y }), one, line));
+    content.push(titled(svg("line", { class: `across ${line.kind}`, x1: place, x2: place, y1: lineTop + 4, y2: bottom }), one, line));
     if (line.kind !== "verdict") continue;
     const isRight = at > 55;
     const text = `verdict: ${line.event.commit ? "commit" : "roll back"}, +${millis(line.from - origin)}`;
     content.push(svg("text", { class: "verdict", x: percent(at + (isRight ? -1 : 1)), y: lineTop + 12, "text-anchor": isRight ? "end" : "start" }, text));
   }
-  // Shapes name their events, for a pointer and for whoever compares the picture with the feed.
-  for (const lane of one.lanes) lane.shapes.forEach((shape) => titled(shape.drawn, one, shape, lane));
+  for (const lane of one.lanes) {
+    content.push(...paintLane(lane, y, x));
+    // Each shape names its events, for a pointer and for whoever compares the picture with the feed.
+    lane.shapes.forEach((shape) => titled(shape.drawn, one, shape, lane));
+    y += ROW;
+  }
   return { content, y };
 }
 
@@ -309,7 +312,9 @@ function paintLane(lane, y, x) {
     const inset = shape.kind === "out" || shape.kind === "statement" ? 2 : 0;
     shape.drawn = svg("rect", { class: `bar ${shape.kind}`, x: percent(from), width: percent(Math.max(to - from, .6)), y: middle - BAR / 2 + inset, height: BAR - 2 * inset, rx: 2 });
     content.push(shape.drawn);
-    if (MARKS[shape.kind]) content.push(svg("text", { class: `sign ${shape.kind}`, x: percent(to), dx: to > 96 ? -7 : 3, y: middle + 4 }, MARKS[shape.kind]));
+    if (!MARKS[shape.kind]) continue;
+    const place = to > 95 ? { x: percent(from), dx: -3, "text-anchor": "end" } : { x: percent(to), dx: 3 };
+    content.push(svg("text", { class: `sign ${shape.kind}`, y: middle + 4, ...place }, MARKS[shape.kind]));
   }
   return content;
 }
@@ -336,6 +341,7 @@ export function legend() {
     [svg("rect", { class: "bar refused", x: 2, y: 1, width: 24, height: 14, rx: 2 }), "! refused"],
     [svg("rect", { class: "bar condemned", x: 2, y: 1, width: 24, height: 14, rx: 2 }), "condemned"],
     [svg("line", { class: "across verdict", x1: 14, x2: 14, y1: 0, y2: 16 }), "the verdict"],
+    [svg("line", { class: "across note", x1: 14, x2: 14, y1: 0, y2: 16 }), "the rows are counted"],
     [svg("line", { class: "across settled", x1: 14, x2: 14, y1: 0, y2: 16 }), "settled: the response leaves"],
   ];
   return element("ul", { className: "legend" }, ...entries.map(([shape, text]) =>

@@ -24,10 +24,11 @@ export class Card {
   // Kept while everything else is made anew, because its field may have the focus.
   #lanes = new Lanes((_, number) => this.#markLine(number));
   #head = element("div");
+  #counts = element("div");
   #timeline = element("ol", { className: "timeline" });
 
   constructor() {
-    this.element = element("article", { className: "card request" }, this.#head, this.#lanes.element, this.#timeline);
+    this.element = element("article", { className: "card request" }, this.#head, this.#lanes.element, this.#counts, this.#timeline);
   }
 
   /** A request of another client is shown only if it has or had something outstanding, or waits for a lease. */
@@ -98,8 +99,8 @@ export class Card {
         ...(status ? [element("strong", { className: "status" }, `→ ${status}`)] : [])),
       element("p", { className: "said" }, this.#summary(outcome)),
       ...this.#gaps().map((text) => element("p", { className: "gap" }, text)),
-      ...this.#rows(outcome),
     );
+    this.#counts.replaceChildren(...this.#rows(outcome));
     this.#timeline.replaceChildren(...lines(this.#events));
     this.#timeline.setAttribute("aria-label", `Events of ${title}`);
     this.#lanes.update([{ events: this.#events, isOver: !this.isOpen }]);

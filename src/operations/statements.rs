@@ -99,38 +99,28 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
             && let Some(span) = context.span(id)
             && let Some(request) = request_of(span.scope())
         {
-            let wait = LeaseWait {
-                request,
-                database,
-                acquired: None,
-            };
-            self.publish_wait(&wait, "waiting");
+            let wait = LeaseWait { request, database };
+            self.publish_wait(Some(wait.clone()), "waiting");
             span.extensions_mut().insert(wait);
         }
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
-        if let Some(span) = context.span(id)
-            && let Some(wait) = span.extensions_mut().get_mut::<LeaseWait>()
-        {
-            let mut fields = Fields::default();
-            values.record(&mut fields);
-            wait.acquired = fields.acquired;
+        let mut fields = Fields::default();
+        values.record(&mut fields);
+        if let (Some(acquired), Some(span)) = (fields.acquired, context.span(id)) {
+            let wait = span.extensions_mut().remove::<LeaseWait>();
+            let state = if acquired { "acquired" } else { "refused" };
+            self.publish_wait(wait, state);
         }
     }
 
+    /// A wait that ends without a result was cancelled. After a result the span may stay open: tasks
+    /// that renew or release the lease run in it.
     fn on_close(&self, id: Id, context: Context<'_, S>) {
-        let Some(span) = context.span(&id) else {
-            return;
-        };
-        let wait = span.extensions_mut().remove::<LeaseWait>();
-        if let Some(wait) = wait {
-            let state = match wait.acquired {
-                Some(true) => "acquired",
-                Some(false) => "refused",
-                None => "abandoned",
-            };
-            self.publish_wait(&wait, state);
+        if let Some(span) = context.span(&id) {
+            let wait = span.extensions_mut().remove::<LeaseWait>();
+            self.publish_wait(wait, "abandoned");
         }
     }
 
@@ -165,17 +155,16 @@ fn request_of<'a, R: LookupSpan<'a> + 'a>(
     scope.find_map(|span| span.extensions().get::<RequestId>().copied())
 }
 
-/// A wait for a lease.
+/// A wait for a lease. It is in the extensions of its span until it ends.
+#[derive(Clone)]
 struct LeaseWait {
     request: RequestId,
     database: String,
-    /// Whether the wait has ended with a lease. `None` while it lasts, and if it was cancelled.
-    acquired: Option<bool>,
 }
 
 impl Statements {
-    fn publish_wait(&self, wait: &LeaseWait, state: &str) {
-        if let Some(live) = self.0.get() {
+    fn publish_wait(&self, wait: Option<LeaseWait>, state: &str) {
+        if let (Some(wait), Some(live)) = (wait, self.0.get()) {
             live.publish(
                 wait.request,
                 "lease",

@@ -165,6 +165,9 @@ async fn the_lanes_show_what_the_feed_reports(backend: Backend) {
     let wait = kind(&expected(&events), "waiting");
     let verdict = kind(&slow, "verdict");
     assert!(wait.2 < verdict.2 && verdict.2 < wait.3, "{wait:?}");
+    // The lease is used only once the wait has ended.
+    let joined = kind(&expected(&events), "began");
+    assert!(wait.3 <= joined.2, "{wait:?} {joined:?}");
     assert_eq!(browser.errors().await, [""; 0]);
 }
 
