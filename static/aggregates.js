@@ -24,8 +24,8 @@ async function refresh() {
     if (!known.has(id)) idField.append(new Option("", id));
     (known.get(id) ?? idField.lastElementChild).textContent = `${task} (${id})`;
   }
-  find(".race").hidden = todos.length === 0;
   find(".first").hidden = todos.length > 0;
+  for (const part of document.querySelectorAll(".known")) part.hidden = todos.length === 0;
   await loadEvents();
 }
 
@@ -84,7 +84,6 @@ function showStream() {
   find(".version").textContent = events.length === 0 ? "" : `version ${events.at(-1).sequence}`;
   find(".version").hidden = events.length === 0;
   find(".stream table").hidden = events.length === 0;
-  find(".stream .empty").hidden = events.length > 0;
 }
 
 // ---------------------------------------------------------------- its lease

@@ -27,8 +27,8 @@ export class Race {
     this.#names = names;
     this.#runs = names.map((_, place) => `${Date.now()}-${Math.random()}-${place}`);
     this.#lanes = new Lanes();
-    section.querySelector(".drawn").replaceChildren(this.#lanes.element);
-    section.querySelector(".texts").replaceChildren(legend());
+    section.querySelector(".drawn").replaceChildren(this.#lanes.element, legend());
+    section.querySelector(".texts").replaceChildren();
     section.querySelector(".gap").hidden = true;
   }
 
@@ -95,7 +95,7 @@ export class Race {
     const known = requests.filter(({ events }) => events.length > 0);
     this.#lanes.update(known);
     const start = Math.min(...known.flatMap(({ events }) => folded(events).map(({ at_us }) => at_us)));
-    this.#section.querySelector(".texts").replaceChildren(legend(), ...known.flatMap(({ name, events }) => [
+    this.#section.querySelector(".texts").replaceChildren(...known.flatMap(({ name, events }) => [
       element("h3", {}, name), element("ol", { className: "timeline" }, ...lines(events, start)),
     ]));
   }

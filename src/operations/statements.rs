@@ -27,9 +27,9 @@ const REQUEST: &str = "request";
 /// wait has ended.
 const LEASE: &str = "lease";
 /// The spans whose statements are not reported. In `begin`, `read` and `step` the library opens
-/// connections, and begins and settles transactions; the feed reports these as other events. In
-/// `unreported` the console counts rows.
-const UNREPORTED: [&str; 4] = ["begin", "read", "step", "unreported"];
+/// connections, and begins and settles transactions; the feed reports these as other events, and so
+/// it does with the waits in `lease`. In `unreported` the console counts rows.
+const UNREPORTED: [&str; 5] = ["begin", LEASE, "read", "step", "unreported"];
 
 /// Returns the span for statements that the console itself runs.
 pub(super) fn unreported() -> Span {

@@ -1,6 +1,8 @@
 //! The lanes of requests, on the console and on the aggregates page: they show what the feed
 //! reports, and can be read without a mouse, without colours, and by a screen reader.
 
+use std::sync::Arc;
+
 use fantoccini::key::Key;
 use rocket::futures::future::join;
 use rocket::serde::json::{Value, from_value, json};
@@ -9,7 +11,7 @@ use super::console::{CREATE, run};
 use super::{open, wait_for_listener};
 use crate::aggregates::{create, leases, rename};
 use crate::feed::Listener;
-use crate::support::{Backend, Browser, Service, eventually};
+use crate::support::{Backend, Break, Browser, Databases, In, Service, eventually};
 
 /// A shape of the picture: its lane, its kind, and the times at which it begins and ends.
 type Shape = (String, String, Option<u64>, Option<u64>);
@@ -169,6 +171,31 @@ async fn the_lanes_show_what_the_feed_reports(backend: Backend) {
     let joined = kind(&expected(&events), "began");
     assert!(wait.3 <= joined.2, "{wait:?} {joined:?}");
     assert_eq!(browser.errors().await, [""; 0]);
+}
+
+/// A database that has not committed, or not yet, is drawn as what it is.
+async fn partial_and_in_doubt_are_drawn() {
+    for (atomic, broken, outcome, state) in [
+        ("off", "COMMIT", "partial", "rolled back"),
+        ("on", "COMMIT PREPARED", "committed", "in doubt"),
+    ] {
+        let mut databases = Databases::new(Backend::Postgres).await;
+        let proxy = databases.by_proxy(In::Audit).await;
+        let variables = [("ROCKET_ATOMIC_COMMIT", atomic)];
+        let service = Service::on(Arc::new(databases), &variables).await;
+        let browser = open(&service, "/console").await;
+        wait_for_listener(&service).await;
+        let mut listener = Listener::on(&service.http).await;
+        proxy.set(broken, Break::Before);
+        let response = service.new_todo("a", "").await;
+        assert_eq!(response.outcome(), Some(outcome));
+        let events = listener.of(&response, |event| event["what"] == "settled");
+        assert_drawn(&browser, &events.await).await;
+        let states = browser
+            .eval("[...document.querySelectorAll('.request .state')].map((one) => one.textContent).filter(Boolean)")
+            .await;
+        assert_eq!(states, json!(["committed", state]), "{outcome}");
+    }
 }
 
 /// A transaction that is still held when its request ends is drawn as condemned, until it is dropped.
@@ -394,6 +421,15 @@ async fn the_aggregates_page_starts_with_an_example(backend: Backend) {
     settled.sort();
     assert_eq!(settled, drawn);
     assert_eq!(browser.errors().await, [""; 0]);
+}
+
+mod postgres_only {
+    mod postgres {
+        #[rocket::async_test]
+        async fn partial_and_in_doubt_are_drawn() {
+            super::super::partial_and_in_doubt_are_drawn().await;
+        }
+    }
 }
 
 on_each_backend!(

@@ -73,7 +73,7 @@ async fn screenshots_are_made_and_the_readme_shows_one() {
         ("light", "/console", "light", 1200, 1200),
         ("dark", "/console", "dark", 1200, 1200),
         ("narrow", "/console", "light", 390, 1600),
-        ("race", "/aggregates", "light", 1200, 1000),
+        ("race", "/aggregates", "light", 1200, 1240),
     ] {
         let url = format!("{}{page}", service.http.base);
         let browser = Browser::at(&url, width, height).await;
