@@ -177,7 +177,7 @@ async fn the_lanes_show_what_the_feed_reports(backend: Backend) {
 async fn partial_and_in_doubt_are_drawn() {
     for (atomic, broken, outcome, state) in [
         ("off", "COMMIT", "partial", "rolled back"),
-        ("on", "COMMIT PREPARED", "committed", "in doubt"),
+        ("auto", "COMMIT PREPARED", "committed", "in doubt"),
     ] {
         let mut databases = Databases::new(Backend::Postgres).await;
         let proxy = databases.by_proxy(In::Audit).await;

@@ -70,10 +70,10 @@ async fn screenshots_are_made_and_the_readme_shows_one() {
         service.new_todo(title, "").await;
     }
     for (name, page, scheme, width, height) in [
-        ("light", "/console", "light", 1200, 1200),
-        ("dark", "/console", "dark", 1200, 1200),
+        ("light", "/console", "light", 1200, 1060),
+        ("dark", "/console", "dark", 1200, 1060),
         ("narrow", "/console", "light", 390, 1600),
-        ("race", "/aggregates", "light", 1200, 1240),
+        ("race", "/aggregates", "light", 1200, 1225),
     ] {
         let url = format!("{}{page}", service.http.base);
         let browser = Browser::at(&url, width, height).await;
