@@ -5,6 +5,7 @@ mod console;
 mod faults;
 mod lanes;
 mod looks;
+mod readable;
 mod restarts;
 mod todos;
 

@@ -190,7 +190,18 @@ async fn events_include_aggregates(backend: Backend) {
     let mut listener = Listener::on(&service.http).await;
     // The writes after the verdict are counted too: the event, the list, the lease.
     let response = rename(&service.http, "milk", "in time", "").await;
-    let events = summary(&listener.of(&response, is_recounted).await);
+    let events = listener.of(&response, is_recounted).await;
+    let leases: Vec<&Value> = events.iter().filter(|it| it["about"] == "lease").collect();
+    let states: Vec<&Value> = leases.iter().map(|it| &it["says"]["state"]).collect();
+    assert_eq!(states, ["waiting", "acquired"]);
+    assert_eq!(leases[0]["says"]["database"], "main");
+    let events = summary(&events);
+    // The statements that take the lease are left out.
+    let acquired = events.iter().rposition(|it| it == "lease").unwrap();
+    assert!(
+        !events[..acquired].contains(&"statement".into()),
+        "{events:?}"
+    );
     let verdict = events.iter().position(|it| it.starts_with("verdict"));
     let late = events[verdict.unwrap()..].iter();
     assert_eq!(
