@@ -57,17 +57,22 @@ export class Race {
   #open() {
     return new Promise((resolve) => {
       this.#source = new EventSource("/registry/events");
-      this.#source.onopen = () => { this.#section.querySelector(".unseen").hidden = true; resolve(); };
+      this.#source.onopen = () => { this.#tellSeen(true); resolve(); };
       this.#source.onerror = () => {
         // Only an operator may listen. A stream that was open reconnects, but events are missing.
         if (this.#source?.readyState !== EventSource.CLOSED) return this.#tellMissed(0);
         this.#source = null;
-        this.#section.querySelector(".unseen").hidden = false;
+        this.#tellSeen(false);
         resolve();
       };
       this.#source.addEventListener("request", ({ data }) => this.#receive(JSON.parse(data)));
       this.#source.addEventListener("missed", ({ data }) => this.#tellMissed(Number(data)));
     });
+  }
+
+  #tellSeen(isSeen) {
+    this.#section.querySelector(".unseen").hidden = isSeen;
+    this.#section.querySelector(".seen").hidden = !isSeen;
   }
 
   #receive(event) {

@@ -333,7 +333,7 @@ async fn without_the_feed_the_race_has_no_lanes(backend: Backend) {
             &["Only operators can see the event feed, so the lanes cannot be drawn here."],
         )
         .await;
-    browser.shows(".raced .lanes", &[]).await;
+    browser.shows(".raced .seen", &[]).await;
 }
 
 mod postgres_only {
