@@ -299,7 +299,7 @@ function paintLane(lane, y, x) {
     const from = lane.line.from === null ? 0 : x(lane.line.from);
     const to = lane.line.to === null ? 100 : x(lane.line.to);
     const ends = `${lane.line.from === null ? " cut-off" : ""}${lane.line.isUnfinished ? " unfinished" : ""}`;
-    content.push(svg("line", { class: `outstanding${ends}`, x1: percent(from), x2: percent(to), y1: middle, y2: middle }));
+    content.push(svg("line", { class: `held${ends}`, x1: percent(from), x2: percent(to), y1: middle, y2: middle }));
   }
   for (const shape of lane.shapes) {
     const from = shape.from === null ? 0 : x(shape.from);
@@ -331,7 +331,7 @@ function summary(models) {
 export function legend() {
   const entries = [
     [svg("circle", { class: "began", cx: 14, cy: 8, r: 5 }), "begun, or joined"],
-    [svg("line", { class: "outstanding", x1: 2, x2: 26, y1: 8, y2: 8 }), "outstanding"],
+    [svg("line", { class: "held", x1: 2, x2: 26, y1: 8, y2: 8 }), "outstanding"],
     [svg("rect", { class: "bar out", x: 2, y: 3, width: 24, height: 10, rx: 2 }), "checked out by the handler"],
     [svg("rect", { class: "bar statement", x: 2, y: 3, width: 24, height: 10, rx: 2 }), "statements"],
     [svg("rect", { class: "bar waiting", x: 2, y: 1, width: 24, height: 14, rx: 2 }), "waits for a lease"],

@@ -243,7 +243,7 @@ async fn a_request_that_began_earlier_is_marked(backend: Backend) {
         )
         .await;
     browser
-        .until("document.querySelectorAll('.request .outstanding.cut-off').length === 2")
+        .until("document.querySelectorAll('.request .held.cut-off').length === 2")
         .await;
     browser
         .until("document.querySelector('.picture').ariaLabel.includes('main: its beginning was not seen, committed.')")
