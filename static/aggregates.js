@@ -2,6 +2,7 @@
 // on it.
 
 import { busy, element } from "./element.js";
+import { Race } from "./race.js";
 import { all, follow, refusal, send } from "./service.js";
 
 const find = (selector) => document.querySelector(selector);
@@ -23,7 +24,8 @@ async function refresh() {
     if (!known.has(id)) idField.append(new Option("", id));
     (known.get(id) ?? idField.lastElementChild).textContent = `${task} (${id})`;
   }
-  find(".race").hidden = todos.length === 0;
+  find(".first").hidden = todos.length > 0;
+  for (const part of document.querySelectorAll(".known")) part.hidden = todos.length === 0;
   await loadEvents();
 }
 
@@ -31,7 +33,15 @@ async function create() {
   const response = await send("POST", "/aggregates/todos", { body: { user_id: "visitor", task: `made at ${now()}` } });
   if (!response.ok) return showResult(refusal(response));
   await refresh();
-  choose(response.content.id);
+  await choose(response.content.id);
+}
+
+/** Creates an aggregate, and at once runs two commands on it. */
+async function example() {
+  await create();
+  if (!idField.value) return;
+  find(".race .go").focus();
+  await busy(find(".race .go"), race);
 }
 
 function choose(id) {
@@ -39,7 +49,7 @@ function choose(id) {
   events = [];
   find(".stream tbody").replaceChildren();
   find(".runners").replaceChildren();
-  loadEvents();
+  return loadEvents();
 }
 
 // ---------------------------------------------------------------- its events
@@ -74,7 +84,6 @@ function showStream() {
   find(".version").textContent = events.length === 0 ? "" : `version ${events.at(-1).sequence}`;
   find(".version").hidden = events.length === 0;
   find(".stream table").hidden = events.length === 0;
-  find(".stream .empty").hidden = events.length > 0;
 }
 
 // ---------------------------------------------------------------- its lease
@@ -106,24 +115,30 @@ async function race() {
   const id = idField.value;
   const headers = cases[howField.value].headers(events.at(-1)?.sequence);
   const runners = ["first", "second"].map((name) => ({ name, task: `${name} at ${now()}`, response: null, took: null }));
+  showResult("");
+  find(".raced").hidden = false;
+  const seen = await Race.listen(find(".raced"), runners.map(({ name }) => `rename, ${name}`));
   const started = performance.now();
-  const run = async (runner, fault) => {
-    const command = (which) => send("POST", address(id, "/rename"), { body: { task: runner.task }, headers, fault: which });
+  const run = async (place, fault) => {
+    const runner = runners[place];
+    const command = (which) => send("POST", address(id, "/rename"),
+      { body: { task: runner.task }, headers: { ...headers, "X-Run": seen.run(place) }, fault: which });
     runner.response = await command(fault);
     // Failure injection is off: run the command without the fault.
     if (runner.response.content?.type?.endsWith("faults-off")) runner.response = await command(null);
     runner.took = performance.now() - started;
+    seen.answered(place, runner.response.id);
     showRunners(runners);
   };
   showRunners(runners);
   const watcher = setInterval(showLease, 200);
-  const first = run(runners[0], `delay=${HELD_MS}@loaded`);
+  const first = run(0, `delay=${HELD_MS}@loaded`);
   // Let the first command acquire the lease before the second one starts.
   await new Promise((resolve) => { setTimeout(resolve, 200); });
-  await Promise.all([first, run(runners[1], null)]);
+  await Promise.all([first, run(1, null)]);
   clearInterval(watcher);
   showResult(runners.map(({ name, response }) => `${name}: ${response.status} ${response.version ?? ""}`).join(", "));
-  await Promise.all([loadEvents(), showLease()]);
+  await Promise.all([loadEvents(), showLease(), seen.end()]);
 }
 
 function showRunners(runners) {
@@ -151,6 +166,7 @@ explain();
 howField.addEventListener("change", explain);
 idField.addEventListener("change", () => choose(idField.value));
 createButton.addEventListener("click", () => busy(createButton, create));
+find("[name=example]").addEventListener("click", ({ target }) => busy(target, example));
 find(".choose").addEventListener("submit", (event) => event.preventDefault());
 find(".race").addEventListener("submit", (event) => { event.preventDefault(); busy(find(".race .go"), race); });
 follow("aggregates", refresh, (isAway) => { find(".away").hidden = !isAway; });

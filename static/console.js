@@ -3,6 +3,7 @@
 
 import { busy, element } from "./element.js";
 import { actions, faults, idle, subject } from "./faults.js";
+import { legend } from "./lanes.js";
 import { refusal, send, stream } from "./service.js";
 import { Card } from "./timeline.js";
 
@@ -102,9 +103,12 @@ function receive(data) {
   refreshSoon();
 }
 
+let missed = 0; // the number of events that the feed has dropped for this page
 function showMissed(count) {
-  find(".missed").textContent = `${count} events are not shown, because they arrived faster than this page could read them.`;
+  missed += Number(count);
+  find(".missed").textContent = `${missed} events are not shown, because they arrived faster than this page could read them. Requests may be missing, or parts of them.`;
   find(".missed").hidden = false;
+  for (const one of cards.values()) one.miss();
 }
 
 function disconnected(isAway) {
@@ -197,6 +201,7 @@ async function free({ target }) {
 // ---------------------------------------------------------------- the page
 
 offer();
+find(".lanes-read").append(legend());
 faultField.addEventListener("change", explain);
 actionField.addEventListener("change", explain);
 form.addEventListener("submit", (event) => { event.preventDefault(); busy(find(".go"), run); });

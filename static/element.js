@@ -17,3 +17,11 @@ export async function busy(button, work) {
     if (document.activeElement === document.body) button.focus();
   }
 }
+
+/** Creates an SVG element. */
+export function svg(name, attributes = {}, ...content) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value);
+  made.append(...content);
+  return made;
+}

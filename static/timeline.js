@@ -1,6 +1,8 @@
 // The card of one request: the request, the events of its transactions, and the response.
 
 import { element } from "./element.js";
+import { COMMITS, describe, folded, millis } from "./events.js";
+import { Lanes } from "./lanes.js";
 import { refusal } from "./service.js";
 
 // For each row count: the database, the field of the event, and the label.
@@ -17,19 +19,25 @@ export class Card {
   #sent = null; // if this page sent the request: method, path and fault
   #response = null; // if this page sent the request: its response
   #isLost = false;
+  #hasMissed = false;
   #isConcurrent = false;
+  // Kept while everything else is made anew, because its field may have the focus.
+  #lanes = new Lanes((_, number) => this.#markLine(number));
+  #head = element("div");
+  #counts = element("div");
+  #timeline = element("ol", { className: "timeline" });
 
   constructor() {
-    this.element = element("article", { className: "card request" });
+    this.element = element("article", { className: "card request" }, this.#head, this.#lanes.element, this.#counts, this.#timeline);
   }
 
-  /** A request of another client is shown only once it has something outstanding. */
+  /** A request of another client is shown only if it has or had something outstanding, or waits for a lease. */
   get isWorthShowing() {
-    return this.#sent !== null || this.#find("began") !== undefined;
+    return this.#sent !== null || this.#events.some(({ what, about }) => what !== "note" || about === "lease");
   }
 
   get isOpen() {
-    return this.#find("began") !== undefined && !this.#find("settled") && !this.#response && !this.#isLost;
+    return this.#events.some(({ what }) => what !== "note") && !this.#find("settled") && !this.#response && !this.#isLost;
   }
 
   #find(what) {
@@ -64,6 +72,13 @@ export class Card {
     this.#show();
   }
 
+  /** The feed has dropped events, perhaps of this request. */
+  miss() {
+    if (!this.isOpen) return;
+    this.#hasMissed = true;
+    this.#show();
+  }
+
   #outcome() {
     const reported = this.#find("settled")?.outcome ?? this.#response?.outcome;
     if (reported) return reported;
@@ -75,16 +90,41 @@ export class Card {
     if (!this.isWorthShowing) return;
     const outcome = this.#outcome();
     const status = this.#find("settled")?.status ?? this.#response?.status;
-    this.element.replaceChildren(
+    const title = this.#sent?.what ?? `${this.#find("began")?.route ?? "a request"} (from another client)`;
+    this.#head.replaceChildren(
       element("header", {},
         element("span", { className: `badge ${outcome}` }, outcome),
-        element("h2", {}, this.#sent?.what ?? `${this.#find("began").route ?? "a request"} (from another client)`),
+        element("h2", {}, title),
         ...(this.#sent?.fault ? [element("code", {}, this.#sent.fault)] : []),
         ...(status ? [element("strong", { className: "status" }, `→ ${status}`)] : [])),
       element("p", { className: "said" }, this.#summary(outcome)),
-      ...this.#rows(outcome),
-      element("ol", { className: "timeline" }, ...lines(this.#events)),
+      ...this.#gaps().map((text) => element("p", { className: "gap" }, text)),
     );
+    this.#counts.replaceChildren(...this.#rows(outcome));
+    this.#timeline.replaceChildren(...lines(this.#events));
+    this.#timeline.setAttribute("aria-label", `Events of ${title}`);
+    this.#lanes.update([{ events: this.#events, isOver: !this.isOpen }]);
+  }
+
+  /** Marks the line of the timeline to which the user has stepped in the lanes. */
+  #markLine(number) {
+    [...this.#timeline.children].forEach((line, place) => {
+      if (place === number) line.setAttribute("aria-current", "step"); else line.removeAttribute("aria-current");
+    });
+  }
+
+  /** Says which events of the request this page does not know. */
+  #gaps() {
+    const began = new Set();
+    const isCutOff = this.#events.some(({ what, resource }) => {
+      if (what === "began") began.add(resource);
+      return resource && !began.has(resource);
+    });
+    return [
+      ...(isCutOff ? ["This request began before this page could see it. Its first events are missing."] : []),
+      ...(this.#hasMissed ? ["Events were lost while this request ran, perhaps some of it."] : []),
+      ...(this.#isLost ? ["The connection to the feed was lost while this request ran. Later events are missing."] : []),
+    ];
   }
 
   /** Describes the result of the request in a sentence or two. */
@@ -139,76 +179,13 @@ export class Card {
   }
 }
 
-const millis = (us) => `${(us / 1000).toFixed(us < 10_000 ? 2 : 0)} ms`;
-
 /** Makes a line of the timeline for each event. Successive statements share one line. */
-function lines(events) {
-  const start = events[0]?.at_us ?? 0;
-  const made = [];
-  for (const event of folded(events)) {
+export function lines(events, start = folded(events)[0]?.at_us) {
+  return folded(events).map((event) => {
     const [text, kind, took] = describe(event);
-    made.push(element("li", { className: kind },
+    return element("li", { className: kind },
       element("span", { className: "number soft" }, `+${millis(event.at_us - start)}`),
       element("span", {}, text),
-      element("span", { className: "number soft" }, took === undefined ? "" : millis(took))));
-  }
-  return made;
-}
-
-/** Removes the check-outs that the counting of rows causes, and merges successive statements. */
-function folded(events) {
-  const kept = [];
-  for (const event of events) {
-    const last = kept.at(-1);
-    if (event.about === "rows") {
-      if (event.says.at !== "inside") continue;
-      while (kept.at(-1)?.what === "checked-in" && kept.at(-2)?.what === "checked-out") kept.splice(-2);
-      kept.push(event);
-    } else if (event.about === "statement" && last?.about === "statement") {
-      last.count += 1;
-      last.took_us += event.says.took_us;
-    } else if (event.about === "statement") {
-      kept.push({ ...event, count: 1, took_us: event.says.took_us });
-    } else {
-      kept.push(event);
-    }
-  }
-  return kept;
-}
-
-const ACTIONS = {
-  prepare: "prepare",
-  commit: "COMMIT",
-  rollback: "ROLLBACK",
-  "prepare-transaction": "PREPARE TRANSACTION",
-  decide: "COMMIT with the decision",
-  "commit-prepared": "COMMIT PREPARED",
-};
-
-/** The actions after which something is committed. */
-const COMMITS = ["commit", "decide", "commit-prepared"];
-
-/** Returns the text of an event, its CSS class, and its duration if it is known. */
-function describe(event) {
-  switch (event.what) {
-    case "began": return [`${event.resource} joined, by ${event.guard}${event.route ? ` in ${event.route}` : ""}`, ""];
-    case "checked-out": return [`${event.resource}: checked out`, ""];
-    case "checked-in": return [`${event.resource}: checked in`, ""];
-    case "verdict": return [`Verdict: ${event.commit ? "commit" : "roll back"} — ${event.reason}`, "mark"];
-    case "step": {
-      const kind = event.failed || event.action === "rollback" ? "bad" : COMMITS.includes(event.action) ? "good" : "";
-      const failed = event.failed ? `, refused: ${event.failed}` : "";
-      return [`${event.resource}: ${ACTIONS[event.action]}${failed}`, kind, event.took_us];
-    }
-    case "settled": return [`${event.outcome}; response: ${event.status}`, event.outcome === "committed" ? "mark good" : "mark bad", event.took_us];
-    default: return describeNote(event);
-  }
-}
-
-function describeNote(event) {
-  switch (event.about) {
-    case "statement": return [event.count === 1 ? "1 statement" : `${event.count} statements`, "", event.took_us];
-    case "rows": return ["the rows inside were counted", ""];
-    default: return [event.about ?? event.what, ""];
-  }
+      element("span", { className: "number soft" }, took === undefined ? "" : millis(took)));
+  });
 }

@@ -3,7 +3,9 @@
 mod aggregates;
 mod console;
 mod faults;
+mod lanes;
 mod looks;
+mod readable;
 mod restarts;
 mod todos;
 

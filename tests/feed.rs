@@ -15,21 +15,21 @@ use crate::aggregates::{create, rename};
 use crate::support::{Backend, Events, Http, HttpResponse, Service, Stage, eventually};
 
 /// A client that collects the events of the feed, from the moment of its creation.
-struct Listener {
+pub struct Listener {
     stream: Events,
     /// The events of each request, in the order in which they arrived.
-    events: HashMap<String, Vec<Value>>,
+    pub events: HashMap<String, Vec<Value>>,
 }
 
 impl Listener {
-    async fn on(http: &Http) -> Self {
+    pub async fn on(http: &Http) -> Self {
         Self {
             stream: Events::of(http, "/registry/events").await,
             events: HashMap::new(),
         }
     }
 
-    async fn more(&mut self) {
+    pub async fn more(&mut self) {
         let events = self.stream.more().await.expect("the feed is open");
         for (_, data) in events.into_iter().filter(|(name, _)| name == "request") {
             let event: Value = serde_json::from_str(&data).unwrap();
@@ -39,7 +39,7 @@ impl Listener {
     }
 
     /// Returns the events of one request, once an event has arrived for which `is_last` is `true`.
-    async fn of(
+    pub async fn of(
         &mut self,
         response: &HttpResponse,
         is_last: impl Fn(&Value) -> bool,
@@ -190,7 +190,18 @@ async fn events_include_aggregates(backend: Backend) {
     let mut listener = Listener::on(&service.http).await;
     // The writes after the verdict are counted too: the event, the list, the lease.
     let response = rename(&service.http, "milk", "in time", "").await;
-    let events = summary(&listener.of(&response, is_recounted).await);
+    let events = listener.of(&response, is_recounted).await;
+    let leases: Vec<&Value> = events.iter().filter(|it| it["about"] == "lease").collect();
+    let states: Vec<&Value> = leases.iter().map(|it| &it["says"]["state"]).collect();
+    assert_eq!(states, ["waiting", "acquired"]);
+    assert_eq!(leases[0]["says"]["database"], "main");
+    let events = summary(&events);
+    // The statements that take the lease are left out.
+    let acquired = events.iter().rposition(|it| it == "lease").unwrap();
+    assert!(
+        !events[..acquired].contains(&"statement".into()),
+        "{events:?}"
+    );
     let verdict = events.iter().position(|it| it.starts_with("verdict"));
     let late = events[verdict.unwrap()..].iter();
     assert_eq!(

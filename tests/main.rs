@@ -22,6 +22,7 @@ mod concurrency;
 mod connection_loss;
 mod contract;
 mod crash;
+mod dashboard;
 mod durability;
 mod endings;
 mod failover;

@@ -1,7 +1,8 @@
-//! Adds the statements of requests to the event feed: the duration of each, never its text.
+//! Adds the statements of requests to the event feed: the duration of each, never its text. Adds
+//! the waits for leases too: the begin and the end of each.
 //!
 //! sqlx emits a `tracing` event for every statement at the debug level, in the span of its request.
-//! The layer in this file receives these events. While the feed has no client, the layer's filter
+//! The layer in this file receives these events, and the library's span of each wait. While the feed has no client, the layer's filter
 //! disables them, so that sqlx does not create them.
 
 use std::sync::{Arc, OnceLock};
@@ -11,21 +12,24 @@ use rocket_tx::RequestId;
 use rocket_tx::tx::Live;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::span::{Attributes, Id};
+use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Span, Subscriber};
 use tracing_subscriber::filter::DynFilterFn;
 use tracing_subscriber::layer::{Context, Layer};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
 /// The target of sqlx's statement events.
 const STATEMENTS: &str = "sqlx::query";
 /// The name of the library's span for a request.
 const REQUEST: &str = "request";
+/// The name of the library's span for a wait for a lease. Its field `acquired` is recorded when the
+/// wait has ended.
+const LEASE: &str = "lease";
 /// The spans whose statements are not reported. In `begin`, `read` and `step` the library opens
-/// connections, and begins and settles transactions; the feed reports these as other events. In
-/// `unreported` the console counts rows.
-const UNREPORTED: [&str; 4] = ["begin", "read", "step", "unreported"];
+/// connections, and begins and settles transactions; the feed reports these as other events, and so
+/// it does with the waits in `lease`. In `unreported` the console counts rows.
+const UNREPORTED: [&str; 5] = ["begin", LEASE, "read", "step", "unreported"];
 
 /// Returns the span for statements that the console itself runs.
 pub(super) fn unreported() -> Span {
@@ -91,6 +95,33 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
         if let (Some(request), Some(span)) = (fields.request, context.span(id)) {
             span.extensions_mut().insert(request);
         }
+        if let (LEASE, Some(database)) = (attributes.metadata().name(), fields.database)
+            && let Some(span) = context.span(id)
+            && let Some(request) = request_of(span.scope())
+        {
+            let wait = LeaseWait { request, database };
+            self.publish_wait(Some(wait.clone()), "waiting");
+            span.extensions_mut().insert(wait);
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        values.record(&mut fields);
+        if let (Some(acquired), Some(span)) = (fields.acquired, context.span(id)) {
+            let wait = span.extensions_mut().remove::<LeaseWait>();
+            let state = if acquired { "acquired" } else { "refused" };
+            self.publish_wait(wait, state);
+        }
+    }
+
+    /// A wait that ends without a result was cancelled. After a result the span may stay open: tasks
+    /// that renew or release the lease run in it.
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        if let Some(span) = context.span(&id) {
+            let wait = span.extensions_mut().remove::<LeaseWait>();
+            self.publish_wait(wait, "abandoned");
+        }
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
@@ -104,7 +135,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
         {
             return;
         }
-        let request = scope.find_map(|span| span.extensions().get::<RequestId>().copied());
+        let request = request_of(scope);
         if let (Some(request), Some(live)) = (request, self.0.get()) {
             let mut fields = Fields::default();
             event.record(&mut fields);
@@ -117,11 +148,39 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Statements {
     }
 }
 
+/// Returns the request whose span is in `scope`.
+fn request_of<'a, R: LookupSpan<'a> + 'a>(
+    mut scope: impl Iterator<Item = SpanRef<'a, R>>,
+) -> Option<RequestId> {
+    scope.find_map(|span| span.extensions().get::<RequestId>().copied())
+}
+
+/// A wait for a lease. It is in the extensions of its span until it ends.
+#[derive(Clone)]
+struct LeaseWait {
+    request: RequestId,
+    database: String,
+}
+
+impl Statements {
+    fn publish_wait(&self, wait: Option<LeaseWait>, state: &str) {
+        if let (Some(wait), Some(live)) = (wait, self.0.get()) {
+            live.publish(
+                wait.request,
+                "lease",
+                || json!({ "state": state, "database": wait.database }),
+            );
+        }
+    }
+}
+
 /// The fields of a span or an event that this layer needs.
 #[derive(Default)]
 struct Fields {
     request: Option<RequestId>,
     is_read_only: bool,
+    database: Option<String>,
+    acquired: Option<bool>,
     took_us: u64,
 }
 
@@ -131,6 +190,19 @@ impl Visit for Fields {
             "id" => self.request = format!("{value:?}").parse().ok(),
             "method" => self.is_read_only = ["GET", "HEAD"].contains(&&*format!("{value:?}")),
             _ => {}
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "database" => self.database = Some(value.to_owned()),
+            _ => self.record_debug(field, &format_args!("{value}")),
+        }
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        if field.name() == "acquired" {
+            self.acquired = Some(value);
         }
     }
 

@@ -51,13 +51,16 @@ fn contract() -> RawHtml<&'static str> {
 }
 
 /// The files of the pages.
-const ASSETS: [(&str, &str); 10] = [
+const ASSETS: [(&str, &str); 13] = [
     ("aggregates.js", include_str!("../../static/aggregates.js")),
     ("console.js", include_str!("../../static/console.js")),
     ("contract.js", include_str!("../../static/contract.js")),
     ("element.js", include_str!("../../static/element.js")),
+    ("events.js", include_str!("../../static/events.js")),
     ("faults.js", include_str!("../../static/faults.js")),
     ("icon.svg", include_str!("../../static/icon.svg")),
+    ("lanes.js", include_str!("../../static/lanes.js")),
+    ("race.js", include_str!("../../static/race.js")),
     ("service.js", include_str!("../../static/service.js")),
     ("style.css", include_str!("../../static/style.css")),
     ("timeline.js", include_str!("../../static/timeline.js")),

@@ -9,10 +9,15 @@ use crate::support::{Backend, Service};
 async fn two_commands_race_and_none_is_lost(backend: Backend) {
     let service = Service::start(backend).await;
     let browser = open(&service, "/aggregates").await;
-    browser
-        .shows(".stream .empty", &["No events yet. Create a todo."])
-        .await;
+    // A todo of another client appears. Then one more is created here.
+    create(&service.http, "milk").await;
     browser.click("[name=create]").await;
+    browser
+        .until("document.querySelectorAll('[name=id] option').length === 2")
+        .await;
+    browser
+        .until("document.querySelector('[name=id]').value !== 'milk'")
+        .await;
     browser.shows(".version", &["version 1"]).await;
     browser.shows(".stream td:nth-child(2)", &["created"]).await;
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::lanes::race_an_example;
 use super::{open, run_once};
 use crate::support::{Backend, Browser, Service};
 
@@ -13,8 +14,10 @@ async fn pages_fit_a_phone(backend: Backend) {
     for page in PAGES {
         let url = format!("{}{page}", service.http.base);
         let phone = Browser::at(&url, 360, 740).await;
-        if page == "/console" {
-            run_once(&phone).await;
+        match page {
+            "/console" => run_once(&phone).await,
+            "/aggregates" => race_an_example(&phone).await,
+            _ => {}
         }
         let wider = phone
             .eval("document.documentElement.scrollWidth - window.innerWidth")
@@ -66,15 +69,19 @@ async fn screenshots_are_made_and_the_readme_shows_one() {
     for title in ["buy milk", "bake bread", "call the bank"] {
         service.new_todo(title, "").await;
     }
-    for (name, scheme, width, height) in [
-        ("light", "light", 1200, 1200),
-        ("dark", "dark", 1200, 1200),
-        ("narrow", "light", 390, 1600),
+    for (name, page, scheme, width, height) in [
+        ("light", "/console", "light", 1200, 1060),
+        ("dark", "/console", "dark", 1200, 1060),
+        ("narrow", "/console", "light", 390, 1600),
+        ("race", "/aggregates", "light", 1200, 1225),
     ] {
-        let url = format!("{}/console", service.http.base);
+        let url = format!("{}{page}", service.http.base);
         let browser = Browser::at(&url, width, height).await;
         browser.prefer(scheme).await;
-        run_once(&browser).await;
+        match page {
+            "/console" => run_once(&browser).await,
+            _ => race_an_example(&browser).await,
+        }
         let file = folder.join(format!("{name}.png"));
         browser.screenshot(&file).await;
         // Width and height are at fixed positions in the header of a PNG.

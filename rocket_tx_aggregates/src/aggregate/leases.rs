@@ -11,6 +11,7 @@ use rocket_tx::tx::{Outstanding, ReadOnly};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::error::Error;
 use super::initializer::Shared;
@@ -181,9 +182,16 @@ impl<D: AggregateDatabase> RequestLeases<D> {
                 leased.push(*stream);
             }
         }
-        let span = tracing::debug_span!("lease", database = D::NAME);
-        let leases = self.acquire(&leased, may_wait, deadline);
-        let leases = leases.instrument(span).await?;
+        let leases = match leased.is_empty() {
+            true => Vec::new(),
+            false => {
+                let span = tracing::debug_span!("lease", database = D::NAME, acquired = Empty);
+                let leases = self.acquire(&leased, may_wait, deadline);
+                let leases = leases.instrument(span.clone()).await;
+                span.record("acquired", leases.is_ok());
+                leases?
+            }
+        };
         let mut leases: BTreeMap<&str, LeaseOf<D>> = leased.into_iter().zip(leases).collect();
         let mut state = self.state.lock();
         if state.closed {
