@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rocket::http::Status;
 use rocket::serde::json::Json;
-use rocket::{delete, get, launch, post, routes};
+use rocket::{delete, get, info, launch, post, routes};
 use rocket_tx::db::{self, Migrations, SqlitePool};
 use rocket_tx::rocket_db_pools::{self, Database};
 use rocket_tx::{Begin, Error, Read, Settlement, Tx, problem_catchers, tx};
@@ -47,7 +47,8 @@ async fn add(new: Json<NewNote>, main: Begin<Main>) -> Result<Json<Note>, Error>
 }
 
 #[delete("/notes/<id>")]
-async fn remove(id: i64, _author: Author, mut tx: Tx<Main>) -> Result<Status, Error> {
+async fn remove(id: i64, author: Author, mut tx: Tx<Main>) -> Result<Status, Error> {
+    info!("{} removes note {id}", author.name);
     let delete = sqlx::query("DELETE FROM notes WHERE id = $1").bind(id);
     match delete.execute(&mut *tx).await?.rows_affected() {
         0 => Err(Error::NotFound),

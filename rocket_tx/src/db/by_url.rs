@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use rocket::figment::Figment;
 
-#[cfg(feature = "testing")]
-use super::Backend;
 use super::{
     Access, AtomicDatabase, Attachment, Backend, BeginOptions, CommitError, Config, Decided,
     Decider, DeciderId, Decision, DecisionId, Durability, Ending, Error, Finished, GlobalId,
@@ -307,8 +305,8 @@ impl TransactionPool for UrlPool {
     }
 
     #[cfg(feature = "testing")]
-    fn backend(url: &str) -> Option<Backend> {
-        match scheme(url)? {
+    fn backend_of(url: &str) -> Option<Backend> {
+        match &*scheme::of(url)? {
             #[cfg(feature = "sqlite")]
             "sqlite" => Some(Backend::Sqlite),
             #[cfg(feature = "postgres")]

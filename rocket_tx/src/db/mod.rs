@@ -101,5 +101,5 @@ pub use sqlite::OneShotWriter;
 #[doc(hidden)]
 pub use sqlite::is_sqlite_busy;
 #[cfg(feature = "testing")]
-pub(crate) use testing::{Backend, OwnDatabases};
+pub(crate) use testing::OwnDatabases;
 pub(crate) use transaction::{TransactionControl, TransactionId, work_in};

@@ -9,8 +9,6 @@ use rocket_db_pools::Database;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-#[cfg(feature = "testing")]
-use super::Backend;
 use super::error_class::may_be_stale;
 #[cfg(feature = "postgres")]
 use super::health::Health;
@@ -104,7 +102,7 @@ pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error>
     /// Returns the backend that a pool with this URL uses, or `None` if there is none.
     #[cfg(feature = "testing")]
     #[doc(hidden)]
-    fn backend(url: &str) -> Option<Backend>;
+    fn backend_of(url: &str) -> Option<Backend>;
 
     /// Returns the identity of the database. It shows whether two pools use the same database.
     fn identity(&self) -> &Identity;
@@ -245,9 +243,11 @@ pub struct Migrations {
 
 /// The system that stores a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Backend {
+pub enum Backend {
+    /// A SQLite file.
     #[cfg(feature = "sqlite")]
     Sqlite,
+    /// A Postgres database.
     #[cfg(feature = "postgres")]
     Postgres,
 }

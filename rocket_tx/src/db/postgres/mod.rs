@@ -242,8 +242,9 @@ impl TransactionPool for PostgresPool {
     }
 
     #[cfg(feature = "testing")]
-    fn backend(_: &str) -> Option<Backend> {
-        Some(Backend::Postgres)
+    fn backend_of(url: &str) -> Option<Backend> {
+        let scheme = scheme::of(url)?;
+        matches!(&*scheme, "postgres" | "postgresql").then_some(Backend::Postgres)
     }
 
     fn identity(&self) -> &Identity {

@@ -462,8 +462,8 @@ impl TransactionPool for SqlitePool {
     }
 
     #[cfg(feature = "testing")]
-    fn backend(_: &str) -> Option<Backend> {
-        Some(Backend::Sqlite)
+    fn backend_of(url: &str) -> Option<Backend> {
+        url_of_file(url).is_ok().then_some(Backend::Sqlite)
     }
 
     fn identity(&self) -> &Identity {

@@ -28,17 +28,6 @@ mod workshop;
 pub(crate) use own::OwnDatabases;
 pub(crate) use template::Template;
 
-/// The backend of a URL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
-    /// A SQLite file.
-    #[cfg(feature = "sqlite")]
-    Sqlite,
-    /// A Postgres database.
-    #[cfg(feature = "postgres")]
-    Postgres,
-}
-
 /// Why a test got no database of its own. The message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TestDatabaseError {

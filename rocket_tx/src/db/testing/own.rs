@@ -13,7 +13,8 @@ use super::files::{Folder, OwnFile};
 #[cfg(feature = "postgres")]
 use super::server::{self, Server};
 use super::template::Template;
-use super::{Backend, TestDatabaseError, url};
+use super::{TestDatabaseError, url};
+use crate::db::Backend;
 use crate::db::{IN_TESTS, Migrations, TransactionPool, TransactionalDatabase};
 
 /// The databases of one test. Managed by the `Rocket` of the test, where [`init`](crate::db::init)
@@ -57,7 +58,7 @@ impl OwnDatabases {
         let Ok(configured) = configuration.extract_inner::<String>("url") else {
             return Ok(configuration);
         };
-        let Some(backend) = D::Pool::backend(&configured) else {
+        let Some(backend) = D::Pool::backend_of(&configured) else {
             return Ok(configuration);
         };
         if let Some(other) = self.configured_at(&configured) {

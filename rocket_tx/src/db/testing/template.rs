@@ -6,12 +6,11 @@ use std::time::UNIX_EPOCH;
 
 use sqlx::migrate::Migrator;
 
-use super::Backend;
 #[cfg(feature = "sqlite")]
 use super::files;
 #[cfg(feature = "postgres")]
 use super::server;
-use crate::db::Error;
+use crate::db::{Backend, Error};
 
 /// The database from which the database of a test was copied.
 #[derive(Debug, Clone)]
