@@ -4,7 +4,10 @@
 //! the locks of this process, must outlive it.
 
 use std::future::Future;
-use std::sync::{LazyLock, mpsc};
+use std::sync::LazyLock;
+#[cfg(feature = "postgres")]
+use std::sync::mpsc;
+#[cfg(feature = "postgres")]
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -33,6 +36,7 @@ pub(super) async fn run<T: Send + 'static>(work: impl Future<Output = T> + Send 
 /// within a minute; it then continues.
 ///
 /// A thread of the workshop is not blocked, because `work` may need it. `work` then runs later.
+#[cfg(feature = "postgres")]
 pub(super) fn run_blocking(work: impl Future<Output = ()> + Send + 'static) -> bool {
     const LIMIT: Duration = Duration::from_secs(60);
 
