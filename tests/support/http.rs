@@ -1,7 +1,12 @@
 //! Requests over a real socket.
 
+use std::time::Duration;
+
 use rocket::serde::json::{Value, serde_json};
 use serde::de::DeserializeOwned;
+
+/// A server that sends nothing for this long has forgotten the request.
+const LONGEST_SILENCE: Duration = Duration::from_secs(120);
 
 /// A client of one service. It does not follow redirects.
 #[derive(Clone)]
@@ -17,6 +22,7 @@ impl Http {
         let _already_installed = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
+            .read_timeout(LONGEST_SILENCE)
             .build()
             .unwrap();
         Self {
