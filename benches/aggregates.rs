@@ -3,6 +3,7 @@
 //!
 //!     tests/run --postgres cargo bench --bench aggregates    # both backends
 //!     cargo bench --bench aggregates -- sqlite               # one
+//!     cargo bench --bench aggregates -- storing sqlite       # without the long streams
 //!
 //! Loading is measured at several lengths of one stream. Storing is measured in rounds, each with
 //! and without snapshots: the median of the ratio within a round is printed, with minimum and
@@ -61,12 +62,17 @@ async fn main() -> ExitCode {
         .skip(1)
         .filter(|word| word != "--bench")
         .collect();
-    let backends = match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (is_only_storing, words) = match &words[..] {
+        ["storing", rest @ ..] => (true, rest),
+        words => (false, words),
+    };
+    let backends = match words {
         [] => vec!["sqlite", "postgres"],
         [one @ ("sqlite" | "postgres")] => vec![*one],
         _ => {
             let words = arguments.join(" ");
-            eprintln!("unknown argument: {words}; use sqlite or postgres");
+            eprintln!("unknown argument: {words}; use storing, sqlite or postgres");
             return ExitCode::FAILURE;
         }
     };
@@ -76,7 +82,7 @@ async fn main() -> ExitCode {
             _ => postgres_url().await,
         };
         println!("\n{backend}");
-        measure(&url).await;
+        measure(&url, is_only_storing).await;
     }
     ExitCode::SUCCESS
 }
@@ -97,7 +103,7 @@ async fn postgres_url() -> String {
     format!("{}/{name}", cluster.rsplit_once('/').unwrap().0)
 }
 
-async fn measure(url: &str) {
+async fn measure(url: &str, is_only_storing: bool) {
     let figment = Figment::from(("url", url))
         .merge(("max_connections", 4))
         .merge(("connect_timeout", 5));
@@ -105,14 +111,20 @@ async fn measure(url: &str) {
     store.migrate().await.unwrap();
     let with = Counters::new(store.clone().with_snapshot_every(SNAPSHOT_EVERY));
     let without = Counters::new(store.with_snapshot_every(0));
+    if !is_only_storing {
+        compare_loading(&with, &without).await;
+    }
+    storing(&with, &without).await;
+}
 
+async fn compare_loading(with: &Counters, without: &Counters) {
     println!(
         "{:>9}{:>18}{:>21}",
         "events", "with snapshots", "without snapshots"
     );
     for length in LENGTHS {
         let mut took = Vec::new();
-        for (counters, id) in [(&with, "with"), (&without, "without")] {
+        for (counters, id) in [(with, "with"), (without, "without")] {
             fill(counters, id, length).await;
             took.push(loading(counters, id, length).await);
         }
@@ -122,7 +134,6 @@ async fn measure(url: &str) {
             millis(took[1])
         );
     }
-    storing(&with, &without).await;
 }
 
 fn millis(duration: Duration) -> f64 {
