@@ -1,5 +1,6 @@
 //! Event-sourced aggregates: in requests, without requests, and written by several processes.
 
+mod batches;
 mod contract;
 mod edges;
 mod faults;

@@ -9,6 +9,8 @@ mod hand_over;
 mod leases;
 mod memory;
 mod network;
+mod one_statement;
+mod several;
 
 use std::time::Duration;
 

@@ -284,9 +284,27 @@ mod launch {
     }
 
     #[rocket::async_test]
+    async fn leases_without_a_connection_stop_the_launch() {
+        let databases = Databases::with_tables(Backend::Sqlite).await;
+        let rocket = rocket::custom(databases.figment().merge(("lease_max_connections", 0)))
+            .attach(db::init::<Main>())
+            .attach(aggregate::init::<Main>())
+            .attach(Settlement::new());
+        let log = refused(rocket).await;
+        assert!(
+            log.contains(
+                "`lease_max_connections`: 0 connections can take no lease; set at least 1 in \
+                 Rocket.toml or the environment"
+            ),
+            "{log}"
+        );
+    }
+
+    #[rocket::async_test]
     async fn invalid_settings_stop_the_launch() {
         for (key, value) in [
             ("lease_ttl", "1ms"),
+            ("lease_ttl", "99ms"),
             ("lease_ttl", "soon"),
             ("lease_retry_interval", "0s"),
             ("lease_sweep_interval", "0s"),

@@ -2,11 +2,12 @@
 //! tests, because the retry interval is longer than they may take.
 
 use std::sync::Mutex;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use rocket::futures::future::{join, join_all};
 use rocket::tokio::spawn;
-use rocket_tx_aggregates::lock::{Hold, UrlLockManager};
+use rocket_tx_aggregates::lock::{AsyncLockManager, Hold, UrlLockManager};
 
 use super::Leases;
 use crate::support::{Backend, In, dropped_after, eventually};
@@ -127,6 +128,36 @@ async fn a_process_goes_on_if_the_other_does_not_come(backend: Backend) {
     leases.everything_is_free().await;
 }
 
+/// A release wakes no other process if a task of the same process is next. If this task goes, it
+/// wakes the other process.
+async fn a_task_that_leaves_the_queue_wakes_the_other_process(backend: Backend) {
+    let leases = Leases::new(backend).await;
+    let [one, other] = two(&leases).await;
+    for several in [false, true] {
+        let held = one.acquire("a").await.unwrap();
+        let other = other.clone();
+        let waiting = spawn(async move {
+            other.acquire("a").await.unwrap().release().await.unwrap();
+        });
+        is_wanted(&leases).await;
+        let one = one.clone();
+        let mut next = Box::pin(async move {
+            match several {
+                true => one.hold_all(&["a", "b"]).await.map(drop),
+                false => one.acquire("a").await.map(drop),
+            }
+        });
+        let polled = next.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending());
+        let started = Instant::now();
+        held.release().await.unwrap();
+        drop(next);
+        waiting.await.unwrap();
+        assert!(started.elapsed() < LIMIT, "{:?}", started.elapsed());
+        leases.everything_is_free().await;
+    }
+}
+
 /// The waiter is dropped while it waits for another process or looks at its row.
 async fn a_waiter_dropped_at_any_await_point_frees_the_key(backend: Backend) {
     let leases = Leases::new(backend).await;
@@ -169,6 +200,7 @@ on_each_backend!(
     processes_take_turns,
     a_single_client_gives_way,
     a_process_goes_on_if_the_other_does_not_come,
+    a_task_that_leaves_the_queue_wakes_the_other_process,
     a_waiter_dropped_at_any_await_point_frees_the_key,
     a_yielding_task_dropped_at_any_await_point_frees_the_key,
 );

@@ -140,7 +140,7 @@ async fn a_wait_of_zero_takes_a_free_lease_or_fails_at_once(backend: Backend) {
 
 async fn fencing_tokens_only_grow(backend: Backend) {
     let leases = Leases::new(backend).await;
-    let short = leases.another().await.with_lease_ttl(30 * MS);
+    let short = leases.another().await.with_lease_ttl(100 * MS);
     let short = short.with_renewal_cap(Duration::ZERO);
     let mut last = i64::MIN;
     let mut grown = |token: i64| {
@@ -179,10 +179,10 @@ async fn a_sweep_spares_live_leases(backend: Backend) {
     let living = leases.manager.acquire("living").await.unwrap();
     // This lease expires soon. The sweeper spares it until it has been expired for 5 s, the time to
     // live that the sweeper is configured with.
-    let graced = leases.another().await.with_lease_ttl(50 * MS);
+    let graced = leases.another().await.with_lease_ttl(100 * MS);
     let graced = graced.with_renewal_cap(Duration::ZERO);
     let expired = graced.acquire("expired").await.unwrap();
-    rocket::tokio::time::sleep(70 * MS).await;
+    rocket::tokio::time::sleep(150 * MS).await;
     assert_eq!(sweeper.sweep_expired().await.unwrap(), 0);
     eventually("the expired lease is swept", async || {
         sweeper.sweep_expired().await.unwrap() == 1

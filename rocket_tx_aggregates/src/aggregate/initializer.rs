@@ -16,7 +16,7 @@ use super::definition::Aggregate;
 use super::projection::{Projection, Projections};
 use super::rows::AggregateDatabase;
 use super::store::{ConnectionOf, SqlEventStore};
-use crate::lock::{LeaseLockManager, LeasePool};
+use crate::lock::{LEAST_TTL, LeaseLockManager, LeasePool};
 
 /// Observes the loads of a request, for example to inject faults.
 ///
@@ -84,7 +84,7 @@ impl<D: AggregateDatabase> Deref for Leases<D> {
 ///
 /// | key | default | meaning |
 /// | --- | --- | --- |
-/// | `lease_ttl` | `"30s"` | lifetime of a lease without renewal; others wait that long after a crash |
+/// | `lease_ttl` | `"30s"` | lifetime of a lease without renewal, at least 100 ms; others wait that long after a crash |
 /// | `lease_retry_interval` | `"50ms"` | polling interval for a contended lease (±50 % jitter) |
 /// | `lease_max_wait` | `"5s"` | how long one call waits for all its leases together; then 503 |
 /// | `lease_max_connections` | `4` | Postgres: the most connections for lease statements |
@@ -231,7 +231,7 @@ impl Config {
         let second = Duration::from_secs(1);
         let milli = Duration::from_millis(1);
         Ok(Self {
-            ttl: at_least("lease_ttl", second * 30, milli * 100)?,
+            ttl: at_least("lease_ttl", second * 30, LEAST_TTL)?,
             retry_interval: at_least("lease_retry_interval", milli * 50, milli)?,
             max_wait: at_least("lease_max_wait", second * 5, Duration::ZERO)?,
             max_connections: match read(figment, "lease_max_connections")? {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use rocket_db_pools::Database;
 use rocket_tx::Tx;
-use rocket_tx::db::{Access, Isolation, WaitPolicy};
+use rocket_tx::db::{Access, Isolation};
 use rocket_tx::tx::{Outstanding, ReadOnly};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -105,23 +105,40 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         }
     }
 
-    /// Takes the lease of `stream`, unless the request holds it already. The caller must hold the
-    /// request's [turn](Outstanding::acquire_in_turn), and join the resource after this has
-    /// returned.
+    /// Splits sorted streams in two parts: those that are free now or not at all, because the request
+    /// must not wait for them, and those that the request may wait for. The caller takes the leases
+    /// of the first part before those of the second.
+    pub(super) fn parts<'a, 'b>(&self, streams: &'a [&'b str]) -> [&'a [&'b str]; 2] {
+        let may_wait = |stream: &&str| self.may_wait_for(stream);
+        // If the request may wait for a stream, it may also wait for those that sort after it.
+        let first = streams.iter().position(may_wait);
+        streams.split_at(first.unwrap_or(streams.len())).into()
+    }
+
+    /// Takes the leases of all `streams` except those that the request holds already, with one
+    /// statement where nobody contends. The streams are one of the [`parts`](Self::parts). The caller
+    /// must hold the request's [turn](Outstanding::acquire_in_turn), and join the resource after this
+    /// has returned.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future releases a lease that it has taken.
+    /// Dropping the future releases the leases that it has taken.
     pub(super) async fn lease(
         self: &Arc<Self>,
-        stream: &str,
+        streams: &[&str],
         deadline: Deadline,
-    ) -> Result<HeldLease, Error> {
-        let handle = match self.owned(stream) {
-            Some(handle) => handle,
-            None => self.take(stream, deadline).await?,
-        };
-        Ok(HeldLease::new(handle))
+    ) -> Result<Vec<HeldLease>, Error> {
+        let owned: Vec<_> = streams.iter().map(|stream| self.owned(stream)).collect();
+        let missing: Vec<&str> = streams
+            .iter()
+            .zip(&owned)
+            .filter_map(|(stream, owned)| owned.is_none().then_some(*stream))
+            .collect();
+        let mut taken = self.take(&missing, deadline).await?.into_iter();
+        let handles = owned
+            .into_iter()
+            .filter_map(|owned| owned.or_else(|| taken.next()));
+        Ok(handles.map(HeldLease::new).collect())
     }
 
     /// Returns a handle on the lease of `stream`, if the request holds it already.
@@ -145,55 +162,73 @@ impl<D: AggregateDatabase> RequestLeases<D> {
 
     async fn take(
         self: &Arc<Self>,
-        stream: &str,
+        streams: &[&str],
         deadline: Deadline,
-    ) -> Result<Arc<LeaseHandle<D>>, Error> {
+    ) -> Result<Vec<Arc<LeaseHandle<D>>>, Error> {
+        let Some(first) = streams.first() else {
+            return Ok(Vec::new());
+        };
         if self.outstanding.is_settled() {
             return Err(rocket_tx::Error::Settled.into());
         }
-        let lease = match self.excluded_by_transaction(stream).await? {
-            true => None,
-            false => {
-                let span = tracing::debug_span!("lease", database = D::NAME);
-                Some(self.acquire(stream, deadline).instrument(span).await?)
+        let may_wait = self.may_wait_for(first);
+        let mut leased = Vec::with_capacity(streams.len());
+        for stream in streams {
+            if !self.excluded_by_transaction(stream).await? {
+                leased.push(*stream);
             }
-        };
-        let handle = self.handle(stream);
-        let entry = LeaseEntry {
-            lease,
-            handle: Arc::downgrade(&handle),
-        };
-        {
-            let mut state = self.state.lock();
-            if state.closed {
-                return Err(rocket_tx::Error::Settled.into());
-            }
-            state.entries.insert(stream.to_owned(), entry);
         }
-        self.order.insert(self.rank, stream);
-        Ok(handle)
+        let span = tracing::debug_span!("lease", database = D::NAME);
+        let leases = self.acquire(&leased, may_wait, deadline);
+        let leases = leases.instrument(span).await?;
+        let mut leases: BTreeMap<&str, LeaseOf<D>> = leased.into_iter().zip(leases).collect();
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(rocket_tx::Error::Settled.into());
+        }
+        let mut handles = Vec::with_capacity(streams.len());
+        for &stream in streams {
+            let handle = self.handle(stream);
+            let entry = LeaseEntry {
+                lease: leases.remove(stream),
+                handle: Arc::downgrade(&handle),
+            };
+            state.entries.insert(stream.to_owned(), entry);
+            self.order.insert(self.rank, stream);
+            handles.push(handle);
+        }
+        Ok(handles)
     }
 
-    async fn acquire(&self, stream: &str, deadline: Deadline) -> Result<LeaseOf<D>, Error> {
+    /// Takes the leases of `streams`, in their order.
+    async fn acquire(
+        &self,
+        streams: &[&str],
+        may_wait: bool,
+        deadline: Deadline,
+    ) -> Result<Vec<LeaseOf<D>>, Error> {
         let locks = &self.shared.locks;
-        let lease = match self.may_wait_for(stream) {
-            true => locks.acquire_by(stream, deadline).await?,
+        let leases = match may_wait {
+            true => locks.acquire_all_by(streams, deadline).await?,
             false => {
-                // This request may be releasing the lease itself right now. If that takes longer
-                // than one retry interval, the attempt below reports the lease as held.
-                if let Some(PendingRelease { done, .. }) = self.pending_release(stream) {
-                    let _timed_out = timeout(locks.retry_interval(), done.cancelled()).await;
-                }
-                let lease = locks
-                    .try_acquire_with(stream, WaitPolicy::FAIL_FAST)
-                    .await?;
-                lease.ok_or_else(|| LockError::Held(stream.to_owned()))?
+                // This request may be releasing some of the leases itself right now. If that takes
+                // longer than one retry interval, the attempt below reports the lease as held.
+                let releases = streams
+                    .iter()
+                    .filter_map(|stream| self.pending_release(stream));
+                let released = async {
+                    for PendingRelease { done, .. } in releases {
+                        done.cancelled().await;
+                    }
+                };
+                let _timed_out = timeout(locks.retry_interval(), released).await;
+                locks.try_acquire_all(streams).await?
             }
         };
-        if lease.needs_read_committed() {
+        if leases.iter().any(|lease| lease.needs_read_committed()) {
             self.outstanding.cap_isolation::<D>(CAP);
         }
-        Ok(lease)
+        Ok(leases)
     }
 
     /// Returns the release of `stream`, if this request is releasing its lease right now.

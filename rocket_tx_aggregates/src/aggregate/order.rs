@@ -7,8 +7,8 @@ use tokio::sync::Mutex as AsyncMutex;
 
 /// The leased keys of one request. Kept in Rocket's request-local cache.
 ///
-/// A request takes one key at a time, and waits only for a key that sorts after all keys it holds.
-/// All requests then wait in the same direction, so they cannot deadlock.
+/// A request waits for one key at a time, and only for a key that sorts after all keys it holds. All
+/// requests then wait in the same direction, so they cannot deadlock.
 #[derive(Default)]
 pub(super) struct Order {
     /// Locked by a task of the request while it reads, across an `await` on purpose. A request has

@@ -142,11 +142,11 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
             .timeout(first, outstanding.acquire_in_turn())
             .await?;
         let mut leases = BTreeMap::new();
-        for stream in sorted {
-            let lease = self.leases.lease(stream, deadline).await?;
-            // Join before the next wait: if that fails, settlement still releases this lease.
+        for part in self.leases.parts(&sorted) {
+            let held = self.leases.lease(part, deadline).await?;
+            // Join before the next wait: if that fails, settlement still releases these leases.
             RequestAggregates::join(&self.leases)?;
-            leases.insert(stream, lease);
+            leases.extend(part.iter().copied().zip(held));
         }
         let of = |stream: &&str| leases.get(*stream).cloned();
         Ok(streams.iter().map(of).collect())

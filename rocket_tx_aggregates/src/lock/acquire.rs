@@ -18,20 +18,20 @@ use super::stats::Counters;
 use super::store::{Attempt, Claim, LeaseStore, Look, Token};
 
 /// Counts a wait as abandoned when it is dropped, unless [`finish`](Self::finish) was called.
-struct WaitRecord {
-    since: Instant,
+pub(super) struct WaitRecord {
+    pub(super) since: Instant,
     counters: Option<Counters>,
 }
 
 impl WaitRecord {
-    fn of<S: LeaseStore>(key: &Key<S>) -> Self {
+    pub(super) fn of<S: LeaseStore>(key: &Key<S>) -> Self {
         Self {
             since: Instant::now(),
             counters: Some(key.counters.clone()),
         }
     }
 
-    fn finish(mut self) {
+    pub(super) fn finish(mut self) {
         self.counters = None;
     }
 }
@@ -58,7 +58,7 @@ impl<S: LeaseStore> Key<S> {
         }
         // Counts this wait as abandoned if it times out or fails, or if this future is dropped.
         let waiting = WaitRecord::of(self);
-        let pass = deadline.timeout(&self.name, self.gate.enter()).await?;
+        let pass = deadline.timeout(&self.name, self.enter()).await?;
         let turn = Turn::new(self, pass, waiting.since);
         let lease = deadline.timeout(&self.name, turn.wait()).await??;
         waiting.finish();
@@ -82,15 +82,15 @@ impl<S: LeaseStore> Key<S> {
 }
 
 /// The turn of a task at the gate: the right to take the lease in the database.
-struct Turn<S: LeaseStore> {
-    key: Arc<Key<S>>,
+pub(super) struct Turn<S: LeaseStore> {
+    pub(super) key: Arc<Key<S>>,
     pass: Pass,
-    claim: Claim,
+    pub(super) claim: Claim,
     since: Instant,
 }
 
 /// The result of one attempt.
-enum Tried<S: LeaseStore> {
+pub(super) enum Tried<S: LeaseStore> {
     Taken(Lease<S>),
     /// Another holder has the row, or the row is busy. `wanted`: the row is marked as wanted.
     Held {
@@ -103,7 +103,7 @@ enum Tried<S: LeaseStore> {
 const UNMARKED: Duration = Duration::from_millis(2);
 
 impl<S: LeaseStore> Turn<S> {
-    fn new(key: &Arc<Key<S>>, pass: Pass, since: Instant) -> Self {
+    pub(super) fn new(key: &Arc<Key<S>>, pass: Pass, since: Instant) -> Self {
         let claim = Claim {
             key: Arc::clone(&key.name),
             owner: Arc::clone(&key.settings.owner),
@@ -120,7 +120,7 @@ impl<S: LeaseStore> Turn<S> {
     }
 
     /// Waits for the lease.
-    async fn wait(mut self) -> Result<Lease<S>, LockError> {
+    pub(super) async fn wait(mut self) -> Result<Lease<S>, LockError> {
         let interval = self.key.settings.retry_interval;
         let wait = WaitPolicy::QUEUE.busy_timeout(interval);
         let mut pause = interval;
@@ -174,7 +174,7 @@ impl<S: LeaseStore> Turn<S> {
     ///
     /// If the future is dropped, the attempt continues in a separate task. If it takes the lease,
     /// that task releases the lease and then lets the next task through the gate.
-    async fn take(self, wait: WaitPolicy, marks: bool) -> Result<Tried<S>, LockError> {
+    pub(super) async fn take(self, wait: WaitPolicy, marks: bool) -> Result<Tried<S>, LockError> {
         RunToEnd::new(self.key.store.clone(), self.try_take(wait, marks)).await
     }
 
@@ -184,17 +184,7 @@ impl<S: LeaseStore> Turn<S> {
             Ok(Attempt::Taken {
                 fencing_token,
                 taken_over,
-            }) => {
-                let Self {
-                    key,
-                    pass,
-                    claim,
-                    since,
-                } = self;
-                key.counters.acquired(since.elapsed(), taken_over);
-                let lease = Lease::new(key, claim, fencing_token, sent_at, pass);
-                Ok(Tried::Taken(lease))
-            }
+            }) => Ok(Tried::Taken(self.taken(fencing_token, taken_over, sent_at))),
             Ok(Attempt::Held { wanted }) => {
                 self.key.counters.contended();
                 Ok(Tried::Held { turn: self, wanted })
@@ -206,9 +196,21 @@ impl<S: LeaseStore> Turn<S> {
         }
     }
 
+    /// Returns the lease that a statement has taken, which was sent at `sent_at`.
+    pub(super) fn taken(self, fencing_token: i64, taken_over: bool, sent_at: Instant) -> Lease<S> {
+        let Self {
+            key,
+            pass,
+            claim,
+            since,
+        } = self;
+        key.counters.acquired(since.elapsed(), taken_over);
+        Lease::new(key, claim, fencing_token, sent_at, pass)
+    }
+
     /// Releases the row in a separate task if the statement that failed may have been executed
     /// although its reply was lost. The caller receives its error at once.
-    fn release_if_sent(self, error: &sqlx::Error) {
+    pub(super) fn release_if_sent(self, error: &sqlx::Error) {
         if matches!(
             ErrorClass::of(error),
             ErrorClass::Unreachable | ErrorClass::Busy

@@ -75,6 +75,10 @@ impl LeaseStore for UrlLeases {
         either!(Self, self, |leases| leases.take(claim, wait, marks).await)
     }
 
+    async fn take_all(&self, claims: &[&Claim], wait: WaitPolicy) -> sqlx::Result<Vec<Attempt>> {
+        either!(Self, self, |leases| leases.take_all(claims, wait).await)
+    }
+
     fn needs_read_committed(&self) -> bool {
         either!(Self, self, |leases| leases.needs_read_committed())
     }

@@ -26,13 +26,16 @@
 //! current start of the server. Postgres empties unlogged tables whenever it recovers: after a
 //! crash, in a restored backup, and on a promoted standby.
 
+use rocket::serde::json::serde_json::json;
+use serde::Serialize;
 use sqlx::postgres::PgConnection;
 
 use super::listener::hash;
 use super::sql::statement;
-use super::store::{Claim, millis};
+use super::store::{Attempt, Claim, ClaimRow, attempts_of, millis};
 
 const TAKE: &str = include_str!("sql/postgres/take.sql");
+const TAKE_ALL: &str = include_str!("sql/postgres/take_all.sql");
 const LOOK: &str = include_str!("sql/postgres/look.sql");
 const OPEN_FENCE: &str = include_str!("sql/postgres/open_fence.sql");
 
@@ -71,6 +74,45 @@ pub(super) async fn take(db: &mut PgConnection, claim: &Claim) -> sqlx::Result<O
         .await
 }
 
+/// A claim of several, as its statement receives it.
+#[derive(Serialize)]
+struct NumberedClaim<'a> {
+    nth: usize,
+    /// The number of the key's advisory lock.
+    lock: i32,
+    #[serde(flatten)]
+    claim: ClaimRow<'a>,
+}
+
+/// Tries once to take the leases of several keys. Takes none if the sequence is not open.
+pub(super) async fn take_all(
+    db: &mut PgConnection,
+    claims: &[&Claim],
+) -> sqlx::Result<Vec<Attempt>> {
+    let numbered = claims.iter().enumerate().map(|(nth, claim)| {
+        let (_, lock) = advisory_lock(&claim.key);
+        let claim = ClaimRow::from(*claim);
+        NumberedClaim { nth, lock, claim }
+    });
+    let numbered: Vec<_> = numbered.collect();
+    let taken: Vec<(String, i64, bool)> = sqlx::query_as(statement(TAKE_ALL))
+        .bind(json!(numbered).to_string())
+        .bind(ADVISORY_LOCKS)
+        .fetch_all(db)
+        .await?;
+    let attempt = |(key, fencing_token, taken_over)| {
+        let taken = Attempt::Taken {
+            fencing_token,
+            taken_over,
+        };
+        (key, taken)
+    };
+    Ok(attempts_of(
+        claims,
+        taken.into_iter().map(attempt).collect(),
+    ))
+}
+
 /// Looks at the row of another holder; `marks` it as wanted. Opens the sequence if it is not open,
 /// and returns whether that was necessary.
 pub(super) async fn look(
@@ -99,15 +141,15 @@ async fn open_fence(db: &mut PgConnection) -> sqlx::Result<()> {
         .map(drop)
 }
 
+/// The class of the advisory locks of keys: `rtxl`.
+const ADVISORY_LOCKS: i32 = i32::from_be_bytes(*b"rtxl");
+
 /// Returns the advisory lock that serializes attempts to take `key`. Keys with the same hash share
 /// one lock, so attempts to take them wait for each other needlessly. `lock_timeout` limits this
 /// wait like the wait for a row.
 fn advisory_lock(key: &str) -> (i32, i32) {
     let [.., a, b, c, d] = hash(key).to_be_bytes();
-    (
-        i32::from_be_bytes(*b"rtxl"),
-        i32::from_be_bytes([a, b, c, d]),
-    )
+    (ADVISORY_LOCKS, i32::from_be_bytes([a, b, c, d]))
 }
 
 #[cfg(test)]
@@ -123,7 +165,7 @@ mod tests {
         };
         let expected = "started = pg_postmaster_start_time() AND place = \
                         pg_relation_filepath(open.tableoid)";
-        for sql in [TAKE, LOOK, OPEN_FENCE] {
+        for sql in [TAKE, TAKE_ALL, LOOK, OPEN_FENCE] {
             assert_eq!(condition(sql), expected);
             assert!(sql.contains("upto"));
         }

@@ -122,16 +122,28 @@ impl Gate {
         state.turns += 1;
         state.since.get_or_insert(now);
         state.wanted |= wanted;
-        let gives_way = state.wanted && wakes;
-        if gives_way {
-            (state.turns, state.since, state.wanted) = (0, None, false);
-            state.gave_way = Some(now);
-        }
-        gives_way
+        wakes && state.give_way(now)
+    }
+
+    /// Returns `true` after a task has left the queue, if no task of this process has or wants the
+    /// lease any more, although another process wants it. This process then gives way.
+    pub(super) fn is_left(&self, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        state.waiting == 0 && self.open.available_permits() > 0 && state.give_way(now)
+    }
+
+    /// Returns `true` if the next task of this process should let another process take the lease
+    /// first.
+    pub(super) fn is_yielding(&self, now: Instant) -> bool {
+        let state = self.state.lock();
+        let until = state
+            .gave_way
+            .map(|gave_way| gave_way + state.grace(self.grace));
+        until.is_some_and(|until| now < until)
     }
 
     /// Returns until when the next task of this process should let another process take the lease.
-    /// Must be called once per turn.
+    /// Must be called once for each turn that waits for the lease.
     pub(super) fn yields_until(&self, now: Instant) -> Option<Instant> {
         let mut state = self.state.lock();
         let until = state.gave_way.take()? + state.grace(self.grace);
@@ -158,6 +170,16 @@ impl Gate {
 }
 
 impl State {
+    /// Gives way if another process wants the lease.
+    fn give_way(&mut self, now: Instant) -> bool {
+        let gives_way = self.wanted;
+        if gives_way {
+            (self.turns, self.since, self.wanted) = (0, None, false);
+            self.gave_way = Some(now);
+        }
+        gives_way
+    }
+
     fn is_due(&self, now: Instant) -> bool {
         self.waiting == 0
             || self.turns + 1 >= TURNS

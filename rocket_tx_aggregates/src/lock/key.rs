@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 
-use super::gate::{Gate, Grace};
+use super::gate::{Gate, Grace, Pass};
 use super::keyed::Keyed;
 use super::renewal::Renewals;
 use super::stats::Counters;
@@ -34,6 +35,26 @@ impl Settings {
     }
 }
 
+/// A task in the queue of a gate.
+struct Queued<'a, S: LeaseStore> {
+    /// `None` once the task has its turn.
+    key: Option<&'a Arc<Key<S>>>,
+    /// Runs what is left to do, whichever thread drops this value.
+    runtime: Handle,
+}
+
+impl<S: LeaseStore> Drop for Queued<'_, S> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key
+            && key.gate.is_left(Instant::now())
+        {
+            let _inside = self.runtime.enter();
+            key.keep_gate();
+            key.wake_others();
+        }
+    }
+}
+
 /// The state of one key. It exists while the key is held, is waited for, or has a lock handle.
 pub struct Key<S: LeaseStore> {
     pub(super) name: Arc<str>,
@@ -52,21 +73,55 @@ impl<S: LeaseStore> Drop for Key<S> {
 }
 
 impl<S: LeaseStore> Key<S> {
+    /// Waits for a turn at the gate.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future leaves the queue. If no other task is in it, and the last release has not
+    /// woken the other processes that wait for the lease, they are woken now.
+    pub(super) async fn enter(self: &Arc<Self>) -> Pass {
+        let mut queued = Queued {
+            key: Some(self),
+            runtime: Handle::current(),
+        };
+        let pass = self.gate.enter().await;
+        queued.key = None;
+        pass
+    }
+
     /// Counts a release of the lease at the gate. `wanted` is `true` if another process had marked
     /// the lease as wanted, and `wakes` if such a process is woken. Returns `true` if this process
     /// gives way.
     pub(super) fn mark_released(self: &Arc<Self>, wanted: bool, wakes: bool) -> bool {
         let gives_way = self.gate.mark_released(wanted, wakes, Instant::now());
         if gives_way {
-            // Keep the gate until the other process has had time to take the lease. Without this,
-            // a client that takes the key again and again would make a new gate each time, and
-            // would be faster than the other process each time.
-            let key = Arc::clone(self);
-            tokio::spawn(async move {
-                sleep(key.gate.grace()).await;
-                drop(key);
-            });
+            self.keep_gate();
         }
         gives_way
+    }
+
+    /// Keeps the gate until another process has had time to take the lease. Without this, a client
+    /// that takes the key again and again would make a new gate each time, and would be faster than
+    /// the other process each time.
+    fn keep_gate(self: &Arc<Self>) {
+        let key = Arc::clone(self);
+        tokio::spawn(async move {
+            sleep(key.gate.grace()).await;
+            drop(key);
+        });
+    }
+
+    /// Wakes the waiters in other processes, in a separate task.
+    pub(super) fn wake_others(self: &Arc<Self>) {
+        let key = Arc::clone(self);
+        self.store.spawn(async move {
+            if let Err(error) = key.store.notify_waiters(&key.name).await {
+                tracing::debug!(
+                    key = %key.name,
+                    %error,
+                    "could not notify the waiters for a lease; they poll"
+                );
+            }
+        });
     }
 }

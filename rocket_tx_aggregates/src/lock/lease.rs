@@ -127,18 +127,7 @@ impl<S: LeaseStore> Hold for Lease<S> {
         let key = active.key();
         let wakes = key.gate.should_give_way(std::time::Instant::now());
         if key.mark_released(wanted, wakes) {
-            let key = Arc::clone(key);
-            let store = key.store.clone();
-            store.spawn(async move {
-                let key = &key;
-                if let Err(error) = key.store.notify_waiters(&key.name).await {
-                    tracing::debug!(
-                        key = %key.name,
-                        %error,
-                        "could not notify the waiters for a lease; they poll"
-                    );
-                }
-            });
+            key.wake_others();
         }
     }
 }

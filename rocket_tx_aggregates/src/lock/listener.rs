@@ -69,7 +69,7 @@ impl Listener {
     /// process gives way, its next task waits for another process to take the lease and to release
     /// it again.
     pub(super) fn payload_to_others(&self, key: &str) -> String {
-        format!("{}:{}", payload(key), self.0.sender)
+        format!("{:016x}:{}", hash(key), self.0.sender)
     }
 
     /// Returns a future that resolves at the next notification for `key` after this call. A

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rocket_tx::db::WaitPolicy;
 
+use super::acquire_all::{acquire_all, try_acquire_all};
 use super::async_lock::{AsyncLockManager, in_order};
 use super::deadline::Deadline;
 use super::error::LockError;
@@ -32,6 +33,10 @@ pub struct LeaseLockManager<S: LeaseStore> {
     counters: Counters,
     renewals: Renewals<S>,
 }
+
+/// The shortest time to live of a lease. With a shorter one, a pause of the process that is quite
+/// usual would cost it its leases.
+pub(crate) const LEAST_TTL: Duration = Duration::from_millis(100);
 
 /// A durable lock on one key.
 ///
@@ -61,9 +66,9 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     }
 
     /// Sets how long a lease lasts without renewal. After a crash of the holder, other holders wait
-    /// for the rest of this time. Default 30 s, minimum 30 ms.
+    /// for the rest of this time. Default 30 s, minimum 100 ms.
     pub fn with_lease_ttl(mut self, ttl: Duration) -> Self {
-        self.settings.lease_ttl = ttl.max(Duration::from_millis(30));
+        self.settings.lease_ttl = ttl.max(LEAST_TTL);
         self
     }
 
@@ -124,7 +129,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     /// If the future is dropped, a statement that was already sent still runs. If it takes the
     /// lease, the lease is released at once.
     pub async fn acquire(&self, key: &str) -> Result<Lease<S>, LockError> {
-        self.acquire_by(key, self.deadline()).await
+        self.key(key)?.acquire(self.deadline()).await
     }
 
     /// Takes the lease of `key` if it is free now. Returns `None` otherwise.
@@ -133,22 +138,30 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     ///
     /// [`LockError::Key`], [`LockError::Database`].
     pub async fn try_acquire(&self, key: &str) -> Result<Option<Lease<S>>, LockError> {
-        self.try_acquire_with(
-            key,
-            WaitPolicy::QUEUE.busy_timeout(self.settings.retry_interval),
-        )
-        .await
+        let wait = WaitPolicy::QUEUE.busy_timeout(self.settings.retry_interval);
+        self.key(key)?.try_acquire(wait).await
     }
 
-    /// As [`try_acquire`](Self::try_acquire). With [`WaitPolicy::FAIL_FAST`] this does not wait for
-    /// a connection either, because all connections may be held by requests that wait for the
-    /// caller.
-    pub(crate) async fn try_acquire_with(
+    /// Takes the leases of `keys` if all of them are free now. The keys are sorted and have no
+    /// duplicates. This does not wait for a connection either, because all connections may be held
+    /// by requests that wait for the caller.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Held`] if one of them is not free.
+    pub(crate) async fn try_acquire_all(&self, keys: &[&str]) -> Result<Vec<Lease<S>>, LockError> {
+        try_acquire_all(&self.all(keys)?, WaitPolicy::FAIL_FAST)
+            .await?
+            .map_err(|key| LockError::Held(key.to_string()))
+    }
+
+    /// Waits for the leases of `keys`, which are sorted and have no duplicates.
+    pub(crate) async fn acquire_all_by(
         &self,
-        key: &str,
-        wait: WaitPolicy,
-    ) -> Result<Option<Lease<S>>, LockError> {
-        self.key(key)?.try_acquire(wait).await
+        keys: &[&str],
+        deadline: Deadline,
+    ) -> Result<Vec<Lease<S>>, LockError> {
+        acquire_all(&self.all(keys)?, deadline).await
     }
 
     /// Returns the deadline of a wait that begins now.
@@ -159,14 +172,6 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     /// Returns the polling interval for a contended lease.
     pub(crate) fn retry_interval(&self) -> Duration {
         self.settings.retry_interval
-    }
-
-    pub(crate) async fn acquire_by(
-        &self,
-        key: &str,
-        deadline: Deadline,
-    ) -> Result<Lease<S>, LockError> {
-        self.key(key)?.acquire(deadline).await
     }
 
     /// Deletes rows that expired more than one time to live ago, and returns their number. A row
@@ -212,6 +217,10 @@ impl<S: LeaseStore> LeaseLockManager<S> {
         self.keys.len()
     }
 
+    fn all(&self, keys: &[&str]) -> Result<Vec<Arc<Key<S>>>, LockError> {
+        keys.iter().map(|key| self.key(key)).collect()
+    }
+
     fn key(&self, key: &str) -> Result<Arc<Key<S>>, LockError> {
         self.keys.get(key, |name| Key {
             name,
@@ -234,12 +243,7 @@ impl<S: LeaseStore> AsyncLockManager for LeaseLockManager<S> {
     }
 
     async fn hold_all(&self, keys: &[&str]) -> Result<Vec<Lease<S>>, LockError> {
-        let deadline = self.deadline();
-        let mut leases = Vec::with_capacity(keys.len());
-        for key in in_order(keys) {
-            leases.push(self.acquire_by(key, deadline).await?);
-        }
-        Ok(leases)
+        self.acquire_all_by(&in_order(keys), self.deadline()).await
     }
 }
 

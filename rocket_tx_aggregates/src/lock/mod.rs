@@ -11,6 +11,7 @@
 //! | `deadline` | the time limit of a wait |
 //! | `key` | the state of one key, shared by the tasks of this process |
 //! | `acquire` | taking the lease of a key |
+//! | `acquire_all` | taking the leases of several keys with one statement |
 //! | `manual` | [`ManualLock`]: explicit locking and unlocking, for any [`Hold`] |
 //! | `manager` | [`LeaseLockManager`]: leases by key, the gate first and then the row |
 //! | `lease` | [`Lease`]: a lease that this process holds, and its release |
@@ -32,6 +33,7 @@
 //! the lease row, and rolls back if the row is not there.
 
 mod acquire;
+mod acquire_all;
 mod async_lock;
 mod by_url;
 mod deadline;
@@ -78,4 +80,5 @@ pub use store::{
 pub(crate) use async_lock::in_order;
 pub(crate) use deadline::Deadline;
 pub(crate) use keyed::Keyed;
+pub(crate) use manager::LEAST_TTL;
 pub(crate) use sql::statement;

@@ -14,12 +14,12 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
-use super::fencing::{TakenRow, look, take};
+use super::fencing::{TakenRow, look, take, take_all};
 use super::listener::{Listener, no_reply, payload};
 use super::sql::statement;
 use super::store::{
     Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome,
-    Sealed, Token, millis, outcomes_of, parameter_of, spawn_before_closing,
+    Sealed, Token, attempts_of, millis, outcomes_of, parameter_of, spawn_before_closing,
 };
 
 /// Makes leases in a Postgres database, for services on more than one machine. All times are those
@@ -216,6 +216,15 @@ impl LeaseStore for PostgresLeases {
     async fn take(&self, claim: &Claim, _wait: WaitPolicy, marks: bool) -> sqlx::Result<Attempt> {
         match self.try_take(claim, marks).await {
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: false }),
+            result => result,
+        }
+    }
+
+    /// Ignores `_wait`, as [`take`](Self::take) does.
+    async fn take_all(&self, claims: &[&Claim], _wait: WaitPolicy) -> sqlx::Result<Vec<Attempt>> {
+        let taken = self.on_session(async |db| take_all(db, claims).await).await;
+        match taken {
+            Err(error) if is_contention(&error) => Ok(attempts_of(claims, Vec::new())),
             result => result,
         }
     }

@@ -1,7 +1,9 @@
 //! Leases in SQLite.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
+use rocket::serde::json::serde_json::json;
 use rocket_tx::db::{
     self, Access, Identity, Migrations, Session, SqlitePool, SqliteSession, TransactionPool,
     WaitPolicy,
@@ -15,8 +17,9 @@ use super::LeaseLockManager;
 use super::file_waiters::FileWaiters;
 use super::sql::statement;
 use super::store::{
-    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome,
-    Sealed, Token, millis, outcomes_of, parameter_of, spawn_before_closing,
+    Attempt, Claim, ClaimRow, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look,
+    ReleaseOutcome, Sealed, Token, attempts_of, millis, outcomes_of, parameter_of,
+    spawn_before_closing,
 };
 
 /// Makes leases in a SQLite file, for the processes of one machine. All times are those of the
@@ -82,6 +85,33 @@ impl SqliteLeases {
             },
             _ => Attempt::Held { wanted: marks },
         })
+    }
+
+    /// As [`try_take`](Self::try_take), for several keys.
+    async fn try_take_all(
+        &self,
+        claims: &[&Claim],
+        wait: WaitPolicy,
+    ) -> sqlx::Result<Vec<Attempt>> {
+        let rows: Vec<_> = claims.iter().copied().map(ClaimRow::from).collect();
+        let take = sqlx::query(statement(include_str!("sql/sqlite/take_all.sql")))
+            .bind(json!(rows).to_string());
+        let found = self.pool.writer(wait).await?.run(take).await?;
+        let (before, taken): (Vec<_>, Vec<_>) =
+            found.iter().partition(|row| is_column(row, "has_row"));
+        let before: sqlx::Result<HashSet<String>> =
+            before.iter().map(|row| row.try_get(0)).collect();
+        let before = before?;
+        let attempt = |row: &SqliteRow| -> sqlx::Result<(String, Attempt)> {
+            let key: String = row.try_get(0)?;
+            let taken = Attempt::Taken {
+                fencing_token: row.try_get(1)?,
+                taken_over: before.contains(&key),
+            };
+            Ok((key, taken))
+        };
+        let taken: sqlx::Result<Vec<_>> = taken.into_iter().map(attempt).collect();
+        Ok(attempts_of(claims, taken?))
     }
 
     /// Looks with a reader first, so that a waiter does not keep others from writing.
@@ -167,6 +197,13 @@ impl LeaseStore for SqliteLeases {
             // `wanted: true` skips the marking of the row: while the file is busy, the mark could
             // not be written either.
             Err(error) if is_contention(&error) => Ok(Attempt::Held { wanted: true }),
+            result => result,
+        }
+    }
+
+    async fn take_all(&self, claims: &[&Claim], wait: WaitPolicy) -> sqlx::Result<Vec<Attempt>> {
+        match self.try_take_all(claims, wait).await {
+            Err(error) if is_contention(&error) => Ok(attempts_of(claims, Vec::new())),
             result => result,
         }
     }

@@ -143,6 +143,38 @@ pub(super) fn outcomes_of(fences: &[&Fence], deleted: Vec<(String, bool)>) -> Ve
     fences.iter().map(outcome).collect()
 }
 
+/// A claim, as the statement that takes several leases receives it.
+#[derive(Serialize)]
+pub(super) struct ClaimRow<'a> {
+    key: &'a str,
+    owner: &'a str,
+    token: &'a str,
+    ttl: i64,
+    wanted: bool,
+}
+
+impl<'a> From<&'a Claim> for ClaimRow<'a> {
+    fn from(claim: &'a Claim) -> Self {
+        Self {
+            key: &claim.key,
+            owner: &claim.owner,
+            token: claim.token.as_str(),
+            ttl: millis(claim.ttl),
+            wanted: claim.wanted,
+        }
+    }
+}
+
+/// Returns the attempts of `claims`, from the keys that were taken.
+pub(super) fn attempts_of(claims: &[&Claim], taken: Vec<(String, Attempt)>) -> Vec<Attempt> {
+    let taken: HashMap<String, Attempt> = taken.into_iter().collect();
+    let attempt = |claim: &&Claim| taken.get(&*claim.key).copied();
+    let attempts = claims.iter().map(attempt);
+    attempts
+        .map(|taken| taken.unwrap_or(Attempt::Held { wanted: false }))
+        .collect()
+}
+
 /// A lease as it is shown to an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
@@ -194,6 +226,17 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
         wait: WaitPolicy,
         marks: bool,
     ) -> impl Future<Output = sqlx::Result<Attempt>> + Send;
+
+    /// Tries once to take the leases of several keys, with one statement. The keys are sorted.
+    /// Returns the attempts in the order of `claims`.
+    ///
+    /// Takes the keys before the first one that is [`Attempt::Held`]. In a race it also takes keys
+    /// after that one, and the caller must then release these. Marks no row as wanted.
+    fn take_all(
+        &self,
+        claims: &[&Claim],
+        wait: WaitPolicy,
+    ) -> impl Future<Output = sqlx::Result<Vec<Attempt>>> + Send;
 
     /// Returns whether an open transaction keeps other holders from `key`. A lease with the token
     /// `ours` does not count as that of another holder.
