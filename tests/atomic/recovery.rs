@@ -204,7 +204,10 @@ async fn what_another_service_decides_is_listed_and_left_to_it() {
     })
     .await;
     assert_eq!(stage.live.in_doubt()[0].decider, None);
-    assert_eq!(prepared(&stage.databases, In::Audit).await, [gid.clone()]);
+    assert_eq!(
+        prepared(&stage.databases, In::Audit).await,
+        std::slice::from_ref(&gid)
+    );
     assert_ne!(gid, ours);
     let mut audit = stage.databases.postgres(In::Audit).await;
     let finish = sqlx::AssertSqlSafe(format!("ROLLBACK PREPARED '{gid}'"));
