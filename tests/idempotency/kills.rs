@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rocket::futures::future::{join, join_all};
 use rocket::tokio;
 use rocket::tokio::sync::RwLock;
 
@@ -19,7 +20,7 @@ fn number(name: &str, default: u64) -> u64 {
 type Answer = (u16, Option<String>, String);
 
 /// The process that serves now.
-type Current = Arc<RwLock<Option<Service>>>;
+type Current = RwLock<Option<Service>>;
 
 /// Sends a request once. Returns `None` if the client does not know what happened, or if the
 /// response says that nothing was changed and that the request may be sent again. The flag is `true`
@@ -52,61 +53,58 @@ async fn every_key_has_one_effect_and_one_response(backend: Backend) {
     let requests = number("IDEMPOTENCY_REQUESTS", 150);
     println!("seed {seed}, {requests} requests");
     let databases = Arc::new(Databases::new(backend).await);
-    let current: Current = Arc::default();
-    let is_done = Arc::new(AtomicBool::new(false));
-    let killer = {
-        let (current, databases) = (Arc::clone(&current), Arc::clone(&databases));
-        let is_done = Arc::clone(&is_done);
+    let current = Current::default();
+    let is_done = AtomicBool::new(false);
+    // All of this runs in one task, so a panic of one part ends the others.
+    let killer = async {
         let mut random = fastrand::Rng::with_seed(seed);
-        tokio::spawn(async move {
-            let mut kills = 0_u32;
-            while !is_done.load(Ordering::Relaxed) {
-                let service = Service::on(Arc::clone(&databases), &[]).await;
-                *current.write().await = Some(service);
-                tokio::time::sleep(Duration::from_millis(random.u64(30..600))).await;
-                if let Some(mut service) = current.write().await.take() {
-                    service.signal("KILL");
-                    service.ended().await;
-                    kills += 1;
-                }
+        let mut kills = 0_u32;
+        while !is_done.load(Ordering::Relaxed) {
+            let service = Service::on(Arc::clone(&databases), &[]).await;
+            *current.write().await = Some(service);
+            tokio::time::sleep(Duration::from_millis(random.u64(30..600))).await;
+            if let Some(mut service) = current.write().await.take() {
+                service.signal("KILL");
+                service.ended().await;
+                kills += 1;
             }
-            kills
-        })
+        }
+        kills
     };
-    let clients = (0..8).map(|client| {
-        let current = Arc::clone(&current);
-        tokio::spawn(async move {
-            let mut random = fastrand::Rng::with_seed(seed ^ (client + 1));
-            let mut answers = BTreeMap::<String, Vec<Answer>>::new();
-            let mut lost = 0;
-            for request in 0..requests.div_ceil(8) {
-                let key = format!("{client}-{request}");
-                // After the first answer some are repeated, although the client knows the answer.
-                let wanted = 1 + usize::from(random.bool());
-                let answers = answers.entry(key.clone()).or_default();
-                while answers.len() < wanted {
-                    match send_once(&current, &key).await {
-                        Some((answer, replayed)) => {
-                            // The first response did not arrive, and its request was done.
-                            lost += u64::from(replayed && answers.is_empty());
-                            answers.push(answer);
-                        }
-                        None => tokio::time::sleep(Duration::from_millis(random.u64(1..40))).await,
+    let client = async |client: u64| {
+        let mut random = fastrand::Rng::with_seed(seed ^ (client + 1));
+        let mut answers = BTreeMap::<String, Vec<Answer>>::new();
+        let mut lost = 0;
+        for request in 0..requests.div_ceil(8) {
+            let key = format!("{client}-{request}");
+            // After the first answer some are repeated, although the client knows the answer.
+            let wanted = 1 + usize::from(random.bool());
+            let answers = answers.entry(key.clone()).or_default();
+            while answers.len() < wanted {
+                match send_once(&current, &key).await {
+                    Some((answer, replayed)) => {
+                        // The first response did not arrive, and its request was done.
+                        lost += u64::from(replayed && answers.is_empty());
+                        answers.push(answer);
                     }
+                    None => tokio::time::sleep(Duration::from_millis(random.u64(1..40))).await,
                 }
             }
-            (answers, lost)
-        })
-    });
+        }
+        (answers, lost)
+    };
+    let clients = async {
+        let all = join_all((0..8).map(&client)).await;
+        is_done.store(true, Ordering::Relaxed);
+        all
+    };
+    let (all, kills) = join(clients, killer).await;
     let mut answers = BTreeMap::new();
     let mut lost = 0;
-    for client in clients.collect::<Vec<_>>() {
-        let (its_answers, its_lost) = client.await.unwrap();
+    for (its_answers, its_lost) in all {
         answers.extend(its_answers);
         lost += its_lost;
     }
-    is_done.store(true, Ordering::Relaxed);
-    let kills = killer.await.unwrap();
     println!(
         "{} keys, {kills} kills, {lost} lost responses",
         answers.len()

@@ -142,7 +142,8 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
             .timeout(first, outstanding.acquire_in_turn())
             .await?;
         let mut leases = BTreeMap::new();
-        for part in self.leases.parts(&sorted) {
+        let parts = self.leases.parts(&sorted);
+        for part in parts.into_iter().filter(|part| !part.is_empty()) {
             let held = self.leases.lease(part, deadline).await?;
             // Join before the next wait: if that fails, settlement still releases these leases.
             RequestAggregates::join(&self.leases)?;
