@@ -71,10 +71,11 @@ async fn the_leases_of_a_killed_batch_are_taken_over(backend: Backend) {
     .await;
 }
 
-/// The holder of all leases is stopped for longer than they last.
+/// The holder of all leases is stopped for longer than they last. Its delay is long enough to stop it
+/// on a busy machine too.
 async fn a_stopped_batch_is_refused_when_it_continues(backend: Backend) {
     let [stopped, other, _idle] = three(backend).await;
-    let late = complete_all(&stopped.http, "delay=1000@loaded");
+    let late = complete_all(&stopped.http, "delay=6000@loaded");
     eventually("all todos are leased", async || {
         leases(&other.http).await.len() == NUMBER
     })

@@ -70,19 +70,19 @@ async fn deliver(servers: &Servers, database: In, left: &[String]) {
 async fn recovery_is_killed(pair: Pair, at: impl Fn(bool) -> (In, &'static str)) {
     let (_, participant) = pair.roles();
     let servers = Servers::of(pair).await;
-    let mut service = servers.service(SHORT).await;
     let mut expected = Vec::new();
     for (crash, is_committed) in CRASHES {
         for moment in Moment::ALL {
             let title = format!("{crash}-{moment:?}").to_lowercase();
-            service.crash(&title, &format!("crash={crash}")).await;
+            let mut crashes = servers.service(PATIENT).await;
+            crashes.crash(&title, &format!("crash={crash}")).await;
             assert_eq!(prepared(&servers.databases, participant).await.len(), 1);
             let (database, statement) = at(is_committed);
             let proxy = &servers.at(database).proxy;
             proxy.set(statement, moment.how());
             let left = killed(servers.service(SHORT).await, &servers, database, moment).await;
 
-            service = servers.service(SHORT).await;
+            let service = servers.service(SHORT).await;
             servers.nothing_is_prepared(participant).await;
             if moment == Moment::Late {
                 deliver(&servers, database, &left).await;
@@ -94,8 +94,10 @@ async fn recovery_is_killed(pair: Pair, at: impl Fn(bool) -> (In, &'static str))
             let stored = titles(&servers.databases).await;
             assert_eq!(stored, [&*expected, &*expected], "{pair:?} {title}");
             assert_eq!(prepared(&servers.databases, participant).await, [""; 0]);
+            service.stop().await;
         }
     }
+    let service = servers.service(SHORT).await;
     servers.each_works(&[&service]).await;
     service.stop().await;
 }
