@@ -38,6 +38,16 @@ impl Listener {
         }
     }
 
+    /// Waits for an event of any request for which `is_last` is `true`.
+    pub async fn until(&mut self, is_last: impl Fn(&Value) -> bool) {
+        let started = Instant::now();
+        while !self.events.values().flatten().any(&is_last) {
+            let waited = started.elapsed();
+            assert!(waited < Duration::from_secs(60), "{:?}", self.events);
+            self.more().await;
+        }
+    }
+
     /// Returns the events of one request, once an event has arrived for which `is_last` is `true`.
     pub async fn of(
         &mut self,
