@@ -74,7 +74,8 @@ async fn the_leases_of_a_killed_batch_are_taken_over(backend: Backend) {
 /// The holder of all leases is stopped for longer than they last.
 async fn a_stopped_batch_is_refused_when_it_continues(backend: Backend) {
     let [stopped, other, _idle] = three(backend).await;
-    let late = complete_all(&stopped.http, "delay=1000@loaded");
+    // The delay follows the load of each todo.
+    let late = complete_all(&stopped.http, "delay=250@loaded");
     eventually("all todos are leased", async || {
         leases(&other.http).await.len() == NUMBER
     })
