@@ -153,10 +153,11 @@ impl OwnDatabases {
 
     /// Closes the connections of a service that was not launched.
     pub(crate) async fn close_connections(&self, rocket: &Rocket<Ignite>) {
-        let databases = self.0.databases.lock();
-        let all: Vec<_> = databases.iter().map(|own| (own.close)(rocket)).collect();
-        drop(databases);
-        join_all(all).await;
+        let all: Vec<Close> = {
+            let databases = self.0.databases.lock();
+            databases.iter().map(|own| own.close).collect()
+        };
+        join_all(all.into_iter().map(|close| close(rocket))).await;
     }
 
     /// Drops the databases. Blocks the thread meanwhile.
