@@ -23,7 +23,7 @@ use rocket_tx::{Error, Settlement, Tx};
 use sqlx::{Connection, PgConnection};
 
 use crate::support::stage::{both, note, run};
-use crate::support::{Audit, Backend, Cluster, Databases, In, Main, Stage, postgres_database};
+use crate::support::{Audit, Backend, Cluster, Databases, In, Main, Stage};
 
 #[post("/serializable")]
 async fn serializable(
@@ -141,20 +141,22 @@ enum Pair {
 impl Pair {
     const ALL: [Self; 3] = [Self::Servers, Self::MainOnFile, Self::AuditOnFile];
 
+    fn backends(self) -> (Backend, Backend) {
+        match self {
+            Self::Servers => (Backend::Postgres, Backend::Postgres),
+            Self::MainOnFile => (Backend::Sqlite, Backend::Postgres),
+            Self::AuditOnFile => (Backend::Postgres, Backend::Sqlite),
+        }
+    }
+
     async fn new_databases(self) -> Databases {
-        let on_server = async |is_on_server| match is_on_server {
-            true => Some(postgres_database().await),
-            false => None,
-        };
-        let main = on_server(self != Self::MainOnFile).await;
-        let audit = on_server(self != Self::AuditOnFile).await;
-        Databases::at(main, audit)
+        let (main, audit) = self.backends();
+        Databases::on(main, audit).await
     }
 
     async fn databases(self) -> Databases {
-        let databases = self.new_databases().await;
-        databases.create_tables().await;
-        databases
+        let (main, audit) = self.backends();
+        Databases::with_tables_on(main, audit).await
     }
 
     /// The decider and the participant.

@@ -1,5 +1,6 @@
 //! `rocket_tx::testing`: a test gets databases of its own.
 
+mod apart;
 mod left_over;
 mod reuse;
 
@@ -18,8 +19,9 @@ use rocket_tx::testing::{self, App};
 use rocket_tx::{Error, Outstanding, Settlement, Tx, problem_catchers, with_backend};
 use sqlx::{Connection, PgConnection};
 
+use crate::support::databases::{configured, nowhere};
 use crate::support::stage::note;
-use crate::support::{Audit, Backend, Main, postgres_database};
+use crate::support::{Audit, Backend, Databases, Main};
 
 #[derive(Database)]
 #[database("ledger")]
@@ -71,24 +73,6 @@ fn notes() -> Migrations {
     Migrations::new()
         .sqlite(sqlx::migrate!("tests/testing/migrations"))
         .postgres(sqlx::migrate!("tests/testing/migrations"))
-}
-
-/// The URLs in the configuration of a service that is tested. On Postgres, the databases do not
-/// exist.
-fn configured(backend: Backend, name: &str) -> String {
-    match backend {
-        Backend::Sqlite => format!("sqlite:{}/{name}.db", nowhere()),
-        Backend::Postgres => {
-            let server = std::env::var("TEST_POSTGRES_URL").unwrap();
-            let (server, _) = server.rsplit_once('/').unwrap();
-            format!("{server}/{name}_does_not_exist")
-        }
-    }
-}
-
-/// A folder that does not exist.
-fn nowhere() -> String {
-    format!("{}/does_not_exist", env!("CARGO_TARGET_TMPDIR"))
 }
 
 fn figment(main: &str, audit: &str) -> Figment {
@@ -173,11 +157,12 @@ async fn each_test_has_databases_of_its_own(backend: Backend) {
 
 #[rocket::async_test]
 async fn the_configured_database_is_not_written_to() {
-    let (main, audit) = (postgres_database().await, postgres_database().await);
-    let app = testing::launch(service(figment(&main, &audit))).await;
+    let existing = Databases::new(Backend::Postgres).await;
+    let (main, audit) = (&existing.main, &existing.audit);
+    let app = testing::launch(service(figment(main, audit))).await;
     let status = app.post("/notes/a").dispatch().await.status();
     assert_eq!(status, Status::Created);
-    let mut connection = PgConnection::connect(&main).await.unwrap();
+    let mut connection = PgConnection::connect(main).await.unwrap();
     let tables: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace",
     )

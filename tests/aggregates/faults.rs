@@ -95,13 +95,13 @@ async fn a_crash_leaves_a_whole_command_or_nothing(backend: Backend) {
 /// The request takes three times as long as a lease lasts.
 async fn renewal_keeps_the_lease_of_a_slow_request(backend: Backend) {
     let databases = Arc::new(Databases::new(backend).await);
-    let settings = [("ROCKET_LEASE_TTL", "3s"), ("ROCKET_LEASE_MAX_WAIT", "60s")];
+    let settings = [("ROCKET_LEASE_TTL", "2s"), ("ROCKET_LEASE_MAX_WAIT", "60s")];
     let service = Service::on(Arc::clone(&databases), &settings).await;
     let other = Service::on(databases, &settings).await;
     create(&service.http, "milk").await;
     let slow = service.http.clone();
     let slow =
-        tokio::spawn(async move { rename(&slow, "milk", "slow", "delay=9000@loaded").await });
+        tokio::spawn(async move { rename(&slow, "milk", "slow", "delay=6000@loaded").await });
     eventually("the todo is leased", async || {
         !leases(&service.http).await.is_empty()
     })
@@ -203,7 +203,7 @@ async fn sweeping_fails_no_request(backend: Backend) {
         let path = id.replace(' ', "%20");
         for round in 0..2 {
             let task = round.to_string();
-            let response = rename(&service.http, &path, &task, "delay=5000@loaded").await;
+            let response = rename(&service.http, &path, &task, "delay=3000@loaded").await;
             assert_eq!(response.summary(), (200, Some("committed")), "{response:?}");
         }
     };

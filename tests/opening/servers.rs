@@ -34,9 +34,9 @@ async fn main_at(url: &str, reasons: &[&str]) {
 
 /// Returns the URL of the test's Postgres, with a password that the server does not require, and
 /// with another part changed.
-async fn real(change: impl FnOnce(&mut Url)) -> String {
-    let databases = Databases::new(Backend::Postgres).await;
-    let mut url: Url = databases.main.parse().unwrap();
+fn real(change: impl FnOnce(&mut Url)) -> String {
+    let server = std::env::var("TEST_POSTGRES_URL").unwrap();
+    let mut url: Url = server.parse().unwrap();
     url.set_password(Some(PASSWORD)).unwrap();
     change(&mut url);
     url.into()
@@ -152,13 +152,13 @@ mod postgres {
 
     #[rocket::async_test]
     async fn a_database_that_does_not_exist_is_named_as_the_cause() {
-        let url = real(|url| url.set_path("/no_such_database")).await;
+        let url = real(|url| url.set_path("/no_such_database"));
         main_at(&url, &[r#"database "no_such_database" does not exist"#]).await;
     }
 
     #[rocket::async_test]
     async fn a_role_that_does_not_exist_is_named_as_the_cause() {
-        let url = real(|url| url.set_username("no_such_role").unwrap()).await;
+        let url = real(|url| url.set_username("no_such_role").unwrap());
         main_at(&url, &["no_such_role"]).await;
     }
 

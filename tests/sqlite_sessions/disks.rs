@@ -34,7 +34,8 @@ async fn run_in_both(
 }
 
 fn files(databases: &Databases) -> [PathBuf; 3] {
-    ["main.db", "main.db-wal", "main.db-shm"].map(|name| databases.folder().join(name))
+    let main = databases.file(In::Main);
+    ["db", "db-wal", "db-shm"].map(|extension| main.with_extension(extension))
 }
 
 #[rocket::async_test]

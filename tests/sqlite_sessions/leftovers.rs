@@ -10,7 +10,7 @@ use rocket_tx::{Error, Read, Tx};
 use sqlx::sqlite::LockedSqliteHandle;
 
 use super::{send_sql, sqlite, stage};
-use crate::support::Main;
+use crate::support::{In, Main};
 
 /// Each of these changes the behaviour of all later statements on the connection.
 const LEFTOVERS: [&str; 24] = [
@@ -153,7 +153,7 @@ async fn callbacks_end_with_their_request() {
 #[rocket::async_test]
 async fn automatic_checkpoints_are_restored() {
     let stage = stage().await;
-    let log = stage.databases.folder().join("main.db-wal");
+    let log = stage.databases.file(In::Main).with_extension("db-wal");
     let write = "INSERT OR REPLACE INTO notes VALUES (hex(zeroblob(20000)))";
     let length_after = async |count| {
         for _ in 0..count {

@@ -1,13 +1,23 @@
 //! The databases of one test, and functions that read what is stored in them.
 
-use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::{Path, PathBuf};
 
 use super::{Cluster, Proxy};
 use rocket::figment::Figment;
-use rocket_tx::db::{Access, BeginOptions, Isolation, WaitPolicy};
+use rocket_db_pools::Database;
+use rocket_tx::db::{self, Access, BeginOptions, Isolation, Migrations, UrlPool, WaitPolicy};
+use rocket_tx::testing;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqliteConnection};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqlStr, SqliteConnection};
+
+#[derive(Database)]
+#[database("main")]
+pub struct Main(UrlPool);
+
+#[derive(Database)]
+#[database("audit")]
+pub struct Audit(UrlPool);
 
 /// Begins a transaction that writes, outside a request.
 pub const WRITES: BeginOptions = BeginOptions {
@@ -39,24 +49,70 @@ const TABLES: &str = "\
             FOREIGN KEY (partner) REFERENCES pairs (id) DEFERRABLE INITIALLY DEFERRED
     );";
 
-/// Two databases, not necessarily of one backend. Those on SQLite are files, in a folder that is
-/// removed with them.
+/// Creates the tables `notes` and `pairs`. Its own table of migrations leaves the usual one to tests.
+fn tables() -> Migrations {
+    let migrator = || {
+        let sql = SqlStr::from_static(TABLES);
+        let tables = Migration::new(1, "tables".into(), MigrationType::Simple, sql, false);
+        let mut migrator = Migrator::with_migrations(vec![tables]);
+        migrator.dangerous_set_table_name("_tables_of_tests");
+        migrator
+    };
+    Migrations::new().sqlite(migrator()).postgres(migrator())
+}
+
+/// Two databases, not necessarily of one backend. They are removed when this is dropped.
 pub struct Databases {
     folder: tempfile::TempDir,
     pub main: String,
     pub audit: String,
     /// The URLs that the service is configured with, where they differ: those of a proxy.
     proxied: [Option<String>; 2],
+    /// Removes the databases that were created for the test.
+    _own: Option<testing::Databases>,
 }
 
 impl Databases {
+    /// Creates two empty databases. Those on SQLite are files that do not exist yet, in the
+    /// [`folder`](Self::folder).
     pub async fn new(backend: Backend) -> Self {
-        match backend {
-            Backend::Sqlite => Self::at(None, None),
-            Backend::Postgres => Self::at(
-                Some(postgres_database().await),
-                Some(postgres_database().await),
-            ),
+        Self::on(backend, backend).await
+    }
+
+    /// Like [`new`](Self::new), with a backend for each database.
+    pub async fn on(main: Backend, audit: Backend) -> Self {
+        let mut rocket = rocket::custom(configured_figment(main, audit));
+        let (main, audit) = (main == Backend::Postgres, audit == Backend::Postgres);
+        if main {
+            rocket = rocket.attach(db::init::<Main>());
+        }
+        if audit {
+            rocket = rocket.attach(db::init::<Audit>());
+        }
+        let own = testing::databases(rocket).await;
+        let main = main.then(|| own.url::<Main>());
+        let audit = audit.then(|| own.url::<Audit>());
+        Self {
+            _own: Some(own),
+            ..Self::at(main, audit)
+        }
+    }
+
+    /// Creates two databases with the tables `notes` and `pairs`.
+    pub async fn with_tables(backend: Backend) -> Self {
+        Self::with_tables_on(backend, backend).await
+    }
+
+    /// Like [`with_tables`](Self::with_tables), with a backend for each database.
+    pub async fn with_tables_on(main: Backend, audit: Backend) -> Self {
+        let rocket = rocket::custom(configured_figment(main, audit))
+            .attach(db::init::<Main>().migrations(tables()))
+            .attach(db::init::<Audit>().migrations(tables()));
+        let own = testing::databases(rocket).await;
+        let (main, audit) = (own.url::<Main>(), own.url::<Audit>());
+        Self {
+            _own: Some(own),
+            ..Self::at(Some(main), Some(audit))
         }
     }
 
@@ -69,6 +125,7 @@ impl Databases {
             audit: audit.unwrap_or_else(|| file("audit.db")),
             folder,
             proxied: [None, None],
+            _own: None,
         }
     }
 
@@ -77,25 +134,18 @@ impl Databases {
         let main = cluster.create_database("main").await;
         let audit = cluster.create_database("audit").await;
         let databases = Self::at(Some(main), Some(audit));
-        databases.create_tables().await;
+        databases.execute(In::Main, TABLES).await;
+        databases.execute(In::Audit, TABLES).await;
         databases
-    }
-
-    /// Creates both databases with the tables `notes` and `pairs`.
-    pub async fn with_tables(backend: Backend) -> Self {
-        let databases = Self::new(backend).await;
-        databases.create_tables().await;
-        databases
-    }
-
-    /// Creates the tables `notes` and `pairs` in both databases.
-    pub async fn create_tables(&self) {
-        self.execute(In::Main, TABLES).await;
-        self.execute(In::Audit, TABLES).await;
     }
 
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Returns the path of a database on SQLite.
+    pub fn file(&self, database: In) -> PathBuf {
+        self.url(database).strip_prefix("sqlite:").unwrap().into()
     }
 
     pub fn url(&self, database: In) -> &str {
@@ -209,19 +259,28 @@ impl Databases {
     }
 }
 
-/// Creates an empty database in the cluster that `tests/run` starts.
-pub async fn postgres_database() -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
+/// Returns the URL of a database that does not exist, on the backend of a test. In tests, services
+/// are configured with it, and `rocket_tx::testing` gives each test databases of its own.
+pub fn configured(backend: Backend, name: &str) -> String {
+    match backend {
+        Backend::Sqlite => format!("sqlite:{}/{name}.db", nowhere()),
+        Backend::Postgres => {
+            let server = std::env::var("TEST_POSTGRES_URL")
+                .expect("TEST_POSTGRES_URL is not set; run tests/run, which starts a cluster");
+            let (server, _) = server.rsplit_once('/').unwrap();
+            format!("{server}/{name}_does_not_exist")
+        }
+    }
+}
 
-    let cluster = std::env::var("TEST_POSTGRES_URL")
-        .expect("TEST_POSTGRES_URL is not set; run tests/run, which starts a cluster");
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("test_{}_{number}", std::process::id());
-    let mut admin = PgConnection::connect(&cluster).await.unwrap();
-    admin
-        .execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
-        .await
-        .unwrap();
-    let (server, _) = cluster.rsplit_once('/').unwrap();
-    format!("{server}/{name}")
+/// A folder that does not exist.
+pub fn nowhere() -> String {
+    format!("{}/does_not_exist", env!("CARGO_TARGET_TMPDIR"))
+}
+
+fn configured_figment(main: Backend, audit: Backend) -> Figment {
+    Figment::from(rocket::Config::debug_default())
+        .merge(("log_level", "off"))
+        .merge(("databases.main.url", configured(main, "main")))
+        .merge(("databases.audit.url", configured(audit, "audit")))
 }

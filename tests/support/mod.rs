@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `browser` | a real browser, for tests of the pages |
 //! | `cluster` | a Postgres cluster for one test; it can crash, fail over, and change its clock |
-//! | `databases` | the databases of one test, and functions that read what is stored |
+//! | `databases` | the databases of one test, by `rocket_tx::testing`, and functions that read what is stored |
 //! | `dropping` | futures that are dropped before they complete |
 //! | `http` | requests over a socket, and their responses |
 //! | `stage` | a small service inside the test's process, for the promises of the library |
@@ -33,13 +33,13 @@ use std::time::{Duration, Instant};
 
 pub use browser::Browser;
 pub use cluster::Cluster;
-pub use databases::{Backend, Databases, In, WRITES, postgres_database};
+pub use databases::{Audit, Backend, Databases, In, Main, WRITES};
 pub use dropping::dropped_after;
 pub use http::{Http, HttpResponse};
 pub use pgbouncer::{Mode, PgBouncer};
 pub use proxy::{Break, Newcomers, Proxy};
 pub use service::{Service, Starting};
-pub use stage::{Audit, Main, Stage};
+pub use stage::Stage;
 pub use stream::Events;
 
 /// Makes a test of each behaviour on each backend, in the modules `sqlite` and `postgres`.

@@ -7,20 +7,11 @@ use rocket::http::Status;
 use rocket::tokio::sync::oneshot;
 use rocket::tokio::task::JoinHandle;
 use rocket::{Build, Ignite, Rocket, Shutdown, delete, post, routes};
-use rocket_db_pools::Database;
-use rocket_tx::db::{self, Connection, UrlPool};
+use rocket_tx::db::{self, Connection};
 use rocket_tx::tx::{Live, LiveTransaction};
 use rocket_tx::{Error, Tx, problem_catchers, with_backend};
 
-use super::{Backend, Databases, Http, HttpResponse, In, eventually};
-
-#[derive(Database)]
-#[database("main")]
-pub struct Main(UrlPool);
-
-#[derive(Database)]
-#[database("audit")]
-pub struct Audit(UrlPool);
+use super::{Audit, Backend, Databases, Http, HttpResponse, In, Main, eventually};
 
 /// Inserts a note, as a handler would.
 pub async fn note(connection: &mut Connection, text: &str) -> sqlx::Result<()> {

@@ -304,6 +304,10 @@ impl TransactionPool for UrlPool {
         either!(Self, self, |pool| pool.migrate(migrations).await)
     }
 
+    async fn close_connections(&self) {
+        either!(Self, self, |pool| pool.close_connections().await)
+    }
+
     #[cfg(feature = "testing")]
     fn backend_of(url: &str) -> Option<Backend> {
         match &*scheme::of(url)? {

@@ -99,6 +99,11 @@ pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error>
     /// Runs the migrations. Several processes may do so at the same time.
     fn migrate(&self, migrations: &Migrations) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Closes all connections. Unlike [`close`](rocket_db_pools::Pool::close), this does not wait for
+    /// requests in flight.
+    #[doc(hidden)]
+    fn close_connections(&self) -> impl Future<Output = ()> + Send;
+
     /// Returns the backend that a pool with this URL uses, or `None` if there is none.
     #[cfg(feature = "testing")]
     #[doc(hidden)]

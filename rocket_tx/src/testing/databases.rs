@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
+use rocket::{Ignite, Rocket};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use super::app::not_attached;
@@ -44,6 +45,10 @@ impl Databases {
         if let Err(error) = executed {
             panic!("a statement in the database `{}` failed: {error}", D::NAME);
         }
+    }
+
+    pub(super) async fn close_connections(&self, rocket: &Rocket<Ignite>) {
+        self.0.close_connections(rocket).await;
     }
 
     /// Returns why the launch failed, or an empty string if the reason is not a database.

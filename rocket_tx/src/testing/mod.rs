@@ -90,13 +90,64 @@ pub async fn launch(rocket: Rocket<Build>) -> App {
     let (rocket, databases) = isolated(rocket);
     match Client::tracked(rocket).await {
         Ok(client) => App::new(client, databases),
-        Err(error) => {
-            let kind = error.kind().to_string();
-            match databases.refusals() {
-                reason if reason.is_empty() => panic!("{kind}; the log above says why"),
-                reason => panic!("{kind}: {reason}"),
-            }
-        }
+        Err(error) => refused(error, &databases),
+    }
+}
+
+/// Creates the databases of a service and does not launch it, for a test that runs the service as a
+/// process of its own, or between whose service and database is a proxy.
+///
+/// The databases have the tables that a launch creates. They are dropped together with the returned
+/// [`Databases`], so keep it until the end of the test. Fairings of the service that run at ignition
+/// do run.
+///
+/// ```no_run
+/// use std::process::Command;
+///
+/// use rocket_tx::testing;
+/// # use rocket::{Build, Rocket};
+/// # use rocket_tx::db::SqlitePool;
+/// # use rocket_tx::rocket_db_pools::{self, Database};
+/// # #[derive(Database)]
+/// # #[database("main")]
+/// # struct Main(SqlitePool);
+/// # fn rocket() -> Rocket<Build> { rocket::build() }
+///
+/// # /*
+/// #[rocket::async_test]
+/// # */
+/// async fn the_program_starts() {
+///     let databases = testing::databases(rocket()).await;
+///     let configured = format!(r#"{{main={{url="{}"}}}}"#, databases.url::<Main>());
+///     let mut process = Command::new("target/debug/blog")
+///         .env("ROCKET_DATABASES", configured)
+///         .spawn()
+///         .unwrap();
+///     // Requests over the network follow here.
+///     process.kill().unwrap();
+///     process.wait().unwrap();
+/// }
+/// # rocket::async_test(the_program_starts());
+/// ```
+///
+/// # Panics
+///
+/// As [`launch`].
+pub async fn databases(rocket: Rocket<Build>) -> Databases {
+    let (rocket, databases) = isolated(rocket);
+    match rocket.ignite().await {
+        Ok(rocket) => databases.close_connections(&rocket).await,
+        Err(error) => refused(error, &databases),
+    }
+    databases
+}
+
+/// Panics with the reason why a launch failed.
+fn refused(error: rocket::Error, databases: &Databases) -> ! {
+    let kind = error.kind().to_string();
+    match databases.refusals() {
+        reason if reason.is_empty() => panic!("{kind}; the log above says why"),
+        reason => panic!("{kind}: {reason}"),
     }
 }
 

@@ -241,6 +241,11 @@ impl TransactionPool for PostgresPool {
         })
     }
 
+    async fn close_connections(&self) {
+        self.0.readers.close().await;
+        self.0.sessions.close().await;
+    }
+
     #[cfg(feature = "testing")]
     fn backend_of(url: &str) -> Option<Backend> {
         let scheme = scheme::of(url)?;
@@ -272,10 +277,6 @@ impl rocket_db_pools::Pool for PostgresPool {
     }
 
     async fn close(&self) {
-        pool::close(&self.0.attachment, async {
-            self.0.readers.close().await;
-            self.0.sessions.close().await;
-        })
-        .await;
+        pool::close(&self.0.attachment, self.close_connections()).await;
     }
 }

@@ -461,6 +461,11 @@ impl TransactionPool for SqlitePool {
         }
     }
 
+    async fn close_connections(&self) {
+        self.0.readers.close().await;
+        self.0.writer.close().await;
+    }
+
     #[cfg(feature = "testing")]
     fn backend_of(url: &str) -> Option<Backend> {
         url_of_file(url).is_ok().then_some(Backend::Sqlite)
@@ -496,10 +501,6 @@ impl rocket_db_pools::Pool for SqlitePool {
     }
 
     async fn close(&self) {
-        pool::close(&self.0.attachment, async {
-            self.0.readers.close().await;
-            self.0.writer.close().await;
-        })
-        .await;
+        pool::close(&self.0.attachment, self.close_connections()).await;
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rocket::figment::Figment;
 use rocket::figment::providers::Serialized;
+use rocket::futures::future::{BoxFuture, join_all};
+use rocket::{Ignite, Rocket};
 use rocket_db_pools::Database;
 
 #[cfg(feature = "sqlite")]
@@ -35,8 +37,12 @@ struct OwnDatabase {
     configured: String,
     url: String,
     template: Template,
+    close: Close,
     _place: Place,
 }
+
+/// Closes the connections that a service has to a database.
+type Close = for<'r> fn(&'r Rocket<Ignite>) -> BoxFuture<'r, ()>;
 
 /// The database itself. Dropping it drops the database.
 #[allow(dead_code)] // It is kept only to be dropped.
@@ -100,6 +106,7 @@ impl OwnDatabases {
             configured,
             url,
             template,
+            close: |rocket| Box::pin(close::<D>(rocket)),
             _place: place,
         });
         Ok(configuration)
@@ -144,9 +151,24 @@ impl OwnDatabases {
         self.0.refusals.lock().join("; ")
     }
 
+    /// Closes the connections of a service that was not launched.
+    pub(crate) async fn close_connections(&self, rocket: &Rocket<Ignite>) {
+        let all: Vec<Close> = {
+            let databases = self.0.databases.lock();
+            databases.iter().map(|own| own.close).collect()
+        };
+        join_all(all.into_iter().map(|close| close(rocket))).await;
+    }
+
     /// Drops the databases. Blocks the thread meanwhile.
     pub(crate) fn drop_all(&self) {
         let databases = std::mem::take(&mut *self.0.databases.lock());
         drop(databases);
+    }
+}
+
+async fn close<D: TransactionalDatabase>(rocket: &Rocket<Ignite>) {
+    if let Some(database) = rocket.state::<D>() {
+        database.close_connections().await;
     }
 }
