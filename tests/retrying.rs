@@ -1,4 +1,6 @@
 //! Work of a request that is begun anew after a conflict.
 
 mod anew;
+mod beside;
+mod known;
 mod skew;

@@ -39,7 +39,8 @@ use self::readiness::Probe;
 pub use self::session::OnReturn;
 pub use self::session::PostgresSession;
 pub use self::sessions::{Limits, Liveness, Sessions};
-use self::sessions::{connect_with_retries, is_transient, no_reply};
+pub(super) use self::sessions::connect_with_retries;
+use self::sessions::{is_transient, no_reply};
 pub use self::settings::Settings;
 use self::settings::{GUARD, SetBy};
 #[cfg(feature = "testing")]

@@ -173,7 +173,8 @@ pub struct PostgresSession {
 pub(super) struct OpenTransaction {
     /// Whether the transaction may write.
     pub(super) writes: bool,
-    pub(super) is_serializable: bool,
+    /// Whether COMMIT may report a conflict that no statement has reported.
+    pub(super) may_be_serializable: bool,
     /// It was found to have written nothing.
     pub(super) has_written_nothing: bool,
     /// COMMIT was refused: the transaction has ended, and the server has rolled it back.

@@ -339,7 +339,7 @@ async fn open_with_retries(settings: &Settings, limit: Duration) -> sqlx::Result
 ///
 /// The first error that is not transient. After `limit`, an I/O error with the text of the last
 /// error.
-pub(super) async fn connect_with_retries<T, F>(
+pub(in crate::db) async fn connect_with_retries<T, F>(
     connect: impl FnMut() -> F,
     is_transient: impl FnMut(&sqlx::Error) -> bool,
     limit: Duration,

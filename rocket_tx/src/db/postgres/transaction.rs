@@ -71,7 +71,11 @@ impl TransactionControl for PostgresSession {
         let writes = options.access == Access::ReadWrite;
         self.transaction = OpenTransaction {
             writes,
-            is_serializable: options.isolation == Isolation::Serializable,
+            may_be_serializable: match options.isolation {
+                Isolation::Configured => !self.live().reads_committed,
+                Isolation::RepeatableRead => false,
+                Isolation::Serializable => true,
+            },
             ..OpenTransaction::default()
         };
         let level = match options.isolation {
@@ -226,7 +230,7 @@ impl TransactionControl for PostgresSession {
     /// Reads a row of a table, because the server reports a conflict to the next statement that
     /// reads or writes a table. It ignores tables of `pg_catalog` here. Nobody writes to this one.
     async fn detect_conflict(&mut self) -> sqlx::Result<()> {
-        if !self.transaction.is_serializable {
+        if !self.transaction.may_be_serializable {
             return Ok(());
         }
         let nonce = nonce();

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use sqlx::{AssertSqlSafe, Connection, Executor};
 
-use super::server::{RUNS, Server, code};
+use super::server::{self, RUNS, Server, code};
 use super::template::{self, PROGRAM};
 
 /// A template of another test program that was created this many seconds ago is dropped.
@@ -54,7 +54,8 @@ pub(super) async fn end_sessions(admin: &mut PgConnection, name: &str) -> sqlx::
 
 /// A request that was killed between PREPARE TRANSACTION and its decision leaves one.
 async fn roll_back_prepared(server: &Server, name: &str) -> sqlx::Result<()> {
-    let mut connection = server.options.clone().database(name).connect().await?;
+    let options = server.options.clone().database(name);
+    let mut connection = server::session(&options).await?;
     let prepared = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()";
     let prepared: Vec<String> = sqlx::query_scalar(prepared)
         .fetch_all(&mut connection)
