@@ -1,5 +1,7 @@
 //! Transactions outside of requests: retries and their limits, and what remains after a failure.
 
+mod misuse;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

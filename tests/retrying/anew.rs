@@ -25,6 +25,7 @@ use crate::support::{Audit, Backend, Databases, HttpResponse, In, Main, Stage, e
 type Log = Arc<Mutex<Vec<String>>>;
 
 /// The URL of the SQLite file, to make it busy.
+#[derive(Clone)]
 pub(super) struct File(Option<String>);
 
 impl File {

@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::commit_turns::CommitTurn;
 use super::fate::Backend;
 use super::proof::{Replies, nonce};
 use super::sessions::Sessions;
@@ -164,6 +165,8 @@ pub struct PostgresSession {
     on_return: OnReturn,
     /// What is known of its transaction, while one is open.
     pub(super) transaction: OpenTransaction,
+    /// Held from the end of the work until COMMIT.
+    pub(super) commit_turn: Option<CommitTurn>,
     pub(super) owner: Option<TransactionId>,
     slot: Option<Slot>,
 }
@@ -226,6 +229,7 @@ impl PostgresSession {
             is_new,
             on_return: OnReturn::Check,
             transaction: OpenTransaction::default(),
+            commit_turn: None,
             owner: None,
             slot: Some(slot),
         }
