@@ -80,13 +80,14 @@ impl Drop for Explosive {
     }
 }
 
-/// Records the attempt, and then prevents the settlement in some `way`.
+/// Records the attempt, and then prevents the settlement in some `way`, or waits.
 #[post("/unsettled/<way>")]
 async fn unsettled(
     way: &str,
     mut tx: Tx<Main>,
     main: &State<Main>,
     outstanding: &Outstanding,
+    go_on: &State<Arc<Notify>>,
 ) -> Result<(), Error> {
     note(&mut tx, &format!("written {way}")).await?;
     let (main, text) = (UrlPool::clone(main), format!("attempt {way}"));
@@ -96,7 +97,11 @@ async fn unsettled(
     })?;
     match way {
         "drop" => outstanding.join(Explosive),
-        _ => Ok(()),
+        "fairing" => Ok(()),
+        _ => {
+            go_on.notified().await;
+            Err(Error::NotFound)
+        }
     }
 }
 
@@ -185,15 +190,18 @@ async fn it_runs_also_if_the_settlement_fails(backend: Backend) {
 
 /// A client that does not wait for the response is recorded too.
 async fn it_runs_although_the_client_is_gone(backend: Backend) {
-    let stage = stage(backend, &Arc::default()).await;
+    let go_on = Arc::new(Notify::new());
+    let stage = stage(backend, &go_on).await;
     let address = stage.http.base.trim_start_matches("http://").to_owned();
     let mut client = TcpStream::connect(address).unwrap();
     client
-        .write_all(b"POST /attempt/401 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+        .write_all(b"POST /unsettled/not HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
         .unwrap();
+    eventually("the handler runs", async || !stage.outstanding().is_empty()).await;
     drop(client);
+    go_on.notify_one();
     eventually("the attempt is stored", async || {
-        stage.databases.notes(In::Main).await == ["attempt 401"]
+        stage.databases.notes(In::Main).await == ["attempt not"]
     })
     .await;
     stage.nothing_is_stuck().await;

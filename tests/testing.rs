@@ -247,7 +247,9 @@ async fn concurrent_requests_conflict(backend: Backend) {
 
 /// Both requests run in one task. Neither waits for itself.
 async fn concurrent_requests_of_one_task_conflict(backend: Backend) {
-    rocket::tokio::spawn(conflicting_requests(backend)).await.unwrap();
+    rocket::tokio::spawn(conflicting_requests(backend))
+        .await
+        .unwrap();
 }
 
 async fn conflicting_requests(backend: Backend) {

@@ -53,6 +53,7 @@ async fn a_kept_guard_commits_nothing(backend: Backend) {
 async fn exchanged_guards_do_not_exchange_what_is_told(backend: Backend) {
     let (databases, main) = set_up(backend).await;
     let audit = databases.figment().focus("databases.audit");
+    let audit = audit.merge(("connect_timeout", 60));
     let audit = UrlPool::init(&audit).await.unwrap();
     let outer = main.transaction(async |mut tx| {
         note(&mut tx, "outer").await?;
@@ -149,7 +150,9 @@ async fn a_conflict_that_only_commit_reports_is_repeated() {
     });
     assert_eq!(work.await.unwrap(), 1);
     assert_eq!(attempts.into_inner(), 2);
-    let left = databases.texts(In::Main, "SELECT id::text FROM pairs").await;
+    let left = databases
+        .texts(In::Main, "SELECT id::text FROM pairs")
+        .await;
     assert_eq!(left, ["1"]);
 }
 

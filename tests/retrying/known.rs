@@ -37,7 +37,10 @@ async fn leave<M: Mode>(main: &Begin<Main, M>, other: &Other) -> Result<Status, 
 }
 
 #[post("/serializable")]
-async fn serializable(main: Begin<Main, Serializable>, other: &State<Other>) -> Result<Status, Error> {
+async fn serializable(
+    main: Begin<Main, Serializable>,
+    other: &State<Other>,
+) -> Result<Status, Error> {
     leave(&main, other).await
 }
 
@@ -63,8 +66,15 @@ async fn begins_anew(path: &str, setting: Option<&'static str>) {
     })
     .await;
     let response = stage.send(&format!("POST /{path}")).await;
-    assert_eq!(response.summary(), (409, Some("rolled-back")), "{response:?}");
-    let left = stage.databases.texts(In::Main, "SELECT id::text FROM pairs").await;
+    assert_eq!(
+        response.summary(),
+        (409, Some("rolled-back")),
+        "{response:?}"
+    );
+    let left = stage
+        .databases
+        .texts(In::Main, "SELECT id::text FROM pairs")
+        .await;
     assert_eq!(left, ["1"]);
 }
 

@@ -1,11 +1,13 @@
 //! A server that other tests, other roles and other people use at the same time.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use rocket::futures::future::{Either, select};
 use sqlx::{AssertSqlSafe, Executor};
 
+use super::left_over::TestProcess;
 use super::*;
 
 fn server() -> String {
@@ -47,7 +49,8 @@ async fn each_role_has_templates_of_its_own() {
 }
 
 async fn templates() -> BTreeSet<String> {
-    let names = "SELECT datname::text FROM pg_database WHERE datname LIKE 'rocket\\_tx\\_template\\_%'";
+    let names =
+        "SELECT datname::text FROM pg_database WHERE datname LIKE 'rocket\\_tx\\_template\\_%'";
     let names: Vec<String> = sqlx::query_scalar(names)
         .fetch_all(&mut admin().await)
         .await
@@ -73,7 +76,44 @@ async fn somebody_may_look_into_a_template() {
     }
     assert!(!looking.is_empty());
     let app = testing::launch(alone::<Inspected>(&server)).await;
-    app.execute::<Inspected>("INSERT INTO notes VALUES ('a')").await;
+    app.execute::<Inspected>("INSERT INTO notes VALUES ('a')")
+        .await;
+}
+
+/// A process of another build of the same program may be copying its template.
+#[rocket::async_test]
+async fn a_template_is_not_dropped_while_it_is_used() {
+    #[derive(Database)]
+    #[database("main")]
+    struct Rebuilt(PostgresPool);
+
+    let before = templates().await;
+    drop(testing::launch(alone::<Rebuilt>(&server())).await);
+    let after = templates().await;
+    let name = after.difference(&before).next().unwrap();
+    let (name, key) = name.rsplit_once('_').unwrap();
+    let (name, _build) = name.rsplit_once('_').unwrap();
+    let other = format!("{name}_00000000_{key}");
+    let mut hasher = DefaultHasher::new();
+    other.hash(&mut hasher);
+    let hash = hasher.finish();
+    let lock = ((hash >> 32) as u32 ^ hash as u32).cast_signed();
+    let server = server();
+    let (address, _) = server.rsplit_once('/').unwrap();
+    // The test process locks in this database, because that of its URL does not exist.
+    let mut copying = PgConnection::connect(&format!("{address}/postgres"))
+        .await
+        .unwrap();
+    let lock = format!("SELECT pg_advisory_lock_shared({}, {lock})", 0x7274_7874);
+    copying.execute(AssertSqlSafe(lock)).await.unwrap();
+    let create = format!("CREATE DATABASE {other}");
+    copying.execute(AssertSqlSafe(create)).await.unwrap();
+    let url = format!("{address}/{other}");
+    TestProcess::start().end();
+    assert!(exists(&url).await);
+    copying.close().await.unwrap();
+    TestProcess::start().end();
+    assert!(!exists(&url).await);
 }
 
 /// Other tests have all connections for a moment.
@@ -99,5 +139,6 @@ async fn a_test_waits_for_a_connection() {
         other.close().await.unwrap();
     }
     let app = launch.await;
-    app.execute::<Crowded>("INSERT INTO notes VALUES ('a')").await;
+    app.execute::<Crowded>("INSERT INTO notes VALUES ('a')")
+        .await;
 }

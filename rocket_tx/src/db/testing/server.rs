@@ -32,7 +32,7 @@ use crate::db::{Error, OpenError};
 pub(super) const RUNS: i32 = 0x7274_7872;
 
 /// The first key of the advisory locks of templates: `rtxt`.
-const TEMPLATES: i32 = 0x7274_7874;
+pub(super) const TEMPLATES: i32 = 0x7274_7874;
 
 /// The beginning of the comment on a template. The time when it was created and the migrations that
 /// it has follow.
@@ -351,7 +351,7 @@ impl Template {
     }
 
     async fn lock(&self, admin: &mut PgConnection, function: &'static str) -> sqlx::Result<()> {
-        let sql = format!("SELECT {function}({TEMPLATES}, {})", self.key());
+        let sql = format!("SELECT {function}({TEMPLATES}, {})", key_of(&self.name));
         admin.execute(AssertSqlSafe(sql)).await?;
         Ok(())
     }
@@ -360,10 +360,11 @@ impl Template {
         admin.execute("SELECT pg_advisory_unlock_all()").await?;
         Ok(())
     }
+}
 
-    fn key(&self) -> i32 {
-        template::short(template::hash(&self.name)).cast_signed()
-    }
+/// Returns the second key of the advisory lock of a template.
+pub(super) fn key_of(name: &str) -> i32 {
+    template::short(template::hash(&name)).cast_signed()
 }
 
 fn opening(error: sqlx::Error) -> Error {

@@ -68,6 +68,15 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
     /// them lead to a new attempt. If the other transaction commits after that, the client receives
     /// a 503: the closure has returned, and cannot run again.
     ///
+    /// While there are such conflicts, the requests of one process go one after the other from that
+    /// query to their COMMIT. A request waits for its turn for 1 s at most.
+    ///
+    /// # Beside the attempts
+    ///
+    /// Until this returns, code that does not belong to `work` can neither use transactions of the
+    /// request nor add resources or hooks: a failed attempt would undo that too. It gets
+    /// [`Error::Retrying`]. This includes tasks that `work` spawns.
+    ///
     /// # Errors
     ///
     /// The error of `work`. After the limit, the last conflict: [`Error::Busy`] (503).

@@ -20,7 +20,7 @@ tokio::task_local! {
 pub(super) struct Attempting {
     request: RequestId,
     /// The database of the `Begin`.
-    database: &'static str,
+    pub(super) database: &'static str,
     /// The doom of code beside the attempts. It holds, whatever becomes of the attempts.
     pub(super) doom: Option<(Status, Cow<'static, str>)>,
 }

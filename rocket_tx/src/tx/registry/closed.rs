@@ -56,9 +56,12 @@ impl Closed {
         if let Some(attempting) = state.attempting.take() {
             // A spawned task runs the attempts. What the current one has done until now is not
             // complete.
-            let error = attempting.error();
+            let database = attempting.database;
             let reason = "The work of this request had not ended when the response was ready. Nothing was changed.";
-            tracing::error!(%error, "the response was ready while `retrying` was running; await it in the handler");
+            tracing::error!(
+                database,
+                "the response was ready while `retrying` was running; await it in the handler"
+            );
             state.used = true;
             (state.doom).get_or_insert((Status::InternalServerError, reason.into()));
         }

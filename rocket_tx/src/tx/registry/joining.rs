@@ -117,7 +117,8 @@ impl Outstanding {
     /// order in which they were added, then the others. The response waits for them, at most
     /// `settle_timeout`. An error or a panic is logged and counted by
     /// [`Live::hook_failures`](crate::tx::Live::hook_failures); the response is not changed. The hook
-    /// also runs if the outcome is partial or unknown. If the process is killed, it is lost.
+    /// also runs if the outcome is partial or unknown, and if the request is never settled because a
+    /// fairing has panicked. If the process is killed, it is lost.
     ///
     /// # Errors
     ///
