@@ -1,5 +1,7 @@
 //! Transactions outside of requests: retries and their limits, and what remains after a failure.
 
+mod misuse;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -160,6 +162,15 @@ async fn one_deadline_bounds_all_attempts(backend: Backend) {
     assert!(databases.notes(In::Main).await.is_empty());
 }
 
+/// The limit is more than the clock can count.
+async fn the_limit_may_be_any_duration(backend: Backend) {
+    let (databases, pool) = set_up(backend).await;
+    let options = TransactionOptions::new().retry_within(Duration::MAX);
+    let work = pool.transaction_with(options, async |mut tx| Ok(note(&mut tx, "done").await?));
+    work.await.unwrap();
+    assert_eq!(databases.notes(In::Main).await, ["done"]);
+}
+
 /// COMMIT gets no reply. The work runs once, whatever became of it.
 #[rocket::async_test]
 async fn a_commit_without_a_reply_is_not_repeated() {
@@ -298,6 +309,7 @@ on_each_backend!(
     a_transaction_is_committed_or_leaves_nothing,
     a_conflict_is_repeated_until_it_is_gone,
     one_deadline_bounds_all_attempts,
+    the_limit_may_be_any_duration,
     a_dropped_future_leaves_nothing,
     a_panic_rolls_back,
     the_commit_is_proved,

@@ -1,14 +1,18 @@
 //! Work that survives a rollback: it runs after the settlement, in a transaction of its own. Beside
 //! the request's own transaction it is refused where it would wait for itself.
 
+use std::borrow::Cow;
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rocket::fairing::AdHoc;
 use rocket::http::Status;
 use rocket::tokio::sync::Notify;
 use rocket::{State, post, routes};
 use rocket_tx::db::{TransactionPool, UrlPool};
-use rocket_tx::{Error, Outstanding, Settlement, Tx};
+use rocket_tx::{Error, Outstanding, Resource, Settlement, Tx};
 
 use crate::support::stage::note;
 use crate::support::{Backend, In, Main, Stage, WRITES, eventually};
@@ -54,6 +58,64 @@ async fn slow(outstanding: &Outstanding, go_on: &State<Arc<Notify>>) -> Result<(
     outstanding.after_settlement(async move { go_on.notified().await })
 }
 
+/// Panics when it is dropped, at the end of the settlement.
+struct Explosive;
+
+#[rocket::async_trait]
+impl Resource for Explosive {
+    fn name(&self) -> Cow<'_, str> {
+        "explosive".into()
+    }
+
+    async fn commit(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl Drop for Explosive {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("in the drop of a resource");
+        }
+    }
+}
+
+/// Records the attempt, and then prevents the settlement in some `way`, or waits.
+#[post("/unsettled/<way>")]
+async fn unsettled(
+    way: &str,
+    mut tx: Tx<Main>,
+    main: &State<Main>,
+    outstanding: &Outstanding,
+    go_on: &State<Arc<Notify>>,
+) -> Result<(), Error> {
+    note(&mut tx, &format!("written {way}")).await?;
+    let (main, text) = (UrlPool::clone(main), format!("attempt {way}"));
+    outstanding.after_settlement(async move {
+        main.transaction(async |mut tx| Ok(note(&mut tx, &text).await?))
+            .await
+    })?;
+    match way {
+        "drop" => outstanding.join(Explosive),
+        "fairing" => Ok(()),
+        _ => {
+            go_on.notified().await;
+            Err(Error::NotFound)
+        }
+    }
+}
+
+/// A response fairing that panics before `Settlement` runs.
+fn panic_before_settlement() -> AdHoc {
+    AdHoc::on_response("Panics", |request, _| {
+        Box::pin(async {
+            if request.uri().path() == "/unsettled/fairing" {
+                panic!("in a fairing");
+            }
+        })
+    })
+}
+
 /// Opens a second transaction beside the request's own.
 #[post("/beside/<way>")]
 async fn beside(way: &str, mut tx: Tx<Main>, main: &State<Main>) -> Result<(), Error> {
@@ -80,7 +142,8 @@ async fn stage(backend: Backend, go_on: &Arc<Notify>) -> Stage {
     Stage::with(backend, &settings, |rocket| {
         rocket
             .manage(managed)
-            .mount("/", routes![attempt, failing, slow, beside])
+            .mount("/", routes![attempt, failing, slow, unsettled, beside])
+            .attach(panic_before_settlement())
             .attach(Settlement::new())
     })
     .await
@@ -104,6 +167,43 @@ async fn it_is_stored_before_the_response_whatever_the_verdict(backend: Backend)
     let notes = stage.databases.notes(In::Main).await;
     assert!(notes.contains(&"written 201".to_owned()));
     assert_eq!(notes.len(), 4, "{notes:?}");
+    stage.nothing_is_stuck().await;
+}
+
+async fn it_runs_also_if_the_settlement_fails(backend: Backend) {
+    let stage = stage(backend, &Arc::default()).await;
+    let response = stage.send("POST /unsettled/drop").await;
+    assert_eq!(response.summary(), (500, Some("unknown")));
+    // Rocket's task panics, so this client gets no response.
+    let unsettled = stage.http.request("POST /unsettled/fairing");
+    assert!(unsettled.send().await.is_err());
+    eventually("both attempts are stored", async || {
+        let mut notes = stage.databases.notes(In::Main).await;
+        notes.retain(|text| text.starts_with("attempt"));
+        notes == ["attempt drop", "attempt fairing"]
+    })
+    .await;
+    let notes = stage.databases.notes(In::Main).await;
+    assert!(!notes.contains(&"written fairing".to_owned()));
+    stage.nothing_is_stuck().await;
+}
+
+/// A client that does not wait for the response is recorded too.
+async fn it_runs_although_the_client_is_gone(backend: Backend) {
+    let go_on = Arc::new(Notify::new());
+    let stage = stage(backend, &go_on).await;
+    let address = stage.http.base.trim_start_matches("http://").to_owned();
+    let mut client = TcpStream::connect(address).unwrap();
+    client
+        .write_all(b"POST /unsettled/not HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
+    eventually("the handler runs", async || !stage.outstanding().is_empty()).await;
+    drop(client);
+    go_on.notify_one();
+    eventually("the attempt is stored", async || {
+        stage.databases.notes(In::Main).await == ["attempt not"]
+    })
+    .await;
     stage.nothing_is_stuck().await;
 }
 
@@ -157,6 +257,8 @@ async fn a_transaction_beside_its_own_is_refused_at_once(backend: Backend) {
 
 on_each_backend!(
     it_is_stored_before_the_response_whatever_the_verdict,
+    it_runs_also_if_the_settlement_fails,
+    it_runs_although_the_client_is_gone,
     its_failure_is_counted_and_changes_no_response,
     the_response_waits_at_most_settle_timeout,
     a_transaction_beside_its_own_is_refused_at_once,

@@ -3,6 +3,7 @@
 mod apart;
 mod left_over;
 mod reuse;
+mod shared_server;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -226,6 +227,17 @@ async fn hooks_are_awaited(backend: Backend) {
 }
 
 async fn concurrent_requests_conflict(backend: Backend) {
+    conflicting_requests(backend).await;
+}
+
+/// Both requests run in one task. Neither waits for itself.
+async fn concurrent_requests_of_one_task_conflict(backend: Backend) {
+    rocket::tokio::spawn(conflicting_requests(backend))
+        .await
+        .unwrap();
+}
+
+async fn conflicting_requests(backend: Backend) {
     let app = app(backend).await;
     let (one, two) = join!(
         app.post("/notes/same").dispatch(),
@@ -336,5 +348,6 @@ on_each_backend!(
     statements_prepare_a_test,
     hooks_are_awaited,
     concurrent_requests_conflict,
+    concurrent_requests_of_one_task_conflict,
     what_is_outstanding_is_listed,
 );

@@ -24,12 +24,18 @@ use crate::support::{Audit, Backend, Databases, HttpResponse, In, Main, Stage, e
 /// What happened, in order.
 type Log = Arc<Mutex<Vec<String>>>;
 
-/// The path of the SQLite file, to make it busy.
-struct File(Option<String>);
+/// The URL of the SQLite file, to make it busy.
+#[derive(Clone)]
+pub(super) struct File(Option<String>);
 
 impl File {
+    pub(super) fn of(databases: &Databases) -> Self {
+        let is_file = databases.backend(In::Main) == Backend::Sqlite;
+        Self(is_file.then(|| databases.main.clone()))
+    }
+
     /// Makes the database report a conflict.
-    async fn conflict(&self, tx: &mut Connection) -> Result<(), Error> {
+    pub(super) async fn conflict(&self, tx: &mut Connection) -> Result<(), Error> {
         match (tx, &self.0) {
             (Connection::Postgres(connection), _) => {
                 let raise = "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$";
@@ -279,11 +285,11 @@ async fn new(id: &str, counters: Aggregates<Main, Counter>) -> Result<(), Error>
 
 async fn stage(backend: Backend) -> (Stage, Log) {
     let databases = Databases::with_tables(backend).await;
-    let file = (backend == Backend::Sqlite).then(|| databases.main.clone());
+    let file = File::of(&databases);
     let log = Log::default();
     let managed = Arc::clone(&log);
     let stage = Stage::on(databases, &[], |rocket| {
-        service(rocket.manage(managed).manage(File(file)))
+        service(rocket.manage(managed).manage(file))
     });
     (stage.await, log)
 }

@@ -143,13 +143,14 @@ async fn at_serializable_the_invariant_holds_and_fewer_requests_are_refused() {
             .attach(Settlement::new())
     })
     .await;
-    let (once, all) = load(&stage, &hooks, "once").await;
+    // First, so that nothing has warned the pool of conflicts.
     let (retrying, same) = load(&stage, &hooks, "retrying").await;
+    let (once, all) = load(&stage, &hooks, "once").await;
     assert_eq!(all, same);
     println!("refused with a 503: {once} of {all} without retries, {retrying} with retries");
     assert!(once > 0, "the load has no conflicts");
     assert!(
-        retrying < once,
+        retrying * 10 < all && retrying * 5 < once,
         "{retrying} of {all}, {once} without retries"
     );
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::support::eventually;
 
 /// A test process that has launched a service, and waits.
-struct TestProcess {
+pub(super) struct TestProcess {
     process: Child,
     /// What it prints. It fails if nobody reads.
     lines: Lines<BufReader<ChildStdout>>,
@@ -15,7 +15,7 @@ struct TestProcess {
 }
 
 impl TestProcess {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args([
                 "testing::left_over::a_test_process",
@@ -48,7 +48,7 @@ impl TestProcess {
     }
 
     /// Lets the test in the process end.
-    fn end(mut self) -> Vec<String> {
+    pub(super) fn end(mut self) -> Vec<String> {
         drop(self.process.stdin.take());
         let output: Vec<String> = self.lines.by_ref().map_while(Result::ok).collect();
         assert!(self.process.wait().unwrap().success(), "{output:?}");

@@ -55,6 +55,8 @@ pub enum Access {
 pub struct WaitPolicy {
     queues: bool,
     busy_timeout: Option<Duration>,
+    /// The caller is the registry of a request, which has no transaction of this database.
+    is_first: bool,
 }
 
 impl WaitPolicy {
@@ -62,6 +64,7 @@ impl WaitPolicy {
     pub const QUEUE: Self = Self {
         queues: true,
         busy_timeout: None,
+        is_first: false,
     };
 
     /// Fails at once if no connection is free, or if another process has locked the SQLite file. A
@@ -70,6 +73,7 @@ impl WaitPolicy {
     pub const FAIL_FAST: Self = Self {
         queues: false,
         busy_timeout: Some(Duration::ZERO),
+        is_first: false,
     };
 
     /// Waits at most `limit` for a lock of another process, instead of the configured
@@ -80,6 +84,21 @@ impl WaitPolicy {
             busy_timeout: Some(limit),
             ..self
         }
+    }
+
+    /// The caller holds no transaction of this database. So it cannot wait for itself, also if the
+    /// transaction that it waits for belongs to a request of the same task.
+    pub(crate) fn first_of_request(self) -> Self {
+        Self {
+            is_first: true,
+            ..self
+        }
+    }
+
+    /// Returns `false` if the caller cannot wait for itself.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn may_wait_for_itself(self) -> bool {
+        !self.is_first
     }
 
     /// Returns `true` if the policy queues for a connection.

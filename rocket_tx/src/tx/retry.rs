@@ -10,8 +10,8 @@ use crate::db::{FullJitter, Pauses};
 /// The attempts to do the same work.
 pub(in crate::tx) struct Attempts {
     pauses: Pauses,
-    /// No attempt begins after this time.
-    deadline: Instant,
+    /// No attempt begins after this time. `None`: the limit is longer than the clock counts.
+    deadline: Option<Instant>,
     made: u32,
 }
 
@@ -19,8 +19,8 @@ impl Attempts {
     /// Starts the first attempt.
     pub(in crate::tx) fn within(limit: Duration) -> Self {
         Self {
-            pauses: FullJitter.build(),
-            deadline: Instant::now() + limit,
+            pauses: FullJitter::ENDLESS.build(),
+            deadline: Instant::now().checked_add(limit),
             made: 1,
         }
     }
@@ -34,9 +34,9 @@ impl Attempts {
         if !error.is_conflict() {
             return Err(error);
         }
-        let pause = self.pauses.next();
-        let next = pause.filter(|pause| Instant::now() + *pause < self.deadline);
-        let Some(pause) = next else {
+        let deadline = self.deadline;
+        let is_early = |pause: &Duration| deadline.is_none_or(|it| Instant::now() + *pause < it);
+        let Some(pause) = self.pauses.next().filter(is_early) else {
             tracing::debug!(attempts = self.made, %error, "work was repeated until its limit");
             return Err(error);
         };
@@ -44,5 +44,18 @@ impl Attempts {
         self.made += 1;
         tokio::time::sleep(pause).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A job that may wait for an hour is not given up after minutes.
+    #[test]
+    fn only_the_time_limits_the_attempts() {
+        let mut attempts = Attempts::within(Duration::from_secs(60 * 60));
+        let waited: Duration = attempts.pauses.by_ref().take(50_000).sum();
+        assert!(waited > Duration::from_secs(60 * 60), "{waited:?}");
     }
 }

@@ -22,6 +22,10 @@ impl WaitPolicy {
     pub const QUEUE: Self = Self { queues: true };
     pub const FAIL_FAST: Self = Self { queues: false };
 
+    pub fn first_of_request(self) -> Self {
+        self
+    }
+
     pub fn queues(self) -> bool {
         self.queues
     }

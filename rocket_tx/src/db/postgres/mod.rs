@@ -8,6 +8,7 @@
 //! | `settings` | the settings of a session, and how a used session gets them back |
 //! | `proof` | matches replies with statements, and makes the seal and the proof (see below) |
 //! | `transaction` | BEGIN, the proof, COMMIT and ROLLBACK |
+//! | `commit_turns` | the order of requests on their way to COMMIT, while there are conflicts |
 //! | `fate` | how a transaction ended whose COMMIT or ROLLBACK got no reply |
 //! | `readiness` | whether the server replies and takes writes, on a separate connection |
 //! | `pooler` | detects a pooler between this process and the server |
@@ -17,6 +18,7 @@
 //! began.
 
 mod atomic;
+mod commit_turns;
 mod fate;
 mod pooler;
 mod proof;
@@ -38,8 +40,9 @@ use self::pooler::Opened;
 use self::readiness::Probe;
 pub use self::session::OnReturn;
 pub use self::session::PostgresSession;
+pub(super) use self::sessions::connect_with_retries;
 pub use self::sessions::{Limits, Liveness, Sessions};
-use self::sessions::{connect_with_retries, is_transient, no_reply};
+use self::sessions::{is_transient, no_reply};
 pub use self::settings::Settings;
 use self::settings::{GUARD, SetBy};
 #[cfg(feature = "testing")]

@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::commit_turns::CommitTurn;
 use super::fate::Backend;
 use super::proof::{Replies, nonce};
 use super::sessions::Sessions;
@@ -164,6 +165,8 @@ pub struct PostgresSession {
     on_return: OnReturn,
     /// What is known of its transaction, while one is open.
     pub(super) transaction: OpenTransaction,
+    /// Held from the end of the work until COMMIT.
+    pub(super) commit_turn: Option<CommitTurn>,
     pub(super) owner: Option<TransactionId>,
     slot: Option<Slot>,
 }
@@ -173,7 +176,8 @@ pub struct PostgresSession {
 pub(super) struct OpenTransaction {
     /// Whether the transaction may write.
     pub(super) writes: bool,
-    pub(super) is_serializable: bool,
+    /// Whether COMMIT may report a conflict that no statement has reported.
+    pub(super) may_be_serializable: bool,
     /// It was found to have written nothing.
     pub(super) has_written_nothing: bool,
     /// COMMIT was refused: the transaction has ended, and the server has rolled it back.
@@ -225,6 +229,7 @@ impl PostgresSession {
             is_new,
             on_return: OnReturn::Check,
             transaction: OpenTransaction::default(),
+            commit_turn: None,
             owner: None,
             slot: Some(slot),
         }

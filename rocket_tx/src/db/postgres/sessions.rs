@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use super::commit_turns::CommitTurns;
 use super::session::{Live, PROMPT, PostgresSession, Slot, close_quietly};
 use super::settings::Settings;
 use crate::db::error_class::{ends_session, while_connecting};
@@ -74,6 +75,7 @@ struct Inner {
     idle: Mutex<Option<Vec<Idle>>>,
     checked_out: TaskTracker,
     opening: Opening,
+    commit_turns: CommitTurns,
 }
 
 /// Records since when no session could be opened.
@@ -133,6 +135,7 @@ impl Sessions {
             idle: Mutex::new(Some(Vec::new())),
             checked_out: TaskTracker::new(),
             opening: Opening::new(),
+            commit_turns: CommitTurns::new(),
         });
         tokio::spawn(maintain(Arc::downgrade(&inner)));
         Self(inner)
@@ -146,6 +149,10 @@ impl Sessions {
 
     pub(crate) fn settings(&self) -> &Settings {
         &self.0.settings
+    }
+
+    pub(super) fn commit_turns(&self) -> &CommitTurns {
+        &self.0.commit_turns
     }
 
     pub(super) fn wait(&self) -> Duration {
@@ -339,7 +346,7 @@ async fn open_with_retries(settings: &Settings, limit: Duration) -> sqlx::Result
 ///
 /// The first error that is not transient. After `limit`, an I/O error with the text of the last
 /// error.
-pub(super) async fn connect_with_retries<T, F>(
+pub(in crate::db) async fn connect_with_retries<T, F>(
     connect: impl FnMut() -> F,
     is_transient: impl FnMut(&sqlx::Error) -> bool,
     limit: Duration,

@@ -24,7 +24,7 @@ use super::session::{
 use super::sessions::no_reply;
 use super::settings::{GUARD, literal};
 use crate::db::error_class::{
-    is_certain_refusal, not_writable, while_beginning_to_write, while_connecting,
+    is_certain_refusal, is_conflict, not_writable, while_beginning_to_write, while_connecting,
 };
 use crate::db::{
     Access, BeginOptions, CommitError, Decided, Decision, Durability, Ending, ErrorClass, GlobalId,
@@ -37,8 +37,9 @@ impl Session for PostgresSession {
     type Connection = PgConnection;
 
     fn connection(&mut self) -> &mut PgConnection {
-        // The user of the connection may write.
+        // The user of the connection may write, and may wait for locks of others.
         self.transaction.has_written_nothing = false;
+        self.commit_turn = None;
         self
     }
 
@@ -71,7 +72,11 @@ impl TransactionControl for PostgresSession {
         let writes = options.access == Access::ReadWrite;
         self.transaction = OpenTransaction {
             writes,
-            is_serializable: options.isolation == Isolation::Serializable,
+            may_be_serializable: match options.isolation {
+                Isolation::Configured => !self.live().reads_committed,
+                Isolation::RepeatableRead => false,
+                Isolation::Serializable => true,
+            },
             ..OpenTransaction::default()
         };
         let level = match options.isolation {
@@ -226,16 +231,20 @@ impl TransactionControl for PostgresSession {
     /// Reads a row of a table, because the server reports a conflict to the next statement that
     /// reads or writes a table. It ignores tables of `pg_catalog` here. Nobody writes to this one.
     async fn detect_conflict(&mut self) -> sqlx::Result<()> {
-        if !self.transaction.is_serializable {
+        if !self.transaction.may_be_serializable {
             return Ok(());
         }
+        self.commit_turn = self.sessions().commit_turns().take().await;
         let nonce = nonce();
         let sql = format!("SELECT '{nonce}' FROM information_schema.sql_sizing LIMIT 1");
         let replies = Replies::to(self, sql).await;
-        match replies.prove(1, &nonce) {
-            true => Ok(()),
-            false => Err(replies.into_error()),
+        if replies.prove(1, &nonce) {
+            return Ok(());
         }
+        self.commit_turn = None;
+        let error = replies.into_error();
+        self.note_conflict(&error);
+        Err(error)
     }
 
     async fn finish_prepared(&mut self, id: &GlobalId, decided: Decided) -> sqlx::Result<()> {
@@ -247,12 +256,18 @@ impl TransactionControl for PostgresSession {
     }
 
     async fn commit(&mut self) -> Result<Durability, CommitError> {
-        self.commit_after(&[]).await
+        let committed = self.commit_after(&[]).await;
+        self.commit_turn = None;
+        if let Err(CommitError::Refused(error)) = &committed {
+            self.note_conflict(error);
+        }
+        committed
     }
 
     /// Rolls back. Also proves that this ended the transaction that [`begin`](Self::begin) began,
     /// and not another one that the handler began.
     async fn rollback(&mut self) -> Result<(), RollbackError> {
+        self.commit_turn = None;
         if self.transaction.is_refused {
             // If the refusal was the reply to our COMMIT, the server has already rolled back. But
             // the refusal may have been a late reply to another statement. Then the replies do not
@@ -381,6 +396,13 @@ impl PostgresSession {
             Some(Fate::RolledBack) if is_alive => Err(CommitError::Ended { undone: false }),
             Some(Fate::RolledBack) => Err(CommitError::Lost(error)),
             None => Err(CommitError::Unknown(error)),
+        }
+    }
+
+    /// Records a conflict that the server has reported at the end of a transaction.
+    fn note_conflict(&self, error: &sqlx::Error) {
+        if self.transaction.may_be_serializable && is_conflict(error) {
+            self.sessions().commit_turns().note_conflict();
         }
     }
 

@@ -122,7 +122,7 @@ impl SqliteFile {
     {
         let started = Instant::now();
         attempt
-            .retry(FullJitter)
+            .retry(FullJitter::at_most(1_000))
             .when(|error: &E| error.is_busy() && started.elapsed() < self.busy_timeout)
             .notify(|_, wait| {
                 OPEN_RETRIES.fetch_add(1, Ordering::Relaxed);

@@ -302,11 +302,13 @@ impl SqlitePool {
     /// Waits in the queue for the writer, unless the caller holds it itself.
     async fn acquire_writer(&self, wait: WaitPolicy) -> sqlx::Result<WriterSession> {
         let name = || (self.0.attachment.get()).map_or("the database", |attached| attached.name);
-        if is_within(&self.0.identity) || self.0.holder.is_this_task() {
+        let may_wait_for_itself = wait.may_wait_for_itself();
+        let is_own = may_wait_for_itself && self.0.holder.is_this_task();
+        if is_within(&self.0.identity) || is_own {
             return Err(waits_for_itself(name()));
         }
         match self.0.writer.acquire(wait).await {
-            Err(sqlx::Error::PoolTimedOut) if self.0.holder.is_here() => {
+            Err(sqlx::Error::PoolTimedOut) if may_wait_for_itself && self.0.holder.is_here() => {
                 Err(waits_for_itself(name()))
             }
             acquired => acquired,

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use sqlx::{AssertSqlSafe, Connection, Executor};
 
-use super::server::{RUNS, Server, code};
+use super::server::{self, RUNS, Server, TEMPLATES, code};
 use super::template::{self, PROGRAM};
 
 /// A template of another test program that was created this many seconds ago is dropped.
@@ -54,7 +54,8 @@ pub(super) async fn end_sessions(admin: &mut PgConnection, name: &str) -> sqlx::
 
 /// A request that was killed between PREPARE TRANSACTION and its decision leaves one.
 async fn roll_back_prepared(server: &Server, name: &str) -> sqlx::Result<()> {
-    let mut connection = server.options.clone().database(name).connect().await?;
+    let options = server.options.clone().database(name);
+    let mut connection = server::session(&options).await?;
     let prepared = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()";
     let prepared: Vec<String> = sqlx::query_scalar(prepared)
         .fetch_all(&mut connection)
@@ -65,6 +66,22 @@ async fn roll_back_prepared(server: &Server, name: &str) -> sqlx::Result<()> {
         connection.execute(AssertSqlSafe(rollback)).await?;
     }
     connection.close().await
+}
+
+/// Drops a template, unless another process is writing or copying it.
+async fn drop_template(server: &Server, name: &str) -> sqlx::Result<()> {
+    let mut admin = server.admin.acquire().await?;
+    let is_unused: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1, $2)")
+        .bind(TEMPLATES)
+        .bind(server::key_of(name))
+        .fetch_one(&mut *admin)
+        .await?;
+    if !is_unused {
+        return Ok(());
+    }
+    let dropped = drop_database(server, name).await;
+    admin.execute("SELECT pg_advisory_unlock_all()").await?;
+    dropped
 }
 
 /// Drops the databases of test processes that have ended, and old templates.
@@ -87,12 +104,15 @@ pub(super) async fn sweep(server: &Server) -> sqlx::Result<()> {
     .await?;
     let running: HashSet<i64> = running.into_iter().collect();
     for (name, comment) in listed {
-        let is_left_over = match run_of(&name) {
-            Some(run) => !running.contains(&i64::from(run)),
-            None => is_old_template(&name, comment.as_deref()),
+        let dropped = match run_of(&name) {
+            Some(run) if !running.contains(&i64::from(run)) => drop_database(server, &name).await,
+            None if is_old_template(&name, comment.as_deref()) => {
+                drop_template(server, &name).await
+            }
+            _ => Ok(()),
         };
         // Another process may be dropping it too. If it remains, a later run drops it.
-        if is_left_over && let Err(error) = drop_database(server, &name).await {
+        if let Err(error) = dropped {
             tracing::debug!(%error, name, "a database of an earlier test run was not dropped");
         }
     }

@@ -70,11 +70,17 @@ impl Folder {
         loop {
             let run = fastrand::u32(..);
             // The lock comes first: a folder without a lock would be removed.
-            let lock = match lock(&root.join(format!("{run:08x}.lock"))).await? {
+            let path = root.join(format!("{run:08x}.lock"));
+            let lock = match lock(&path).await? {
                 Some(lock) => lock,
                 None => continue,
             };
             let own = root.join(format!("run_{run:08x}"));
+            // Another process may have removed the new file before it was locked. Without the file,
+            // nobody would remove the folder later.
+            if !path.exists() {
+                continue;
+            }
             make_folder(&own)?;
             return Ok(Self {
                 templates: root,
@@ -256,8 +262,15 @@ async fn sweep(root: &Path) {
                 };
                 let run = root.join(format!("run_{name}"));
                 let _remains = fs::remove_dir_all(&run);
+                // Before the lock is released: then a process that is waiting for the lock sees that
+                // the file is gone.
+                let is_gone = !run.exists();
+                if is_gone {
+                    let _remains = fs::remove_file(&path);
+                }
                 let _closes_anyway = lock.close().await;
-                if !run.exists() {
+                // Windows removes no open file.
+                if cfg!(windows) && is_gone {
                     let _remains = fs::remove_file(&path);
                 }
             }

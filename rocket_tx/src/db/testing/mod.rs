@@ -42,7 +42,7 @@ pub(crate) enum TestDatabaseError {
 
     #[cfg(feature = "postgres")]
     #[error(
-        "tests need the server of the configured URL, but cannot connect to {server}: {source}; start the server, or configure another one for the tests, for example with ROCKET_DATABASES"
+        "tests need the server of the configured URL, but cannot connect to {server}: {source}; start the server, run fewer tests at once, or configure another server for the tests, for example with ROCKET_DATABASES"
     )]
     Unreachable { server: String, source: sqlx::Error },
 

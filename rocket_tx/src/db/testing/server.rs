@@ -21,18 +21,18 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio::sync::{Mutex, OnceCell};
-use tokio::time::timeout;
 
 use super::drops;
 use super::template::{self, Fingerprint};
 use super::{TestDatabaseError, url, workshop};
+use crate::db::postgres::connect_with_retries;
 use crate::db::{Error, OpenError};
 
 /// The first key of the advisory locks of test processes: `rtxr`.
 pub(super) const RUNS: i32 = 0x7274_7872;
 
 /// The first key of the advisory locks of templates: `rtxt`.
-const TEMPLATES: i32 = 0x7274_7874;
+pub(super) const TEMPLATES: i32 = 0x7274_7874;
 
 /// The beginning of the comment on a template. The time when it was created and the migrations that
 /// it has follow.
@@ -120,8 +120,10 @@ impl Server {
         database: &impl Hash,
         migrations: Option<&Arc<Migrator>>,
     ) -> Template {
-        // Processes exclude each other only by locks in the same database.
-        let database = (database, self.options.get_database());
+        // Processes exclude each other only by locks in the same database, and a role can copy
+        // only its own templates.
+        let options = &self.options;
+        let database = (database, options.get_database(), options.get_username());
         Template {
             name: template::name(&database, migrations),
             server: self,
@@ -144,26 +146,32 @@ impl Server {
 async fn connect(
     options: PgConnectOptions,
 ) -> Result<(PgConnectOptions, PgConnection), TestDatabaseError> {
-    const LIMIT: Duration = Duration::from_secs(10);
-
     let unreachable = |source| TestDatabaseError::Unreachable {
         server: address(&options),
         source,
     };
-    let connect = async |options: &PgConnectOptions| match timeout(LIMIT, options.connect()).await {
-        Ok(connected) => connected,
-        Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
-    };
-    match connect(&options).await {
+    match session(&options).await {
         Ok(connection) => Ok((options, connection)),
         // invalid_catalog_name: there is no such database.
         Err(error) if code(&error).as_deref() == Some("3D000") => {
             let options = options.clone().database("postgres");
-            let connection = connect(&options).await.map_err(unreachable)?;
+            let connection = session(&options).await.map_err(unreachable)?;
             Ok((options, connection))
         }
         Err(error) => Err(unreachable(error)),
     }
+}
+
+/// Opens a session. Waits for a while if other tests use all connections of the server.
+pub(super) async fn session(options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    // too_many_connections, cannot_connect_now
+    let is_full = |error: &sqlx::Error| {
+        let code = code(error);
+        matches!(code.as_deref(), Some("53300" | "57P03"))
+    };
+    connect_with_retries(|| options.connect(), is_full, LIMIT).await
 }
 
 fn address(options: &PgConnectOptions) -> String {
@@ -236,8 +244,15 @@ impl Template {
         let name = format!("rocket_tx_test_{:08x}_{number}", server.run);
         let mut admin = server.admin.acquire().await?;
         self.lock(&mut admin, "pg_advisory_lock_shared").await?;
-        let create = format!("CREATE DATABASE {name} TEMPLATE {}", self.name);
-        let created = admin.execute(AssertSqlSafe(create)).await;
+        let create = || AssertSqlSafe(format!("CREATE DATABASE {name} TEMPLATE {}", self.name));
+        let created = match admin.execute(create()).await {
+            // object_in_use: somebody looks into the template, and nobody may while it is copied.
+            Err(error) if code(&error).as_deref() == Some("55006") => {
+                drops::end_sessions(&mut admin, &self.name).await?;
+                admin.execute(create()).await
+            }
+            created => created,
+        };
         self.unlock(&mut admin).await?;
         created.map_err(|error| server.explain(error))?;
         Ok(OwnDatabase {
@@ -287,7 +302,7 @@ impl Template {
             && has.insert(Fingerprint::of(migrator))
         {
             let options = self.server.options.clone().database(&self.name);
-            let mut connection = options.connect().await.map_err(opening)?;
+            let mut connection = session(&options).await.map_err(opening)?;
             let migrated = migrator.run_direct(None, &mut connection, false).await;
             let _closes_anyway = connection.close().await;
             migrated.map_err(|source| Error::Migrate {
@@ -336,7 +351,7 @@ impl Template {
     }
 
     async fn lock(&self, admin: &mut PgConnection, function: &'static str) -> sqlx::Result<()> {
-        let sql = format!("SELECT {function}({TEMPLATES}, {})", self.key());
+        let sql = format!("SELECT {function}({TEMPLATES}, {})", key_of(&self.name));
         admin.execute(AssertSqlSafe(sql)).await?;
         Ok(())
     }
@@ -345,10 +360,11 @@ impl Template {
         admin.execute("SELECT pg_advisory_unlock_all()").await?;
         Ok(())
     }
+}
 
-    fn key(&self) -> i32 {
-        template::short(template::hash(&self.name)).cast_signed()
-    }
+/// Returns the second key of the advisory lock of a template.
+pub(super) fn key_of(name: &str) -> i32 {
+    template::short(template::hash(&name)).cast_signed()
 }
 
 fn opening(error: sqlx::Error) -> Error {

@@ -97,6 +97,14 @@ pub enum Error {
     )]
     BegunBefore(&'static str),
 
+    /// Code of the request used a transaction or added something to be settled while
+    /// [`Begin::retrying`](crate::Begin::retrying) of this database was running, and the code does
+    /// not belong to its closure. A failed attempt would undo that too. 500.
+    #[error(
+        "`retrying` of `{0}` is running in this request, and a failed attempt would undo what is done beside it; do it in the closure, not in a task that the closure spawns, or after `retrying` has returned"
+    )]
+    Retrying(&'static str),
+
     /// The request took databases out of the order of attachment, and no connection was free at
     /// once. Waiting could cause a deadlock. 503.
     #[error(
@@ -343,6 +351,7 @@ impl Error {
             Self::SecondConnection(_) => ("second-connection", MISUSE.into()),
             Self::WaitsForItself(_) => ("waits-for-itself", MISUSE.into()),
             Self::BegunBefore(_) => ("begun-before", MISUSE.into()),
+            Self::Retrying(_) => ("retrying", MISUSE.into()),
             Self::OutOfOrder(_) => ("out-of-order", self.to_string().into()),
             Self::NotOver(_) => ("not-over", MISUSE.into()),
             Self::Settled => ("settled", MISUSE.into()),

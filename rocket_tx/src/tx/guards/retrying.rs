@@ -68,16 +68,27 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
     /// them lead to a new attempt. If the other transaction commits after that, the client receives
     /// a 503: the closure has returned, and cannot run again.
     ///
+    /// While there are such conflicts, the requests of one process go one after the other from that
+    /// query to their COMMIT. A request waits for its turn for 1 s at most.
+    ///
+    /// # Beside the attempts
+    ///
+    /// Until this returns, code that does not belong to `work` can neither use transactions of the
+    /// request nor add resources or hooks: a failed attempt would undo that too. It gets
+    /// [`Error::Retrying`]. This includes tasks that `work` spawns.
+    ///
     /// # Errors
     ///
     /// The error of `work`. After the limit, the last conflict: [`Error::Busy`] (503).
     /// [`Error::BegunBefore`] if the request already has a transaction, of any database: what it has
-    /// done there could not be repeated. The errors of [`begin`](Self::begin).
+    /// done there could not be repeated. [`Error::Retrying`] if the request has called it already,
+    /// and it has not returned. The errors of [`begin`](Self::begin).
     ///
     /// # Cancellation
     ///
     /// If the future is dropped half-way, or `work` panics, the request is doomed: everything will be
-    /// rolled back.
+    /// rolled back. The same applies if the response is ready before it has returned, because a
+    /// spawned task runs it.
     pub async fn retrying<T, F>(&self, work: impl FnMut(Tx<D, M>) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>> + Send,
@@ -100,13 +111,17 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
     where
         F: Future<Output = Result<T, Error>> + Send,
     {
-        let before = self.outstanding.attempts_begin()?;
+        let before = self.outstanding.attempts_begin(D::NAME)?;
         let mut attempts = Attempts::within(limit);
-        let mut half_way = HalfWay(Some(&self.outstanding));
+        let running = Running {
+            outstanding: &self.outstanding,
+            has_ended: false,
+        };
         loop {
-            let error = match self.attempt(&mut work).await {
+            let attempt = self.outstanding.attempt(self.once(&mut work));
+            let error = match attempt.await {
                 Ok(value) => {
-                    half_way.0 = None;
+                    running.end();
                     return Ok(value);
                 }
                 Err(error) => error,
@@ -116,13 +131,13 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
                 return Err(undoing);
             }
             if let Err(error) = attempts.wait_after(error).await {
-                half_way.0 = None;
+                running.end();
                 return Err(error);
             }
         }
     }
 
-    async fn attempt<T, F>(&self, work: &mut impl FnMut(Tx<D, M>) -> F) -> Result<T, Error>
+    async fn once<T, F>(&self, work: &mut impl FnMut(Tx<D, M>) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>> + Send,
     {
@@ -133,16 +148,26 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
     }
 }
 
-/// Dooms the request if it is dropped during an attempt: what the attempt has done until then must
-/// not be committed.
-struct HalfWay<'a>(Option<&'a Outstanding>);
+/// The attempts while they are running. If it is dropped before they have ended, the request is
+/// doomed: what an attempt has done until then must not be committed.
+struct Running<'a> {
+    outstanding: &'a Outstanding,
+    has_ended: bool,
+}
 
-impl Drop for HalfWay<'_> {
+impl Running<'_> {
+    fn end(mut self) {
+        self.has_ended = true;
+    }
+}
+
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        if let Some(outstanding) = self.0 {
+        if !self.has_ended {
             let reason = "The work of this request was abandoned half-way. Nothing was changed.";
             // This fails only after the verdict, and then nothing more is committed.
-            let _settled = outstanding.doom(Status::InternalServerError, reason);
+            let _settled = (self.outstanding).doom(Status::InternalServerError, reason);
         }
+        self.outstanding.attempts_end();
     }
 }

@@ -9,6 +9,7 @@ use rocket::http::Status;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
+use super::attempting::{Attempting, attempt};
 use super::begin_step::BeginSteps;
 use super::hooks::HookCounts;
 use super::open_transaction::SlotContent;
@@ -33,17 +34,27 @@ pub(in crate::tx) struct BeforeAttempts {
 type Attempted = (Box<dyn Resource>, Option<LiveEntry>);
 
 impl Outstanding {
-    /// Records what the request has outstanding before its attempts.
+    /// Records what the request has outstanding before its attempts. `database` is that of the
+    /// `Begin`. Until [`attempts_end`](Self::attempts_end), only code of an
+    /// [`attempt`](Self::attempt) can use transactions of the request.
     ///
     /// # Errors
     ///
-    /// [`Error::BegunBefore`] if it has a transaction. [`Error::Settled`] after the verdict.
-    pub(in crate::tx) fn attempts_begin(&self) -> Result<BeforeAttempts, Error> {
+    /// [`Error::BegunBefore`] if it has a transaction. [`Error::Retrying`] if other attempts are
+    /// running. [`Error::Settled`] after the verdict.
+    pub(in crate::tx) fn attempts_begin(
+        &self,
+        database: &'static str,
+    ) -> Result<BeforeAttempts, Error> {
         let mut resources = {
             let mut state = self.open_state()?;
+            if let Some(attempting) = &state.attempting {
+                return Err(attempting.error());
+            }
             if let Some(begun) = state.databases().next() {
                 return Err(Error::BegunBefore(begun.name));
             }
+            state.attempting = Some(Attempting::new(self.request, database));
             std::mem::take(&mut state.entries)
         };
         // Without the lock, because this calls code of other libraries.
@@ -64,6 +75,16 @@ impl Outstanding {
             doom: state.doom.clone(),
             failure: state.failure.clone(),
         })
+    }
+
+    /// Runs one attempt.
+    pub(in crate::tx) async fn attempt<T>(&self, work: impl Future<Output = T>) -> T {
+        attempt(self.request, work).await
+    }
+
+    /// Ends the attempts. What the last one has begun stays, unless it was [undone](Self::undo).
+    pub(in crate::tx) fn attempts_end(&self) {
+        self.state.lock().attempting = None;
     }
 
     /// Returns an error if it is already certain that a transaction of the request cannot commit,
@@ -116,7 +137,8 @@ impl Outstanding {
             state.required.clone_from(&before.required);
             state.steps = before.steps.clone();
             state.hooks.drop_since(before.hooks);
-            state.doom.clone_from(&before.doom);
+            let beside = state.attempting.as_ref().and_then(|it| it.doom.as_ref());
+            state.doom = before.doom.as_ref().or(beside).cloned();
             state.failure.clone_from(&before.failure);
             std::mem::take(&mut state.entries)
         };

@@ -63,6 +63,10 @@ impl Outstanding {
         pool: &D::Pool,
         options: BeginOptions,
     ) -> Result<Transaction<<D::Pool as TransactionPool>::Session>, Error> {
+        let options = BeginOptions {
+            wait: options.wait.first_of_request(),
+            ..options
+        };
         let span = tracing::debug_span!("begin", database = D::NAME);
         let started = Instant::now();
         let mut transaction = match pool.open(options).instrument(span).await {
@@ -89,7 +93,11 @@ impl Outstanding {
     pub(in crate::tx) fn current<D: TransactionalDatabase, M: Mode>(
         &self,
     ) -> Option<Result<CheckedOut<D>, Error>> {
-        self.state.lock().open::<D, M>()
+        let state = self.state.lock();
+        if let Err(error) = state.check_attempt() {
+            return Some(Err(error));
+        }
+        state.open::<D, M>()
     }
 
     /// Checks out the transaction of `D`. If there is none, adds an entry for it to the registry.
@@ -104,6 +112,7 @@ impl Outstanding {
         if state.closed {
             return Err(Error::Settled);
         }
+        state.check_attempt()?;
         if let Some(open) = state.open::<D, M>() {
             return open.map(Reservation::Open);
         }

@@ -53,6 +53,18 @@ impl Outstanding {
 
 impl Closed {
     fn of(mut state: State) -> Self {
+        if let Some(attempting) = state.attempting.take() {
+            // A spawned task runs the attempts. What the current one has done until now is not
+            // complete.
+            let database = attempting.database;
+            let reason = "The work of this request had not ended when the response was ready. Nothing was changed.";
+            tracing::error!(
+                database,
+                "the response was ready while `retrying` was running; await it in the handler"
+            );
+            state.used = true;
+            (state.doom).get_or_insert((Status::InternalServerError, reason.into()));
+        }
         Self {
             unopened: state.unopened(),
             used: state.used,

@@ -45,9 +45,10 @@ impl Outstanding {
     ///
     /// # Errors
     ///
-    /// [`Error::Settled`] after the verdict.
+    /// [`Error::Settled`] after the verdict. [`Error::Retrying`] beside the attempts of
+    /// [`retrying`](crate::Begin::retrying).
     pub fn on_begin<D: TransactionalDatabase>(&self, step: impl BeginStep<D>) -> Result<(), Error> {
-        self.open_state()?.steps.add(step);
+        self.state_of_attempt()?.steps.add(step);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use rocket::futures::FutureExt;
+use tokio::sync::oneshot::{self, Receiver};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
@@ -103,6 +104,25 @@ impl Hooks {
         in_flight: &TaskTracker,
         live: &Live,
     ) {
+        let Some(ended) = self.start(outcome, in_flight, live) else {
+            return;
+        };
+        if timeout(limit, ended).await.is_err() {
+            tracing::error!(
+                ?limit,
+                "a hook of `after_settlement` takes longer than `settle_timeout`; the response leaves before it has ended"
+            );
+        }
+    }
+
+    /// Starts the task of [`run`](Self::run). Returns a receiver that fails when the hooks of
+    /// `after_settlement` have ended, if there are any.
+    pub(super) fn start(
+        self,
+        outcome: Outcome,
+        in_flight: &TaskTracker,
+        live: &Live,
+    ) -> Option<Receiver<()>> {
         let due = match outcome {
             Outcome::Committed => self.after_commit,
             Outcome::RolledBack => self.after_rollback,
@@ -118,10 +138,10 @@ impl Hooks {
         };
         let awaited = self.after_settlement;
         if due.is_empty() && awaited.is_empty() {
-            return;
+            return None;
         }
         let is_waiting = !awaited.is_empty();
-        let (ends, ended) = tokio::sync::oneshot::channel::<()>();
+        let (ends, ended) = oneshot::channel();
         let live = live.clone();
         #[cfg(feature = "testing")]
         let running = live.hooks_begin();
@@ -132,12 +152,7 @@ impl Hooks {
             #[cfg(feature = "testing")]
             drop(running);
         });
-        if is_waiting && timeout(limit, ended).await.is_err() {
-            tracing::error!(
-                ?limit,
-                "a hook of `after_settlement` takes longer than `settle_timeout`; the response leaves before it has ended"
-            );
-        }
+        is_waiting.then_some(ended)
     }
 }
 

@@ -14,9 +14,10 @@ impl Outstanding {
     ///
     /// # Errors
     ///
-    /// [`Error::Settled`] after the verdict. The resource is dropped.
+    /// [`Error::Settled`] after the verdict, [`Error::Retrying`] beside the attempts of
+    /// [`retrying`](crate::Begin::retrying). The resource is dropped.
     pub fn join<R: Resource>(&self, resource: R) -> Result<(), Error> {
-        let mut state = self.open_state()?;
+        let mut state = self.state_of_attempt()?;
         let name = resource.name().into_owned().into();
         let live = self.live.enter(
             self.request,
@@ -46,7 +47,11 @@ impl Outstanding {
     pub fn doom(&self, status: Status, reason: impl Into<Cow<'static, str>>) -> Result<(), Error> {
         let mut state = self.open_state()?;
         state.used = true;
-        state.doom.get_or_insert((status, reason.into()));
+        let doom = (status, reason.into());
+        if let Some(attempting) = state.attempting.as_mut().filter(|it| !it.is_here()) {
+            attempting.doom.get_or_insert_with(|| doom.clone());
+        }
+        state.doom.get_or_insert(doom);
         Ok(())
     }
 
@@ -59,12 +64,13 @@ impl Outstanding {
     ///
     /// # Errors
     ///
-    /// [`Error::Settled`] after the verdict. The hook is dropped, and never runs.
+    /// [`Error::Settled`] after the verdict, [`Error::Retrying`] beside the attempts of
+    /// [`retrying`](crate::Begin::retrying). The hook is dropped, and never runs.
     pub fn after_commit<F>(&self, hook: F) -> Result<(), Error>
     where
         F: Future<Output: HookOutput> + Send + 'static,
     {
-        self.open_state()?.hooks.after_commit(hook);
+        self.state_of_attempt()?.hooks.after_commit(hook);
         Ok(())
     }
 
@@ -111,16 +117,18 @@ impl Outstanding {
     /// order in which they were added, then the others. The response waits for them, at most
     /// `settle_timeout`. An error or a panic is logged and counted by
     /// [`Live::hook_failures`](crate::tx::Live::hook_failures); the response is not changed. The hook
-    /// also runs if the outcome is partial or unknown. If the process is killed, it is lost.
+    /// also runs if the outcome is partial or unknown, and if the request is never settled because a
+    /// fairing has panicked. If the process is killed, it is lost.
     ///
     /// # Errors
     ///
-    /// [`Error::Settled`] after the verdict. The hook is dropped, and never runs.
+    /// [`Error::Settled`] after the verdict, [`Error::Retrying`] beside the attempts of
+    /// [`retrying`](crate::Begin::retrying). The hook is dropped, and never runs.
     pub fn after_settlement<F>(&self, hook: F) -> Result<(), Error>
     where
         F: Future<Output: HookOutput> + Send + 'static,
     {
-        self.open_state()?.hooks.after_settlement(hook);
+        self.state_of_attempt()?.hooks.after_settlement(hook);
         Ok(())
     }
 
@@ -129,12 +137,13 @@ impl Outstanding {
     ///
     /// # Errors
     ///
-    /// [`Error::Settled`] after the verdict. The hook is dropped, and never runs.
+    /// [`Error::Settled`] after the verdict, [`Error::Retrying`] beside the attempts of
+    /// [`retrying`](crate::Begin::retrying). The hook is dropped, and never runs.
     pub fn after_rollback<F>(&self, hook: F) -> Result<(), Error>
     where
         F: Future<Output: HookOutput> + Send + 'static,
     {
-        self.open_state()?.hooks.after_rollback(hook);
+        self.state_of_attempt()?.hooks.after_rollback(hook);
         Ok(())
     }
 }

@@ -16,6 +16,7 @@
 //! | `response_plan` | what is to be done with the response: read it, or send a stored one instead |
 //! | `extending` | the methods for other libraries: steps of transactions, and the final response |
 //! | `attempts` | undoing what a failed attempt of [`Begin::retrying`](crate::tx::Begin::retrying) has begun |
+//! | `attempting` | whether such attempts are running, and whether the current code belongs to them |
 //! | `hooks` | work for after the commit, after the rollback, and after the settlement |
 //! | `joining` | the methods for handlers: join, doom, hooks |
 //! | `closed` | the contents of a registry, handed over to be settled |
@@ -23,6 +24,7 @@
 //! No other module sees the state of a registry. Settlement closes the registry and receives its
 //! contents as plain data.
 
+mod attempting;
 mod attempts;
 mod begin_step;
 mod checkout;
@@ -46,6 +48,7 @@ pub use begin_step::BeginStep;
 pub(in crate::tx) use checkout::CheckedOut;
 pub(in crate::tx) use closed::{Closed, HeldTransaction};
 pub use hooks::HookOutput;
+pub(in crate::tx) use hooks::Hooks;
 pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
 pub(in crate::tx) use open_transaction::{ConnectionOf, OpenTransaction};
 pub use outstanding::{Outstanding, Turn};

@@ -11,6 +11,7 @@ use rocket::futures::future::BoxFuture;
 use rocket::http::Status;
 use rocket_db_pools::Database;
 
+use super::attempting::Attempting;
 use super::begin_step::BeginSteps;
 use super::hooks::Hooks;
 use super::open_transaction::AnySlot;
@@ -69,6 +70,8 @@ pub(super) struct State {
     /// Steps that run when transactions that write begin.
     pub(super) steps: BeginSteps,
     pub(super) doom: Option<(Status, Cow<'static, str>)>,
+    /// The attempts of `retrying` that are running.
+    pub(super) attempting: Option<Attempting>,
     pub(super) choice: Option<Choice>,
     /// The problem of the first guard of this library that failed.
     pub(super) failure: Option<Problem>,
@@ -170,6 +173,17 @@ impl Outstanding {
         if state.closed {
             return Err(Error::Settled);
         }
+        Ok(state)
+    }
+
+    /// Returns the state, to add something that a failed attempt undoes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settled`] after the verdict. [`Error::Retrying`] beside attempts.
+    pub(super) fn state_of_attempt(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let state = self.open_state()?;
+        state.check_attempt()?;
         Ok(state)
     }
 
@@ -339,6 +353,16 @@ impl Outstanding {
 }
 
 impl State {
+    /// # Errors
+    ///
+    /// [`Error::Retrying`] if attempts are running, and the current code does not belong to them.
+    pub(super) fn check_attempt(&self) -> Result<(), Error> {
+        match &self.attempting {
+            Some(attempting) => attempting.check_here(),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the reason if transactions of `database` must not be stricter than READ COMMITTED.
     pub(super) fn cap(&self, database: TypeId) -> Option<&'static str> {
         let mut capped = self.capped.iter();

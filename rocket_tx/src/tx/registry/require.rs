@@ -64,13 +64,15 @@ impl Outstanding {
     /// # Errors
     ///
     /// [`Error::Settled`] after the verdict. [`Error::Weaker`] if the request has a transaction of
-    /// `D` that only reads. [`Error::NotAttached`] if `D` is not attached.
+    /// `D` that only reads. [`Error::NotAttached`] if `D` is not attached. [`Error::Retrying`]
+    /// beside the attempts of [`retrying`](crate::Begin::retrying).
     pub fn require<D: TransactionalDatabase>(&self, pool: &D::Pool) -> Result<(), Error> {
         let rank = rank_of::<D>(pool)?;
         let mut state = self.state.lock();
         if state.closed {
             return Err(Error::Settled);
         }
+        state.check_attempt()?;
         let key = TypeId::of::<D>();
         // A transaction that is still being begun does not count: its BEGIN may fail.
         let begun = state

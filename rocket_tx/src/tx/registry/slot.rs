@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rocket::Request;
+use tokio::runtime::Handle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Span;
 
@@ -11,6 +12,7 @@ use super::outstanding::Outstanding;
 use crate::tx::context::RequestContext;
 use crate::tx::failure::Error;
 use crate::tx::monitor::Monitor;
+use crate::tx::verdict::Outcome;
 
 /// The place of one registry. It is kept in Rocket's request-local cache, so that it survives a
 /// forwarding route and a catcher.
@@ -24,19 +26,27 @@ struct RegistrySlot {
     /// The settlement has begun. A registry that is created after this is closed at once.
     is_settled: AtomicBool,
     span: Span,
-    _in_flight: TaskTrackerToken,
+    in_flight: TaskTrackerToken,
 }
 
 impl Drop for RegistrySlot {
     /// Closes the registry, and so drops everything in it. This matters for a request that is never
-    /// settled because a fairing panicked. A resource may hold a handle of the registry that holds
-    /// the resource: without this, neither would be freed.
+    /// settled because a fairing panicked, or because the request was abandoned. A resource may
+    /// hold a handle of the registry that holds the resource: without this, neither would be freed.
     fn drop(&mut self) {
         // All events about the request are logged in its span. Some subscribers measure a span up
         // to its last exit. Entering the span here puts the last exit after the settlement.
         let _in_request = self.span.enter();
         if let Some(outstanding) = self.outstanding.get() {
-            drop(outstanding.close());
+            let mut closed = outstanding.close();
+            let hooks = std::mem::take(&mut closed.hooks);
+            drop(closed);
+            // Without a runtime the process is about to end.
+            if !hooks.is_empty() && Handle::try_current().is_ok() {
+                // What was begun is rolled back, but that is not proved.
+                let in_flight = self.in_flight.task_tracker();
+                drop(hooks.start(Outcome::Unknown, in_flight, &outstanding.live));
+            }
         }
     }
 }
@@ -48,7 +58,7 @@ impl RegistrySlot {
             outstanding: OnceLock::new(),
             is_settled: AtomicBool::new(false),
             span: context.span.clone(),
-            _in_flight: context.in_flight.clone(),
+            in_flight: context.in_flight.clone(),
         }))
     }
 

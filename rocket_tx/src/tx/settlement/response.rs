@@ -25,7 +25,7 @@ use crate::tx::failure::{Error, Problem};
 use crate::tx::fairings::RESPONSE_FAIRING;
 use crate::tx::monitor::{EventKind, micros, short_type};
 use crate::tx::panics::shielded;
-use crate::tx::registry::{Closed, HeldTransaction, Outstanding};
+use crate::tx::registry::{Closed, HeldTransaction, Hooks, Outstanding};
 use crate::tx::stored_response::StoredResponse;
 use crate::tx::verdict::{Facts, Outcome, Reason, SettlementReport, Verdict};
 
@@ -64,18 +64,22 @@ impl Fairing for ResponseFairing {
                 true => Span::none(),
                 false => tracing::info_span!(parent: &context.span, "settle"),
             };
-            let settled = AssertUnwindSafe(settling.run(response)).catch_unwind();
-            if settled.instrument(span).await.is_err() {
+            let mut hooks = Hooks::default();
+            let settled = AssertUnwindSafe(settling.run(response, &mut hooks)).catch_unwind();
+            let outcome = settled.instrument(span).await.unwrap_or_else(|_| {
                 tracing::error!(
                     request = %context.id,
                     "settlement panicked; check whether the request was committed"
                 );
-                replace(
-                    request,
-                    response,
-                    Error::Panicked.problem(),
-                    Outcome::Unknown,
-                );
+                let problem = Error::Panicked.problem();
+                replace(request, response, problem, Outcome::Unknown);
+                Outcome::Unknown
+            });
+            // Boxed, so that the future stays small for a request without hooks.
+            if !hooks.is_empty() {
+                let live = &settings.monitor.live;
+                let limit = settings.settle_timeout;
+                Box::pin(hooks.run(outcome, limit, &settings.in_flight, live)).await;
             }
         }
         context
@@ -118,13 +122,16 @@ struct Settle<'a, 'r, 's> {
 }
 
 impl<'r> Settle<'_, 'r, '_> {
-    async fn run(&self, response: &mut Response<'r>) {
+    /// Settles the request, and returns the outcome. The hooks that are to run then are stored in
+    /// `hooks` first, so that they remain if this panics.
+    async fn run(&self, response: &mut Response<'r>, hooks: &mut Hooks) -> Outcome {
         let started = Instant::now();
         let mut closed = self.outstanding.close();
+        *hooks = std::mem::take(&mut closed.hooks);
         let panicked = self.outstanding.has_panicked();
         let transactional = closed.used || (closed.wanted && panicked);
-        if !transactional && closed.hooks.is_empty() {
-            return;
+        if !transactional && hooks.is_empty() {
+            return Outcome::RolledBack;
         }
         self.warn_of_slow(&closed);
         let deadlines = Deadlines::within(self.settings.settle_timeout);
@@ -187,7 +194,6 @@ impl<'r> Settle<'_, 'r, '_> {
             live_entries,
             doom,
             failure,
-            hooks,
             ..
         } = closed;
         let mut run = Run::new(
@@ -242,13 +248,7 @@ impl<'r> Settle<'_, 'r, '_> {
             took: started.elapsed(),
         };
         self.report(&settled);
-        let live = &self.settings.monitor.live;
-        let limit = self.settings.settle_timeout;
-        let in_flight = &self.settings.in_flight;
-        // Boxed, so that the future stays small for a request without hooks.
-        if !hooks.is_empty() {
-            Box::pin(hooks.run(outcome, limit, in_flight, live)).await;
-        }
+        outcome
     }
 
     /// Begins the transactions that resources require and that have not begun yet, until

@@ -1,5 +1,7 @@
 //! The sessions of a Postgres database: stand-ins for the code that they call, and scenarios.
 
+#[path = "../../../../rocket_tx/src/db/postgres/commit_turns.rs"]
+mod commit_turns;
 #[path = "../../../../rocket_tx/src/db/postgres/session.rs"]
 mod session;
 #[path = "../../../../rocket_tx/src/db/postgres/sessions.rs"]

@@ -17,7 +17,7 @@ mod rank;
 #[path = "../../../../rocket_tx/src/tx/registry/require.rs"]
 mod require;
 
-use super::stand_ins::{begin_step, database, hooks, resource, response_plan};
+use super::stand_ins::{attempting, begin_step, database, hooks, resource, response_plan};
 
 pub use mode::{ReadWrite, Serializable};
 pub(super) use open_transaction::OpenTransaction;
