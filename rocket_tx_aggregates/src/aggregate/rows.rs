@@ -299,8 +299,8 @@ macro_rules! rows {
     };
 }
 
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 rows!(sqlx::Sqlite, sqlx::SqliteConnection, "sqlite");
 
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 rows!(sqlx::Postgres, sqlx::PgConnection, "postgres");

@@ -86,13 +86,13 @@ impl<P: AggregatePool> SqlEventStore<P> {
         const TABLE: &str = "_aggregate_events_migrations";
 
         let migrations = Migrations::new();
-        #[cfg(feature = "sqlite")]
+        #[cfg(sqlite)]
         let migrations = {
             let mut migrator = migrate!("migrations/aggregates/sqlite");
             migrator.dangerous_set_table_name(TABLE);
             migrations.sqlite(migrator)
         };
-        #[cfg(feature = "postgres")]
+        #[cfg(postgres)]
         let migrations = {
             let mut migrator = migrate!("migrations/aggregates/postgres");
             migrator.dangerous_set_table_name(TABLE);

@@ -6,9 +6,9 @@ use rocket::futures::future::{BoxFuture, FutureExt};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 use super::PostgresLeases;
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 use super::SqliteLeases;
 use super::store::{
     Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome,
@@ -20,9 +20,9 @@ use rocket_tx::db::{self, Connection, Identity, UrlPool, WaitPolicy};
 macro_rules! either {
     ($kind:ident, $on:expr, |$inner:ident| $body:expr) => {
         match $on {
-            #[cfg(feature = "sqlite")]
+            #[cfg(sqlite)]
             $kind::Sqlite($inner) => $body,
-            #[cfg(feature = "postgres")]
+            #[cfg(postgres)]
             $kind::Postgres($inner) => $body,
         }
     };
@@ -43,9 +43,9 @@ impl LeasePool for UrlPool {
 
     fn leases(&self) -> UrlLeases {
         match self {
-            #[cfg(feature = "sqlite")]
+            #[cfg(sqlite)]
             Self::Sqlite(pool) => UrlLeases::Sqlite(pool.leases()),
-            #[cfg(feature = "postgres")]
+            #[cfg(postgres)]
             Self::Postgres(pool) => UrlLeases::Postgres(pool.leases()),
         }
     }
@@ -55,10 +55,10 @@ impl LeasePool for UrlPool {
 #[derive(Clone)]
 pub enum UrlLeases {
     /// In a SQLite file.
-    #[cfg(feature = "sqlite")]
+    #[cfg(sqlite)]
     Sqlite(SqliteLeases),
     /// In Postgres.
-    #[cfg(feature = "postgres")]
+    #[cfg(postgres)]
     Postgres(PostgresLeases),
 }
 
@@ -89,9 +89,9 @@ impl LeaseStore for UrlLeases {
         ours: Option<&Token>,
     ) -> sqlx::Result<Exclusion> {
         match connection {
-            #[cfg(feature = "sqlite")]
+            #[cfg(sqlite)]
             Connection::Sqlite(db) => SqliteLeases::exclusion(db, key, ours).await,
-            #[cfg(feature = "postgres")]
+            #[cfg(postgres)]
             Connection::Postgres(db) => PostgresLeases::exclusion(db, key, ours).await,
         }
     }
@@ -109,9 +109,9 @@ impl LeaseStore for UrlLeases {
         fences: &[&Fence],
     ) -> sqlx::Result<Vec<ReleaseOutcome>> {
         match connection {
-            #[cfg(feature = "sqlite")]
+            #[cfg(sqlite)]
             Connection::Sqlite(db) => SqliteLeases::release_within(db, fences).await,
-            #[cfg(feature = "postgres")]
+            #[cfg(postgres)]
             Connection::Postgres(db) => PostgresLeases::release_within(db, fences).await,
         }
     }

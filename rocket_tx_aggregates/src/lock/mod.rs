@@ -38,25 +38,25 @@ mod async_lock;
 mod by_url;
 mod deadline;
 mod error;
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 mod fencing;
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 mod file_waiters;
 mod gate;
 mod key;
 mod keyed;
 mod lease;
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 mod listener;
 mod manager;
 mod manual;
 mod memory;
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 mod postgres;
 mod renewal;
 mod run_to_end;
 mod sql;
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 mod sqlite;
 mod stats;
 mod store;
@@ -68,9 +68,9 @@ pub use lease::Lease;
 pub use manager::{LeaseLock, LeaseLockManager};
 pub use manual::ManualLock;
 pub use memory::{InMemoryAsyncLock, InMemoryAsyncLockManager, InMemoryHold};
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 pub use postgres::{PostgresLeases, PostgresLockManager};
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 pub use sqlite::{SqliteLeases, SqliteLockManager};
 pub use stats::LeaseStats;
 pub use store::{
