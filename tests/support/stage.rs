@@ -8,7 +8,7 @@ use rocket::tokio::sync::oneshot;
 use rocket::tokio::task::JoinHandle;
 use rocket::{Build, Ignite, Rocket, Shutdown, delete, post, routes};
 use rocket_db_pools::Database;
-use rocket_tx::db::{self, Connection, UrlPool};
+use rocket_tx::db::{self, UrlConnection, UrlPool};
 use rocket_tx::tx::{Live, LiveTransaction};
 use rocket_tx::{Error, Tx, problem_catchers, with_backend};
 
@@ -23,7 +23,7 @@ pub struct Main(UrlPool);
 pub struct Audit(UrlPool);
 
 /// Inserts a note, as a handler would.
-pub async fn note(connection: &mut Connection, text: &str) -> sqlx::Result<()> {
+pub async fn note(connection: &mut UrlConnection, text: &str) -> sqlx::Result<()> {
     with_backend!(connection, |db| sqlx::query(
         "INSERT INTO notes (text) VALUES ($1)"
     )
@@ -34,7 +34,7 @@ pub async fn note(connection: &mut Connection, text: &str) -> sqlx::Result<()> {
 }
 
 /// Runs one or more statements.
-pub async fn run(connection: &mut Connection, sql: &'static str) -> sqlx::Result<()> {
+pub async fn run(connection: &mut UrlConnection, sql: &'static str) -> sqlx::Result<()> {
     with_backend!(connection, |db| sqlx::raw_sql(sql)
         .execute(db)
         .await

@@ -40,7 +40,7 @@ pub enum UrlPool {
 }
 
 /// A connection of a [`UrlPool`]. [`with_backend!`](crate::with_backend) runs a query on it.
-pub enum Connection {
+pub enum UrlConnection {
     /// A connection to a SQLite file.
     #[cfg(feature = "sqlite")]
     Sqlite(SqliteSession),
@@ -49,18 +49,18 @@ pub enum Connection {
     Postgres(PostgresSession),
 }
 
-/// Runs an expression on the backend of a [`Connection`](crate::db::Connection).
+/// Runs an expression on the backend of a [`UrlConnection`](crate::db::UrlConnection).
 ///
 /// The expression is compiled once for each backend. The name between the bars is bound to
 /// `&mut SqliteConnection` or `&mut PgConnection`. `$1`, `RETURNING` and `ON CONFLICT` mean the
-/// same on both. The macro accepts every value that dereferences to a `Connection`: `Tx`, `Read`,
-/// `&mut Connection`.
+/// same on both. The macro accepts every value that dereferences to a `UrlConnection`: `Tx`, `Read`,
+/// `&mut UrlConnection`.
 ///
 /// ```
-/// use rocket_tx::db::Connection;
+/// use rocket_tx::db::UrlConnection;
 /// use rocket_tx::{sqlx, with_backend};
 ///
-/// async fn rename(connection: &mut Connection, id: i64, title: &str) -> sqlx::Result<bool> {
+/// async fn rename(connection: &mut UrlConnection, id: i64, title: &str) -> sqlx::Result<bool> {
 ///     let done = with_backend!(connection, |db| {
 ///         sqlx::query("UPDATE todos SET title = $1 WHERE id = $2")
 ///             .bind(title)
@@ -77,11 +77,11 @@ pub enum Connection {
 macro_rules! with_backend {
     ($connection:expr, |$db:ident| $body:expr) => {
         match &mut *$connection {
-            $crate::db::Connection::Sqlite(connection) => {
+            $crate::db::UrlConnection::Sqlite(connection) => {
                 let $db: &mut $crate::sqlx::SqliteConnection = &mut *connection;
                 $body
             }
-            $crate::db::Connection::Postgres(connection) => {
+            $crate::db::UrlConnection::Postgres(connection) => {
                 let $db: &mut $crate::sqlx::PgConnection = &mut *connection;
                 $body
             }
@@ -89,23 +89,23 @@ macro_rules! with_backend {
     };
 }
 
-/// Runs an expression on the SQLite connection in a [`Connection`](crate::db::Connection).
+/// Runs an expression on the SQLite connection in a [`UrlConnection`](crate::db::UrlConnection).
 #[cfg(all(feature = "sqlite", not(feature = "postgres")))]
 #[macro_export]
 macro_rules! with_backend {
     ($connection:expr, |$db:ident| $body:expr) => {{
-        let $crate::db::Connection::Sqlite(connection) = &mut *$connection;
+        let $crate::db::UrlConnection::Sqlite(connection) = &mut *$connection;
         let $db: &mut $crate::sqlx::SqliteConnection = &mut *connection;
         $body
     }};
 }
 
-/// Runs an expression on the Postgres connection in a [`Connection`](crate::db::Connection).
+/// Runs an expression on the Postgres connection in a [`UrlConnection`](crate::db::UrlConnection).
 #[cfg(all(feature = "postgres", not(feature = "sqlite")))]
 #[macro_export]
 macro_rules! with_backend {
     ($connection:expr, |$db:ident| $body:expr) => {{
-        let $crate::db::Connection::Postgres(connection) = &mut *$connection;
+        let $crate::db::UrlConnection::Postgres(connection) = &mut *$connection;
         let $db: &mut $crate::sqlx::PgConnection = &mut *connection;
         $body
     }};
@@ -123,7 +123,7 @@ macro_rules! either {
     };
 }
 
-impl Session for Connection {
+impl Session for UrlConnection {
     type Connection = Self;
 
     fn connection(&mut self) -> &mut Self {
@@ -139,7 +139,7 @@ impl Session for Connection {
     }
 }
 
-impl TransactionControl for Connection {
+impl TransactionControl for UrlConnection {
     fn owner(&mut self) -> &mut Option<TransactionId> {
         either!(Self, self, |session| session.owner())
     }
@@ -281,14 +281,17 @@ impl AtomicDatabase for UrlPool {
 }
 
 impl TransactionPool for UrlPool {
-    type Session = Connection;
+    type Session = UrlConnection;
 
-    async fn session(&self, access: Access, wait: WaitPolicy) -> sqlx::Result<Connection> {
+    async fn session(&self, access: Access, wait: WaitPolicy) -> sqlx::Result<UrlConnection> {
         match self {
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(pool) => pool.session(access, wait).await.map(Connection::Sqlite),
+            Self::Sqlite(pool) => pool.session(access, wait).await.map(UrlConnection::Sqlite),
             #[cfg(feature = "postgres")]
-            Self::Postgres(pool) => pool.session(access, wait).await.map(Connection::Postgres),
+            Self::Postgres(pool) => pool
+                .session(access, wait)
+                .await
+                .map(UrlConnection::Postgres),
         }
     }
 
@@ -334,23 +337,23 @@ impl TransactionPool for UrlPool {
 
 #[rocket::async_trait]
 impl rocket_db_pools::Pool for UrlPool {
-    type Connection = Connection;
+    type Connection = UrlConnection;
     type Error = Error;
 
     async fn init(figment: &Figment) -> Result<Self, Error> {
         Self::connect(&figment.extract()?).await
     }
 
-    async fn get(&self) -> Result<Connection, Error> {
+    async fn get(&self) -> Result<UrlConnection, Error> {
         match self {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(pool) => rocket_db_pools::Pool::get(pool)
                 .await
-                .map(Connection::Sqlite),
+                .map(UrlConnection::Sqlite),
             #[cfg(feature = "postgres")]
             Self::Postgres(pool) => rocket_db_pools::Pool::get(pool)
                 .await
-                .map(Connection::Postgres),
+                .map(UrlConnection::Postgres),
         }
     }
 

@@ -53,7 +53,7 @@ mod sqlite;
 mod testing;
 mod transaction;
 
-pub use by_url::{Connection, UrlPool};
+pub use by_url::{UrlConnection, UrlPool};
 #[cfg(feature = "testing")]
 pub(crate) use config::IN_TESTS;
 pub use config::{Config, ConfigDuration, Synchronous};

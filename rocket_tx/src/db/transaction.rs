@@ -212,9 +212,9 @@ impl TransactionId {
 /// transaction: only settlement does that.
 ///
 /// ```compile_fail
-/// use rocket_tx::db::{Connection, Session};
+/// use rocket_tx::db::{Session, UrlConnection};
 ///
-/// async fn end(connection: &mut Connection) {
+/// async fn end(connection: &mut UrlConnection) {
 ///     let _ = connection.rollback().await;
 /// }
 /// ```
@@ -230,7 +230,7 @@ impl TransactionId {
 #[allow(private_bounds)]
 pub trait Session: TransactionControl + Send + Sync + 'static {
     /// The type that guards dereference to: sqlx's own connection type, or the [by-URL
-    /// enum](super::Connection).
+    /// enum](super::UrlConnection).
     type Connection: Send + Sync + 'static;
 
     /// Returns the connection.

@@ -14,7 +14,7 @@ use super::store::{
     Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome,
     Sealed, Token,
 };
-use rocket_tx::db::{self, Connection, Identity, UrlPool, WaitPolicy};
+use rocket_tx::db::{self, Identity, UrlConnection, UrlPool, WaitPolicy};
 
 /// Matches on the backend, with the same expression for both.
 macro_rules! either {
@@ -65,7 +65,7 @@ pub enum UrlLeases {
 impl Sealed for UrlLeases {}
 
 impl LeaseStore for UrlLeases {
-    type Session = Connection;
+    type Session = UrlConnection;
 
     fn database(&self) -> &Identity {
         either!(Self, self, |leases| leases.database())
@@ -84,15 +84,15 @@ impl LeaseStore for UrlLeases {
     }
 
     async fn exclusion(
-        connection: &mut Connection,
+        connection: &mut UrlConnection,
         key: &str,
         ours: Option<&Token>,
     ) -> sqlx::Result<Exclusion> {
         match connection {
             #[cfg(sqlite)]
-            Connection::Sqlite(db) => SqliteLeases::exclusion(db, key, ours).await,
+            UrlConnection::Sqlite(db) => SqliteLeases::exclusion(db, key, ours).await,
             #[cfg(postgres)]
-            Connection::Postgres(db) => PostgresLeases::exclusion(db, key, ours).await,
+            UrlConnection::Postgres(db) => PostgresLeases::exclusion(db, key, ours).await,
         }
     }
 
@@ -105,14 +105,14 @@ impl LeaseStore for UrlLeases {
     }
 
     async fn release_within(
-        connection: &mut Connection,
+        connection: &mut UrlConnection,
         fences: &[&Fence],
     ) -> sqlx::Result<Vec<ReleaseOutcome>> {
         match connection {
             #[cfg(sqlite)]
-            Connection::Sqlite(db) => SqliteLeases::release_within(db, fences).await,
+            UrlConnection::Sqlite(db) => SqliteLeases::release_within(db, fences).await,
             #[cfg(postgres)]
-            Connection::Postgres(db) => PostgresLeases::release_within(db, fences).await,
+            UrlConnection::Postgres(db) => PostgresLeases::release_within(db, fences).await,
         }
     }
 
