@@ -223,7 +223,7 @@ impl<D: KeyDatabase> Initializer<D> {
     }
 }
 
-async fn migrate<P: TransactionPool>(pool: &P) -> Result<(), db::Error> {
+async fn migrate<P: TransactionPool>(pool: &P) -> Result<(), db::PoolError> {
     const TABLE: &str = "_idempotency_keys_migrations";
 
     let migrations = Migrations::new();

@@ -10,8 +10,8 @@ use rocket::figment::Figment;
 
 use super::{
     Access, AtomicDatabase, Attachment, Backend, BeginOptions, CommitError, Config, Decided,
-    Decider, DeciderId, Decision, DecisionId, Durability, Ending, Error, Finished, GlobalId,
-    Identity, InDoubt, Migrations, NotReady, RollbackError, Session, TransactionControl,
+    Decider, DeciderId, Decision, DecisionId, Durability, Ending, Finished, GlobalId, Identity,
+    InDoubt, Migrations, NotReady, PoolError, RollbackError, Session, TransactionControl,
     TransactionId, TransactionPool, WaitPolicy, scheme,
 };
 #[cfg(feature = "postgres")]
@@ -212,7 +212,7 @@ impl TransactionControl for UrlConnection {
 }
 
 impl UrlPool {
-    async fn connect(config: &Config) -> Result<Self, Error> {
+    async fn connect(config: &Config) -> Result<Self, PoolError> {
         let scheme = scheme::of(&config.url);
         match scheme.as_deref() {
             #[cfg(feature = "sqlite")]
@@ -222,7 +222,7 @@ impl UrlPool {
                 Ok(Self::Postgres(PostgresPool::connect(config).await?))
             }
             // The URL may contain a password, so the error repeats only its scheme.
-            _ => Err(Error::Url {
+            _ => Err(PoolError::Url {
                 reason: match &scheme {
                     Some(scheme) => format!("no backend for `{scheme}:`"),
                     None => "it names no backend".into(),
@@ -244,7 +244,7 @@ impl AtomicDatabase for UrlPool {
         either!(Self, self, |pool| pool.obstacle().await)
     }
 
-    async fn create_decisions(&self) -> Result<(), Error> {
+    async fn create_decisions(&self) -> Result<(), PoolError> {
         either!(Self, self, |pool| pool.create_decisions().await)
     }
 
@@ -303,7 +303,7 @@ impl TransactionPool for UrlPool {
         either!(Self, self, |pool| pool.ready().await)
     }
 
-    async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
+    async fn migrate(&self, migrations: &Migrations) -> Result<(), PoolError> {
         either!(Self, self, |pool| pool.migrate(migrations).await)
     }
 
@@ -338,13 +338,13 @@ impl TransactionPool for UrlPool {
 #[rocket::async_trait]
 impl rocket_db_pools::Pool for UrlPool {
     type Connection = UrlConnection;
-    type Error = Error;
+    type Error = PoolError;
 
-    async fn init(figment: &Figment) -> Result<Self, Error> {
+    async fn init(figment: &Figment) -> Result<Self, PoolError> {
         Self::connect(&figment.extract()?).await
     }
 
-    async fn get(&self) -> Result<UrlConnection, Error> {
+    async fn get(&self) -> Result<UrlConnection, PoolError> {
         match self {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(pool) => rocket_db_pools::Pool::get(pool)

@@ -59,7 +59,7 @@ pub(crate) use config::IN_TESTS;
 pub use config::{Config, ConfigDuration, Synchronous};
 pub use durability::Durability;
 pub use ending::{Ended, Ending};
-pub use error::{Error, OpenError};
+pub use error::{OpenError, PoolError};
 pub use initializer::{Initializer, init};
 pub use pool::{Attachment, Identity, Migrations, TransactionPool, TransactionalDatabase};
 #[cfg(feature = "postgres")]

@@ -146,7 +146,7 @@ impl LeaseStore for UrlLeases {
         either!(Self, self, |leases| leases.free(token).await)
     }
 
-    async fn migrate(&self) -> Result<(), db::Error> {
+    async fn migrate(&self) -> Result<(), db::PoolError> {
         either!(Self, self, |leases| leases.migrate().await)
     }
 

@@ -362,7 +362,7 @@ impl LeaseStore for PostgresLeases {
         .await
     }
 
-    async fn migrate(&self) -> Result<(), db::Error> {
+    async fn migrate(&self) -> Result<(), db::PoolError> {
         let mut migrator = migrate!("migrations/leases/postgres");
         migrator.dangerous_set_table_name("_aggregate_locks_migrations");
         self.requests
@@ -374,7 +374,7 @@ impl LeaseStore for PostgresLeases {
         let isolation: String = isolation.await?;
         match isolation.as_str() {
             "read committed" => Ok(()),
-            isolation => Err(db::Error::Isolation(isolation.to_owned())),
+            isolation => Err(db::PoolError::Isolation(isolation.to_owned())),
         }
     }
 

@@ -296,7 +296,7 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
     fn free(&self, token: &Token) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
     /// Creates the tables of the leases, or brings them up to date.
-    fn migrate(&self) -> impl Future<Output = Result<(), rocket_tx::db::Error>> + Send;
+    fn migrate(&self) -> impl Future<Output = Result<(), rocket_tx::db::PoolError>> + Send;
 
     /// Sets the retry interval: how long one attempt may wait for a locked row.
     fn set_retry_interval(&mut self, interval: Duration);

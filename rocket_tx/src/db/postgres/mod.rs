@@ -46,8 +46,8 @@ use self::settings::{GUARD, SetBy};
 use super::Backend;
 use super::config::SLOW;
 use super::{
-    Access, Attachment, Config, Error, Identity, Migrations, NotReady, OpenError, TransactionPool,
-    WaitPolicy, pool, scheme,
+    Access, Attachment, Config, Identity, Migrations, NotReady, OpenError, PoolError,
+    TransactionPool, WaitPolicy, pool, scheme,
 };
 
 /// A Postgres database: at most `max_connections` sessions for transactions, and as many read-only
@@ -67,7 +67,7 @@ struct Inner {
 }
 
 impl PostgresPool {
-    pub(super) async fn connect(config: &Config) -> Result<Self, Error> {
+    pub(super) async fn connect(config: &Config) -> Result<Self, PoolError> {
         let options = connect_options(config)?;
         let limits = Limits {
             most: config.max_connections,
@@ -119,8 +119,8 @@ impl PostgresPool {
     }
 }
 
-fn connect_options(config: &Config) -> Result<PgConnectOptions, Error> {
-    let url = |reason: String, advice| Error::Url { reason, advice };
+fn connect_options(config: &Config) -> Result<PgConnectOptions, PoolError> {
+    let url = |reason: String, advice| PoolError::Url { reason, advice };
     // The driver accepts every scheme, and connects to localhost if there is no host.
     if let Some(scheme) = scheme::of(&config.url)
         && !["postgres", "postgresql"].contains(&&*scheme)
@@ -217,7 +217,7 @@ impl TransactionPool for PostgresPool {
         self.0.probe.ready(self.settings()).await
     }
 
-    async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
+    async fn migrate(&self, migrations: &Migrations) -> Result<(), PoolError> {
         let Some(migrator) = &migrations.postgres else {
             return Ok(());
         };
@@ -235,7 +235,7 @@ impl TransactionPool for PostgresPool {
             .run_direct(None, &mut session.connection, false)
             .await;
         session::close_quietly(session).await;
-        result.map_err(|source| Error::Migrate {
+        result.map_err(|source| PoolError::Migrate {
             source,
             remains: "the failed migration changed nothing, those before it remain applied",
         })
@@ -259,13 +259,13 @@ impl TransactionPool for PostgresPool {
 #[rocket::async_trait]
 impl rocket_db_pools::Pool for PostgresPool {
     type Connection = PostgresSession;
-    type Error = Error;
+    type Error = PoolError;
 
-    async fn init(figment: &Figment) -> Result<Self, Error> {
+    async fn init(figment: &Figment) -> Result<Self, PoolError> {
         Self::connect(&figment.extract()?).await
     }
 
-    async fn get(&self) -> Result<PostgresSession, Error> {
+    async fn get(&self) -> Result<PostgresSession, PoolError> {
         let mut session = self.plain(&self.0.sessions, WaitPolicy::QUEUE).await?;
         transaction::unguard(&mut session).await?;
         Ok(session)

@@ -11,7 +11,7 @@ use serde::Serialize;
 #[cfg(feature = "testing")]
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use super::feed::{EventKind, Feed, Listener};
+use super::feed::{Feed, FeedEventKind, Listener};
 use crate::db::Recovery;
 use crate::tx::request_id::RequestId;
 use crate::tx::verdict::Outcome;
@@ -148,7 +148,7 @@ impl Live {
         self.0.feed.listeners()
     }
 
-    /// Publishes the service's own event about a request, as [`EventKind::Note`]. `data` is called
+    /// Publishes the service's own event about a request, as [`FeedEventKind::Note`]. `data` is called
     /// only if there is a subscriber.
     pub fn publish(
         &self,
@@ -156,13 +156,13 @@ impl Live {
         topic: &'static str,
         data: impl FnOnce() -> rocket::serde::json::Value,
     ) {
-        self.emit(request, || EventKind::Note {
+        self.emit(request, || FeedEventKind::Note {
             topic: topic.into(),
             data: data(),
         });
     }
 
-    pub(in crate::tx) fn emit(&self, request: RequestId, kind: impl FnOnce() -> EventKind) {
+    pub(in crate::tx) fn emit(&self, request: RequestId, kind: impl FnOnce() -> FeedEventKind) {
         self.0.feed.emit(request, kind);
     }
 
@@ -206,7 +206,7 @@ impl Live {
         resource: Cow<'static, str>,
         guard: &'static str,
     ) -> LiveEntry {
-        self.emit(request, || EventKind::Began {
+        self.emit(request, || FeedEventKind::Began {
             resource: resource.clone(),
             guard: short_type(guard),
             route: route.clone(),
@@ -291,8 +291,8 @@ impl LiveFlags {
         live.emit(*request, || {
             let resource = resource.clone();
             match checked_out {
-                true => EventKind::CheckedOut { resource },
-                false => EventKind::CheckedIn { resource },
+                true => FeedEventKind::CheckedOut { resource },
+                false => FeedEventKind::CheckedIn { resource },
             }
         });
     }
