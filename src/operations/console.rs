@@ -46,6 +46,7 @@ fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
             match item {
                 Some(FeedItem::Event(event)) => yield Event::json(&*event).event("request"),
                 Some(FeedItem::Lagged(events)) => yield Event::data(events.to_string()).event("missed"),
+                Some(_) => {}
                 None => break,
             }
         }

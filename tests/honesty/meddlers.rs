@@ -87,7 +87,7 @@ impl Meddler {
         };
         match self.does {
             Does::Exchange(access) => {
-                let mut fresh = self.pool.open(BeginOptions { access, ..WRITES }).await?;
+                let mut fresh = self.pool.open(WRITES.access(access)).await?;
                 std::mem::swap(transaction.connection(), fresh.connection());
             }
             Does::Capture(end) => {

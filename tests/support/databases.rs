@@ -5,16 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Cluster, Proxy};
 use rocket::figment::Figment;
-use rocket_tx::db::{Access, BeginOptions, Isolation, WaitPolicy};
+use rocket_tx::db::BeginOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqliteConnection};
 
 /// Begins a transaction that writes, outside a request.
-pub const WRITES: BeginOptions = BeginOptions {
-    isolation: Isolation::Configured,
-    access: Access::ReadWrite,
-    wait: WaitPolicy::QUEUE,
-};
+pub const WRITES: BeginOptions = BeginOptions::new();
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {

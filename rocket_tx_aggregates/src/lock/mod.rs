@@ -73,9 +73,10 @@ pub use postgres::{PostgresLeases, PostgresLockManager};
 #[cfg(sqlite)]
 pub use sqlite::{SqliteLeases, SqliteLockManager};
 pub use stats::LeaseStats;
-pub use store::{
-    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome, Token,
-};
+pub use store::{Fence, LeasePool, LeaseRow, LeaseStore, Token};
+
+#[doc(hidden)] // only in the hidden methods of `LeaseStore`, which is sealed
+pub use store::{Attempt, Claim, Exclusion, Look, ReleaseOutcome};
 
 pub(crate) use async_lock::in_order;
 pub(crate) use deadline::Deadline;

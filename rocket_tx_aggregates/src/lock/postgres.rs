@@ -85,13 +85,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 fn sessions(settings: &Settings, most: u32, lock_timeout: Duration) -> Sessions {
     let lock_timeout = lock_timeout.max(Duration::from_millis(1));
     let settings = settings.clone().with_limit("lock_timeout", lock_timeout);
-    let limits = Limits {
-        most,
-        least: 0,
-        wait: Duration::from_secs(5),
-        idle: Duration::from_secs(600),
-    };
-    Sessions::new(settings, limits, Arc::default())
+    Sessions::new(settings, Limits::new(most), Arc::default())
 }
 
 /// Returns `true` if the error means that the row of the lease is contended: lock_not_available,

@@ -69,13 +69,11 @@ struct Inner {
 impl PostgresPool {
     pub(super) async fn connect(config: &Config) -> Result<Self, PoolError> {
         let options = connect_options(config)?;
-        let limits = Limits {
-            most: config.max_connections,
-            least: config.min_connections,
-            wait: config.connect_timeout.0,
-            idle: config
-                .idle_timeout
-                .map_or(Duration::from_secs(600), |timeout| timeout.0),
+        let wait = config.connect_timeout.0;
+        let limits = Limits::new(config.max_connections).wait(wait);
+        let limits = match config.idle_timeout {
+            Some(timeout) => limits.idle(timeout.0),
+            None => limits,
         };
         let Opened {
             settings,
@@ -83,20 +81,21 @@ impl PostgresPool {
         } = pooler::open(
             settings(&options, SetBy::Startup, config).guarding_writes(),
             settings(&options, SetBy::Statements, config).guarding_writes(),
-            limits.wait,
+            wait,
         )
         .await?;
-        let identity = timeout(limits.wait, identity(&mut first.connection))
+        let identity = timeout(wait, identity(&mut first.connection))
             .await
-            .unwrap_or_else(|_| Err(no_reply(limits.wait)))
+            .unwrap_or_else(|_| Err(no_reply(wait)))
             .map_err(OpenError::Database)?;
         let attachment = Arc::new(OnceLock::new());
         let unguarded = settings.clone().unguarded();
         let readers = unguarded.clone().with(GUARD, "on");
-        let reader_limits = Limits { least: 0, ..limits };
+        let limits_of_writers = limits.least(config.min_connections);
         Ok(Self(Arc::new(Inner {
-            sessions: Sessions::new(settings, limits, Arc::clone(&attachment)).with(first),
-            readers: Sessions::new(readers, reader_limits, Arc::clone(&attachment)),
+            sessions: Sessions::new(settings, limits_of_writers, Arc::clone(&attachment))
+                .with(first),
+            readers: Sessions::new(readers, limits, Arc::clone(&attachment)),
             settings: unguarded,
             identity,
             attachment,

@@ -16,6 +16,7 @@ const BACKLOG: usize = 1_024;
 
 /// An event of a request.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct FeedEvent {
     /// The id of the request.
     #[serde(serialize_with = "as_text")]
@@ -145,6 +146,7 @@ pub struct Listener(broadcast::Receiver<Arc<FeedEvent>>);
 
 /// What a listener receives.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum FeedItem {
     /// The next event.
     Event(Arc<FeedEvent>),

@@ -58,6 +58,7 @@ struct Flags {
 /// A transaction, or another resource, that is outstanding or condemned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
+#[non_exhaustive]
 pub struct LiveTransaction {
     /// The id of the request that it belongs to.
     pub request: String,
@@ -81,6 +82,7 @@ pub struct LiveTransaction {
 /// has committed it or rolled it back yet. It keeps its locks until then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
+#[non_exhaustive]
 pub struct PreparedTransaction {
     /// Its name, as `pg_prepared_xacts` lists it.
     pub name: String,

@@ -17,6 +17,7 @@ use crate::tx::request_id::RequestId;
 /// The `prepare` of the databases comes after that, and checks that these writes can be committed
 /// too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Phase {
     /// Resources whose commit may still fail: databases.
     Database,
