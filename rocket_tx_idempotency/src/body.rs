@@ -11,7 +11,6 @@ use crate::current::Current;
 
 /// Why a body is not passed to the handler.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum BodyError {
     /// The body could not be read.
     Unreadable(io::Error),

@@ -21,6 +21,10 @@ use super::{SqlitePool, SqliteSession};
 
 /// A pool whose URL selects the backend: `sqlite:…` or `postgres://…`.
 ///
+/// Guards dereference to a [`UrlConnection`], and [`with_backend!`](crate::with_backend) runs a
+/// statement on it. sqlx's `query!` and `query_as!` do not work here: they make code for the one
+/// backend that they check the statement against. Use `sqlx::query` and `sqlx::query_as`.
+///
 /// ```
 /// use rocket_tx::db::UrlPool;
 /// use rocket_tx::rocket_db_pools::{self, Database};
@@ -39,7 +43,11 @@ pub enum UrlPool {
     Postgres(PostgresPool),
 }
 
-/// A connection of a [`UrlPool`]. [`with_backend!`](crate::with_backend) runs a query on it.
+/// A connection of a [`UrlPool`].
+///
+/// It is no executor of sqlx, because each backend has a type of its own:
+/// [`with_backend!`](crate::with_backend) runs a statement on it. If the backends need different
+/// statements, match on it.
 pub enum UrlConnection {
     /// A connection to a SQLite file.
     #[cfg(feature = "sqlite")]
@@ -49,12 +57,21 @@ pub enum UrlConnection {
     Postgres(PostgresSession),
 }
 
+impl UrlConnection {
+    /// Accepts every mutable reference that dereferences to a `UrlConnection`. For
+    /// [`with_backend!`](crate::with_backend).
+    #[doc(hidden)]
+    pub fn of(connection: &mut Self) -> &mut Self {
+        connection
+    }
+}
+
 /// Runs an expression on the backend of a [`UrlConnection`](crate::db::UrlConnection).
 ///
-/// The expression is compiled once for each backend. The name between the bars is bound to
-/// `&mut SqliteConnection` or `&mut PgConnection`. `$1`, `RETURNING` and `ON CONFLICT` mean the
-/// same on both. The macro accepts every value that dereferences to a `UrlConnection`: `Tx`, `Read`,
-/// `&mut UrlConnection`.
+/// The expression is compiled once for each backend that is enabled. The name between the bars is
+/// bound to `&mut SqliteConnection` or `&mut PgConnection`. `$1`, `RETURNING` and `ON CONFLICT` mean
+/// the same on both. The macro accepts every value that dereferences to a `UrlConnection`: `Tx`,
+/// `Read`, `&mut UrlConnection`, and mutable references to them.
 ///
 /// ```
 /// use rocket_tx::db::UrlConnection;
@@ -72,11 +89,26 @@ pub enum UrlConnection {
 ///     Ok(done == 1)
 /// }
 /// ```
+///
+/// # What the compiler reports
+///
+/// An error in the expression may concern only one of the backends, and names it: `Sqlite` or
+/// `Postgres`.
+///
+/// | error | cause and mend |
+/// | --- | --- |
+/// | `&mut UrlConnection: Executor` is not satisfied | the statement is not in `with_backend!` |
+/// | expected `&mut SqliteConnection`, found `&mut PgConnection` | the expression calls a function for one backend: let the function take `&mut UrlConnection`, and use the macro in it |
+/// | expected `Sqlite`, found `Postgres` | the statement was made before the macro: make it inside |
+/// | `u64: Encode<'_, Postgres>` is not satisfied | a backend cannot store the type: use `i64` |
+/// | the `match` arms have incompatible types | the value is a type of one backend, such as its rows: map it inside, or add `;` if it is not needed |
+/// | use of moved value: `db` | more than one statement: `&mut *db` in all but the last |
+/// | expected `&mut UrlConnection`, found `&mut SqliteConnection` | the pool is a `SqlitePool`: use the connection without the macro |
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 #[macro_export]
 macro_rules! with_backend {
     ($connection:expr, |$db:ident| $body:expr) => {
-        match &mut *$connection {
+        match $crate::db::UrlConnection::of(&mut *$connection) {
             $crate::db::UrlConnection::Sqlite(connection) => {
                 let $db: &mut $crate::sqlx::SqliteConnection = &mut *connection;
                 $body
@@ -94,7 +126,8 @@ macro_rules! with_backend {
 #[macro_export]
 macro_rules! with_backend {
     ($connection:expr, |$db:ident| $body:expr) => {{
-        let $crate::db::UrlConnection::Sqlite(connection) = &mut *$connection;
+        let $crate::db::UrlConnection::Sqlite(connection) =
+            $crate::db::UrlConnection::of(&mut *$connection);
         let $db: &mut $crate::sqlx::SqliteConnection = &mut *connection;
         $body
     }};
@@ -105,7 +138,8 @@ macro_rules! with_backend {
 #[macro_export]
 macro_rules! with_backend {
     ($connection:expr, |$db:ident| $body:expr) => {{
-        let $crate::db::UrlConnection::Postgres(connection) = &mut *$connection;
+        let $crate::db::UrlConnection::Postgres(connection) =
+            $crate::db::UrlConnection::of(&mut *$connection);
         let $db: &mut $crate::sqlx::PgConnection = &mut *connection;
         $body
     }};

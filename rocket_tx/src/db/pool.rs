@@ -227,14 +227,15 @@ pub(super) async fn close(attachment: &OnceLock<Attachment>, closing: impl Futur
 
 /// The migrations of one database, for each backend that it may use.
 ///
+/// [`migrate!`](sqlx::migrate!) works only in a package that itself depends on `sqlx`.
+///
 /// ```
 /// # #[cfg(all(feature = "sqlite", feature = "postgres"))] {
 /// use rocket_tx::db::Migrations;
-/// use rocket_tx::sqlx::migrate;
 ///
 /// let migrations = Migrations::new()
-///     .sqlite(migrate!("examples/migrations/notes"))
-///     .postgres(migrate!("examples/migrations/notes"));
+///     .sqlite(sqlx::migrate!("examples/migrations/notes"))
+///     .postgres(sqlx::migrate!("examples/migrations/notes"));
 /// # let _ = migrations;
 /// # }
 /// ```

@@ -45,7 +45,6 @@ pub trait Projection<A, C>: Send + Sync + 'static {
 
 /// A change of an aggregate, for a [`Projection`].
 #[derive(Debug)]
-#[non_exhaustive]
 pub struct Change<'a, A> {
     /// The state after the events.
     pub aggregate: &'a A,
