@@ -100,8 +100,8 @@ impl UrlConnection {
 /// | `&mut UrlConnection: Executor` is not satisfied | the statement is not in `with_backend!` |
 /// | expected `&mut SqliteConnection`, found `&mut PgConnection` | the expression calls a function for one backend: let the function take `&mut UrlConnection`, and use the macro in it |
 /// | expected `Sqlite`, found `Postgres` | the statement was made before the macro: make it inside |
-/// | `u64: Encode<'_, Postgres>` is not satisfied | a backend cannot store the type: use `i64` |
-/// | the `match` arms have incompatible types | the value is a type of one backend, such as its rows: map it inside, or add `;` if it is not needed |
+/// | `u64: Encode<'_, Sqlite>` is not satisfied | a backend cannot store the type: use one that both can store, here `i64` |
+/// | `match` arms have incompatible types | each backend has a type of its own for results and rows. Take from it what you need inside the macro, such as `.rows_affected()`, or end the statement with `;` in braces |
 /// | use of moved value: `db` | more than one statement: `&mut *db` in all but the last |
 /// | expected `&mut UrlConnection`, found `&mut SqliteConnection` | the pool is a `SqlitePool`: use the connection without the macro |
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
@@ -119,6 +119,9 @@ macro_rules! with_backend {
             }
         }
     };
+    ($($other:tt)*) => {
+        compile_error!("write `with_backend!(connection, |db| expression)`, without `mut`")
+    };
 }
 
 /// Runs an expression on the SQLite connection in a [`UrlConnection`](crate::db::UrlConnection).
@@ -131,6 +134,9 @@ macro_rules! with_backend {
         let $db: &mut $crate::sqlx::SqliteConnection = &mut *connection;
         $body
     }};
+    ($($other:tt)*) => {
+        compile_error!("write `with_backend!(connection, |db| expression)`, without `mut`")
+    };
 }
 
 /// Runs an expression on the Postgres connection in a [`UrlConnection`](crate::db::UrlConnection).
@@ -143,6 +149,9 @@ macro_rules! with_backend {
         let $db: &mut $crate::sqlx::PgConnection = &mut *connection;
         $body
     }};
+    ($($other:tt)*) => {
+        compile_error!("write `with_backend!(connection, |db| expression)`, without `mut`")
+    };
 }
 
 /// Matches on the backend, and runs the same expression on the value inside.
