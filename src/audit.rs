@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rocket::request::{FromRequest, Outcome};
 use rocket::serde::json::Json;
 use rocket::{Request, get};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::{Begin, Problem, Read, RequestId, with_backend};
 use serde::Serialize;
 use sqlx::{FromRow, QueryBuilder};
@@ -92,7 +92,7 @@ struct AuditLine {
     at: i64,
 }
 
-async fn entries(connection: &mut Connection, page: Page<i64>) -> sqlx::Result<Vec<AuditLine>> {
+async fn entries(connection: &mut UrlConnection, page: Page<i64>) -> sqlx::Result<Vec<AuditLine>> {
     with_backend!(connection, |db| {
         sqlx::query_as(
             "SELECT id, request_id, action, subject, at FROM audit \
@@ -106,7 +106,7 @@ async fn entries(connection: &mut Connection, page: Page<i64>) -> sqlx::Result<V
 }
 
 async fn insert(
-    connection: &mut Connection,
+    connection: &mut UrlConnection,
     request: RequestId,
     action: &str,
     subjects: &[&str],

@@ -4,7 +4,7 @@
 use rocket::futures::FutureExt;
 use rocket::http::Status;
 use rocket::{get, post, routes};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::rocket_db_pools;
 use rocket_tx::{Begin, Error, Read, Settlement, Tx, with_backend};
 use sqlx::Connection as _;
@@ -46,7 +46,7 @@ async fn tx(mut tx: Tx<Main>) -> Result<Status, Error> {
 /// was left open. On SQLite it is skipped, because this connection only reads.
 #[post("/alone/<text>")]
 async fn alone(text: &str, mut plain: rocket_db_pools::Connection<Main>) -> Result<(), Error> {
-    if let Connection::Postgres(_) = &*plain {
+    if let UrlConnection::Postgres(_) = &*plain {
         note(&mut plain, text).await?;
     }
     Ok(())

@@ -5,7 +5,7 @@ use rocket::fairing::AdHoc;
 use rocket::http::{Cookie, CookieJar, Header, Status};
 use rocket::response::status::Created;
 use rocket::{post, routes};
-use rocket_tx::db::Connection as AnyConnection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::{Error, Settlement, Tx, with_backend};
 use sqlx::Connection;
 
@@ -22,7 +22,7 @@ async fn swallow(
 ) -> (Status, &'static str) {
     let _swallowed = note(&mut main, "before").await;
     let _swallowed = note(&mut audit, "before").await;
-    let connection: &mut AnyConnection = match database {
+    let connection: &mut UrlConnection = match database {
         "main" => &mut main,
         _ => &mut audit,
     };
@@ -41,7 +41,7 @@ async fn swallow_alone(sql: String, mut main: Tx<Main>) -> (Status, &'static str
     (Status::Created, "created")
 }
 
-async fn run_text(connection: &mut AnyConnection, sql: String) -> sqlx::Result<()> {
+async fn run_text(connection: &mut UrlConnection, sql: String) -> sqlx::Result<()> {
     with_backend!(connection, |db| {
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
             .execute(db)
@@ -93,7 +93,7 @@ async fn pairs(
 ) -> Result<Created<&'static str>, Error> {
     note(&mut main, "pair").await?;
     note(&mut audit, "pair").await?;
-    let connection: &mut AnyConnection = match database {
+    let connection: &mut UrlConnection = match database {
         "main" => &mut main,
         _ => &mut audit,
     };

@@ -2,7 +2,7 @@
 
 use rocket::http::Status;
 use rocket::{State, post, routes};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::tx::Serializable;
 use rocket_tx::{Error, Settlement, Tx};
 use sqlx::Executor;
@@ -27,7 +27,7 @@ async fn skewed(
         "INSERT INTO notes SELECT 'skew ' || count(*) || pg_backend_pid() FROM notes";
 
     note(&mut main, "written").await?;
-    let Connection::Postgres(ours) = &mut *audit else {
+    let UrlConnection::Postgres(ours) = &mut *audit else {
         return Ok(Status::NotImplemented);
     };
     ours.execute("SELECT count(*) FROM notes").await?;
@@ -68,8 +68,8 @@ async fn killed_alone(mut main: Tx<Main>, admin: &State<String>) -> Result<Statu
     Ok(Status::Created)
 }
 
-async fn kill(connection: &mut Connection, admin: &str) -> Result<(), Error> {
-    let Connection::Postgres(connection) = connection else {
+async fn kill(connection: &mut UrlConnection, admin: &str) -> Result<(), Error> {
+    let UrlConnection::Postgres(connection) = connection else {
         return Ok(());
     };
     let id: i32 = sqlx::query_scalar("SELECT pg_backend_pid()")

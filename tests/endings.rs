@@ -9,17 +9,17 @@ use rocket::tokio::sync::Semaphore;
 use rocket::tokio::task::spawn;
 use rocket::{post, routes};
 use rocket_db_pools::Connection as Plain;
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::tx::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable, bounded};
 use rocket_tx::{Begin, Error, Settlement};
 use sqlx::{Executor, PgConnection};
 
 use crate::support::{self, Backend, Cluster, Databases, HttpResponse, In, Main, PgBouncer, Stage};
 
-fn postgres(connection: &mut Connection) -> &mut PgConnection {
+fn postgres(connection: &mut UrlConnection) -> &mut PgConnection {
     match connection {
-        Connection::Postgres(session) => session,
-        Connection::Sqlite(_) => unreachable!("these tests run on Postgres only"),
+        UrlConnection::Postgres(session) => session,
+        UrlConnection::Sqlite(_) => unreachable!("these tests run on Postgres only"),
     }
 }
 

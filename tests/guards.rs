@@ -13,7 +13,7 @@ use sqlx::Connection as _;
 use crate::support::stage::note;
 use crate::support::{Backend, Http, In, Main, Stage};
 
-async fn count(connection: &mut rocket_tx::db::Connection) -> Result<i64, Error> {
+async fn count(connection: &mut rocket_tx::db::UrlConnection) -> Result<i64, Error> {
     let count: i64 = with_backend!(connection, |db| {
         sqlx::query_scalar("SELECT count(*) FROM notes")
             .fetch_one(db)
@@ -88,8 +88,8 @@ async fn isolation(
 #[get("/level")]
 async fn level(mut tx: Tx<Main, Serializable>) -> Result<String, Error> {
     match &mut *tx {
-        rocket_tx::db::Connection::Sqlite(_) => Ok("serializable".into()),
-        rocket_tx::db::Connection::Postgres(db) => {
+        rocket_tx::db::UrlConnection::Sqlite(_) => Ok("serializable".into()),
+        rocket_tx::db::UrlConnection::Postgres(db) => {
             Ok(sqlx::query_scalar("SHOW transaction_isolation")
                 .fetch_one(&mut **db)
                 .await?)

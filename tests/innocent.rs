@@ -5,7 +5,7 @@ use std::time::Duration;
 use rocket::http::Status;
 use rocket::{post, routes};
 use rocket_db_pools::Connection as PlainConnection;
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::tx::{Mode, RepeatableRead, Serializable, bounded};
 use rocket_tx::{Begin, Error, Read, Settlement, with_backend};
 use sqlx::{AssertSqlSafe, Executor};
@@ -17,7 +17,7 @@ use crate::support::{Audit, Backend, Databases, HttpResponse, In, Main, Stage};
 const NEXT: &str = ";;";
 
 /// Runs all statements, even if one fails. Returns the text of their errors.
-async fn run(connection: &mut Connection, script: &str) -> String {
+async fn run(connection: &mut UrlConnection, script: &str) -> String {
     let mut errors = String::new();
     for sql in script.split(NEXT) {
         let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
@@ -76,7 +76,7 @@ async fn plain(sql: String, mut session: PlainConnection<Main>) -> String {
 /// Adds a note if there is none. A table lock makes concurrent requests run one after another.
 async fn at_most_one<M: Mode>(begin: Begin<Main, M>) -> Result<Status, Error> {
     let mut tx = begin.begin().await?;
-    let Connection::Postgres(db) = &mut *tx else {
+    let UrlConnection::Postgres(db) = &mut *tx else {
         return Ok(Status::NotImplemented);
     };
     db.execute("LOCK TABLE notes IN EXCLUSIVE MODE").await?;

@@ -12,7 +12,7 @@ use rocket::futures::future::{join, pending};
 use rocket::tokio;
 use rocket_db_pools::Pool;
 use rocket_tx::Error;
-use rocket_tx::db::{Connection, Isolation, TransactionOptions, UrlPool};
+use rocket_tx::db::{Isolation, TransactionOptions, UrlConnection, UrlPool};
 use sqlx::Executor;
 
 use crate::support::stage::{note, run};
@@ -81,7 +81,7 @@ async fn disturb(databases: &Databases) -> Option<sqlx::SqliteConnection> {
 }
 
 /// Updates the row of `pairs`, which a disturbance may have changed since the first statement.
-async fn update(tx: &mut Connection) -> Result<(), Error> {
+async fn update(tx: &mut UrlConnection) -> Result<(), Error> {
     Ok(run(tx, "UPDATE pairs SET partner = id").await?)
 }
 

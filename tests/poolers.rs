@@ -2,7 +2,7 @@
 
 use rocket::http::Status;
 use rocket::{get, post, routes};
-use rocket_tx::db::{self, Connection};
+use rocket_tx::db::{self, UrlConnection};
 use rocket_tx::{Error, Read, Settlement, Tx};
 
 use crate::support::launch::refused;
@@ -19,8 +19,8 @@ async fn write(text: &str, mut main: Tx<Main>) -> Result<Status, Error> {
     Ok(Status::Created)
 }
 
-async fn setting(connection: &mut Connection, sql: &'static str) -> Result<String, Error> {
-    let Connection::Postgres(connection) = connection else {
+async fn setting(connection: &mut UrlConnection, sql: &'static str) -> Result<String, Error> {
+    let UrlConnection::Postgres(connection) = connection else {
         return Ok(String::new());
     };
     Ok(sqlx::query_scalar(sql).fetch_one(&mut **connection).await?)

@@ -9,7 +9,7 @@ use rocket::futures::StreamExt;
 use rocket::http::Status;
 use rocket::tokio::time::timeout;
 use rocket::{get, post, routes};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::rocket_db_pools;
 use rocket_tx::{Error, Read, Settlement, Tx};
 use sqlx::{Executor, PgConnection, Row};
@@ -17,10 +17,10 @@ use sqlx::{Executor, PgConnection, Row};
 use crate::support::stage::note;
 use crate::support::{Backend, Main, Stage};
 
-fn postgres(connection: &mut Connection) -> &mut PgConnection {
+fn postgres(connection: &mut UrlConnection) -> &mut PgConnection {
     match connection {
-        Connection::Postgres(session) => session,
-        Connection::Sqlite(_) => unreachable!("these tests run on Postgres alone"),
+        UrlConnection::Postgres(session) => session,
+        UrlConnection::Sqlite(_) => unreachable!("these tests run on Postgres alone"),
     }
 }
 

@@ -11,22 +11,22 @@ mod truth;
 use rocket::http::Status;
 use rocket::{get, post, routes};
 use rocket_db_pools::Connection;
-use rocket_tx::db::Connection as AnyConnection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
 use sqlx::SqliteConnection;
 
 use crate::support::stage::note;
 use crate::support::{Audit, Backend, Databases, HttpResponse, Main, Stage};
 
-fn sqlite(connection: &mut AnyConnection) -> &mut SqliteConnection {
+fn sqlite(connection: &mut UrlConnection) -> &mut SqliteConnection {
     match connection {
-        AnyConnection::Sqlite(session) => session,
-        AnyConnection::Postgres(_) => unreachable!("these are tests of SQLite"),
+        UrlConnection::Sqlite(session) => session,
+        UrlConnection::Postgres(_) => unreachable!("these are tests of SQLite"),
     }
 }
 
 /// Runs SQL from the test and ignores its error.
-async fn swallow(connection: &mut AnyConnection, sql: String) {
+async fn swallow(connection: &mut UrlConnection, sql: String) {
     let _swallowed = with_backend!(connection, |db| {
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
             .execute(db)
@@ -76,7 +76,7 @@ const STATE: &str = "\
         pragma_synchronous, pragma_cache_size, pragma_cache_spill, pragma_count_changes,
         pragma_short_column_names, pragma_full_column_names";
 
-async fn state_of(connection: &mut AnyConnection) -> Result<String, Error> {
+async fn state_of(connection: &mut UrlConnection) -> Result<String, Error> {
     let state = sqlx::query_scalar(STATE);
     Ok(state.fetch_one(sqlite(connection)).await?)
 }

@@ -18,7 +18,7 @@ use rocket::tokio::net::{TcpSocket, TcpStream};
 use rocket::tokio::sync::Semaphore;
 use rocket::tokio::time::{sleep, timeout};
 use rocket::{Build, Request, Response, Rocket, State, get, post, routes, tokio};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
 
 use crate::support::launch::logged_here;
@@ -53,13 +53,13 @@ fn stream(mut read: Read<Main>, chunks: usize, bodies: &State<Bodies>) -> TextSt
         let _body = body;
         let rows = sqlx::AssertSqlSafe(format!("{ROWS}{chunks}"));
         match &mut *read {
-            Connection::Sqlite(db) => {
+            UrlConnection::Sqlite(db) => {
                 let mut rows = sqlx::query_scalar(rows).fetch(&mut **db);
                 while let Some(Ok(text)) = rows.next().await {
                     yield text;
                 }
             }
-            Connection::Postgres(db) => {
+            UrlConnection::Postgres(db) => {
                 let mut rows = sqlx::query_scalar(rows).fetch(&mut **db);
                 while let Some(Ok(text)) = rows.next().await {
                     yield text;
@@ -83,7 +83,7 @@ impl AsyncRead for Sized {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        let _: &Connection = &self.read;
+        let _: &UrlConnection = &self.read;
         Pin::new(&mut self.text).poll_read(context, buffer)
     }
 }
@@ -195,7 +195,7 @@ fn waiting<'r>(
     }
 }
 
-async fn rows(connection: &mut Connection) -> sqlx::Result<i64> {
+async fn rows(connection: &mut UrlConnection) -> sqlx::Result<i64> {
     with_backend!(connection, |db| sqlx::query_scalar(
         "SELECT count(*) FROM notes"
     )

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use rocket::futures::{FutureExt, StreamExt};
 use rocket::http::Status;
 use rocket::{State, get, post, routes};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::tx::{Mode, ReadWrite, Serializable, bounded};
 use rocket_tx::{Begin, Commit, Error, Read, Rollback, Settlement, Tx, with_backend};
 use sqlx::Connection as _;
@@ -215,7 +215,7 @@ const MANY: &str = "\
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
     SELECT 'a row of another query' FROM n";
 
-async fn take(connection: &mut Connection, step: Step, text: &str) {
+async fn take(connection: &mut UrlConnection, step: Step, text: &str) {
     match step {
         Step::Note => drop(note(connection, text).await),
         Step::Sql(sql) => drop(run(connection, sql).await),
@@ -241,7 +241,7 @@ async fn take(connection: &mut Connection, step: Step, text: &str) {
             }
         }),
         Step::Export => {
-            if let Connection::Postgres(db) = connection {
+            if let UrlConnection::Postgres(db) = connection {
                 let copy = "COPY (SELECT generate_series(1, 2000)) TO STDOUT";
                 if let Ok(mut rows) = (**db).copy_out_raw(copy).await {
                     drop(rows.next().await);
@@ -253,14 +253,14 @@ async fn take(connection: &mut Connection, step: Step, text: &str) {
 
 /// Returns all notes that the connection sees. The schema is named, because the handler may have
 /// changed where unqualified names lead.
-async fn see(connection: &mut Connection) -> Option<Vec<String>> {
+async fn see(connection: &mut UrlConnection) -> Option<Vec<String>> {
     let seen = match connection {
-        Connection::Sqlite(db) => {
+        UrlConnection::Sqlite(db) => {
             sqlx::query_scalar("SELECT text FROM main.notes ORDER BY text")
                 .fetch_all(&mut **db)
                 .await
         }
-        Connection::Postgres(db) => {
+        UrlConnection::Postgres(db) => {
             sqlx::query_scalar("SELECT text FROM public.notes ORDER BY text")
                 .fetch_all(&mut **db)
                 .await

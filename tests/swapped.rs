@@ -4,24 +4,24 @@
 use rocket::futures::StreamExt;
 use rocket::http::Status;
 use rocket::{get, post, routes};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::{Error, Read, Settlement, Tx, rocket_db_pools, with_backend};
 use sqlx::{Executor, PgConnection, SqliteConnection};
 
 use crate::support::stage::note;
 use crate::support::{Audit, Backend, In, Main, Stage, eventually};
 
-fn postgres(connection: &mut Connection) -> &mut PgConnection {
+fn postgres(connection: &mut UrlConnection) -> &mut PgConnection {
     match connection {
-        Connection::Postgres(session) => session,
-        Connection::Sqlite(_) => unreachable!("only on Postgres"),
+        UrlConnection::Postgres(session) => session,
+        UrlConnection::Sqlite(_) => unreachable!("only on Postgres"),
     }
 }
 
-fn sqlite(connection: &mut Connection) -> &mut SqliteConnection {
+fn sqlite(connection: &mut UrlConnection) -> &mut SqliteConnection {
     match connection {
-        Connection::Sqlite(session) => session,
-        Connection::Postgres(_) => unreachable!("only on SQLite"),
+        UrlConnection::Sqlite(session) => session,
+        UrlConnection::Postgres(_) => unreachable!("only on SQLite"),
     }
 }
 
@@ -58,7 +58,7 @@ async fn with_each_other(
 #[post("/connections")]
 async fn beneath(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Status {
     match (&mut *main, &mut *audit) {
-        (Connection::Sqlite(main), Connection::Sqlite(audit)) => {
+        (UrlConnection::Sqlite(main), UrlConnection::Sqlite(audit)) => {
             std::mem::swap(&mut **main, &mut **audit);
         }
         (main, audit) => std::mem::swap(postgres(main), postgres(audit)),
@@ -69,7 +69,7 @@ async fn beneath(mut main: Tx<Main>, mut audit: Tx<Audit>) -> Status {
 #[post("/readers")]
 async fn readers(mut main: Read<Main>, mut audit: Read<Audit>) -> Status {
     match (&mut *main, &mut *audit) {
-        (Connection::Sqlite(_), _) => std::mem::swap(sqlite(&mut main), sqlite(&mut audit)),
+        (UrlConnection::Sqlite(_), _) => std::mem::swap(sqlite(&mut main), sqlite(&mut audit)),
         _ => std::mem::swap(postgres(&mut main), postgres(&mut audit)),
     }
     Status::Created

@@ -10,7 +10,7 @@ use rocket::figment::Figment;
 use rocket::http::Status;
 use rocket::{Build, Rocket, State, get, post, routes};
 use rocket_db_pools::Database;
-use rocket_tx::db::{self, Connection, UrlPool};
+use rocket_tx::db::{self, UrlConnection, UrlPool};
 use rocket_tx::{Error, Read, Settlement, Tx, with_backend};
 use rocket_tx_idempotency::{self as idempotency, idempotent};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -282,7 +282,7 @@ async fn read(id: i64, mut read: Read<Main>) -> Result<String, Error> {
     find(&mut read, id).await
 }
 
-async fn find(connection: &mut Connection, id: i64) -> Result<String, Error> {
+async fn find(connection: &mut UrlConnection, id: i64) -> Result<String, Error> {
     let text = with_backend!(connection, |db| {
         sqlx::query_scalar(SELECT).bind(id).fetch_one(db).await?
     });

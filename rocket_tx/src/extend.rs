@@ -31,6 +31,11 @@
 //! | [`ErrorClass`] | classify database errors |
 //! | [`Attachment`](crate::db::Attachment) | the link from a pool to its service: the place in the order of attachment, and the closing at shutdown |
 //! | [`setting`] | read a configuration value |
+//!
+//! A library that has code for each backend needs the backends of this crate, not features of its
+//! own: another package of the service may enable more of them. A build script of a package that
+//! depends on this one finds `DEP_ROCKET_TX_SQLITE` and `DEP_ROCKET_TX_POSTGRES` in its environment,
+//! one for each backend that is enabled.
 
 pub use crate::db::{ErrorClass, setting};
 #[cfg(feature = "postgres")]

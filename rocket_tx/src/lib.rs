@@ -125,6 +125,12 @@
 //! }
 //! ```
 //!
+//! # sqlx
+//!
+//! Statements are those of sqlx 0.9. Its macros, such as `migrate!` and `#[derive(FromRow)]`, need
+//! `sqlx = "0.9"` in your own `Cargo.toml`. `query!` checks a statement against one backend, so it
+//! does not work with [`UrlPool`](db::UrlPool).
+//!
 //! # Errors
 //!
 //! [`Error`] lists the possible failures and the HTTP status of each. In a handler, `?` converts a
@@ -192,4 +198,8 @@ pub use tx::{
     RequestId, Resource, Rollback, Serializable, Settlement, Tx, problem_catchers,
 };
 /// The crates whose types appear in this crate's public interface, at the versions that it uses.
+///
+/// The macros of sqlx (`query!`, `query_as!`, `migrate!`, `#[derive(FromRow)]`, `#[derive(Type)]`)
+/// expand to paths that begin with `::sqlx`. They do not work through this re-export: a package that
+/// uses them must itself depend on `sqlx` 0.9.
 pub use {rocket_db_pools, sqlx};

@@ -13,26 +13,17 @@
 //!
 //! | feature | adds |
 //! | --- | --- |
-//! | `sqlite` | leases and events in SQLite |
-//! | `postgres` | leases and events in Postgres |
+//! | `sqlite` | the feature `sqlite` of `rocket_tx` |
+//! | `postgres` | the feature `postgres` of `rocket_tx` |
 //! | `testing` | the module `testing`: an aggregate from stored events, to test upcasters |
 //! | `utoipa` | OpenAPI schemas of the types that appear in responses |
 //!
-//! Both backends are on by default.
+//! Both backends are on by default. Leases and events are compiled for all backends of `rocket_tx`,
+//! whichever package of a service has enabled them.
 
 #![forbid(unsafe_code)]
 
-// Without a backend this is the only error, because nothing else is compiled.
-#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
-compile_error!(
-    "rocket_tx_aggregates has no backend: enable the same of its features `sqlite` and `postgres` \
-     as of rocket_tx, for example `rocket_tx_aggregates = { version = \"0.1\", \
-     default-features = false, features = [\"sqlite\"] }`"
-);
-
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub mod aggregate;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub mod lock;
 
 #[cfg(feature = "testing")]

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::with_backend;
 
 use crate::hash::{Fingerprint, Scope};
 use crate::rows::{Attempt, KeyRows, Row, Saved, Sealed};
 
-impl Sealed for Connection {}
+impl Sealed for UrlConnection {}
 
-impl KeyRows for Connection {
+impl KeyRows for UrlConnection {
     async fn claim(
         &mut self,
         scope: &Scope,

@@ -42,7 +42,7 @@ impl Scope {
     }
 
     /// The number of the advisory lock. Two scopes with the same number only wait for each other.
-    #[cfg(feature = "postgres")]
+    #[cfg(postgres)]
     pub(crate) fn lock(&self) -> i64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         i64::from_be_bytes([a, b, c, d, e, f, g, h])

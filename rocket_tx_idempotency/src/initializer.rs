@@ -223,17 +223,17 @@ impl<D: KeyDatabase> Initializer<D> {
     }
 }
 
-async fn migrate<P: TransactionPool>(pool: &P) -> Result<(), db::Error> {
+async fn migrate<P: TransactionPool>(pool: &P) -> Result<(), db::PoolError> {
     const TABLE: &str = "_idempotency_keys_migrations";
 
     let migrations = Migrations::new();
-    #[cfg(feature = "sqlite")]
+    #[cfg(sqlite)]
     let migrations = {
         let mut migrator = migrate!("migrations/sqlite");
         migrator.dangerous_set_table_name(TABLE);
         migrations.sqlite(migrator)
     };
-    #[cfg(feature = "postgres")]
+    #[cfg(postgres)]
     let migrations = {
         let mut migrator = migrate!("migrations/postgres");
         migrator.dangerous_set_table_name(TABLE);

@@ -71,19 +71,12 @@
 //!
 //! # Features
 //!
-//! `sqlite` and `postgres`: the backends. Both are on by default.
+//! `sqlite` and `postgres` enable the same features of `rocket_tx`. Both are on by default. Keys are
+//! compiled for all backends of `rocket_tx`, whichever package of a service has enabled them.
 
 #![forbid(unsafe_code)]
 
-#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
-compile_error!(
-    "rocket_tx_idempotency has no backend: enable the same of its features `sqlite` and `postgres` \
-     as of rocket_tx, for example `rocket_tx_idempotency = { version = \"0.1\", \
-     default-features = false, features = [\"sqlite\"] }`"
-);
-
 mod body;
-#[cfg(any(feature = "sqlite", feature = "postgres"))] // so that the error above is the only one
 mod by_url;
 mod current;
 mod hash;

@@ -149,9 +149,9 @@ macro_rules! rows {
     };
 }
 
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 rows!(sqlx::SqliteConnection, "sqlite", |claim, _scope| claim);
 
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 rows!(sqlx::PgConnection, "postgres", |claim, scope| claim
     .bind(scope.lock()));

@@ -49,7 +49,7 @@ pub(crate) fn save(response: &FinalResponse) -> Saved {
         headers: serde_json::json!(headers).to_string(),
         body: match &response.body {
             FinalBody::Bytes(bytes) => Some(bytes.clone()),
-            FinalBody::TooLarge(_) | FinalBody::Streamed => None,
+            _ => None, // too large, or a stream
         },
     }
 }

@@ -204,8 +204,8 @@ fn no_such(id: &str) -> Error {
     Error::not_found("no-such-todo", format!("there is no todo `{id}`"))
 }
 
-impl From<aggregate::Error> for Error {
-    fn from(error: aggregate::Error) -> Self {
+impl From<aggregate::AggregateError> for Error {
+    fn from(error: aggregate::AggregateError) -> Self {
         Self::Transaction(error.into())
     }
 }

@@ -2,7 +2,7 @@
 
 use rocket::serde::json::{Value, json};
 use rocket_tx_aggregates::aggregate;
-use rocket_tx_aggregates::aggregate::{Aggregate, Entity, Error, Event};
+use rocket_tx_aggregates::aggregate::{Aggregate, AggregateError, Entity, Event};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -20,18 +20,18 @@ pub(crate) struct Todo {
 aggregate!(Todo as "todo", entity, [Created, Renamed, Completed]);
 
 impl Todo {
-    pub(super) fn create(id: &str, user_id: String, task: String) -> Result<Self, Error> {
+    pub(super) fn create(id: &str, user_id: String, task: String) -> Result<Self, AggregateError> {
         let mut todo = Self::fresh(id)?;
         todo.record(Created { user_id, task })?;
         Ok(todo)
     }
 
-    pub(super) fn rename(&mut self, task: String) -> Result<(), Error> {
+    pub(super) fn rename(&mut self, task: String) -> Result<(), AggregateError> {
         self.record(Renamed { task })
     }
 
     /// Returns `false` if the todo was complete already; then no event is recorded.
-    pub(super) fn complete(&mut self) -> Result<bool, Error> {
+    pub(super) fn complete(&mut self) -> Result<bool, AggregateError> {
         if self.completed {
             return Ok(false);
         }

@@ -1,7 +1,7 @@
 //! The table `todo_list`: one row for each aggregate, written in the transaction that stores its
 //! events.
 
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::with_backend;
 use rocket_tx_aggregates::aggregate::{Aggregate, Change, EventRecord, Projection};
 use serde::Serialize;
@@ -15,10 +15,10 @@ use super::todo::Todo;
 /// The projection that writes the row of an aggregate whenever its events are stored.
 pub(crate) struct TodoList;
 
-impl Projection<Todo, Connection> for TodoList {
+impl Projection<Todo, UrlConnection> for TodoList {
     async fn project(
         &self,
-        connection: &mut Connection,
+        connection: &mut UrlConnection,
         todo: &Todo,
         events: &[EventRecord],
     ) -> sqlx::Result<()> {
@@ -32,7 +32,7 @@ impl Projection<Todo, Connection> for TodoList {
     /// Writes all rows with one statement.
     async fn project_all(
         &self,
-        connection: &mut Connection,
+        connection: &mut UrlConnection,
         changes: &[Change<'_, Todo>],
     ) -> sqlx::Result<()> {
         with_backend!(connection, |db| {
@@ -68,7 +68,7 @@ pub(super) struct Row {
 }
 
 pub(super) async fn page(
-    connection: &mut Connection,
+    connection: &mut UrlConnection,
     page: Page<String>,
 ) -> sqlx::Result<Vec<Row>> {
     with_backend!(connection, |db| sqlx::query_as(

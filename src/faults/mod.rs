@@ -19,7 +19,7 @@ use rocket::http::Status;
 use rocket::route::{Handler, Outcome};
 use rocket::tokio::time::sleep;
 use rocket::{Data, Request, Response, Route};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::tx::{self, Action, Observer, SettlementReport, Step};
 use rocket_tx::{Outstanding, Tx};
 
@@ -93,7 +93,7 @@ async fn inject<'r>(request: &'r Request<'_>, fault: &Fault) -> Option<Outcome<'
 }
 
 /// Runs `work` in the request's transaction of `main`, if the request has one.
-async fn with_transaction(request: &Request<'_>, work: impl AsyncFnOnce(&mut Connection)) {
+async fn with_transaction(request: &Request<'_>, work: impl AsyncFnOnce(&mut UrlConnection)) {
     if let Ok(Some(mut tx)) = Tx::<Main>::current(request) {
         work(&mut tx).await;
     }

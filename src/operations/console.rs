@@ -8,7 +8,7 @@ use rocket::route::{Handler, Outcome};
 use rocket::serde::json::json;
 use rocket::tokio::select;
 use rocket::{Data, Request, Route, Shutdown, State, get};
-use rocket_tx::db::{Access, Connection, TransactionPool, UrlPool, WaitPolicy};
+use rocket_tx::db::{Access, TransactionPool, UrlConnection, UrlPool, WaitPolicy};
 use rocket_tx::tx::{FeedItem, Live, Observer, SettlementReport};
 use rocket_tx::{RequestId, Tx, with_backend};
 use sqlx::FromRow;
@@ -46,6 +46,7 @@ fn events(live: &State<Live>, mut shutdown: Shutdown) -> EventStream![] {
             match item {
                 Some(FeedItem::Event(event)) => yield Event::json(&*event).event("request"),
                 Some(FeedItem::Lagged(events)) => yield Event::data(events.to_string()).event("missed"),
+                Some(_) => {}
                 None => break,
             }
         }
@@ -166,7 +167,7 @@ struct MainRows {
     events: i64,
 }
 
-async fn count_main(connection: &mut Connection) -> sqlx::Result<MainRows> {
+async fn count_main(connection: &mut UrlConnection) -> sqlx::Result<MainRows> {
     with_backend!(connection, |db| sqlx::query_as(
         "SELECT (SELECT count(*) FROM todos) AS todos, \
                 (SELECT count(*) FROM todo_list) AS aggregates, \
@@ -176,7 +177,7 @@ async fn count_main(connection: &mut Connection) -> sqlx::Result<MainRows> {
     .await)
 }
 
-async fn count_audit(connection: &mut Connection) -> sqlx::Result<i64> {
+async fn count_audit(connection: &mut UrlConnection) -> sqlx::Result<i64> {
     with_backend!(connection, |db| sqlx::query_scalar(
         "SELECT count(*) FROM audit"
     )
@@ -188,7 +189,7 @@ async fn count_audit(connection: &mut Connection) -> sqlx::Result<i64> {
 /// requests must not wait for a count.
 async fn read<T>(
     pool: &UrlPool,
-    count: impl AsyncFnOnce(&mut Connection) -> sqlx::Result<T>,
+    count: impl AsyncFnOnce(&mut UrlConnection) -> sqlx::Result<T>,
 ) -> Option<T> {
     let mut session = pool
         .session(Access::ReadOnly, WaitPolicy::FAIL_FAST)

@@ -1,11 +1,11 @@
 //! All SQL for the table `todos`. Both backends run the same statements.
 
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::with_backend;
 
 use super::todo::{Change, NewTodo, Row};
 
-pub(super) async fn list(connection: &mut Connection) -> sqlx::Result<Vec<Row>> {
+pub(super) async fn list(connection: &mut UrlConnection) -> sqlx::Result<Vec<Row>> {
     with_backend!(connection, |db| {
         sqlx::query_as(r#"SELECT id, title, completed, "order", shared FROM todos ORDER BY id"#)
             .fetch_all(db)
@@ -13,7 +13,7 @@ pub(super) async fn list(connection: &mut Connection) -> sqlx::Result<Vec<Row>> 
     })
 }
 
-pub(super) async fn find(connection: &mut Connection, id: i64) -> sqlx::Result<Option<Row>> {
+pub(super) async fn find(connection: &mut UrlConnection, id: i64) -> sqlx::Result<Option<Row>> {
     with_backend!(connection, |db| {
         sqlx::query_as(r#"SELECT id, title, completed, "order", shared FROM todos WHERE id = $1"#)
             .bind(id)
@@ -22,7 +22,7 @@ pub(super) async fn find(connection: &mut Connection, id: i64) -> sqlx::Result<O
     })
 }
 
-pub(super) async fn insert(connection: &mut Connection, new: &NewTodo) -> sqlx::Result<Row> {
+pub(super) async fn insert(connection: &mut UrlConnection, new: &NewTodo) -> sqlx::Result<Row> {
     with_backend!(connection, |db| {
         sqlx::query_as(
             r#"INSERT INTO todos (title, completed, "order") VALUES ($1, $2, $3)
@@ -37,7 +37,7 @@ pub(super) async fn insert(connection: &mut Connection, new: &NewTodo) -> sqlx::
 }
 
 pub(super) async fn update(
-    connection: &mut Connection,
+    connection: &mut UrlConnection,
     id: i64,
     change: &Change,
 ) -> sqlx::Result<Option<Row>> {
@@ -59,7 +59,7 @@ pub(super) async fn update(
     })
 }
 
-pub(super) async fn share(connection: &mut Connection, id: i64) -> sqlx::Result<Option<Row>> {
+pub(super) async fn share(connection: &mut UrlConnection, id: i64) -> sqlx::Result<Option<Row>> {
     with_backend!(connection, |db| {
         sqlx::query_as(
             r#"UPDATE todos SET shared = TRUE WHERE id = $1
@@ -71,7 +71,7 @@ pub(super) async fn share(connection: &mut Connection, id: i64) -> sqlx::Result<
     })
 }
 
-pub(super) async fn remove(connection: &mut Connection, id: i64) -> sqlx::Result<bool> {
+pub(super) async fn remove(connection: &mut UrlConnection, id: i64) -> sqlx::Result<bool> {
     let removed = with_backend!(connection, |db| {
         sqlx::query("DELETE FROM todos WHERE id = $1")
             .bind(id)
@@ -82,7 +82,7 @@ pub(super) async fn remove(connection: &mut Connection, id: i64) -> sqlx::Result
     Ok(removed == 1)
 }
 
-pub(super) async fn clear(connection: &mut Connection) -> sqlx::Result<u64> {
+pub(super) async fn clear(connection: &mut UrlConnection) -> sqlx::Result<u64> {
     with_backend!(connection, |db| {
         Ok(sqlx::query("DELETE FROM todos")
             .execute(db)

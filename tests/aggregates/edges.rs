@@ -9,7 +9,7 @@ use rocket::futures::future::join;
 use rocket::http::Status;
 use rocket::tokio::time::sleep;
 use rocket::{Build, Rocket, post, routes};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::tx::{ReadOnly, Serializable};
 use rocket_tx::{Begin, Error, Settlement};
 use rocket_tx_aggregates::aggregate::{self, Aggregate, Aggregates, EventRecord, Projection};
@@ -196,10 +196,10 @@ async fn thread(counters: Counters) -> Result<(), Error> {
 /// A read model that violates a deferred constraint at the total 666, and ignores an error at 667.
 struct Misbehaving;
 
-impl Projection<Counter, Connection> for Misbehaving {
+impl Projection<Counter, UrlConnection> for Misbehaving {
     async fn project(
         &self,
-        db: &mut Connection,
+        db: &mut UrlConnection,
         counter: &Counter,
         _: &[EventRecord],
     ) -> sqlx::Result<()> {

@@ -7,9 +7,9 @@ use rocket::futures::future::join_all;
 use rocket_db_pools::Pool;
 use rocket_tx::db::UrlPool;
 use rocket_tx_aggregates::aggregate::{
-    Aggregate, Append, AsyncAggregateRepository, AsyncRepository, AsyncUnlockableRepository, Error,
-    EventRecord, EventStore, HeldLease, History, InMemoryEventStore, Queueable, QueuedRepository,
-    SqlEventStore,
+    Aggregate, AggregateError, Append, AsyncAggregateRepository, AsyncRepository,
+    AsyncUnlockableRepository, EventRecord, EventStore, HeldLease, History, InMemoryEventStore,
+    Queueable, QueuedRepository, SqlEventStore,
 };
 use rocket_tx_aggregates::lock::{
     AsyncLockManager, InMemoryAsyncLockManager, LockError, UrlLockManager,
@@ -82,14 +82,14 @@ async fn assert_store_contract<S: EventStore>(store: S) {
     // Another commit was first.
     stale.record(Added { number: 10 }).unwrap();
     let refused = counters.commit(&mut stale).await;
-    assert!(matches!(refused, Err(Error::Conflict(stream)) if stream == "counter:a"));
+    assert!(matches!(refused, Err(AggregateError::Conflict(stream)) if stream == "counter:a"));
     assert_eq!((stale.total, stale.version()), (11, 2));
 
     // All or nothing.
     let mut other = Counter::fresh("b").unwrap();
     other.record(Added { number: 5 }).unwrap();
     let refused = counters.commit_all(&mut [&mut other, &mut stale]).await;
-    assert!(matches!(refused, Err(Error::Conflict(_))));
+    assert!(matches!(refused, Err(AggregateError::Conflict(_))));
     assert!(counters.peek("b").await.unwrap().is_none());
     let mut fresh = counters.peek("a").await.unwrap().unwrap();
     for number in 1..=7 {
@@ -115,15 +115,18 @@ async fn assert_store_contract<S: EventStore>(store: S) {
     let sequences: Vec<u64> = page.iter().map(|event| event.sequence).collect();
     assert_eq!(sequences, [3, 4, 5]);
     assert!(page.iter().all(|event| event.recorded_at.is_some()));
-    assert!(matches!(counters.get("").await, Err(Error::Id)));
-    assert!(matches!(Counter::fresh("a\n"), Err(Error::Id)));
+    assert!(matches!(counters.get("").await, Err(AggregateError::Id)));
+    assert!(matches!(Counter::fresh("a\n"), Err(AggregateError::Id)));
     // A commit without new events does nothing.
     counters.commit(&mut fresh).await.unwrap();
     assert_eq!(counters.events("a", 0, 100).await.unwrap().len(), 9);
     // Nothing of a new aggregate without events would be stored.
     let mut empty = Counter::fresh("empty").unwrap();
     let refused = counters.commit(&mut empty).await;
-    assert!(matches!(refused, Err(Error::NoEvents(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(AggregateError::NoEvents(_))),
+        "{refused:?}"
+    );
 }
 
 async fn a_store_keeps_its_contract(backend: Backend) {
@@ -212,7 +215,7 @@ async fn a_lost_lease_refuses_the_commit(backend: Backend) {
     late.record(Added { number: 1 }).unwrap();
     let refused = counters.commit(&mut late).await;
     assert!(
-        matches!(refused, Err(Error::Lock(LockError::Lost(_)))),
+        matches!(refused, Err(AggregateError::Lock(LockError::Lost(_)))),
         "{refused:?}"
     );
     drop(late);
@@ -232,7 +235,7 @@ async fn a_commit_that_failed_keeps_the_lease(backend: Backend) {
     let mut held = counters.get("a").await.unwrap().unwrap();
     held.record(Added { number: 1 }).unwrap();
     let refused = counters.commit_all(&mut [&mut held, &mut fresh]).await;
-    assert!(matches!(refused, Err(Error::Conflict(_))));
+    assert!(matches!(refused, Err(AggregateError::Conflict(_))));
     tokio::time::sleep(4_500 * MS).await;
     let other = UrlLockManager::new(&pool(&stored.databases, In::Main).await);
     assert!(other.try_acquire("counter:a").await.unwrap().is_none());
@@ -311,19 +314,24 @@ struct Hooked {
 }
 
 impl AsyncRepository for Hooked {
-    async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, Error> {
+    async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, AggregateError> {
         self.inner.lease(streams).await
     }
 
-    async fn load(&self, stream: &str, version: Option<u32>) -> Result<History, Error> {
+    async fn load(&self, stream: &str, version: Option<u32>) -> Result<History, AggregateError> {
         self.inner.load(stream, version).await
     }
 
-    async fn append(&self, batch: Vec<Append>) -> Result<(), Error> {
+    async fn append(&self, batch: Vec<Append>) -> Result<(), AggregateError> {
         self.inner.append(batch).await
     }
 
-    async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
+    async fn page(
+        &self,
+        stream: &str,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<EventRecord>, AggregateError> {
         self.inner.page(stream, after, limit).await
     }
 
@@ -333,12 +341,12 @@ impl AsyncRepository for Hooked {
 }
 
 impl AsyncUnlockableRepository for Hooked {
-    async fn unlock(&self, stream: &str) -> Result<(), Error> {
+    async fn unlock(&self, stream: &str) -> Result<(), AggregateError> {
         self.unlocked.fetch_add(1, Ordering::SeqCst);
         self.inner.unlock(stream).await
     }
 
-    async fn abort(&self, stream: &str, lease: Option<HeldLease>) -> Result<(), Error> {
+    async fn abort(&self, stream: &str, lease: Option<HeldLease>) -> Result<(), AggregateError> {
         self.aborted.fetch_add(1, Ordering::SeqCst);
         self.inner.abort(stream, lease).await
     }

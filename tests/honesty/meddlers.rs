@@ -7,7 +7,7 @@ use rocket::http::Status;
 use rocket::outcome::Outcome;
 use rocket::request::{self, FromRequest};
 use rocket::{FromForm, FromFormField, Request, State, post, routes};
-use rocket_tx::db::{self, Access, BeginOptions, TransactionPool, UrlPool, WaitPolicy};
+use rocket_tx::db::{self, Access, TransactionPool, UrlPool, WaitPolicy};
 use rocket_tx::rocket_db_pools::Database;
 use rocket_tx::tx::{Phase, SettleContext};
 use rocket_tx::{Begin, Error, Outstanding, Resource, Settlement};
@@ -87,7 +87,7 @@ impl Meddler {
         };
         match self.does {
             Does::Exchange(access) => {
-                let mut fresh = self.pool.open(BeginOptions { access, ..WRITES }).await?;
+                let mut fresh = self.pool.open(WRITES.access(access)).await?;
                 std::mem::swap(transaction.connection(), fresh.connection());
             }
             Does::Capture(end) => {

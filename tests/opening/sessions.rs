@@ -21,10 +21,10 @@ const POSTGRES: &str = "SELECT current_setting('application_name') \
                         || ' idle=' || current_setting('idle_in_transaction_session_timeout') \
                         || ' read_only=' || current_setting('transaction_read_only')";
 
-async fn settings(connection: &mut db::Connection) -> Result<String, Error> {
+async fn settings(connection: &mut db::UrlConnection) -> Result<String, Error> {
     let sql = match connection {
-        db::Connection::Sqlite(_) => SQLITE,
-        db::Connection::Postgres(_) => POSTGRES,
+        db::UrlConnection::Sqlite(_) => SQLITE,
+        db::UrlConnection::Postgres(_) => POSTGRES,
     };
     Ok(with_backend!(connection, |db| sqlx::query_scalar(sql)
         .fetch_one(db)

@@ -10,7 +10,7 @@ use rocket::futures::future::pending;
 use rocket::http::Status;
 use rocket::tokio::time::timeout;
 use rocket::{Build, Rocket, State, post, routes};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::tx::SettleContext;
 use rocket_tx::{Begin, Error, Outstanding, Resource, Serializable, Settlement, Tx};
 use rocket_tx_aggregates::aggregate::{self, Aggregate, Aggregates, Leases};
@@ -35,13 +35,13 @@ impl File {
     }
 
     /// Makes the database report a conflict.
-    pub(super) async fn conflict(&self, tx: &mut Connection) -> Result<(), Error> {
+    pub(super) async fn conflict(&self, tx: &mut UrlConnection) -> Result<(), Error> {
         match (tx, &self.0) {
-            (Connection::Postgres(connection), _) => {
+            (UrlConnection::Postgres(connection), _) => {
                 let raise = "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$";
                 connection.execute(raise).await?;
             }
-            (Connection::Sqlite(_), Some(url)) => {
+            (UrlConnection::Sqlite(_), Some(url)) => {
                 // The request has the file locked.
                 let options: sqlx::sqlite::SqliteConnectOptions = url.parse()?;
                 let options = options.busy_timeout(Duration::ZERO);

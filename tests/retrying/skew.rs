@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rocket::http::Status;
 use rocket::tokio::task::JoinSet;
 use rocket::{State, post, routes};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::{Begin, Error, Outstanding, Serializable, Settlement, with_backend};
 
 use crate::support::{Backend, Databases, In, Main, Stage, eventually};
@@ -26,7 +26,7 @@ const EVERYBODY: &str = "\
 type Hooks = Arc<AtomicUsize>;
 
 /// Takes a doctor off call, unless nobody would be left.
-async fn leave(tx: &mut Connection, shift: i64, doctor: i64) -> Result<bool, Error> {
+async fn leave(tx: &mut UrlConnection, shift: i64, doctor: i64) -> Result<bool, Error> {
     with_backend!(tx, |db| {
         let count = "SELECT count(*) FROM on_call WHERE shift = $1";
         let count: i64 = sqlx::query_scalar(count)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Cluster, Proxy};
 use rocket::figment::Figment;
 use rocket_db_pools::Database;
-use rocket_tx::db::{self, Access, BeginOptions, Isolation, Migrations, UrlPool, WaitPolicy};
+use rocket_tx::db::{self, BeginOptions, Migrations, UrlPool};
 use rocket_tx::testing;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -20,11 +20,7 @@ pub struct Main(UrlPool);
 pub struct Audit(UrlPool);
 
 /// Begins a transaction that writes, outside a request.
-pub const WRITES: BeginOptions = BeginOptions {
-    isolation: Isolation::Configured,
-    access: Access::ReadWrite,
-    wait: WaitPolicy::QUEUE,
-};
+pub const WRITES: BeginOptions = BeginOptions::new();
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {

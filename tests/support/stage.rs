@@ -7,14 +7,14 @@ use rocket::http::Status;
 use rocket::tokio::sync::oneshot;
 use rocket::tokio::task::JoinHandle;
 use rocket::{Build, Ignite, Rocket, Shutdown, delete, post, routes};
-use rocket_tx::db::{self, Connection};
+use rocket_tx::db::{self, UrlConnection};
 use rocket_tx::tx::{Live, LiveTransaction};
 use rocket_tx::{Error, Tx, problem_catchers, with_backend};
 
 use super::{Audit, Backend, Databases, Http, HttpResponse, In, Main, eventually};
 
 /// Inserts a note, as a handler would.
-pub async fn note(connection: &mut Connection, text: &str) -> sqlx::Result<()> {
+pub async fn note(connection: &mut UrlConnection, text: &str) -> sqlx::Result<()> {
     with_backend!(connection, |db| sqlx::query(
         "INSERT INTO notes (text) VALUES ($1)"
     )
@@ -25,7 +25,7 @@ pub async fn note(connection: &mut Connection, text: &str) -> sqlx::Result<()> {
 }
 
 /// Runs one or more statements.
-pub async fn run(connection: &mut Connection, sql: &'static str) -> sqlx::Result<()> {
+pub async fn run(connection: &mut UrlConnection, sql: &'static str) -> sqlx::Result<()> {
     with_backend!(connection, |db| sqlx::raw_sql(sql)
         .execute(db)
         .await

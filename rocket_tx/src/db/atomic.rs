@@ -21,7 +21,7 @@ use rocket::futures::future::join_all;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{Backend, Error};
+use super::{Backend, PoolError};
 
 /// Identifies a decider. The id is a row of the database, so all processes use the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -194,7 +194,7 @@ pub(crate) trait AtomicDatabase: Send + Sync + 'static {
     async fn obstacle(&self) -> sqlx::Result<Option<&'static str>>;
 
     /// Creates the table of decisions, if it does not exist.
-    async fn create_decisions(&self) -> Result<(), Error>;
+    async fn create_decisions(&self) -> Result<(), PoolError>;
 
     /// Returns the database as a decider, or `None` if it has no table of decisions.
     async fn decider(&self) -> sqlx::Result<Option<Decider>>;

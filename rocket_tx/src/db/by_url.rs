@@ -10,8 +10,8 @@ use rocket::figment::Figment;
 
 use super::{
     Access, AtomicDatabase, Attachment, Backend, BeginOptions, CommitError, Config, Decided,
-    Decider, DeciderId, Decision, DecisionId, Durability, Ending, Error, Finished, GlobalId,
-    Identity, InDoubt, Migrations, NotReady, RollbackError, Session, TransactionControl,
+    Decider, DeciderId, Decision, DecisionId, Durability, Ending, Finished, GlobalId, Identity,
+    InDoubt, Migrations, NotReady, PoolError, RollbackError, Session, TransactionControl,
     TransactionId, TransactionPool, WaitPolicy, scheme,
 };
 #[cfg(feature = "postgres")]
@@ -20,6 +20,10 @@ use super::{PostgresPool, PostgresSession};
 use super::{SqlitePool, SqliteSession};
 
 /// A pool whose URL selects the backend: `sqlite:…` or `postgres://…`.
+///
+/// Guards dereference to a [`UrlConnection`], and [`with_backend!`](crate::with_backend) runs a
+/// statement on it. sqlx's `query!` and `query_as!` do not work here: they make code for the one
+/// backend that they check the statement against. Use `sqlx::query` and `sqlx::query_as`.
 ///
 /// ```
 /// use rocket_tx::db::UrlPool;
@@ -39,8 +43,12 @@ pub enum UrlPool {
     Postgres(PostgresPool),
 }
 
-/// A connection of a [`UrlPool`]. [`with_backend!`](crate::with_backend) runs a query on it.
-pub enum Connection {
+/// A connection of a [`UrlPool`].
+///
+/// It is no executor of sqlx, because each backend has a type of its own:
+/// [`with_backend!`](crate::with_backend) runs a statement on it. If the backends need different
+/// statements, match on it.
+pub enum UrlConnection {
     /// A connection to a SQLite file.
     #[cfg(feature = "sqlite")]
     Sqlite(SqliteSession),
@@ -49,18 +57,27 @@ pub enum Connection {
     Postgres(PostgresSession),
 }
 
-/// Runs an expression on the backend of a [`Connection`](crate::db::Connection).
+impl UrlConnection {
+    /// Accepts every mutable reference that dereferences to a `UrlConnection`. For
+    /// [`with_backend!`](crate::with_backend).
+    #[doc(hidden)]
+    pub fn of(connection: &mut Self) -> &mut Self {
+        connection
+    }
+}
+
+/// Runs an expression on the backend of a [`UrlConnection`](crate::db::UrlConnection).
 ///
-/// The expression is compiled once for each backend. The name between the bars is bound to
-/// `&mut SqliteConnection` or `&mut PgConnection`. `$1`, `RETURNING` and `ON CONFLICT` mean the
-/// same on both. The macro accepts every value that dereferences to a `Connection`: `Tx`, `Read`,
-/// `&mut Connection`.
+/// The expression is compiled once for each backend that is enabled. The name between the bars is
+/// bound to `&mut SqliteConnection` or `&mut PgConnection`. `$1`, `RETURNING` and `ON CONFLICT` mean
+/// the same on both. The macro accepts every value that dereferences to a `UrlConnection`: `Tx`,
+/// `Read`, `&mut UrlConnection`, and mutable references to them.
 ///
 /// ```
-/// use rocket_tx::db::Connection;
+/// use rocket_tx::db::UrlConnection;
 /// use rocket_tx::{sqlx, with_backend};
 ///
-/// async fn rename(connection: &mut Connection, id: i64, title: &str) -> sqlx::Result<bool> {
+/// async fn rename(connection: &mut UrlConnection, id: i64, title: &str) -> sqlx::Result<bool> {
 ///     let done = with_backend!(connection, |db| {
 ///         sqlx::query("UPDATE todos SET title = $1 WHERE id = $2")
 ///             .bind(title)
@@ -72,43 +89,69 @@ pub enum Connection {
 ///     Ok(done == 1)
 /// }
 /// ```
+///
+/// # What the compiler reports
+///
+/// An error in the expression may concern only one of the backends, and names it: `Sqlite` or
+/// `Postgres`.
+///
+/// | error | cause and mend |
+/// | --- | --- |
+/// | `&mut UrlConnection: Executor` is not satisfied | the statement is not in `with_backend!` |
+/// | expected `&mut SqliteConnection`, found `&mut PgConnection` | the expression calls a function for one backend: let the function take `&mut UrlConnection`, and use the macro in it |
+/// | expected `Sqlite`, found `Postgres` | the statement was made before the macro: make it inside |
+/// | `u64: Encode<'_, Sqlite>` is not satisfied | a backend cannot store the type: use one that both can store, here `i64` |
+/// | `match` arms have incompatible types | each backend has a type of its own for results and rows. Take from it what you need inside the macro, such as `.rows_affected()`, or end the statement with `;` in braces |
+/// | use of moved value: `db` | more than one statement: `&mut *db` in all but the last |
+/// | expected `&mut UrlConnection`, found `&mut SqliteConnection` | the pool is a `SqlitePool`: use the connection without the macro |
 #[cfg(all(feature = "sqlite", feature = "postgres"))]
 #[macro_export]
 macro_rules! with_backend {
     ($connection:expr, |$db:ident| $body:expr) => {
-        match &mut *$connection {
-            $crate::db::Connection::Sqlite(connection) => {
+        match $crate::db::UrlConnection::of(&mut *$connection) {
+            $crate::db::UrlConnection::Sqlite(connection) => {
                 let $db: &mut $crate::sqlx::SqliteConnection = &mut *connection;
                 $body
             }
-            $crate::db::Connection::Postgres(connection) => {
+            $crate::db::UrlConnection::Postgres(connection) => {
                 let $db: &mut $crate::sqlx::PgConnection = &mut *connection;
                 $body
             }
         }
     };
+    ($($other:tt)*) => {
+        compile_error!("write `with_backend!(connection, |db| expression)`, without `mut`")
+    };
 }
 
-/// Runs an expression on the SQLite connection in a [`Connection`](crate::db::Connection).
+/// Runs an expression on the SQLite connection in a [`UrlConnection`](crate::db::UrlConnection).
 #[cfg(all(feature = "sqlite", not(feature = "postgres")))]
 #[macro_export]
 macro_rules! with_backend {
     ($connection:expr, |$db:ident| $body:expr) => {{
-        let $crate::db::Connection::Sqlite(connection) = &mut *$connection;
+        let $crate::db::UrlConnection::Sqlite(connection) =
+            $crate::db::UrlConnection::of(&mut *$connection);
         let $db: &mut $crate::sqlx::SqliteConnection = &mut *connection;
         $body
     }};
+    ($($other:tt)*) => {
+        compile_error!("write `with_backend!(connection, |db| expression)`, without `mut`")
+    };
 }
 
-/// Runs an expression on the Postgres connection in a [`Connection`](crate::db::Connection).
+/// Runs an expression on the Postgres connection in a [`UrlConnection`](crate::db::UrlConnection).
 #[cfg(all(feature = "postgres", not(feature = "sqlite")))]
 #[macro_export]
 macro_rules! with_backend {
     ($connection:expr, |$db:ident| $body:expr) => {{
-        let $crate::db::Connection::Postgres(connection) = &mut *$connection;
+        let $crate::db::UrlConnection::Postgres(connection) =
+            $crate::db::UrlConnection::of(&mut *$connection);
         let $db: &mut $crate::sqlx::PgConnection = &mut *connection;
         $body
     }};
+    ($($other:tt)*) => {
+        compile_error!("write `with_backend!(connection, |db| expression)`, without `mut`")
+    };
 }
 
 /// Matches on the backend, and runs the same expression on the value inside.
@@ -123,7 +166,7 @@ macro_rules! either {
     };
 }
 
-impl Session for Connection {
+impl Session for UrlConnection {
     type Connection = Self;
 
     fn connection(&mut self) -> &mut Self {
@@ -139,7 +182,7 @@ impl Session for Connection {
     }
 }
 
-impl TransactionControl for Connection {
+impl TransactionControl for UrlConnection {
     fn owner(&mut self) -> &mut Option<TransactionId> {
         either!(Self, self, |session| session.owner())
     }
@@ -212,7 +255,7 @@ impl TransactionControl for Connection {
 }
 
 impl UrlPool {
-    async fn connect(config: &Config) -> Result<Self, Error> {
+    async fn connect(config: &Config) -> Result<Self, PoolError> {
         let scheme = scheme::of(&config.url);
         match scheme.as_deref() {
             #[cfg(feature = "sqlite")]
@@ -222,7 +265,7 @@ impl UrlPool {
                 Ok(Self::Postgres(PostgresPool::connect(config).await?))
             }
             // The URL may contain a password, so the error repeats only its scheme.
-            _ => Err(Error::Url {
+            _ => Err(PoolError::Url {
                 reason: match &scheme {
                     Some(scheme) => format!("no backend for `{scheme}:`"),
                     None => "it names no backend".into(),
@@ -244,7 +287,7 @@ impl AtomicDatabase for UrlPool {
         either!(Self, self, |pool| pool.obstacle().await)
     }
 
-    async fn create_decisions(&self) -> Result<(), Error> {
+    async fn create_decisions(&self) -> Result<(), PoolError> {
         either!(Self, self, |pool| pool.create_decisions().await)
     }
 
@@ -281,14 +324,17 @@ impl AtomicDatabase for UrlPool {
 }
 
 impl TransactionPool for UrlPool {
-    type Session = Connection;
+    type Session = UrlConnection;
 
-    async fn session(&self, access: Access, wait: WaitPolicy) -> sqlx::Result<Connection> {
+    async fn session(&self, access: Access, wait: WaitPolicy) -> sqlx::Result<UrlConnection> {
         match self {
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(pool) => pool.session(access, wait).await.map(Connection::Sqlite),
+            Self::Sqlite(pool) => pool.session(access, wait).await.map(UrlConnection::Sqlite),
             #[cfg(feature = "postgres")]
-            Self::Postgres(pool) => pool.session(access, wait).await.map(Connection::Postgres),
+            Self::Postgres(pool) => pool
+                .session(access, wait)
+                .await
+                .map(UrlConnection::Postgres),
         }
     }
 
@@ -300,7 +346,7 @@ impl TransactionPool for UrlPool {
         either!(Self, self, |pool| pool.ready().await)
     }
 
-    async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
+    async fn migrate(&self, migrations: &Migrations) -> Result<(), PoolError> {
         either!(Self, self, |pool| pool.migrate(migrations).await)
     }
 
@@ -338,23 +384,23 @@ impl TransactionPool for UrlPool {
 
 #[rocket::async_trait]
 impl rocket_db_pools::Pool for UrlPool {
-    type Connection = Connection;
-    type Error = Error;
+    type Connection = UrlConnection;
+    type Error = PoolError;
 
-    async fn init(figment: &Figment) -> Result<Self, Error> {
+    async fn init(figment: &Figment) -> Result<Self, PoolError> {
         Self::connect(&figment.extract()?).await
     }
 
-    async fn get(&self) -> Result<Connection, Error> {
+    async fn get(&self) -> Result<UrlConnection, PoolError> {
         match self {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(pool) => rocket_db_pools::Pool::get(pool)
                 .await
-                .map(Connection::Sqlite),
+                .map(UrlConnection::Sqlite),
             #[cfg(feature = "postgres")]
             Self::Postgres(pool) => rocket_db_pools::Pool::get(pool)
                 .await
-                .map(Connection::Postgres),
+                .map(UrlConnection::Postgres),
         }
     }
 

@@ -26,6 +26,7 @@ pub enum Ended {
     Before,
     /// The server did not confirm that the session has ended. Until now the handler cannot have
     /// committed any changes.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     Unasked,
 }
 

@@ -9,7 +9,7 @@ use rocket::figment;
 /// Why a pool could not be opened, or could not provide a connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum PoolError {
     /// A setting in `Rocket.toml` or a `ROCKET_*` variable is missing or invalid.
     #[error("{}; correct it in Rocket.toml or in ROCKET_DATABASES", Setting(.0))]
     Config(#[from] Box<figment::Error>),
@@ -90,7 +90,7 @@ fn but_others(configured: &[String]) -> String {
     }
 }
 
-impl From<figment::Error> for Error {
+impl From<figment::Error> for PoolError {
     fn from(error: figment::Error) -> Self {
         Self::Config(Box::new(error))
     }

@@ -22,7 +22,7 @@ use super::OwnDatabases;
 #[cfg(feature = "postgres")]
 use super::health::Health;
 use super::{
-    Advice, Arrival, AtomicDatabase, AtomicHandle, Attachment, Error, Identity, Migrations,
+    Advice, Arrival, AtomicDatabase, AtomicHandle, Attachment, Identity, Migrations, PoolError,
     TransactionPool, TransactionalDatabase,
 };
 
@@ -114,7 +114,7 @@ impl<D: TransactionalDatabase> Initializer<D> {
         rocket: &Rocket<Build>,
         attached: &AttachedDatabases,
     ) -> Result<D::Pool, String> {
-        let refused = |error: Error| refusal::<D>(&error);
+        let refused = |error: PoolError| refusal::<D>(&error);
         if attached.contains::<D>() {
             return Err(attached_twice::<D>());
         }
@@ -151,14 +151,14 @@ fn refusal<D: Database>(error: &dyn Display) -> String {
 }
 
 /// Returns the configuration of `D`, with the defaults of rocket_db_pools.
-fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, Error> {
+fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, PoolError> {
     let key = format!("databases.{}", D::NAME);
     let figment = rocket.figment();
     // Check that the value is a table. Without this check figment would ignore a single value, and
     // the service would open the database that a source of lower priority names. The value may be a
     // URL with a password, so the error does not repeat it.
     let Ok(table) = figment.find_value(&key) else {
-        return Err(Error::NotConfigured {
+        return Err(PoolError::NotConfigured {
             name: D::NAME,
             configured: configured(figment),
         });

@@ -53,13 +53,12 @@ mod sqlite;
 mod testing;
 mod transaction;
 
-pub use by_url::{Connection, UrlPool};
+pub use by_url::{UrlConnection, UrlPool};
+pub use config::ConfigDuration;
 #[cfg(feature = "testing")]
 pub(crate) use config::IN_TESTS;
-pub use config::{Config, ConfigDuration, Synchronous};
 pub use durability::Durability;
-pub use ending::{Ended, Ending};
-pub use error::{Error, OpenError};
+pub use error::{OpenError, PoolError};
 pub use initializer::{Initializer, init};
 pub use pool::{Attachment, Identity, Migrations, TransactionPool, TransactionalDatabase};
 #[cfg(feature = "postgres")]
@@ -80,10 +79,12 @@ pub(crate) use atomic::{
     AtomicDatabase, AtomicHandle, Decided, Decider, DeciderId, Decision, DecisionId, Finished,
     GlobalId, InDoubt, SetUp,
 };
+pub(crate) use config::Config;
 #[doc(hidden)] // documented in `extend`, like the next ones
 pub use config::setting;
 pub(crate) use current_task::CurrentTask;
 pub(crate) use enclosing::within;
+pub(crate) use ending::{Ended, Ending};
 #[doc(hidden)]
 pub use error_class::ErrorClass;
 pub(crate) use error_class::{WAITS_FOR_ITSELF, is_conflict};

@@ -15,7 +15,7 @@ use super::health::Health;
 #[cfg(feature = "testing")]
 use super::testing::Template;
 use super::{
-    Access, Advice, AtomicDatabase, BeginOptions, Error, NotReady, Session, Transaction,
+    Access, Advice, AtomicDatabase, BeginOptions, NotReady, PoolError, Session, Transaction,
     TransactionControl, WaitPolicy,
 };
 
@@ -30,7 +30,9 @@ use super::{
     message = "`{Self}` is not a pool of `rocket_tx`",
     note = "use `rocket_tx::db::SqlitePool`, `rocket_tx::db::PostgresPool` or `rocket_tx::db::UrlPool`"
 )]
-pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error> + Clone {
+pub trait TransactionPool:
+    AtomicDatabase + rocket_db_pools::Pool<Error = PoolError> + Clone
+{
     /// A connection that was acquired from the pool.
     type Session: Session;
 
@@ -97,7 +99,10 @@ pub trait TransactionPool: AtomicDatabase + rocket_db_pools::Pool<Error = Error>
     fn ready(&self) -> impl Future<Output = Result<(), NotReady>> + Send;
 
     /// Runs the migrations. Several processes may do so at the same time.
-    fn migrate(&self, migrations: &Migrations) -> impl Future<Output = Result<(), Error>> + Send;
+    fn migrate(
+        &self,
+        migrations: &Migrations,
+    ) -> impl Future<Output = Result<(), PoolError>> + Send;
 
     /// Closes all connections. Unlike [`close`](rocket_db_pools::Pool::close), this does not wait for
     /// requests in flight.
@@ -203,7 +208,7 @@ impl Attachment {
 pub(super) async fn migrate_template(
     attachment: &OnceLock<Attachment>,
     migrator: &Arc<sqlx::migrate::Migrator>,
-) -> Result<(), Error> {
+) -> Result<(), PoolError> {
     match attachment.get().and_then(|it| it.template.as_ref()) {
         Some(template) => template.migrate(migrator).await,
         None => Ok(()),
@@ -227,14 +232,15 @@ pub(super) async fn close(attachment: &OnceLock<Attachment>, closing: impl Futur
 
 /// The migrations of one database, for each backend that it may use.
 ///
+/// [`migrate!`](sqlx::migrate!) works only in a package that itself depends on `sqlx`.
+///
 /// ```
 /// # #[cfg(all(feature = "sqlite", feature = "postgres"))] {
 /// use rocket_tx::db::Migrations;
-/// use rocket_tx::sqlx::migrate;
 ///
 /// let migrations = Migrations::new()
-///     .sqlite(migrate!("examples/migrations/notes"))
-///     .postgres(migrate!("examples/migrations/notes"));
+///     .sqlite(sqlx::migrate!("examples/migrations/notes"))
+///     .postgres(sqlx::migrate!("examples/migrations/notes"));
 /// # let _ = migrations;
 /// # }
 /// ```

@@ -22,6 +22,7 @@ use super::{Decided, Decision, Durability, Ended, Ending, GlobalId};
 /// The variants are ordered: each one guarantees everything that the earlier ones guarantee. SQLite
 /// transactions are always serializable, whichever variant is requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[non_exhaustive]
 pub enum Isolation {
     /// What the server is configured to: READ COMMITTED, unless the server says otherwise.
     #[default]
@@ -125,17 +126,40 @@ impl Default for WaitPolicy {
 /// ```
 /// use rocket_tx::db::{Access, BeginOptions, Isolation};
 ///
-/// let options = BeginOptions { access: Access::ReadOnly, ..BeginOptions::default() };
-/// assert_eq!(options.isolation, Isolation::Configured);
+/// let options = BeginOptions::new().access(Access::ReadOnly).isolation(Isolation::Serializable);
+/// # let _ = options;
 /// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BeginOptions {
-    /// Isolation from other transactions.
-    pub isolation: Isolation,
-    /// Whether the transaction may write.
-    pub access: Access,
-    /// How long to wait for a connection, and for a lock of another process.
-    pub wait: WaitPolicy,
+    pub(crate) isolation: Isolation,
+    pub(crate) access: Access,
+    pub(crate) wait: WaitPolicy,
+}
+
+impl BeginOptions {
+    /// Returns the default.
+    pub const fn new() -> Self {
+        Self {
+            isolation: Isolation::Configured,
+            access: Access::ReadWrite,
+            wait: WaitPolicy::QUEUE,
+        }
+    }
+
+    /// Sets the isolation from other transactions.
+    pub const fn isolation(self, isolation: Isolation) -> Self {
+        Self { isolation, ..self }
+    }
+
+    /// Sets whether the transaction may write.
+    pub const fn access(self, access: Access) -> Self {
+        Self { access, ..self }
+    }
+
+    /// Sets how long to wait for a connection, and for a lock of another process.
+    pub const fn wait(self, wait: WaitPolicy) -> Self {
+        Self { wait, ..self }
+    }
 }
 
 /// Why a commit failed, or why its outcome is unknown.
@@ -231,9 +255,9 @@ impl TransactionId {
 /// transaction: only settlement does that.
 ///
 /// ```compile_fail
-/// use rocket_tx::db::{Connection, Session};
+/// use rocket_tx::db::{Session, UrlConnection};
 ///
-/// async fn end(connection: &mut Connection) {
+/// async fn end(connection: &mut UrlConnection) {
 ///     let _ = connection.rollback().await;
 /// }
 /// ```
@@ -249,7 +273,7 @@ impl TransactionId {
 #[allow(private_bounds)]
 pub trait Session: TransactionControl + Send + Sync + 'static {
     /// The type that guards dereference to: sqlx's own connection type, or the [by-URL
-    /// enum](super::Connection).
+    /// enum](super::UrlConnection).
     type Connection: Send + Sync + 'static;
 
     /// Returns the connection.

@@ -75,7 +75,7 @@ where
 }
 
 /// A connection to the database `D` that only reads. Dereferences to the connection of sqlx, or to
-/// [`Connection`](crate::db::Connection) with a `UrlPool`.
+/// [`UrlConnection`](crate::db::UrlConnection) with a `UrlPool`.
 pub struct Reader<D: TransactionalDatabase>(pub(super) <D::Pool as TransactionPool>::Session);
 
 impl<D: TransactionalDatabase> Deref for Reader<D> {

@@ -10,6 +10,7 @@ use rocket::http::Status;
 ///
 /// Returned by [`SettleContext::response`](super::SettleContext::response).
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FinalResponse {
     /// The status.
     pub status: Status,
@@ -21,6 +22,7 @@ pub struct FinalResponse {
 
 /// The body of a [`FinalResponse`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FinalBody {
     /// All bytes of the body.
     Bytes(Vec<u8>),

@@ -46,8 +46,8 @@ pub use failure::{Error, Problem};
 pub use final_response::{FinalBody, FinalResponse};
 pub use guards::{Begin, Commit, Read, Rollback, Tx, bounded, problem_catchers};
 pub use monitor::{
-    Event, EventKind, FeedItem, Listener, Live, LiveTransaction, Observer, PreparedTransaction,
-    Step,
+    FeedEvent, FeedEventKind, FeedItem, Listener, Live, LiveTransaction, Observer,
+    PreparedTransaction, Step,
 };
 pub use registry::{
     AfterRollback, BeginStep, BorrowedTransaction, HookOutput, Mode, Outstanding, Phase, ReadOnly,

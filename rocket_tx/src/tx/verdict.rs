@@ -222,6 +222,7 @@ pub enum Action {
 
 /// The result of the settlement of one request.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SettlementReport {
     /// The request.
     pub request: RequestId,

@@ -1,14 +1,14 @@
 //! The rows of events and snapshots, for connections whose backend the URL selects.
 
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::with_backend;
 
 use super::rows::{EventRows, Row, Sealed, StreamRow};
 use super::stream::Append;
 
-impl Sealed for Connection {}
+impl Sealed for UrlConnection {}
 
-impl EventRows for Connection {
+impl EventRows for UrlConnection {
     async fn history(
         &mut self,
         stream: &str,

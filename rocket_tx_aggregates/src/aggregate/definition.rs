@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::entity::{Entity, check_id};
-use super::error::Error;
+use super::error::AggregateError;
 use super::event::{Event, EventRecord, Metadata, ReplayError};
 use super::stream::{History, Snapshot};
 
@@ -42,8 +42,8 @@ pub trait Aggregate:
     ///
     /// # Errors
     ///
-    /// [`Error::Id`] unless the id has 1 to 200 bytes and no control characters.
-    fn fresh(id: &str) -> Result<Self, Error> {
+    /// [`AggregateError::Id`] unless the id has 1 to 200 bytes and no control characters.
+    fn fresh(id: &str) -> Result<Self, AggregateError> {
         let mut aggregate = Self::default();
         *aggregate.entity_mut() = Entity::new(id)?;
         Ok(aggregate)
@@ -53,9 +53,10 @@ pub trait Aggregate:
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] if the event cannot be written as JSON. The state is then unchanged.
-    fn record<E: Event<Self>>(&mut self, event: E) -> Result<(), Error> {
-        let payload = serde_json::to_value(&event).map_err(|error| Error::Encode {
+    /// [`AggregateError::Encode`] if the event cannot be written as JSON. The state is then
+    /// unchanged.
+    fn record<E: Event<Self>>(&mut self, event: E) -> Result<(), AggregateError> {
+        let payload = serde_json::to_value(&event).map_err(|error| AggregateError::Encode {
             what: E::NAME,
             reason: error.to_string(),
         })?;
@@ -86,8 +87,8 @@ pub trait Aggregate:
     ///
     /// # Errors
     ///
-    /// [`Error::Id`].
-    fn stream(id: &str) -> Result<String, Error> {
+    /// [`AggregateError::Id`].
+    fn stream(id: &str) -> Result<String, AggregateError> {
         Ok(format!("{}:{}", Self::TYPE, check_id(id)?))
     }
 }
@@ -98,7 +99,7 @@ pub(super) fn replayed<A: Aggregate>(
     stream: &str,
     id: &str,
     history: &History,
-) -> Result<Option<A>, Error> {
+) -> Result<Option<A>, AggregateError> {
     let mut aggregate = match &history.snapshot {
         None if history.events.is_empty() => return Ok(None),
         None => A::default(),
@@ -107,7 +108,7 @@ pub(super) fn replayed<A: Aggregate>(
     let from = history.snapshot.as_ref().map_or(0, |it| it.sequence);
     *aggregate.entity_mut() = Entity::at(id, from);
     for event in &history.events {
-        let corrupt = |reason| Error::Corrupt {
+        let corrupt = |reason| AggregateError::Corrupt {
             stream: stream.to_owned(),
             sequence: event.sequence,
             reason,
@@ -125,8 +126,8 @@ pub(super) fn replayed<A: Aggregate>(
     Ok(Some(aggregate))
 }
 
-fn restored<A: Aggregate>(stream: &str, snapshot: &Snapshot) -> Result<A, Error> {
-    serde_json::from_str(&snapshot.state).map_err(|_| Error::Corrupt {
+fn restored<A: Aggregate>(stream: &str, snapshot: &Snapshot) -> Result<A, AggregateError> {
+    serde_json::from_str(&snapshot.state).map_err(|_| AggregateError::Corrupt {
         stream: stream.to_owned(),
         sequence: snapshot.sequence,
         reason: "the snapshot at this event does not match the aggregate".into(),
@@ -134,8 +135,8 @@ fn restored<A: Aggregate>(stream: &str, snapshot: &Snapshot) -> Result<A, Error>
 }
 
 /// Returns a snapshot of the current state.
-pub(super) fn snapshot_of<A: Aggregate>(aggregate: &A) -> Result<Snapshot, Error> {
-    let state = serde_json::to_string(aggregate).map_err(|error| Error::Encode {
+pub(super) fn snapshot_of<A: Aggregate>(aggregate: &A) -> Result<Snapshot, AggregateError> {
+    let state = serde_json::to_string(aggregate).map_err(|error| AggregateError::Encode {
         what: A::TYPE,
         reason: error.to_string(),
     })?;

@@ -1,6 +1,6 @@
 //! [`Entity`]: the id, version and new events that every aggregate has.
 
-use super::error::Error;
+use super::error::AggregateError;
 use super::event::EventRecord;
 use super::stream::HeldLease;
 
@@ -49,8 +49,8 @@ impl Entity {
     ///
     /// # Errors
     ///
-    /// [`Error::Id`] unless the id has 1 to 200 bytes and no control characters.
-    pub fn new(id: &str) -> Result<Self, Error> {
+    /// [`AggregateError::Id`] unless the id has 1 to 200 bytes and no control characters.
+    pub fn new(id: &str) -> Result<Self, AggregateError> {
         Ok(Self::at(check_id(id)?, 0))
     }
 
@@ -109,10 +109,10 @@ impl Entity {
 ///
 /// # Errors
 ///
-/// [`Error::Id`].
-pub(super) fn check_id(id: &str) -> Result<&str, Error> {
+/// [`AggregateError::Id`].
+pub(super) fn check_id(id: &str) -> Result<&str, AggregateError> {
     if id.is_empty() || id.len() > 200 || id.chars().any(char::is_control) {
-        return Err(Error::Id);
+        return Err(AggregateError::Id);
     }
     Ok(id)
 }

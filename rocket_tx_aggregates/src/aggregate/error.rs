@@ -7,7 +7,7 @@ use crate::lock::LockError;
 /// Why an aggregate was not loaded, or not committed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum AggregateError {
     /// The id is not valid. 422.
     #[error("the id is not valid: it must have 1 to 200 bytes and no control characters")]
     Id,
@@ -55,19 +55,19 @@ pub enum Error {
     Database(#[from] sqlx::Error),
 }
 
-impl From<Error> for rocket_tx::Error {
+impl From<AggregateError> for rocket_tx::Error {
     /// Maps each error to the status that its variant names. A lock, transaction or database error
     /// keeps the status that [`rocket_tx::Error`] gives it.
-    fn from(error: Error) -> Self {
+    fn from(error: AggregateError) -> Self {
         let status = match error {
-            Error::Id => Status::UnprocessableEntity,
-            Error::Conflict(_) => return Self::Conflict(error.to_string().into()),
-            Error::NoEvents(_) | Error::Corrupt { .. } | Error::Encode { .. } => {
-                Status::InternalServerError
-            }
-            Error::Lock(error) => return error.into(),
-            Error::Transaction(error) => return error,
-            Error::Database(error) => return error.into(),
+            AggregateError::Id => Status::UnprocessableEntity,
+            AggregateError::Conflict(_) => return Self::Conflict(error.to_string().into()),
+            AggregateError::NoEvents(_)
+            | AggregateError::Corrupt { .. }
+            | AggregateError::Encode { .. } => Status::InternalServerError,
+            AggregateError::Lock(error) => return error.into(),
+            AggregateError::Transaction(error) => return error,
+            AggregateError::Database(error) => return error.into(),
         };
         let reason = error.to_string().into();
         Self::Refused { status, reason }

@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
 use tracing::field::Empty;
 
-use super::error::Error;
+use super::error::AggregateError;
 use super::initializer::Shared;
 use super::order::Order;
 use super::rows::AggregateDatabase;
@@ -131,7 +131,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         self: &Arc<Self>,
         streams: &[&str],
         deadline: Deadline,
-    ) -> Result<Vec<HeldLease>, Error> {
+    ) -> Result<Vec<HeldLease>, AggregateError> {
         let owned: Vec<_> = streams.iter().map(|stream| self.owned(stream)).collect();
         let missing: Vec<&str> = streams
             .iter()
@@ -168,7 +168,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         self: &Arc<Self>,
         streams: &[&str],
         deadline: Deadline,
-    ) -> Result<Vec<Arc<LeaseHandle<D>>>, Error> {
+    ) -> Result<Vec<Arc<LeaseHandle<D>>>, AggregateError> {
         let Some(first) = streams.first() else {
             return Ok(Vec::new());
         };
@@ -217,7 +217,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         streams: &[&str],
         may_wait: bool,
         deadline: Deadline,
-    ) -> Result<Vec<LeaseOf<D>>, Error> {
+    ) -> Result<Vec<LeaseOf<D>>, AggregateError> {
         let locks = &self.shared.locks;
         let leases = match may_wait {
             true => locks.acquire_all_by(streams, deadline).await?,
@@ -258,7 +258,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
 
     /// Returns whether the request has an open transaction of `D` that already keeps other writers
     /// from `stream`, so that no lease is needed.
-    async fn excluded_by_transaction(&self, stream: &str) -> Result<bool, Error> {
+    async fn excluded_by_transaction(&self, stream: &str) -> Result<bool, AggregateError> {
         let Some((isolation, access)) = self.outstanding.open_mode::<D>() else {
             return Ok(false);
         };
@@ -291,7 +291,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
     }
 
     /// Stages appends until the request is settled: all of them, or none if one is a conflict.
-    pub(super) fn stage(&self, batch: Vec<Append>) -> Result<(), Error> {
+    pub(super) fn stage(&self, batch: Vec<Append>) -> Result<(), AggregateError> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(rocket_tx::Error::Settled.into());
@@ -302,7 +302,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
             let before = last.insert(stream, append.last());
             let before = before.or_else(|| state.staged.get(stream).map(Append::last));
             if before.is_some_and(|before| before != append.after) {
-                return Err(Error::Conflict(append.stream.clone()));
+                return Err(AggregateError::Conflict(append.stream.clone()));
             }
         }
         for mut append in batch {

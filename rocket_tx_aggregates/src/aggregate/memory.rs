@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-use super::error::Error;
+use super::error::AggregateError;
 use super::event::EventRecord;
 use super::repository::AsyncRepository;
 use super::store::EventStore;
@@ -41,7 +41,7 @@ impl InMemoryEventStore {
         self
     }
 
-    fn add(&self, batch: &[Append]) -> Result<(), Error> {
+    fn add(&self, batch: &[Append]) -> Result<(), AggregateError> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -53,7 +53,7 @@ impl InMemoryEventStore {
             let stored = stored.map_or(0, |stream| stream.events.len() as u64);
             let length = lengths.entry(&append.stream).or_insert(stored);
             if append.after != *length && !append.events.is_empty() {
-                return Err(Error::Conflict(append.stream.clone()));
+                return Err(AggregateError::Conflict(append.stream.clone()));
             }
             *length += append.events.len() as u64;
         }
@@ -73,7 +73,11 @@ impl InMemoryEventStore {
 }
 
 impl AsyncRepository for InMemoryEventStore {
-    async fn load(&self, stream: &str, snapshot_version: Option<u32>) -> Result<History, Error> {
+    async fn load(
+        &self,
+        stream: &str,
+        snapshot_version: Option<u32>,
+    ) -> Result<History, AggregateError> {
         let streams = self.streams.lock();
         let Some(stream) = streams.get(stream) else {
             return Ok(History::default());
@@ -90,11 +94,16 @@ impl AsyncRepository for InMemoryEventStore {
         })
     }
 
-    async fn append(&self, batch: Vec<Append>) -> Result<(), Error> {
+    async fn append(&self, batch: Vec<Append>) -> Result<(), AggregateError> {
         self.add(&batch)
     }
 
-    async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
+    async fn page(
+        &self,
+        stream: &str,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<EventRecord>, AggregateError> {
         let streams = self.streams.lock();
         let events = streams.get(stream).map_or(&[][..], |stream| &stream.events);
         let page = events.iter().filter(|event| event.sequence > after);
@@ -111,7 +120,7 @@ impl EventStore for InMemoryEventStore {
         &self,
         batch: Vec<Append>,
         fences: &[Fence],
-    ) -> Result<Vec<Option<ReleaseOutcome>>, Error> {
+    ) -> Result<Vec<Option<ReleaseOutcome>>, AggregateError> {
         self.add(&batch)?;
         Ok(fences.iter().map(|_| None).collect())
     }

@@ -85,7 +85,7 @@ pub mod testing;
 
 pub use definition::Aggregate;
 pub use entity::Entity;
-pub use error::Error;
+pub use error::AggregateError;
 pub use event::{Event, EventRecord, Metadata, ReplayError};
 pub use initializer::{Initializer, Leases, LoadObserver, init};
 pub use memory::InMemoryEventStore;

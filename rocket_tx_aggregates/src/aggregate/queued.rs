@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::error::Error;
+use super::error::AggregateError;
 use super::event::EventRecord;
 use super::repository::{AsyncRepository, AsyncUnlockableRepository};
 use super::store::EventStore;
@@ -58,7 +58,7 @@ impl<H: Hold> Drop for HoldSlot<H> {
 }
 
 impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R, M> {
-    async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, Error> {
+    async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, AggregateError> {
         let holds = self.locks.hold_all(streams).await?;
         let mut leases = HashMap::new();
         for hold in holds {
@@ -74,7 +74,11 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
         Ok(streams.iter().map(of).collect())
     }
 
-    async fn load(&self, stream: &str, snapshot_version: Option<u32>) -> Result<History, Error> {
+    async fn load(
+        &self,
+        stream: &str,
+        snapshot_version: Option<u32>,
+    ) -> Result<History, AggregateError> {
         self.store.load(stream, snapshot_version).await
     }
 
@@ -82,7 +86,7 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
         &self,
         streams: &[&str],
         snapshot_version: Option<u32>,
-    ) -> Result<Vec<History>, Error> {
+    ) -> Result<Vec<History>, AggregateError> {
         self.store.load_all(streams, snapshot_version).await
     }
 
@@ -90,7 +94,7 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
     ///
     /// If the future is dropped after the transaction has begun, the transaction may or may not be
     /// committed. The locks are released in both cases.
-    async fn append(&self, batch: Vec<Append>) -> Result<(), Error> {
+    async fn append(&self, batch: Vec<Append>) -> Result<(), AggregateError> {
         let slots: Vec<Arc<HoldSlot<M::Hold>>> = batch
             .iter()
             .filter_map(|append| append.lease.as_ref()?.downcast())
@@ -130,7 +134,12 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
         }
     }
 
-    async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
+    async fn page(
+        &self,
+        stream: &str,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<EventRecord>, AggregateError> {
         self.store.page(stream, after, limit).await
     }
 
@@ -140,7 +149,7 @@ impl<R: EventStore, M: AsyncLockManager> AsyncRepository for QueuedRepository<R,
 }
 
 impl<R: EventStore, M: AsyncLockManager> AsyncUnlockableRepository for QueuedRepository<R, M> {
-    async fn unlock(&self, stream: &str) -> Result<(), Error> {
+    async fn unlock(&self, stream: &str) -> Result<(), AggregateError> {
         let slot = self.slots.find(stream);
         let hold = slot.and_then(|slot| slot.hold.lock().take());
         match hold {

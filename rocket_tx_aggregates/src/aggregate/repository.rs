@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::definition::{Aggregate, replayed, snapshot_of};
-use super::error::Error;
+use super::error::AggregateError;
 use super::event::EventRecord;
 use super::stream::{Append, HeldLease, History};
 
@@ -19,11 +19,11 @@ pub trait AsyncRepository: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if a lease was not acquired. The leases taken before are released.
+    /// [`AggregateError::Lock`] if a lease was not acquired. The leases taken before are released.
     fn lease(
         &self,
         streams: &[&str],
-    ) -> impl Future<Output = Result<Vec<Option<HeldLease>>, Error>> + Send {
+    ) -> impl Future<Output = Result<Vec<Option<HeldLease>>, AggregateError>> + Send {
         let none = streams.iter().map(|_| None).collect();
         async { Ok(none) }
     }
@@ -32,12 +32,12 @@ pub trait AsyncRepository: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Corrupt`] if a payload is not JSON, [`Error::Database`].
+    /// [`AggregateError::Corrupt`] if a payload is not JSON, [`AggregateError::Database`].
     fn load(
         &self,
         stream: &str,
         snapshot_version: Option<u32>,
-    ) -> impl Future<Output = Result<History, Error>> + Send;
+    ) -> impl Future<Output = Result<History, AggregateError>> + Send;
 
     /// Reads several streams, in the order of `streams`. Repositories override it to read them with
     /// one query.
@@ -49,7 +49,7 @@ pub trait AsyncRepository: Send + Sync {
         &self,
         streams: &[&str],
         snapshot_version: Option<u32>,
-    ) -> impl Future<Output = Result<Vec<History>, Error>> + Send {
+    ) -> impl Future<Output = Result<Vec<History>, AggregateError>> + Send {
         async move {
             let mut all = Vec::with_capacity(streams.len());
             for stream in streams {
@@ -71,9 +71,10 @@ pub trait AsyncRepository: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if another writer has appended first; [`Error::Lock`] if a lease was
-    /// lost.
-    fn append(&self, batch: Vec<Append>) -> impl Future<Output = Result<(), Error>> + Send;
+    /// [`AggregateError::Conflict`] if another writer has appended first; [`AggregateError::Lock`]
+    /// if a lease was lost.
+    fn append(&self, batch: Vec<Append>)
+    -> impl Future<Output = Result<(), AggregateError>> + Send;
 
     /// Writes staged events now, so that the caller sees the error itself. Does nothing in a
     /// repository that does not stage events.
@@ -81,7 +82,7 @@ pub trait AsyncRepository: Send + Sync {
     /// # Errors
     ///
     /// As [`append`](Self::append).
-    fn flush(&self) -> impl Future<Output = Result<(), Error>> + Send {
+    fn flush(&self) -> impl Future<Output = Result<(), AggregateError>> + Send {
         async { Ok(()) }
     }
 
@@ -89,13 +90,13 @@ pub trait AsyncRepository: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Corrupt`], [`Error::Database`].
+    /// [`AggregateError::Corrupt`], [`AggregateError::Database`].
     fn page(
         &self,
         stream: &str,
         after: u64,
         limit: u32,
-    ) -> impl Future<Output = Result<Vec<EventRecord>, Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<EventRecord>, AggregateError>> + Send;
 
     /// Returns the number of events between snapshots; 0 means no snapshots.
     fn snapshot_every(&self) -> u64;
@@ -108,9 +109,9 @@ pub trait AsyncUnlockableRepository: AsyncRepository {
     ///
     /// # Errors
     ///
-    /// [`Error::Lock`] if the lease was lost before, or if its row could not be deleted and remains
-    /// until it expires.
-    fn unlock(&self, stream: &str) -> impl Future<Output = Result<(), Error>> + Send;
+    /// [`AggregateError::Lock`] if the lease was lost before, or if its row could not be deleted
+    /// and remains until it expires.
+    fn unlock(&self, stream: &str) -> impl Future<Output = Result<(), AggregateError>> + Send;
 
     /// Discards an aggregate without a commit, and releases the `lease` that it was loaded with.
     ///
@@ -121,7 +122,7 @@ pub trait AsyncUnlockableRepository: AsyncRepository {
         &self,
         stream: &str,
         lease: Option<HeldLease>,
-    ) -> impl Future<Output = Result<(), Error>> + Send {
+    ) -> impl Future<Output = Result<(), AggregateError>> + Send {
         async move {
             match lease {
                 Some(_) => self.unlock(stream).await,
@@ -148,7 +149,7 @@ pub trait AsyncUnlockableRepository: AsyncRepository {
 /// use rocket_tx_aggregates::aggregate::{AsyncAggregateRepository, InMemoryEventStore, Queueable};
 /// use rocket_tx_aggregates::lock::InMemoryAsyncLockManager;
 ///
-/// # async fn example() -> Result<(), rocket_tx_aggregates::aggregate::Error> {
+/// # async fn example() -> Result<(), rocket_tx_aggregates::aggregate::AggregateError> {
 /// let store = InMemoryEventStore::new().queued_async_with(InMemoryAsyncLockManager::new());
 /// let switches = AsyncAggregateRepository::<_, Switch>::new(store);
 ///
@@ -189,12 +190,13 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::Id`], [`Error::Lock`], [`Error::Corrupt`], and errors of the database.
+    /// [`AggregateError::Id`], [`AggregateError::Lock`], [`AggregateError::Corrupt`], and errors of
+    /// the database.
     ///
     /// # Cancellation
     ///
     /// Dropping the future releases the lease, once a statement that is under way has ended.
-    pub async fn get(&self, id: &str) -> Result<Option<A>, Error> {
+    pub async fn get(&self, id: &str) -> Result<Option<A>, AggregateError> {
         let mut all = self.get_all(&[id]).await?;
         Ok(all.pop().flatten())
     }
@@ -208,9 +210,9 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     /// # Errors
     ///
     /// As [`get`](Self::get). No lease is held then.
-    pub async fn get_all(&self, ids: &[&str]) -> Result<Vec<Option<A>>, Error> {
+    pub async fn get_all(&self, ids: &[&str]) -> Result<Vec<Option<A>>, AggregateError> {
         let streams = ids.iter().map(|id| A::stream(id));
-        let streams = streams.collect::<Result<Vec<String>, Error>>()?;
+        let streams = streams.collect::<Result<Vec<String>, AggregateError>>()?;
         let names: Vec<&str> = streams.iter().map(String::as_str).collect();
         let leases = self.repository.lease(&names).await?;
         let version = Some(A::SNAPSHOT_VERSION);
@@ -232,8 +234,8 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), except [`Error::Lock`].
-    pub async fn peek(&self, id: &str) -> Result<Option<A>, Error> {
+    /// As [`get`](Self::get), except [`AggregateError::Lock`].
+    pub async fn peek(&self, id: &str) -> Result<Option<A>, AggregateError> {
         self.read(&A::stream(id)?, id).await
     }
 
@@ -243,10 +245,10 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] if another writer has appended first; [`Error::Lock`] if the lease was
-    /// lost; [`Error::NoEvents`] if the aggregate is new and has no events. The aggregate is then
-    /// unchanged.
-    pub async fn commit(&self, aggregate: &mut A) -> Result<(), Error> {
+    /// [`AggregateError::Conflict`] if another writer has appended first; [`AggregateError::Lock`]
+    /// if the lease was lost; [`AggregateError::NoEvents`] if the aggregate is new and has no
+    /// events. The aggregate is then unchanged.
+    pub async fn commit(&self, aggregate: &mut A) -> Result<(), AggregateError> {
         self.commit_all(&mut [aggregate]).await
     }
 
@@ -255,9 +257,9 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     /// # Errors
     ///
     /// As [`commit`](Self::commit).
-    pub async fn commit_all(&self, aggregates: &mut [&mut A]) -> Result<(), Error> {
+    pub async fn commit_all(&self, aggregates: &mut [&mut A]) -> Result<(), AggregateError> {
         let batch = aggregates.iter().map(|aggregate| self.append_of(aggregate));
-        let batch = batch.collect::<Result<Vec<Append>, Error>>()?;
+        let batch = batch.collect::<Result<Vec<Append>, AggregateError>>()?;
         self.repository.append(batch).await?;
         for aggregate in aggregates {
             let entity = aggregate.entity_mut();
@@ -274,7 +276,7 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     ///
     /// As [`commit`](Self::commit). If the flush fails, or its future is dropped half-way, the
     /// request is rolled back, whatever its response.
-    pub async fn flush(&self) -> Result<(), Error> {
+    pub async fn flush(&self) -> Result<(), AggregateError> {
         self.repository.flush().await
     }
 
@@ -283,23 +285,28 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::Id`], [`Error::Corrupt`], and errors of the database.
+    /// [`AggregateError::Id`], [`AggregateError::Corrupt`], and errors of the database.
     pub async fn events(
         &self,
         id: &str,
         after: u64,
         limit: u32,
-    ) -> Result<Vec<EventRecord>, Error> {
+    ) -> Result<Vec<EventRecord>, AggregateError> {
         self.repository.page(&A::stream(id)?, after, limit).await
     }
 
-    async fn read(&self, stream: &str, id: &str) -> Result<Option<A>, Error> {
+    async fn read(&self, stream: &str, id: &str) -> Result<Option<A>, AggregateError> {
         let version = Some(A::SNAPSHOT_VERSION);
         let history = self.repository.load(stream, version).await?;
         self.rebuilt(stream, id, &history).await
     }
 
-    async fn rebuilt(&self, stream: &str, id: &str, history: &History) -> Result<Option<A>, Error> {
+    async fn rebuilt(
+        &self,
+        stream: &str,
+        id: &str,
+        history: &History,
+    ) -> Result<Option<A>, AggregateError> {
         match replayed(stream, id, history) {
             // A snapshot only saves time: replaying all events gives the same state.
             Err(error) if history.snapshot.is_some() => {
@@ -311,11 +318,11 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
         }
     }
 
-    fn append_of(&self, aggregate: &A) -> Result<Append, Error> {
+    fn append_of(&self, aggregate: &A) -> Result<Append, AggregateError> {
         let entity = aggregate.entity();
         let (before, after) = (entity.committed_version(), entity.version());
         if after == 0 {
-            return Err(Error::NoEvents(A::stream(entity.id())?));
+            return Err(AggregateError::NoEvents(A::stream(entity.id())?));
         }
         let every = self.repository.snapshot_every();
         let due = every > 0 && before / every < after / every;
@@ -337,7 +344,7 @@ impl<R: AsyncUnlockableRepository, A: Aggregate> AsyncAggregateRepository<R, A> 
     /// # Errors
     ///
     /// As [`unlock`](Self::unlock).
-    pub async fn abort(&self, mut aggregate: A) -> Result<(), Error> {
+    pub async fn abort(&self, mut aggregate: A) -> Result<(), AggregateError> {
         let lease = aggregate.entity_mut().lease.take();
         let stream = A::stream(aggregate.id())?;
         self.repository.abort(&stream, lease).await
@@ -347,9 +354,9 @@ impl<R: AsyncUnlockableRepository, A: Aggregate> AsyncAggregateRepository<R, A> 
     ///
     /// # Errors
     ///
-    /// [`Error::Id`]; [`Error::Lock`] if the lease was lost before, or if its row could not be
-    /// deleted and remains until it expires.
-    pub async fn unlock(&self, id: &str) -> Result<(), Error> {
+    /// [`AggregateError::Id`]; [`AggregateError::Lock`] if the lease was lost before, or if its row
+    /// could not be deleted and remains until it expires.
+    pub async fn unlock(&self, id: &str) -> Result<(), AggregateError> {
         self.repository.unlock(&A::stream(id)?).await
     }
 }

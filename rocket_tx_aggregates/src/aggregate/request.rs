@@ -12,7 +12,7 @@ use rocket_tx::tx::{Outstanding, ReadOnly};
 use rocket_tx::{Begin, Read, RequestId, Tx};
 
 use super::definition::Aggregate;
-use super::error::Error;
+use super::error::AggregateError;
 use super::event::EventRecord;
 use super::initializer::{LoadObserver, Shared};
 use super::leases::RequestLeases;
@@ -93,9 +93,9 @@ fn no_aggregates<D>() -> rocket_tx::Error {
 struct FlushGuard<'a>(Option<&'a Outstanding>);
 
 impl FlushGuard<'_> {
-    fn doom_by(&self, error: &Error) {
+    fn doom_by(&self, error: &AggregateError) {
         // A conflict dooms the request here, before `drop` does: only the first doom counts.
-        if let (Error::Conflict(_), Some(outstanding)) = (error, self.0) {
+        if let (AggregateError::Conflict(_), Some(outstanding)) = (error, self.0) {
             // This fails only if the verdict was reached already; then no doom can change it.
             let _settled = outstanding.doom(Status::Conflict, error.to_string());
         }
@@ -132,7 +132,7 @@ macro_rules! reading {
 }
 
 impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
-    async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, Error> {
+    async fn lease(&self, streams: &[&str]) -> Result<Vec<Option<HeldLease>>, AggregateError> {
         let outstanding = &self.leases.outstanding;
         outstanding.mark_used();
         let sorted = in_order(streams);
@@ -153,7 +153,11 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
         Ok(streams.iter().map(of).collect())
     }
 
-    async fn load(&self, stream: &str, snapshot_version: Option<u32>) -> Result<History, Error> {
+    async fn load(
+        &self,
+        stream: &str,
+        snapshot_version: Option<u32>,
+    ) -> Result<History, AggregateError> {
         let mut history = reading!(self.leases, |db| {
             load_from(db, stream, snapshot_version).await
         })?;
@@ -167,7 +171,7 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
         &self,
         streams: &[&str],
         snapshot_version: Option<u32>,
-    ) -> Result<Vec<History>, Error> {
+    ) -> Result<Vec<History>, AggregateError> {
         let mut histories = reading!(self.leases, |db| {
             load_all_from(db, streams, snapshot_version).await
         })?;
@@ -187,7 +191,7 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
         }
     }
 
-    async fn append(&self, mut batch: Vec<Append>) -> Result<(), Error> {
+    async fn append(&self, mut batch: Vec<Append>) -> Result<(), AggregateError> {
         let request: RequestId = self.leases.outstanding.request_id();
         for event in batch.iter_mut().flat_map(|append| &mut append.events) {
             let id = request.to_string();
@@ -202,7 +206,7 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
         self.leases.stage(batch)
     }
 
-    async fn flush(&self) -> Result<(), Error> {
+    async fn flush(&self) -> Result<(), AggregateError> {
         let begin = Begin::<D>::in_request(&self.leases.outstanding, self.leases.pool());
         let mut tx = begin.begin().await?;
         let staged = self.leases.flush();
@@ -215,7 +219,12 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
         written
     }
 
-    async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
+    async fn page(
+        &self,
+        stream: &str,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<EventRecord>, AggregateError> {
         reading!(self.leases, |db| page_from(db, stream, after, limit).await)
     }
 
@@ -227,7 +236,7 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
 impl<D: AggregateDatabase> AsyncUnlockableRepository for RequestRepository<D> {
     /// Releases the lease now, unless the request still needs it. Settlement releases it if events
     /// of the stream are staged or flushed, or if the request has a connection.
-    async fn unlock(&self, stream: &str) -> Result<(), Error> {
+    async fn unlock(&self, stream: &str) -> Result<(), AggregateError> {
         match self.leases.release_early(stream) {
             Some((lease, _done)) => Ok(lease.release().await?),
             None => Ok(()),

@@ -10,7 +10,7 @@ use rocket_db_pools::Database;
 use rocket_tx::db::Session;
 use sqlx::FromRow;
 
-use super::error::Error;
+use super::error::AggregateError;
 use super::event::EventRecord;
 use super::stream::{Append, History, Snapshot};
 use crate::lock::{LeasePool, statement};
@@ -144,10 +144,10 @@ fn unsigned(sequence: i64) -> u64 {
 }
 
 impl Row {
-    pub(super) fn event(self, stream: &str) -> Result<EventRecord, Error> {
+    pub(super) fn event(self, stream: &str) -> Result<EventRecord, AggregateError> {
         let sequence = unsigned(self.sequence);
         // The messages of serde and of the driver may quote the content, so they are left out.
-        let corrupt = |what: &str| Error::Corrupt {
+        let corrupt = |what: &str| AggregateError::Corrupt {
             stream: stream.to_owned(),
             sequence,
             reason: format!("its stored {what} is not valid"),
@@ -167,7 +167,10 @@ impl Row {
 }
 
 /// Builds the histories of `streams` from the rows of [`EventRows::histories`].
-pub(super) fn histories_of(streams: &[&str], rows: Vec<StreamRow>) -> Result<Vec<History>, Error> {
+pub(super) fn histories_of(
+    streams: &[&str],
+    rows: Vec<StreamRow>,
+) -> Result<Vec<History>, AggregateError> {
     let mut by_stream: HashMap<String, Vec<Row>> = HashMap::new();
     for StreamRow { stream, row } in rows {
         by_stream.entry(stream).or_default().push(row);
@@ -180,7 +183,7 @@ pub(super) fn histories_of(streams: &[&str], rows: Vec<StreamRow>) -> Result<Vec
 }
 
 /// Builds a history from the rows of [`EventRows::history`].
-pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Error> {
+pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, AggregateError> {
     let mut history = History::default();
     for row in rows {
         if row.name.as_deref() == Some("") {
@@ -299,8 +302,8 @@ macro_rules! rows {
     };
 }
 
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 rows!(sqlx::Sqlite, sqlx::SqliteConnection, "sqlite");
 
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 rows!(sqlx::Postgres, sqlx::PgConnection, "postgres");

@@ -6,7 +6,7 @@ use rocket_tx::db::{self, Access, BeginOptions, Migrations, Session, Transaction
 use sqlx::migrate;
 
 use super::definition::Aggregate;
-use super::error::Error;
+use super::error::AggregateError;
 use super::event::EventRecord;
 use super::projection::{Projection, Projections};
 use super::repository::AsyncRepository;
@@ -30,7 +30,7 @@ pub trait EventStore: AsyncRepository {
         &self,
         batch: Vec<Append>,
         fences: &[Fence],
-    ) -> impl Future<Output = Result<Vec<Option<ReleaseOutcome>>, Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<Option<ReleaseOutcome>>, AggregateError>> + Send;
 }
 
 /// The connection type to which the guards of the pool `P` dereference.
@@ -82,17 +82,17 @@ impl<P: AggregatePool> SqlEventStore<P> {
     /// # Errors
     ///
     /// Errors of the database.
-    pub async fn migrate(&self) -> Result<(), db::Error> {
+    pub async fn migrate(&self) -> Result<(), db::PoolError> {
         const TABLE: &str = "_aggregate_events_migrations";
 
         let migrations = Migrations::new();
-        #[cfg(feature = "sqlite")]
+        #[cfg(sqlite)]
         let migrations = {
             let mut migrator = migrate!("migrations/aggregates/sqlite");
             migrator.dangerous_set_table_name(TABLE);
             migrations.sqlite(migrator)
         };
-        #[cfg(feature = "postgres")]
+        #[cfg(postgres)]
         let migrations = {
             let mut migrator = migrate!("migrations/aggregates/postgres");
             migrator.dangerous_set_table_name(TABLE);
@@ -112,7 +112,7 @@ impl<P: AggregatePool> SqlEventStore<P> {
         &self,
         db: &mut ConnectionOf<P>,
         batch: Vec<Append>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), AggregateError> {
         let batch = in_stream_order(batch)?;
         if batch.is_empty() {
             return Ok(());
@@ -123,7 +123,7 @@ impl<P: AggregatePool> SqlEventStore<P> {
             ours.count() < append.events.len()
         };
         if let Some(append) = batch.iter().find(has_conflict) {
-            return Err(Error::Conflict(append.stream.clone()));
+            return Err(AggregateError::Conflict(append.stream.clone()));
         }
         if batch.iter().any(|append| append.snapshot.is_some()) {
             db.put_snapshots(&batch).await?;
@@ -137,8 +137,8 @@ impl<P: AggregatePool> SqlEventStore<P> {
 ///
 /// # Errors
 ///
-/// [`Error::Conflict`] if appends of one stream do not follow each other.
-fn in_stream_order(mut batch: Vec<Append>) -> Result<Vec<Append>, Error> {
+/// [`AggregateError::Conflict`] if appends of one stream do not follow each other.
+fn in_stream_order(mut batch: Vec<Append>) -> Result<Vec<Append>, AggregateError> {
     batch.retain(|append| !append.events.is_empty());
     batch.sort_by(|one, other| (&one.stream, one.after).cmp(&(&other.stream, other.after)));
     let mut joined: Vec<Append> = Vec::with_capacity(batch.len());
@@ -146,7 +146,7 @@ fn in_stream_order(mut batch: Vec<Append>) -> Result<Vec<Append>, Error> {
         match joined.last_mut() {
             Some(last) if last.stream == append.stream => {
                 if last.last() != append.after {
-                    return Err(Error::Conflict(append.stream));
+                    return Err(AggregateError::Conflict(append.stream));
                 }
                 last.extend(append);
             }
@@ -160,7 +160,7 @@ pub(super) async fn load_from<C: EventRows>(
     db: &mut C,
     stream: &str,
     snapshot_version: Option<u32>,
-) -> Result<History, Error> {
+) -> Result<History, AggregateError> {
     history_of(stream, db.history(stream, snapshot_version).await?)
 }
 
@@ -168,7 +168,7 @@ pub(super) async fn load_all_from<C: EventRows>(
     db: &mut C,
     streams: &[&str],
     snapshot_version: Option<u32>,
-) -> Result<Vec<History>, Error> {
+) -> Result<Vec<History>, AggregateError> {
     match streams {
         [] => Ok(Vec::new()),
         [stream] => Ok(vec![load_from(db, stream, snapshot_version).await?]),
@@ -181,7 +181,7 @@ pub(super) async fn page_from<C: EventRows>(
     stream: &str,
     after: u64,
     limit: u32,
-) -> Result<Vec<EventRecord>, Error> {
+) -> Result<Vec<EventRecord>, AggregateError> {
     let rows: Vec<Row> = db.page(stream, after, limit).await?;
     rows.into_iter().map(|row| row.event(stream)).collect()
 }
@@ -195,7 +195,7 @@ pub(super) async fn page_from<C: EventRows>(
 pub(super) async fn release_within<P: AggregatePool>(
     db: &mut ConnectionOf<P>,
     fences: &[&Fence],
-) -> Result<Vec<ReleaseOutcome>, Error> {
+) -> Result<Vec<ReleaseOutcome>, AggregateError> {
     let released = <P::Leases as LeaseStore>::release_within(db, fences).await?;
     match fences.iter().zip(&released).find(|(_, it)| !it.ours) {
         None => Ok(released),
@@ -204,7 +204,11 @@ pub(super) async fn release_within<P: AggregatePool>(
 }
 
 impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
-    async fn load(&self, stream: &str, snapshot_version: Option<u32>) -> Result<History, Error> {
+    async fn load(
+        &self,
+        stream: &str,
+        snapshot_version: Option<u32>,
+    ) -> Result<History, AggregateError> {
         let mut session = self
             .pool
             .session(Access::ReadOnly, WaitPolicy::QUEUE)
@@ -218,7 +222,7 @@ impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
         &self,
         streams: &[&str],
         snapshot_version: Option<u32>,
-    ) -> Result<Vec<History>, Error> {
+    ) -> Result<Vec<History>, AggregateError> {
         let mut session = self
             .pool
             .session(Access::ReadOnly, WaitPolicy::QUEUE)
@@ -228,11 +232,16 @@ impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
         Ok(histories)
     }
 
-    async fn append(&self, batch: Vec<Append>) -> Result<(), Error> {
+    async fn append(&self, batch: Vec<Append>) -> Result<(), AggregateError> {
         self.append_fenced(batch, &[]).await.map(drop)
     }
 
-    async fn page(&self, stream: &str, after: u64, limit: u32) -> Result<Vec<EventRecord>, Error> {
+    async fn page(
+        &self,
+        stream: &str,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<EventRecord>, AggregateError> {
         let mut session = self
             .pool
             .session(Access::ReadOnly, WaitPolicy::QUEUE)
@@ -250,7 +259,7 @@ impl<P: AggregatePool> EventStore for SqlEventStore<P> {
         &self,
         batch: Vec<Append>,
         fences: &[Fence],
-    ) -> Result<Vec<Option<ReleaseOutcome>>, Error> {
+    ) -> Result<Vec<Option<ReleaseOutcome>>, AggregateError> {
         if batch.iter().all(|append| append.events.is_empty()) {
             return Ok(fences.iter().map(|_| None).collect());
         }

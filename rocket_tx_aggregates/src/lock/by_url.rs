@@ -6,23 +6,23 @@ use rocket::futures::future::{BoxFuture, FutureExt};
 use tokio_util::sync::CancellationToken;
 
 use super::LeaseLockManager;
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 use super::PostgresLeases;
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 use super::SqliteLeases;
 use super::store::{
     Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome,
     Sealed, Token,
 };
-use rocket_tx::db::{self, Connection, Identity, UrlPool, WaitPolicy};
+use rocket_tx::db::{self, Identity, UrlConnection, UrlPool, WaitPolicy};
 
 /// Matches on the backend, with the same expression for both.
 macro_rules! either {
     ($kind:ident, $on:expr, |$inner:ident| $body:expr) => {
         match $on {
-            #[cfg(feature = "sqlite")]
+            #[cfg(sqlite)]
             $kind::Sqlite($inner) => $body,
-            #[cfg(feature = "postgres")]
+            #[cfg(postgres)]
             $kind::Postgres($inner) => $body,
         }
     };
@@ -43,9 +43,9 @@ impl LeasePool for UrlPool {
 
     fn leases(&self) -> UrlLeases {
         match self {
-            #[cfg(feature = "sqlite")]
+            #[cfg(sqlite)]
             Self::Sqlite(pool) => UrlLeases::Sqlite(pool.leases()),
-            #[cfg(feature = "postgres")]
+            #[cfg(postgres)]
             Self::Postgres(pool) => UrlLeases::Postgres(pool.leases()),
         }
     }
@@ -55,17 +55,17 @@ impl LeasePool for UrlPool {
 #[derive(Clone)]
 pub enum UrlLeases {
     /// In a SQLite file.
-    #[cfg(feature = "sqlite")]
+    #[cfg(sqlite)]
     Sqlite(SqliteLeases),
     /// In Postgres.
-    #[cfg(feature = "postgres")]
+    #[cfg(postgres)]
     Postgres(PostgresLeases),
 }
 
 impl Sealed for UrlLeases {}
 
 impl LeaseStore for UrlLeases {
-    type Session = Connection;
+    type Session = UrlConnection;
 
     fn database(&self) -> &Identity {
         either!(Self, self, |leases| leases.database())
@@ -84,15 +84,15 @@ impl LeaseStore for UrlLeases {
     }
 
     async fn exclusion(
-        connection: &mut Connection,
+        connection: &mut UrlConnection,
         key: &str,
         ours: Option<&Token>,
     ) -> sqlx::Result<Exclusion> {
         match connection {
-            #[cfg(feature = "sqlite")]
-            Connection::Sqlite(db) => SqliteLeases::exclusion(db, key, ours).await,
-            #[cfg(feature = "postgres")]
-            Connection::Postgres(db) => PostgresLeases::exclusion(db, key, ours).await,
+            #[cfg(sqlite)]
+            UrlConnection::Sqlite(db) => SqliteLeases::exclusion(db, key, ours).await,
+            #[cfg(postgres)]
+            UrlConnection::Postgres(db) => PostgresLeases::exclusion(db, key, ours).await,
         }
     }
 
@@ -105,14 +105,14 @@ impl LeaseStore for UrlLeases {
     }
 
     async fn release_within(
-        connection: &mut Connection,
+        connection: &mut UrlConnection,
         fences: &[&Fence],
     ) -> sqlx::Result<Vec<ReleaseOutcome>> {
         match connection {
-            #[cfg(feature = "sqlite")]
-            Connection::Sqlite(db) => SqliteLeases::release_within(db, fences).await,
-            #[cfg(feature = "postgres")]
-            Connection::Postgres(db) => PostgresLeases::release_within(db, fences).await,
+            #[cfg(sqlite)]
+            UrlConnection::Sqlite(db) => SqliteLeases::release_within(db, fences).await,
+            #[cfg(postgres)]
+            UrlConnection::Postgres(db) => PostgresLeases::release_within(db, fences).await,
         }
     }
 
@@ -146,7 +146,7 @@ impl LeaseStore for UrlLeases {
         either!(Self, self, |leases| leases.free(token).await)
     }
 
-    async fn migrate(&self) -> Result<(), db::Error> {
+    async fn migrate(&self) -> Result<(), db::PoolError> {
         either!(Self, self, |leases| leases.migrate().await)
     }
 

@@ -74,7 +74,7 @@ impl<T> Keyed<T> {
     }
 
     /// Calls `act` with every object.
-    #[cfg(feature = "postgres")]
+    #[cfg(postgres)]
     pub(crate) fn for_each(&self, act: impl FnMut(Arc<T>)) {
         // The references are dropped outside the mutex: dropping the last reference to an object
         // calls `forget`, which locks the mutex.

@@ -112,7 +112,7 @@ impl<S: LeaseStore> LeaseLockManager<S> {
     /// # Errors
     ///
     /// Errors of the database.
-    pub async fn migrate(&self) -> Result<(), rocket_tx::db::Error> {
+    pub async fn migrate(&self) -> Result<(), rocket_tx::db::PoolError> {
         self.store.migrate().await
     }
 

@@ -38,25 +38,25 @@ mod async_lock;
 mod by_url;
 mod deadline;
 mod error;
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 mod fencing;
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 mod file_waiters;
 mod gate;
 mod key;
 mod keyed;
 mod lease;
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 mod listener;
 mod manager;
 mod manual;
 mod memory;
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 mod postgres;
 mod renewal;
 mod run_to_end;
 mod sql;
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 mod sqlite;
 mod stats;
 mod store;
@@ -68,14 +68,15 @@ pub use lease::Lease;
 pub use manager::{LeaseLock, LeaseLockManager};
 pub use manual::ManualLock;
 pub use memory::{InMemoryAsyncLock, InMemoryAsyncLockManager, InMemoryHold};
-#[cfg(feature = "postgres")]
+#[cfg(postgres)]
 pub use postgres::{PostgresLeases, PostgresLockManager};
-#[cfg(feature = "sqlite")]
+#[cfg(sqlite)]
 pub use sqlite::{SqliteLeases, SqliteLockManager};
 pub use stats::LeaseStats;
-pub use store::{
-    Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome, Token,
-};
+pub use store::{Fence, LeasePool, LeaseRow, LeaseStore, Token};
+
+#[doc(hidden)] // only in the hidden methods of `LeaseStore`, which is sealed
+pub use store::{Attempt, Claim, Exclusion, Look, ReleaseOutcome};
 
 pub(crate) use async_lock::in_order;
 pub(crate) use deadline::Deadline;

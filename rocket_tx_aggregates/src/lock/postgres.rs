@@ -85,13 +85,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 fn sessions(settings: &Settings, most: u32, lock_timeout: Duration) -> Sessions {
     let lock_timeout = lock_timeout.max(Duration::from_millis(1));
     let settings = settings.clone().with_limit("lock_timeout", lock_timeout);
-    let limits = Limits {
-        most,
-        least: 0,
-        wait: Duration::from_secs(5),
-        idle: Duration::from_secs(600),
-    };
-    Sessions::new(settings, limits, Arc::default())
+    Sessions::new(settings, Limits::new(most), Arc::default())
 }
 
 /// Returns `true` if the error means that the row of the lease is contended: lock_not_available,
@@ -362,7 +356,7 @@ impl LeaseStore for PostgresLeases {
         .await
     }
 
-    async fn migrate(&self) -> Result<(), db::Error> {
+    async fn migrate(&self) -> Result<(), db::PoolError> {
         let mut migrator = migrate!("migrations/leases/postgres");
         migrator.dangerous_set_table_name("_aggregate_locks_migrations");
         self.requests
@@ -374,7 +368,7 @@ impl LeaseStore for PostgresLeases {
         let isolation: String = isolation.await?;
         match isolation.as_str() {
             "read committed" => Ok(()),
-            isolation => Err(db::Error::Isolation(isolation.to_owned())),
+            isolation => Err(db::PoolError::Isolation(isolation.to_owned())),
         }
     }
 

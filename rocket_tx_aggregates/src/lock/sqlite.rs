@@ -310,7 +310,7 @@ impl LeaseStore for SqliteLeases {
         Ok(!self.writer().await?.run(free).await?.is_empty())
     }
 
-    async fn migrate(&self) -> Result<(), db::Error> {
+    async fn migrate(&self) -> Result<(), db::PoolError> {
         let mut migrator = migrate!("migrations/leases/sqlite");
         migrator.dangerous_set_table_name("_aggregate_locks_migrations");
         self.pool.migrate(&Migrations::new().sqlite(migrator)).await

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 /// The counters of a lock manager since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LeaseStats {
     /// Leases acquired.
     pub acquired: u64,

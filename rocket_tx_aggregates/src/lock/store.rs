@@ -178,6 +178,7 @@ pub(super) fn attempts_of(claims: &[&Claim], taken: Vec<(String, Attempt)>) -> V
 /// A lease as it is shown to an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
+#[non_exhaustive]
 pub struct LeaseRow {
     /// The locked key.
     pub key: String,
@@ -210,16 +211,19 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
     type Session: Session;
 
     /// Returns the identity of the database.
+    #[doc(hidden)]
     fn database(&self) -> &Identity;
 
     /// Returns `true` if transactions with a fence must be READ COMMITTED. On such a database a
     /// stricter transaction cannot delete a row that was renewed after the transaction's snapshot.
+    #[doc(hidden)]
     fn needs_read_committed(&self) -> bool;
 
     /// Tries once to take a lease. A busy row is reported as [`Attempt::Held`]. With
     /// [`WaitPolicy::FAIL_FAST`] the attempt does not wait for a connection that a request could
     /// hold: if none is free, the lease is reported as held. `marks`: the row of another holder is
     /// marked as wanted.
+    #[doc(hidden)]
     fn take(
         &self,
         claim: &Claim,
@@ -232,6 +236,7 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
     ///
     /// Takes the keys before the first one that is [`Attempt::Held`]. In a race it also takes keys
     /// after that one, and the caller must then release these. Marks no row as wanted.
+    #[doc(hidden)]
     fn take_all(
         &self,
         claims: &[&Claim],
@@ -240,6 +245,7 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
 
     /// Returns whether an open transaction keeps other holders from `key`. A lease with the token
     /// `ours` does not count as that of another holder.
+    #[doc(hidden)]
     fn exclusion(
         connection: &mut <Self::Session as Session>::Connection,
         key: &str,
@@ -249,6 +255,7 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
     /// Sets the expiry to one time to live from now. Returns `false` if the row is not ours any
     /// more. Once `stopped` is cancelled, the method stops waiting in a queue that it shares with
     /// requests, and returns an error.
+    #[doc(hidden)]
     fn renew(
         &self,
         claim: &Claim,
@@ -257,6 +264,7 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
 
     /// Deletes the row if it is still ours. `wakes`: if the row was wanted, the waiters in other
     /// processes are woken.
+    #[doc(hidden)]
     fn release(
         &self,
         key: &str,
@@ -267,45 +275,57 @@ pub trait LeaseStore: Sealed + Clone + Send + Sync + 'static {
     /// Deletes the rows that are still ours inside a transaction, with one statement. Returns the
     /// outcomes in the order of `fences`. After the commit, the caller calls
     /// [`notify_waiters`](Self::notify_waiters) for each row that was wanted.
+    #[doc(hidden)]
     fn release_within(
         connection: &mut <Self::Session as Session>::Connection,
         fences: &[&Fence],
     ) -> impl Future<Output = sqlx::Result<Vec<ReleaseOutcome>>> + Send;
 
     /// Wakes the waiters for a key in other processes, if that is possible.
+    #[doc(hidden)]
     fn notify_waiters(&self, key: &str) -> impl Future<Output = sqlx::Result<()>> + Send;
 
     /// Looks at the row of another holder, and marks it as wanted if no transaction is changing it.
+    #[doc(hidden)]
     fn want(&self, claim: &Claim) -> impl Future<Output = sqlx::Result<Look>> + Send;
 
     /// Returns `true` if waiters in other processes can be woken.
+    #[doc(hidden)]
     fn wakes_waiters(&self) -> bool;
 
     /// Returns a future that resolves when the key may have become free after this call. The future
     /// may resolve without a reason, or never: waiters also try again after the retry interval.
+    #[doc(hidden)]
     fn wait_for_release(&self, key: &str) -> impl Future<Output = ()> + Send + 'static;
 
     /// Deletes rows that expired more than `grace` ago, except locked ones, and returns their
     /// number.
+    #[doc(hidden)]
     fn sweep(&self, grace: Duration) -> impl Future<Output = sqlx::Result<u64>> + Send;
 
     /// Returns all leases, sorted by key.
+    #[doc(hidden)]
     fn list(&self) -> impl Future<Output = sqlx::Result<Vec<LeaseRow>>> + Send;
 
     /// Frees a lease by its token. Returns `false` if there is no such lease.
+    #[doc(hidden)]
     fn free(&self, token: &Token) -> impl Future<Output = sqlx::Result<bool>> + Send;
 
     /// Creates the tables of the leases, or brings them up to date.
-    fn migrate(&self) -> impl Future<Output = Result<(), rocket_tx::db::Error>> + Send;
+    #[doc(hidden)]
+    fn migrate(&self) -> impl Future<Output = Result<(), rocket_tx::db::PoolError>> + Send;
 
     /// Sets the retry interval: how long one attempt may wait for a locked row.
+    #[doc(hidden)]
     fn set_retry_interval(&mut self, interval: Duration);
 
     /// Sets the most connections for lease statements, if the database has such connections.
+    #[doc(hidden)]
     fn set_max_connections(&mut self, number: u32);
 
     /// Runs `work` in a separate task. The shutdown waits for this task before it closes the
     /// database.
+    #[doc(hidden)]
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static);
 }
 

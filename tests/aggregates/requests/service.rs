@@ -68,7 +68,10 @@ async fn stale(id: &str, counters: Counters) -> Result<Status, Error> {
     two.record(Added { number: 2 })?;
     counters.commit(&mut one).await?;
     let refused = counters.commit(&mut two).await;
-    assert!(matches!(refused, Err(aggregate::Error::Conflict(_))));
+    assert!(matches!(
+        refused,
+        Err(aggregate::AggregateError::Conflict(_))
+    ));
     assert_eq!(two.entity().new_events().len(), 1, "unchanged");
     Ok(Status::Ok)
 }
@@ -172,7 +175,10 @@ async fn flush(id: &str, counters: Counters, audit: Begin<Audit>) -> Result<Stat
     counters.commit(&mut stale).await?;
     // The handler gets the error, and may choose the response.
     let refused = counters.flush().await;
-    assert!(matches!(refused, Err(aggregate::Error::Conflict(_))));
+    assert!(matches!(
+        refused,
+        Err(aggregate::AggregateError::Conflict(_))
+    ));
     drop(audit.begin().await?);
     Ok(Status::Conflict)
 }

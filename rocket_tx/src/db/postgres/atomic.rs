@@ -15,7 +15,7 @@ use crate::db::atomic::{
     AtomicDatabase, Decided, Decider, DeciderId, DecisionId, Finished, GlobalId, InDoubt,
     has_only_known_participants, parse_id,
 };
-use crate::db::{Backend, Error, Migrations, TransactionPool};
+use crate::db::{Backend, Migrations, PoolError, TransactionPool};
 
 /// Limits each method. A decision can wait for the transaction of a late decider.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -72,7 +72,7 @@ impl AtomicDatabase for PostgresPool {
         })
     }
 
-    async fn create_decisions(&self) -> Result<(), Error> {
+    async fn create_decisions(&self) -> Result<(), PoolError> {
         let mut migrator = migrate!("migrations/decisions/postgres");
         migrator.dangerous_set_table_name("_rocket_tx_decisions_migrations");
         self.migrate(&Migrations::new().postgres(migrator)).await

@@ -49,8 +49,8 @@ use self::settings::{GUARD, SetBy};
 use super::Backend;
 use super::config::SLOW;
 use super::{
-    Access, Attachment, Config, Error, Identity, Migrations, NotReady, OpenError, TransactionPool,
-    WaitPolicy, pool, scheme,
+    Access, Attachment, Config, Identity, Migrations, NotReady, OpenError, PoolError,
+    TransactionPool, WaitPolicy, pool, scheme,
 };
 
 /// A Postgres database: at most `max_connections` sessions for transactions, and as many read-only
@@ -70,15 +70,13 @@ struct Inner {
 }
 
 impl PostgresPool {
-    pub(super) async fn connect(config: &Config) -> Result<Self, Error> {
+    pub(super) async fn connect(config: &Config) -> Result<Self, PoolError> {
         let options = connect_options(config)?;
-        let limits = Limits {
-            most: config.max_connections,
-            least: config.min_connections,
-            wait: config.connect_timeout.0,
-            idle: config
-                .idle_timeout
-                .map_or(Duration::from_secs(600), |timeout| timeout.0),
+        let wait = config.connect_timeout.0;
+        let limits = Limits::new(config.max_connections).wait(wait);
+        let limits = match config.idle_timeout {
+            Some(timeout) => limits.idle(timeout.0),
+            None => limits,
         };
         let Opened {
             settings,
@@ -86,20 +84,21 @@ impl PostgresPool {
         } = pooler::open(
             settings(&options, SetBy::Startup, config).guarding_writes(),
             settings(&options, SetBy::Statements, config).guarding_writes(),
-            limits.wait,
+            wait,
         )
         .await?;
-        let identity = timeout(limits.wait, identity(&mut first.connection))
+        let identity = timeout(wait, identity(&mut first.connection))
             .await
-            .unwrap_or_else(|_| Err(no_reply(limits.wait)))
+            .unwrap_or_else(|_| Err(no_reply(wait)))
             .map_err(OpenError::Database)?;
         let attachment = Arc::new(OnceLock::new());
         let unguarded = settings.clone().unguarded();
         let readers = unguarded.clone().with(GUARD, "on");
-        let reader_limits = Limits { least: 0, ..limits };
+        let limits_of_writers = limits.least(config.min_connections);
         Ok(Self(Arc::new(Inner {
-            sessions: Sessions::new(settings, limits, Arc::clone(&attachment)).with(first),
-            readers: Sessions::new(readers, reader_limits, Arc::clone(&attachment)),
+            sessions: Sessions::new(settings, limits_of_writers, Arc::clone(&attachment))
+                .with(first),
+            readers: Sessions::new(readers, limits, Arc::clone(&attachment)),
             settings: unguarded,
             identity,
             attachment,
@@ -122,8 +121,8 @@ impl PostgresPool {
     }
 }
 
-fn connect_options(config: &Config) -> Result<PgConnectOptions, Error> {
-    let url = |reason: String, advice| Error::Url { reason, advice };
+fn connect_options(config: &Config) -> Result<PgConnectOptions, PoolError> {
+    let url = |reason: String, advice| PoolError::Url { reason, advice };
     // The driver accepts every scheme, and connects to localhost if there is no host.
     if let Some(scheme) = scheme::of(&config.url)
         && !["postgres", "postgresql"].contains(&&*scheme)
@@ -220,7 +219,7 @@ impl TransactionPool for PostgresPool {
         self.0.probe.ready(self.settings()).await
     }
 
-    async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
+    async fn migrate(&self, migrations: &Migrations) -> Result<(), PoolError> {
         let Some(migrator) = &migrations.postgres else {
             return Ok(());
         };
@@ -238,7 +237,7 @@ impl TransactionPool for PostgresPool {
             .run_direct(None, &mut session.connection, false)
             .await;
         session::close_quietly(session).await;
-        result.map_err(|source| Error::Migrate {
+        result.map_err(|source| PoolError::Migrate {
             source,
             remains: "the failed migration changed nothing, those before it remain applied",
         })
@@ -267,13 +266,13 @@ impl TransactionPool for PostgresPool {
 #[rocket::async_trait]
 impl rocket_db_pools::Pool for PostgresPool {
     type Connection = PostgresSession;
-    type Error = Error;
+    type Error = PoolError;
 
-    async fn init(figment: &Figment) -> Result<Self, Error> {
+    async fn init(figment: &Figment) -> Result<Self, PoolError> {
         Self::connect(&figment.extract()?).await
     }
 
-    async fn get(&self) -> Result<PostgresSession, Error> {
+    async fn get(&self) -> Result<PostgresSession, PoolError> {
         let mut session = self.plain(&self.0.sessions, WaitPolicy::QUEUE).await?;
         transaction::unguard(&mut session).await?;
         Ok(session)

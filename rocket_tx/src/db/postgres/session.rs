@@ -147,6 +147,7 @@ fn is_final(error: &sqlx::Error) -> bool {
 
 /// What happens to a session when its user returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum OnReturn {
     /// The next user gets the session at once. It has just passed the clean-up, or it ran only
     /// statements of this library and all of them got replies.

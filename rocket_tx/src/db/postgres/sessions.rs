@@ -36,18 +36,43 @@ const OLDEST: Duration = Duration::from_secs(30 * 60);
 /// Limits on the number of sessions, and on the time to wait for one and to keep one idle.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// The maximum number of sessions.
-    pub most: u32,
-    /// The number of sessions that stay open while idle.
-    pub least: u32,
-    /// How long a request waits for a session, including the time to open a new one.
-    pub wait: Duration,
-    /// How long a session may be idle before it is closed.
-    pub idle: Duration,
+    most: u32,
+    least: u32,
+    wait: Duration,
+    idle: Duration,
+}
+
+impl Limits {
+    /// Allows `most` sessions. No session stays open while idle for longer than 10 min, and a
+    /// request waits for a session for at most 5 s.
+    pub fn new(most: u32) -> Self {
+        Self {
+            most,
+            least: 0,
+            wait: Duration::from_secs(5),
+            idle: Duration::from_secs(600),
+        }
+    }
+
+    /// Sets the number of sessions that stay open while idle.
+    pub fn least(self, least: u32) -> Self {
+        Self { least, ..self }
+    }
+
+    /// Sets how long a request waits for a session, including the time to open a new one.
+    pub fn wait(self, wait: Duration) -> Self {
+        Self { wait, ..self }
+    }
+
+    /// Sets how long a session may be idle before it is closed.
+    pub fn idle(self, idle: Duration) -> Self {
+        Self { idle, ..self }
+    }
 }
 
 /// Whether `acquire` may return a session that may have died while it was idle.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Liveness {
     /// Yes: BEGIN is its first statement, and detects a dead session.
     Unchecked,

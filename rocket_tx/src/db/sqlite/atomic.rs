@@ -11,7 +11,7 @@ use crate::db::atomic::{
     has_only_known_participants, parse_id,
 };
 use crate::db::{
-    Access, Backend, BeginOptions, CommitError, Error, Isolation, Migrations, Session,
+    Access, Backend, BeginOptions, CommitError, Isolation, Migrations, PoolError, Session,
     TransactionPool, WaitPolicy,
 };
 
@@ -34,7 +34,7 @@ impl AtomicDatabase for SqlitePool {
         Ok(Some("SQLite cannot prepare transactions"))
     }
 
-    async fn create_decisions(&self) -> Result<(), Error> {
+    async fn create_decisions(&self) -> Result<(), PoolError> {
         let mut migrator = migrate!("migrations/decisions/sqlite");
         migrator.dangerous_set_table_name("_rocket_tx_decisions_migrations");
         self.migrate(&Migrations::new().sqlite(migrator)).await

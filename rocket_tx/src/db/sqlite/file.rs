@@ -14,7 +14,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, Executor};
 
-use crate::db::{Error, FullJitter, OpenError};
+use crate::db::{FullJitter, OpenError, PoolError};
 
 /// How long one attempt waits inside SQLite. It is short, so that the limit on the total time
 /// holds.
@@ -86,7 +86,7 @@ impl SqliteFile {
     /// Runs the migrations in one `BEGIN IMMEDIATE` transaction on one connection. Afterwards
     /// either all of them are applied or the file is unchanged. Other processes that write wait
     /// meanwhile.
-    pub(in crate::db) async fn migrate(&self, migrator: &Migrator) -> Result<(), Error> {
+    pub(in crate::db) async fn migrate(&self, migrator: &Migrator) -> Result<(), PoolError> {
         self.with_retries(|| async {
             let mut connection = self.connect().await?;
             let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
@@ -98,9 +98,9 @@ impl SqliteFile {
         .await
         .map_err(|error| match error {
             MigrateError::Execute(error) if is_sqlite_busy(&error) => {
-                Error::Open(self.explain(error))
+                PoolError::Open(self.explain(error))
             }
-            source => Error::Migrate {
+            source => PoolError::Migrate {
                 source,
                 remains: "nothing was changed",
             },

@@ -65,8 +65,8 @@ use crate::db::enclosing::is_within;
 use crate::db::error_class::waits_for_itself;
 use crate::db::{
     Access, Attachment, BeginOptions, CommitError, Config, Decided, Decision, Durability, Ending,
-    Error, GlobalId, Identity, Migrations, NotReady, RollbackError, Session, TransactionControl,
-    TransactionId, TransactionPool, WaitPolicy, pool, scheme,
+    GlobalId, Identity, Migrations, NotReady, PoolError, RollbackError, Session,
+    TransactionControl, TransactionId, TransactionPool, WaitPolicy, pool, scheme,
 };
 
 type Manager = <Sqlite as sqlx::Database>::TransactionManager;
@@ -243,7 +243,7 @@ impl TransactionControl for SqliteSession {
 }
 
 impl SqlitePool {
-    pub(super) async fn connect(config: &Config) -> Result<Self, Error> {
+    pub(super) async fn connect(config: &Config) -> Result<Self, PoolError> {
         let busy_timeout = config.busy_timeout.0;
         let options = connect_options(config)?;
         let filename = options.get_filename().to_owned();
@@ -349,8 +349,8 @@ fn level(synchronous: Synchronous) -> SqliteSynchronous {
 /// would then block requests that do not use this database.
 const QUEUE: usize = isize::MAX.unsigned_abs();
 
-fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
-    let url = |reason: String, advice| Error::Url { reason, advice };
+fn connect_options(config: &Config) -> Result<SqliteConnectOptions, PoolError> {
+    let url = |reason: String, advice| PoolError::Url { reason, advice };
     let options = SqliteConnectOptions::from_str(&url_of_file(&config.url)?)
         .map_err(|error| url(error.to_string(), "write it as sqlite:path/to/file.db"))?;
     let parameters = config.url.split_once('?').map_or("", |(_, after)| after);
@@ -400,11 +400,11 @@ fn connect_options(config: &Config) -> Result<SqliteConnectOptions, Error> {
 ///
 /// The URL has a scheme that is not `sqlite`. The URL may contain a password, so the error repeats
 /// only its scheme.
-fn url_of_file(url: &str) -> Result<Cow<'_, str>, Error> {
+fn url_of_file(url: &str) -> Result<Cow<'_, str>, PoolError> {
     match scheme::split(url) {
         None => Ok(url.into()),
         Some((scheme, rest)) if scheme == "sqlite" => Ok(format!("sqlite:{rest}").into()),
-        Some((scheme, _)) => Err(Error::Url {
+        Some((scheme, _)) => Err(PoolError::Url {
             reason: format!("`{scheme}:` is not a scheme of `SqlitePool`"),
             advice: "write sqlite:path/to/file.db for a file; for a Postgres database, declare \
                      the database with `PostgresPool` or `UrlPool`",
@@ -452,7 +452,7 @@ impl TransactionPool for SqlitePool {
         self.0.probe.ready(self.0.file.path()).await
     }
 
-    async fn migrate(&self, migrations: &Migrations) -> Result<(), Error> {
+    async fn migrate(&self, migrations: &Migrations) -> Result<(), PoolError> {
         match &migrations.sqlite {
             Some(migrator) => {
                 #[cfg(feature = "testing")]
@@ -492,13 +492,13 @@ impl TransactionPool for SqlitePool {
 #[rocket::async_trait]
 impl rocket_db_pools::Pool for SqlitePool {
     type Connection = SqliteSession;
-    type Error = Error;
+    type Error = PoolError;
 
-    async fn init(figment: &Figment) -> Result<Self, Error> {
+    async fn init(figment: &Figment) -> Result<Self, PoolError> {
         Self::connect(&figment.extract()?).await
     }
 
-    async fn get(&self) -> Result<SqliteSession, Error> {
+    async fn get(&self) -> Result<SqliteSession, PoolError> {
         Ok(self.session(Access::ReadOnly, WaitPolicy::QUEUE).await?)
     }
 

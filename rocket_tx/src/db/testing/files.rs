@@ -28,7 +28,7 @@ use tokio::sync::{Mutex, OnceCell};
 use super::template::{self, Fingerprint, PROGRAM};
 use super::{TestDatabaseError, workshop};
 use crate::db::sqlite::SqliteFile;
-use crate::db::{Error, OpenError};
+use crate::db::{OpenError, PoolError};
 
 /// A template that no test program has built for this long is removed.
 const OLD: Duration = Duration::from_secs(24 * 60 * 60);
@@ -117,14 +117,14 @@ impl fmt::Debug for Template {
 }
 
 impl Template {
-    pub(super) async fn migrate(&self, migrator: &Arc<Migrator>) -> Result<(), Error> {
+    pub(super) async fn migrate(&self, migrator: &Arc<Migrator>) -> Result<(), PoolError> {
         let (template, migrator) = (self.clone(), Arc::clone(migrator));
         workshop::run(async move { template.build(&migrator).await }).await
     }
 
     /// Runs the migrations in a copy of the template, which then takes the place of the template.
     /// Other processes copy either the old or the new file, and never one that is being written.
-    async fn build(&self, migrator: &Migrator) -> Result<(), Error> {
+    async fn build(&self, migrator: &Migrator) -> Result<(), PoolError> {
         let fingerprint = Fingerprint::of(migrator);
         let mut known = self.folder.known.lock().await;
         let has = known.entry(self.path.clone()).or_default();
@@ -166,7 +166,7 @@ impl Template {
             path: folder.join(format!("{name}.db")),
             folder,
         };
-        self.copy_to(&own.path).map_err(Error::from)?;
+        self.copy_to(&own.path).map_err(PoolError::from)?;
         Ok(own)
     }
 }

@@ -63,5 +63,5 @@ pub(crate) enum TestDatabaseError {
     },
 
     #[error("{0}")]
-    Template(#[from] super::Error),
+    Template(#[from] super::PoolError),
 }

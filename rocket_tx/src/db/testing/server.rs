@@ -26,7 +26,7 @@ use super::drops;
 use super::template::{self, Fingerprint};
 use super::{TestDatabaseError, url, workshop};
 use crate::db::postgres::connect_with_retries;
-use crate::db::{Error, OpenError};
+use crate::db::{OpenError, PoolError};
 
 /// The first key of the advisory locks of test processes: `rtxr`.
 pub(super) const RUNS: i32 = 0x7274_7872;
@@ -209,7 +209,7 @@ impl fmt::Debug for Template {
 }
 
 impl Template {
-    pub(super) async fn migrate(&self, migrator: &Arc<Migrator>) -> Result<(), Error> {
+    pub(super) async fn migrate(&self, migrator: &Arc<Migrator>) -> Result<(), PoolError> {
         let (template, migrator) = (self.clone(), Arc::clone(migrator));
         workshop::run(async move { template.build(Some(&migrator)).await }).await
     }
@@ -237,7 +237,7 @@ impl Template {
         let server = &self.server;
         let built = self.build(migrator).await;
         built.map_err(|error| match error {
-            Error::Open(OpenError::Database(error)) => server.explain(error),
+            PoolError::Open(OpenError::Database(error)) => server.explain(error),
             error => error.into(),
         })?;
         let number = server.next.fetch_add(1, Ordering::Relaxed);
@@ -262,7 +262,7 @@ impl Template {
     }
 
     /// Creates the template if it does not exist, and runs the migrations that it does not have.
-    async fn build(&self, migrator: Option<&Migrator>) -> Result<(), Error> {
+    async fn build(&self, migrator: Option<&Migrator>) -> Result<(), PoolError> {
         let wanted = migrator.map(Fingerprint::of);
         if let Some(known) = self.server.known.lock().get(&self.name)
             && wanted.is_none_or(|wanted| known.contains(&wanted))
@@ -287,7 +287,7 @@ impl Template {
         &self,
         admin: &mut PgConnection,
         migrator: Option<&Migrator>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), PoolError> {
         let mut has = match self.stored(admin).await.map_err(opening)? {
             Some(has) => has,
             None => {
@@ -305,7 +305,7 @@ impl Template {
             let mut connection = session(&options).await.map_err(opening)?;
             let migrated = migrator.run_direct(None, &mut connection, false).await;
             let _closes_anyway = connection.close().await;
-            migrated.map_err(|source| Error::Migrate {
+            migrated.map_err(|source| PoolError::Migrate {
                 source,
                 remains: "nothing remains of them in the databases of tests",
             })?;
@@ -367,7 +367,7 @@ pub(super) fn key_of(name: &str) -> i32 {
     template::short(template::hash(&name)).cast_signed()
 }
 
-fn opening(error: sqlx::Error) -> Error {
+fn opening(error: sqlx::Error) -> PoolError {
     OpenError::Database(error).into()
 }
 

@@ -10,7 +10,7 @@ use sqlx::migrate::Migrator;
 use super::files;
 #[cfg(feature = "postgres")]
 use super::server;
-use crate::db::{Backend, Error};
+use crate::db::{Backend, PoolError};
 
 /// The database from which the database of a test was copied.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ impl Template {
     }
 
     /// Runs the migrations in the template, unless it is known to have them.
-    pub(crate) async fn migrate(&self, migrator: &Arc<Migrator>) -> Result<(), Error> {
+    pub(crate) async fn migrate(&self, migrator: &Arc<Migrator>) -> Result<(), PoolError> {
         match self {
             #[cfg(feature = "sqlite")]
             Self::File(template) => template.migrate(migrator).await,

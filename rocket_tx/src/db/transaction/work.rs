@@ -12,8 +12,8 @@ use crate::db::{Ended, Session};
 /// receives it.
 ///
 /// It dereferences to sqlx's connection, so that `.execute(&mut *tx)` works. With a
-/// [`UrlPool`](crate::db::UrlPool) it dereferences to the enum that
-/// [`with_backend!`](crate::with_backend) matches on. Drop it before the work ends: if it is kept,
+/// [`UrlPool`](crate::db::UrlPool) it dereferences to a [`UrlConnection`](crate::db::UrlConnection),
+/// on which [`with_backend!`](crate::with_backend) runs statements. Drop it before the work ends: if it is kept,
 /// the transaction is rolled back.
 pub struct TransactionGuard<S: Session>(
     OwnedMappedMutexGuard<Option<Transaction<S>>, S::Connection>,

@@ -22,8 +22,8 @@ use crate::tx::registry::{
 /// A connection inside the request's transaction of `D`.
 ///
 /// It dereferences to sqlx's connection, so that `.execute(&mut *tx)` works. With a
-/// [`UrlPool`](crate::db::UrlPool) it dereferences to the enum that
-/// [`with_backend!`](crate::with_backend) matches on. sqlx's own `begin` on it creates a savepoint.
+/// [`UrlPool`](crate::db::UrlPool) it dereferences to a [`UrlConnection`](crate::db::UrlConnection),
+/// on which [`with_backend!`](crate::with_backend) runs statements. sqlx's own `begin` on it creates a savepoint.
 ///
 /// The response decides whether the transaction is committed or rolled back. This is done before
 /// the first byte of the response leaves.

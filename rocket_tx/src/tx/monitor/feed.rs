@@ -16,7 +16,8 @@ const BACKLOG: usize = 1_024;
 
 /// An event of a request.
 #[derive(Debug, Clone, Serialize)]
-pub struct Event {
+#[non_exhaustive]
+pub struct FeedEvent {
     /// The id of the request.
     #[serde(serialize_with = "as_text")]
     pub request: RequestId,
@@ -24,14 +25,14 @@ pub struct Event {
     pub at_us: u64,
     /// What happened.
     #[serde(flatten)]
-    pub kind: EventKind,
+    pub kind: FeedEventKind,
 }
 
 /// The kinds of events.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum EventKind {
+pub enum FeedEventKind {
     /// A transaction has begun, or a resource has joined.
     Began {
         /// The database, or the name that the resource gives itself.
@@ -101,7 +102,7 @@ pub(in crate::tx) fn micros(duration: Duration) -> u64 {
 /// Sends events to all listeners. Without listeners, an event costs one read of a counter. Sending
 /// never waits for a slow listener.
 pub(super) struct Feed {
-    sender: broadcast::Sender<Arc<Event>>,
+    sender: broadcast::Sender<Arc<FeedEvent>>,
     launched: Instant,
 }
 
@@ -123,9 +124,9 @@ impl Feed {
         self.sender.receiver_count()
     }
 
-    pub(in crate::tx) fn emit(&self, request: RequestId, kind: impl FnOnce() -> EventKind) {
+    pub(in crate::tx) fn emit(&self, request: RequestId, kind: impl FnOnce() -> FeedEventKind) {
         if self.has_listeners() {
-            let event = Event {
+            let event = FeedEvent {
                 request,
                 at_us: micros(self.launched.elapsed()),
                 kind: kind(),
@@ -141,13 +142,14 @@ impl Feed {
 }
 
 /// A subscription to all events, from its creation on. Dropping the listener ends the subscription.
-pub struct Listener(broadcast::Receiver<Arc<Event>>);
+pub struct Listener(broadcast::Receiver<Arc<FeedEvent>>);
 
 /// What a listener receives.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum FeedItem {
     /// The next event.
-    Event(Arc<Event>),
+    Event(Arc<FeedEvent>),
     /// The listener was too slow: it has lost this number of events.
     Lagged(u64),
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 #[cfg(feature = "testing")]
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use super::feed::{EventKind, Feed, Listener};
+use super::feed::{Feed, FeedEventKind, Listener};
 use crate::db::Recovery;
 use crate::tx::request_id::RequestId;
 use crate::tx::verdict::Outcome;
@@ -58,6 +58,7 @@ struct Flags {
 /// A transaction, or another resource, that is outstanding or condemned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
+#[non_exhaustive]
 pub struct LiveTransaction {
     /// The id of the request that it belongs to.
     pub request: String,
@@ -81,6 +82,7 @@ pub struct LiveTransaction {
 /// has committed it or rolled it back yet. It keeps its locks until then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
+#[non_exhaustive]
 pub struct PreparedTransaction {
     /// Its name, as `pg_prepared_xacts` lists it.
     pub name: String,
@@ -148,7 +150,7 @@ impl Live {
         self.0.feed.listeners()
     }
 
-    /// Publishes the service's own event about a request, as [`EventKind::Note`]. `data` is called
+    /// Publishes the service's own event about a request, as [`FeedEventKind::Note`]. `data` is called
     /// only if there is a subscriber.
     pub fn publish(
         &self,
@@ -156,13 +158,13 @@ impl Live {
         topic: &'static str,
         data: impl FnOnce() -> rocket::serde::json::Value,
     ) {
-        self.emit(request, || EventKind::Note {
+        self.emit(request, || FeedEventKind::Note {
             topic: topic.into(),
             data: data(),
         });
     }
 
-    pub(in crate::tx) fn emit(&self, request: RequestId, kind: impl FnOnce() -> EventKind) {
+    pub(in crate::tx) fn emit(&self, request: RequestId, kind: impl FnOnce() -> FeedEventKind) {
         self.0.feed.emit(request, kind);
     }
 
@@ -206,7 +208,7 @@ impl Live {
         resource: Cow<'static, str>,
         guard: &'static str,
     ) -> LiveEntry {
-        self.emit(request, || EventKind::Began {
+        self.emit(request, || FeedEventKind::Began {
             resource: resource.clone(),
             guard: short_type(guard),
             route: route.clone(),
@@ -291,8 +293,8 @@ impl LiveFlags {
         live.emit(*request, || {
             let resource = resource.clone();
             match checked_out {
-                true => EventKind::CheckedOut { resource },
-                false => EventKind::CheckedIn { resource },
+                true => FeedEventKind::CheckedOut { resource },
+                false => FeedEventKind::CheckedIn { resource },
             }
         });
     }

@@ -13,7 +13,7 @@ mod observer;
 mod slow;
 
 pub(in crate::tx) use feed::micros;
-pub use feed::{Event, EventKind, FeedItem, Listener};
+pub use feed::{FeedEvent, FeedEventKind, FeedItem, Listener};
 pub use live::{Live, LiveTransaction, PreparedTransaction};
 pub(in crate::tx) use live::{LiveEntry, LiveFlags, short_type};
 pub(in crate::tx) use observer::Observers;

@@ -11,6 +11,7 @@ use crate::tx::request_id::RequestId;
 use crate::tx::verdict::{Action, SettlementReport};
 
 /// One step of a settlement.
+#[non_exhaustive]
 pub struct Step<'a, 'r> {
     /// The request that is being settled.
     pub request: &'a Request<'r>,

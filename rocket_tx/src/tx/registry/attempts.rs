@@ -16,7 +16,7 @@ use super::open_transaction::SlotContent;
 use super::outstanding::{Entry, Outstanding, RequiredTransaction};
 use super::resource::{Phase, Resource, SettleContext};
 use crate::tx::failure::{Chain, Error, Problem};
-use crate::tx::monitor::{EventKind, LiveEntry, micros};
+use crate::tx::monitor::{FeedEventKind, LiveEntry, micros};
 use crate::tx::verdict::{Action, Outcome};
 
 /// What a request had outstanding before its attempts.
@@ -203,7 +203,7 @@ impl Outstanding {
             let rolling_back = resource.rollback(&mut context).instrument(span);
             let result = timeout_at(deadline, rolling_back).await;
             let result = result.unwrap_or(Err(Error::SettleTimeout(LIMIT)));
-            self.live.emit(self.request, || EventKind::Step {
+            self.live.emit(self.request, || FeedEventKind::Step {
                 resource: name.clone(),
                 action: Action::Rollback,
                 failed: (result.as_ref().err()).map(|error| error.problem().detail().to_owned()),

@@ -17,6 +17,7 @@ use crate::tx::request_id::RequestId;
 /// The `prepare` of the databases comes after that, and checks that these writes can be committed
 /// too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Phase {
     /// Resources whose commit may still fail: databases.
     Database,
@@ -38,8 +39,8 @@ pub enum Phase {
 /// 3. The wait until all of these commits are durable.
 /// 4. `commit` of the releases.
 ///
-/// If the only resource is one of [`Phase::Database`], step 1 is skipped, because the COMMIT of a
-/// transaction makes the same checks.
+/// If the only resource is a transaction of this library, step 1 is skipped, because its COMMIT makes
+/// the same checks. For any other resource, `prepare` is always called before `commit`.
 ///
 /// If the verdict is rollback, or if one of the steps 1 to 3 fails, `rollback` is called on all
 /// resources that are not committed, databases first. It is called on each of them, even if another

@@ -23,7 +23,7 @@ use crate::db::Ended;
 use crate::tx::context::RequestContext;
 use crate::tx::failure::{Error, Problem};
 use crate::tx::fairings::RESPONSE_FAIRING;
-use crate::tx::monitor::{EventKind, micros, short_type};
+use crate::tx::monitor::{FeedEventKind, micros, short_type};
 use crate::tx::panics::shielded;
 use crate::tx::registry::{Closed, HeldTransaction, Hooks, Outstanding};
 use crate::tx::stored_response::StoredResponse;
@@ -168,7 +168,7 @@ impl<'r> Settle<'_, 'r, '_> {
         self.settings
             .monitor
             .live
-            .emit(self.context.id, || EventKind::Verdict {
+            .emit(self.context.id, || FeedEventKind::Verdict {
                 commit: matches!(verdict, Verdict::Commit(_)),
                 reason: verdict.reason().to_string(),
             });
@@ -347,11 +347,13 @@ impl<'r> Settle<'_, 'r, '_> {
         } = settled;
         let monitor = &self.settings.monitor;
         monitor.live.count(*outcome);
-        monitor.live.emit(settled.request, || EventKind::Settled {
-            outcome: *outcome,
-            status: status.code,
-            took_us: micros(*took),
-        });
+        monitor
+            .live
+            .emit(settled.request, || FeedEventKind::Settled {
+                outcome: *outcome,
+                status: status.code,
+                took_us: micros(*took),
+            });
         let span = &self.context.span;
         span.record("verdict", tracing::field::display(verdict.reason()));
         span.record("outcome", outcome.as_str());

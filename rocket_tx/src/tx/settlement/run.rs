@@ -19,7 +19,7 @@ use super::settings::Settings;
 use crate::db::{CommitError, Decision, Durability, GlobalId};
 use crate::tx::failure::{Chain, Error};
 use crate::tx::final_response::FinalResponse;
-use crate::tx::monitor::{EventKind, LiveEntry, Step, micros};
+use crate::tx::monitor::{FeedEventKind, LiveEntry, Step, micros};
 use crate::tx::registry::{Phase, Resource, SettleContext};
 use crate::tx::request_id::RequestId;
 use crate::tx::verdict::{Action, Outcome};
@@ -433,7 +433,7 @@ impl<'a, 'r> Run<'a, 'r> {
         self.settings
             .monitor
             .live
-            .emit(self.id, || EventKind::Step {
+            .emit(self.id, || FeedEventKind::Step {
                 resource: step.resource.to_owned(),
                 action: step.action,
                 failed: outcome

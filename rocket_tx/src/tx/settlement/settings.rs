@@ -14,6 +14,7 @@ use crate::tx::fairings::FairingOrder;
 use crate::tx::monitor::Monitor;
 
 /// The request and the response that a veto decides on.
+#[non_exhaustive]
 pub struct VetoContext<'a, 'r> {
     /// The request.
     pub request: &'a Request<'r>,

@@ -114,12 +114,10 @@ mod proof {
 const MAX_SESSIONS: u32 = 2;
 
 fn sessions(server: &Server) -> Sessions {
-    let limits = Limits {
-        most: MAX_SESSIONS,
-        least: 0,
-        wait: Duration::from_secs(5),
-        idle: Duration::from_secs(60),
-    };
+    let limits = Limits::new(MAX_SESSIONS)
+        .least(0)
+        .wait(Duration::from_secs(5))
+        .idle(Duration::from_secs(60));
     Sessions::new(Settings(server.clone()), limits, Arc::new(OnceLock::new()))
 }
 

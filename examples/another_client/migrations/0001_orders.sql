@@ -1,0 +1,1 @@
+CREATE TABLE orders (account TEXT NOT NULL, cents INTEGER NOT NULL);
