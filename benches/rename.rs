@@ -1,16 +1,24 @@
 //! Compares the reference service of this tree with another build of it: how many `rename` commands
-//! a second, each on an aggregate that no other client uses.
+//! a second, each on an aggregate that no other client uses, and what a command costs.
 //!
 //!     git worktree add /tmp/before COMMIT
 //!     (cd /tmp/before && cargo build --release)
 //!     tests/run --postgres cargo bench --bench rename -- /tmp/before/target/release/rocket_tx_service
 //!
-//! Both services run on databases of their own, first on SQLite, then on Postgres (`sqlite` or
-//! `postgres` as a second argument chooses one). They are loaded in turn, for two seconds each. The
-//! result is the ratio within a round: the median of all rounds, with minimum and maximum.
+//! The services run on databases of their own, first on SQLite, then on Postgres (`sqlite` or
+//! `postgres` as a second argument chooses one). On Postgres each of them runs twice: with atomic
+//! commit, and with `atomic_commit = "off"`, that is with one COMMIT after the other. They are loaded
+//! in turn, for two seconds each. The results are ratios within a round: the median of all rounds,
+//! with minimum and maximum.
+//!
+//! Other load on the machine changes how many commands there are in a second. It changes much less
+//! what a command costs: the CPU time of the service, the CPU time of the processes of the Postgres
+//! server that serve it, and the context switches of the service. Linux counts all of these.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
+
+mod cpu;
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -55,45 +63,107 @@ async fn main() -> ExitCode {
 }
 
 async fn compare(other: &str, backend: &str) {
-    let services = [
-        Service::start(env!("CARGO_BIN_EXE_rocket_tx_service"), backend, "this").await,
-        Service::start(other, backend, "other").await,
-    ];
-    let mut rates: [Vec<f64>; 2] = Default::default();
+    let this = env!("CARGO_BIN_EXE_rocket_tx_service");
+    // Two SQLite files commit one after the other in any case.
+    let settings = match backend {
+        "postgres" => &["auto", "off"][..],
+        _ => &["off"],
+    };
+    let kinds: Vec<_> = (settings.iter())
+        .flat_map(|setting| {
+            [
+                ("the other", other, *setting),
+                ("this tree", this, *setting),
+            ]
+        })
+        .collect();
+    let mut services = Vec::new();
+    for (number, (_, program, atomic_commit)) in kinds.iter().enumerate() {
+        let name = format!("rename_{number}");
+        services.push(Service::start(program, backend, &name, atomic_commit).await);
+    }
+    let mut slices: Vec<Vec<Slice>> = kinds.iter().map(|_| Vec::new()).collect();
     // The first round is a warm-up and is not counted.
     for round in 0..=ROUNDS {
-        for turn in 0..2 {
-            let which = (turn + round) % 2;
-            let rate = services[which].load().await;
+        for turn in 0..services.len() {
+            let which = (turn + round) % services.len();
+            let slice = services[which].load().await;
             if round > 0 {
-                rates[which].push(rate);
+                slices[which].push(slice);
             }
         }
     }
-    let mut ratios: Vec<f64> = rates[0].iter().zip(&rates[1]).map(|(a, b)| a / b).collect();
-    ratios.sort_by(f64::total_cmp);
-    println!("\n{backend}, {CLIENTS} clients, {ROUNDS} rounds of {SLICE:?}");
-    for (name, rates) in ["this tree", "the other"].iter().zip(&mut rates) {
-        rates.sort_by(f64::total_cmp);
-        println!("{name:<12}{:>8.0} renames/s", rates[ROUNDS / 2]);
+    println!("\n{backend}, {CLIENTS} clients, {ROUNDS} rounds of {SLICE:?}; for each command:");
+    for ((name, _, setting), slices) in kinds.iter().zip(&slices) {
+        let [rate, service, server, switches] = [
+            |slice: &Slice| slice.rate,
+            |slice: &Slice| slice.service_cpu,
+            |slice: &Slice| slice.server_cpu,
+            |slice: &Slice| slice.switches,
+        ]
+        .map(|figure| median(slices.iter().map(figure).collect())[0]);
+        println!(
+            "{name}, {setting:<5}{rate:>6.0} renames/s, CPU of the service {service:>5.0} us and of the \
+             server {server:>5.0} us, {switches:>4.0} context switches of the service"
+        );
     }
-    println!(
-        "this / other {:.3} ({:.3} to {:.3})",
-        ratios[ROUNDS / 2],
-        ratios[0],
-        ratios[ROUNDS - 1]
-    );
+    for (setting, pair) in settings.iter().zip(slices.chunks(2)) {
+        let rounds = || pair[1].iter().zip(&pair[0]);
+        let rates = rounds().map(|(ours, other)| ours.rate / other.rate);
+        let costs = rounds().map(|(ours, other)| ours.cpu() / other.cpu());
+        let [rate, least, most] = median(rates.collect());
+        let [cost, lowest, highest] = median(costs.collect());
+        println!(
+            "this / other, {setting}: renames/s {rate:.3} ({least:.3} to {most:.3}), CPU {cost:.3} \
+             ({lowest:.3} to {highest:.3})"
+        );
+    }
+}
+
+/// Returns the median, the minimum and the maximum.
+fn median(mut figures: Vec<f64>) -> [f64; 3] {
+    figures.sort_by(f64::total_cmp);
+    [
+        figures[figures.len() / 2],
+        figures[0],
+        figures[figures.len() - 1],
+    ]
+}
+
+/// The commands of one slice: how many a second, and what one of them cost. Times are in
+/// microseconds.
+struct Slice {
+    rate: f64,
+    service_cpu: f64,
+    server_cpu: f64,
+    switches: f64,
+}
+
+impl Slice {
+    fn cpu(&self) -> f64 {
+        self.service_cpu + self.server_cpu
+    }
+}
+
+/// What a service has used since its start.
+#[derive(Clone, Copy)]
+struct Used {
+    service_cpu: f64,
+    server_cpu: f64,
+    switches: f64,
 }
 
 /// A service process with its databases. Dropping this value ends the process.
 struct Service {
     process: Child,
     port: u16,
+    /// The process ids of the server that serve the service.
+    backends: Vec<u32>,
     _folder: tempfile::TempDir,
 }
 
 impl Service {
-    async fn start(program: &str, backend: &str, name: &str) -> Self {
+    async fn start(program: &str, backend: &str, name: &str, atomic_commit: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut urls = Vec::new();
         for database in ["main", "audit"] {
@@ -109,6 +179,7 @@ impl Service {
             .env("ROCKET_PROFILE", "release")
             .env("ROCKET_LOG_LEVEL", "off")
             .env("ROCKET_PORT", port.to_string())
+            .env("ROCKET_ATOMIC_COMMIT", atomic_commit)
             .env(
                 "ROCKET_DATABASES",
                 format!(
@@ -119,9 +190,10 @@ impl Service {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let service = Self {
+        let mut service = Self {
             process,
             port,
+            backends: Vec::new(),
             _folder: folder,
         };
         service.is_up().await;
@@ -133,6 +205,11 @@ impl Service {
                 let status = post(&mut connection, "/aggregates/todos", body).await;
                 assert_eq!(status, StatusCode::CREATED);
             }
+        }
+        // So that all connections are open.
+        service.load().await;
+        if backend == "postgres" {
+            service.backends = backends(name).await;
         }
         service
     }
@@ -148,15 +225,31 @@ impl Service {
         panic!("the service did not start; is its port still free?");
     }
 
-    /// Returns the commands per second.
-    async fn load(&self) -> f64 {
+    async fn load(&self) -> Slice {
+        let before = self.used();
         let started = Instant::now();
         let mut clients = JoinSet::new();
         for client in 0..CLIENTS {
             clients.spawn(rename(self.port, client, started + SLICE));
         }
-        let commands: usize = clients.join_all().await.into_iter().sum();
-        commands as f64 / started.elapsed().as_secs_f64()
+        let commands = clients.join_all().await.into_iter().sum::<usize>() as f64;
+        let took = started.elapsed();
+        let after = self.used();
+        Slice {
+            rate: commands / took.as_secs_f64(),
+            service_cpu: (after.service_cpu - before.service_cpu) / commands,
+            server_cpu: (after.server_cpu - before.server_cpu) / commands,
+            switches: (after.switches - before.switches) / commands,
+        }
+    }
+
+    fn used(&self) -> Used {
+        let pid = self.process.id();
+        Used {
+            service_cpu: cpu::of(pid),
+            server_cpu: self.backends.iter().map(|pid| cpu::of(*pid)).sum(),
+            switches: switches(pid),
+        }
     }
 }
 
@@ -165,6 +258,19 @@ impl Drop for Service {
         let _already_gone = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Returns how often the threads of a process were switched away from.
+fn switches(pid: u32) -> f64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let status = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("status"));
+    let texts = (threads.into_iter().flatten().flatten()).filter_map(|it| status(it).ok());
+    let count = |text: String| -> f64 {
+        let lines = text.lines().filter(|line| line.contains("ctxt_switches:"));
+        let counts = lines.filter_map(|line| line.split_whitespace().last()?.parse::<f64>().ok());
+        counts.sum()
+    };
+    texts.map(count).sum()
 }
 
 fn id(client: usize, number: usize) -> String {
@@ -215,9 +321,22 @@ fn sqlite_url(folder: &Path, database: &str) -> String {
     format!("sqlite:{}", folder.join(format!("{database}.db")).display())
 }
 
+fn cluster() -> String {
+    std::env::var("TEST_POSTGRES_URL")
+        .expect("TEST_POSTGRES_URL is not set; run: tests/run --postgres cargo bench")
+}
+
+/// Returns the processes of the server that serve the databases of the service `name`.
+async fn backends(name: &str) -> Vec<u32> {
+    let mut admin = PgConnection::connect(&cluster()).await.unwrap();
+    let sql = "SELECT pid FROM pg_stat_activity WHERE datname LIKE 'bench_' || $1 || '_%'";
+    let pids = sqlx::query_scalar(sql).bind(name).fetch_all(&mut admin);
+    let pids: Vec<i32> = pids.await.unwrap();
+    pids.into_iter().map(i32::unsigned_abs).collect()
+}
+
 async fn postgres_url(name: &str) -> String {
-    let cluster = std::env::var("TEST_POSTGRES_URL")
-        .expect("TEST_POSTGRES_URL is not set; run: tests/run --postgres cargo bench");
+    let cluster = cluster();
     let name = format!("bench_{name}_{}", std::process::id());
     let mut admin = PgConnection::connect(&cluster).await.unwrap();
     let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
