@@ -6,11 +6,14 @@
 //!     cargo bench --bench aggregates -- storing sqlite       # without the long streams
 //!
 //! Loading is measured at several lengths of one stream. Storing is measured in rounds, each with
-//! and without snapshots: the median of the ratio within a round is printed, with minimum and
-//! maximum.
+//! and without snapshots, a hundred commits in turn: the median of the ratio within a round is
+//! printed, with minimum and maximum. Other load on the machine changes the time much more than
+//! snapshots do, so the CPU time is compared too: that of this process and of the Postgres server.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
+
+mod cpu;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -114,7 +117,7 @@ async fn measure(url: &str, is_only_storing: bool) {
     if !is_only_storing {
         compare_loading(&with, &without).await;
     }
-    storing(&with, &without).await;
+    storing(&with, &without, &processes(url).await).await;
 }
 
 async fn compare_loading(with: &Counters, without: &Counters) {
@@ -169,35 +172,56 @@ async fn loading(counters: &Counters, id: &str, length: usize) -> Duration {
     times[TIMES / 2]
 }
 
-/// Compares commits of one event with and without snapshots.
-async fn storing(with: &Counters, without: &Counters) {
-    const ROUNDS: usize = 9;
-    const COMMITS: u32 = 1_000;
+/// Returns the processes that store the events: this one, and those of the server of `url`.
+async fn processes(url: &str) -> Vec<u32> {
+    let mut all = vec![std::process::id()];
+    if url.starts_with("postgres") {
+        let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
+        let mut db: PgConnection = options.connect().await.unwrap();
+        let sql = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()";
+        let pids: Vec<i32> = sqlx::query_scalar(sql).fetch_all(&mut db).await.unwrap();
+        all.extend(pids.into_iter().map(i32::unsigned_abs));
+    }
+    all
+}
 
-    let mut ratios = Vec::new();
+/// Compares commits of one event with and without snapshots.
+async fn storing(with: &Counters, without: &Counters, processes: &[u32]) {
+    const ROUNDS: usize = 15;
+    const TURNS: u64 = 20;
+
+    let cpu_time = || processes.iter().map(|pid| cpu::of(*pid)).sum::<f64>();
+    let mut ratios: [Vec<f64>; 2] = Default::default();
     // The first round is a warm-up and is not counted.
     for round in 0..=ROUNDS {
-        let mut took = [Duration::ZERO; 2];
-        for turn in 0..2 {
-            let case = (turn + round) % 2;
-            let counters = [with, without][case];
-            let mut counter = Counter::fresh(&format!("{round}-{case}")).unwrap();
-            let started = Instant::now();
-            for _ in 0..COMMITS {
+        let mut counters = [(with, "with"), (without, "without")]
+            .map(|(counters, id)| (counters, Counter::fresh(&format!("{round}-{id}")).unwrap()));
+        let (mut times, mut cpu_times) = ([0.0; 2], [0.0; 2]);
+        for turn in 0..TURNS {
+            // With, without, without, with.
+            let case = usize::from(matches!(turn % 4, 1 | 2));
+            let (counters, counter) = &mut counters[case];
+            let (started, cpu_before) = (Instant::now(), cpu_time());
+            for _ in 0..SNAPSHOT_EVERY {
                 counter.record(Added { number: 1 }).unwrap();
-                counters.commit(&mut counter).await.unwrap();
+                counters.commit(counter).await.unwrap();
             }
-            took[case] = started.elapsed();
+            times[case] += started.elapsed().as_secs_f64();
+            cpu_times[case] += cpu_time() - cpu_before;
         }
         if round > 0 {
-            ratios.push(took[0].as_secs_f64() / took[1].as_secs_f64());
+            ratios[0].push(times[0] / times[1]);
+            ratios[1].push(cpu_times[0] / cpu_times[1]);
         }
     }
-    ratios.sort_by(f64::total_cmp);
-    println!(
-        "time to store an event, with a snapshot every {SNAPSHOT_EVERY} / without: {:.3} ({:.3} to {:.3})",
-        ratios[ROUNDS / 2],
-        ratios[0],
-        ratios[ROUNDS - 1]
-    );
+    println!("to store an event, with a snapshot every {SNAPSHOT_EVERY} / without:");
+    for (what, mut ratios) in ["time", "CPU time"].iter().zip(ratios) {
+        ratios.sort_by(f64::total_cmp);
+        println!(
+            "{what:<9}{:.3} ({:.3} to {:.3})",
+            ratios[ROUNDS / 2],
+            ratios[0],
+            ratios[ROUNDS - 1]
+        );
+    }
 }
