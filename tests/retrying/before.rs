@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rocket::http::Status;
 use rocket::{State, post, routes};
-use rocket_tx::db::Connection;
+use rocket_tx::db::UrlConnection;
 use rocket_tx::tx::{BeginStep, BorrowedTransaction};
 use rocket_tx::{Begin, Error, Outstanding, Settlement};
 use rocket_tx_aggregates::aggregate::{self, Aggregate, Aggregates};
@@ -20,7 +20,7 @@ struct Unlucky(File, AtomicUsize);
 #[rocket::async_trait]
 impl BeginStep<Main> for Unlucky {
     async fn run(&self, mut transaction: BorrowedTransaction<'_, Main>) -> Result<(), Error> {
-        let db: &mut Connection = transaction.connection();
+        let db: &mut UrlConnection = transaction.connection();
         match self.1.fetch_add(1, Ordering::SeqCst) {
             0 | 1 => self.0.conflict(db).await,
             _ => Ok(()),

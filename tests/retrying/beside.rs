@@ -13,7 +13,7 @@ use rocket_tx::{Begin, Error, Outstanding, Resource, Serializable, Settlement};
 
 use super::anew::File;
 use crate::support::stage::note;
-use crate::support::{Audit, Backend, Databases, In, Main, Stage, dropped_after};
+use crate::support::{Audit, Backend, Databases, Main, Stage, dropped_after};
 
 /// Nothing to be settled.
 struct Nothing;
