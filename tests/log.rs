@@ -164,3 +164,23 @@ on_each_backend!(
     no_statement_is_logged_above_debug,
     an_unknown_log_format_stops_the_launch,
 );
+
+mod postgres_only {
+    use super::*;
+
+    /// The handler ignores the error of a statement, and responds with a success.
+    #[rocket::async_test]
+    async fn the_reason_of_a_refused_commit_is_logged() {
+        let service = service(Backend::Postgres, &[("ROCKET_LOG_FORMAT", "json")]).await;
+        let response = service.new_todo("a", "swallow").await;
+        assert_eq!(response.summary(), (500, Some("rolled-back")));
+        let request = response.header("x-request-id").unwrap();
+        let lines = objects(&service.log());
+        let reason = lines.iter().find(|line| {
+            let error = line["error"].as_str().unwrap_or_default();
+            line["request"] == request && error.contains("an earlier statement failed")
+        });
+        let reason = reason.unwrap_or_else(|| panic!("{}", service.log()));
+        assert_eq!(reason["level"], "WARN");
+    }
+}

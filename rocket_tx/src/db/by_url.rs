@@ -271,7 +271,7 @@ impl UrlPool {
                     None => "it names no backend".into(),
                 },
                 advice: "write sqlite:path/to/file.db or postgres://user@host/database, and enable \
-                         the feature `sqlite` or `postgres` of this crate",
+                         the feature `sqlite` or `postgres` of `rocket_tx`",
             }),
         }
     }

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::entity::{Entity, check_id};
 use super::error::AggregateError;
-use super::event::{Event, EventRecord, Metadata, ReplayError};
+use super::event::{EventRecord, ListedEvent, Metadata, ReplayError};
 use super::stream::{History, Snapshot};
 
 /// A state that is computed from events. [Recording](Self::record) a new event changes it.
@@ -49,13 +49,14 @@ pub trait Aggregate:
         Ok(aggregate)
     }
 
-    /// Applies a new event, and keeps it for the next commit.
+    /// Applies a new event, and keeps it for the next commit. An event that is never committed is not
+    /// stored.
     ///
     /// # Errors
     ///
     /// [`AggregateError::Encode`] if the event cannot be written as JSON. The state is then
     /// unchanged.
-    fn record<E: Event<Self>>(&mut self, event: E) -> Result<(), AggregateError> {
+    fn record<E: ListedEvent<Self>>(&mut self, event: E) -> Result<(), AggregateError> {
         let payload = serde_json::to_value(&event).map_err(|error| AggregateError::Encode {
             what: E::NAME,
             reason: error.to_string(),
@@ -183,6 +184,8 @@ macro_rules! aggregate {
         $aggregate:ty as $kind:literal, $entity:ident, [$($event:ty),+ $(,)?]
         $(, snapshots = $version:literal)? $(,)?
     ) => {
+        $(impl $crate::aggregate::ListedEvent<$aggregate> for $event {})+
+
         impl $crate::aggregate::Aggregate for $aggregate {
             const TYPE: &'static str = $kind;
             $(const SNAPSHOT_VERSION: u32 = $version;)?

@@ -84,6 +84,15 @@ pub trait Event<A>: Serialize + DeserializeOwned {
     fn apply(self, aggregate: &mut A);
 }
 
+/// An event in the list of [`aggregate!`](crate::aggregate!), which implements this trait. Any other
+/// event could be stored, but not loaded again.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not in the list of events of `{A}`",
+    label = "this event could not be loaded again",
+    note = "add `{Self}` to the list in `aggregate!({A} as .., .., [..])`"
+)]
+pub trait ListedEvent<A>: Event<A> {}
+
 /// The reason why an event cannot be replayed, for an operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

@@ -86,7 +86,7 @@ pub mod testing;
 pub use definition::Aggregate;
 pub use entity::Entity;
 pub use error::AggregateError;
-pub use event::{Event, EventRecord, Metadata, ReplayError};
+pub use event::{Event, EventRecord, ListedEvent, Metadata, ReplayError};
 pub use initializer::{Initializer, Leases, LoadObserver, init};
 pub use memory::InMemoryEventStore;
 pub use projection::{Change, Projection};

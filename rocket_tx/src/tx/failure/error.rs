@@ -57,7 +57,7 @@ pub enum Error {
 
     /// Another guard of the request holds the transaction. Drop that guard first. 500.
     #[error(
-        "the transaction of `{0}` is checked out by another guard of this request; drop that guard before you take another one"
+        "the transaction of `{0}` is checked out by another guard of this request; drop that guard before you take another one. A handler that loads aggregates takes `Begin`, and begins after it has loaded them"
     )]
     CheckedOut(&'static str),
 
@@ -514,11 +514,11 @@ impl From<sqlx::Error> for Error {
 impl<'r> Responder<'r, 'static> for Error {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         self.log_wrong_status();
-        let id = RequestContext::of(request).map(|context| context.id);
+        let id = RequestContext::of(request).map(|context| tracing::field::display(context.id));
         if self.note_known_outage(request) {
-            tracing::debug!(request = ?id, error = %Chain(&self), "a request failed");
+            tracing::debug!(request = id, error = %Chain(&self), "a request failed");
         } else if self.status().class().is_server_error() {
-            tracing::warn!(request = ?id, error = %Chain(&self), "a request failed");
+            tracing::warn!(request = id, error = %Chain(&self), "a request failed");
         }
         self.problem().respond_to(request)
     }

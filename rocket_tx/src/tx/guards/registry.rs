@@ -50,8 +50,8 @@ pub(super) fn fail_request<T>(request: &Request<'_>, error: Error) -> Outcome<T,
     match error.note_known_outage(request) || matches!(error, Error::Replayed) {
         true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
         false => {
-            let id = RequestContext::of(request).map(|context| context.id);
-            tracing::warn!(request = ?id, %error, uri = %request.uri(), "a request guard failed");
+            let id = RequestContext::of(request).map(|context| tracing::field::display(context.id));
+            tracing::warn!(request = id, %error, uri = %request.uri(), "a request guard failed");
         }
     }
     if let Ok(outstanding) = Outstanding::of(request) {

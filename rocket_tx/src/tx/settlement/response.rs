@@ -8,7 +8,7 @@ use std::time::Instant;
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::futures::FutureExt;
 use rocket::futures::future::join_all;
-use rocket::http::Header;
+use rocket::http::{Header, Status};
 use rocket::{Request, Response};
 use tokio::time::timeout_at;
 use tracing::{Instrument, Span};
@@ -21,7 +21,7 @@ use super::run::{Deadlines, Run};
 use super::settings::{Settings, VetoContext};
 use crate::db::Ended;
 use crate::tx::context::RequestContext;
-use crate::tx::failure::{Error, Problem};
+use crate::tx::failure::{Chain, Error, Problem};
 use crate::tx::fairings::RESPONSE_FAIRING;
 use crate::tx::monitor::{FeedEventKind, micros, short_type};
 use crate::tx::panics::shielded;
@@ -220,6 +220,14 @@ impl<'r> Settle<'_, 'r, '_> {
         let pending = run.take_pending();
         drop(run);
         let outcome = outcome(&verdict, &result);
+        // An outcome that is not certain was logged by the step that has failed.
+        if let Err(error) = &result
+            && outcome == Outcome::RolledBack
+            && error.status() == Status::InternalServerError
+        {
+            let error = Chain(error);
+            tracing::warn!(request = %self.context.id, %error, "the request could not be committed");
+        }
         let recorded = Recorded { doom, failure };
         match self.stored_response(&verdict, outcome) {
             Some(stored) => {
