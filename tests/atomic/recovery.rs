@@ -130,10 +130,12 @@ async fn a_role_that_cannot_create_tables_takes_part_once_they_are_there() {
     let stage = restarted(databases, &[("atomic_commit", "\"required\"")]).await;
     let response = stage.send("POST /both").await;
     assert_eq!(response.summary(), (201, Some("committed")));
-    stage.close().await;
-    let drop = format!("DROP OWNED BY {role}; DROP ROLE {role}");
-    let drop = sqlx::raw_sql(sqlx::AssertSqlSafe(drop));
-    drop.execute(&mut admin).await.unwrap();
+    // Dropping a database ends the admin's session in it.
+    let databases = stage.close().await;
+    let drop_role = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    let drop_role = sqlx::raw_sql(sqlx::AssertSqlSafe(drop_role));
+    drop_role.execute(&mut admin).await.unwrap();
+    drop(databases);
 }
 
 /// Another service decides in the same database, for databases that this service does not have.

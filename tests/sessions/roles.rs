@@ -107,6 +107,8 @@ async fn a_login_that_acts_as_another_role_does_so_in_each_request() {
     .await;
     let notes = stage.databases.notes(In::Main).await;
     assert_eq!(notes, ["after", "written"]);
-    drop(stage.close().await);
+    // Dropping the database ends the admin's session in it.
+    let databases = stage.close().await;
     roles.drop().await;
+    drop(databases);
 }

@@ -1,11 +1,13 @@
 //! A service that writes one database through rocket_tx and another one through tokio-postgres. Each
 //! request commits both or rolls both back.
 //!
-//!     cd examples/another_client     # its Rocket.toml names a Postgres database
-//!     cargo run
-//!     curl -i -X POST '127.0.0.1:8000/orders/ann?cents=1200'     # 201: both are committed
-//!     curl -i -X POST '127.0.0.1:8000/orders/ann?cents=1200000'  # 402: both are rolled back
-//!     curl -i -X POST '127.0.0.1:8000/charges/nobody?cents=1'    # 409: COMMIT is refused
+//! ```sh
+//! cd examples/another_client     # its Rocket.toml names a Postgres database
+//! cargo run
+//! curl -i -X POST '127.0.0.1:8000/orders/ann?cents=1200'     # 201: both are committed
+//! curl -i -X POST '127.0.0.1:8000/orders/ann?cents=1200000'  # 402: both are rolled back
+//! curl -i -X POST '127.0.0.1:8000/charges/nobody?cents=1'    # 409: COMMIT is refused
+//! ```
 
 mod ledger;
 #[cfg(test)]
