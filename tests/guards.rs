@@ -2,15 +2,16 @@
 
 use rocket::http::Status;
 use rocket::http::uri::Host;
+use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::stream::TextStream;
 use rocket::serde::json::Value;
 use rocket::{get, post, routes};
 use rocket_db_pools::Connection as PooledConnection;
 use rocket_tx::tx::{ReadOnly, RepeatableRead, Serializable};
-use rocket_tx::{Begin, Error, Read, Settlement, Tx, with_backend};
+use rocket_tx::{Begin, Error, Read, Settlement, Tx, problem_catchers, with_backend};
 use sqlx::Connection as _;
 
-use crate::support::stage::note;
+use crate::support::stage::{note, run};
 use crate::support::{Backend, Http, In, Main, Stage};
 
 async fn count(connection: &mut rocket_tx::db::UrlConnection) -> Result<i64, Error> {
@@ -31,6 +32,41 @@ async fn write_through_read(mut read: Read<Main>) -> Result<Status, Error> {
 #[post("/read-only")]
 async fn write_through_read_only(mut tx: Tx<Main, ReadOnly>) -> Result<Status, Error> {
     note(&mut tx, "through a ReadOnly").await?;
+    Ok(Status::Created)
+}
+
+/// The errors of a write through a `Read`, and of a table that does not exist, as they are logged.
+#[get("/advice")]
+async fn advice(mut read: Read<Main>) -> String {
+    let write = note(&mut read, "through a Read").await.map_err(Error::from);
+    let missing = run(&mut read, "SELECT 1 FROM nowhere")
+        .await
+        .map_err(Error::from);
+    format!("{}\n{}", write.unwrap_err(), missing.unwrap_err())
+}
+
+/// A guard of the service that refuses each request.
+struct Refusing;
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Refusing {
+    type Error = Error;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
+        let (status, reason) = (Status::Unauthorized, "this token is not known".into());
+        Error::Refused { status, reason }.into_outcome(request)
+    }
+}
+
+#[get("/refusing")]
+fn refusing(_guard: Refusing) -> &'static str {
+    "it is called"
+}
+
+#[post("/refusing/option")]
+async fn option(guard: Option<Refusing>, mut tx: Tx<Main>) -> Result<Status, Error> {
+    assert!(guard.is_none());
+    note(&mut tx, "without the guard").await?;
     Ok(Status::Created)
 }
 
@@ -146,9 +182,13 @@ async fn stage(backend: Backend) -> Stage {
                     plain,
                     idle,
                     own_transaction,
-                    read_only
+                    read_only,
+                    advice,
+                    refusing,
+                    option
                 ],
             )
+            .register("/", problem_catchers())
             .attach(Settlement::new())
     })
     .await
@@ -164,6 +204,32 @@ async fn a_write_through_a_read_fails_at_the_database(backend: Backend) {
     // The connections still work.
     assert_eq!(stage.send("GET /count").await.body, "0");
     stage.nothing_is_stuck().await;
+}
+
+async fn an_error_of_the_database_names_the_mend(backend: Backend) {
+    let stage = stage(backend).await;
+    let errors = stage.send("GET /advice").await.body;
+    let [write, missing] = errors.split('\n').collect::<Vec<_>>()[..] else {
+        panic!("{errors}");
+    };
+    assert!(write.contains("take a `Tx` or a `Begin`"), "{write}");
+    assert!(
+        missing.contains("`db::init::<D>().migrations(..)`"),
+        "{missing}"
+    );
+}
+
+async fn a_guard_of_the_service_reports_its_own_reason(backend: Backend) {
+    let stage = stage(backend).await;
+    let response = stage.send("GET /refusing").await;
+    assert_eq!(response.summary(), (401, None));
+    let problem: Value = response.json();
+    assert_eq!(problem["type"], "urn:rocket_tx:problem:refused");
+    assert_eq!(problem["detail"], "this token is not known");
+    // A handler that can do without the guard is not rolled back by its refusal.
+    let response = stage.send("POST /refusing/option").await;
+    assert_eq!(response.summary(), (201, Some("committed")));
+    assert_eq!(stage.notes().await, ["without the guard"]);
 }
 
 async fn a_read_is_not_outstanding_and_a_body_may_stream_from_it(backend: Backend) {
@@ -233,6 +299,8 @@ async fn a_repeatable_read_transaction_has_one_snapshot(backend: Backend) {
 
 on_each_backend!(
     a_write_through_a_read_fails_at_the_database,
+    an_error_of_the_database_names_the_mend,
+    a_guard_of_the_service_reports_its_own_reason,
     a_read_is_not_outstanding_and_a_body_may_stream_from_it,
     sqlx_transactions_work_on_a_read,
     an_unused_begin_does_nothing,

@@ -1,4 +1,5 @@
-//! The README shows the files of `examples/notes`, which is compiled and tested with everything else.
+//! The README shows the files of `examples/notes`, which is compiled and tested with everything else. The
+//! documentation lists all types of problems.
 
 /// The files that the README shows.
 const FILES: [&str; 7] = [
@@ -29,4 +30,25 @@ fn the_files_of_the_first_service_are_those_in_the_readme() {
             _ => assert_eq!(content, shown, "{file}"),
         }
     }
+}
+
+#[test]
+fn every_type_of_problem_is_documented() {
+    let page = std::fs::read_to_string("docs/promises.md").unwrap();
+    let mut count = 0;
+    for file in ["failure/error.rs", "guards/catchers.rs"] {
+        let source = std::fs::read_to_string(format!("rocket_tx/src/tx/{file}")).unwrap();
+        // An arm of the `match` that chooses the type: `=> "kind"` or `=> ("kind", detail)`.
+        let arms = source
+            .split("=>")
+            .skip(1)
+            .map(|arm| arm.trim_start_matches(['(', ' ', '\n']));
+        let kinds = arms.filter_map(|arm| arm.strip_prefix('"')?.split_once('"'));
+        let is_kind = |kind: &&str| kind.bytes().all(|it| it.is_ascii_lowercase() || it == b'-');
+        for kind in kinds.map(|(kind, _)| kind).filter(is_kind) {
+            assert!(page.contains(&format!("`{kind}`")), "{kind}");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count}");
 }

@@ -26,7 +26,7 @@ async fn add(text: &str, notes: Begin<Notes>) -> Result<Status, Error> {
     let mut tx = notes.begin().await?;
     sqlx::query("INSERT INTO notes (text) VALUES ($1)")
         .bind(text)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
     Ok(Status::Created)
 }
@@ -34,7 +34,7 @@ async fn add(text: &str, notes: Begin<Notes>) -> Result<Status, Error> {
 #[get("/notes")]
 async fn list(mut read: Read<Notes>) -> Result<String, Error> {
     let notes: Vec<String> = sqlx::query_scalar("SELECT text FROM notes")
-        .fetch_all(&mut *read)
+        .fetch_all(&mut read)
         .await?;
     Ok(notes.join("\n") + "\n")
 }
@@ -45,7 +45,7 @@ async fn delete_oldest(notes: &SqlitePool) -> Result<u64, Error> {
         .transaction(async |mut tx| {
             let deleted =
                 sqlx::query("DELETE FROM notes WHERE rowid IN (SELECT min(rowid) FROM notes)")
-                    .execute(&mut *tx)
+                    .execute(&mut tx)
                     .await?;
             Ok(deleted.rows_affected())
         })

@@ -91,11 +91,11 @@ async fn upload(
     let mut tx = notes.begin().await?;
     let known: i64 = sqlx::query_scalar("SELECT count(*) FROM notes WHERE text = $1")
         .bind(name)
-        .fetch_one(&mut *tx)
+        .fetch_one(&mut tx)
         .await?;
     sqlx::query("INSERT INTO notes (text) VALUES ($1)")
         .bind(name)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
     match known {
         0 => Ok(Status::Created),

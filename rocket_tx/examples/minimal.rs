@@ -22,7 +22,7 @@ async fn add(text: &str, notes: Begin<Notes>) -> Result<Status, Error> {
     let mut tx = notes.begin().await?;
     sqlx::query("INSERT INTO notes (text) VALUES ($1)")
         .bind(text)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
     match text.contains("fly") {
         true => Ok(Status::UnprocessableEntity),
@@ -33,7 +33,7 @@ async fn add(text: &str, notes: Begin<Notes>) -> Result<Status, Error> {
 #[get("/notes")]
 async fn list(mut read: Read<Notes>) -> Result<String, Error> {
     let notes: Vec<String> = sqlx::query_scalar("SELECT text FROM notes")
-        .fetch_all(&mut *read)
+        .fetch_all(&mut read)
         .await?;
     Ok(notes.join("\n") + "\n")
 }

@@ -42,7 +42,7 @@ async fn reserve(
     sqlx::query("INSERT INTO seats (seat, name) VALUES ($1, $2)")
         .bind(seat)
         .bind(name)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
     let letter = format!("{name} has seat {seat}");
     outstanding.after_commit(mailer.inner().clone().send(letter))?;
@@ -77,7 +77,7 @@ mod tests {
 
         let mut cinema = app.read::<Cinema>().await;
         let name: String = sqlx::query_scalar("SELECT name FROM seats WHERE seat = 7")
-            .fetch_one(&mut *cinema)
+            .fetch_one(&mut cinema)
             .await
             .expect("the seat is reserved");
         assert_eq!(name, "ann");

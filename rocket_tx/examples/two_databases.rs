@@ -35,7 +35,7 @@ async fn order(
 ) -> Result<Status, Error> {
     let order: i64 = sqlx::query_scalar("INSERT INTO orders (item) VALUES ($1) RETURNING id")
         .bind(item)
-        .fetch_one(&mut *shop)
+        .fetch_one(&mut shop)
         .await?;
     charge(&mut ledger, order, cents).await?;
     // Runs only if the request commits.
@@ -52,7 +52,7 @@ async fn charge(ledger: &mut Tx<Ledger>, order: i64, cents: i64) -> Result<(), E
     sqlx::query("INSERT INTO charges (order_id, cents) VALUES ($1, $2)")
         .bind(order)
         .bind(cents)
-        .execute(&mut **ledger)
+        .execute(ledger)
         .await?;
     Ok(())
 }
@@ -60,10 +60,10 @@ async fn charge(ledger: &mut Tx<Ledger>, order: i64, cents: i64) -> Result<(), E
 #[get("/orders")]
 async fn count(mut shop: Read<Shop>, mut ledger: Read<Ledger>) -> Result<String, Error> {
     let orders: i64 = sqlx::query_scalar("SELECT count(*) FROM orders")
-        .fetch_one(&mut *shop)
+        .fetch_one(&mut shop)
         .await?;
     let charges: i64 = sqlx::query_scalar("SELECT count(*) FROM charges")
-        .fetch_one(&mut *ledger)
+        .fetch_one(&mut ledger)
         .await?;
     Ok(format!("{orders} orders, {charges} charges\n"))
 }

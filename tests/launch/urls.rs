@@ -6,6 +6,7 @@ use rocket::figment::Figment;
 use rocket::{Build, Config, Rocket};
 use rocket_db_pools::Database;
 use rocket_tx::db::{self, Migrations, PostgresPool, SqlitePool, UrlPool};
+use rocket_tx_aggregates::aggregate;
 
 use crate::support::launch::{logged, refused};
 use crate::support::{Backend, Databases};
@@ -109,6 +110,19 @@ mod sqlite {
         let log = refused(rocket).await;
         assert!(log.contains("the database `main` twice"), "{log}");
         assert!(log.contains(std::any::type_name::<Typed>()), "{log}");
+    }
+
+    #[rocket::async_test]
+    async fn aggregates_that_are_attached_twice_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = folder.path().join("main.db");
+        let rocket = service(&url.display().to_string())
+            .attach(db::init::<Typed>())
+            .attach(aggregate::init::<Typed>())
+            .attach(aggregate::init::<Typed>());
+        let log = refused(rocket).await;
+        assert!(log.contains("twice; remove one"), "{log}");
+        assert!(log.contains("aggregate::init"), "{log}");
     }
 
     #[rocket::async_test]

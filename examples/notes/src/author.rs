@@ -24,7 +24,7 @@ impl<'r> FromRequest<'r> for Author {
             .get_one("Authorization")
             .unwrap_or_default();
         let name = sqlx::query_scalar("SELECT name FROM authors WHERE token = $1");
-        let error = match name.bind(token).fetch_optional(&mut *read).await {
+        let error = match name.bind(token).fetch_optional(&mut read).await {
             Ok(Some(name)) => return Outcome::Success(Self { name }),
             Ok(None) => {
                 let (status, reason) = (Status::Unauthorized, "this token is not known".into());
@@ -32,6 +32,6 @@ impl<'r> FromRequest<'r> for Author {
             }
             Err(error) => error.into(),
         };
-        Outcome::Error((error.status(), error))
+        error.into_outcome(request) // the client receives the reason
     }
 }

@@ -8,7 +8,7 @@ use rocket::http::Status;
 use rocket::serde::json::Json;
 use rocket::{delete, get, info, launch, post, routes};
 use rocket_tx::db::{self, Migrations, SqlitePool};
-use rocket_tx::rocket_db_pools::{self, Database};
+use rocket_tx::rocket_db_pools::{self, Database}; // the derive needs both names
 use rocket_tx::{Begin, Error, Read, Settlement, Tx, problem_catchers, tx};
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +34,7 @@ async fn add(new: Json<NewNote>, main: Begin<Main>) -> Result<Json<Note>, Error>
     let mut tx = main.begin().await?; // a handler with a body begins the transaction itself
     let note = sqlx::query_as("INSERT INTO notes (text) VALUES ($1) RETURNING id, text")
         .bind(&new.text)
-        .fetch_one(&mut *tx)
+        .fetch_one(&mut tx)
         .await?;
     if new.text.contains("secret") {
         let (status, reason) = (
@@ -50,7 +50,7 @@ async fn add(new: Json<NewNote>, main: Begin<Main>) -> Result<Json<Note>, Error>
 async fn remove(id: i64, author: Author, mut tx: Tx<Main>) -> Result<Status, Error> {
     info!("{} removes note {id}", author.name);
     let delete = sqlx::query("DELETE FROM notes WHERE id = $1").bind(id);
-    match delete.execute(&mut *tx).await?.rows_affected() {
+    match delete.execute(&mut tx).await?.rows_affected() {
         0 => Err(Error::NotFound),
         _ => Ok(Status::NoContent),
     }
@@ -59,7 +59,7 @@ async fn remove(id: i64, author: Author, mut tx: Tx<Main>) -> Result<Status, Err
 #[get("/notes")]
 async fn list(mut read: Read<Main>) -> Result<Json<Vec<Note>>, Error> {
     let notes = sqlx::query_as("SELECT id, text FROM notes ORDER BY id");
-    Ok(Json(notes.fetch_all(&mut *read).await?))
+    Ok(Json(notes.fetch_all(&mut read).await?))
 }
 
 #[launch]

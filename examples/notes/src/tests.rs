@@ -10,7 +10,7 @@ async fn a_secret_is_not_stored() {
     assert_eq!(new.dispatch().await.status(), Status::UnprocessableEntity);
     let mut main = app.read::<Main>().await;
     let notes = sqlx::query_scalar("SELECT count(*) FROM notes");
-    let notes: i64 = notes.fetch_one(&mut *main).await.unwrap();
+    let notes: i64 = notes.fetch_one(&mut main).await.unwrap();
     assert_eq!(notes, 0);
     app.assert_nothing_outstanding();
 }

@@ -4,7 +4,7 @@
 //! message. See <https://www.postgresql.org/docs/current/errcodes-appendix.html> and
 //! <https://www.sqlite.org/rescode.html>.
 
-use std::io;
+use std::{fmt, io};
 
 /// The meaning of a database error for the request that received it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +118,39 @@ pub(crate) fn is_certain_refusal(error: &sqlx::Error) -> bool {
         Some(Code::Postgres { fatal, state }) => !fatal && is_certain_sqlstate(&state),
         Some(Code::Sqlite(code)) => is_certain_sqlite(code),
         None => false,
+    }
+}
+
+/// Displays an error, with advice if it is usually a mistake in the service.
+pub(crate) struct Advised<'a>(pub(crate) &'a sqlx::Error);
+
+impl fmt::Display for Advised<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)?;
+        match advice_on(self.0) {
+            Some(advice) => write!(f, "; {advice}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn advice_on(error: &sqlx::Error) -> Option<&'static str> {
+    const READ_ONLY: &str = "a `Read`, a `Tx<D, ReadOnly>` and, on SQLite, a `Connection` of \
+         rocket_db_pools cannot write: take a `Tx` or a `Begin`";
+    const NO_TABLE: &str = "if a migration creates it, give the migrations to \
+         `db::init::<D>().migrations(..)`, and build the program again after a new one";
+
+    let error = error.as_database_error()?;
+    match code(error)? {
+        // read_only_sql_transaction, undefined_table
+        Code::Postgres { state, .. } if state == "25006" => Some(READ_ONLY),
+        Code::Postgres { state, .. } if state == "42P01" => Some(NO_TABLE),
+        Code::Sqlite(primary::READONLY) => Some(READ_ONLY),
+        // The code of a missing table is that of every mistake in SQL. The text changes only the advice.
+        Code::Sqlite(primary::ERROR) if error.message().starts_with("no such table") => {
+            Some(NO_TABLE)
+        }
+        _ => None,
     }
 }
 
@@ -287,6 +320,7 @@ const CONSTRAINT_COMMITHOOK: i32 = 531;
 
 /// SQLite's primary result codes.
 mod primary {
+    pub(super) const ERROR: i32 = 1;
     pub(super) const BUSY: i32 = 5;
     pub(super) const LOCKED: i32 = 6;
     pub(super) const READONLY: i32 = 8;

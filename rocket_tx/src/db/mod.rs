@@ -15,6 +15,7 @@
 //! | `initializer` | [`init`]: the fairing that attaches a database |
 //! | `advice` | warnings in the debug profile |
 //! | `arrival` | the remote address of a request, before other fairings change it |
+//! | `executor` | sqlx's trait `Executor` for guards |
 //! | `health` | Postgres: log messages when a database becomes unavailable and when it recovers |
 //! | `readiness` | [`NotReady`]: whether a database can serve now, for readiness probes |
 //! | `error_class` | the meaning of database errors |
@@ -37,6 +38,7 @@ mod enclosing;
 mod ending;
 mod error;
 mod error_class;
+mod executor;
 mod full_jitter;
 #[cfg(feature = "postgres")]
 mod health;
@@ -87,10 +89,13 @@ pub(crate) use enclosing::within;
 pub(crate) use ending::{Ended, Ending};
 #[doc(hidden)]
 pub use error_class::ErrorClass;
-pub(crate) use error_class::{WAITS_FOR_ITSELF, is_conflict};
+pub(crate) use error_class::{Advised, WAITS_FOR_ITSELF, is_conflict};
+#[doc(hidden)]
+pub use executor::ExecutorSession;
+pub(crate) use executor::executor;
 pub(crate) use full_jitter::{FullJitter, Pauses};
 pub(crate) use initializer::{AttachedDatabases, same_database};
-pub(crate) use pool::Backend;
+pub(crate) use pool::{Backend, ConnectionOf, SessionOf};
 #[cfg(feature = "postgres")]
 #[doc(hidden)]
 pub use postgres::{Limits, Liveness, OnReturn, Sessions, Settings};

@@ -139,6 +139,12 @@ pub trait TransactionalDatabase: Database<Pool: TransactionPool> {}
 
 impl<D> TransactionalDatabase for D where D: Database<Pool: TransactionPool> {}
 
+/// The sessions of `D`.
+pub(crate) type SessionOf<D> = <<D as Database>::Pool as TransactionPool>::Session;
+
+/// The connection to which a guard of `D` dereferences.
+pub(crate) type ConnectionOf<D> = <SessionOf<D> as Session>::Connection;
+
 /// Identifies a database. Two URLs of the same database have equal identities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity(pub(crate) String);

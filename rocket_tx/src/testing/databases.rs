@@ -1,12 +1,16 @@
 //! The databases of one test.
 
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use rocket::{Ignite, Rocket};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use super::app::not_attached;
-use crate::db::{Backend, OwnDatabases, Session, TransactionPool, TransactionalDatabase};
+use crate::db::{
+    Backend, ConnectionOf, OwnDatabases, Session, SessionOf, TransactionPool,
+    TransactionalDatabase, executor,
+};
 
 /// The databases of one test. Dropping it drops the databases, while the thread is blocked.
 #[must_use = "dropping it drops the databases of the test"]
@@ -75,11 +79,20 @@ where
 }
 
 /// A connection to the database `D` that only reads. Dereferences to the connection of sqlx, or to
-/// [`UrlConnection`](crate::db::UrlConnection) with a `UrlPool`.
+/// [`UrlConnection`](crate::db::UrlConnection) with a `UrlPool`. Queries run on `&mut reader`, as on a
+/// [`Read`](crate::Read).
 pub struct Reader<D: TransactionalDatabase>(pub(super) <D::Pool as TransactionPool>::Session);
 
+impl<D: TransactionalDatabase> fmt::Debug for Reader<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reader").field(&D::NAME).finish()
+    }
+}
+
+executor!(Reader<D>, of SessionOf<D>, where D: TransactionalDatabase);
+
 impl<D: TransactionalDatabase> Deref for Reader<D> {
-    type Target = <<D::Pool as TransactionPool>::Session as Session>::Connection;
+    type Target = ConnectionOf<D>;
 
     fn deref(&self) -> &Self::Target {
         self.0.connection_ref()

@@ -133,6 +133,12 @@ impl<D: AggregateDatabase> Initializer<D> {
                 type_name::<D>()
             )
         })?;
+        if rocket.state::<Leases<D>>().is_some() {
+            return Err(format!(
+                "the launch code attaches `aggregate::init::<{}>()` twice; remove one of the two lines",
+                type_name::<D>()
+            ));
+        }
         let config = Config::read(rocket.figment())?;
         let store = SqlEventStore::new(&**database)
             .with_snapshot_every(config.snapshot_interval)

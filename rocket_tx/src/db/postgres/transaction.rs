@@ -27,8 +27,9 @@ use crate::db::error_class::{
     is_certain_refusal, is_conflict, not_writable, while_beginning_to_write, while_connecting,
 };
 use crate::db::{
-    Access, BeginOptions, CommitError, Decided, Decision, Durability, Ending, ErrorClass, GlobalId,
-    Isolation, RollbackError, Session, TransactionControl, TransactionId,
+    Access, BeginOptions, CommitError, Decided, Decision, Durability, Ending, ErrorClass,
+    ExecutorSession, GlobalId, Isolation, RollbackError, Session, TransactionControl,
+    TransactionId,
 };
 
 type Manager = <Postgres as sqlx::Database>::TransactionManager;
@@ -49,6 +50,15 @@ impl Session for PostgresSession {
 
     fn is_unchanged(&mut self) {
         self.set_on_return(OnReturn::Reuse);
+    }
+}
+
+impl ExecutorSession for PostgresSession {
+    type Database = Postgres;
+    type Executor<'c> = &'c mut PgConnection;
+
+    fn executor(connection: &mut PgConnection) -> &mut PgConnection {
+        connection
     }
 }
 

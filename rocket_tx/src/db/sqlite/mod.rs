@@ -65,7 +65,7 @@ use crate::db::enclosing::is_within;
 use crate::db::error_class::waits_for_itself;
 use crate::db::{
     Access, Attachment, BeginOptions, CommitError, Config, Decided, Decision, Durability, Ending,
-    GlobalId, Identity, Migrations, NotReady, PoolError, RollbackError, Session,
+    ExecutorSession, GlobalId, Identity, Migrations, NotReady, PoolError, RollbackError, Session,
     TransactionControl, TransactionId, TransactionPool, WaitPolicy, pool, scheme,
 };
 
@@ -137,6 +137,15 @@ impl Session for SqliteSession {
 
     fn connection_ref(&self) -> &SqliteConnection {
         self
+    }
+}
+
+impl ExecutorSession for SqliteSession {
+    type Database = Sqlite;
+    type Executor<'c> = &'c mut SqliteConnection;
+
+    fn executor(connection: &mut SqliteConnection) -> &mut SqliteConnection {
+        connection
     }
 }
 

@@ -1,23 +1,33 @@
 //! The transaction while code of the service works in it.
 
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard};
 
 use super::{State, Transaction};
-use crate::db::{Ended, Session};
+use crate::db::{Ended, Session, executor};
 
 /// The connection inside a transaction that runs outside of requests, as the work of `transaction`
 /// receives it.
 ///
-/// It dereferences to sqlx's connection, so that `.execute(&mut *tx)` works. With a
-/// [`UrlPool`](crate::db::UrlPool) it dereferences to a [`UrlConnection`](crate::db::UrlConnection),
-/// on which [`with_backend!`](crate::with_backend) runs statements. Drop it before the work ends: if it is kept,
+/// It dereferences to sqlx's connection, and is an [`Executor`](sqlx::Executor) itself: both
+/// `.execute(&mut *tx)` and `.execute(&mut tx)` work. With a [`UrlPool`](crate::db::UrlPool) it
+/// dereferences to a [`UrlConnection`](crate::db::UrlConnection), on which
+/// [`with_backend!`](crate::with_backend) runs statements. Drop it before the work ends: if it is kept,
 /// the transaction is rolled back.
 pub struct TransactionGuard<S: Session>(
     OwnedMappedMutexGuard<Option<Transaction<S>>, S::Connection>,
 );
+
+impl<S: Session> fmt::Debug for TransactionGuard<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransactionGuard").finish_non_exhaustive()
+    }
+}
+
+executor!(TransactionGuard<S>, of S, where S: Session);
 
 impl<S: Session> Deref for TransactionGuard<S> {
     type Target = S::Connection;

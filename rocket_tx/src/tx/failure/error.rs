@@ -10,7 +10,7 @@ use rocket::request::Request;
 use rocket::response::{self, Responder};
 
 use super::problem::Problem;
-use crate::db::{CommitError, ErrorClass, RollbackError, WAITS_FOR_ITSELF, is_conflict};
+use crate::db::{Advised, CommitError, ErrorClass, RollbackError, WAITS_FOR_ITSELF, is_conflict};
 use crate::tx::context::RequestContext;
 use crate::tx::verdict::Outcome;
 
@@ -276,7 +276,7 @@ pub enum Error {
     },
 
     /// Any other error of the database. 500.
-    #[error("the database reported an error: {0}")]
+    #[error("the database reported an error: {}", Advised(.0))]
     Database(#[source] sqlx::Error),
 }
 

@@ -124,6 +124,16 @@ impl Problem {
         LastProblem::of(request).0.lock().take()
     }
 
+    /// Keeps the problem by which a guard of the service refuses `request`, for a catcher.
+    pub(in crate::tx) fn keep_for_catcher(self, request: &Request<'_>) {
+        *Refusal::of(request).0.lock() = Some(self);
+    }
+
+    /// Returns the problem that [`keep_for_catcher`](Self::keep_for_catcher) has kept last.
+    pub(in crate::tx) fn kept_for_catcher(request: &Request<'_>) -> Option<Self> {
+        Refusal::of(request).0.lock().clone()
+    }
+
     fn of(mut self, request: &Request<'_>) -> Self {
         self.instance = RequestContext::of(request).map(|context| context.id.to_string());
         self
@@ -153,6 +163,16 @@ impl Problem {
 struct LastProblem(Mutex<Option<Problem>>);
 
 impl LastProblem {
+    fn of<'r>(request: &'r Request<'_>) -> &'r Self {
+        request.local_cache(Self::default)
+    }
+}
+
+/// The problem by which a guard of the service has refused a request.
+#[derive(Default)]
+struct Refusal(Mutex<Option<Problem>>);
+
+impl Refusal {
     fn of<'r>(request: &'r Request<'_>) -> &'r Self {
         request.local_cache(Self::default)
     }

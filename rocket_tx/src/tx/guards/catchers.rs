@@ -7,7 +7,10 @@ use crate::tx::failure::Problem;
 use crate::tx::registry::Outstanding;
 
 /// Returns catchers that respond to every error of Rocket with `application/problem+json`. If a
-/// guard failed, the response contains the guard's own error.
+/// guard of this library failed, or a guard of the service by [`Error::into_outcome`], the response
+/// contains the guard's own error.
+///
+/// [`Error::into_outcome`]: crate::Error::into_outcome
 ///
 /// ```no_run
 /// let rocket = rocket::build().register("/", rocket_tx::problem_catchers());
@@ -18,15 +21,18 @@ pub fn problem_catchers() -> Vec<Catcher> {
 
 #[catch(default)]
 fn default_problem(status: Status, request: &Request<'_>) -> Problem {
-    let failure = Outstanding::used_by(request)
-        .and_then(|outstanding| outstanding.failure())
-        .filter(|problem| problem.status() == status);
-    failure.unwrap_or_else(|| Problem::new(status, kind(status), explain(status)))
+    let failure = Outstanding::used_by(request).and_then(|outstanding| outstanding.failure());
+    let mut problems = [failure, Problem::kept_for_catcher(request)]
+        .into_iter()
+        .flatten();
+    let problem = problems.find(|problem| problem.status() == status);
+    problem.unwrap_or_else(|| Problem::new(status, kind(status), explain(status)))
 }
 
 fn kind(status: Status) -> &'static str {
     match status.code {
         400 => "bad-request",
+        401 => "unauthorized",
         403 => "forbidden",
         404 => "not-found",
         405 => "method-not-allowed",
@@ -43,6 +49,8 @@ fn kind(status: Status) -> &'static str {
 fn explain(status: Status) -> &'static str {
     match status.code {
         400 => "The request could not be understood; check its syntax.",
+        401 => "The request needs valid credentials.",
+        403 => "The request is not allowed.",
         404 => "There is nothing at this address.",
         413 => "The body is larger than the size limit.",
         415 => "Send the body as `Content-Type: application/json`.",

@@ -1,5 +1,6 @@
 //! The guard for handlers that only read.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -14,9 +15,11 @@ use tracing::Instrument;
 use super::advice::advise_on_order;
 use super::launch;
 use super::registry::fail_request;
-use crate::db::{Access, Session, TransactionPool, TransactionalDatabase};
+use crate::db::{
+    Access, ConnectionOf, Session, SessionOf, TransactionPool, TransactionalDatabase, executor,
+};
 use crate::tx::failure::Error;
-use crate::tx::registry::{ConnectionOf, Outstanding, rank_of};
+use crate::tx::registry::{Outstanding, rank_of};
 use crate::tx::running_body::RunningBody;
 
 /// A connection of `D` that only reads: there is no transaction, and each query takes one round
@@ -145,6 +148,14 @@ impl<D: TransactionalDatabase> Read<D> {
         })
     }
 }
+
+impl<D: TransactionalDatabase> fmt::Debug for Read<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Read").field(&D::NAME).finish()
+    }
+}
+
+executor!(Read<D>, of SessionOf<D>, where D: TransactionalDatabase);
 
 impl<D: TransactionalDatabase> Deref for Read<D> {
     type Target = ConnectionOf<D>;

@@ -46,16 +46,56 @@ pub fn guard_failed<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error>
 /// back. Unlike [`guard_failed`], this does not mark the request transactional: the failed guard
 /// may be a `Read`, and then there may be nothing to settle.
 pub(super) fn fail_request<T>(request: &Request<'_>, error: Error) -> Outcome<T, Error> {
-    // A replay is no failure.
-    match error.note_known_outage(request) || matches!(error, Error::Replayed) {
-        true => tracing::debug!(%error, uri = %request.uri(), "a request guard failed"),
-        false => {
-            let id = RequestContext::of(request).map(|context| tracing::field::display(context.id));
-            tracing::warn!(request = id, %error, uri = %request.uri(), "a request guard failed");
-        }
-    }
+    log_failure(request, &error);
     if let Ok(outstanding) = Outstanding::of(request) {
         outstanding.fail(error.problem());
     }
     Outcome::Error((error.status(), error))
+}
+
+fn log_failure(request: &Request<'_>, error: &Error) {
+    let id = RequestContext::of(request).map(|context| tracing::field::display(context.id));
+    let uri = request.uri();
+    // A client whose request was refused learns the reason, so it need not be in the log.
+    match error.note_known_outage(request) || !error.status().class().is_server_error() {
+        true => tracing::debug!(request = id, %error, %uri, "a request guard failed"),
+        false => tracing::warn!(request = id, %error, %uri, "a request guard failed"),
+    }
+}
+
+impl Error {
+    /// Returns the outcome of a guard of the service that fails with this error, for example because
+    /// it does not know the client. [`problem_catchers`](crate::tx::problem_catchers) report the
+    /// error to the client. A failure with a status of 500 or above is logged.
+    ///
+    /// A handler that takes the guard as an `Option` or a `Result` runs nevertheless, and its response
+    /// decides.
+    ///
+    /// ```
+    /// use rocket::http::Status;
+    /// use rocket::request::{FromRequest, Outcome, Request};
+    /// use rocket_tx::Error;
+    ///
+    /// struct Token(String);
+    ///
+    /// #[rocket::async_trait]
+    /// impl<'r> FromRequest<'r> for Token {
+    ///     type Error = Error;
+    ///
+    ///     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
+    ///         match request.headers().get_one("Authorization") {
+    ///             Some(token) => Outcome::Success(Self(token.to_owned())),
+    ///             None => {
+    ///                 let (status, reason) = (Status::Unauthorized, "send a token".into());
+    ///                 Error::Refused { status, reason }.into_outcome(request)
+    ///             }
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    pub fn into_outcome<T>(self, request: &Request<'_>) -> Outcome<T, Self> {
+        log_failure(request, &self);
+        self.problem().keep_for_catcher(request);
+        Outcome::Error((self.status(), self))
+    }
 }

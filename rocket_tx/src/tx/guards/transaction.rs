@@ -1,6 +1,8 @@
 //! The guards for handlers that write.
 
 use std::any::type_name;
+use std::fmt;
+use std::future::{Ready, ready};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -12,18 +14,17 @@ use tokio::sync::{OwnedMappedMutexGuard, OwnedMutexGuard};
 use super::advice::{advise_on_body, advise_on_order};
 use super::launch;
 use super::registry::guard_failed;
-use crate::db::TransactionalDatabase;
+use crate::db::{ConnectionOf, SessionOf, TransactionalDatabase, executor};
 use crate::tx::failure::Error;
 use crate::tx::monitor::LiveFlags;
-use crate::tx::registry::{
-    CheckedOut, ConnectionOf, Mode, OpenTransaction, Outstanding, ReadWrite,
-};
+use crate::tx::registry::{CheckedOut, Mode, OpenTransaction, Outstanding, ReadWrite};
 
 /// A connection inside the request's transaction of `D`.
 ///
-/// It dereferences to sqlx's connection, so that `.execute(&mut *tx)` works. With a
-/// [`UrlPool`](crate::db::UrlPool) it dereferences to a [`UrlConnection`](crate::db::UrlConnection),
-/// on which [`with_backend!`](crate::with_backend) runs statements. sqlx's own `begin` on it creates a savepoint.
+/// It dereferences to sqlx's connection, and is an [`Executor`](sqlx::Executor) itself: both
+/// `.execute(&mut *tx)` and `.execute(&mut tx)` work. With a [`UrlPool`](crate::db::UrlPool) it
+/// dereferences to a [`UrlConnection`](crate::db::UrlConnection), on which
+/// [`with_backend!`](crate::with_backend) runs statements. sqlx's own `begin` on it creates a savepoint.
 ///
 /// The response decides whether the transaction is committed or rolled back. This is done before
 /// the first byte of the response leaves.
@@ -48,6 +49,50 @@ use crate::tx::registry::{
 /// async fn delete(mut tx: Tx<Main>, id: i64) -> Result<(), Error> {
 ///     sqlx::query("DELETE FROM todos WHERE id = $1").bind(id).execute(&mut *tx).await?;
 ///     Ok(())
+/// }
+/// ```
+///
+/// # Functions of your own
+///
+/// A function that only runs queries takes sqlx's connection, so it works outside of requests too. A
+/// function may also take the guard. Both are called with `&mut tx`.
+///
+/// ```
+/// use rocket_tx::db::PostgresPool;
+/// use rocket_tx::rocket_db_pools::{self, Database};
+/// use rocket_tx::{sqlx, Error, Tx};
+/// use sqlx::PgConnection;
+///
+/// #[derive(Database)]
+/// #[database("main")]
+/// struct Main(PostgresPool);
+///
+/// async fn count(db: &mut PgConnection) -> sqlx::Result<i64> {
+///     sqlx::query_scalar("SELECT count(*) FROM todos").fetch_one(db).await
+/// }
+///
+/// async fn clear(tx: &mut Tx<Main>) -> sqlx::Result<()> {
+///     sqlx::query("DELETE FROM todos").execute(tx).await.map(drop)
+/// }
+///
+/// #[rocket::delete("/todos")]
+/// async fn delete_all(mut tx: Tx<Main>) -> Result<String, Error> {
+///     let deleted = count(&mut tx).await?;
+///     clear(&mut tx).await?;
+///     Ok(deleted.to_string())
+/// }
+/// ```
+///
+/// # The handler does not commit
+///
+/// ```compile_fail,E0277
+/// # use rocket_tx::db::SqlitePool;
+/// # use rocket_tx::rocket_db_pools::{self, Database};
+/// # use rocket_tx::{Error, Tx};
+/// # #[derive(Database)] #[database("main")] struct Main(SqlitePool);
+/// #[rocket::delete("/todos")]
+/// async fn delete_all(tx: Tx<Main>) -> Result<(), Error> {
+///     tx.commit().await // the response decides whether `Tx<Main>` is committed, not the handler
 /// }
 /// ```
 ///
@@ -119,6 +164,41 @@ impl<D: TransactionalDatabase, M: Mode> Tx<D, M> {
         })
     }
 }
+
+/// Not implemented for any type. So a call of [`Tx::commit`] or [`Tx::rollback`] does not compile, and
+/// the compiler says what to do instead.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "the response decides whether `{Self}` is committed, not the handler",
+    label = "remove this call",
+    note = "a success commits and an error rolls back; to decide otherwise, return a `rocket_tx::tx::Commit` or a `rocket_tx::tx::Rollback`"
+)]
+pub trait EndedByHandler {}
+
+#[doc(hidden)]
+impl<D: TransactionalDatabase, M> Tx<D, M> {
+    pub fn commit(self) -> Ready<Result<(), Error>>
+    where
+        Self: EndedByHandler,
+    {
+        ready(Ok(()))
+    }
+
+    pub fn rollback(self) -> Ready<Result<(), Error>>
+    where
+        Self: EndedByHandler,
+    {
+        ready(Ok(()))
+    }
+}
+
+impl<D: TransactionalDatabase, M> fmt::Debug for Tx<D, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tx").field(&D::NAME).finish()
+    }
+}
+
+executor!(Tx<D, M>, of SessionOf<D>, where D: TransactionalDatabase, M);
 
 impl<D: TransactionalDatabase, M> Deref for Tx<D, M> {
     type Target = ConnectionOf<D>;

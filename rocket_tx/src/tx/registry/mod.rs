@@ -50,7 +50,7 @@ pub(in crate::tx) use closed::{Closed, HeldTransaction};
 pub use hooks::HookOutput;
 pub(in crate::tx) use hooks::Hooks;
 pub use mode::{Mode, ReadOnly, ReadWrite, RepeatableRead, Serializable};
-pub(in crate::tx) use open_transaction::{ConnectionOf, OpenTransaction};
+pub(in crate::tx) use open_transaction::OpenTransaction;
 pub use outstanding::{Outstanding, Turn};
 pub use rank::rank_of;
 pub use resource::{Phase, Resource, SettleContext};

@@ -4,12 +4,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use rocket::futures::future::BoxFuture;
-use rocket_db_pools::Database;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::database::DatabaseTransaction;
 use super::resource::{Phase, Resource, SettleContext};
-use crate::db::{Durability, Session, Transaction, TransactionPool, TransactionalDatabase};
+use crate::db::{Durability, Transaction, TransactionPool, TransactionalDatabase};
 use crate::tx::failure::Error;
 use crate::tx::monitor::LiveEntry;
 
@@ -25,10 +24,6 @@ pub(in crate::tx) struct OpenTransaction<D: TransactionalDatabase> {
 /// The place of a transaction that guards check out. Empty while the transaction is being begun,
 /// and after it was taken for settlement.
 pub(super) type Slot<D> = Arc<Mutex<Option<OpenTransaction<D>>>>;
-
-/// The connection type to which a guard of `D` dereferences.
-pub(in crate::tx) type ConnectionOf<D> =
-    <<<D as Database>::Pool as TransactionPool>::Session as Session>::Connection;
 
 impl<D: TransactionalDatabase> OpenTransaction<D> {
     pub(in crate::tx) fn new(

@@ -8,11 +8,11 @@ use std::any::Any;
 
 use rocket_db_pools::Database;
 
-use super::open_transaction::{ConnectionOf, OpenTransaction};
+use super::open_transaction::OpenTransaction;
 use super::resource::SettleContext;
 use crate::db::{
-    Access, BeginOptions, Durability, Transaction, TransactionPool, TransactionalDatabase,
-    WaitPolicy,
+    Access, BeginOptions, ConnectionOf, Durability, Transaction, TransactionPool,
+    TransactionalDatabase, WaitPolicy,
 };
 use crate::tx::failure::Error;
 
