@@ -153,13 +153,14 @@ mod postgres {
     #[rocket::async_test]
     async fn a_database_that_does_not_exist_is_named_as_the_cause() {
         let url = real(|url| url.set_path("/no_such_database"));
-        main_at(&url, &[r#"database "no_such_database" does not exist"#]).await;
+        let reason = r#"database "no_such_database" does not exist"#;
+        main_at(&url, &[reason, "create this database"]).await;
     }
 
     #[rocket::async_test]
     async fn a_role_that_does_not_exist_is_named_as_the_cause() {
         let url = real(|url| url.set_username("no_such_role").unwrap());
-        main_at(&url, &["no_such_role"]).await;
+        main_at(&url, &["no_such_role", "create the role"]).await;
     }
 
     #[rocket::async_test]
@@ -171,7 +172,8 @@ mod postgres {
                 turn_away(client).await.unwrap();
             }
         });
-        main_at(&url, &["password authentication failed"]).await;
+        let advice = "correct the user and the password in the URL";
+        main_at(&url, &["password authentication failed", advice]).await;
         assert!(!server.is_finished(), "{:?}", server.await);
     }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rocket::figment;
 
+use super::error_class::advice_on_opening;
+
 /// Why a pool could not be opened, or could not provide a connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -153,7 +155,7 @@ pub enum OpenError {
 
     /// Any other error of the database.
     #[error(
-        "cannot open the database: {0}; check that the address is right and that the database is running"
+        "cannot open the database: {0}; {}", advice_on_opening(.0)
     )]
     Database(#[from] sqlx::Error),
 }

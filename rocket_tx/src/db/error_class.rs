@@ -154,6 +154,30 @@ fn advice_on(error: &sqlx::Error) -> Option<&'static str> {
     }
 }
 
+/// Returns what to do if a database could not be opened at launch.
+pub(super) fn advice_on_opening(error: &sqlx::Error) -> &'static str {
+    let cause = match error {
+        sqlx::Error::Io(io) => match mark(io) {
+            Some(Mark::Connecting(cause)) => cause,
+            _ => error,
+        },
+        _ => error,
+    };
+    let state = cause.as_database_error().and_then(|error| error.code());
+    match state.as_deref() {
+        // invalid_catalog_name
+        Some("3D000") => {
+            "create this database (`CREATE DATABASE`), or correct its name at the end of the URL"
+        }
+        // invalid_authorization_specification, invalid_password
+        Some("28000" | "28P01") => {
+            "correct the user and the password in the URL, create the role \
+             (`CREATE ROLE … LOGIN PASSWORD …`), or allow it in the server's pg_hba.conf"
+        }
+        _ => "check that the address is right and that the database is running",
+    }
+}
+
 /// Marks an error as an error of opening a connection, so that its class is
 /// [`ErrorClass::Unreachable`]. A server that is starting, stopping or down causes many different
 /// errors. `PoolClosed` and too_many_connections are not marked.
