@@ -155,7 +155,7 @@ pub enum OpenError {
 
     /// Any other error of the database.
     #[error(
-        "cannot open the database: {0}; {}", advice_on_opening(.0)
+        "cannot open the database: {0}; {advice}", advice = advice_on_opening(.0)
     )]
     Database(#[from] sqlx::Error),
 }
