@@ -5,7 +5,7 @@
 //! | `pool` | [`TransactionPool`]: the interface of a pool from which `tx` acquires connections |
 //! | `transaction` | [`Session`] and [`Transaction`]: an open transaction with its connection |
 //! | `durability` | [`Durability`]: the wait after COMMIT until the commit survives a power cut |
-//! | `ending` | [`Ending`]: ends a transaction from outside its session |
+//! | `ending` | ends a transaction from outside its session |
 //! | `sqlite` | one writer and several readers per file, and the sync of the write-ahead log |
 //! | `postgres` | the pool for transactions, the read-only pool, and the checks of their sessions |
 //! | `scheme` | the scheme of a URL: which backend it names |
