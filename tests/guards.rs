@@ -8,7 +8,7 @@ use rocket::serde::json::Value;
 use rocket::{get, post, routes};
 use rocket_db_pools::Connection as PooledConnection;
 use rocket_tx::tx::{ReadOnly, RepeatableRead, Serializable};
-use rocket_tx::{Begin, Error, Read, Settlement, Tx, problem_catchers, with_backend};
+use rocket_tx::{Begin, Error, Read, Settlement, Tx, with_backend};
 use sqlx::Connection as _;
 
 use crate::support::stage::{note, run};
@@ -188,7 +188,6 @@ async fn stage(backend: Backend) -> Stage {
                     option
                 ],
             )
-            .register("/", problem_catchers())
             .attach(Settlement::new())
     })
     .await

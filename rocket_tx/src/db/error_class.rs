@@ -4,6 +4,7 @@
 //! message. See <https://www.postgresql.org/docs/current/errcodes-appendix.html> and
 //! <https://www.sqlite.org/rescode.html>.
 
+use std::time::Duration;
 use std::{fmt, io};
 
 /// The meaning of a database error for the request that received it.
@@ -156,14 +157,14 @@ fn advice_on(error: &sqlx::Error) -> Option<&'static str> {
 
 /// Returns what to do if a database could not be opened at launch.
 pub(super) fn advice_on_opening(error: &sqlx::Error) -> &'static str {
-    let cause = match error {
-        sqlx::Error::Io(io) => match mark(io) {
-            Some(Mark::Connecting(cause)) => cause,
-            _ => error,
+    let state = match error {
+        sqlx::Error::Io(io) => match (mark(io), io.get_ref().and_then(|it| it.downcast_ref())) {
+            (Some(Mark::Connecting(cause)), _) => sqlstate(cause),
+            (_, Some(Retried { state, .. })) => state.clone(),
+            _ => None,
         },
-        _ => error,
+        _ => sqlstate(error),
     };
-    let state = cause.as_database_error().and_then(|error| error.code());
     match state.as_deref() {
         // invalid_catalog_name
         Some("3D000") => {
@@ -176,6 +177,30 @@ pub(super) fn advice_on_opening(error: &sqlx::Error) -> &'static str {
         }
         _ => "check that the address is right and that the database is running",
     }
+}
+
+/// The last error of several attempts to connect.
+#[derive(Debug, thiserror::Error)]
+#[error("{text} (retried for {limit:?})")]
+pub(super) struct Retried {
+    text: String,
+    state: Option<String>,
+    limit: Duration,
+}
+
+impl Retried {
+    #[cfg(feature = "postgres")]
+    pub(super) fn of(last: &sqlx::Error, limit: Duration) -> Self {
+        Self {
+            text: last.to_string(),
+            state: sqlstate(last),
+            limit,
+        }
+    }
+}
+
+fn sqlstate(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
 }
 
 /// Marks an error as an error of opening a connection, so that its class is

@@ -60,6 +60,16 @@ pub mod error_class {
     pub fn is_lost(_: &sqlx::Error) -> bool {
         false
     }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    pub struct Retried(String);
+
+    impl Retried {
+        pub fn of(last: &sqlx::Error, _: std::time::Duration) -> Self {
+            Self(last.to_string())
+        }
+    }
 }
 
 pub mod health {

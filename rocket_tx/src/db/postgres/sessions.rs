@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::commit_turns::CommitTurns;
 use super::session::{Live, PROMPT, PostgresSession, Slot, close_quietly};
 use super::settings::Settings;
-use crate::db::error_class::{ends_session, while_connecting};
+use crate::db::error_class::{Retried, ends_session, while_connecting};
 use crate::db::health::Health;
 use crate::db::{Attachment, ErrorClass, WaitPolicy};
 
@@ -389,14 +389,13 @@ where
                 .with_max_times(10_000),
         )
         .when(is_transient)
-        .notify(|error, _| *last.lock() = Some(error.to_string()));
+        .notify(|error, _| *last.lock() = Some(Retried::of(error, limit)));
     match timeout(limit, connecting).await {
         Ok(connected) => connected,
         Err(_) => Err(match last.into_inner() {
-            Some(error) => sqlx::Error::Io(std::io::Error::new(
-                std::io::ErrorKind::NotConnected,
-                format!("{error} (retried for {limit:?})"),
-            )),
+            Some(error) => {
+                sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::NotConnected, error))
+            }
             None => no_reply(limit),
         }),
     }
