@@ -61,13 +61,11 @@ pub mod error_class {
         false
     }
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("{0}")]
-    pub struct Retried(String);
+    pub struct Retried;
 
     impl Retried {
-        pub fn of(last: &sqlx::Error, _: std::time::Duration) -> Self {
-            Self(last.to_string())
+        pub fn of(last: &sqlx::Error, _: std::time::Duration) -> String {
+            last.to_string()
         }
     }
 }
