@@ -228,7 +228,12 @@ impl TransactionPool for PostgresPool {
         // A separate session without a statement timeout: neither a migration nor the wait for
         // another process that runs it may be cut off. The advisory lock of a failed migration ends
         // with the session.
-        let unbounded = self.settings().clone().with("statement_timeout", "0");
+        // Without notices: at each launch, sqlx's `CREATE TABLE IF NOT EXISTS` would cause one.
+        let unbounded = self
+            .settings()
+            .clone()
+            .with("statement_timeout", "0")
+            .with("client_min_messages", "warning");
         let open = || session::Live::open(&unbounded);
         let mut session = connect_with_retries(open, is_transient, self.connect_timeout())
             .await
