@@ -211,12 +211,12 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
         let mut tx = begin.begin().await?;
         let staged = self.leases.flush();
         let mut guard = FlushGuard(Some(&self.leases.outstanding));
-        let written = self.leases.shared.store.write(&mut tx, staged).await;
+        let written = self.leases.shared.store.write(&mut tx, staged, &[]).await;
         match &written {
-            Ok(()) => guard.0 = None,
+            Ok(_) => guard.0 = None,
             Err(error) => guard.doom_by(error),
         }
-        written
+        written.map(drop)
     }
 
     async fn page(
