@@ -2,6 +2,7 @@
 //! the reported outcome is true.
 
 mod disks;
+mod first;
 mod keys;
 mod leftovers;
 mod queue;
