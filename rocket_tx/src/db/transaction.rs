@@ -399,6 +399,8 @@ pub struct Transaction<S: Session> {
     id: TransactionId,
     state: State,
     access: Access,
+    /// It is known to have written, so the database need not be asked.
+    has_written: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -423,6 +425,7 @@ impl<S: Session> Transaction<S> {
             id: TransactionId::next(),
             state: State::Ended,
             access: options.access,
+            has_written: false,
         };
         transaction.begin_again(options).await?;
         Ok(transaction)
@@ -440,6 +443,7 @@ impl<S: Session> Transaction<S> {
         }
         self.state = State::Busy;
         self.access = options.access;
+        self.has_written = false;
         *self.session.owner() = Some(self.id);
         let result = self.session.begin(options).await;
         self.state = match result {

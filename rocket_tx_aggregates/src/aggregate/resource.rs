@@ -134,6 +134,7 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
                 false => Err(rocket_tx::Error::Weaker(D::NAME)),
             };
         };
+        let writes = !staged.is_empty() || !self.leases.is_empty();
         let db = transaction.connection();
         let written = async {
             let fences: Vec<&Fence> = self.leases.iter().map(|(_, fence)| fence).collect();
@@ -142,6 +143,9 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
             Ok::<(), rocket_tx::Error>(())
         };
         written.instrument(tracing::debug_span!("append")).await?;
+        if writes {
+            transaction.mark_written();
+        }
         // Another process can take the leases once their rows are gone. So this database commits
         // last, after the commits of all other databases.
         context.commit_last::<D>();
