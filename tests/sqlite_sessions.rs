@@ -5,6 +5,7 @@ mod disks;
 mod first;
 mod keys;
 mod leftovers;
+mod limits;
 mod queue;
 mod shadows;
 mod truth;
