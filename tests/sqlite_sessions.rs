@@ -6,6 +6,7 @@ mod first;
 mod keys;
 mod leftovers;
 mod limits;
+mod lookups;
 mod queue;
 mod shadows;
 mod truth;

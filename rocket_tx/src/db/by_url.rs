@@ -213,6 +213,10 @@ impl TransactionControl for UrlConnection {
         either!(Self, self, |session| session.may_have_written())
     }
 
+    fn mark_unchanged(&mut self) {
+        either!(Self, self, |session| session.mark_unchanged());
+    }
+
     fn is_proved_by_commit(&self) -> bool {
         either!(Self, self, |session| session.is_proved_by_commit())
     }

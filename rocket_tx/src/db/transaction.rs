@@ -303,6 +303,11 @@ pub(crate) trait TransactionControl {
     /// Returns the id of the last transaction that began on this session.
     fn owner(&mut self) -> &mut Option<TransactionId>;
 
+    /// Says that the connection is as it was when it was acquired, so that it need not be checked when
+    /// it is returned. Each later use of the connection takes this back. Unlike
+    /// [`Session::is_unchanged`], no other crate can call this.
+    fn mark_unchanged(&mut self) {}
+
     /// Sends BEGIN. One round trip.
     fn begin(&mut self, options: BeginOptions) -> impl Future<Output = sqlx::Result<()>> + Send;
 

@@ -42,7 +42,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rocket::figment::Figment;
-use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _, Sqlite};
 use sqlx_core::transaction::TransactionManager;
@@ -54,6 +53,7 @@ pub use self::writer_session::OneShotWriter;
 pub(super) use self::file::SqliteFile;
 use self::holder::{Held, Holder};
 use self::place::Place;
+use self::readers::Reader;
 use self::readiness::Probe;
 use self::sync::SharedSync;
 use self::writer::{Writer, WriterFile, unreachable};
@@ -105,7 +105,7 @@ pub struct SqliteSession {
 
 enum Pooled {
     Writer(WriterSession),
-    Reader(PoolConnection<Sqlite>),
+    Reader(Reader),
 }
 
 impl Deref for SqliteSession {
@@ -143,6 +143,13 @@ impl Session for SqliteSession {
 impl TransactionControl for SqliteSession {
     fn owner(&mut self) -> &mut Option<TransactionId> {
         &mut self.owner
+    }
+
+    fn mark_unchanged(&mut self) {
+        // The writer is checked in any case, and no request waits for that.
+        if let Pooled::Reader(reader) = &mut self.connection {
+            reader.mark_unchanged();
+        }
     }
 
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {

@@ -14,7 +14,7 @@ use tracing::Instrument;
 use super::advice::advise_on_order;
 use super::launch;
 use super::registry::fail_request;
-use crate::db::{Access, Session, TransactionPool, TransactionalDatabase};
+use crate::db::{Access, Session, TransactionControl, TransactionPool, TransactionalDatabase};
 use crate::tx::failure::Error;
 use crate::tx::registry::{ConnectionOf, Outstanding, rank_of};
 use crate::tx::running_body::RunningBody;
@@ -143,6 +143,12 @@ impl<D: TransactionalDatabase> Read<D> {
             session,
             registration,
         })
+    }
+
+    /// Says that the connection is as it was when this `Read` was created. For a
+    /// [`Lookup`](super::Lookup) only.
+    pub(super) fn mark_unchanged(&mut self) {
+        self.session.mark_unchanged();
     }
 }
 
