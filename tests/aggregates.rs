@@ -5,6 +5,7 @@ mod contract;
 mod edges;
 mod faults;
 mod processes;
+mod released;
 mod repositories;
 mod requests;
 mod trips;

@@ -6,6 +6,7 @@ mod disk;
 mod killed;
 mod late;
 mod lost;
+mod marked;
 mod network;
 mod processes;
 mod recovery;

@@ -2,8 +2,11 @@
 //! the reported outcome is true.
 
 mod disks;
+mod first;
 mod keys;
 mod leftovers;
+mod limits;
+mod lookups;
 mod queue;
 mod shadows;
 mod truth;

@@ -16,8 +16,10 @@
 //! | [`cap_isolation`](crate::Outstanding::cap_isolation) | forbid isolation above READ COMMITTED |
 //! | [`on_begin`](crate::Outstanding::on_begin) | run a step at the beginning of a transaction that writes |
 //! | [`capture_response`](crate::Outstanding::capture_response), [`SettleContext::response`](crate::tx::SettleContext::response) | read the final response before the commit |
+//! | [`BorrowedTransaction::mark_written`](crate::tx::BorrowedTransaction::mark_written) | save the query whether the transaction has written |
 //! | [`respond_with`](crate::Outstanding::respond_with), [`advise_repeat`](crate::Outstanding::advise_repeat) | send the stored response of an earlier request; tell clients to send theirs again |
 //! | [`Tx::current_in`](crate::Tx::current_in), [`Begin::in_request`](crate::Begin::in_request), [`Read::in_request`](crate::Read::in_request) | use the request's transactions and reads outside a guard |
+//! | [`Lookup`] | read on a connection that no handler gets; it is returned without a check |
 //! | [`attached`] | get the database of a guard |
 //! | [`rank_of`] | get the place of a database in the order of attachment |
 //! | [`guard_failed`] | make a guard fail, and its request roll back |
@@ -42,4 +44,4 @@ pub use crate::db::{ErrorClass, setting};
 pub use crate::db::{Limits, Liveness, OnReturn, Sessions, Settings};
 #[cfg(feature = "sqlite")]
 pub use crate::db::{OneShotWriter, is_sqlite_busy};
-pub use crate::tx::{Turn, attached, guard_failed, rank_of};
+pub use crate::tx::{Lookup, Turn, attached, guard_failed, rank_of};

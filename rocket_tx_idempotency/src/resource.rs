@@ -47,6 +47,7 @@ impl<D: KeyDatabase> Resource for ResponseRow<D> {
             let reason = "the row of the idempotency key is gone; do not delete it in the handler";
             return Err(Error::Conflict(reason.into()));
         }
+        transaction.mark_written();
         // The row says that all databases have committed.
         context.commit_last::<D>();
         Ok(())

@@ -303,6 +303,11 @@ pub(crate) trait TransactionControl {
     /// Returns the id of the last transaction that began on this session.
     fn owner(&mut self) -> &mut Option<TransactionId>;
 
+    /// Says that the connection is as it was when it was acquired, so that it need not be checked when
+    /// it is returned. Each later use of the connection takes this back. Unlike
+    /// [`Session::is_unchanged`], no other crate can call this.
+    fn mark_unchanged(&mut self) {}
+
     /// Sends BEGIN. One round trip.
     fn begin(&mut self, options: BeginOptions) -> impl Future<Output = sqlx::Result<()>> + Send;
 
@@ -327,6 +332,19 @@ pub(crate) trait TransactionControl {
     /// transaction has written nothing.
     fn may_have_written(&self) -> bool {
         true
+    }
+
+    /// Returns whether COMMIT refuses whatever [`prepare`](Self::prepare) would refuse, and has no
+    /// effect then. So the transaction that commits first need not be proved before. `false` also for
+    /// a transaction that cannot write.
+    fn is_proved_by_commit(&self) -> bool {
+        false
+    }
+
+    /// Makes the checks of [`prepare`](Self::prepare) that need no round trip. Only for a transaction
+    /// that [its COMMIT proves](Self::is_proved_by_commit).
+    fn prepare_to_commit_first(&mut self) -> Result<(), CommitError> {
+        Ok(())
     }
 
     /// Sends PREPARE TRANSACTION, with the proof, in one round trip. Afterwards the session is in
@@ -386,6 +404,8 @@ pub struct Transaction<S: Session> {
     id: TransactionId,
     state: State,
     access: Access,
+    /// It is known to have written, so the database need not be asked.
+    has_written: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -410,6 +430,7 @@ impl<S: Session> Transaction<S> {
             id: TransactionId::next(),
             state: State::Ended,
             access: options.access,
+            has_written: false,
         };
         transaction.begin_again(options).await?;
         Ok(transaction)
@@ -427,6 +448,7 @@ impl<S: Session> Transaction<S> {
         }
         self.state = State::Busy;
         self.access = options.access;
+        self.has_written = false;
         *self.session.owner() = Some(self.id);
         let result = self.session.begin(options).await;
         self.state = match result {

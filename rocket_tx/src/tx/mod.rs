@@ -60,6 +60,6 @@ pub use traced::traced;
 pub use verdict::{Action, Outcome, Reason, SettlementReport, Verdict};
 
 #[doc(hidden)] // documented in `extend`
-pub use guards::{attached, guard_failed};
+pub use guards::{Lookup, attached, guard_failed};
 #[doc(hidden)]
 pub use registry::{Turn, rank_of};

@@ -3,8 +3,9 @@
 use rocket_tx::db::UrlConnection;
 use rocket_tx::with_backend;
 
-use super::rows::{EventRows, Row, Sealed, StreamRow};
+use super::rows::{EventRows, Inserted, Row, Sealed, StreamRow};
 use super::stream::Append;
+use crate::lock::Fence;
 
 impl Sealed for UrlConnection {}
 
@@ -29,8 +30,12 @@ impl EventRows for UrlConnection {
         with_backend!(self, |db| db.histories(streams, snapshot_version).await)
     }
 
-    async fn insert_events(&mut self, batch: &[Append]) -> sqlx::Result<Vec<String>> {
-        with_backend!(self, |db| db.insert_events(batch).await)
+    async fn insert_events(
+        &mut self,
+        batch: &[Append],
+        fences: &[&Fence],
+    ) -> sqlx::Result<Inserted> {
+        with_backend!(self, |db| db.insert_events(batch, fences).await)
     }
 
     async fn put_snapshots(&mut self, batch: &[Append]) -> sqlx::Result<()> {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Ignite, Rocket, Sentinel};
-use rocket_tx::extend::{attached, guard_failed, rank_of};
+use rocket_tx::extend::{Lookup, attached, guard_failed, rank_of};
 use rocket_tx::tx::{Outstanding, ReadOnly};
-use rocket_tx::{Begin, Read, RequestId, Tx};
+use rocket_tx::{Begin, RequestId, Tx};
 
 use super::definition::Aggregate;
 use super::error::AggregateError;
@@ -123,9 +123,13 @@ macro_rules! reading {
                 $work
             }
             None => {
-                let mut read = Read::<D>::in_request(outstanding, $leases.pool()).await?;
-                let $db = &mut *read;
-                $work
+                let mut lookup = Lookup::<D>::in_request(outstanding, $leases.pool()).await?;
+                let $db = lookup.connection();
+                let result = $work;
+                if result.is_ok() {
+                    lookup.finish();
+                }
+                result
             }
         }
     }};
@@ -211,12 +215,12 @@ impl<D: AggregateDatabase> AsyncRepository for RequestRepository<D> {
         let mut tx = begin.begin().await?;
         let staged = self.leases.flush();
         let mut guard = FlushGuard(Some(&self.leases.outstanding));
-        let written = self.leases.shared.store.write(&mut tx, staged).await;
+        let written = self.leases.shared.store.write(&mut tx, staged, &[]).await;
         match &written {
-            Ok(()) => guard.0 = None,
+            Ok(_) => guard.0 = None,
             Err(error) => guard.doom_by(error),
         }
-        written
+        written.map(drop)
     }
 
     async fn page(

@@ -12,15 +12,14 @@ use tracing::Instrument;
 
 use super::leases::{LeaseOf, RequestLeases};
 use super::rows::AggregateDatabase;
-use super::store::release_within;
 use super::stream::Append;
 use crate::lock::{Fence, Hold, LeasePool, LeaseStore, LockError};
 
 /// The leases and the staged events of a request in `D`, as a resource of the request.
 ///
-/// The request's transaction of `D` stores the events, and its last statements delete the lease
-/// rows. A waiter in another process that finds such a row locked is therefore blocked only until
-/// the COMMIT that follows. If a row is missing, everything is rolled back. After a rollback the
+/// The request's transaction of `D` stores the events and deletes the lease rows. On Postgres the
+/// lease rows come last: a waiter in another process that finds such a row locked is therefore blocked
+/// only until the COMMIT that follows. If a row is missing, everything is rolled back. After a rollback the
 /// rows are deleted on the same connection, because on SQLite no other connection of this process
 /// can write.
 ///
@@ -135,15 +134,18 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
                 false => Err(rocket_tx::Error::Weaker(D::NAME)),
             };
         };
+        let writes = !staged.is_empty() || !self.leases.is_empty();
         let db = transaction.connection();
         let written = async {
-            self.request.shared.store.write(db, staged).await?;
             let fences: Vec<&Fence> = self.leases.iter().map(|(_, fence)| fence).collect();
-            let released = release_within::<D::Pool>(db, &fences).await?;
+            let released = self.request.shared.store.write(db, staged, &fences).await?;
             self.deleted.extend(released.iter().map(|it| it.wanted));
             Ok::<(), rocket_tx::Error>(())
         };
         written.instrument(tracing::debug_span!("append")).await?;
+        if writes {
+            transaction.mark_written();
+        }
         // Another process can take the leases once their rows are gone. So this database commits
         // last, after the commits of all other databases.
         context.commit_last::<D>();

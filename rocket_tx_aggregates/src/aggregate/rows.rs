@@ -13,7 +13,9 @@ use sqlx::FromRow;
 use super::error::AggregateError;
 use super::event::EventRecord;
 use super::stream::{Append, History, Snapshot};
-use crate::lock::{LeasePool, statement};
+use crate::lock::{Fence, LeasePool, ReleaseOutcome, statement};
+#[cfg(sqlite)]
+use crate::lock::{keys_and_tokens, outcomes_of};
 
 /// A pool whose database can hold aggregates: [`SqlitePool`](rocket_tx::db::SqlitePool),
 /// [`PostgresPool`](rocket_tx::db::PostgresPool) or [`UrlPool`](rocket_tx::db::UrlPool).
@@ -86,6 +88,16 @@ where
     }
 }
 
+/// The result of [`EventRows::insert_events`].
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Inserted {
+    /// The stream of each event that was inserted.
+    pub(super) streams: Vec<String>,
+    /// The outcomes of the leases, in their order. `None` if they were not released.
+    pub(super) released: Option<Vec<ReleaseOutcome>>,
+}
+
 /// Keeps other crates from implementing [`EventRows`].
 pub(super) trait Sealed {}
 
@@ -121,13 +133,18 @@ pub trait EventRows: Sealed + Send {
         snapshot_version: Option<u32>,
     ) -> impl Future<Output = sqlx::Result<Vec<StreamRow>>> + Send;
 
-    /// Inserts the events of all appends, with one statement. Returns the stream of each event that
-    /// was inserted. An event is left out if its key is taken.
+    /// Inserts the events of all appends, with one statement. An event is left out if its key is
+    /// taken.
+    ///
+    /// On SQLite, also deletes the rows of the leases `fences`, in the same message: nobody sees that
+    /// before COMMIT. On Postgres another process that takes such a lease could wait for its deleted
+    /// row, so the rows are deleted later.
     #[doc(hidden)]
     fn insert_events(
         &mut self,
         batch: &[Append],
-    ) -> impl Future<Output = sqlx::Result<Vec<String>>> + Send;
+        fences: &[&Fence],
+    ) -> impl Future<Output = sqlx::Result<Inserted>> + Send;
 
     /// Stores or replaces the snapshots of the streams that have one in `batch`.
     #[doc(hidden)]
@@ -204,8 +221,8 @@ pub(super) fn history_of(stream: &str, rows: Vec<Row>) -> Result<History, Aggreg
     Ok(history)
 }
 
-/// Returns the events of all appends, as the parameter of the statement that inserts them.
-fn events_of(batch: &[Append]) -> String {
+/// Returns the events of all appends, as the statements that insert them receive them.
+fn events_of(batch: &[Append]) -> Value {
     let events = batch.iter().flat_map(|append| {
         append.events.iter().map(|event| {
             json!([
@@ -218,7 +235,7 @@ fn events_of(batch: &[Append]) -> String {
             ])
         })
     });
-    Value::from_iter(events).to_string()
+    Value::from_iter(events)
 }
 
 /// Returns the snapshots of all appends, as the parameter of the statement that stores them.
@@ -236,7 +253,7 @@ fn snapshots_of(batch: &[Append]) -> String {
 }
 
 macro_rules! rows {
-    ($database:ty, $connection:ty, $folder:literal) => {
+    ($database:ty, $connection:ty, $folder:literal, $insert_events:path) => {
         impl Sealed for $connection {}
 
         impl EventRows for $connection {
@@ -280,13 +297,12 @@ macro_rules! rows {
                     .await
             }
 
-            async fn insert_events(&mut self, batch: &[Append]) -> sqlx::Result<Vec<String>> {
-                const SQL: &str = include_str!(concat!("sql/", $folder, "/insert_events.sql"));
-
-                sqlx::query_scalar::<$database, String>(statement(SQL))
-                    .bind(events_of(batch))
-                    .fetch_all(self)
-                    .await
+            async fn insert_events(
+                &mut self,
+                batch: &[Append],
+                fences: &[&Fence],
+            ) -> sqlx::Result<Inserted> {
+                $insert_events(self, batch, fences).await
             }
 
             async fn put_snapshots(&mut self, batch: &[Append]) -> sqlx::Result<()> {
@@ -303,7 +319,61 @@ macro_rules! rows {
 }
 
 #[cfg(sqlite)]
-rows!(sqlx::Sqlite, sqlx::SqliteConnection, "sqlite");
+rows!(
+    sqlx::Sqlite,
+    sqlx::SqliteConnection,
+    "sqlite",
+    insert_and_release
+);
+
+#[cfg(sqlite)]
+async fn insert_and_release(
+    db: &mut sqlx::SqliteConnection,
+    batch: &[Append],
+    fences: &[&Fence],
+) -> sqlx::Result<Inserted> {
+    const INSERT: &str = include_str!("sql/sqlite/insert_events.sql");
+    const BOTH: &str = concat!(
+        include_str!("sql/sqlite/insert_events.sql"),
+        ";\n",
+        include_str!("../lock/sql/sqlite/release_all.sql")
+    );
+
+    let sql = if fences.is_empty() { INSERT } else { BOTH };
+    let leases = keys_and_tokens(fences);
+    let parameter = json!({"events": events_of(batch), "leases": leases}).to_string();
+    // The row of an event has its stream and NULL, the row of a lease its key and `wanted`.
+    let rows: Vec<(String, Option<bool>)> = sqlx::query_as(statement(sql))
+        .bind(parameter)
+        .fetch_all(db)
+        .await?;
+    let (mut streams, mut deleted) = (Vec::new(), Vec::new());
+    for (stream_or_key, wanted) in rows {
+        match wanted {
+            None => streams.push(stream_or_key),
+            Some(wanted) => deleted.push((stream_or_key, wanted)),
+        }
+    }
+    Ok(Inserted {
+        streams,
+        released: Some(outcomes_of(fences, deleted)),
+    })
+}
 
 #[cfg(postgres)]
-rows!(sqlx::Postgres, sqlx::PgConnection, "postgres");
+rows!(sqlx::Postgres, sqlx::PgConnection, "postgres", insert);
+
+#[cfg(postgres)]
+async fn insert(
+    db: &mut sqlx::PgConnection,
+    batch: &[Append],
+    _fences: &[&Fence],
+) -> sqlx::Result<Inserted> {
+    const SQL: &str = include_str!("sql/postgres/insert_events.sql");
+
+    let insert = sqlx::query_scalar(statement(SQL)).bind(events_of(batch).to_string());
+    Ok(Inserted {
+        streams: insert.fetch_all(db).await?,
+        released: None,
+    })
+}

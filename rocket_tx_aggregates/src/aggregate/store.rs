@@ -106,29 +106,47 @@ impl<P: AggregatePool> SqlEventStore<P> {
     }
 
     /// Writes to the caller's transaction: first the events in stream order, then the snapshots,
-    /// then the read models. The number of statements does not depend on the number of appends,
-    /// except those of projections that write one aggregate at a time.
+    /// then the read models. Deletes the rows of leases: on Postgres after that, on SQLite with the
+    /// events. The number of statements does not depend on the number of appends, except those of
+    /// projections that write one aggregate at a time.
+    ///
+    /// Returns the outcomes of the leases, in the order of `fences`.
+    ///
+    /// # Errors
+    ///
+    /// [`AggregateError::Conflict`] if the key of an event is taken. [`LockError::Lost`] if the row of
+    /// a lease is missing or has another token.
     pub(super) async fn write(
         &self,
         db: &mut ConnectionOf<P>,
         batch: Vec<Append>,
-    ) -> Result<(), AggregateError> {
+        fences: &[&Fence],
+    ) -> Result<Vec<ReleaseOutcome>, AggregateError> {
         let batch = in_stream_order(batch)?;
-        if batch.is_empty() {
-            return Ok(());
+        let mut released = None;
+        if !batch.is_empty() {
+            let inserted = db.insert_events(&batch, fences).await?;
+            let has_conflict = |append: &&Append| {
+                let streams = inserted.streams.iter();
+                streams.filter(|stream| **stream == append.stream).count() < append.events.len()
+            };
+            if let Some(append) = batch.iter().find(has_conflict) {
+                return Err(AggregateError::Conflict(append.stream.clone()));
+            }
+            if batch.iter().any(|append| append.snapshot.is_some()) {
+                db.put_snapshots(&batch).await?;
+            }
+            self.projections.project(db, &batch).await?;
+            released = inserted.released;
         }
-        let inserted = db.insert_events(&batch).await?;
-        let has_conflict = |append: &&Append| {
-            let ours = inserted.iter().filter(|stream| **stream == append.stream);
-            ours.count() < append.events.len()
+        let released = match released {
+            Some(released) => released,
+            None => <P::Leases as LeaseStore>::release_within(db, fences).await?,
         };
-        if let Some(append) = batch.iter().find(has_conflict) {
-            return Err(AggregateError::Conflict(append.stream.clone()));
+        match fences.iter().zip(&released).find(|(_, it)| !it.ours) {
+            None => Ok(released),
+            Some((fence, _)) => Err(LockError::Lost(fence.key.to_string()).into()),
         }
-        if batch.iter().any(|append| append.snapshot.is_some()) {
-            db.put_snapshots(&batch).await?;
-        }
-        Ok(self.projections.project(db, &batch).await?)
     }
 }
 
@@ -184,23 +202,6 @@ pub(super) async fn page_from<C: EventRows>(
 ) -> Result<Vec<EventRecord>, AggregateError> {
     let rows: Vec<Row> = db.page(stream, after, limit).await?;
     rows.into_iter().map(|row| row.event(stream)).collect()
-}
-
-/// Deletes the rows of leases in the caller's transaction. Returns the outcomes in the order of
-/// `fences`.
-///
-/// # Errors
-///
-/// [`LockError::Lost`] if a row is missing or has another token.
-pub(super) async fn release_within<P: AggregatePool>(
-    db: &mut ConnectionOf<P>,
-    fences: &[&Fence],
-) -> Result<Vec<ReleaseOutcome>, AggregateError> {
-    let released = <P::Leases as LeaseStore>::release_within(db, fences).await?;
-    match fences.iter().zip(&released).find(|(_, it)| !it.ours) {
-        None => Ok(released),
-        Some((fence, _)) => Err(LockError::Lost(fence.key.to_string()).into()),
-    }
 }
 
 impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
@@ -264,10 +265,9 @@ impl<P: AggregatePool> EventStore for SqlEventStore<P> {
             return Ok(fences.iter().map(|_| None).collect());
         }
         let mut transaction = self.pool.open(BeginOptions::default()).await?;
-        self.write(transaction.connection(), batch).await?;
         let is_here = |fence: &&Fence| fence.database == *self.pool.identity();
         let here: Vec<&Fence> = fences.iter().filter(is_here).collect();
-        let outcomes = release_within::<P>(transaction.connection(), &here).await?;
+        let outcomes = self.write(transaction.connection(), batch, &here).await?;
         let mut outcomes = outcomes.into_iter();
         let released = (fences.iter())
             .map(|fence| is_here(&fence).then(|| outcomes.next()).flatten())

@@ -83,3 +83,5 @@ pub(crate) use deadline::Deadline;
 pub(crate) use keyed::Keyed;
 pub(crate) use manager::LEAST_TTL;
 pub(crate) use sql::statement;
+#[cfg(sqlite)]
+pub(crate) use store::{keys_and_tokens, outcomes_of};

@@ -19,7 +19,7 @@ use super::listener::{Listener, no_reply, payload};
 use super::sql::statement;
 use super::store::{
     Attempt, Claim, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look, ReleaseOutcome,
-    Sealed, Token, attempts_of, millis, outcomes_of, parameter_of, spawn_before_closing,
+    Sealed, Token, attempts_of, keys_and_tokens, millis, outcomes_of, spawn_before_closing,
 };
 
 /// Makes leases in a Postgres database, for services on more than one machine. All times are those
@@ -285,7 +285,8 @@ impl LeaseStore for PostgresLeases {
             fences => {
                 const SQL: &str = include_str!("sql/postgres/release_all.sql");
 
-                let release = sqlx::query_as(statement(SQL)).bind(parameter_of(fences));
+                let release =
+                    sqlx::query_as(statement(SQL)).bind(keys_and_tokens(fences).to_string());
                 Ok(outcomes_of(fences, release.fetch_all(db).await?))
             }
         }

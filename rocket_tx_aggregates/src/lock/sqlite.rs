@@ -18,7 +18,7 @@ use super::file_waiters::FileWaiters;
 use super::sql::statement;
 use super::store::{
     Attempt, Claim, ClaimRow, Exclusion, Fence, LeasePool, LeaseRow, LeaseStore, Look,
-    ReleaseOutcome, Sealed, Token, attempts_of, millis, outcomes_of, parameter_of,
+    ReleaseOutcome, Sealed, Token, attempts_of, keys_and_tokens, millis, outcomes_of,
     spawn_before_closing,
 };
 
@@ -149,6 +149,9 @@ fn is_column(row: &SqliteRow, name: &str) -> bool {
 
 const RELEASE: &str = include_str!("sql/release.sql");
 
+/// Releases several leases: the `leases` of a JSON object. Returns key and `wanted` of each row.
+const RELEASE_ALL: &str = include_str!("sql/sqlite/release_all.sql");
+
 /// The state of a key's row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RowState {
@@ -264,9 +267,8 @@ impl LeaseStore for SqliteLeases {
                 Ok(vec![ReleaseOutcome::found(wanted)])
             }
             fences => {
-                const SQL: &str = include_str!("sql/sqlite/release_all.sql");
-
-                let release = sqlx::query_as(statement(SQL)).bind(parameter_of(fences));
+                let leases = json!({"leases": keys_and_tokens(fences)}).to_string();
+                let release = sqlx::query_as(statement(RELEASE_ALL)).bind(leases);
                 Ok(outcomes_of(fences, release.fetch_all(db).await?))
             }
         }

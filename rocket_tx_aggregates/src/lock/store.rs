@@ -129,15 +129,15 @@ impl ReleaseOutcome {
     }
 }
 
-/// Returns the keys and tokens of leases, as the parameter of the statement that releases them.
-pub(super) fn parameter_of(fences: &[&Fence]) -> String {
+/// Returns the keys and tokens of leases, as the statements that release them receive them.
+pub(crate) fn keys_and_tokens(fences: &[&Fence]) -> Value {
     let lease = |fence: &&Fence| json!([*fence.key, fence.token.as_str()]);
-    Value::from_iter(fences.iter().map(lease)).to_string()
+    Value::from_iter(fences.iter().map(lease))
 }
 
 /// Returns the outcomes of `fences`, from the keys of the deleted rows and whether these rows were
 /// wanted.
-pub(super) fn outcomes_of(fences: &[&Fence], deleted: Vec<(String, bool)>) -> Vec<ReleaseOutcome> {
+pub(crate) fn outcomes_of(fences: &[&Fence], deleted: Vec<(String, bool)>) -> Vec<ReleaseOutcome> {
     let deleted: HashMap<String, bool> = deleted.into_iter().collect();
     let outcome = |fence: &&Fence| ReleaseOutcome::found(deleted.get(&*fence.key).copied());
     fences.iter().map(outcome).collect()

@@ -42,7 +42,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rocket::figment::Figment;
-use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _, Sqlite};
 use sqlx_core::transaction::TransactionManager;
@@ -54,6 +53,7 @@ pub use self::writer_session::OneShotWriter;
 pub(super) use self::file::SqliteFile;
 use self::holder::{Held, Holder};
 use self::place::Place;
+use self::readers::Reader;
 use self::readiness::Probe;
 use self::sync::SharedSync;
 use self::writer::{Writer, WriterFile, unreachable};
@@ -105,7 +105,7 @@ pub struct SqliteSession {
 
 enum Pooled {
     Writer(WriterSession),
-    Reader(PoolConnection<Sqlite>),
+    Reader(Reader),
 }
 
 impl Deref for SqliteSession {
@@ -154,6 +154,13 @@ impl TransactionControl for SqliteSession {
         &mut self.owner
     }
 
+    fn mark_unchanged(&mut self) {
+        // The writer is checked in any case, and no request waits for that.
+        if let Pooled::Reader(reader) = &mut self.connection {
+            reader.mark_unchanged();
+        }
+    }
+
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {
         let busy_timeout = options.wait.busy_timeout_or(self.busy_timeout);
         match &mut self.connection {
@@ -189,6 +196,19 @@ impl TransactionControl for SqliteSession {
 
     fn may_have_written(&self) -> bool {
         matches!(self.connection, Pooled::Writer(_))
+    }
+
+    fn is_proved_by_commit(&self) -> bool {
+        matches!(self.connection, Pooled::Writer(_))
+    }
+
+    /// Leaves deferred foreign keys to COMMIT, and statements that may still be running: COMMIT comes
+    /// after them, and only if the transaction is still open.
+    fn prepare_to_commit_first(&mut self) -> Result<(), CommitError> {
+        match &mut self.connection {
+            Pooled::Writer(writer) => writer.prepare_without_hop(),
+            Pooled::Reader(_) => Ok(()),
+        }
     }
 
     async fn prepare_transaction(&mut self, _: &GlobalId) -> Result<(), CommitError> {

@@ -2,9 +2,11 @@
 //!
 //! They are in a pool of sqlx. A returned connection is checked in a separate task of the pool,
 //! which delays neither the request that had the connection nor the next one. An abandoned
-//! statement is finished there, and a connection that was changed since it was opened is closed.
+//! statement is finished there, and a connection that was changed since it was opened is closed. The
+//! check is left out for a connection on which only statements of this library have run.
 
 use std::cmp::Ordering as Order;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool};
 use sqlx::{Connection, Sqlite};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::watch::{DropFlag, PROGRESS_INTERVAL, state};
@@ -26,6 +29,58 @@ const STATE: &str = concat!(
     state!(),
     " || ('' = ':' COLLATE rocket_tx_touched); BEGIN; ROLLBACK"
 );
+
+tokio::task_local! {
+    /// Set in the task that returns a connection which need not be checked.
+    static UNCHANGED: ();
+}
+
+/// A checked-out reader. Dropping it returns it to the pool.
+pub(super) struct Reader {
+    connection: PoolConnection<Sqlite>,
+    /// No statement has changed the connection since it was checked out, and all statements got all
+    /// their replies.
+    is_unchanged: bool,
+}
+
+impl Reader {
+    /// Says that the connection need not be checked, unless it is used again.
+    pub(super) fn mark_unchanged(&mut self) {
+        self.is_unchanged = true;
+    }
+
+    pub(super) fn close_on_drop(&mut self) {
+        self.is_unchanged = false;
+        self.connection.close_on_drop();
+    }
+}
+
+impl Deref for Reader {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Reader {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        self.is_unchanged = false;
+        &mut self.connection
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // Otherwise the pool returns the connection when that is dropped. The pool does the same in a
+        // task, but not in one of ours.
+        if self.is_unchanged
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(UNCHANGED.scope((), self.connection.return_to_pool()));
+        }
+    }
+}
 
 /// Opens the pool, with `min_connections` connections.
 pub(super) async fn connect(
@@ -55,6 +110,9 @@ pub(super) async fn connect(
         .after_release(move |connection, _| {
             let expected = expected.get().cloned();
             Box::pin(async move {
+                if UNCHANGED.try_with(|()| ()).is_ok() {
+                    return Ok(true);
+                }
                 let found = state_of(connection).await?;
                 let is_unchanged = expected.is_none_or(|expected| expected == found);
                 if !is_unchanged {
@@ -73,7 +131,15 @@ pub(super) async fn connect(
 /// pool is not full.
 ///
 /// The futures that wait are boxed. So the future of a handler that need not wait stays small.
-pub(super) async fn acquire(
+pub(super) async fn acquire(readers: &SqlitePool, wait: WaitPolicy) -> sqlx::Result<Reader> {
+    let connection = acquire_from(readers, wait).await?;
+    Ok(Reader {
+        connection,
+        is_unchanged: false,
+    })
+}
+
+async fn acquire_from(
     readers: &SqlitePool,
     wait: WaitPolicy,
 ) -> sqlx::Result<PoolConnection<Sqlite>> {

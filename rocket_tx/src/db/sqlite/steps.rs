@@ -16,6 +16,8 @@ impl Open {
     /// is already queued.
     pub(super) fn check_state(&mut self) {
         if !self.is_state_check_queued {
+            // The check expects the limit of the file. Usually that is the one in force.
+            self.set_busy_timeout(self.file.busy_timeout);
             let (connection, watch) = self.parts();
             watch.check_state(connection);
             self.is_state_check_queued = true;
@@ -61,24 +63,15 @@ impl Open {
         }
     }
 
-    /// Sets how long statements wait for another process, until
-    /// [`restore_busy_timeout`](Self::restore_busy_timeout).
-    pub(super) fn limit_busy_timeout(&mut self, limit: Duration) {
-        if limit != self.file.busy_timeout {
-            self.set_busy_timeout(limit);
+    /// Sets how long statements wait for another process, until the next call. Sends nothing if that
+    /// is the limit in force. If a request has changed the limit itself, the state check after it finds
+    /// that, and the connection is replaced.
+    pub(super) fn set_busy_timeout(&mut self, limit: Duration) {
+        if limit != self.busy_timeout {
+            let sql = format!("PRAGMA busy_timeout = {}", limit.as_millis());
+            // Not a prepared statement: SQLite obeys this pragma already when it is prepared.
+            send(self.connection_mut(), sqlx::raw_sql(AssertSqlSafe(sql)));
+            self.busy_timeout = limit;
         }
-    }
-
-    /// Undoes [`limit_busy_timeout`](Self::limit_busy_timeout).
-    pub(super) fn restore_busy_timeout(&mut self, limit: Duration) {
-        if limit != self.file.busy_timeout {
-            self.set_busy_timeout(self.file.busy_timeout);
-        }
-    }
-
-    fn set_busy_timeout(&mut self, limit: Duration) {
-        let sql = format!("PRAGMA busy_timeout = {}", limit.as_millis());
-        // Not a prepared statement: SQLite obeys this pragma already when it is prepared.
-        send(self.connection_mut(), sqlx::raw_sql(AssertSqlSafe(sql)));
     }
 }

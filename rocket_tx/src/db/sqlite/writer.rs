@@ -68,6 +68,8 @@ pub(super) struct Open {
     /// Other statements can follow ours in the same message. After sqlx's own COMMIT the
     /// connection's thread would wait for our task instead.
     pub(super) counts_one_too_many: bool,
+    /// How long its statements wait for another process now.
+    pub(super) busy_timeout: Duration,
     /// A state check was queued, and the connection has not been used since.
     pub(super) is_state_check_queued: bool,
     /// The number of uses, for [`keep_checkpoints`](Open::keep_checkpoints).
@@ -185,6 +187,7 @@ impl Open {
             connection: Some(connection),
             watch,
             wal,
+            busy_timeout: file.busy_timeout,
             file,
             rolls_back: false,
             counts_one_too_many: false,

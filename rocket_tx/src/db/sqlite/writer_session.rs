@@ -70,9 +70,10 @@ impl WriterSession {
         // Usually a check was queued right after the last COMMIT and is done by now. Then this
         // queues no other check.
         open.check_state();
-        open.limit_busy_timeout(busy_timeout);
+        open.set_busy_timeout(busy_timeout);
         let begun = open.begin().await;
-        open.restore_busy_timeout(busy_timeout);
+        // The statements of the handler wait as configured.
+        open.set_busy_timeout(open.file.busy_timeout);
         let watch = &open.watch;
         if !watch.is_unchanged() {
             // Ignore an error of BEGIN: the change may be its reason.
@@ -108,6 +109,24 @@ impl WriterSession {
             Ok(true) => return Err(CommitError::ConstraintBroken),
             Err(error) => return Err(CommitError::Refused(error)),
         }
+        self.check_disk()
+    }
+
+    /// Makes the checks of [`prepare`](Self::prepare) that need no hop, and reserves disk space.
+    /// COMMIT makes the other checks.
+    pub(super) fn prepare_without_hop(&mut self) -> Result<(), CommitError> {
+        let watch = &self.open().watch;
+        if watch.are_hooks_replaced() {
+            return Err(self.hooks_replaced());
+        }
+        if watch.has_ended() {
+            return Err(CommitError::Ended { undone: true });
+        }
+        self.check_disk()
+    }
+
+    /// Checks that the file is still in its place, and reserves disk space for COMMIT.
+    fn check_disk(&self) -> Result<(), CommitError> {
         let open = self.open();
         let place = open.file.place.check();
         place.map_err(|error| CommitError::Refused(unreachable(error)))?;
@@ -370,7 +389,8 @@ impl OneShotWriter {
         let query = sqlx::query_with(AssertSqlSafe(sql.to_owned()), arguments);
         open.watch.begun();
         open.check_state();
-        open.limit_busy_timeout(busy_timeout);
+        // Stays in force: the next user of the writer sets the limit that it needs.
+        open.set_busy_timeout(busy_timeout);
         let (connection, watch) = open.parts();
         watch.ask(connection, Question::CommitIfUnchanged);
         let result = query.fetch_all(&mut *connection).await;
@@ -379,7 +399,6 @@ impl OneShotWriter {
             // After BUSY no transaction is open, and ROLLBACK fails. That is expected.
             let _may_fail = sqlx::raw_sql("ROLLBACK").execute(connection).await;
         }
-        open.restore_busy_timeout(busy_timeout);
         result
     }
 }

@@ -5,10 +5,35 @@ use crate::db::{CommitError, Decided, Decision, Durability, GlobalId, Session};
 
 impl<S: Session> Transaction<S> {
     /// As [`prepare`](Self::prepare), for one of several databases. Afterwards
-    /// [`may_have_written`](Self::may_have_written) is exact where the database can tell.
+    /// [`may_have_written`](Self::may_have_written) is exact where the database can tell, or `true`
+    /// after [`mark_written`](Self::mark_written).
     pub(crate) async fn prepare_among_several(&mut self) -> Result<(), CommitError> {
         self.start_step()?;
-        let result = self.session.prepare_among_several().await;
+        let result = match self.has_written {
+            true => self.session.prepare().await,
+            false => self.session.prepare_among_several().await,
+        };
+        self.state = State::Open;
+        result
+    }
+
+    /// Records that the transaction has written. If it has not, it is treated as if it had.
+    pub(crate) fn mark_written(&mut self) {
+        self.has_written = true;
+    }
+
+    /// Returns whether COMMIT refuses whatever [`prepare`](Self::prepare) would refuse, and has no
+    /// effect then. `false` also for a transaction that cannot write.
+    pub(crate) fn is_proved_by_commit(&self) -> bool {
+        self.session.is_proved_by_commit()
+    }
+
+    /// In the place of [`prepare`](Self::prepare), for the transaction that commits before all others
+    /// and that [its COMMIT proves](Self::is_proved_by_commit). Makes the checks that need no round
+    /// trip.
+    pub(crate) fn prepare_to_commit_first(&mut self) -> Result<(), CommitError> {
+        self.start_step()?;
+        let result = self.session.prepare_to_commit_first();
         self.state = State::Open;
         result
     }

@@ -16,7 +16,8 @@ use super::advice::advise_on_order;
 use super::launch;
 use super::registry::fail_request;
 use crate::db::{
-    Access, ConnectionOf, Session, SessionOf, TransactionPool, TransactionalDatabase, executor,
+    Access, ConnectionOf, Session, SessionOf, TransactionControl, TransactionPool,
+    TransactionalDatabase, executor,
 };
 use crate::tx::failure::Error;
 use crate::tx::registry::{Outstanding, rank_of};
@@ -146,6 +147,12 @@ impl<D: TransactionalDatabase> Read<D> {
             session,
             registration,
         })
+    }
+
+    /// Says that the connection is as it was when this `Read` was created. For a
+    /// [`Lookup`](super::Lookup) only.
+    pub(super) fn mark_unchanged(&mut self) {
+        self.session.mark_unchanged();
     }
 }
 

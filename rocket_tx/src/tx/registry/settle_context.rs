@@ -70,6 +70,29 @@ impl<D: TransactionalDatabase> BorrowedTransaction<'_, D> {
     pub fn connection(&mut self) -> &mut ConnectionOf<D> {
         self.0.connection()
     }
+
+    /// Says that the caller has written in the transaction. For libraries: it saves a request with
+    /// several databases a query to Postgres, whether the transaction has written.
+    ///
+    /// If the transaction has written nothing after all, no promise is broken: it takes part in the
+    /// commit as if it had written.
+    ///
+    /// ```
+    /// # use rocket_tx::{Error, rocket_db_pools::{self, Database}, db::SqlitePool, tx::SettleContext};
+    /// # #[derive(Database)] #[database("main")] struct Main(SqlitePool);
+    /// async fn prepare(context: &mut SettleContext<'_>) -> Result<(), Error> {
+    ///     if let Some(mut transaction) = context.transaction::<Main>() {
+    ///         sqlx::query("INSERT INTO outbox (text) VALUES ('hello')")
+    ///             .execute(transaction.connection())
+    ///             .await?;
+    ///         transaction.mark_written();
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn mark_written(&mut self) {
+        self.0.mark_written();
+    }
 }
 
 /// A separate transaction, begun on the connection of one that was rolled back.
