@@ -2,7 +2,6 @@
 //! the reported outcome is true.
 
 mod disks;
-mod first;
 mod keys;
 mod leftovers;
 mod limits;

@@ -91,13 +91,13 @@ async fn a_commit_into_a_deleted_wal_is_never_a_success() {
 }
 
 /// A small separate file system. It is unmounted on drop.
-pub(super) struct SmallDisk {
+struct SmallDisk {
     folder: tempfile::TempDir,
 }
 
 impl SmallDisk {
     /// Mounts the file system. Returns `None` if this process may not mount.
-    pub(super) fn new(size: &str) -> Option<Self> {
+    fn new(size: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
@@ -113,7 +113,7 @@ impl SmallDisk {
     }
 
     /// Fills the file system and leaves `space` bytes free.
-    pub(super) fn fill(&self, space: usize) {
+    fn fill(&self, space: usize) {
         use std::io::Write;
 
         let mut file = std::fs::File::create(self.path().join("filling")).unwrap();
@@ -134,35 +134,25 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Returns both databases, one of them on a separate disk.
-pub(super) async fn on_disk(disk: &SmallDisk, database: In) -> Databases {
+/// Returns both databases, the second one on a separate disk.
+async fn audit_on(disk: &SmallDisk) -> Databases {
     let mut databases = Databases::with_tables(Backend::Sqlite).await;
-    let url = format!("sqlite:{}", disk.path().join("small.db").display());
-    match database {
-        In::Main => databases.main = url,
-        In::Audit => databases.audit = url,
-    }
+    databases.audit = format!("sqlite:{}", disk.path().join("audit.db").display());
     let tables = "\
         CREATE TABLE notes (text TEXT NOT NULL UNIQUE);
         CREATE TABLE pairs (id BIGINT PRIMARY KEY, partner BIGINT NOT NULL)";
-    databases.execute(database, tables).await;
+    databases.execute(In::Audit, tables).await;
     databases
 }
 
-/// No database is committed unless both have enough space.
+/// The first database is committed only if the second has enough space.
 #[rocket::async_test]
 async fn a_full_disk_refuses_the_request_and_never_commits_half() {
-    for database in [In::Main, In::Audit] {
-        a_full_disk_of(database).await;
-    }
-}
-
-async fn a_full_disk_of(database: In) {
     let Some(disk) = SmallDisk::new("16m") else {
         println!("this process may not mount a file system; nothing was tried");
         return;
     };
-    let stage = stage_on(on_disk(&disk, database).await).await;
+    let stage = stage_on(audit_on(&disk).await).await;
     let response = stage.send("POST /note-both/before").await;
     assert_eq!(response.summary(), (201, Some("committed")), "{response:?}");
 
@@ -206,7 +196,7 @@ async fn space_is_reserved_even_if_another_request_has_changed_the_cache() {
             println!("this process may not mount a file system; nothing was tried");
             return;
         };
-        let stage = stage_on(on_disk(&disk, In::Audit).await).await;
+        let stage = stage_on(audit_on(&disk).await).await;
         let set = send_sql(&stage, "POST /run/audit", sql).await;
         assert_eq!(set.summary(), (201, Some("committed")), "{set:?}");
         disk.fill(6_000_000);

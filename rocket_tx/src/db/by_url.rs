@@ -217,14 +217,6 @@ impl TransactionControl for UrlConnection {
         either!(Self, self, |session| session.mark_unchanged());
     }
 
-    fn is_proved_by_commit(&self) -> bool {
-        either!(Self, self, |session| session.is_proved_by_commit())
-    }
-
-    fn prepare_to_commit_first(&mut self) -> Result<(), CommitError> {
-        either!(Self, self, |session| session.prepare_to_commit_first())
-    }
-
     async fn prepare_transaction(&mut self, id: &GlobalId) -> Result<(), CommitError> {
         either!(Self, self, |session| session.prepare_transaction(id).await)
     }

@@ -334,19 +334,6 @@ pub(crate) trait TransactionControl {
         true
     }
 
-    /// Returns whether COMMIT refuses whatever [`prepare`](Self::prepare) would refuse, and has no
-    /// effect then. So the transaction that commits first need not be proved before. `false` also for
-    /// a transaction that cannot write.
-    fn is_proved_by_commit(&self) -> bool {
-        false
-    }
-
-    /// Makes the checks of [`prepare`](Self::prepare) that need no round trip. Only for a transaction
-    /// that [its COMMIT proves](Self::is_proved_by_commit).
-    fn prepare_to_commit_first(&mut self) -> Result<(), CommitError> {
-        Ok(())
-    }
-
     /// Sends PREPARE TRANSACTION, with the proof, in one round trip. Afterwards the session is in
     /// no transaction.
     fn prepare_transaction(

@@ -198,19 +198,6 @@ impl TransactionControl for SqliteSession {
         matches!(self.connection, Pooled::Writer(_))
     }
 
-    fn is_proved_by_commit(&self) -> bool {
-        matches!(self.connection, Pooled::Writer(_))
-    }
-
-    /// Leaves deferred foreign keys to COMMIT, and statements that may still be running: COMMIT comes
-    /// after them, and only if the transaction is still open.
-    fn prepare_to_commit_first(&mut self) -> Result<(), CommitError> {
-        match &mut self.connection {
-            Pooled::Writer(writer) => writer.prepare_without_hop(),
-            Pooled::Reader(_) => Ok(()),
-        }
-    }
-
     async fn prepare_transaction(&mut self, _: &GlobalId) -> Result<(), CommitError> {
         let reason = "SQLite cannot prepare transactions";
         let error = std::io::Error::new(std::io::ErrorKind::Unsupported, reason);

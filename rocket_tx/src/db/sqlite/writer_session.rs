@@ -109,24 +109,6 @@ impl WriterSession {
             Ok(true) => return Err(CommitError::ConstraintBroken),
             Err(error) => return Err(CommitError::Refused(error)),
         }
-        self.check_disk()
-    }
-
-    /// Makes the checks of [`prepare`](Self::prepare) that need no hop, and reserves disk space.
-    /// COMMIT makes the other checks.
-    pub(super) fn prepare_without_hop(&mut self) -> Result<(), CommitError> {
-        let watch = &self.open().watch;
-        if watch.are_hooks_replaced() {
-            return Err(self.hooks_replaced());
-        }
-        if watch.has_ended() {
-            return Err(CommitError::Ended { undone: true });
-        }
-        self.check_disk()
-    }
-
-    /// Checks that the file is still in its place, and reserves disk space for COMMIT.
-    fn check_disk(&self) -> Result<(), CommitError> {
         let open = self.open();
         let place = open.file.place.check();
         place.map_err(|error| CommitError::Refused(unreachable(error)))?;

@@ -22,22 +22,6 @@ impl<S: Session> Transaction<S> {
         self.has_written = true;
     }
 
-    /// Returns whether COMMIT refuses whatever [`prepare`](Self::prepare) would refuse, and has no
-    /// effect then. `false` also for a transaction that cannot write.
-    pub(crate) fn is_proved_by_commit(&self) -> bool {
-        self.session.is_proved_by_commit()
-    }
-
-    /// In the place of [`prepare`](Self::prepare), for the transaction that commits before all others
-    /// and that [its COMMIT proves](Self::is_proved_by_commit). Makes the checks that need no round
-    /// trip.
-    pub(crate) fn prepare_to_commit_first(&mut self) -> Result<(), CommitError> {
-        self.start_step()?;
-        let result = self.session.prepare_to_commit_first();
-        self.state = State::Open;
-        result
-    }
-
     /// Returns `false` if the transaction is known to have written nothing.
     pub(crate) fn may_have_written(&self) -> bool {
         self.session.may_have_written()

@@ -14,17 +14,6 @@ pub(in crate::tx) trait DatabaseTransaction: Send {
     /// Returns `false` if the transaction is known to have written nothing. Exact after `prepare`.
     fn may_have_written(&self) -> bool;
 
-    /// Returns whether the transaction may write, and its COMMIT refuses whatever `prepare` would
-    /// refuse. So `prepare_to_commit_first` is enough, if it commits before all other databases.
-    fn is_proved_by_commit(&self) -> bool;
-
-    /// Makes the checks of `prepare` that need no round trip.
-    ///
-    /// # Errors
-    ///
-    /// As those of `prepare`.
-    fn prepare_to_commit_first(&mut self) -> Result<(), Error>;
-
     /// Prepares the transaction under the name `id`.
     ///
     /// # Errors

@@ -17,15 +17,6 @@ impl<D: TransactionalDatabase> DatabaseTransaction for OpenTransaction<D> {
         self.as_transaction().may_have_written()
     }
 
-    fn is_proved_by_commit(&self) -> bool {
-        self.as_transaction().is_proved_by_commit()
-    }
-
-    fn prepare_to_commit_first(&mut self) -> Result<(), Error> {
-        let prepared = self.transaction().prepare_to_commit_first();
-        prepared.map_err(|error| Error::of_commit(error, D::NAME))
-    }
-
     async fn prepare_transaction(&mut self, id: &GlobalId) -> Result<(), Error> {
         let prepared = self.transaction().prepare_transaction(id).await;
         prepared.map_err(|error| Error::of_commit(error, D::NAME))

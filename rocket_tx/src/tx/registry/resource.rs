@@ -40,9 +40,7 @@ pub enum Phase {
 /// 4. `commit` of the releases.
 ///
 /// If the only resource is a transaction of this library, step 1 is skipped, because its COMMIT makes
-/// the same checks. If all databases are SQLite files that the request may write, the one that commits
-/// first leaves its deferred constraints to its COMMIT: all others have passed step 1 before that. For
-/// any other resource, `prepare` is always called before `commit`.
+/// the same checks. For any other resource, `prepare` is always called before `commit`.
 ///
 /// If the verdict is rollback, or if one of the steps 1 to 3 fails, `rollback` is called on all
 /// resources that are not committed, databases first. It is called on each of them, even if another

@@ -277,23 +277,13 @@ impl<'a, 'r> Run<'a, 'r> {
         }
         // Releases first, because they may write. The `prepare` of the databases then checks that
         // these writes can be committed.
-        for index in self.databases..self.resources.len() {
-            self.prepare_one(index, Call::Prepare).await?;
-        }
-        let first = self.first_to_commit();
-        for index in 0..self.databases {
-            let call = match first == Some(index) {
-                true => Call::PrepareToCommitFirst,
-                false => Call::Prepare,
-            };
-            self.prepare_one(index, call).await?;
+        let order = (self.databases..self.resources.len()).chain(0..self.databases);
+        for index in order {
+            self.call(index, Call::Prepare, self.deadlines.commit)
+                .await
+                .map_err(|failure| self.error_of(failure))?;
         }
         Ok(())
-    }
-
-    async fn prepare_one(&mut self, index: usize, call: Call<'_>) -> Result<(), Error> {
-        let prepared = self.call(index, call, self.deadlines.commit).await;
-        prepared.map_err(|failure| self.error_of(failure))
     }
 
     /// Commits one database after the other.
@@ -391,10 +381,9 @@ impl<'a, 'r> Run<'a, 'r> {
                 Call::Prepare => return resource.prepare(&mut context).await,
                 Call::Commit => return resource.commit().await,
                 Call::Rollback => return resource.rollback(&mut context).await,
-                Call::PrepareToCommitFirst | Call::PrepareTransaction(_) | Call::Decide(_) => {}
+                Call::PrepareTransaction(_) | Call::Decide(_) => {}
             }
             match (resource.as_database(), call) {
-                (Some(database), Call::PrepareToCommitFirst) => database.prepare_to_commit_first(),
                 (Some(database), Call::PrepareTransaction(id)) => {
                     database.prepare_transaction(id).await
                 }
@@ -462,7 +451,6 @@ impl<'a, 'r> Run<'a, 'r> {
 #[derive(Clone, Copy)]
 enum Call<'a> {
     Prepare,
-    PrepareToCommitFirst,
     Commit,
     Rollback,
     PrepareTransaction(&'a GlobalId),
@@ -472,7 +460,7 @@ enum Call<'a> {
 impl Call<'_> {
     fn action(self) -> Action {
         match self {
-            Self::Prepare | Self::PrepareToCommitFirst => Action::Prepare,
+            Self::Prepare => Action::Prepare,
             Self::Commit => Action::Commit,
             Self::Rollback => Action::Rollback,
             Self::PrepareTransaction(_) => Action::PrepareTransaction,

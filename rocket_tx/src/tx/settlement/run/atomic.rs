@@ -45,40 +45,6 @@ impl Run<'_, '_> {
         databases.filter_map(writer).collect()
     }
 
-    /// Returns the database that will commit first, if its COMMIT is a proof: the other databases are
-    /// proved before it, and nothing is committed if it refuses.
-    ///
-    /// All databases must be such that it is certain now which of them commits first: each of them
-    /// counts as a writer whose COMMIT is a proof, and they commit one after the other.
-    pub(super) fn first_to_commit(&mut self) -> Option<usize> {
-        let mut databases = self.resources[..self.databases].iter_mut();
-        let all_prove = databases.all(|resource| {
-            let database = resource
-                .as_mut()
-                .and_then(|resource| resource.as_database());
-            database.is_some_and(|database| database.is_proved_by_commit())
-        });
-        if !all_prove {
-            return None;
-        }
-        let writers = self.writers();
-        let atomic = self.settings.atomic.get();
-        match atomic.map(|atomic| atomic.roles(&writers, self.last)) {
-            None | Some(Ok(None)) => self.one_after_the_other(&writers).first().copied(),
-            Some(Ok(Some(_)) | Err(NotAtomic)) => None,
-        }
-    }
-
-    /// Returns the order in which writers commit if they commit one after the other.
-    fn one_after_the_other(&self, writers: &[Writer]) -> Vec<usize> {
-        let mut order: Vec<usize> = writers.iter().map(|writer| writer.index).collect();
-        if let Some(last) = self.last.filter(|last| order.contains(last)) {
-            order.retain(|index| *index != last);
-            order.push(last);
-        }
-        order
-    }
-
     /// Commits all databases. Those that have written nothing commit first: if one of them refuses,
     /// everything is rolled back.
     pub(super) async fn commit_databases(&mut self) -> Result<(), Error> {
@@ -101,7 +67,11 @@ impl Run<'_, '_> {
             Error::NotAtomic(self.names_of(&writers))
         })?;
         let (Some(atomic), Some(roles)) = (atomic, roles) else {
-            order.extend(self.one_after_the_other(&writers));
+            order.extend(writers.iter().map(|writer| writer.index));
+            if let Some(last) = self.last.filter(is_writer) {
+                order.retain(|index| *index != last);
+                order.push(last);
+            }
             return self.commit_each(&order).await;
         };
         self.commit_each(&order).await?;
