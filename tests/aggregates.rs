@@ -2,6 +2,7 @@
 
 mod batches;
 mod contract;
+mod discarded;
 mod edges;
 mod faults;
 mod processes;

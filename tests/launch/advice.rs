@@ -110,7 +110,7 @@ mod sqlite {
         let client = client(&folder, Config::DEBUG_PROFILE).await;
         let (response, log) = logged(client.get("/both").dispatch()).await;
         assert_eq!(response.status().code, 500);
-        assert!(log.contains("must stand before `Tx`"), "{log}");
+        assert!(log.contains("stand before `Tx`"), "{log}");
         let body = response.into_string().await.unwrap();
         assert!(body.contains("second-connection"), "{body}");
         assert!(!body.contains("`Tx`"), "{body}");

@@ -26,10 +26,7 @@ impl<'r> FromRequest<'r> for Author {
         let name = sqlx::query_scalar("SELECT name FROM authors WHERE token = $1");
         let error = match name.bind(token).fetch_optional(&mut read).await {
             Ok(Some(name)) => return Outcome::Success(Self { name }),
-            Ok(None) => {
-                let (status, reason) = (Status::Unauthorized, "this token is not known".into());
-                Error::Refused { status, reason }
-            }
+            Ok(None) => Error::refused(Status::Unauthorized, "this token is not known"),
             Err(error) => error.into(),
         };
         error.into_outcome(request) // the client receives the reason

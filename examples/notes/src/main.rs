@@ -37,11 +37,8 @@ async fn add(new: Json<NewNote>, main: Begin<Main>) -> Result<Json<Note>, Error>
         .fetch_one(&mut tx)
         .await?;
     if new.text.contains("secret") {
-        let (status, reason) = (
-            Status::UnprocessableEntity,
-            "this is no place for secrets".into(),
-        );
-        return Err(Error::Refused { status, reason }); // the insert is rolled back
+        let reason = "this is no place for secrets";
+        return Err(Error::refused(Status::UnprocessableEntity, reason)); // rolls back
     }
     Ok(Json(note))
 }

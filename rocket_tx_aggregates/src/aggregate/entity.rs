@@ -2,7 +2,7 @@
 
 use super::error::AggregateError;
 use super::event::EventRecord;
-use super::stream::HeldLease;
+use super::stream::{HeldLease, OnDiscard};
 
 /// The id, version and new events of an aggregate, and its lease if it was loaded with one.
 ///
@@ -20,6 +20,16 @@ pub struct Entity {
     version: u64,
     new_events: Vec<EventRecord>,
     pub(super) lease: Option<HeldLease>,
+    /// Called if the entity is dropped with new events. Unlike the lease, it stays after a commit.
+    on_discard: Option<OnDiscard>,
+}
+
+impl Drop for Entity {
+    fn drop(&mut self) {
+        if let (Some(on_discard), false) = (&self.on_discard, self.new_events.is_empty()) {
+            on_discard(self.new_events.len());
+        }
+    }
 }
 
 impl Clone for Entity {
@@ -29,6 +39,7 @@ impl Clone for Entity {
             version: self.version,
             new_events: self.new_events.clone(),
             lease: None,
+            on_discard: None,
         }
     }
 }
@@ -61,6 +72,7 @@ impl Entity {
             version,
             new_events: Vec::new(),
             lease: None,
+            on_discard: None,
         }
     }
 
@@ -82,6 +94,18 @@ impl Entity {
     /// Returns whether the entity owns the lease of its stream.
     pub fn is_leased(&self) -> bool {
         self.lease.is_some()
+    }
+
+    /// Gives the entity the lease of its stream.
+    pub(super) fn hold(&mut self, lease: Option<HeldLease>) {
+        self.on_discard = lease.as_ref().and_then(|lease| lease.on_discard.clone());
+        self.lease = lease;
+    }
+
+    /// Takes out the lease, because the aggregate and its new events are to be discarded.
+    pub(super) fn discard(&mut self) -> Option<HeldLease> {
+        self.on_discard = None;
+        self.lease.take()
     }
 
     /// Returns the number of events that are stored or staged.

@@ -40,6 +40,9 @@ struct State<D: AggregateDatabase> {
     staged: BTreeMap<String, Append>,
     /// The events that were staged before the attempts of `Begin::retrying`.
     staged_before_attempts: BTreeMap<String, Append>,
+    /// Streams of which a leased aggregate was dropped with new events that were not committed, with
+    /// the number of these events.
+    discarded: BTreeMap<String, usize>,
     /// Streams whose events were written to the open transaction by a flush.
     flushed: BTreeSet<String>,
     /// Leases that are being released before settlement.
@@ -77,6 +80,16 @@ impl<D: AggregateDatabase> Drop for LeaseHandle<D> {
     }
 }
 
+fn held<D: AggregateDatabase>(handle: Arc<LeaseHandle<D>>) -> HeldLease {
+    let (leases, stream) = (Arc::downgrade(&handle.leases), handle.stream.clone());
+    HeldLease::new(handle).on_discard(move |events| {
+        if let Some(leases) = leases.upgrade() {
+            let mut state = leases.state.lock();
+            *state.discarded.entry(stream.clone()).or_default() += events;
+        }
+    })
+}
+
 /// The leases and events that are handed over to settlement.
 pub(super) struct Contents<D: AggregateDatabase> {
     /// In key order.
@@ -101,6 +114,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
                 entries: BTreeMap::new(),
                 staged: BTreeMap::new(),
                 staged_before_attempts: BTreeMap::new(),
+                discarded: BTreeMap::new(),
                 flushed: BTreeSet::new(),
                 pending: BTreeMap::new(),
                 joined: false,
@@ -142,7 +156,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
         let handles = owned
             .into_iter()
             .filter_map(|owned| owned.or_else(|| taken.next()));
-        Ok(handles.map(HeldLease::new).collect())
+        Ok(handles.map(held).collect())
     }
 
     /// Returns a handle on the lease of `stream`, if the request holds it already.
@@ -385,6 +399,7 @@ impl<D: AggregateDatabase> RequestLeases<D> {
     pub(super) fn attempt_failed(&self) {
         let mut state = self.state.lock();
         state.staged = state.staged_before_attempts.clone();
+        state.discarded.clear();
         state.flushed.clear();
         state.entries.retain(|stream, entry| {
             if entry.lease.is_none() {
@@ -392,6 +407,17 @@ impl<D: AggregateDatabase> RequestLeases<D> {
             }
             entry.lease.is_some()
         });
+    }
+
+    /// Warns about events that were recorded in leased aggregates and not committed: they are not
+    /// stored. For a request that is going to commit.
+    pub(super) fn warn_about_discarded_events(&self) {
+        for (stream, events) in std::mem::take(&mut self.state.lock().discarded) {
+            tracing::warn!(
+                request = %self.outstanding.request_id(), %stream, events,
+                "events were recorded in an aggregate and not committed, so they are not stored; call `commit` after `record`"
+            );
+        }
     }
 
     /// Hands over all leases and staged events. None can be added afterwards.

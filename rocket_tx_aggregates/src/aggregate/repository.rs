@@ -222,7 +222,7 @@ impl<R: AsyncRepository, A: Aggregate> AsyncAggregateRepository<R, A> {
         {
             let mut found = self.rebuilt(stream, id, history).await?;
             if let Some(aggregate) = &mut found {
-                aggregate.entity_mut().lease = lease;
+                aggregate.entity_mut().hold(lease);
             }
             all.push(found);
         }
@@ -345,7 +345,7 @@ impl<R: AsyncUnlockableRepository, A: Aggregate> AsyncAggregateRepository<R, A> 
     ///
     /// As [`unlock`](Self::unlock).
     pub async fn abort(&self, mut aggregate: A) -> Result<(), AggregateError> {
-        let lease = aggregate.entity_mut().lease.take();
+        let lease = aggregate.entity_mut().discard();
         let stream = A::stream(aggregate.id())?;
         self.repository.abort(&stream, lease).await
     }

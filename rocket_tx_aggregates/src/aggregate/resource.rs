@@ -121,6 +121,7 @@ impl<D: AggregateDatabase> Resource for RequestAggregates<D> {
 
     async fn prepare(&mut self, context: &mut SettleContext<'_>) -> Result<(), rocket_tx::Error> {
         let staged = self.take().await;
+        self.request.warn_about_discarded_events();
         if let Some((lease, _)) = self.leases.iter().find(|(lease, _)| lease.is_lost()) {
             return Err(LockError::Lost(lease.key().to_owned()).into());
         }

@@ -11,19 +11,35 @@ use super::event::EventRecord;
 ///
 /// Dropping the last clone releases the lease.
 #[derive(Clone)]
-pub struct HeldLease(Arc<dyn Any + Send + Sync>);
+pub struct HeldLease {
+    lease: Arc<dyn Any + Send + Sync>,
+    pub(super) on_discard: Option<OnDiscard>,
+}
 
 impl HeldLease {
     /// Wraps a value that releases the lease when it is dropped.
     pub fn new<T: Any + Send + Sync>(lease: Arc<T>) -> Self {
-        Self(lease)
+        Self {
+            lease,
+            on_discard: None,
+        }
+    }
+
+    /// Calls `on_discard` if the aggregate is dropped with new events that were not committed, with
+    /// their number, also after an earlier commit.
+    pub fn on_discard(mut self, on_discard: impl Fn(usize) + Send + Sync + 'static) -> Self {
+        self.on_discard = Some(Arc::new(on_discard));
+        self
     }
 
     /// Returns the wrapped value, if it is a `T`.
     pub fn downcast<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        Arc::clone(&self.0).downcast().ok()
+        Arc::clone(&self.lease).downcast().ok()
     }
 }
+
+/// Called with the number of events that were recorded and not committed.
+pub(super) type OnDiscard = Arc<dyn Fn(usize) + Send + Sync>;
 
 /// The state of an aggregate after some of its events.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -81,7 +81,7 @@ pub enum Error {
     /// by a `Read` when it takes a `Tx`, or by another `Read`. A request holds at most one
     /// connection of a pool. 500.
     #[error(
-        "this request already holds a connection of `{0}`, and may have only one; a guard that reads through `Read` must stand before `Tx` in the handler's arguments, or the handler takes `Begin` instead of `Tx`; elsewhere, use the guard that is open, or drop it before you take another one"
+        "this request already holds a connection of `{0}`, and may have only one; a handler that has a `Tx` reads through it, and takes no `Read` of the same database; a guard of the service that reads must drop its `Read` before it returns, and stand before `Tx` in the handler's arguments"
     )]
     SecondConnection(&'static str),
 
@@ -281,6 +281,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns an [`Error::Refused`]: the service refuses the request with this status, from 400 to
+    /// 599, and this reason, which the client receives.
+    ///
+    /// ```
+    /// use rocket::http::Status;
+    /// use rocket_tx::Error;
+    ///
+    /// let error = Error::refused(Status::UnprocessableEntity, "the title is empty");
+    /// assert_eq!(error.status(), Status::UnprocessableEntity);
+    /// ```
+    pub fn refused(status: Status, reason: impl Into<Cow<'static, str>>) -> Self {
+        let reason = reason.into();
+        Self::Refused { status, reason }
+    }
+
     /// Returns the status of the response.
     pub fn status(&self) -> Status {
         match self {

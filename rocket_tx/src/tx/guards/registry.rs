@@ -85,10 +85,7 @@ impl Error {
     ///     async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Error> {
     ///         match request.headers().get_one("Authorization") {
     ///             Some(token) => Outcome::Success(Self(token.to_owned())),
-    ///             None => {
-    ///                 let (status, reason) = (Status::Unauthorized, "send a token".into());
-    ///                 Error::Refused { status, reason }.into_outcome(request)
-    ///             }
+    ///             None => Error::refused(Status::Unauthorized, "send a token").into_outcome(request),
     ///         }
     ///     }
     /// }
