@@ -1,11 +1,16 @@
 //! The two databases on servers that belong to the test, each behind a proxy, and processes of the
 //! service on them.
 
+use std::time::Duration;
+
 use rocket::serde::json::Value;
 use rocket::tokio::task::JoinHandle;
 
 use super::*;
-use crate::support::{Break, HttpResponse, Proxy, Service, eventually};
+use crate::support::{Break, HttpResponse, Proxy, Service, eventually, eventually_within};
+
+/// Recovery begins a pass at least every 45 s, and waits for a locked file.
+const RECOVERY: Duration = Duration::from_secs(180);
 
 /// Recovery waits for `settle_timeout` before it finishes what another process has prepared.
 pub const SHORT: (&str, &str) = ("ROCKET_SETTLE_TIMEOUT", "\"1s\"");
@@ -107,7 +112,7 @@ impl Servers {
 
     /// Waits until nothing is prepared in `database`.
     pub async fn nothing_is_prepared(&self, database: In) {
-        eventually("nothing is prepared", async || {
+        eventually_within(RECOVERY, "nothing is prepared", async || {
             prepared(&self.databases, database).await.is_empty()
         })
         .await;
@@ -173,8 +178,10 @@ pub async fn lists(service: &Service, name: &str, participant: In, decider: In) 
             && one["database"] == super::name(participant)
             && one["decider"] == super::name(decider)
     };
-    eventually("the transaction is listed as in doubt", async || {
-        in_doubt(service).await.iter().any(is_listed)
-    })
+    eventually_within(
+        RECOVERY,
+        "the transaction is listed as in doubt",
+        async || in_doubt(service).await.iter().any(is_listed),
+    )
     .await;
 }

@@ -74,19 +74,35 @@ pub async fn eventually(condition: &str, mut holds: impl AsyncFnMut() -> bool) {
     eventually_or(condition, &mut (), async |()| holds().await).await;
 }
 
+/// Like [`eventually`], with another limit than a minute.
+pub async fn eventually_within(
+    longest: Duration,
+    condition: &str,
+    mut holds: impl AsyncFnMut() -> bool,
+) {
+    until(longest, condition, &mut (), async |()| holds().await).await;
+}
+
 /// Like [`eventually`]. `holds` can write to `last`, which the message of a failure shows.
 pub async fn eventually_or<T: Debug>(
     condition: &str,
     last: &mut T,
+    holds: impl AsyncFnMut(&mut T) -> bool,
+) {
+    until(Duration::from_secs(60), condition, last, holds).await;
+}
+
+async fn until<T: Debug>(
+    longest: Duration,
+    condition: &str,
+    last: &mut T,
     mut holds: impl AsyncFnMut(&mut T) -> bool,
 ) {
-    const LONGEST: Duration = Duration::from_secs(60);
-
     let started = Instant::now();
     while !holds(last).await {
         assert!(
-            started.elapsed() < LONGEST,
-            "not in {LONGEST:?}: {condition}; last value: {last:?}"
+            started.elapsed() < longest,
+            "not in {longest:?}: {condition}; last value: {last:?}"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
