@@ -93,7 +93,8 @@ fn innocent() -> &'static str {
 
 async fn a_full_queue(path: &str) {
     let gate = Arc::new(Gate::default());
-    let stage = Stage::with(Backend::Sqlite, &[("settle_timeout", "1")], |rocket| {
+    // Shorter than the gate, and long enough for a COMMIT on a busy disk.
+    let stage = Stage::with(Backend::Sqlite, &[("settle_timeout", "4")], |rocket| {
         rocket
             .manage(Arc::clone(&gate))
             .mount(
