@@ -1,5 +1,6 @@
 //! Postgres sessions: nothing that a request leaves in its session affects another request.
 
+mod lookups;
 mod roles;
 mod tenants;
 

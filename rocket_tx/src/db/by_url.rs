@@ -177,8 +177,8 @@ impl Session for UrlConnection {
         self
     }
 
-    fn is_unchanged(&mut self) {
-        either!(Self, self, |session| session.is_unchanged());
+    fn mark_unchanged(&mut self) {
+        either!(Self, self, |session| session.mark_unchanged());
     }
 }
 
@@ -211,10 +211,6 @@ impl TransactionControl for UrlConnection {
 
     fn may_have_written(&self) -> bool {
         either!(Self, self, |session| session.may_have_written())
-    }
-
-    fn mark_unchanged(&mut self) {
-        either!(Self, self, |session| session.mark_unchanged());
     }
 
     async fn prepare_transaction(&mut self, id: &GlobalId) -> Result<(), CommitError> {

@@ -282,11 +282,12 @@ pub trait Session: TransactionControl + Send + Sync + 'static {
     /// Returns the connection as a shared reference.
     fn connection_ref(&self) -> &Self::Connection;
 
-    /// Declares that this session is as it was when it was acquired: all its statements got all their
-    /// replies, and none of them changed the session. Its next user then gets it without a check.
+    /// Says that this session is as it was when it was acquired: all its statements got all their
+    /// replies, and none of them changed the session. Its next user then gets it without a check. A
+    /// later call of [`connection`](Self::connection) takes this back.
     ///
     /// For statements of libraries only: statements of a handler may change a session.
-    fn is_unchanged(&mut self) {}
+    fn mark_unchanged(&mut self);
 }
 
 /// The transaction operations of a [`Session`].
@@ -302,11 +303,6 @@ pub(crate) trait TransactionControl {
 
     /// Returns the id of the last transaction that began on this session.
     fn owner(&mut self) -> &mut Option<TransactionId>;
-
-    /// Says that the connection is as it was when it was acquired, so that it need not be checked when
-    /// it is returned. Each later use of the connection takes this back. Unlike
-    /// [`Session::is_unchanged`], no other crate can call this.
-    fn mark_unchanged(&mut self) {}
 
     /// Sends BEGIN. One round trip.
     fn begin(&mut self, options: BeginOptions) -> impl Future<Output = sqlx::Result<()>> + Send;

@@ -215,7 +215,7 @@ impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
             .session(Access::ReadOnly, WaitPolicy::QUEUE)
             .await?;
         let history = load_from(session.connection(), stream, snapshot_version).await?;
-        session.is_unchanged();
+        session.mark_unchanged();
         Ok(history)
     }
 
@@ -229,7 +229,7 @@ impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
             .session(Access::ReadOnly, WaitPolicy::QUEUE)
             .await?;
         let histories = load_all_from(session.connection(), streams, snapshot_version).await?;
-        session.is_unchanged();
+        session.mark_unchanged();
         Ok(histories)
     }
 
@@ -247,7 +247,9 @@ impl<P: AggregatePool> AsyncRepository for SqlEventStore<P> {
             .pool
             .session(Access::ReadOnly, WaitPolicy::QUEUE)
             .await?;
-        page_from(session.connection(), stream, after, limit).await
+        let events = page_from(session.connection(), stream, after, limit).await?;
+        session.mark_unchanged();
+        Ok(events)
     }
 
     fn snapshot_every(&self) -> u64 {

@@ -41,6 +41,8 @@ impl Session for PostgresSession {
         // The user of the connection may write, and may wait for locks of others.
         self.transaction.has_written_nothing = false;
         self.commit_turn = None;
+        // It may also change the session.
+        self.set_on_return(OnReturn::Check);
         self
     }
 
@@ -48,7 +50,7 @@ impl Session for PostgresSession {
         self
     }
 
-    fn is_unchanged(&mut self) {
+    fn mark_unchanged(&mut self) {
         self.set_on_return(OnReturn::Reuse);
     }
 }

@@ -138,6 +138,13 @@ impl Session for SqliteSession {
     fn connection_ref(&self) -> &SqliteConnection {
         self
     }
+
+    fn mark_unchanged(&mut self) {
+        // The writer is checked in any case, and no request waits for that.
+        if let Pooled::Reader(reader) = &mut self.connection {
+            reader.mark_unchanged();
+        }
+    }
 }
 
 impl ExecutorSession for SqliteSession {
@@ -152,13 +159,6 @@ impl ExecutorSession for SqliteSession {
 impl TransactionControl for SqliteSession {
     fn owner(&mut self) -> &mut Option<TransactionId> {
         &mut self.owner
-    }
-
-    fn mark_unchanged(&mut self) {
-        // The writer is checked in any case, and no request waits for that.
-        if let Pooled::Reader(reader) = &mut self.connection {
-            reader.mark_unchanged();
-        }
     }
 
     async fn begin(&mut self, options: BeginOptions) -> sqlx::Result<()> {

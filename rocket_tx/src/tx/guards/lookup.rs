@@ -63,7 +63,7 @@ impl<D: TransactionalDatabase> Lookup<D> {
     /// Returns the connection to its pool, and says that it is as it was: all its statements got all
     /// their replies, and none of them has changed it. After an error, drop the `Lookup` instead.
     ///
-    /// On SQLite the next user gets the connection without a check. On Postgres this has no effect.
+    /// The next user gets the connection without a check.
     pub fn finish(mut self) {
         self.0.mark_unchanged();
     }
