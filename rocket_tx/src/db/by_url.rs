@@ -170,6 +170,10 @@ impl Session for UrlConnection {
     type Connection = Self;
 
     fn connection(&mut self) -> &mut Self {
+        // The session notes that it is used.
+        either!(Self, self, |session| {
+            session.connection();
+        });
         self
     }
 
