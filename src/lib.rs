@@ -101,7 +101,7 @@ pub fn service(figment: Figment) -> Rocket<Build> {
                 .projection::<aggregates::Todo>(aggregates::TodoList)
                 .observe_loads(faults::at_loaded),
         )
-        .attach(idempotency::init::<Main>())
+        .attach(idempotency::init::<Main>().shared_keys()) // the service has no users
         .attach(
             Settlement::new()
                 .observer(console::Recount)

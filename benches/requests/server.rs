@@ -229,7 +229,7 @@ struct Main(UrlPool);
 fn with_library(rocket: Rocket<Build>) -> Rocket<Build> {
     rocket
         .attach(db::init::<Main>())
-        .attach(idempotency::init::<Main>())
+        .attach(idempotency::init::<Main>().shared_keys())
         .attach(Settlement::new())
         .mount("/", routes![tx_write, tx_read, read])
         .mount("/keyed", idempotent::<Main>(routes![tx_write]))

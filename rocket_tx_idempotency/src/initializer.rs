@@ -26,7 +26,18 @@ pub(crate) struct Settings {
     pub(crate) twin_wait: Duration,
     pub(crate) is_required: bool,
     sweep_interval: Duration,
-    caller: Option<Arc<Caller>>,
+    callers: Callers,
+}
+
+/// Whose keys a request uses.
+#[derive(Clone)]
+enum Callers {
+    /// The launch code does not say it. As `Shared`, with a warning.
+    Unsaid,
+    /// All clients use the same keys.
+    Shared,
+    /// Each caller has separate keys. The hook names the caller of a request.
+    Named(Arc<Caller>),
 }
 
 impl Settings {
@@ -60,9 +71,9 @@ pub(crate) struct Shared<D> {
 impl<D> Shared<D> {
     /// Returns the caller of a request; an empty text in a service without a hook for callers.
     pub(crate) async fn caller_of(&self, request: &Request<'_>) -> Result<String, Status> {
-        match &self.settings.caller {
-            Some(caller) => caller(request).await,
-            None => Ok(String::new()),
+        match &self.settings.callers {
+            Callers::Named(caller) => caller(request).await,
+            Callers::Unsaid | Callers::Shared => Ok(String::new()),
         }
     }
 }
@@ -71,6 +82,9 @@ impl<D> Shared<D> {
 ///
 /// At launch it creates the table `idempotency_keys`. While the service runs, it deletes expired
 /// rows. Routes accept keys if they are wrapped by [`idempotent`](crate::idempotent).
+///
+/// Say whose keys they are, by [`caller`](Initializer::caller) or by
+/// [`shared_keys`](Initializer::shared_keys). Otherwise the launch logs a warning.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -86,7 +100,7 @@ impl<D> Shared<D> {
 ///
 /// let rocket = rocket::build()
 ///     .attach(db::init::<Main>())
-///     .attach(idempotency::init::<Main>().expiry(Duration::from_secs(3_600)))
+///     .attach(idempotency::init::<Main>().shared_keys().expiry(Duration::from_secs(3_600)))
 ///     .attach(Settlement::new());
 /// ```
 pub fn init<D: KeyDatabase>() -> Initializer<D> {
@@ -97,7 +111,7 @@ pub fn init<D: KeyDatabase>() -> Initializer<D> {
             twin_wait: Duration::from_secs(1),
             is_required: false,
             sweep_interval: Duration::from_secs(60),
-            caller: None,
+            callers: Callers::Unsaid,
         },
         database: PhantomData,
     }
@@ -113,9 +127,7 @@ impl<D: KeyDatabase> Initializer<D> {
     /// Sets the hook that names the caller of a request. Two callers may use the same key without
     /// knowing of each other. The name is stored only as part of a hash.
     ///
-    /// Without a hook, all clients share their keys: a client that knows the key, the path and the
-    /// content of another client's request receives the response to it. That is acceptable if keys
-    /// are random, or if all clients may read everything anyway.
+    /// Without a hook, all clients share their keys, see [`shared_keys`](Self::shared_keys).
     ///
     /// The hook runs before the guards of the handler, also for a response that is sent again. So a
     /// service whose handlers authenticate clients by a guard must use the guard here. If the hook
@@ -153,7 +165,18 @@ impl<D: KeyDatabase> Initializer<D> {
             + Sync
             + 'static,
     {
-        self.settings.caller = Some(Arc::new(caller));
+        self.settings.callers = Callers::Named(Arc::new(caller));
+        self
+    }
+
+    /// Says that all clients share their keys: a client that knows the key, the path and the content
+    /// of another client's request receives the response to it. That is acceptable if keys are
+    /// random, or if all clients may read everything anyway. The other choice is a hook for the
+    /// [`caller`](Self::caller).
+    ///
+    /// This is also the default, but then the launch logs a warning.
+    pub fn shared_keys(mut self) -> Self {
+        self.settings.callers = Callers::Shared;
         self
     }
 
@@ -212,6 +235,16 @@ impl<D: KeyDatabase> Initializer<D> {
             );
         }
         self.settings.check()?;
+        if let Callers::Unsaid = self.settings.callers {
+            tracing::warn!(
+                database = D::NAME,
+                "all clients share their idempotency keys: a client that knows the key and the \
+                 content of another client's request receives its response; name the caller of a \
+                 request by `rocket_tx_idempotency::init::<{}>().caller(..)`, or add \
+                 `.shared_keys()` if this is meant",
+                type_name::<D>()
+            );
+        }
         migrate(&**database)
             .await
             .map_err(|error| error.to_string())?;

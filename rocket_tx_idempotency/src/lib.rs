@@ -28,7 +28,7 @@
 //! fn launch() -> _ {
 //!     rocket::build()
 //!         .attach(db::init::<Main>())
-//!         .attach(idempotency::init::<Main>()) // one line for the database
+//!         .attach(idempotency::init::<Main>().shared_keys()) // one line for the database
 //!         .attach(Settlement::new())
 //!         .mount("/", idempotent::<Main>(rocket::routes![create])) // one word for the routes
 //!         .register("/", problem_catchers())

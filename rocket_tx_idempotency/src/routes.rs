@@ -34,7 +34,7 @@ use crate::rows::KeyDatabase;
 ///
 /// let rocket = rocket::build()
 ///     .attach(db::init::<Main>())
-///     .attach(idempotency::init::<Main>())
+///     .attach(idempotency::init::<Main>().shared_keys())
 ///     .attach(Settlement::new())
 ///     .mount("/", idempotent::<Main>(routes![create]));
 /// ```

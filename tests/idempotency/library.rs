@@ -230,7 +230,7 @@ async fn hooks_do_not_run_again_for_a_stored_response(backend: Backend) {
         let runs = Arc::clone(&runs);
         Stage::new(backend, |rocket| {
             rocket
-                .attach(idempotency::init::<Main>())
+                .attach(idempotency::init::<Main>().shared_keys())
                 .attach(Settlement::new())
                 .manage(runs)
                 .mount("/", idempotent::<Main>(routes![hooked]))

@@ -137,6 +137,28 @@ async fn other_routes_are_not_affected(backend: Backend) {
     service.close().await;
 }
 
+/// Without a word of the launch code, all clients share their keys.
+async fn a_launch_that_does_not_say_whose_keys_they_are_warns(backend: Backend) {
+    const WARNING: &str = "all clients share their idempotency keys";
+
+    let init = idempotency::init::<Main>;
+    for (keys, warnings) in [
+        (init(), 1),
+        (init().shared_keys(), 0),
+        (init().caller(|_| Box::pin(async { Ok(String::new()) })), 0),
+    ] {
+        let databases = Databases::with_tables(backend).await;
+        let rocket = with_databases(&databases)
+            .attach(keys)
+            .attach(Settlement::new());
+        let (launched, log) = logged(Client::untracked(rocket)).await;
+        launched.unwrap();
+        assert_eq!(log.matches(WARNING).count(), warnings, "{log}");
+        let line = format!("init::<{}>().caller(..)", std::any::type_name::<Main>());
+        assert_eq!(log.matches(&line).count(), warnings, "{log}");
+    }
+}
+
 /// The hook for the caller has begun a transaction.
 async fn a_hook_that_begins_a_transaction_is_refused(backend: Backend) {
     let databases = Databases::with_tables(backend).await;
@@ -159,5 +181,6 @@ on_each_backend!(
     a_wrong_launch_is_refused_with_the_line_to_change,
     a_wrong_route_is_refused_with_the_line_to_change,
     other_routes_are_not_affected,
+    a_launch_that_does_not_say_whose_keys_they_are_warns,
     a_hook_that_begins_a_transaction_is_refused,
 );

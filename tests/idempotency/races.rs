@@ -81,7 +81,7 @@ async fn create(text: &str, body: Vec<u8>, main: Begin<Main>) -> Result<String, 
 async fn stage(databases: Databases) -> Stage {
     Stage::on(databases, &[], |rocket| {
         rocket
-            .attach(idempotency::init::<Main>())
+            .attach(idempotency::init::<Main>().shared_keys())
             .attach(Settlement::new())
             .mount("/", idempotent::<Main>(routes![create]))
     })

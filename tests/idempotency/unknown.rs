@@ -87,7 +87,7 @@ async fn both(
 async fn stage(databases: Databases) -> Stage {
     Stage::on(databases, &[("settle_timeout", "\"2s\"")], |rocket| {
         rocket
-            .attach(idempotency::init::<Main>())
+            .attach(idempotency::init::<Main>().shared_keys())
             .attach(Settlement::new())
             .manage(AtomicBool::new(false))
             .mount("/", idempotent::<Main>(routes![create, both, pair, glance]))

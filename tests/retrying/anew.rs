@@ -269,7 +269,7 @@ fn service(rocket: Rocket<Build>) -> Rocket<Build> {
     ];
     rocket
         .attach(aggregate::init::<Main>())
-        .attach(idempotency::init::<Main>())
+        .attach(idempotency::init::<Main>().shared_keys())
         .attach(Settlement::new())
         .mount("/", all)
         .mount("/", idempotent::<Main>(routes![keyed]))

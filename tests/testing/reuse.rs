@@ -45,7 +45,7 @@ async fn migrations_run_once(backend: Backend) {
         let figment = figment(&configured(backend, "main"), &configured(backend, "audit"));
         let rocket = service(figment)
             .attach(aggregate::init::<Main>())
-            .attach(idempotency::init::<Main>());
+            .attach(idempotency::init::<Main>().shared_keys());
         migrated_at(&testing::launch(rocket).await).await
     };
     // Completes the template, if no other test has done so.

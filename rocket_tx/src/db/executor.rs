@@ -24,12 +24,18 @@ pub trait ExecutorSession: Session {
     fn executor(connection: &mut Self::Connection) -> Self::Executor<'_>;
 }
 
-/// Implements `Executor` for a type that dereferences to the connection of a session.
+/// Implements `Executor` for a type that dereferences to the connection of a session. With `if`, only
+/// on a condition.
 macro_rules! executor {
-    ($type:ty, of $session:ty, where $($parameter:ident $(: $bound:path)?),+) => {
+    (
+        $(#[$attribute:meta])* $type:ty, of $session:ty, where $($parameter:ident $(: $bound:path)?),+
+        $(; if $condition:path)?
+    ) => {
+        $(#[$attribute])*
         impl<'c, $($parameter $(: $bound)?),+> ::sqlx::Executor<'c> for &'c mut $type
         where
             $session: $crate::db::ExecutorSession,
+            $($type: $condition,)?
         {
             type Database = <$session as $crate::db::ExecutorSession>::Database;
 

@@ -254,6 +254,20 @@ impl<'r, D: TransactionalDatabase, M: Mode> FromRequest<'r> for Tx<D, M> {
 ///     Ok(())
 /// }
 /// ```
+///
+/// A query runs on the `Tx` that [`begin`](Self::begin) returns, and not on the `Begin`:
+///
+/// ```compile_fail,E0277
+/// # use rocket_tx::db::SqlitePool;
+/// # use rocket_tx::rocket_db_pools::{self, Database};
+/// # use rocket_tx::{sqlx, Begin, Error};
+/// # #[derive(Database)] #[database("main")] struct Main(SqlitePool);
+/// #[rocket::post("/todos", data = "<title>")]
+/// async fn create(mut begin: Begin<Main>, title: String) -> Result<(), Error> {
+///     sqlx::query("INSERT INTO todos (title) VALUES ($1)").bind(title).execute(&mut begin).await?;
+///     Ok(())
+/// }
+/// ```
 pub struct Begin<D: TransactionalDatabase, M = ReadWrite> {
     pub(super) outstanding: Arc<Outstanding>,
     pool: D::Pool,
@@ -298,6 +312,27 @@ impl<D: TransactionalDatabase, M: Mode> Begin<D, M> {
         }
     }
 }
+
+impl<D: TransactionalDatabase, M> fmt::Debug for Begin<D, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Begin").field(&D::NAME).finish()
+    }
+}
+
+/// Not implemented for any type. So a query on a [`Begin`] does not compile, and the compiler says what
+/// to do first.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "a query cannot run on `{Self}`, because it has not begun the transaction",
+    label = "no transaction has begun here",
+    note = "begin it: `let mut tx = begin.begin().await?;`, and run the query on `&mut tx`"
+)]
+pub trait Begun<C>: DerefMut<Target = C> {}
+
+executor!(
+    #[doc(hidden)]
+    Begin<D, M>, of SessionOf<D>, where D: TransactionalDatabase, M; if Begun<ConnectionOf<D>>
+);
 
 #[rocket::async_trait]
 impl<'r, D: TransactionalDatabase, M: Mode> FromRequest<'r> for Begin<D, M> {
