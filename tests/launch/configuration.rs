@@ -1,5 +1,7 @@
 //! Invalid values stop the launch, and the message names the key.
 
+use rocket::figment::Figment;
+use rocket::figment::providers::{Format, Toml};
 use rocket::{get, routes};
 use rocket_tx::{Error, Settlement, Tx, with_backend};
 
@@ -74,13 +76,46 @@ mod sqlite {
     async fn a_database_without_a_url_stops_the_launch() {
         let databases = Databases::new(Backend::Sqlite).await;
         let rocket = rocket::custom(
-            rocket::figment::Figment::from(rocket::Config::debug_default())
+            Figment::from(rocket::Config::debug_default())
                 .merge(("log_level", "off"))
                 .merge(("databases.audit.url", &databases.audit)),
         );
         let rocket = rocket.attach(rocket_tx::db::init::<Main>());
         let log = crate::support::launch::refused(rocket).await;
         assert!(log.contains("[default.databases.main]"), "{log}");
+    }
+
+    /// Most often the service was started in another folder, or with another profile.
+    #[rocket::async_test]
+    async fn a_missing_table_is_reported_with_the_file_that_was_read() {
+        const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
+
+        let off = ("log_level", "off");
+        let here = format!("no file Rocket.toml in the folder {FOLDER} nor above it");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("Rocket.toml");
+        std::fs::write(&file, "[staging.databases.main]\nurl = \"sqlite:x.db\"").unwrap();
+        let read = format!("read from {}", file.display());
+        let none = Toml::file("this_name_is_not_a_file.toml").nested();
+        let staging = "only in the profile `staging`, and the profile is `debug`";
+        for (figment, expected, unexpected) in [
+            (Figment::from(none), &*here, "profile"),
+            (Figment::from(Toml::file(&file).nested()), &*read, "no file"),
+            (
+                Figment::from(Toml::file(&file).nested()),
+                staging,
+                "no file",
+            ),
+            // The launch code reads no file.
+            (Figment::new(), "in the configuration; add", "file"),
+        ] {
+            let config = Figment::from(rocket::Config::debug_default());
+            let rocket = rocket::custom(config.merge(figment).merge(off).select("debug"));
+            let rocket = rocket.attach(rocket_tx::db::init::<Main>());
+            let log = crate::support::launch::refused(rocket).await;
+            assert!(log.contains(expected), "{expected}: {log}");
+            assert!(!log.contains(unexpected), "{unexpected}: {log}");
+        }
     }
 
     #[rocket::async_test]

@@ -9,14 +9,15 @@ use reqwest::Url;
 use rocket::tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use rocket::tokio::net::{TcpListener, TcpSocket, TcpStream};
 use rocket::tokio::time::timeout;
+use sqlx::{AssertSqlSafe, Executor};
 
 use super::refused;
-use crate::support::{Backend, Databases, Starting};
+use crate::support::{Backend, Databases, In, Starting};
 
 const PASSWORD: &str = "hunter2-of-the-test";
 
 /// The service must refuse `url` for `reasons`, and must not log the password at any level.
-async fn main_at(url: &str, reasons: &[&str]) {
+async fn main_at(url: &str, reasons: &[&str]) -> String {
     let databases = Databases::new(Backend::Sqlite).await;
     let variables = [
         (
@@ -30,6 +31,13 @@ async fn main_at(url: &str, reasons: &[&str]) {
     ];
     let log = refused(&databases, &variables, &[&["`url`"], reasons].concat()).await;
     assert!(!log.contains(PASSWORD), "{log}");
+    log
+}
+
+/// Like `main_at`, for a login that would be refused again: the service must not retry.
+async fn main_is_not_retried_at(url: &str, reasons: &[&str]) {
+    let log = main_at(url, reasons).await;
+    assert!(!log.contains("retr"), "{log}");
 }
 
 /// Returns the URL of the test's Postgres, with a password that the server does not require, and
@@ -139,7 +147,14 @@ mod postgres {
         let taken = TcpSocket::new_v4().unwrap();
         taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let url = url_of(taken.local_addr().unwrap());
-        main_at(&url, &["onnection refused", "that the database is running"]).await;
+        let log = main_at(&url, &["onnection refused", "that the database is running"]).await;
+        // The wait is not silent.
+        let port = url.rsplit_once(':').unwrap().1.trim_end_matches("/todos");
+        let warning = format!("127.0.0.1, port {port}, cannot be used yet; retrying for 1s");
+        assert_eq!(log.matches(&warning).count(), 1, "{log}");
+        let refusal = log.lines().find(|line| line.contains("ERROR")).unwrap();
+        let prefix = "error communicating with database";
+        assert_eq!(refusal.matches(prefix).count(), 1, "{refusal}");
     }
 
     #[rocket::async_test]
@@ -154,13 +169,36 @@ mod postgres {
     async fn a_database_that_does_not_exist_is_named_as_the_cause() {
         let url = real(|url| url.set_path("/no_such_database"));
         let reason = r#"database "no_such_database" does not exist"#;
-        main_at(&url, &[reason, "create this database"]).await;
+        main_is_not_retried_at(&url, &[reason, "create this database"]).await;
     }
 
     #[rocket::async_test]
     async fn a_role_that_does_not_exist_is_named_as_the_cause() {
         let url = real(|url| url.set_username("no_such_role").unwrap());
-        main_at(&url, &["no_such_role", "create the role"]).await;
+        main_is_not_retried_at(&url, &["no_such_role", "create the role"]).await;
+    }
+
+    #[rocket::async_test]
+    async fn a_role_that_may_not_create_tables_is_reported_with_the_right_that_it_lacks() {
+        let databases = Databases::new(Backend::Postgres).await;
+        let mut admin = databases.postgres(In::Main).await;
+        let name = "SELECT current_database()::text";
+        let name: String = sqlx::query_scalar(name)
+            .fetch_one(&mut admin)
+            .await
+            .unwrap();
+        let role = format!("{name}_reader");
+        let create =
+            format!("CREATE ROLE {role} LOGIN; REVOKE CREATE ON SCHEMA public FROM public");
+        let drop_role = format!("DROP ROLE {role}");
+        admin.execute(AssertSqlSafe(create)).await.unwrap();
+        let url = real(|url| {
+            url.set_username(&role).unwrap();
+            url.set_path(&name);
+        });
+        let reasons = ["permission denied", "GRANT CREATE ON SCHEMA public TO"];
+        main_is_not_retried_at(&url, &reasons).await;
+        admin.execute(AssertSqlSafe(drop_role)).await.unwrap();
     }
 
     #[rocket::async_test]
@@ -173,7 +211,7 @@ mod postgres {
             }
         });
         let advice = "correct the user and the password in the URL";
-        main_at(&url, &["password authentication failed", advice]).await;
+        main_is_not_retried_at(&url, &["password authentication failed", advice]).await;
         assert!(!server.is_finished(), "{:?}", server.await);
     }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use rocket::figment;
 
-use super::error_class::advice_on_opening;
+use sqlx::migrate::MigrateError;
+
+use super::error_class::sqlstate_on_opening;
 
 /// Why a pool could not be opened, or could not provide a connection.
 #[derive(Debug, thiserror::Error)]
@@ -18,14 +20,13 @@ pub enum PoolError {
 
     /// The configuration has no table for the database.
     #[error(
-        "there is no such table in the configuration{}; add `[default.databases.{name}]` with the line `url = \"sqlite:data/{name}.db\"` or `url = \"postgres://user@host/database\"` to Rocket.toml, or the table to ROCKET_DATABASES",
-        but_others(configured)
+        "there is no such table in the configuration{found}; add `[default.databases.{name}]` with the line `url = \"sqlite:data/{name}.db\"` or `url = \"postgres://user@host/database\"` to Rocket.toml, or the table to ROCKET_DATABASES"
     )]
     NotConfigured {
         /// The name of the database.
         name: &'static str,
-        /// The names of the databases that are configured.
-        configured: Vec<String>,
+        /// The file that was read, and the tables that it has instead.
+        found: String,
     },
 
     /// The URL is invalid or not supported.
@@ -43,11 +44,11 @@ pub enum PoolError {
 
     /// The database was opened, but a migration failed.
     #[error(
-        "the migrations failed: {source}; {remains}; correct the migration or the database and start again"
+        "the migrations failed: {source}; {remains}; {advice}", advice = advice_on_migrating(source)
     )]
     Migrate {
         /// The error, with the number of the migration.
-        source: sqlx::migrate::MigrateError,
+        source: MigrateError,
         /// Which migrations of this launch remain applied.
         remains: &'static str,
     },
@@ -82,13 +83,6 @@ impl fmt::Display for Setting<'_> {
             }
             _ => self.0.fmt(f),
         }
-    }
-}
-
-fn but_others(configured: &[String]) -> String {
-    match configured {
-        [] => String::new(),
-        others => format!(", only for `{}`", others.join("`, `")),
     }
 }
 
@@ -158,4 +152,49 @@ pub enum OpenError {
         "cannot open the database: {0}; {advice}", advice = advice_on_opening(.0)
     )]
     Database(#[from] sqlx::Error),
+}
+
+const INVALID_CATALOG_NAME: &str = "3D000";
+const INVALID_AUTHORIZATION: &str = "28000";
+const INVALID_PASSWORD: &str = "28P01";
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+/// Returns whether the server refuses the role, the password or the database of the URL.
+#[cfg(feature = "postgres")]
+pub(super) fn is_refused_login(error: &sqlx::Error) -> bool {
+    matches!(
+        sqlstate_on_opening(error).as_deref(),
+        Some(INVALID_CATALOG_NAME | INVALID_AUTHORIZATION | INVALID_PASSWORD)
+    )
+}
+
+/// Returns what to do if a database could not be opened at launch.
+fn advice_on_opening(error: &sqlx::Error) -> &'static str {
+    match sqlstate_on_opening(error).as_deref() {
+        Some(INVALID_CATALOG_NAME) => {
+            "create this database (`CREATE DATABASE`), or correct its name at the end of the URL"
+        }
+        Some(INVALID_AUTHORIZATION | INVALID_PASSWORD) => {
+            "correct the user and the password in the URL, create the role \
+             (`CREATE ROLE … LOGIN PASSWORD …`), or allow it in the server's pg_hba.conf"
+        }
+        _ => "check that the address is right and that the database is running",
+    }
+}
+
+/// Returns what to do if migrations failed at launch.
+fn advice_on_migrating(error: &MigrateError) -> &'static str {
+    let state = match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+            sqlstate_on_opening(error)
+        }
+        _ => None,
+    };
+    match state.as_deref() {
+        Some(INSUFFICIENT_PRIVILEGE) => {
+            "give the role of the URL this right and start again; to create tables, it needs \
+             `GRANT CREATE ON SCHEMA public TO …`"
+        }
+        _ => "correct the migration or the database and start again",
+    }
 }

@@ -155,27 +155,15 @@ fn advice_on(error: &sqlx::Error) -> Option<&'static str> {
     }
 }
 
-/// Returns what to do if a database could not be opened at launch.
-pub(super) fn advice_on_opening(error: &sqlx::Error) -> &'static str {
-    let state = match error {
+/// Returns the SQLSTATE of an error of opening a database, also if the error was retried.
+pub(super) fn sqlstate_on_opening(error: &sqlx::Error) -> Option<String> {
+    match error {
         sqlx::Error::Io(io) => match (mark(io), io.get_ref().and_then(|it| it.downcast_ref())) {
             (Some(Mark::Connecting(cause)), _) => sqlstate(cause),
             (_, Some(Retried { state, .. })) => state.clone(),
             _ => None,
         },
         _ => sqlstate(error),
-    };
-    match state.as_deref() {
-        // invalid_catalog_name
-        Some("3D000") => {
-            "create this database (`CREATE DATABASE`), or correct its name at the end of the URL"
-        }
-        // invalid_authorization_specification, invalid_password
-        Some("28000" | "28P01") => {
-            "correct the user and the password in the URL, create the role \
-             (`CREATE ROLE … LOGIN PASSWORD …`), or allow it in the server's pg_hba.conf"
-        }
-        _ => "check that the address is right and that the database is running",
     }
 }
 
@@ -192,7 +180,7 @@ impl Retried {
     #[cfg(feature = "postgres")]
     pub(super) fn of(last: &sqlx::Error, limit: Duration) -> Self {
         Self {
-            text: last.to_string(),
+            text: describe(last),
             state: sqlstate(last),
             limit,
         }

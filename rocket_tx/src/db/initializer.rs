@@ -11,14 +11,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rocket::fairing::{self, Fairing, Info, Kind};
-use rocket::figment::providers::Serialized;
-use rocket::figment::{self, Figment};
 use rocket::{Build, Data, Orbit, Phase, Request, Rocket};
 use rocket_db_pools::{Database, Pool};
 use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "testing")]
 use super::OwnDatabases;
+use super::config_source::configuration;
 #[cfg(feature = "postgres")]
 use super::health::Health;
 use super::{
@@ -148,42 +147,6 @@ impl<D: TransactionalDatabase> Initializer<D> {
 fn refusal<D: Database>(error: &dyn Display) -> String {
     let name = D::NAME;
     format!("cannot attach database `{name}`: `databases.{name}`: {error}")
-}
-
-/// Returns the configuration of `D`, with the defaults of rocket_db_pools.
-fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figment, PoolError> {
-    let key = format!("databases.{}", D::NAME);
-    let figment = rocket.figment();
-    // Check that the value is a table. Without this check figment would ignore a single value, and
-    // the service would open the database that a source of lower priority names. The value may be a
-    // URL with a password, so the error does not repeat it.
-    let Ok(table) = figment.find_value(&key) else {
-        return Err(PoolError::NotConfigured {
-            name: D::NAME,
-            configured: configured(figment),
-        });
-    };
-    if table.into_dict().is_none() {
-        return Err(figment::Error::from(figment::error::Kind::InvalidType(
-            figment::error::Actual::Other("a single value".into()),
-            "a table with the key `url`".into(),
-        ))
-        .into());
-    }
-    let workers = figment
-        .extract_inner::<u32>(rocket::Config::WORKERS)
-        .unwrap_or(4);
-    Ok(figment
-        .focus(&key)
-        .join(Serialized::default("max_connections", workers * 4))
-        .join(Serialized::default("connect_timeout", 5)))
-}
-
-/// Returns the names of the databases that the configuration has.
-fn configured(figment: &Figment) -> Vec<String> {
-    let databases = figment.find_value("databases").ok();
-    let databases = databases.and_then(figment::value::Value::into_dict);
-    databases.map_or_else(Vec::new, |databases| databases.into_keys().collect())
 }
 
 /// Returns the error message for the case that the launch code attaches `D` twice.

@@ -22,7 +22,7 @@
 //! | `current_task`, `enclosing` | which request, and which transactions outside of requests, the current code belongs to |
 //! | `full_jitter` | the pauses between attempts |
 //! | `testing` | databases that belong to one test, copied from templates |
-//! | `config`, `error` | the settings in `Rocket.toml`, and the errors at launch |
+//! | `config`, `config_source`, `error` | the settings of a database, their place in `Rocket.toml`, and the errors at launch |
 //!
 //! This module does not decide what the outcome of a transaction means for a response; that is
 //! decided in [`tx`](crate::tx).
@@ -32,6 +32,7 @@ mod arrival;
 mod atomic;
 mod by_url;
 mod config;
+mod config_source;
 mod current_task;
 mod durability;
 mod enclosing;

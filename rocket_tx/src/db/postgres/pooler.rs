@@ -1,8 +1,8 @@
-//! Detects at launch a pooler between this process and the server.
+//! Connects at launch, and detects a pooler between this process and the server.
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Row};
 use tokio::time::timeout;
 
@@ -10,6 +10,7 @@ use super::session::Live;
 use super::sessions::{connect_with_retries, is_transient, no_reply};
 use super::settings::Settings;
 use crate::db::OpenError;
+use crate::db::error::is_refused_login;
 
 /// protocol_violation: a pooler's reply to a startup parameter that it does not know.
 const PROTOCOL_VIOLATION: &str = "08P01";
@@ -38,7 +39,7 @@ pub(super) async fn open(
     // Do not retry after a refusal: a parameter that is refused once is always refused. A refusal
     // also ends the session, so `is_transient` alone would retry.
     let may_retry = |error: &sqlx::Error| is_transient(error) && !is_refusal(error);
-    let refused = match connect_with_retries(|| options.connect(), may_retry, limit).await {
+    let refused = match connect(&options, may_retry, limit).await {
         Ok(connection) => {
             require_own_sessions(connection, &by_startup, limit).await?;
             match connect_with_retries(|| Live::open(&by_startup), is_transient, limit).await {
@@ -62,7 +63,7 @@ pub(super) async fn open(
     // The startup message no longer carries the settings. So a refusal now has another reason and
     // may be retried: the pooler may not reach the server yet.
     let options = by_statements.session_options();
-    match connect_with_retries(|| options.connect(), is_transient, limit).await {
+    match connect(&options, is_transient, limit).await {
         Ok(connection) => require_own_sessions(connection, &by_statements, limit).await?,
         // Connecting fails without the parameters too, so they were not the reason of the first
         // refusal. Report the first refusal.
@@ -76,6 +77,29 @@ pub(super) async fn open(
         settings: by_statements,
         first,
     })
+}
+
+/// Connects. After the first transient error it logs that it retries, so that a launch which waits for
+/// its server is not silent. A refused login is not retried: it would be refused again.
+async fn connect(
+    options: &PgConnectOptions,
+    is_transient: impl Fn(&sqlx::Error) -> bool,
+    limit: Duration,
+) -> sqlx::Result<PgConnection> {
+    let mut has_warned = false;
+    let may_retry = |error: &sqlx::Error| {
+        let may_retry = is_transient(error) && !is_refused_login(error);
+        if may_retry && !has_warned {
+            has_warned = true;
+            tracing::warn!(
+                "the Postgres server at {}, port {}, cannot be used yet; retrying for {limit:?}: {error}",
+                options.get_host(),
+                options.get_port()
+            );
+        }
+        may_retry
+    };
+    connect_with_retries(|| options.connect(), may_retry, limit).await
 }
 
 fn is_refusal(error: &sqlx::Error) -> bool {

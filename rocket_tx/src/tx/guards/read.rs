@@ -16,8 +16,7 @@ use super::advice::advise_on_order;
 use super::launch;
 use super::registry::fail_request;
 use crate::db::{
-    Access, ConnectionOf, Session, SessionOf, TransactionPool, TransactionalDatabase,
-    executor,
+    Access, ConnectionOf, Session, SessionOf, TransactionPool, TransactionalDatabase, executor,
 };
 use crate::tx::failure::Error;
 use crate::tx::registry::{Outstanding, rank_of};
