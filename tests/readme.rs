@@ -36,13 +36,18 @@ fn the_files_of_the_first_service_are_those_in_the_readme() {
 fn every_type_of_problem_is_documented() {
     let page = std::fs::read_to_string("docs/promises.md").unwrap();
     let mut count = 0;
-    for file in ["failure/error.rs", "guards/catchers.rs"] {
-        let source = std::fs::read_to_string(format!("rocket_tx/src/tx/{file}")).unwrap();
+    for file in [
+        "rocket_tx/src/tx/failure/error.rs",
+        "rocket_tx/src/tx/guards/catchers.rs",
+        "rocket_tx_aggregates/src/aggregate/error.rs",
+        "rocket_tx_aggregates/src/lock/error.rs",
+    ] {
+        let source = std::fs::read_to_string(file).unwrap();
         // An arm of the `match` that chooses the type: `=> "kind"` or `=> ("kind", detail)`.
         let arms = source
             .split("=>")
             .skip(1)
-            .map(|arm| arm.trim_start_matches(['(', ' ', '\n']));
+            .map(|arm| arm.trim_start_matches(['(', ' ', '\n', '{']));
         let kinds = arms.filter_map(|arm| arm.strip_prefix('"')?.split_once('"'));
         let is_kind = |kind: &&str| kind.bytes().all(|it| it.is_ascii_lowercase() || it == b'-');
         for kind in kinds.map(|(kind, _)| kind).filter(is_kind) {

@@ -1,6 +1,7 @@
 //! Errors of aggregates.
 
 use rocket::http::Status;
+use rocket_tx::Problem;
 
 use crate::lock::LockError;
 
@@ -59,17 +60,20 @@ impl From<AggregateError> for rocket_tx::Error {
     /// Maps each error to the status that its variant names. A lock, transaction or database error
     /// keeps the status that [`rocket_tx::Error`] gives it.
     fn from(error: AggregateError) -> Self {
-        let status = match error {
-            AggregateError::Id => Status::UnprocessableEntity,
+        let (kind, status) = match error {
+            AggregateError::Id => ("aggregate-id", Status::UnprocessableEntity),
             AggregateError::Conflict(_) => return Self::Conflict(error.to_string().into()),
-            AggregateError::NoEvents(_)
-            | AggregateError::Corrupt { .. }
-            | AggregateError::Encode { .. } => Status::InternalServerError,
+            AggregateError::NoEvents(_) => {
+                ("aggregate-without-events", Status::InternalServerError)
+            }
+            AggregateError::Corrupt { .. } => ("aggregate-corrupt", Status::InternalServerError),
+            AggregateError::Encode { .. } => {
+                ("aggregate-not-encodable", Status::InternalServerError)
+            }
             AggregateError::Lock(error) => return error.into(),
             AggregateError::Transaction(error) => return error,
             AggregateError::Database(error) => return error.into(),
         };
-        let reason = error.to_string().into();
-        Self::Refused { status, reason }
+        Self::Problem(Box::new(Problem::new(status, kind, error.to_string())))
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rocket::http::Status;
+use rocket_tx::Problem;
 
 /// Why a key was not locked or not freed.
 #[derive(Debug, thiserror::Error)]
@@ -51,15 +52,14 @@ impl From<LockError> for rocket_tx::Error {
     /// Maps the error to a response: 422 for an invalid key, 409 for a lost lease, and 503 if a
     /// retry can succeed. A database error is mapped like that of any other statement.
     fn from(error: LockError) -> Self {
-        let status = match error {
-            LockError::Key => Status::UnprocessableEntity,
-            LockError::TimedOut { .. } | LockError::Held(_) | LockError::NotReleased(_) => {
-                Status::ServiceUnavailable
-            }
+        let (kind, status) = match error {
+            LockError::Key => ("lease-key", Status::UnprocessableEntity),
+            LockError::TimedOut { .. } => ("lease-timed-out", Status::ServiceUnavailable),
+            LockError::Held(_) => ("lease-held", Status::ServiceUnavailable),
+            LockError::NotReleased(_) => ("lease-not-released", Status::ServiceUnavailable),
             LockError::Lost(_) => return Self::Conflict(error.to_string().into()),
             LockError::Database(error) => return Self::from(error),
         };
-        let reason = error.to_string().into();
-        Self::Refused { status, reason }
+        Self::Problem(Box::new(Problem::new(status, kind, error.to_string())))
     }
 }

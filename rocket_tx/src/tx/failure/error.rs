@@ -255,7 +255,7 @@ pub enum Error {
     NotFinal(Status),
 
     /// A guard was still held when the response was ready. 500.
-    #[error("the transaction of {} was still in use when the response was ready; guards must not outlive their handler", .0.join(", "))]
+    #[error("the transaction of {} was still in use when the response was ready; a guard must not outlive its handler: let work that follows the response run in `outstanding.after_commit`, or in a transaction of its own", .0.join(", "))]
     Leaked(Vec<String>),
 
     /// Code of this request panicked. 500.
