@@ -59,10 +59,8 @@ impl Resource for NewFile {
 }
 
 fn refused(error: io::Error) -> Error {
-    Error::Refused {
-        status: Status::InsufficientStorage,
-        reason: format!("the file cannot be stored: {}", error.kind()).into(),
-    }
+    let reason = format!("the file cannot be stored: {}", error.kind());
+    Error::refused(Status::InsufficientStorage, reason)
 }
 
 #[put("/files/<name>", data = "<body>")]

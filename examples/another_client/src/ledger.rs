@@ -2,7 +2,6 @@
 //!
 //! Everything about the ledger's tables is in [`init`]. The rest can be copied as it is.
 
-use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +91,7 @@ impl Ledger<'_> {
         };
         let client = self.pool.timeout_get(&timeouts).await.map_err(|cause| {
             error!("no connection to the ledger: {cause}");
-            refused(Status::ServiceUnavailable, "The ledger cannot be reached.")
+            Error::refused(Status::ServiceUnavailable, "The ledger cannot be reached.")
         })?;
         let slot = Arc::new(Mutex::new(Slot(Some(client))));
         let lock = OwnedMutexGuard::try_map(Arc::clone(&slot).lock_owned().await, Slot::get);
@@ -223,7 +222,7 @@ pub fn failed(cause: PostgresError) -> Error {
     let reply = cause.as_db_error();
     // After FATAL the server ends the session, as if the connection were lost.
     let Some(error) = reply.filter(|it| it.parsed_severity() == Some(Severity::Error)) else {
-        return refused(
+        return Error::refused(
             Status::ServiceUnavailable,
             "The connection to the ledger was lost. Nothing was changed; retry.",
         );
@@ -232,15 +231,15 @@ pub fn failed(cause: PostgresError) -> Error {
         "25P01" => Error::Ended { undone: false }, // no_active_sql_transaction
         "25P02" => Error::Aborted,                 // in_failed_sql_transaction
         // serialization_failure, deadlock_detected, lock_not_available, query_canceled
-        "40001" | "40P01" | "55P03" | "57014" => refused(
+        "40001" | "40P01" | "55P03" | "57014" => Error::refused(
             Status::ServiceUnavailable,
             "The ledger is busy. Nothing was changed; retry.",
         ),
-        state if state.starts_with("23") => refused(
+        state if state.starts_with("23") => Error::refused(
             Status::Conflict,
             "The change violates a constraint of the ledger.",
         ),
-        _ => refused(
+        _ => Error::refused(
             Status::InternalServerError,
             "The ledger reported an error. Nothing was changed.",
         ),
@@ -265,9 +264,4 @@ fn not_committed(cause: PostgresError) -> Error {
             Error::Unknown(vec![NAME.into()])
         }
     }
-}
-
-fn refused(status: Status, reason: &'static str) -> Error {
-    let reason = Cow::from(reason);
-    Error::Refused { status, reason }
 }
