@@ -2,6 +2,7 @@
 //!
 //! Everything about the ledger's tables is in [`init`]. The rest can be copied as it is.
 
+use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
