@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rocket::figment;
-
 use sqlx::migrate::MigrateError;
 
 use super::error_class::sqlstate_on_opening;
