@@ -1,29 +1,10 @@
 //! A session on which only statements of a library have run is used again without a check.
 
-use std::sync::Arc;
-
-use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{State, post, routes};
-use rocket_tx::Outstanding;
 use rocket_tx::db::{Access, Session, TransactionPool, WaitPolicy};
-use rocket_tx::extend::{Lookup, attached};
 
 use super::*;
-
-/// A library that reads.
-struct Library(Lookup<Main>);
-
-#[rocket::async_trait]
-impl<'r> FromRequest<'r> for Library {
-    type Error = ();
-
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, ()> {
-        let outstanding: &Arc<Outstanding> = Outstanding::of(request).unwrap();
-        let database = attached::<Main>(request).unwrap();
-        let lookup = Lookup::<Main>::in_request(outstanding, database).await;
-        Outcome::Success(Self(lookup.unwrap()))
-    }
-}
+use crate::support::lookup::Library;
 
 /// Returns the settings of the session that the tests change, in one row, and changes them.
 async fn exchange(connection: &mut UrlConnection) -> Result<String, Error> {

@@ -1,30 +1,12 @@
 //! A reading connection on which only statements of a library have run is used again without a check.
 
-use std::sync::Arc;
-
 use rocket::futures::future::join_all;
-use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{get, post, routes};
-use rocket_tx::extend::{Lookup, attached};
-use rocket_tx::{Error, Outstanding, Settlement};
+use rocket_tx::{Error, Settlement};
 
 use super::{notes, run_in_read, send_sql, sqlite, state_of_read, swallow, write};
-use crate::support::{Backend, Main, Stage};
-
-/// A library that reads.
-struct Library(Lookup<Main>);
-
-#[rocket::async_trait]
-impl<'r> FromRequest<'r> for Library {
-    type Error = ();
-
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, ()> {
-        let outstanding: &Arc<Outstanding> = Outstanding::of(request).unwrap();
-        let database = attached::<Main>(request).unwrap();
-        let lookup = Lookup::<Main>::in_request(outstanding, database).await;
-        Outcome::Success(Self(lookup.unwrap()))
-    }
-}
+use crate::support::lookup::Library;
+use crate::support::{Backend, Stage};
 
 #[get("/lookup")]
 async fn lookup(mut library: Library) -> Result<String, Error> {

@@ -9,6 +9,7 @@
 //! | `http` | requests over a socket, and their responses |
 //! | `stage` | a small service inside the test's process, for the promises of the library |
 //! | `launch` | launches of services that a test defines itself, mostly launches that are refused |
+//! | `lookup` | the guard of a library that reads |
 //! | `stream` | server-sent events, read as they arrive |
 //! | `pgbouncer` | the connection pooler, in front of a test's databases |
 //! | `proxy` | a proxy that breaks the network, or a connection to Postgres at a chosen statement |
@@ -21,6 +22,7 @@ pub mod databases;
 pub mod dropping;
 pub mod http;
 pub mod launch;
+pub mod lookup;
 pub mod pgbouncer;
 pub mod proxy;
 pub mod python;
