@@ -174,7 +174,8 @@ impl<D: KeyDatabase> Initializer<D> {
     /// random, or if all clients may read everything anyway. The other choice is a hook for the
     /// [`caller`](Self::caller).
     ///
-    /// This is also the default, but then the launch logs a warning.
+    /// This is also the default, but then the launch logs a warning. It takes back a hook that was
+    /// set before.
     pub fn shared_keys(mut self) -> Self {
         self.settings.callers = Callers::Shared;
         self

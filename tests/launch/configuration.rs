@@ -91,20 +91,25 @@ mod sqlite {
         const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
 
         let off = ("log_level", "off");
-        let here = format!("no file Rocket.toml in the folder {FOLDER} nor above it");
+        let here =
+            format!("the file that ROCKET_CONFIG names, in the folder {FOLDER} and above it");
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("Rocket.toml");
         std::fs::write(&file, "[staging.databases.main]\nurl = \"sqlite:x.db\"").unwrap();
-        let read = format!("read from {}", file.display());
+        let read = format!("the file is {}", file.display());
         let none = Toml::file("this_name_is_not_a_file.toml").nested();
-        let staging = "only in the profile `staging`, and the profile is `debug`";
+        let staging = "the profile is `debug`, and the table is in the profile `staging`";
         for (figment, expected, unexpected) in [
             (Figment::from(none), &*here, "profile"),
-            (Figment::from(Toml::file(&file).nested()), &*read, "no file"),
+            (
+                Figment::from(Toml::file(&file).nested()),
+                &*read,
+                "no file was",
+            ),
             (
                 Figment::from(Toml::file(&file).nested()),
                 staging,
-                "no file",
+                "no file was",
             ),
             // The launch code reads no file.
             (Figment::new(), "in the configuration; add", "file"),

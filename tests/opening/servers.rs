@@ -153,12 +153,18 @@ mod postgres {
         let url = url_of(taken.local_addr().unwrap());
         let log = main_at(&url, &["onnection refused", "that the database is running"]).await;
         // The wait is not silent.
-        let port = url.rsplit_once(':').unwrap().1.trim_end_matches("/todos");
-        let warning = format!("127.0.0.1, port {port}, cannot be used yet; retrying for 1s");
-        assert_eq!(log.matches(&warning).count(), 1, "{log}");
+        let warning = "the Postgres server cannot be used yet; retrying for 1s";
+        assert_eq!(log.matches(warning).count(), 1, "{log}");
         let refusal = log.lines().find(|line| line.contains("ERROR")).unwrap();
         let prefix = "error communicating with database";
         assert_eq!(refusal.matches(prefix).count(), 1, "{refusal}");
+    }
+
+    /// Then a part of the password stands in the place of the host.
+    #[rocket::async_test]
+    async fn a_password_that_is_not_encoded_is_not_repeated() {
+        let url = format!("postgres://app:p@{PASSWORD}/w#rd@127.0.0.1/todos");
+        main_at(&url, &["percent-encoded, `@` as `%40`"]).await;
     }
 
     #[rocket::async_test]
@@ -182,27 +188,37 @@ mod postgres {
         main_is_not_retried_at(&url, &["no_such_role", "create the role"]).await;
     }
 
-    #[rocket::async_test]
-    async fn a_role_that_may_not_create_tables_is_reported_with_the_right_that_it_lacks() {
+    /// Creates a role and its database for one test, and gives a URL of that role.
+    async fn role_without(right: &str, reasons: &[&str]) {
         let databases = Databases::new(Backend::Postgres).await;
         let mut admin = databases.postgres(In::Main).await;
-        let name = "SELECT current_database()::text";
-        let name: String = sqlx::query_scalar(name)
-            .fetch_one(&mut admin)
+        let name = sqlx::query_scalar("SELECT current_database()::text");
+        let name: String = name.fetch_one(&mut admin).await.unwrap();
+        let role = format!("{name}_reader");
+        let revoke = right.replace("DATABASE main", &format!("DATABASE {name}"));
+        let create = format!("CREATE ROLE {role} LOGIN; REVOKE {revoke} FROM public");
+        let drop_role = format!("DROP ROLE {role}");
+        admin
+            .execute(sqlx::raw_sql(AssertSqlSafe(create)))
             .await
             .unwrap();
-        let role = format!("{name}_reader");
-        let create =
-            format!("CREATE ROLE {role} LOGIN; REVOKE CREATE ON SCHEMA public FROM public");
-        let drop_role = format!("DROP ROLE {role}");
-        admin.execute(AssertSqlSafe(create)).await.unwrap();
         let url = real(|url| {
             url.set_username(&role).unwrap();
             url.set_path(&name);
         });
-        let reasons = ["permission denied", "GRANT CREATE ON SCHEMA public TO"];
-        launch_at(&url, &reasons).await;
+        let log = launch_at(&url, &[&["permission denied"], reasons].concat()).await;
+        assert!(!log.contains("retr"), "{log}");
         admin.execute(AssertSqlSafe(drop_role)).await.unwrap();
+    }
+
+    #[rocket::async_test]
+    async fn a_role_that_lacks_a_right_is_reported_with_that_right() {
+        role_without(
+            "CREATE ON SCHEMA public",
+            &["GRANT CREATE ON SCHEMA public TO"],
+        )
+        .await;
+        role_without("CONNECT ON DATABASE main", &["GRANT CONNECT ON DATABASE"]).await;
     }
 
     #[rocket::async_test]

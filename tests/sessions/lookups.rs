@@ -26,10 +26,14 @@ async fn lookup(ending: &str, mut library: Library) -> Result<String, Error> {
 #[post("/session/<ending>")]
 async fn session(ending: &str, main: &State<Main>) -> Result<String, Error> {
     let mut session = main.session(Access::ReadOnly, WaitPolicy::QUEUE).await?;
-    if ending == "marked-early" {
+    if ending.ends_with("-early") {
         session.mark_unchanged();
     }
-    let before = exchange(session.connection()).await?;
+    let before = match ending {
+        // The session is the enum that `with_backend!` takes.
+        "direct-early" => exchange(&mut session).await?,
+        _ => exchange(session.connection()).await?,
+    };
     if ending == "marked" {
         session.mark_unchanged();
     }
@@ -50,13 +54,13 @@ async fn only_a_session_that_was_not_used_since_its_mark_is_not_checked() {
     // The library does not say that it has left the session unchanged, so the session is checked.
     assert_eq!(before("POST /lookup/dropped").await, initial);
     assert_eq!(before("POST /session/marked-early").await, initial);
+    assert_eq!(before("POST /session/direct-early").await, initial);
     assert_eq!(before("POST /session/unmarked").await, initial);
     assert_eq!(before("POST /session/marked").await, initial);
     // The change is seen, so there was no check.
     assert_eq!(before("POST /lookup/finished").await, "77MB");
     assert_eq!(before("POST /session/dropped").await, "77MB");
     assert_eq!(before("POST /session/marked").await, initial);
-    // `fetch_one` leaves the end of its reply to the next statement.
     each_request_gets_its_own_reply(&stage).await;
     stage.nothing_is_stuck().await;
 }

@@ -39,19 +39,20 @@ pub(super) fn configuration<D: Database>(rocket: &Rocket<Build>) -> Result<Figme
 
 /// Returns what to add to "there is no such table in the configuration".
 fn found_instead(figment: &Figment, key: &str) -> String {
-    let mut found = String::new();
-    if let Some(others) = tables(figment) {
-        found.push_str(&format!(", only for `{others}`"));
-    }
+    let others = match tables(figment) {
+        Some(others) => format!(", only for `{others}`"),
+        None => String::new(),
+    };
     let profile = figment.profile();
     let has_it = |other: &&Profile| figment.clone().select(other.as_str()).contains(key);
-    if let Some(other) = figment.profiles().find(has_it) {
-        found.push_str(&format!(
-            ", only in the profile `{other}`, and the profile is `{profile}`"
-        ));
+    let elsewhere = figment.profiles().find(has_it).map(|other| {
+        format!("the profile is `{profile}`, and the table is in the profile `{other}`")
+    });
+    let places: Vec<String> = files(figment).into_iter().chain(elsewhere).collect();
+    match places.is_empty() {
+        true => others,
+        false => format!("{others} ({})", places.join("; ")),
     }
-    found.push_str(&files(figment));
-    found
 }
 
 /// Returns the names of the databases that the configuration has.
@@ -61,8 +62,9 @@ fn tables(figment: &Figment) -> Option<String> {
     (!names.is_empty()).then(|| names.join("`, `"))
 }
 
-/// Names the files that were read, or the folder where there is none.
-fn files(figment: &Figment) -> String {
+/// Names the files that were read, or the folder where there is none. `None` if the launch code reads
+/// no file.
+fn files(figment: &Figment) -> Option<String> {
     /// The name that figment gives to a file, also to one that does not exist.
     const FILE: &str = "TOML file";
 
@@ -73,15 +75,15 @@ fn files(figment: &Figment) -> String {
         .filter_map(|source| Some((*source)?.file_path()?.display().to_string()))
         .collect();
     match (&*read, files.is_empty()) {
-        ([], true) => String::new(), // the launch code reads no file
+        ([], true) => None,
         ([], false) => {
             let folder = std::env::current_dir().unwrap_or_default();
-            let file = std::env::var("ROCKET_CONFIG").unwrap_or_else(|_| "Rocket.toml".into());
-            format!(
-                ", because there is no file {file} in the folder {} nor above it",
+            Some(format!(
+                "no file was read: Rocket looks for `Rocket.toml`, or for the file that ROCKET_CONFIG \
+                 names, in the folder {} and above it",
                 folder.display()
-            )
+            ))
         }
-        (read, _) => format!(", which was read from {}", read.join(", ")),
+        (read, _) => Some(format!("the file is {}", read.join(", "))),
     }
 }

@@ -161,10 +161,13 @@ const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// Returns whether the server refuses the role, the password or the database of the URL.
 #[cfg(feature = "postgres")]
 pub(super) fn is_refused_login(error: &sqlx::Error) -> bool {
-    matches!(
-        sqlstate_on_opening(error).as_deref(),
-        Some(INVALID_CATALOG_NAME | INVALID_AUTHORIZATION | INVALID_PASSWORD)
-    )
+    const REFUSALS: [&str; 4] = [
+        INVALID_CATALOG_NAME,
+        INVALID_AUTHORIZATION,
+        INVALID_PASSWORD,
+        INSUFFICIENT_PRIVILEGE,
+    ];
+    sqlstate_on_opening(error).is_some_and(|state| REFUSALS.contains(&&*state))
 }
 
 /// Returns what to do if a database could not be opened at launch.
@@ -177,7 +180,13 @@ fn advice_on_opening(error: &sqlx::Error) -> &'static str {
             "correct the user and the password in the URL, create the role \
              (`CREATE ROLE … LOGIN PASSWORD …`), or allow it in the server's pg_hba.conf"
         }
-        _ => "check that the address is right and that the database is running",
+        Some(INSUFFICIENT_PRIVILEGE) => {
+            "let the role of the URL use this database (`GRANT CONNECT ON DATABASE … TO …`)"
+        }
+        _ => {
+            "check that the address is right (special characters of the user and the password are \
+             percent-encoded, `@` as `%40`) and that the database is running"
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use rocket::fairing::{self, Fairing, Info, Kind};
 use rocket::{Build, Data, Orbit, Phase, Request, Rocket};
 use rocket_db_pools::{Database, Pool};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 #[cfg(feature = "testing")]
 use super::OwnDatabases;
@@ -130,7 +131,9 @@ impl<D: TransactionalDatabase> Initializer<D> {
                 .map_err(|error| refusal::<D>(&error))?,
             None => configuration,
         };
-        let pool = D::Pool::init(&configuration).await.map_err(refused)?;
+        let span = tracing::info_span!("open", database = D::NAME);
+        let opening = D::Pool::init(&configuration).instrument(span);
+        let pool = opening.await.map_err(refused)?;
         // Attach before migrating: if the URL leads to a database that is already attached, these
         // migrations must not run in it.
         attached

@@ -283,10 +283,11 @@ pub trait Session: TransactionControl + Send + Sync + 'static {
     fn connection_ref(&self) -> &Self::Connection;
 
     /// Says that this session is as it was when it was acquired: all its statements got all their
-    /// replies, and none of them changed the session. Its next user then gets it without a check. A
-    /// later call of [`connection`](Self::connection) takes this back.
+    /// replies, and none of them changed the session. Its next user then gets it without a check. Each
+    /// later use of the connection takes this back.
     ///
-    /// For statements of libraries only: statements of a handler may change a session.
+    /// For statements of libraries only: statements of a handler may change a session. Do not call it
+    /// if a stream of rows was not read to its end: the next user could receive the rest.
     fn mark_unchanged(&mut self);
 }
 

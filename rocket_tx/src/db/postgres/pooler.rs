@@ -91,10 +91,10 @@ async fn connect(
         let may_retry = is_transient(error) && !is_refused_login(error);
         if may_retry && !has_warned {
             has_warned = true;
+            // Without the address: if a URL has special characters that are not encoded, a part of
+            // its password stands in the place of the host.
             tracing::warn!(
-                "the Postgres server at {}, port {}, cannot be used yet; retrying for {limit:?}: {error}",
-                options.get_host(),
-                options.get_port()
+                "the Postgres server cannot be used yet; retrying for {limit:?}: {error}"
             );
         }
         may_retry

@@ -150,7 +150,8 @@ fn is_final(error: &sqlx::Error) -> bool {
 #[non_exhaustive]
 pub enum OnReturn {
     /// The next user gets the session at once. It has just passed the clean-up, or it ran only
-    /// statements of this library and all of them got replies.
+    /// statements of this library and all of them got replies. A later use of the connection makes
+    /// this a `Check`.
     Reuse,
     /// A separate task cleans the session before another user gets it.
     Check,
@@ -311,6 +312,10 @@ impl Deref for PostgresSession {
 
 impl DerefMut for PostgresSession {
     fn deref_mut(&mut self) -> &mut PgConnection {
+        // The user of the connection may change the session.
+        if self.on_return == OnReturn::Reuse {
+            self.on_return = OnReturn::Check;
+        }
         &mut self.live().connection
     }
 }

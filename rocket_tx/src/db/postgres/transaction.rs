@@ -41,8 +41,6 @@ impl Session for PostgresSession {
         // The user of the connection may write, and may wait for locks of others.
         self.transaction.has_written_nothing = false;
         self.commit_turn = None;
-        // It may also change the session.
-        self.set_on_return(OnReturn::Check);
         self
     }
 

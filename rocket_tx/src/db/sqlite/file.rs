@@ -65,6 +65,7 @@ impl SqliteFile {
         if self.path.is_dir() {
             return Err(OpenError::IsDirectory(self.path.clone()));
         }
+        let is_new = !self.path.exists();
         let mode = self
             .with_retries(|| async {
                 let mut connection = self.connect().await?;
@@ -75,7 +76,13 @@ impl SqliteFile {
             .await
             .map_err(|error| self.explain(error))?;
         match mode.as_str() {
-            "wal" => Ok(()),
+            "wal" => {
+                // A relative path leads to another file if the service starts in another folder.
+                if is_new && let Ok(path) = std::path::absolute(&self.path) {
+                    tracing::info!("created the SQLite file {}", path.display());
+                }
+                Ok(())
+            }
             _ => Err(OpenError::NoWal {
                 path: self.path.clone(),
                 mode,

@@ -255,7 +255,7 @@ pub enum Error {
     NotFinal(Status),
 
     /// A guard was still held when the response was ready. 500.
-    #[error("the transaction of {} was still in use when the response was ready; a guard must not outlive its handler: let work that follows the response run in `outstanding.after_commit`, or in a transaction of its own", .0.join(", "))]
+    #[error("{}; a guard must not outlive its handler: let work that follows the response run in `outstanding.after_commit`, or in a transaction of its own", leaked(.0))]
     Leaked(Vec<String>),
 
     /// Code of this request panicked. 500.
@@ -395,7 +395,7 @@ impl Error {
             Self::Refused { .. } => ("refused", self.to_string().into()),
             Self::Doomed { .. } => ("doomed", self.to_string().into()),
             Self::NotFinal(_) => ("not-final", self.to_string().into()),
-            Self::Leaked(_) => ("leaked", self.to_string().into()),
+            Self::Leaked(databases) => ("leaked", leaked(databases).into()),
             Self::Panicked => (
                 "panicked",
                 "The service panicked during this request; `outcome` says whether anything was changed."
@@ -497,6 +497,11 @@ impl From<RollbackError> for Error {
 
 /// Tells the client that the service made a mistake. The log explains the mistake to its developers.
 const MISUSE: &str = "The service uses its own transactions wrongly; its log explains the mistake, under the id of this request.";
+
+fn leaked(databases: &[String]) -> String {
+    let databases = databases.join(", ");
+    format!("the transaction of {databases} was still in use when the response was ready")
+}
 
 /// Returns `true` if `status` tells the client that the request failed.
 fn is_failure(status: Status) -> bool {

@@ -61,7 +61,8 @@ impl<D: TransactionalDatabase> Lookup<D> {
     }
 
     /// Returns the connection to its pool, and says that it is as it was: all its statements got all
-    /// their replies, and none of them has changed it. After an error, drop the `Lookup` instead.
+    /// their replies, and none of them has changed it. After an error, drop the `Lookup` instead, and
+    /// also if a stream of rows was not read to its end: the next user could receive the rest.
     ///
     /// The next user gets the connection without a check.
     pub fn finish(mut self) {
