@@ -225,7 +225,7 @@ impl<D: KeyDatabase> Initializer<D> {
     async fn start(&self, rocket: &Rocket<Build>) -> Result<Shared<D>, String> {
         let database = rocket.state::<D>().ok_or_else(|| {
             format!(
-                "the database is not attached; attach `rocket_tx::db::init::<{}>()` before `rocket_tx_idempotency::init`, or see the database's own error above in the log",
+                "the database is not open; see its own error above in the log, or attach `rocket_tx::db::init::<{}>()` before `rocket_tx_idempotency::init`",
                 type_name::<D>()
             )
         })?;
